@@ -1,0 +1,1 @@
+"""Stable Diffusion, written by hand in plain PyTorch."""

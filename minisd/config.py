@@ -1,0 +1,112 @@
+"""Every size and constant of a model, as data. A variant is `replace(SD15, ...)`, never a subclass."""
+
+from dataclasses import dataclass, field, replace
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Sizes of the text transformer. The defaults are OpenAI's CLIP ViT-L/14, the tower of SD v1."""
+
+    vocab_size: int = 49408
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    activation: str = "quick_gelu"  # x * sigmoid(1.702 x), or the exact "gelu"
+    max_length: int = 77  # begin mark + 75 tokens + end mark
+    pad_token: int | None = None  # None: fill up with the end mark (v1); v2 fills up with 0
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of the noise predictor. The defaults are SD v1 (CompVis, v1-inference.yaml)."""
+
+    in_channels: int = 4  # 4 latent; +1 depth; +1 mask +4 masked picture = 9 for inpainting
+    out_channels: int = 4
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)  # one level each, the resolution halves between
+    attention: tuple[bool, ...] = (True, True, True, False)  # which levels look at the text
+    res_blocks: int = 2  # per level on the way down; one more on the way up
+    context_dim: int = 768
+    heads: int = 8
+    head_width: int | None = None  # v2: 64 channels per head at every level, in place of `heads`
+    linear_projection: bool = False  # v2: Linear around the transformer where v1 has 1x1 convolutions
+    norm_groups: int = 32
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Sizes of the autoencoder. The defaults are Stable Diffusion's kl-f8."""
+
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    latent_channels: int = 4
+    res_blocks: int = 2  # per level in the encoder; one more in the decoder
+    scale: float = 0.18215  # 1 / spread of the first training batch's latents (v1-inference.yaml)
+    norm_groups: int = 32
+
+    @property
+    def factor(self) -> int:
+        """How many times smaller than the picture the latent is, per side (8 for SD)."""
+        return 2 ** (len(self.channels) - 1)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How noise grows with t, and what the network was trained to predict (v1-inference.yaml)."""
+
+    timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    prediction: str = "eps"  # or "v" (Salimans & Ho 2022), as SD 2.1 at 768 pixels
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole model: its parts, its native picture size in pixels, and its default way of sampling."""
+
+    name: str = "sd15"
+    text: TextConfig = field(default_factory=TextConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    size: int = 512
+    cfg_scale: float = 7.5
+    sampler: str = "ddim"
+
+    @property
+    def size_multiple(self) -> int:
+        """Width and height must be multiples of this, so that every U-Net level halves evenly (64 for SD)."""
+        return self.vae.factor * 2 ** (len(self.unet.channels) - 1)
+
+
+OPENCLIP_H = TextConfig(
+    width=1024,
+    layers=23,  # the tower has 24; SD v2 stops before the last ("penultimate") and then applies the norm
+    heads=16,
+    activation="gelu",
+    pad_token=0,
+)
+UNET_V2 = UNetConfig(context_dim=1024, head_width=64, linear_projection=True)
+
+SD15 = ModelConfig()
+SD15_INPAINT = replace(SD15, name="sd15-inpaint", unet=replace(SD15.unet, in_channels=9))
+
+SD20_BASE = ModelConfig(name="sd20-base", text=OPENCLIP_H, unet=UNET_V2)
+SD21 = replace(SD20_BASE, name="sd21", size=768, schedule=ScheduleConfig(prediction="v"))
+SD20_INPAINT = replace(SD20_BASE, name="sd20-inpaint", unet=replace(UNET_V2, in_channels=9))
+SD20_DEPTH = replace(SD20_BASE, name="sd20-depth", unet=replace(UNET_V2, in_channels=5))
+
+MINI = ModelConfig(
+    name="mini",
+    text=TextConfig(vocab_size=1024, width=128, layers=4, heads=4, activation="gelu"),
+    unet=UNetConfig(
+        channels=(128, 192),
+        attention=(True, True),
+        res_blocks=1,
+        context_dim=128,
+        head_width=32,
+        linear_projection=True,
+        norm_groups=16,
+    ),
+    vae=VAEConfig(channels=(32, 48, 64, 96), res_blocks=1, norm_groups=8),
+    size=64,
+    cfg_scale=4.0,
+)
