@@ -1,6 +1,11 @@
 """Every size and constant of a model, as data. A variant is `replace(SD15, ...)`, never a subclass."""
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+# The data this project ships: beside the package in a checkout, inside it when installed as a wheel.
+_BESIDE, _INSIDE = Path(__file__).parents[1] / "weights", Path(__file__).parent / "weights"
+WEIGHTS = _INSIDE if _INSIDE.is_dir() else _BESIDE
 
 
 @dataclass(frozen=True)
