@@ -1,0 +1,100 @@
+"""Attention: the one operation by which the picture reads the prompt, and reads itself."""
+
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from torch import Tensor, nn
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, tap: nn.Identity, mask: Tensor | None = None) -> Tensor:
+    """Mix the values v by how well each query matches each key (Vaswani et al. 2017, eq. 1).
+
+    q: b heads n d    k, v: b heads m d    mask: n m, added to the scores (-inf forbids)
+    returns: b heads n d
+
+    The explicit softmax below is the definition. When nobody watches the tap, torch's fused kernel
+    computes the same without storing the n x m map, which at 64x64 self-attention is 1 GB.
+    """
+    watched = tap._forward_hooks or tap._forward_pre_hooks
+    if not watched:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    scores = einsum(q, k, "b heads n d, b heads m d -> b heads n m") * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores + mask
+    weights = tap(scores.softmax(dim=-1))
+    return einsum(weights, v, "b heads n m, b heads m d -> b heads n d")
+
+
+class Attention(nn.Module):
+    """Every x token asks a question; the context tokens answer. Pass context=x for self-attention.
+
+    x: b n c    context: b m c_context    returns: b n c
+    """
+
+    def __init__(self, width: int, context_dim: int, heads: int):
+        super().__init__()
+        assert width % heads == 0, f"{width} channels do not split into {heads} heads"
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(context_dim, width, bias=False)
+        self.to_v = nn.Linear(context_dim, width, bias=False)
+        self.to_out = nn.Linear(width, width)
+        self.weights = nn.Identity()  # tap: b heads n m, each row sums to 1
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        q = rearrange(self.to_q(x), "b n (heads d) -> b heads n d", heads=self.heads)
+        k = rearrange(self.to_k(context), "b m (heads d) -> b heads m d", heads=self.heads)
+        v = rearrange(self.to_v(context), "b m (heads d) -> b heads m d", heads=self.heads)
+        answer = attend(q, k, v, tap=self.weights)
+        return self.to_out(rearrange(answer, "b heads n d -> b n (heads d)"))
+
+
+class GEGLU(nn.Module):
+    """Feed-forward layer whose one half opens or shuts the other (Shazeer 2020).
+
+    x: b n c    returns: b n c
+    """
+
+    def __init__(self, width: int, expand: int = 4):
+        super().__init__()
+        self.widen = nn.Linear(width, 2 * expand * width)
+        self.narrow = nn.Linear(expand * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.widen(x).chunk(2, dim=-1)
+        return self.narrow(value * F.gelu(gate))  # the exact gelu, not the tanh approximation
+
+
+class SpatialTransformer(nn.Module):
+    """Lets every place of a feature map look at every other, then at the words of the prompt.
+
+    One transformer block between two projections; Stable Diffusion v1 and v2 never stack more
+    (Rombach et al. 2022, appendix E.2.2; CompVis ldm/modules/attention.py).
+
+    x: b c h w    context: b m c_context    returns: b c h w
+    """
+
+    def __init__(self, channels: int, context_dim: int, heads: int, norm_groups: int):
+        super().__init__()
+        # 1e-6 here, although the U-Net's other group norms keep torch's 1e-5 (docs/numerics.md)
+        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
+        # v1 files store both projections as 1x1 convolutions, v2 files as Linear. Either is one
+        # matrix applied at each place, so one layer serves both; the loader squeezes the weights.
+        self.proj_in = nn.Linear(channels, channels)
+        self.norm_self = nn.LayerNorm(channels)
+        self.self_attention = Attention(channels, channels, heads)
+        self.norm_cross = nn.LayerNorm(channels)
+        self.cross = Attention(channels, context_dim, heads)
+        self.norm_ff = nn.LayerNorm(channels)
+        self.ff = GEGLU(channels)
+        self.proj_out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        height = x.shape[2]
+        tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
+        tokens = self.proj_in(tokens)
+        asked = self.norm_self(tokens)
+        tokens = tokens + self.self_attention(asked, context=asked)
+        tokens = tokens + self.cross(self.norm_cross(tokens), context)
+        tokens = tokens + self.ff(self.norm_ff(tokens))
+        tokens = self.proj_out(tokens)
+        return x + rearrange(tokens, "b (h w) c -> b c h w", h=height)

@@ -1,0 +1,94 @@
+"""The text transformer: token ids to context, the vectors that cross-attention reads."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from minisd.attention import attend
+from minisd.config import TextConfig
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """OpenAI's approximation of the gelu. Only their own towers were trained with it."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+def causal_mask(x: Tensor) -> Tensor:
+    """x: b n c    returns: n n, 0 where a token may look (itself, before), -inf elsewhere."""
+    n = x.shape[1]
+    forbidden = torch.full((n, n), float("-inf"), dtype=x.dtype, device=x.device)
+    return forbidden.triu(1)
+
+
+class CausalSelfAttention(nn.Module):
+    """Each token gathers from itself and those before it: "eyes" sees "blue", not the reverse.
+
+    x: b n c    returns: b n c
+    """
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.to_out = nn.Linear(width, width)
+        self.weights = nn.Identity()  # tap: b heads n n, zero above the diagonal
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = rearrange(self.to_q(x), "b n (heads d) -> b heads n d", heads=self.heads)
+        k = rearrange(self.to_k(x), "b n (heads d) -> b heads n d", heads=self.heads)
+        v = rearrange(self.to_v(x), "b n (heads d) -> b heads n d", heads=self.heads)
+        answer = attend(q, k, v, tap=self.weights, mask=causal_mask(x))
+        return self.to_out(rearrange(answer, "b heads n d -> b n (heads d)"))
+
+
+class Layer(nn.Module):
+    """One transformer layer: look at the other tokens, then think about each alone.
+
+    x: b n c    returns: b n c
+    """
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.activation = ACTIVATIONS[config.activation]
+        self.norm1 = nn.LayerNorm(config.width)
+        self.attn = CausalSelfAttention(config.width, config.heads)
+        self.norm2 = nn.LayerNorm(config.width)
+        self.widen = nn.Linear(config.width, 4 * config.width)
+        self.narrow = nn.Linear(4 * config.width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        hidden = self.activation(self.widen(self.norm2(x)))
+        return x + self.narrow(hidden)
+
+
+class TextTransformer(nn.Module):
+    """Reads a row of tokens and writes, for each, a vector that knows the words before it.
+
+    tokens: b n, n <= 77    returns: context, b n width    (Radford et al. 2021, section 2.4)
+
+    v1 is CLIP ViT-L/14 after its final norm. v2 is OpenCLIP ViT-H/14 without its last layer, and
+    then its final norm ("penultimate"): the config has 23 layers, and nothing here differs.
+    """
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.width)
+        self.position_embedding = nn.Parameter(torch.randn(config.max_length, config.width) * 0.01)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.norm_out = nn.LayerNorm(config.width)
+
+    def forward(self, tokens: Tensor, clip_skip: int = 0) -> Tensor:
+        """clip_skip: how many of the last layers to leave out before the final norm."""
+        n = tokens.shape[1]
+        x = self.token_embedding(tokens) + self.position_embedding[:n]
+        for layer in self.layers[: len(self.layers) - clip_skip]:
+            x = layer(x)
+        return self.norm_out(x)
