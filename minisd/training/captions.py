@@ -1,0 +1,167 @@
+"""What the mini model's pictures are called: scenes in words, the way people type prompts.
+
+A caption never lies, but it may keep silent: what it does not name (the style, the background) is
+random in its picture. One in ten is empty, so that classifier-free guidance has something to
+subtract. Upper case needs no variants: the tokenizer lowers everything.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+COLOURS = {  # sRGB, 0..255
+    "white": (245, 245, 245),
+    "black": (20, 20, 20),
+    "grey": (130, 130, 130),
+    "red": (215, 35, 40),
+    "orange": (250, 140, 20),
+    "yellow": (250, 222, 50),
+    "green": (45, 165, 70),
+    "blue": (45, 90, 220),
+    "purple": (125, 50, 175),
+    "pink": (250, 150, 195),
+    "brown": (120, 72, 36),
+    "cyan": (70, 210, 225),
+}
+
+SYNONYMS = {
+    "cat": ("kitty", "kitten", "cat face"),
+    "dog": ("puppy", "doggy", "dog face"),
+    "whole cat": ("standing cat",),
+    "whole dog": ("standing dog",),
+    "rabbit": ("bunny",),
+    "pig": ("piggy",),
+    "monkey": ("ape",),
+    "chick": ("baby chicken",),
+    "horse": ("pony",),
+    "rooster": ("chicken",),
+    "turtle": ("tortoise",),
+    "ladybug": ("ladybird",),
+    "tree": ("oak",),
+    "palm tree": ("palm",),
+    "flower": ("blossom",),
+    "pepper": ("chili",),
+    "eggplant": ("aubergine",),
+    "hamburger": ("burger",),
+    "doughnut": ("donut",),
+    "ice cream": ("ice cream cone",),
+    "cookie": ("biscuit",),
+    "coffee": ("cup of coffee",),
+    "man": ("guy",),
+    "woman": ("lady",),
+    "man with a beard": ("bearded man",),
+    "man with red hair": ("red-haired man",),
+    "woman with red hair": ("red-haired woman",),
+    "old woman": ("grandma",),
+    "santa": ("santa claus",),
+    "smiley": ("smiling face",),
+    "house": ("home",),
+    "car": ("automobile",),
+    "bicycle": ("bike",),
+    "airplane": ("plane",),
+    "sailboat": ("boat",),
+    "earth": ("globe",),
+    "football": ("soccer ball",),
+    "basketball": ("ball",),
+    "teddy": ("teddy bear",),
+    "gift": ("present",),
+    "lamp": ("light bulb",),
+    "grey": ("gray",),
+    "purple": ("violet",),
+    "cyan": ("turquoise",),
+}
+
+WITHOUT_ARTICLE = {"grapes", "cherries", "corn", "broccoli", "bread", "cheese", "fries", "scissors"}
+
+EMPTY = 0.10
+NAMES_STYLE = 0.40
+NAMES_BACKGROUND = 0.85
+USES_SYNONYM = 0.15
+HAS_PREFIX = 0.08
+PREFIXES = ("a picture of", "an image of", "a drawing of", "an emoji of")
+BACKGROUNDS = ("on {a} {colour} background",) * 16 + (
+    "{colour} background",
+    ", {colour} background",
+    "on {colour}",
+    "in front of {a} {colour} background",
+)
+PLACES = ("{left} left of {right}",) * 3 + (
+    "{left} to the left of {right}",
+    "{right} right of {left}",
+    "{right} right of {left}",
+    "{right} to the right of {left}",
+    "{left} and {right}",
+    "{left} next to {right}",
+)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows, in words: one thing, or two from left to right."""
+
+    things: tuple[str, ...]
+    tints: tuple[str | None, ...]  # a colour over the whole thing; None: its own colours
+    style: str
+    background: str
+
+
+def pick(options, rng: np.random.Generator):
+    """One of the options, each as likely."""
+    return options[int(rng.random() * len(options))]
+
+
+def article(word: str) -> str:
+    """ "an" before a vowel that is heard as one, else "a"."""
+    return "an" if word[0] in "aeiou" and not word.startswith("uni") else "a"
+
+
+def synonym(word: str, rng: np.random.Generator) -> str:
+    """Now and then another word for the same."""
+    return pick(SYNONYMS[word], rng) if word in SYNONYMS and rng.random() < USES_SYNONYM else word
+
+
+def noun_phrase(thing: str, words_before: list[str], rng: np.random.Generator) -> str:
+    """ "a flat blue cat", at times "the flat blue cat" or "flat blue cat"."""
+    phrase = " ".join([*words_before, synonym(thing, rng)])
+    draw = rng.random()
+    if draw < 0.10:
+        return phrase
+    if draw < 0.16:
+        return f"the {phrase}"
+    return phrase if thing in WITHOUT_ARTICLE else f"{article(phrase)} {phrase}"
+
+
+def things_phrase(scene: Scene, style: str | None, rng: np.random.Generator) -> str:
+    """The things with their tints (always named) and perhaps their style and places."""
+    phrases = []
+    for thing, tint in zip(scene.things, scene.tints, strict=True):
+        adjectives = [word for word in (style, tint and synonym(tint, rng)) if word]
+        phrases.append(noun_phrase(thing, adjectives, rng))
+    if len(phrases) == 1:
+        return phrases[0]
+    return pick(PLACES, rng).format(left=phrases[0], right=phrases[1])
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> str:
+    """One way of saying what the scene shows: true, often incomplete, sometimes empty."""
+    if rng.random() < EMPTY:
+        return ""
+    style = scene.style if rng.random() < NAMES_STYLE else None
+    words = things_phrase(scene, style, rng)
+    if rng.random() < HAS_PREFIX:
+        words = f"{pick(PREFIXES, rng)} {words}"
+    if rng.random() < NAMES_BACKGROUND:
+        colour = synonym(scene.background, rng)
+        where = pick(BACKGROUNDS, rng).format(a=article(colour), colour=colour)
+        words = f"{words} {where}".replace(" ,", ",")
+    return words
+
+
+def full_caption(scene: Scene) -> str:
+    """The usual form with everything named but the style: "a blue cat on a red background"."""
+    phrases = []
+    for thing, tint in zip(scene.things, scene.tints, strict=True):
+        phrase = f"{tint} {thing}" if tint else thing
+        phrases.append(phrase if thing in WITHOUT_ARTICLE else f"{article(phrase)} {phrase}")
+    colour = scene.background
+    return f"{' left of '.join(phrases)} on {article(colour)} {colour} background"

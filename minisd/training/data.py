@@ -1,0 +1,289 @@
+"""The mini model's training pictures: cut-outs on coloured grounds, composed as they are needed.
+
+A batch is a pure function of (seed, step): nothing is stored, and training resumes exactly.
+About one in twelve (thing, background) pairs is never composed for training; how well the model
+draws those is what it has understood rather than remembered.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image, ImageDraw, ImageFilter
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.nn import functional
+
+from minisd.config import WEIGHTS
+from minisd.training.captions import COLOURS, Scene, caption, full_caption, pick
+
+SPLITS = ("train", "heldout")
+HELD_OUT = 21 / 256  # of all (thing, background) pairs
+TWO_THINGS = 0.08
+TINTED = 0.15
+ALTERED = 0.15  # of the autoencoder's pictures
+
+# All lengths are fractions of the canvas.
+ALONE = (0.72, 0.77, 0.82, 0.87)  # how wide a lone thing is
+BESIDE = (0.42, 0.46)  # and each of two
+SHIFT = 3 / 64
+JITTER = 12  # of 255: how far a ground's shade is from its colour's, per channel
+
+
+@dataclass(frozen=True, eq=False)
+class Emoji:
+    """The cut-outs. tiles: thing style h w rgba, 0..255, colours not multiplied by opacity."""
+
+    things: tuple[str, ...]
+    styles: tuple[str, ...]
+    categories: dict[str, str]  # thing -> "animal", "plant", "food", "person" or "object"
+    sources: dict[str, dict[str, str]]  # style -> package, version, author, licence ...
+    tiles: np.ndarray
+
+    @classmethod
+    def load(cls, path: Path = WEIGHTS / "emoji.safetensors") -> "Emoji":
+        """Read the file that minisd.training.emoji writes. ValueError where it cannot be read."""
+        try:
+            with safe_open(path, framework="np") as file:
+                header = file.metadata()
+                categories, sources = json.loads(header["things"]), json.loads(header["styles"])
+                names = [[f"{thing}/{style}" for style in sources] for thing in categories]
+                tiles = [[read_tile(file.get_tensor(name)) for name in row] for row in names]
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} cannot be read as the training cut-outs ({error}): restore it from the "
+                "repository, or draw it anew with `python -m minisd.training.emoji`."
+            ) from error
+        return cls(tuple(categories), tuple(sources), categories, sources, np.array(tiles))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures and what is known of them. images: b 3 h w in [-1, 1]; masks: b 1 h w, 1 = thing."""
+
+    images: Tensor
+    captions: list[str]
+    scenes: list[Scene]
+    masks: Tensor
+
+
+def read_tile(png: np.ndarray) -> np.ndarray:
+    """h w rgba of one PNG file given as its bytes."""
+    with Image.open(io.BytesIO(png.tobytes())) as tile:
+        return np.asarray(tile.convert("RGBA"))
+
+
+@cache
+def shrunk(emoji: Emoji, pixels: int) -> np.ndarray:
+    """All tiles at another size: thing style h w rgba, 0..255, colours multiplied by opacity.
+
+    Multiplied before they are shrunk: else the colour of invisible pixels would bleed in.
+    """
+    small = []
+    for tiles in emoji.tiles:
+        rgba = torch.from_numpy(tiles).float()
+        colour, alpha = rgba[..., :3], rgba[..., 3:]
+        rgba = torch.cat([colour * alpha / 255, alpha], dim=-1)
+        rgba = rearrange(rgba, "style h w c -> style c h w")
+        rgba = functional.interpolate(rgba, (pixels, pixels), mode="bicubic", antialias=True)
+        alpha = rgba[:, 3:].clamp(0, 255)
+        rgba = torch.cat([rgba[:, :3].clamp(min=0).minimum(alpha), alpha], dim=1)
+        small.append(rearrange(rgba.round().byte(), "style c h w -> style h w c").numpy())
+    return np.stack(small)
+
+
+def held_out(thing: str, background: str) -> bool:
+    """Whether this pair is kept from training: by a hash, the same on every machine."""
+    digest = hashlib.sha256(f"{thing} on {background}".encode()).digest()
+    return digest[0] < round(HELD_OUT * 256)
+
+
+@cache
+def pairs(emoji: Emoji, split: str) -> dict[str, tuple[str, ...]]:
+    """The things that the split may put on each background."""
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is unknown: it is one of {', '.join(SPLITS)}")
+    wanted = split == "heldout"
+    return {
+        colour: tuple(thing for thing in emoji.things if held_out(thing, colour) == wanted)
+        for colour in COLOURS
+    }
+
+
+def draw_scene(emoji: Emoji, split: str, rng: np.random.Generator) -> Scene:
+    """What to show, at random."""
+    background = pick(tuple(COLOURS), rng)
+    things = pairs(emoji, split)[background]
+    count = 2 if rng.random() < TWO_THINGS else 1
+    other_colours = tuple(colour for colour in COLOURS if colour != background)
+    tints = [pick(other_colours, rng) if rng.random() < TINTED else None for _ in range(count)]
+    shown = tuple(things[index] for index in rng.choice(len(things), count, replace=False))
+    return Scene(shown, tuple(tints), pick(emoji.styles, rng), background)
+
+
+def tinted(tile: np.ndarray, colour: str) -> np.ndarray:
+    """The tile in shades of one colour: dark parts towards black, light parts towards white.
+
+    tile: h w rgba in 0..1, colours multiplied by opacity.
+    """
+    alpha = tile[..., 3:]
+    light = tile[..., :3] @ np.array([0.299, 0.587, 0.114], np.float32)  # luma weights, BT.601
+    light = light[..., None] / np.maximum(alpha, 1e-3)
+    average = (light * alpha).sum() / alpha.sum()
+    light = np.clip(0.5 + 0.8 * (light - average), 0, 1)  # so that a dark thing gets its colour too
+    pure = np.array(COLOURS[colour], np.float32) / 255
+    shade = pure * np.minimum(2 * light, 1) + (1 - pure) * np.maximum(2 * light - 1, 0)
+    return np.concatenate([shade * alpha, alpha], axis=-1)
+
+
+def place(index: int, count: int, pixels: int, size: int, rng) -> tuple[int, int]:
+    """Top and left of a thing: centred (of two: in its half), a little shifted, never cut off."""
+    shift = SHIFT * size
+    middle_x = size * (2 * index + 1) / (2 * count) + shift / count * (2 * rng.random() - 1)
+    middle_y = size / 2 + shift * count * (2 * rng.random() - 1)
+    top, left = round(middle_y - pixels / 2), round(middle_x - pixels / 2)
+    return min(max(top, 0), size - pixels), min(max(left, 0), size - pixels)
+
+
+def compose(emoji: Emoji, scene: Scene, size: int, rng) -> tuple[np.ndarray, np.ndarray]:
+    """The scene as a picture, h w rgb in 0..1, and as a silhouette, h w of 0 and 1."""
+    shade = np.array(COLOURS[scene.background]) + rng.integers(-JITTER, JITTER + 1, 3)
+    shade = np.clip(shade / 255, 0, 1)
+    picture = np.broadcast_to(shade, (size, size, 3)).astype(np.float32)
+    silhouette = np.zeros((size, size), np.float32)
+    count = len(scene.things)
+    width = pick(ALONE if count == 1 else BESIDE, rng)
+    pixels = round(width * size)
+    tiles = shrunk(emoji, pixels)
+    style = emoji.styles.index(scene.style)
+    for index, (thing, tint) in enumerate(zip(scene.things, scene.tints, strict=True)):
+        tile = tiles[emoji.things.index(thing), style].astype(np.float32) / 255
+        tile = tinted(tile, tint) if tint else tile
+        top, left = place(index, count, pixels, size, rng)
+        there = (slice(top, top + pixels), slice(left, left + pixels))
+        colour, alpha = tile[..., :3], tile[..., 3:]
+        picture[there] = colour + (1 - alpha) * picture[there]
+        silhouette[there] = np.maximum(silhouette[there], alpha[..., 0] >= 0.5)
+    return picture, silhouette
+
+
+def random_stream(seed: int, step: int, split: str, use: int) -> np.random.Generator:
+    """The random numbers of one batch; `use` keeps the two kinds of batches apart."""
+    return np.random.default_rng([seed, step, SPLITS.index(split), use])
+
+
+def to_tensor(pictures: list[np.ndarray]) -> Tensor:
+    """Pictures h w rgb in 0..1 -> b 3 h w in [-1, 1]."""
+    images = torch.from_numpy(np.stack(pictures))
+    return rearrange(images, "b h w c -> b c h w").contiguous() * 2 - 1
+
+
+def batch(
+    emoji: Emoji, size: int, batch_size: int, seed: int, step: int, split: str = "train"
+) -> Batch:
+    """The step-th batch: pictures of size x size with captions. Held-out scenes name everything."""
+    pairs(emoji, split)
+    rng = random_stream(seed, step, split, use=0)
+    pictures, silhouettes, captions, scenes = [], [], [], []
+    for _ in range(batch_size):
+        scene = draw_scene(emoji, split, rng)
+        picture, silhouette = compose(emoji, scene, size, rng)
+        captions.append(caption(scene, rng) if split == "train" else full_caption(scene))
+        scenes.append(scene)
+        pictures.append(picture)
+        silhouettes.append(silhouette)
+    masks = rearrange(torch.from_numpy(np.stack(silhouettes)), "b h w -> b 1 h w")
+    return Batch(to_tensor(pictures), captions, scenes, masks)
+
+
+def captions(emoji: Emoji, count: int, seed: int = 0) -> Iterator[str]:
+    """Sample captions to train the tokenizer's vocabulary on."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        yield caption(draw_scene(emoji, "train", rng), rng)
+
+
+# What the autoencoder sees besides: the inputs of the img2img and inpainting lessons.
+
+
+def random_colour(rng: np.random.Generator) -> tuple[int, ...]:
+    return tuple(int(part) for part in rng.integers(0, 256, 3))
+
+
+def plain(size: int, rng: np.random.Generator) -> Image.Image:
+    """One colour everywhere."""
+    return Image.new("RGB", (size, size), random_colour(rng))
+
+
+def scribble(size: int, rng: np.random.Generator) -> Image.Image:
+    """A few bent lines on one colour."""
+    picture = plain(size, rng)
+    for _ in range(rng.integers(2, 8)):
+        points = rng.uniform(0, size, (rng.integers(2, 6), 2))
+        width = int(rng.integers(1, max(size // 10, 2)))
+        line = [tuple(point) for point in points]
+        ImageDraw.Draw(picture).line(line, random_colour(rng), width, joint="curve")
+    return picture
+
+
+def polygons(size: int, rng: np.random.Generator) -> Image.Image:
+    """A few flat shapes over each other."""
+    picture = plain(size, rng)
+    for _ in range(rng.integers(1, 6)):
+        points = rng.uniform(0, size, (rng.integers(3, 7), 2))
+        ImageDraw.Draw(picture).polygon([tuple(point) for point in points], random_colour(rng))
+    return picture
+
+
+def posterised(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Only a few shades per channel left."""
+    levels = int(rng.integers(2, 6))
+    pixels = np.asarray(picture, np.float32) / 255
+    return Image.fromarray((np.round(pixels * levels) / levels * 255).astype(np.uint8))
+
+
+def blurred(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    return picture.filter(ImageFilter.GaussianBlur(picture.width * rng.uniform(0.01, 0.06)))
+
+
+def with_hole(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A grey or black hole, as a masked picture has for inpainting."""
+    picture = picture.copy()
+    size = picture.width
+    left, top = (int(edge) for edge in rng.integers(-size // 8, size * 3 // 4, 2))
+    width, height = (int(edge) for edge in rng.integers(size // 4, size * 3 // 4, 2))
+    pen = ImageDraw.Draw(picture)
+    shape = pick((pen.rectangle, pen.ellipse), rng)
+    shape((left, top, left + width, top + height), fill=pick(((128, 128, 128), (0, 0, 0)), rng))
+    return picture
+
+
+def altered(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The picture changed by one of three means, or another in its place. h w rgb in 0..1."""
+    size = len(picture)
+    image = Image.fromarray((picture * 255).round().astype(np.uint8))
+    change = pick((posterised, blurred, with_hole, with_hole, scribble, polygons, plain), rng)
+    source = size if change in (scribble, polygons, plain) else image
+    return np.asarray(change(source, rng), np.float32) / 255
+
+
+def vae_batch(
+    emoji: Emoji, size: int, batch_size: int, seed: int, step: int, split: str = "train"
+) -> Batch:
+    """A batch of which some pictures are altered; captions, scenes and masks tell of before."""
+    composed = batch(emoji, size, batch_size, seed, step, split)
+    rng = random_stream(seed, step, split, use=1)
+    images = []
+    for image in composed.images:
+        if rng.random() < ALTERED:
+            picture = rearrange(image, "c h w -> h w c").numpy() / 2 + 0.5
+            image = to_tensor([altered(picture.clip(0, 1), rng)])[0]
+        images.append(image)
+    return replace(composed, images=torch.stack(images))
