@@ -1,0 +1,359 @@
+"""One table: the name of every module here, in the original files and in diffusers folders.
+
+Built by loops over the config, as the networks are. It reads and writes official files, and lines a
+trace up with a reference: where a row's names are modules on both sides, both have the same output.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from minisd.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
+
+# Where a single file keeps each part. v1's text transformer has its Hugging Face names there, v2's
+# those of open_clip. A folder keeps each part in a directory of its own, without a prefix.
+PREFIXES_V1 = {
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "text_encoder": "cond_stage_model.transformer.",
+}
+PREFIXES_V2 = {**PREFIXES_V1, "text_encoder": "cond_stage_model.model."}
+
+LEAVES = ("weight", "bias", "")  # "" for a row that is itself a parameter
+
+
+@dataclass(frozen=True)
+class Row:
+    """The three names of one module, and what it consists of, named from there on."""
+
+    ours: str
+    original: str
+    diffusers: str
+    rows: tuple["Row", ...] = ()
+    convolution: tuple[str, ...] = ()  # layouts that store our Linear as a 1x1 convolution
+    third: int | None = None  # original: q, k, v are one matrix, of which this is the 0th, 1st, 2nd
+
+    def flat(self) -> Iterator["Row"]:
+        """This row, then everything within it, each under its full names."""
+        yield replace(self, rows=())
+        for row in self.rows:
+            full = replace(
+                row,
+                ours=f"{self.ours}.{row.ours}",
+                original=f"{self.original}.{row.original}",
+                diffusers=f"{self.diffusers}.{row.diffusers}",
+            )
+            yield from full.flat()
+
+    def key(self, layout: str, leaf: str) -> str:
+        """The name of a parameter. layout: "ours", "original" or "diffusers"; leaf: see LEAVES."""
+        name = getattr(self, layout)
+        if layout == "original" and self.third is not None:
+            return f"{name}_{leaf}"  # torch.nn.MultiheadAttention's in_proj_weight, in_proj_bias
+        return f"{name}.{leaf}" if leaf else name
+
+
+def model_rows(config: ModelConfig) -> dict[str, list[Row]]:
+    """The table of a whole model, part by part; every row under its full names within the part."""
+    text = text_v2(config.text) if is_v2(config) else text_v1(config.text)
+    parts = {"unet": unet(config.unet), "vae": vae(config.vae), "text_encoder": text}
+    return {part: flat(rows) for part, rows in parts.items()}
+
+
+def prefixes(config: ModelConfig) -> dict[str, str]:
+    """Where the single file of this model keeps each part."""
+    return PREFIXES_V2 if is_v2(config) else PREFIXES_V1
+
+
+def is_v2(config: ModelConfig) -> bool:
+    """Whether files of this model are in SD v2's layout: linear projections, open_clip's text."""
+    return config.unet.linear_projection
+
+
+def flat(rows: list[Row]) -> list[Row]:
+    """The rows and all within them, each under its full names."""
+    return [full for row in rows for full in row.flat()]
+
+
+# ---- translating parameters -----------------------------------------------------------------
+
+
+def from_official(state: Mapping[str, Tensor], rows: list[Row], layout: str) -> dict[str, Tensor]:
+    """Official names and shapes to ours. The results share memory with `state`.
+
+    Keys of `state` that the table does not know are left out. What a network needs, under official
+    names and shapes, is `to_official` of its own state dict (it may be on the meta device).
+    """
+    ours = {}
+    for row in flat(rows):
+        for leaf in LEAVES:
+            official = row.key(layout, leaf)
+            if official not in state:
+                continue
+            tensor = state[official]
+            if layout == "original" and row.third is not None:
+                tensor = tensor.chunk(3)[row.third]
+            if layout in row.convolution and leaf == "weight":
+                tensor = rearrange(tensor, "c_out c_in 1 1 -> c_out c_in")
+            ours[row.key("ours", leaf)] = tensor
+    return ours
+
+
+def to_official(state: Mapping[str, Tensor], rows: list[Row], layout: str) -> dict[str, Tensor]:
+    """Our names and shapes to the official ones: the inverse of `from_official`, bit for bit."""
+    official = {}
+    for row in flat(rows):
+        for leaf in LEAVES:
+            ours = row.key("ours", leaf)
+            if ours not in state:
+                continue
+            tensor = state[ours]
+            if layout in row.convolution and leaf == "weight":
+                tensor = rearrange(tensor, "c_out c_in -> c_out c_in 1 1")
+            key = row.key(layout, leaf)
+            if layout == "original" and row.third:
+                tensor = torch.cat([official[key], tensor])  # the thirds come in order
+            official[key] = tensor
+    return official
+
+
+# Spellings that other versions wrote: VAE attention in folders before diffusers 0.15, and the text
+# transformer in folders since transformers 5, which leaves the "text_model." out.
+OLD_VAE_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def usual_name(key: str, part: str) -> str:
+    """A folder's key as the table spells it.
+
+    >>> usual_name("decoder.mid_block.attentions.0.proj_attn.bias", "vae")
+    'decoder.mid_block.attentions.0.to_out.0.bias'
+    >>> usual_name("final_layer_norm.bias", "text_encoder")
+    'text_model.final_layer_norm.bias'
+    """
+    if part == "vae" and ".attentions." in key:
+        names = [OLD_VAE_NAMES.get(name, name) for name in key.split(".")]
+        return ".".join(names)
+    if part == "text_encoder" and key.startswith(("embeddings.", "encoder.", "final_layer_norm.")):
+        return f"text_model.{key}"
+    return key
+
+
+# ---- U-Net ----------------------------------------------------------------------------------
+
+SHORTCUT = Row("shortcut", "skip_connection", "conv_shortcut")
+RES_BLOCK = (
+    Row("norm1", "in_layers.0", "norm1"),
+    Row("conv1", "in_layers.2", "conv1"),
+    Row("time", "emb_layers.1", "time_emb_proj"),
+    Row("norm2", "out_layers.0", "norm2"),
+    Row("conv2", "out_layers.3", "conv2"),
+)
+ATTENTION = (
+    Row("to_q", "to_q", "to_q"),
+    Row("to_k", "to_k", "to_k"),
+    Row("to_v", "to_v", "to_v"),
+    Row("to_out", "to_out.0", "to_out.0"),
+)
+GEGLU = (
+    Row("widen", "net.0.proj", "net.0.proj"),
+    Row("narrow", "net.2", "net.2"),
+)
+CONV = (Row("conv", "conv", "conv"),)
+
+
+def transformer(config: UNetConfig) -> tuple[Row, ...]:
+    """Inside a SpatialTransformer, where original and diffusers agree on every name."""
+    stored = () if config.linear_projection else ("original", "diffusers")
+    inside = {
+        "norm_self": ("norm1", ()),
+        "self_attention": ("attn1", ATTENTION),
+        "norm_cross": ("norm2", ()),
+        "cross": ("attn2", ATTENTION),
+        "norm_ff": ("norm3", ()),
+        "ff": ("ff", GEGLU),
+    }
+    block = [
+        Row(ours, f"transformer_blocks.0.{theirs}", f"transformer_blocks.0.{theirs}", rows)
+        for ours, (theirs, rows) in inside.items()
+    ]
+    proj_in = Row("proj_in", "proj_in", "proj_in", convolution=stored)
+    proj_out = Row("proj_out", "proj_out", "proj_out", convolution=stored)
+    return (Row("norm", "norm", "norm"), proj_in, *block, proj_out)
+
+
+def unet(config: UNetConfig) -> list[Row]:
+    """The U-Net's rows. The original counts blocks through: input_blocks.0 is the first conv."""
+    time = (
+        Row("linear1", "0", "linear_1"),
+        Row("linear2", "2", "linear_2"),
+    )
+    mid = [
+        Row("mid.res.0", "middle_block.0", "mid_block.resnets.0", RES_BLOCK),
+        Row("mid.attn", "middle_block.1", "mid_block.attentions.0", transformer(config)),
+        Row("mid.res.1", "middle_block.2", "mid_block.resnets.1", RES_BLOCK),
+        Row("mid", "middle_block", "mid_block"),
+    ]
+    return [
+        Row("time", "time_embed", "time_embedding", time),
+        Row("conv_in", "input_blocks.0.0", "conv_in"),
+        *unet_down(config),
+        *mid,
+        *unet_up(config),
+        Row("norm_out", "out.0", "conv_norm_out"),
+        Row("conv_out", "out.2", "conv_out"),
+    ]
+
+
+def unet_down(config: UNetConfig) -> list[Row]:
+    rows = []
+    n = 1
+    widths = [config.channels[0], *config.channels]
+    for i, (c_in, c_out) in enumerate(zip(widths, widths[1:])):
+        down = Row(f"down.{i}", f"input_blocks.{n}", f"down_blocks.{i}")
+        for j in range(config.res_blocks):
+            down = replace(down, original=f"input_blocks.{n}")
+            rows.append(res_block(down, j, shortcut=j == 0 and c_in != c_out))
+            if config.attention[i]:
+                rows.append(attn_block(down, j, config))
+            n += 1
+        if i < len(config.channels) - 1:
+            down = replace(down, original=f"input_blocks.{n}")
+            official = (f"{down.original}.0.op", f"{down.diffusers}.downsamplers.0.conv")
+            rows.append(Row(f"{down.ours}.downsample", *official))
+            n += 1
+        rows.append(down)  # the level's output is that of its last block
+    return rows
+
+
+def unet_up(config: UNetConfig) -> list[Row]:
+    rows = []
+    n = 0
+    for i, attends in enumerate(reversed(config.attention)):
+        up = Row(f"up.{i}", f"output_blocks.{n}", f"up_blocks.{i}")
+        for j in range(config.res_blocks + 1):
+            up = replace(up, original=f"output_blocks.{n}")
+            rows.append(res_block(up, j, shortcut=True))  # the skip beside x is narrowed again
+            if attends:
+                rows.append(attn_block(up, j, config))
+            n += 1
+        if i < len(config.channels) - 1:
+            place = 2 if attends else 1  # the original appends it to the level's last block
+            official = (f"{up.original}.{place}", f"{up.diffusers}.upsamplers.0")
+            rows.append(Row(f"{up.ours}.upsample", *official, CONV))
+        rows.append(up)
+    return rows
+
+
+def res_block(level: Row, j: int, shortcut: bool) -> Row:
+    rows = (*RES_BLOCK, SHORTCUT) if shortcut else RES_BLOCK
+    official = (f"{level.original}.0", f"{level.diffusers}.resnets.{j}")
+    return Row(f"{level.ours}.res.{j}", *official, rows)
+
+
+def attn_block(level: Row, j: int, config: UNetConfig) -> Row:
+    official = (f"{level.original}.1", f"{level.diffusers}.attentions.{j}")
+    return Row(f"{level.ours}.attn.{j}", *official, transformer(config))
+
+
+# ---- VAE ------------------------------------------------------------------------------------
+
+VAE_RES_BLOCK = tuple(Row(name, name, name) for name in ("norm1", "conv1", "norm2", "conv2"))
+VAE_SHORTCUT = Row("shortcut", "nin_shortcut", "conv_shortcut")
+VAE_MID = (
+    Row("res.0", "block_1", "resnets.0", VAE_RES_BLOCK),
+    Row(
+        "attn",
+        "attn_1",
+        "attentions.0",
+        (
+            Row("norm", "norm", "group_norm"),
+            Row("to_q", "q", "to_q", convolution=("original",)),
+            Row("to_k", "k", "to_k", convolution=("original",)),
+            Row("to_v", "v", "to_v", convolution=("original",)),
+            Row("to_out", "proj_out", "to_out.0", convolution=("original",)),
+        ),
+    ),
+    Row("res.1", "block_2", "resnets.1", VAE_RES_BLOCK),
+)
+
+
+def vae(config: VAEConfig) -> list[Row]:
+    """The autoencoder's rows. The original numbers the decoder's levels as the encoder's."""
+    channels, last = config.channels, len(config.channels) - 1
+    down, up = [], []
+    for i, c_in in enumerate([channels[0], *channels[:-1]]):
+        rows = vae_level(c_in, channels[i], config.res_blocks)
+        if i < last:
+            rows.append(Row("resize", "downsample", "downsamplers.0", CONV))
+        official = (f"encoder.down.{i}", f"encoder.down_blocks.{i}")
+        down.append(Row(f"encoder.down.{i}", *official, tuple(rows)))
+    for i, c_in in enumerate([channels[-1], *channels[:0:-1]]):
+        rows = vae_level(c_in, channels[last - i], config.res_blocks + 1)
+        if i < last:
+            rows.append(Row("resize", "upsample", "upsamplers.0", CONV))
+        official = (f"decoder.up.{last - i}", f"decoder.up_blocks.{i}")
+        up.append(Row(f"decoder.up.{i}", *official, tuple(rows)))
+    return [
+        Row("encoder.conv_in", "encoder.conv_in", "encoder.conv_in"),
+        *down,
+        *vae_ends("encoder"),
+        Row("encoder.quant", "quant_conv", "quant_conv"),
+        Row("decoder.post_quant", "post_quant_conv", "post_quant_conv"),
+        Row("decoder.conv_in", "decoder.conv_in", "decoder.conv_in"),
+        *up,
+        *vae_ends("decoder"),
+    ]
+
+
+def vae_level(c_in: int, c_out: int, blocks: int) -> list[Row]:
+    rows = [Row(f"res.{j}", f"block.{j}", f"resnets.{j}", VAE_RES_BLOCK) for j in range(blocks)]
+    if c_in != c_out:
+        rows[0] = replace(rows[0], rows=(*VAE_RES_BLOCK, VAE_SHORTCUT))
+    return rows
+
+
+def vae_ends(half: str) -> list[Row]:
+    return [
+        Row(f"{half}.mid", f"{half}.mid", f"{half}.mid_block", VAE_MID),
+        Row(f"{half}.norm_out", f"{half}.norm_out", f"{half}.conv_norm_out"),
+        Row(f"{half}.conv_out", f"{half}.conv_out", f"{half}.conv_out"),
+    ]
+
+
+# ---- text -----------------------------------------------------------------------------------
+
+TEXT_LAYER = (
+    Row("norm1", "ln_1", "layer_norm1"),
+    Row("attn.to_q", "attn.in_proj", "self_attn.q_proj", third=0),
+    Row("attn.to_k", "attn.in_proj", "self_attn.k_proj", third=1),
+    Row("attn.to_v", "attn.in_proj", "self_attn.v_proj", third=2),
+    Row("attn.to_out", "attn.out_proj", "self_attn.out_proj"),
+    Row("attn", "attn", "self_attn"),
+    Row("norm2", "ln_2", "layer_norm2"),
+    Row("widen", "mlp.c_fc", "mlp.fc1"),
+    Row("narrow", "mlp.c_proj", "mlp.fc2"),
+)
+
+
+def text_v2(config: TextConfig) -> list[Row]:
+    """The text transformer's rows; "original" is open_clip, "diffusers" Hugging Face."""
+    embeddings = "text_model.embeddings"
+    position = f"{embeddings}.position_embedding.weight"
+    layers = [
+        Row(f"layers.{i}", f"transformer.resblocks.{i}", f"text_model.encoder.layers.{i}")
+        for i in range(config.layers)
+    ]
+    return [
+        Row("token_embedding", "token_embedding", f"{embeddings}.token_embedding"),
+        Row("position_embedding", "positional_embedding", position),  # the parameter itself
+        *[replace(layer, rows=TEXT_LAYER) for layer in layers],
+        Row("norm_out", "ln_final", "text_model.final_layer_norm"),
+    ]
+
+
+def text_v1(config: TextConfig) -> list[Row]:
+    """As text_v2, but v1's single files too have the Hugging Face names and separate q, k, v."""
+    return [replace(row, original=row.diffusers, third=None) for row in flat(text_v2(config))]
