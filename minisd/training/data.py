@@ -36,6 +36,8 @@ BESIDE = (0.42, 0.46)  # and each of two
 SHIFT = 3 / 64
 JITTER = 12  # of 255: how far a ground's shade is from its colour's, per channel
 
+COMPOSE, ALTER = 0, 1  # two streams of random numbers per batch, so that neither shifts the other
+
 
 @dataclass(frozen=True, eq=False)
 class Emoji:
@@ -56,12 +58,13 @@ class Emoji:
                 categories, sources = json.loads(header["things"]), json.loads(header["styles"])
                 names = [[f"{thing}/{style}" for style in sources] for thing in categories]
                 tiles = [[read_tile(file.get_tensor(name)) for name in row] for row in names]
+                tiles = np.array(tiles)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} cannot be read as the training cut-outs ({error}): restore it from the "
                 "repository, or draw it anew with `python -m minisd.training.emoji`."
             ) from error
-        return cls(tuple(categories), tuple(sources), categories, sources, np.array(tiles))
+        return cls(tuple(categories), tuple(sources), categories, sources, tiles)
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,6 @@ def held_out(thing: str, background: str) -> bool:
 @cache
 def pairs(emoji: Emoji, split: str) -> dict[str, tuple[str, ...]]:
     """The things that the split may put on each background."""
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is unknown: it is one of {', '.join(SPLITS)}")
     wanted = split == "heldout"
     return {
         colour: tuple(thing for thing in emoji.things if held_out(thing, colour) == wanted)
@@ -143,16 +144,20 @@ def tinted(tile: np.ndarray, colour: str) -> np.ndarray:
     return np.concatenate([shade * alpha, alpha], axis=-1)
 
 
-def place(index: int, count: int, pixels: int, size: int, rng) -> tuple[int, int]:
+def place(
+    index: int, count: int, pixels: int, size: int, rng: np.random.Generator
+) -> tuple[int, int]:
     """Top and left of a thing: centred (of two: in its half), a little shifted, never cut off."""
-    shift = SHIFT * size
-    middle_x = size * (2 * index + 1) / (2 * count) + shift / count * (2 * rng.random() - 1)
-    middle_y = size / 2 + shift * count * (2 * rng.random() - 1)
+    shift_x, shift_y = SHIFT * size * rng.uniform(-1, 1, 2)
+    middle_x = size * (index + 0.5) / count + shift_x / count
+    middle_y = size / 2 + shift_y * count  # two are half as big: there is more room up and down
     top, left = round(middle_y - pixels / 2), round(middle_x - pixels / 2)
     return min(max(top, 0), size - pixels), min(max(left, 0), size - pixels)
 
 
-def compose(emoji: Emoji, scene: Scene, size: int, rng) -> tuple[np.ndarray, np.ndarray]:
+def compose(
+    emoji: Emoji, scene: Scene, size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """The scene as a picture, h w rgb in 0..1, and as a silhouette, h w of 0 and 1."""
     shade = np.array(COLOURS[scene.background]) + rng.integers(-JITTER, JITTER + 1, 3)
     shade = np.clip(shade / 255, 0, 1)
@@ -175,7 +180,9 @@ def compose(emoji: Emoji, scene: Scene, size: int, rng) -> tuple[np.ndarray, np.
 
 
 def random_stream(seed: int, step: int, split: str, use: int) -> np.random.Generator:
-    """The random numbers of one batch; `use` keeps the two kinds of batches apart."""
+    """The random numbers of one batch. use: COMPOSE or ALTER."""
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is unknown: it is one of {', '.join(SPLITS)}")
     return np.random.default_rng([seed, step, SPLITS.index(split), use])
 
 
@@ -189,18 +196,17 @@ def batch(
     emoji: Emoji, size: int, batch_size: int, seed: int, step: int, split: str = "train"
 ) -> Batch:
     """The step-th batch: pictures of size x size with captions. Held-out scenes name everything."""
-    pairs(emoji, split)
-    rng = random_stream(seed, step, split, use=0)
-    pictures, silhouettes, captions, scenes = [], [], [], []
+    rng = random_stream(seed, step, split, COMPOSE)
+    pictures, silhouettes, texts, scenes = [], [], [], []
     for _ in range(batch_size):
         scene = draw_scene(emoji, split, rng)
         picture, silhouette = compose(emoji, scene, size, rng)
-        captions.append(caption(scene, rng) if split == "train" else full_caption(scene))
+        texts.append(caption(scene, rng) if split == "train" else full_caption(scene))
         scenes.append(scene)
         pictures.append(picture)
         silhouettes.append(silhouette)
     masks = rearrange(torch.from_numpy(np.stack(silhouettes)), "b h w -> b 1 h w")
-    return Batch(to_tensor(pictures), captions, scenes, masks)
+    return Batch(to_tensor(pictures), texts, scenes, masks)
 
 
 def captions(emoji: Emoji, count: int, seed: int = 0) -> Iterator[str]:
@@ -214,6 +220,7 @@ def captions(emoji: Emoji, count: int, seed: int = 0) -> Iterator[str]:
 
 
 def random_colour(rng: np.random.Generator) -> tuple[int, ...]:
+    """Any colour, as Pillow wants it."""
     return tuple(int(part) for part in rng.integers(0, 256, 3))
 
 
@@ -250,6 +257,7 @@ def posterised(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def blurred(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Out of focus, a little or much."""
     return picture.filter(ImageFilter.GaussianBlur(picture.width * rng.uniform(0.01, 0.06)))
 
 
@@ -265,13 +273,17 @@ def with_hole(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     return picture
 
 
+CHANGES = (posterised, blurred, with_hole)
+OTHERS = (scribble, polygons, plain)
+
+
 def altered(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The picture changed by one of three means, or another in its place. h w rgb in 0..1."""
-    size = len(picture)
+    """The picture changed, or another kind of picture in its place. h w rgb in 0..1."""
+    if rng.random() < 0.5:
+        other = pick(OTHERS, rng)(len(picture), rng)
+        return np.asarray(other, np.float32) / 255
     image = Image.fromarray((picture * 255).round().astype(np.uint8))
-    change = pick((posterised, blurred, with_hole, with_hole, scribble, polygons, plain), rng)
-    source = size if change in (scribble, polygons, plain) else image
-    return np.asarray(change(source, rng), np.float32) / 255
+    return np.asarray(pick(CHANGES, rng)(image, rng), np.float32) / 255
 
 
 def vae_batch(
@@ -279,7 +291,7 @@ def vae_batch(
 ) -> Batch:
     """A batch of which some pictures are altered; captions, scenes and masks tell of before."""
     composed = batch(emoji, size, batch_size, seed, step, split)
-    rng = random_stream(seed, step, split, use=1)
+    rng = random_stream(seed, step, split, ALTER)
     images = []
     for image in composed.images:
         if rng.random() < ALTERED:
