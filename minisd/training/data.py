@@ -19,7 +19,6 @@ from einops import rearrange
 from PIL import Image, ImageDraw, ImageFilter
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.nn import functional
 
 from minisd.config import WEIGHTS
 from minisd.training.captions import COLOURS, Scene, caption, full_caption, pick
@@ -89,17 +88,12 @@ def shrunk(emoji: Emoji, pixels: int) -> np.ndarray:
 
     Multiplied before they are shrunk: else the colour of invisible pixels would bleed in.
     """
-    small = []
-    for tiles in emoji.tiles:
-        rgba = torch.from_numpy(tiles).float()
-        colour, alpha = rgba[..., :3], rgba[..., 3:]
-        rgba = torch.cat([colour * alpha / 255, alpha], dim=-1)
-        rgba = rearrange(rgba, "style h w c -> style c h w")
-        rgba = functional.interpolate(rgba, (pixels, pixels), mode="bicubic", antialias=True)
-        alpha = rgba[:, 3:].clamp(0, 255)
-        rgba = torch.cat([rgba[:, :3].clamp(min=0).minimum(alpha), alpha], dim=1)
-        small.append(rearrange(rgba.round().byte(), "style c h w -> style h w c").numpy())
-    return np.stack(small)
+    small = np.empty((len(emoji.things), len(emoji.styles), pixels, pixels, 4), np.uint8)
+    for where in np.ndindex(small.shape[:2]):
+        tile = Image.fromarray(emoji.tiles[where]).convert("RGBa")  # a: multiplied by opacity
+        small[where] = np.asarray(tile.resize((pixels, pixels), Image.Resampling.BICUBIC))
+    colour, alpha = small[..., :3], small[..., 3:]
+    return np.concatenate([np.minimum(colour, alpha), alpha], axis=-1)  # cubic filters overshoot
 
 
 def held_out(thing: str, background: str) -> bool:
