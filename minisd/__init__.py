@@ -1,1 +1,42 @@
-"""Stable Diffusion, written by hand in plain PyTorch."""
+"""Stable Diffusion, written by hand in plain PyTorch: small enough to read, exact enough to trust.
+
+>>> sd = minisd.load("mini")
+>>> sd.txt2img("a cat on a blue background").save("cat.png")
+"""
+
+from __future__ import annotations
+
+import typing
+
+if typing.TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from minisd.pipeline import StableDiffusion
+
+__version__ = "0.1.0"
+
+
+def load(
+    source: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    prediction: str | None = None,
+    ema: bool = False,
+) -> StableDiffusion:
+    """A model, ready to draw.
+
+    source: "mini", a .safetensors or .ckpt file, or a folder in the layout of diffusers
+    dtype: of the weights in memory; None means float32, whatever the file holds
+    prediction: "eps" or "v", for a file that cannot say which its U-Net learnt
+    ema: take the averaged weights (model_ema.*) that some training checkpoints carry
+
+    Raises ValueError where the file is no model, is cut off, or does not fit; it names the mend.
+    """
+    from minisd.checkpoints.load import load as load_parts  # imported here: torch takes seconds
+    from minisd.pipeline import StableDiffusion
+
+    parts = load_parts(source, device=device, dtype=dtype, prediction=prediction, ema=ema)
+    return StableDiffusion(parts.config, parts.tokenizer, parts.text_encoder, parts.unet, parts.vae)

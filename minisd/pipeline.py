@@ -1,0 +1,213 @@
+"""The parts put together: a prompt becomes a picture."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from minisd.clip import TextTransformer
+from minisd.config import ModelConfig
+from minisd.guidance import guided_denoiser
+from minisd.samplers import Step, from_noise, sampler_levels
+from minisd.schedule import Schedule
+from minisd.tokenizer import Tokenizer, emphasize, weighted
+from minisd.unet import UNet
+from minisd.vae import VAE
+
+
+class StableDiffusion:
+    """Tokenizer, text transformer, U-Net, VAE and schedule of one model, ready to draw.
+
+    The networks are frozen: no gradient is kept for their weights.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        text_encoder: TextTransformer,
+        unet: UNet,
+        vae: VAE,
+    ):
+        self.config = config
+        self.tokenizer = tokenizer
+        self.text_encoder = text_encoder.eval().requires_grad_(False)
+        self.unet = unet.eval().requires_grad_(False)
+        self.vae = vae.eval().requires_grad_(False)
+        self.schedule = Schedule(config.schedule)
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.conv_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.conv_in.weight.dtype
+
+    def embed(self, prompts: str | list[str], clip_skip: int = 0, extended: bool = False) -> Tensor:
+        """What cross-attention reads: b 77 context_dim.
+
+        clip_skip: how many of the text transformer's last layers to leave out
+        extended: read "(word:1.2)" as a weight, and prompts of any length in chunks of 75 tokens,
+            each through the transformer by itself: b 77*chunks context_dim
+        """
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        if extended:
+            return self._embed_extended(prompts, clip_skip)
+        return self.text_encoder(self.tokenizer(prompts).to(self.device), clip_skip)
+
+    def _embed_extended(self, prompts: list[str], clip_skip: int) -> Tensor:
+        rows = [weighted(self.tokenizer, prompt) for prompt in prompts]
+        chunks = max(len(tokens) for tokens, _ in rows)
+        contexts = []
+        for tokens, weights in rows:
+            missing = chunks - len(tokens)  # shorter prompts end in empty chunks
+            tokens = torch.cat([tokens, self.tokenizer([""] * missing)]) if missing else tokens
+            weights = torch.cat([weights, torch.ones(missing, weights.shape[1])])
+            context = self.text_encoder(tokens.to(self.device), clip_skip)
+            context = rearrange(context, "chunk m c -> 1 (chunk m) c")
+            contexts.append(emphasize(context, rearrange(weights, "chunk m -> 1 (chunk m)")))
+        return torch.cat(contexts)
+
+    def encode(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """image: b 3 h w in [-1, 1]    returns: latent, b 4 h/8 w/8, about unit spread.
+
+        generator: to draw from the encoder's Gaussian; None takes its mode.
+        """
+        gaussian = self.vae.encode(image.to(self.device, self.dtype))
+        z = gaussian.mode() if generator is None else gaussian.sample(generator)
+        return z * self.config.vae.scale
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """latent: b 4 h w    returns: image, b 3 8h 8w, about [-1, 1]."""
+        return self.vae.decode(latent / self.config.vae.scale)
+
+    def txt2img_steps(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str = "",
+        steps: int = 30,
+        cfg_scale: float | None = None,
+        sampler: str | None = None,
+        seed: int | list[int] = 0,
+        width: int | None = None,
+        height: int | None = None,
+        latent: Tensor | None = None,
+        spacing: str | None = None,
+        clip_skip: int = 0,
+        extended: bool = False,
+    ) -> Iterator[Step]:
+        """The walk from noise to a latent, step by step. Arguments as txt2img.
+
+        Each Step holds the state x (b 4 h w) and what the network made of it; decode either.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        cfg_scale = self.config.cfg_scale if cfg_scale is None else cfg_scale
+        sampler = self.config.sampler if sampler is None else sampler
+        self._check_text_only()
+        levels = sampler_levels(sampler, self.schedule, steps, spacing)
+        generators = seeded(seed, len(prompts))
+        if latent is None:
+            latent = self._noise(generators, width, height)
+        negatives = [negative_prompt] * len(prompts)
+        contexts = self.embed(negatives + prompts, clip_skip, extended)
+        uncond, cond = rearrange(contexts, "(half b) m c -> half b m c", half=2)
+        objective = self.config.schedule.prediction
+        denoise = guided_denoiser(self.unet, objective, cond, uncond, cfg_scale)
+        noise = latent.to(self.device, self.dtype)
+        return from_noise(sampler, denoise, noise, levels, generators)
+
+    def txt2img(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str = "",
+        steps: int = 30,
+        cfg_scale: float | None = None,
+        sampler: str | None = None,
+        seed: int | list[int] = 0,
+        width: int | None = None,
+        height: int | None = None,
+        latent: Tensor | None = None,
+        progress: bool = False,
+        **options,
+    ) -> Image.Image | list[Image.Image]:
+        """Draw a picture of the prompt, or a list of pictures for a list of prompts.
+
+        negative_prompt: what to steer away from
+        steps: 1 to 1000
+        cfg_scale: how strongly the prompt steers; 0 ignores it. None: the config's
+        sampler: a name from samplers.SAMPLERS. None: the config's
+        seed: sample i uses seed + i, or the i-th of a list
+        width, height: in pixels, multiples of config.size_multiple. None: the config's size
+        latent: unit starting noise, b 4 h/8 w/8, in place of the seed's
+        options: spacing (samplers.SPACINGS), clip_skip and extended (as embed)
+
+        Raises ValueError for a setting out of its range, before anything is computed.
+        """
+        settings = (negative_prompt, steps, cfg_scale, sampler, seed, width, height, latent)
+        walk = self.txt2img_steps(prompt, *settings, **options)
+        for step in tqdm(walk, total=steps, disable=not progress):
+            latent = step.x
+        pictures = to_pil(self.decode(latent))
+        return pictures[0] if isinstance(prompt, str) else pictures
+
+    def _noise(
+        self, generators: list[torch.Generator], width: int | None, height: int | None
+    ) -> Tensor:
+        """Unit noise for each sample, drawn one by one on the CPU: b 4 h/8 w/8."""
+        vae = self.config.vae
+        height, width = height or self.config.size, width or self.config.size
+        check_size(width, height, self.config)
+        shape = (1, vae.latent_channels, height // vae.factor, width // vae.factor)
+        return torch.cat([torch.randn(shape, generator=each) for each in generators])
+
+    def _check_text_only(self) -> None:
+        expected, given = self.config.unet.in_channels, self.config.vae.latent_channels
+        if expected != given:
+            raise ValueError(
+                f"{self.config.name} reads {expected} channels, {expected - given} more than a "
+                "latent has: it needs a picture beside the prompt and cannot draw from text alone."
+            )
+
+
+def check_size(width: int, height: int, config: ModelConfig) -> None:
+    """Raise ValueError unless the networks can halve this size at each of their levels."""
+    multiple = config.size_multiple
+    if width < multiple or height < multiple or width % multiple or height % multiple:
+        raise ValueError(
+            f"a picture of {width} x {height} pixels does not fit {config.name}: "
+            f"width and height must be multiples of {multiple}."
+        )
+
+
+def seeded(seed: int | list[int], count: int) -> list[torch.Generator]:
+    """One generator per sample: seed, seed + 1, … or the seeds of a list."""
+    seeds = [seed + i for i in range(count)] if isinstance(seed, int) else seed
+    if len(seeds) != count:
+        raise ValueError(f"{count} prompts need {count} seeds, got {len(seeds)}.")
+    return [torch.Generator().manual_seed(each) for each in seeds]
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """images: b 3 h w, clipped to [-1, 1] and rounded to the nearest of 256 shades.
+
+    ValueError: not every number is finite, so there is no picture to show.
+    """
+    if not images.isfinite().all():
+        raise ValueError(
+            "the picture is not finite: half precision overflowed or the weights are broken; "
+            "load the model with dtype=torch.float32."
+        )
+    shades = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    rows = rearrange(shades, "b c h w -> b h w c").cpu().numpy()
+    return [Image.fromarray(row) for row in rows]
+
+
+def from_pil(image: Image.Image) -> Tensor:
+    """A picture as the VAE reads it: 1 3 h w in [-1, 1]."""
+    shades = torch.from_numpy(np.array(image.convert("RGB")))
+    return rearrange(shades, "h w c -> 1 c h w") / 127.5 - 1

@@ -1,0 +1,116 @@
+"""See, and change, every tensor inside a model while it runs.
+
+    with trace(sd) as t:
+        sd.txt2img("a cat", steps=1)
+    t["unet.down.1.attn.0.cross.weights"]  # b heads n m
+
+A name is the path of a module, or of a tap (an nn.Identity that carries a tensor worth seeing).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+# n x n maps: a full-size picture's take 1 GB each, so they are kept only where a pattern asks
+ON_REQUEST = ("*self_attention.weights", "*mid.attn.weights")
+
+Trace = dict[str, Tensor | list[Tensor]]
+Replacement = Tensor | Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def trace(
+    model: object, *patterns: str, replace: dict[str, Replacement] | None = None
+) -> Iterator[Trace]:
+    """Record the output of every module of `model` that matches a pattern, and replace some.
+
+    model: a network, or an object that holds networks as attributes (their names come first)
+    patterns: such as "unet.mid.*" or "*.cross.weights"; none means all but the largest maps
+    replace: for a name, the tensor to put there, or a function from the tensor to the new one
+
+    Yields a dict: name -> tensor, or -> list of tensors if the module ran more than once. A block
+    that returns several tensors is recorded by its first.
+
+    ValueError: a pattern or a name that fits no module; a replacement of another shape.
+    """
+    modules = named_modules(model)
+    replace = replace or {}
+    watched = select(modules, patterns)
+    unknown = [name for name in replace if name not in modules]
+    if unknown:
+        raise ValueError(f"nothing is called {unknown[0]!r}{did_you_mean(unknown[0], modules)}")
+
+    values: Trace = {}
+    handles = [
+        modules[name].register_forward_hook(replacer(name, new)) for name, new in replace.items()
+    ]
+    handles += [modules[name].register_forward_hook(recorder(name, values)) for name in watched]
+    try:
+        yield values
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def named_modules(model: object) -> dict[str, nn.Module]:
+    """Every module inside, by path. The network itself goes by its own name ("unet")."""
+    if isinstance(model, nn.Module):
+        return {name: module for name, module in model.named_modules() if name}
+    networks = {name: part for name, part in vars(model).items() if isinstance(part, nn.Module)}
+    return {
+        f"{part}.{name}".rstrip("."): module
+        for part, network in networks.items()
+        for name, module in network.named_modules()
+    }
+
+
+def select(modules: dict[str, nn.Module], patterns: tuple[str, ...]) -> list[str]:
+    """The names that match any of the patterns."""
+    if not patterns:
+        return [name for name in modules if not any(fnmatchcase(name, big) for big in ON_REQUEST)]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in modules):
+            raise ValueError(f"nothing matches {pattern!r}{did_you_mean(pattern, modules)}")
+    return [name for name in modules if any(fnmatchcase(name, p) for p in patterns)]
+
+
+def did_you_mean(name: str, modules: dict[str, nn.Module]) -> str:
+    close = get_close_matches(name, modules, n=3, cutoff=0.5)
+    return (
+        f"; did you mean {', '.join(close)}?" if close else "; list the names with named_modules()."
+    )
+
+
+def recorder(name: str, values: Trace) -> Callable:
+    """A hook that files the module's output under its name."""
+
+    def hook(module: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
+        value = (output[0] if isinstance(output, tuple) else output).detach()
+        if name not in values:
+            values[name] = value
+        elif isinstance(values[name], list):
+            values[name].append(value)
+        else:
+            values[name] = [values[name], value]
+
+    return hook
+
+
+def replacer(name: str, new: Replacement) -> Callable:
+    """A hook that hands on another tensor in place of the module's output."""
+
+    def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        if isinstance(output, tuple):
+            raise ValueError(f"{name} returns several tensors; replace one of its parts instead.")
+        value = new if isinstance(new, Tensor) else new(output)
+        if value.shape != output.shape:
+            raise ValueError(
+                f"the replacement for {name} has shape {tuple(value.shape)}, "
+                f"but the tensor there has {tuple(output.shape)}."
+            )
+        return value
+
+    return hook

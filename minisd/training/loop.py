@@ -1,0 +1,141 @@
+"""The loop that every training here shares: schedule the rate, step, average, log, save, resume.
+
+All randomness of a step comes from (seed, step), so a run that was killed and resumed computes what
+an unbroken run would have computed.
+"""
+
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast to train. The rate rises linearly, then falls as half a cosine."""
+
+    steps: int
+    rate: float = 1e-3
+    warmup: int = 200
+    final_rate: float = 1e-5
+    weight_decay: float = 0.01
+    clip: float = 1.0  # largest gradient norm
+    ema: float = 0.999  # how much of the average each step keeps
+    save_every: int = 500
+    log_every: int = 50
+
+    def rate_at(self, step: int) -> float:
+        if step < self.warmup:
+            return self.rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        fall = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return self.final_rate + (self.rate - self.final_rate) * fall
+
+
+def fast_precision() -> torch.autocast | nullcontext:
+    """bfloat16 where the processor multiplies it in hardware, else plain float32."""
+    if torch.cuda.is_available():
+        return torch.autocast("cuda", torch.bfloat16)
+    if getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():
+        return torch.autocast("cpu", torch.bfloat16)
+    return nullcontext()
+
+
+def generator_at(seed: int, step: int) -> torch.Generator:
+    """The random numbers that belong to this step of this run, whatever ran before."""
+    return torch.Generator().manual_seed(1_000_003 * seed + step)
+
+
+def train(
+    model: nn.Module, loss_at: Callable[[int], dict[str, Tensor]], recipe: Recipe, folder: Path
+) -> nn.Module:
+    """Train until recipe.steps, continuing from the folder's last checkpoint if there is one.
+
+    loss_at(step) gives the terms of the loss by name; their sum is minimised.
+    Returns the averaged model (EMA). Writes state.pt and log.jsonl into the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    average = copy.deepcopy(model).requires_grad_(False)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        recipe.rate,
+        betas=(0.9, 0.99),
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+    start = resume(folder, model, average, optimizer)
+    began = time.monotonic()
+    bar = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, mininterval=5)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate_at(step)
+        optimizer.zero_grad(set_to_none=True)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernel's backward is 2x slower on a CPU
+            terms = loss_at(step)
+            sum(terms.values()).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        optimizer.step()
+        update_average(average, model, keep=min(recipe.ema, (1 + step) / (10 + step)))
+        if step % recipe.log_every == 0:
+            numbers = {name: round(float(term), 5) for name, term in terms.items()}
+            bar.set_postfix(numbers)
+            log(folder, {"step": step, **numbers, "seconds": round(time.monotonic() - began, 1)})
+        if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
+            save(folder, step + 1, model, average, optimizer)
+    return average
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, keep: float) -> None:
+    """average = keep * average + (1 - keep) * model, for every parameter."""
+    for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
+        slow.lerp_(fast, 1 - keep)
+
+
+def save(folder: Path, step: int, model: nn.Module, average: nn.Module, optimizer) -> None:
+    """Write the whole state beside the old one, then put it in its place in one move."""
+    state = {
+        "step": step,
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    fresh = folder / "state.pt.new"
+    torch.save(state, fresh)
+    os.replace(fresh, folder / "state.pt")
+
+
+def resume(folder: Path, model: nn.Module, average: nn.Module, optimizer) -> int:
+    """Fill in the last saved state, if any. Returns the step to go on from.
+
+    ValueError: the folder holds a run of a model of another shape.
+    """
+    path = folder / "state.pt"
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} was saved by a model of another shape; train into another folder or delete it."
+        ) from error
+    average.load_state_dict(state["average"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"]
+
+
+def log(folder: Path, record: dict) -> None:
+    """Append one line of numbers to log.jsonl."""
+    with open(folder / "log.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")

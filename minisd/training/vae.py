@@ -1,0 +1,67 @@
+"""Train the autoencoder: small latents, from which the picture can be drawn again."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minisd.config import MINI, ModelConfig
+from minisd.training.data import Emoji, vae_batch
+from minisd.training.loop import Recipe, fast_precision, generator_at, train
+from minisd.vae import VAE
+
+KL_WEIGHT = 1e-6  # so small that the latent stays sharp, large enough that it stays bounded
+
+
+def edges(image: Tensor) -> Tensor:
+    """Differences of neighbours, b 2c h-1 w-1. Comparing them punishes blur; L1 forgives it."""
+    across = image[..., :-1, 1:] - image[..., :-1, :-1]
+    down = image[..., 1:, :-1] - image[..., :-1, :-1]
+    return torch.cat([across, down], dim=1)
+
+
+def vae_loss(vae: VAE, image: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """image: b 3 h w in [-1, 1]. The terms: pixels, edges, colour of 8x8 patches, and the KL."""
+    with fast_precision():
+        latent = vae.encode(image)
+        drawn = vae.decode(latent.sample(generator)).float()
+    return {
+        "pixels": F.l1_loss(drawn, image),
+        "edges": F.l1_loss(edges(drawn), edges(image)),
+        "colour": F.l1_loss(F.avg_pool2d(drawn, 8), F.avg_pool2d(image, 8)),
+        "kl": KL_WEIGHT * latent.kl().mean(),
+    }
+
+
+def train_vae(
+    emoji: Emoji,
+    folder: Path,
+    recipe: Recipe,
+    batch_size: int = 32,
+    seed: int = 0,
+    config: ModelConfig = MINI,
+) -> VAE:
+    """Returns the averaged VAE. Resumes from the folder, where it also keeps its log."""
+    torch.manual_seed(seed)
+    vae = VAE(config.vae)
+
+    def loss_at(step: int) -> dict[str, Tensor]:
+        pictures = vae_batch(emoji, config.size, batch_size, seed, step)
+        return vae_loss(vae, pictures.images, generator_at(seed, step))
+
+    return train(vae, loss_at, recipe, folder)
+
+
+@torch.no_grad()
+def measure_scale(vae: VAE, images: Tensor) -> float:
+    """1 / spread of the latents of these pictures: multiplied by it, latents have unit spread."""
+    return 1 / vae.encode(images).mean.std().item()
+
+
+@torch.no_grad()
+def psnr(vae: VAE, images: Tensor) -> float:
+    """How faithfully pictures come back, in dB: 10 log10(peak² / mean squared error)."""
+    drawn = vae.decode(vae.encode(images).mode()).clamp(-1, 1)
+    error = (drawn - images).square().flatten(1).mean(dim=1)
+    return (10 * torch.log10(4 / error)).mean().item()  # the peak-to-peak range of [-1, 1] is 2
