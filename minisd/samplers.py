@@ -1,0 +1,327 @@
+"""The samplers: eight ways to walk from noise to a picture, one generator each.
+
+All are called alike: sampler(denoise, x, levels, generators) yields one Step per interval, S steps
+for S + 1 levels, and runs the network at every level but the last. x is variance-preserving, as
+it comes and as it is yielded, so a walk may begin anywhere: at pure noise, or at add_noise(x0, …).
+
+DDPM, DDIM and PLMS keep x in that form. The sigma samplers divide it by the signal_rate, walk on
+x0 + sigma eps, where dx/dsigma is simply eps, and convert back for the network and the Step.
+
+levels: noisiest first; `sampler_levels` makes them. Whether the walk ends at CLEAN or at the least
+noisy level of training is a choice of the last one.
+generators: one torch.Generator per sample, for samplers that add noise on the way; the others draw
+nothing and let it be.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from math import log, sqrt
+from typing import NamedTuple
+
+import torch
+from numpy.polynomial import Polynomial
+from torch import Tensor
+
+from minisd.schedule import CLEAN, Denoiser, Level, Prediction, Schedule
+
+Generators = list[torch.Generator] | None
+
+
+class Step(NamedTuple):
+    """One interval of a walk: where the network ran, what it said, and where that led."""
+
+    index: int
+    t: float
+    sigma: float
+    prediction: Prediction
+    x: Tensor  # b c h w, variance-preserving, at the next level
+
+
+def unit_noise(x: Tensor, generators: Generators) -> Tensor:
+    """Noise like x, drawn sample by sample in float32 on the CPU: no device or batch changes it.
+
+    Raises ValueError unless there is one generator for each of the b samples.
+    """
+    if generators is None or len(generators) != len(x):
+        count = 0 if generators is None else len(generators)
+        raise ValueError(
+            f"Drawing noise for {len(x)} samples needs as many generators, got {count}."
+        )
+    shape = (1, *x.shape[1:])
+    draws = [torch.randn(shape, generator=g, dtype=torch.float32) for g in generators]
+    return torch.cat(draws).to(x)
+
+
+def ddpm(
+    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators
+) -> Iterator[Step]:
+    """Undo the noising at random, as it was done: draw from the posterior of the next x.
+
+    Ho et al. 2020, eq. 6-7 and algorithm 2, with the smaller variance, between neighbouring levels
+    of any walk. The guess x0 is not clipped: a latent has no bounds. One evaluation per step.
+    """
+    for index, (level, to) in enumerate(pairwise(levels)):
+        prediction = denoise(x, level)
+        alpha = level.alpha_bar / to.alpha_bar
+        beta = 1 - alpha
+        x0_weight = to.signal_rate * beta / level.noise_rate**2
+        x_weight = sqrt(alpha) * to.noise_rate**2 / level.noise_rate**2
+        spread = sqrt(beta) * to.noise_rate / level.noise_rate
+        x = x0_weight * prediction.x0 + x_weight * x
+        if spread > 0:
+            x = x + spread * unit_noise(x, generators)
+        yield Step(index, level.t, level.sigma, prediction, x)
+
+
+def ddim(
+    denoise: Denoiser,
+    x: Tensor,
+    levels: list[Level],
+    generators: Generators = None,
+    eta: float = 0.0,
+) -> Iterator[Step]:
+    """Keep the guess, and put back a little less of the same noise.
+
+    Song et al. 2021, eq. 12 and 16. eta is the share of the noise that is drawn anew: 0 draws
+    none, 1 is DDPM. One evaluation per step.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie between 0 (DDIM) and 1 (DDPM), got {eta}.")
+    for index, (level, to) in enumerate(pairwise(levels)):
+        prediction = denoise(x, level)
+        beta = 1 - level.alpha_bar / to.alpha_bar
+        fresh = eta * sqrt(beta) * to.noise_rate / level.noise_rate
+        kept = sqrt(to.noise_rate**2 - fresh**2)
+        x = to.signal_rate * prediction.x0 + kept * prediction.eps
+        if fresh > 0:
+            x = x + fresh * unit_noise(x, generators)
+        yield Step(index, level.t, level.sigma, prediction, x)
+
+
+# Adams-Bashforth weights for the newest eps, the one before … (Liu et al. 2022, eq. 12)
+PLMS_WEIGHTS = {
+    1: (1.0,),
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
+
+
+def plms(
+    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
+) -> Iterator[Step]:
+    """DDIM with foresight: extrapolate eps from the last four, then step.
+
+    Liu et al. 2022, eq. 9 and 12, in CompVis' form without the Runge-Kutta start: the first step
+    tries itself, looks at the eps where it lands, and steps again with the mean of both. One
+    evaluation per step and two for the first; a walk of a single step is DDIM.
+    """
+    history = []
+    for index, (level, to) in enumerate(pairwise(levels)):
+        prediction = denoise(x, level)
+        history = [prediction.eps, *history[:3]]
+        if index == 0 and len(levels) > 2:
+            trial = ddim_move(x, prediction.eps, level, to)
+            eps = (prediction.eps + denoise(trial, to).eps) / 2
+        else:
+            eps = weighted_sum(PLMS_WEIGHTS[len(history)], history)
+        x = ddim_move(x, eps, level, to)
+        yield Step(index, level.t, level.sigma, prediction, x)
+
+
+def ddim_move(x: Tensor, eps: Tensor, level: Level, to: Level) -> Tensor:
+    """DDIM's step along a given eps. On the sigma scale, x0 + sigma eps, it is a straight line."""
+    scaled = x / level.signal_rate + (to.sigma - level.sigma) * eps
+    return scaled * to.signal_rate
+
+
+def weighted_sum(weights: tuple[float, ...] | list[float], tensors: list[Tensor]) -> Tensor:
+    """weights[0] tensors[0] + weights[1] tensors[1] …"""
+    return sum(weight * tensor for weight, tensor in zip(weights, tensors, strict=True))
+
+
+def euler(
+    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
+) -> Iterator[Step]:
+    """Follow the straight line towards the guess, a little way at a time.
+
+    Karras et al. 2022, algorithm 2 without churn or correction. One evaluation per step.
+    """
+    x = x / levels[0].signal_rate
+    for index, (level, to) in enumerate(pairwise(levels)):
+        prediction = denoise(x * level.signal_rate, level)
+        x = x + (to.sigma - level.sigma) * prediction.eps
+        yield Step(index, level.t, level.sigma, prediction, x * to.signal_rate)
+
+
+def euler_ancestral(
+    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators
+) -> Iterator[Step]:
+    """Euler that goes further down than asked, and comes back up by fresh noise.
+
+    DDPM's rule in sigma form: below² + spread² = to². k-diffusion's sample_euler_ancestral with
+    eta 1. One evaluation per step.
+    """
+    x = x / levels[0].signal_rate
+    for index, (level, to) in enumerate(pairwise(levels)):
+        prediction = denoise(x * level.signal_rate, level)
+        below = to.sigma * (to.sigma / level.sigma)
+        spread = to.sigma * sqrt(1 - (to.sigma / level.sigma) ** 2)
+        x = x + (below - level.sigma) * prediction.eps
+        if spread > 0:
+            x = x + spread * unit_noise(x, generators)
+        yield Step(index, level.t, level.sigma, prediction, x * to.signal_rate)
+
+
+def heun(
+    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
+) -> Iterator[Step]:
+    """Try an Euler step, look at the slope where it lands, and step again with the mean of both.
+
+    Karras et al. 2022, algorithm 2 without churn. Two evaluations per step; one for a step to
+    sigma 0, where there is nothing left to look at.
+    """
+    x = x / levels[0].signal_rate
+    for index, (level, to) in enumerate(pairwise(levels)):
+        prediction = denoise(x * level.signal_rate, level)
+        slope = prediction.eps
+        if to.sigma > 0:
+            trial = x + (to.sigma - level.sigma) * slope
+            slope = (slope + denoise(trial * to.signal_rate, to).eps) / 2
+        x = x + (to.sigma - level.sigma) * slope
+        yield Step(index, level.t, level.sigma, prediction, x * to.signal_rate)
+
+
+def lms(
+    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
+) -> Iterator[Step]:
+    """Draw a curve through the last four slopes, and follow the area under it.
+
+    Linear multistep (Adams-Bashforth) for uneven strides, as k-diffusion's sample_lms, there by
+    numerical integration, here exact. One evaluation per step.
+    """
+    x = x / levels[0].signal_rate
+    slopes, sigmas = [], []
+    for index, (level, to) in enumerate(pairwise(levels)):
+        prediction = denoise(x * level.signal_rate, level)
+        slopes = [prediction.eps, *slopes[:3]]
+        sigmas = [level.sigma, *sigmas[:3]]
+        x = x + weighted_sum(lms_weights(sigmas, to.sigma), slopes)
+        yield Step(index, level.t, level.sigma, prediction, x * to.signal_rate)
+
+
+def lms_weights(sigmas: list[float], sigma_to: float) -> list[float]:
+    """How much each known slope counts in the integral from sigmas[0] to sigma_to.
+
+    The slope is read as the polynomial through the known ones; the weight of one slope is the
+    integral of the polynomial that is 1 at its sigma and 0 at the others (Lagrange's basis).
+    """
+    points = [sigma - sigmas[0] for sigma in sigmas]  # from 0: keeps the powers small
+    weights = []
+    for here in points:
+        others = [point for point in points if point != here]
+        basis = Polynomial.fromroots(others)
+        area = basis.integ()  # 0 at 0, where the integral begins
+        weights.append(float(area(sigma_to - sigmas[0]) / basis(here)))
+    return weights
+
+
+def dpmpp_2m(
+    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
+) -> Iterator[Step]:
+    """Blend x with the guess, the guess led on by how it changed since the step before.
+
+    DPM-Solver++(2M), Lu et al. 2022, algorithm 2, where the blend is exact for a constant guess.
+    As in its authors' code, the step to sigma 0 takes the plain guess, and so does the last of fewer
+    than 15: far-apart guesses extrapolate badly. One evaluation per step.
+    """
+    x = x / levels[0].signal_rate
+    steps = len(levels) - 1
+    before = None  # the step before: its level and guess
+    for index, (level, to) in enumerate(pairwise(levels)):
+        prediction = denoise(x * level.signal_rate, level)
+        guess = prediction.x0
+        last = index == steps - 1
+        if before is not None and to.sigma > 0 and not (last and steps < 15):
+            came_from, old_guess = before
+            stride = log_fall(level, to) / log_fall(came_from, level)
+            guess = guess + stride / 2 * (guess - old_guess)
+        before = (level, prediction.x0)
+        shrink = to.sigma / level.sigma
+        x = shrink * x + (1 - shrink) * guess
+        yield Step(index, level.t, level.sigma, prediction, x * to.signal_rate)
+
+
+def log_fall(level: Level, to: Level) -> float:
+    """The length of an interval in log sigma, DPM-Solver's time."""
+    return log(level.sigma / to.sigma)
+
+
+TIME_SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "plms": plms}
+SIGMA_SAMPLERS = {
+    "lms": lms,
+    "euler": euler,
+    "euler_ancestral": euler_ancestral,
+    "heun": heun,
+    "dpmpp_2m": dpmpp_2m,
+}
+SAMPLERS = TIME_SAMPLERS | SIGMA_SAMPLERS
+
+SPACINGS = {
+    "leading": Schedule.leading,
+    "linspace": Schedule.linspace,
+    "trailing": Schedule.trailing,
+    "uniform": Schedule.uniform,
+    "karras": Schedule.karras,
+}
+
+
+def sampler_levels(
+    name: str,
+    schedule: Schedule,
+    steps: int,
+    spacing: str | None = None,
+    final: str | None = None,
+) -> list[Level]:
+    """The steps + 1 levels that the sampler `name` walks down.
+
+    spacing: of the levels where the network runs. None is the references' choice: "leading" (+ 1)
+    for DDPM, DDIM and PLMS, "uniform" for the sigma samplers, where "karras" is also customary.
+    final: where the walk ends, at "zero" noise or at "sigma_min", the level of t = 0. None is the
+    references' choice: sigma_min for DDIM and PLMS (set_alpha_to_one=False), else zero. A spacing
+    that reaches t = 0 by itself has nowhere left to go in its last step to sigma_min.
+
+    Raises ValueError on an unknown name, with the known ones, and on steps outside 1 … 1000.
+    """
+    known("sampler", name, SAMPLERS)
+    spacing = spacing or ("uniform" if name in SIGMA_SAMPLERS else "leading")
+    final = final or ("sigma_min" if name in ("ddim", "plms") else "zero")
+    ends = {"zero": CLEAN, "sigma_min": schedule.at_t(0)}
+    spaced = known("spacing", spacing, SPACINGS)
+    return [*spaced(schedule, steps), known("final", final, ends)]
+
+
+def from_noise(
+    name: str,
+    denoise: Denoiser,
+    noise: Tensor,
+    levels: list[Level],
+    generators: Generators = None,
+) -> Iterator[Step]:
+    """Walk all the way from unit noise, b c h w, with the sampler `name`.
+
+    The sigma samplers begin at sigma_max * noise on their scale (k-diffusion), DDPM, DDIM and PLMS
+    at the noise itself on theirs (CompVis): 0.2 % apart.
+
+    Raises ValueError, with the known ones, on an unknown name.
+    """
+    sampler = known("sampler", name, SAMPLERS)
+    x = levels[0].noise_rate * noise if name in SIGMA_SAMPLERS else noise
+    return sampler(denoise, x, levels, generators)
+
+
+def known(kind: str, name: str, table: dict):
+    """table[name], or a ValueError that lists what the table has."""
+    if name not in table:
+        raise ValueError(f'Unknown {kind} "{name}": choose one of {", ".join(table)}.')
+    return table[name]

@@ -1,0 +1,151 @@
+"""How much noise there is at each t: betas -> alpha_bar -> sigmas, and which t a sampler visits.
+
+One noise level has two coordinates. In the variance-preserving one, which the network reads,
+x = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps. Divided by sqrt(alpha_bar), the same picture is
+x0 + sigma eps with sigma² = (1 - alpha_bar) / alpha_bar: the coordinate of the sigma samplers.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from minisd.config import ScheduleConfig
+
+
+class Level(NamedTuple):
+    """One noise level: the t that the network is told, and sigma, how loud eps is next to x0.
+
+    Plain numbers in double precision, so that they never decide the precision or device of x.
+    """
+
+    t: float
+    sigma: float
+
+    @property
+    def signal_rate(self) -> float:
+        """sqrt(alpha_bar): how much of x0 is in x."""
+        return (1 + self.sigma**2) ** -0.5
+
+    @property
+    def noise_rate(self) -> float:
+        """sqrt(1 - alpha_bar): how much of eps is in x."""
+        return self.sigma * self.signal_rate
+
+    @property
+    def alpha_bar(self) -> float:
+        """The share of x's variance that is picture (Ho et al. 2020, eq. 4)."""
+        return self.signal_rate**2
+
+
+CLEAN = Level(t=-1, sigma=0.0)  # t counts from 0, which is a little noisy already: one before it
+
+
+class Prediction(NamedTuple):
+    """What the network makes of x, each b c h w. x0 and eps say the same: they add up to x."""
+
+    x0: Tensor  # the picture it believes in
+    eps: Tensor  # the noise it believes in
+    eps_uncond: Tensor | None  # the two halves of guidance; None where not computed
+    eps_cond: Tensor | None
+
+
+# denoise(x, level) -> Prediction, with x variance-preserving at that level
+Denoiser = Callable[[Tensor, Level], Prediction]
+
+
+class Schedule:
+    """The table of noise levels that a model was trained on, and ways to walk down it."""
+
+    def __init__(self, config: ScheduleConfig):
+        self.config = config
+        # "Scaled linear": even steps in sqrt(beta). CompVis computes it in float64 (ldm util.py).
+        first, last = config.beta_start**0.5, config.beta_end**0.5
+        betas = torch.linspace(first, last, config.timesteps, dtype=torch.float64) ** 2
+        self.alpha_bar = torch.cumprod(1 - betas, dim=0)
+        self.sigmas = ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
+        self._log_sigmas = self.sigmas.log().numpy()
+
+    def sigma(self, t: float | Tensor) -> Tensor:
+        """Sigma at t. Between two whole t, log sigma is interpolated (k-diffusion, external.py).
+
+        t: one number or b of them, 0 … timesteps - 1    returns: same shape, float64, on the CPU
+        """
+        t = torch.as_tensor(t).cpu().double()
+        top = self.config.timesteps - 1
+        if t.min() < 0 or t.max() > top:
+            raise ValueError(f"t must lie between 0 and {top}, got {t.min():g} to {t.max():g}.")
+        log_sigma = np.interp(t.numpy(), np.arange(top + 1), self._log_sigmas)
+        return torch.as_tensor(log_sigma).exp()
+
+    def at_t(self, t: float) -> Level:
+        """The level of one t."""
+        return Level(t, self.sigma(t).item())
+
+    def at_sigma(self, sigma: float) -> Level:
+        """The level of one sigma; its t is usually fractional, and ends where the table does."""
+        steps = np.arange(self.config.timesteps)
+        return Level(float(np.interp(np.log(sigma), self._log_sigmas, steps)), float(sigma))
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
+        """The forward process: x0 as it looks at t, in one go (Ho et al. 2020, eq. 4).
+
+        x0, noise: b c h w    t: one number, or b of them    returns: b c h w
+        """
+        signal_rate, noise_rate = self._rates(t, x0)
+        return signal_rate * x0 + noise_rate * noise
+
+    def velocity(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
+        """What a v network should answer to add_noise(x0, noise, t) (Salimans & Ho 2022)."""
+        signal_rate, noise_rate = self._rates(t, x0)
+        return signal_rate * noise - noise_rate * x0
+
+    def _rates(self, t: float | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The two rates at t, 1 1 1 or b 1 1 1, on the device and in the precision of `like`."""
+        sigma = rearrange(self.sigma(t), "... -> ... 1 1 1")
+        signal_rate = (1 + sigma**2) ** -0.5
+        noise_rate = sigma * signal_rate
+        return signal_rate.to(like), noise_rate.to(like)
+
+    def leading(self, steps: int) -> list[Level]:
+        """1, 1 + stride, 1 + 2 stride … from the top down: what SD's DDIM and PLMS walk.
+
+        The stride is timesteps // steps, so the walk may begin well below the noisiest level.
+        At steps = timesteps the + 1 would leave the table: then it is timesteps - 1 … 0.
+        """
+        stride = self.config.timesteps // self._checked(steps)
+        first = 0 if steps == self.config.timesteps else 1
+        return [self.at_t(first + stride * k) for k in reversed(range(steps))]
+
+    def linspace(self, steps: int) -> list[Level]:
+        """Whole t, as even as rounding allows, both ends included (one step: the noisiest)."""
+        top = self.config.timesteps - 1
+        ramp = np.linspace(0 if steps > 1 else top, top, self._checked(steps))
+        return [self.at_t(int(t)) for t in reversed(ramp.round())]
+
+    def trailing(self, steps: int) -> list[Level]:
+        """Whole t from the noisiest down in even strides, 0 left out (Lin et al. 2024, table 2)."""
+        stride = self.config.timesteps / self._checked(steps)
+        ramp = np.arange(self.config.timesteps, 0, -stride)[
+            :steps
+        ]  # rounding may make one too many
+        return [self.at_t(int(t) - 1) for t in ramp.round()]
+
+    def uniform(self, steps: int) -> list[Level]:
+        """Even in t, fractions kept, both ends included: k-diffusion's get_sigmas."""
+        ramp = np.linspace(self.config.timesteps - 1, 0, self._checked(steps))
+        return [self.at_t(float(t)) for t in ramp]
+
+    def karras(self, steps: int) -> list[Level]:
+        """Even in sigma^(1/7): small strides at the end (Karras et al. 2022, eq. 5, rho = 7)."""
+        low, high = self.sigmas[0].item(), self.sigmas[-1].item()
+        ramp = np.linspace(high ** (1 / 7), low ** (1 / 7), self._checked(steps))
+        return [self.at_sigma(sigma) for sigma in ramp**7]
+
+    def _checked(self, steps: int) -> int:
+        if not 1 <= steps <= self.config.timesteps:
+            raise ValueError(f"steps must be 1 to {self.config.timesteps}, got {steps}.")
+        return steps

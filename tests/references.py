@@ -1,0 +1,69 @@
+"""The references that do not import as they are: they ask for packages that we never reach.
+
+Each is imported beside empty stand-ins, which are taken away again. A reference that fails to
+import fails the tests that need it.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+__all__ = ["clip", "k_diffusion", "open_clip", "transformers"]
+
+
+class StandIn(ModuleType):
+    """An empty module that anything can be imported from, and nothing can be done with."""
+
+    def __getattr__(self, name: str) -> "StandIn":
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return StandIn(name)
+
+    def __mro_entries__(self, bases: tuple) -> tuple:
+        return ()  # a class may be derived from it: it then has no base
+
+
+@contextmanager
+def stand_ins(*names: str) -> Iterator[None]:
+    """Let `import name` give an empty module, unless the real one is imported already."""
+    absent = [name for name in names if name not in sys.modules]
+    sys.modules.update({name: StandIn(name) for name in absent})
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
+
+
+with stand_ins(
+    "clip",
+    "cleanfid",
+    "cleanfid.inception_torchscript",
+    "dctorch",
+    "jsonmerge",
+    "skimage",
+    "torchdiffeq",
+    "torchsde",
+    "torchvision",
+    "torchvision.transforms",
+):
+    import k_diffusion.external
+    import k_diffusion.sampling
+
+# transformers looks for torchvision by itself, and must not find the stand-in.
+import transformers  # noqa: E402
+
+with stand_ins(
+    "pkg_resources",
+    "torchvision",
+    "torchvision.ops",
+    "torchvision.ops.misc",
+    "torchvision.transforms",
+    "torchvision.transforms.functional",
+):
+    import packaging.version
+
+    sys.modules["pkg_resources"].packaging = packaging  # clip asks it for torch's version
+    import clip
+    import open_clip
