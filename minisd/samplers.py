@@ -19,7 +19,7 @@ from math import log, sqrt
 from typing import NamedTuple
 
 import torch
-from numpy.polynomial import Polynomial
+from numpy.polynomial.polynomial import polyfromroots, polyint, polyval
 from torch import Tensor
 
 from minisd.schedule import CLEAN, Denoiser, Level, Prediction, Schedule
@@ -220,9 +220,9 @@ def lms_weights(sigmas: list[float], sigma_to: float) -> list[float]:
     weights = []
     for here in points:
         others = [point for point in points if point != here]
-        basis = Polynomial.fromroots(others)
-        area = basis.integ()  # 0 at 0, where the integral begins
-        weights.append(float(area(sigma_to - sigmas[0]) / basis(here)))
+        basis = polyfromroots(others)
+        area = polyval(sigma_to - sigmas[0], polyint(basis))  # the integral begins at 0
+        weights.append(float(area / polyval(here, basis)))
     return weights
 
 
@@ -232,8 +232,8 @@ def dpmpp_2m(
     """Blend x with the guess, the guess led on by how it changed since the step before.
 
     DPM-Solver++(2M), Lu et al. 2022, algorithm 2, where the blend is exact for a constant guess.
-    As in its authors' code, the step to sigma 0 takes the plain guess, and so does the last of fewer
-    than 15: far-apart guesses extrapolate badly. One evaluation per step.
+    As in its authors' code, the step to sigma 0 takes the plain guess, and so does the last one of
+    fewer than 15: far-apart guesses extrapolate badly. One evaluation per step.
     """
     x = x / levels[0].signal_rate
     steps = len(levels) - 1
