@@ -1,0 +1,114 @@
+"""The shape of the package: who imports whom, and how large files and functions may grow."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "minisd"
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODELS = ["attention", "clip", "unet", "vae"]
+CORE = [*MODELS, "config", "tokenizer", "schedule", "guidance", "samplers", "trace", "checkpoints"]
+REFERENCES = {"diffusers", "transformers", "open_clip", "clip", "ldm", "k_diffusion", "torchvision"}
+
+# part of the package -> the parts it may import; config is allowed everywhere
+MAY_IMPORT = {
+    "config": [],
+    "tokenizer": [],
+    "attention": [],
+    "trace": [],
+    "schedule": [],
+    "clip": ["attention"],
+    "unet": ["attention"],
+    "vae": ["attention"],
+    "samplers": ["schedule"],
+    "guidance": ["schedule"],
+    "checkpoints": [*MODELS, "tokenizer", "checkpoints"],
+    "pipeline": CORE,
+    "compare": ["trace", "checkpoints"],
+    "tasks": [*CORE, "pipeline", "tasks"],
+    "adapters": [*CORE, "pipeline", "adapters"],
+    "training": [*CORE, "pipeline", "tasks", "adapters", "training"],
+    "teaching": [*CORE, "pipeline", "tasks", "adapters", "training", "compare", "teaching"],
+    "cli": [*CORE, "pipeline", "tasks", "adapters", "training", "compare", "teaching"],
+    "__init__": ["checkpoints", "pipeline"],
+}
+
+
+def part_of(path: Path) -> str:
+    """The top-level part that a file belongs to: "unet", "checkpoints" …"""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported(path: Path) -> set[str]:
+    """The dotted names of every module that a file imports, wherever in the file."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} imports relatively: write minisd.…"
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {node.module} | (inside if node.module == "minisd" else set())
+    return names
+
+
+def code_lines(source: str) -> set[int]:
+    """The numbers of the lines that are not blank, comment or docstring."""
+    docstring_lines = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            docstring_lines |= set(range(node.lineno, node.end_lineno + 1))
+    numbered = enumerate(source.splitlines(), start=1)
+    code = [n for n, line in numbered if line.strip() and not line.strip().startswith("#")]
+    return set(code) - docstring_lines
+
+
+def code_in(*parts: str) -> int:
+    files = [path for path in FILES if part_of(path) in parts]
+    return sum(len(code_lines(path.read_text(encoding="utf-8"))) for path in files)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_follow_the_rule(path):
+    part = part_of(path)
+    allowed = {*MAY_IMPORT[part], "config"}
+    for name in imported(path):
+        if name.startswith("minisd.") and name != "minisd.__version__":
+            assert name.split(".")[1] in allowed, f"{part} must not import {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_reference_library_in_the_package(path):
+    if part_of(path) != "compare":
+        roots = {name.split(".")[0] for name in imported(path)}
+        # the doctor only looks whether torchvision breaks transformers
+        known = {"torchvision"} if path.name == "cli.py" else set()
+        assert not (roots & REFERENCES) - known
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_fit_on_a_screen(path):
+    source = path.read_text(encoding="utf-8")
+    code = code_lines(source)
+    assert len(code) <= 300
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            body = set(range(node.body[0].lineno, node.end_lineno + 1))
+            assert len(code & body) <= 30, f"{path.name}: {node.name} is too long"
+
+
+def test_the_networks_fit_in_800_lines():
+    assert code_in(*MODELS) <= 800
+
+
+def test_the_package_fits_in_4500_lines():
+    everything = {part_of(path) for path in FILES} - {"teaching"}
+    assert code_in(*everything) <= 4500
+
+
+def test_weights_are_read_strictly_and_safely():
+    for path in FILES:
+        source = path.read_text(encoding="utf-8").replace(" ", "")
+        assert "strict=False" not in source, path.name
+        assert "weights_only=False" not in source, path.name
