@@ -99,7 +99,7 @@ def learn_merges(word_counts: dict[str, int], amount: int) -> list[Pair]:
     """Join the most frequent pair of neighbours, again and again: the joins are the vocabulary.
 
     Of equally frequent pairs the one with the lower ids wins, so the order of the texts is
-    without influence. Returns fewer merges than asked for when no pair is left.
+    without influence. Returns fewer merges than asked for if every word has become one piece.
     """
     ids = {piece: index for index, piece in enumerate(ALPHABET)}
     words = {word: spell(word) for word in word_counts}
@@ -115,11 +115,10 @@ def learn_merges(word_counts: dict[str, int], amount: int) -> list[Pair]:
         tally(word, times)
     merges: list[Pair] = []
     while len(merges) < amount:
-        # A second way to the same piece ("th" + "e", "t" + "he") would waste an id.
-        left = [pair for pair in counts if counts[pair] > 0 and "".join(pair) not in ids]
-        if not left:
+        present = +counts  # without the pairs that have been joined away
+        if not present:
             break
-        best = min(left, key=lambda pair: (-counts[pair], ids[pair[0]], ids[pair[1]]))
+        best = min(present, key=lambda pair: (-counts[pair], ids[pair[0]], ids[pair[1]]))
         merges.append(best)
         ids["".join(best)] = len(ids)
         for word in holders.pop(best):
