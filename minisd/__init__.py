@@ -35,8 +35,10 @@ def load(
 
     Raises ValueError where the file is no model, is cut off, or does not fit; it names the mend.
     """
-    from minisd.checkpoints.load import load as load_parts  # imported here: torch takes seconds
+    import torch  # imported here: it takes seconds
+
+    from minisd.checkpoints.load import load as load_parts
     from minisd.pipeline import StableDiffusion
 
-    parts = load_parts(source, device=device, dtype=dtype, prediction=prediction, ema=ema)
+    parts = load_parts(source, device, dtype or torch.float32, prediction, ema)
     return StableDiffusion(parts.config, parts.tokenizer, parts.text_encoder, parts.unet, parts.vae)

@@ -78,20 +78,14 @@ def generate(options: argparse.Namespace) -> None:
     }
     prompts = [options.prompt] * options.number
     walk = sd.txt2img_steps(prompts, seed=options.seed, **settings)
-    guesses = []
-    for step in progress_bar(walk, options.steps):
-        if options.every_step:
-            guesses.append(step.prediction.x0)
-    pictures = to_pil(sd.decode(step.x))
+    steps = list(progress_bar(walk, options.steps))
+    pictures = to_pil(sd.decode(steps[-1].x))
     for i, (picture, path) in enumerate(zip(pictures, outputs)):
         about = {"prompt": options.prompt, "seed": options.seed + i, "model": options.model}
         write_png(picture, path, about | settings)
-        print(path)
         if options.every_step:
-            strip = side_by_side([to_pil(sd.decode(guess[i : i + 1]))[0] for guess in guesses])
-            strip_path = path.with_stem(f"{path.stem}-steps")
-            write_png(strip, strip_path, about | settings)
-            print(strip_path)
+            guesses = [to_pil(sd.decode(step.prediction.x0[i : i + 1]))[0] for step in steps]
+            write_png(side_by_side(guesses), strip_path(path), about | settings)
 
 
 def progress_bar(walk, steps: int):
@@ -131,6 +125,11 @@ def write_png(picture, path: Path, settings: dict) -> None:
     info = PngInfo()
     info.add_text("minisd", json.dumps(settings))
     picture.save(path, pnginfo=info)
+    print(path)
+
+
+def strip_path(path: Path) -> Path:
+    return path.with_stem(f"{path.stem}-steps")
 
 
 def side_by_side(pictures: list):
