@@ -56,6 +56,9 @@ class StableDiffusion:
             each through the transformer by itself: b 77*chunks context_dim
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
+        if not 0 <= clip_skip <= self.config.text.layers:
+            layers = self.config.text.layers
+            raise ValueError(f"clip_skip must be 0 to {layers}, got {clip_skip}.")
         if extended:
             return self._embed_extended(prompts, clip_skip)
         return self.text_encoder(self.tokenizer(prompts).to(self.device), clip_skip)
@@ -113,6 +116,8 @@ class StableDiffusion:
         generators = seeded(seed, len(prompts))
         if latent is None:
             latent = self._noise(generators, width, height)
+        else:
+            self._check_latent(latent, len(prompts))
         negatives = [negative_prompt] * len(prompts)
         contexts = self.embed(negatives + prompts, clip_skip, extended)
         uncond, cond = rearrange(contexts, "(half b) m c -> half b m c", half=2)
@@ -164,6 +169,15 @@ class StableDiffusion:
         check_size(width, height, self.config)
         shape = (1, vae.latent_channels, height // vae.factor, width // vae.factor)
         return torch.cat([torch.randn(shape, generator=each) for each in generators])
+
+    def _check_latent(self, latent: Tensor, count: int) -> None:
+        vae = self.config.vae
+        if latent.ndim != 4 or latent.shape[:2] != (count, vae.latent_channels):
+            raise ValueError(
+                f"the latent has shape {tuple(latent.shape)}: {count} prompts need "
+                f"{count} {vae.latent_channels} h w."
+            )
+        check_size(latent.shape[3] * vae.factor, latent.shape[2] * vae.factor, self.config)
 
     def _check_text_only(self) -> None:
         expected, given = self.config.unet.in_channels, self.config.vae.latent_channels
