@@ -11,6 +11,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import islice, pairwise, takewhile
+from math import inf
 from pathlib import Path
 
 import ftfy
@@ -160,7 +161,11 @@ class Tokenizer:
 
     @classmethod
     def clip(cls, pad_token: int | None = None) -> "Tokenizer":
-        """The official vocabulary of 49408, as both SD v1 (pad_token=None) and v2 (0) use it."""
+        """The official vocabulary of 49408, as both SD v1 (pad_token=None) and v2 (0) use it.
+
+        A mark typed into a prompt becomes its id, as in OpenAI's tokenizer; open_clip, SD v2's own,
+        listens to <start_of_text> and <end_of_text> there.
+        """
         with gzip.open(WEIGHTS / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as file:
             lines = islice(file, 1, 1 + CLIP_MERGES)  # the first line is a title
             return cls([tuple(line.split()) for line in lines], pad_token)
@@ -185,7 +190,7 @@ class Tokenizer:
         """Apply the merges to a word, the earliest learnt first: "beach" -> ["beach</w>"]."""
         symbols = spell(word)
         while len(symbols) > 1:
-            first = min(pairwise(symbols), key=lambda pair: self.ranks.get(pair, self.vocab_size))
+            first = min(pairwise(symbols), key=lambda pair: self.ranks.get(pair, inf))
             if first not in self.ranks:
                 break
             symbols = join(symbols, first)
@@ -278,13 +283,14 @@ class Tokenizer:
         path.mkdir(parents=True, exist_ok=True)
         merges = ["#version: 0.2", *(" ".join(pair) for pair in self.merges), ""]
         (path / "merges.txt").write_text("\n".join(merges), encoding="utf-8")
-        marks = {"bos_token": BEGIN, "eos_token": END, "unk_token": END}
         settings = {
             "tokenizer_class": "CLIPTokenizer",
             "model_max_length": self.max_length,
-            **marks,
+            "bos_token": BEGIN,
+            "eos_token": END,
+            "unk_token": END,
+            "pad_token": self.vocabulary[self.pad_token],
         }
-        settings["pad_token"] = self.vocabulary[self.pad_token]
         for name, content in {"vocab": self.ids, "tokenizer_config": settings}.items():
             text = json.dumps(content, ensure_ascii=False, indent=2)
             (path / f"{name}.json").write_text(text, encoding="utf-8")
@@ -307,9 +313,11 @@ def read_folder(path: Path) -> Tokenizer:
     marks = _read_json(path / "tokenizer_config.json")
     # Where the two differ, as in the official folder of SD v2, this older file is the right one.
     marks = marks | _read_json(path / "special_tokens_map.json")
-    pad = marks.get("pad_token", END)
+    pad = marks.get("pad_token") or END
     pad = pad["content"] if isinstance(pad, dict) else pad
-    tokenizer = Tokenizer(merges, ids.get(pad))
+    if pad not in ids:
+        raise ValueError(f"its pad_token {pad!r} is not in its vocabulary")
+    tokenizer = Tokenizer(merges, ids[pad])
     if tokenizer.ids != ids:
         raise ValueError("its ids are not laid out as CLIP's: characters, merges, begin, end")
     return tokenizer

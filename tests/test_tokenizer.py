@@ -396,6 +396,13 @@ def test_the_official_v2_folder_contradicts_itself_and_pads_with_zero(small, tmp
     assert Tokenizer.load(tmp_path).pad_token == 1
 
 
+def test_a_folder_s_unknown_pad_token_is_refused(small, tmp_path):
+    small.save_folder(tmp_path)
+    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "[PAD]"}')
+    with pytest.raises(ValueError, match=r"pad_token '\[PAD\]' is not in its vocabulary"):
+        Tokenizer.load(tmp_path)
+
+
 def test_an_empty_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"holds neither vocab.json with merges.txt"):
         Tokenizer.load(tmp_path)
