@@ -31,8 +31,8 @@ ALTERED = 0.15  # of the autoencoder's pictures
 
 # All lengths are fractions of the canvas.
 ALONE = (0.72, 0.77, 0.82, 0.87)  # how wide a lone thing is
-BESIDE = (0.42, 0.46)  # and each of two
-SHIFT = 3 / 64
+BESIDE = (0.42, 0.45)  # and each of two
+SHIFT = 3 / 64  # from the middle, either way; with it a thing still fits
 JITTER = 12  # of 255: how far a ground's shade is from its colour's, per channel
 
 COMPOSE, ALTER = 0, 1  # two streams of random numbers per batch, so that neither shifts the other
@@ -141,12 +141,11 @@ def tinted(tile: np.ndarray, colour: str) -> np.ndarray:
 def place(
     index: int, count: int, pixels: int, size: int, rng: np.random.Generator
 ) -> tuple[int, int]:
-    """Top and left of a thing: centred (of two: in its half), a little shifted, never cut off."""
+    """Top and left of a thing: centred (of two: in its half), a little shifted."""
     shift_x, shift_y = SHIFT * size * rng.uniform(-1, 1, 2)
     middle_x = size * (index + 0.5) / count + shift_x / count
     middle_y = size / 2 + shift_y * count  # two are half as big: there is more room up and down
-    top, left = round(middle_y - pixels / 2), round(middle_x - pixels / 2)
-    return min(max(top, 0), size - pixels), min(max(left, 0), size - pixels)
+    return round(middle_y - pixels / 2), round(middle_x - pixels / 2)
 
 
 def compose(

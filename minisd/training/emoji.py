@@ -109,7 +109,8 @@ def read_package(folder: Path, pattern: str) -> tuple[dict, dict]:
     found = sorted(folder.glob(pattern))
     if len(found) != 1:
         raise ValueError(
-            f"{folder} holds {len(found)} files like {pattern}, expected one: npm pack it"
+            f"{folder} holds {len(found)} files named {pattern}, and one is needed: "
+            "fetch it with the `npm pack` that this script's docstring gives."
         )
     with tarfile.open(found[0]) as packed:
         icons = json.load(packed.extractfile("package/icons.json"))
