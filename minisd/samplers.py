@@ -296,7 +296,7 @@ def sampler_levels(
     known("sampler", name, SAMPLERS)
     spacing = spacing or ("uniform" if name in SIGMA_SAMPLERS else "leading")
     final = final or ("sigma_min" if name in ("ddim", "plms") else "zero")
-    ends = {"zero": CLEAN, "sigma_min": schedule.at_t(0)}
+    ends = {"zero": CLEAN, "sigma_min": schedule.at(0)}
     spaced = known("spacing", spacing, SPACINGS)
     return [*spaced(schedule, steps), known("final", final, ends)]
 

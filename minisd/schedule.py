@@ -5,7 +5,7 @@ x = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps. Divided by sqrt(alpha_bar), th
 x0 + sigma eps with sigma² = (1 - alpha_bar) / alpha_bar: the coordinate of the sigma samplers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -81,14 +81,19 @@ class Schedule:
         log_sigma = np.interp(t.numpy(), np.arange(top + 1), self._log_sigmas)
         return torch.as_tensor(log_sigma).exp()
 
-    def at_t(self, t: float) -> Level:
+    def at(self, t: float) -> Level:
         """The level of one t."""
         return Level(t, self.sigma(t).item())
 
-    def at_sigma(self, sigma: float) -> Level:
-        """The level of one sigma; its t is usually fractional, and ends where the table does."""
-        steps = np.arange(self.config.timesteps)
-        return Level(float(np.interp(np.log(sigma), self._log_sigmas, steps)), float(sigma))
+    def levels(self, ts: Sequence[float]) -> list[Level]:
+        """The level of each t."""
+        sigmas = self.sigma(torch.tensor(ts, dtype=torch.float64)).tolist()
+        return [Level(t, sigma) for t, sigma in zip(ts, sigmas, strict=True)]
+
+    def levels_of_sigmas(self, sigmas: Sequence[float]) -> list[Level]:
+        """The level of each sigma; its t is usually fractional, and stops where the table does."""
+        ts = np.interp(np.log(sigmas), self._log_sigmas, np.arange(self.config.timesteps))
+        return [Level(t, sigma) for t, sigma in zip(ts.tolist(), sigmas, strict=True)]
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
         """The forward process: x0 as it looks at t, in one go (Ho et al. 2020, eq. 4).
@@ -118,32 +123,30 @@ class Schedule:
         """
         stride = self.config.timesteps // self._checked(steps)
         first = 0 if steps == self.config.timesteps else 1
-        return [self.at_t(first + stride * k) for k in reversed(range(steps))]
+        return self.levels([first + stride * k for k in reversed(range(steps))])
 
     def linspace(self, steps: int) -> list[Level]:
         """Whole t, as even as rounding allows, both ends included (one step: the noisiest)."""
         top = self.config.timesteps - 1
         ramp = np.linspace(0 if steps > 1 else top, top, self._checked(steps))
-        return [self.at_t(int(t)) for t in reversed(ramp.round())]
+        return self.levels([int(t) for t in reversed(ramp.round())])
 
     def trailing(self, steps: int) -> list[Level]:
-        """Whole t from the noisiest down in even strides, 0 left out (Lin et al. 2024, table 2)."""
+        """Whole t, even strides from the noisiest down to just before t = -1 (Lin et al. 2024)."""
         stride = self.config.timesteps / self._checked(steps)
-        ramp = np.arange(self.config.timesteps, 0, -stride)[
-            :steps
-        ]  # rounding may make one too many
-        return [self.at_t(int(t) - 1) for t in ramp.round()]
+        ramp = np.arange(self.config.timesteps, 0, -stride)[:steps]  # rounding may add one
+        return self.levels([int(t) - 1 for t in ramp.round()])
 
     def uniform(self, steps: int) -> list[Level]:
         """Even in t, fractions kept, both ends included: k-diffusion's get_sigmas."""
         ramp = np.linspace(self.config.timesteps - 1, 0, self._checked(steps))
-        return [self.at_t(float(t)) for t in ramp]
+        return self.levels(ramp.tolist())
 
     def karras(self, steps: int) -> list[Level]:
         """Even in sigma^(1/7): small strides at the end (Karras et al. 2022, eq. 5, rho = 7)."""
         low, high = self.sigmas[0].item(), self.sigmas[-1].item()
         ramp = np.linspace(high ** (1 / 7), low ** (1 / 7), self._checked(steps))
-        return [self.at_sigma(sigma) for sigma in ramp**7]
+        return self.levels_of_sigmas((ramp**7).tolist())
 
     def _checked(self, steps: int) -> int:
         if not 1 <= steps <= self.config.timesteps:

@@ -7,7 +7,10 @@ import fails the tests that need it.
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+
+import torch
+from torch import Tensor
 
 __all__ = ["clip", "k_diffusion", "open_clip", "transformers"]
 
@@ -67,3 +70,25 @@ with stand_ins(
     sys.modules["pkg_resources"].packaging = packaging  # clip asks it for torch's version
     import clip
     import open_clip
+
+
+def compvis_states(
+    sampler: type, alpha_bar: Tensor, network, noise: Tensor, steps: int, **settings
+) -> list[Tensor]:
+    """Every state but the first of CompVis' own loop, DDIMSampler or PLMSSampler, on any network.
+
+    alpha_bar: 1000, float64    network(x, t, context) -> eps
+    """
+    before = torch.cat([torch.ones(1, dtype=alpha_bar.dtype), alpha_bar[:-1]])
+    model = SimpleNamespace(
+        num_timesteps=len(alpha_bar),
+        betas=1 - alpha_bar / before,
+        alphas_cumprod=alpha_bar,
+        alphas_cumprod_prev=before,
+        device="cpu",
+        parameterization="eps",
+        apply_model=network,
+    )
+    size = {"batch_size": len(noise), "shape": noise.shape[1:], "x_T": noise}
+    _, seen = sampler(model).sample(S=steps, log_every_t=1, verbose=False, **size, **settings)
+    return seen["x_inter"][1:]
