@@ -1,0 +1,271 @@
+"""A model's file or folder laid open: its config, and its tensors under our names, as stored.
+
+The cover is exact: every weight that the networks need is there once and in the right shape, and
+whatever else the file holds is of a kind known not to be needed.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from minisd.checkpoints.detect import MODEL, USES, config_from_tensors, kind
+from minisd.checkpoints.names import (
+    from_official,
+    is_v2,
+    model_rows,
+    prefixes,
+    to_official,
+    usual_name,
+)
+from minisd.checkpoints.read import metadata, read, read_json
+from minisd.checkpoints.settings import from_folder, from_metadata
+from minisd.clip import TextTransformer
+from minisd.config import ModelConfig, ScheduleConfig
+from minisd.tokenizer import Tokenizer
+from minisd.unet import UNet
+from minisd.vae import VAE
+
+ENDINGS = (".safetensors", ".ckpt")
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # what folders call weights
+SHOWN = 3  # names per list in an error
+
+OUR_PREFIXES = {part: f"{part}." for part in ("text_encoder", "unet", "vae")}  # a folder's as well
+
+# What published files hold beside the weights we use, whole names. Anything else is an error.
+NOT_NEEDED = {
+    "averaged U-Net weights, read with ema=True": r"model_ema\..*",
+    "the noise schedule, computed anew": r"betas|\w*alphas_cumprod\w*|posterior_\w*|lvlb_weights",
+    "position numbers": r".*\.position_ids",
+    "the causal mask": r"cond_stage_model\.model\.attn_mask",
+    "what compares text with pictures": r".*\.(logit_scale|text_projection(\.weight)?)",
+    "the last text layer, which v2 does not use": r"cond_stage_model\.model\.transformer\.LAST.*",
+    "what only training needs": r"(first_stage_model\.)?(loss|model_ema)\..*|logvar",
+    "a depth estimator": r"depth_model\..*",
+}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a model's file or folder holds.
+
+    parts: text_encoder, unet and vae, each by our names
+    not_needed: what else there is, by the file's names
+    known_by: where it is said whether the U-Net predicts eps or v; None if nowhere
+    """
+
+    layout: str  # "ours", "original" or "diffusers"
+    config: ModelConfig
+    tokenizer: Tokenizer
+    parts: dict[str, dict[str, Tensor]]
+    not_needed: dict[str, Tensor]
+    known_by: str | None
+
+
+def lay_open(path: Path, prediction: str | None = None, ema: bool = False) -> Contents:
+    """Read a model without building it. Raises ValueError as load() does."""
+    if prediction not in (None, "eps", "v"):
+        raise ValueError(f'prediction is {prediction!r}: only "eps" and "v" are known.')
+    contents = open_folder(path) if path.is_dir() else open_file(path, prediction, ema)
+    rows, ids = contents.config.text.vocab_size, contents.tokenizer.vocab_size
+    if ids > rows:
+        raise ValueError(f"{path.name} has vectors for {rows} tokens, but a tokenizer of {ids}.")
+    if prediction is None:
+        return contents
+    schedule = replace(contents.config.schedule, prediction=prediction)
+    config = replace(contents.config, schedule=schedule)
+    return replace(contents, config=config, known_by="the argument prediction=")
+
+
+def blank(config: ModelConfig) -> dict[str, nn.Module]:
+    """The three networks without weights, which costs neither time nor memory."""
+    with torch.device("meta"):
+        return {
+            "text_encoder": TextTransformer(config.text),
+            "unet": UNet(config.unet),
+            "vae": VAE(config.vae),
+        }
+
+
+# ---- single files ----------------------------------------------------------------------------
+
+
+def open_file(path: Path, prediction: str | None, ema: bool) -> Contents:
+    """An original single file, or one of our own."""
+    tensors, stored = read(path), metadata(path)
+    what = kind(tensors)
+    if what != MODEL:
+        use = USES.get(what, "minisd loads Stable Diffusion v1 and v2 models")
+        raise ValueError(f"{path.name} is a {what}, not a whole model: {use}.")
+    try:
+        if "minisd" in stored:
+            config, tokenizer = from_metadata(stored)
+            known_by = "the settings in its header"
+        else:
+            tensors = {usual_v1_name(key): tensor for key, tensor in tensors.items()}
+            config = config_from_tensors(tensors, path.stem)
+            tokenizer = Tokenizer.clip(config.text.pad_token)
+            said, known_by = stated_prediction(path, stored, config, prediction)
+            config = settled(config, said)
+        tensors = averaged(tensors) if ema else tensors
+    except ValueError as error:
+        raise ValueError(f"{path.name} {error}") from error
+    layout = "ours" if any(key.startswith("unet.") for key in tensors) else "original"
+    parts, rest = cover(tensors, config, layout, path.name)
+    return Contents(layout, config, tokenizer, parts, rest, known_by)
+
+
+def usual_v1_name(key: str) -> str:
+    """Some programs wrote v1's text names without "text_model."."""
+    prefix = "cond_stage_model.transformer."
+    if not key.startswith(prefix):
+        return key
+    return prefix + usual_name(key.removeprefix(prefix), "text_encoder")
+
+
+def averaged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put the averaged weights, whose names were flattened, in place of the U-Net's last ones."""
+    unet = [key for key in tensors if key.startswith("model.diffusion_model.")]
+    names = {key: "model_ema." + key.removeprefix("model.").replace(".", "") for key in unet}
+    absent = [name for name in names.values() if name not in tensors]
+    if absent or not unet:
+        raise ValueError(f"lacks averaged weights ({len(absent)} of them): load without ema=True")
+    return dict(tensors) | {key: tensors[name] for key, name in names.items()}
+
+
+# ---- eps or v --------------------------------------------------------------------------------
+
+
+def stated_prediction(
+    path: Path, stored: Mapping[str, str], config: ModelConfig, prediction: str | None
+) -> tuple[str | None, str | None]:
+    """What the U-Net of an original file predicts and who says so; (None, None) if nobody does.
+
+    A checksum of the whole file could tell the published ones, but takes longer than trying it.
+    """
+    if prediction:
+        return prediction, "the argument prediction="
+    header = stored.get("modelspec.prediction_type", "")  # as Kohya's trainer writes it
+    if header in ("epsilon", "v"):
+        return ("v" if header == "v" else "eps"), "modelspec.prediction_type in its header"
+    yaml = path.with_suffix(".yaml")
+    if yaml.exists():
+        is_v = re.search(r"""parameterization:\s*["']?v\b""", yaml.read_text(encoding="utf-8"))
+        return (
+            "v" if is_v else "eps"
+        ), f"{yaml.name} beside it"  # where it says nothing, eps is the default
+    if not is_v2(config):
+        return "eps", "its family: all v1 models do"
+    if config.unet.in_channels != 4:
+        return "eps", f"its {config.unet.in_channels} input channels"
+    return None, None
+
+
+def settled(config: ModelConfig, prediction: str | None) -> ModelConfig:
+    """With what no tensor tells: the published models that predict v are made for 768 pixels."""
+    schedule = ScheduleConfig(prediction=prediction or "eps")
+    return replace(config, schedule=schedule, size=768 if prediction == "v" else 512)
+
+
+# ---- diffusers folders -----------------------------------------------------------------------
+
+
+def open_folder(path: Path) -> Contents:
+    """A diffusers folder. The safety checker and what else it may hold is not looked at."""
+    absent = [part for part in (*OUR_PREFIXES, "tokenizer") if not (path / part).is_dir()]
+    if absent:
+        files = [file.name for file in sorted(path.glob("*.*")) if file.suffix in ENDINGS]
+        hint = f"did you mean the file {files[0]} in it?" if files else "check the path."
+        raise ValueError(
+            f"The folder {path} is no diffusers model (it has no {', '.join(absent)}): {hint}"
+        )
+    if (path / "text_encoder_2").is_dir():
+        raise ValueError(
+            f"{path} is an SDXL model: minisd loads Stable Diffusion v1 and v2 models."
+        )
+    try:
+        config, tokenizer = from_folder(path), Tokenizer.load(path / "tokenizer")
+    except ValueError as error:
+        raise ValueError(f"{path.name} {error}") from error
+    tensors = {}
+    for part, prefix in OUR_PREFIXES.items():
+        for file in weight_files(path / part):
+            tensors |= {prefix + usual_name(key, part): value for key, value in read(file).items()}
+    parts, rest = cover(tensors, config, "diffusers", path.name)
+    pad = None if tokenizer.pad_token == tokenizer.end else tokenizer.pad_token
+    config = replace(config, text=replace(config.text, pad_token=pad))
+    return Contents("diffusers", config, tokenizer, parts, rest, "its scheduler's settings")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The file or the shards with a part's weights: full precision first, .safetensors first."""
+    for variant in ("", ".fp16"):
+        for ending in (".safetensors", ".bin"):
+            for stem in STEMS:
+                whole = folder / f"{stem}{variant}{ending}"
+                if whole.exists():
+                    return [whole]
+                index = folder / f"{stem}{ending}.index{variant}.json"
+                if index.exists():
+                    names = read_json(index)["weight_map"].values()
+                    return [folder / name for name in sorted(set(names))]
+    raise ValueError(
+        f"{folder} holds no weights (such as {STEMS[0]}.safetensors): fetch them again."
+    )
+
+
+# ---- the exact cover -------------------------------------------------------------------------
+
+
+def cover(
+    tensors: Mapping[str, Tensor], config: ModelConfig, layout: str, name: str
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """Each part's tensors under our names, and all that is not needed under the file's.
+
+    Raises one ValueError that lists what is missing, what is too much and what has another shape.
+    """
+    rows = model_rows(config)
+    starts = prefixes(config) if layout == "original" else OUR_PREFIXES
+    needed = {}
+    for part, network in blank(config).items():
+        official = to_official(network.state_dict(), rows[part], layout)
+        needed |= {starts[part] + key: tensor for key, tensor in official.items()}
+    rest = {key: tensor for key, tensor in tensors.items() if key not in needed}
+    missing = [key for key in needed if key not in tensors]
+    unknown = [key for key in rest if purpose(key, config) is None]
+    common = [key for key in needed if key in tensors]
+    misshapen = [key for key in common if tensors[key].shape != needed[key].shape]
+    misshapen = [f"{key} {list(tensors[key].shape)}" for key in misshapen]
+    faults = {"missing": missing, "unknown": unknown, "of another shape": misshapen}
+    if any(faults.values()):
+        raise ValueError(misfit(name, faults))
+    parts = {}
+    for part, start in starts.items():
+        within = {key.removeprefix(start): tensors[key] for key in needed if key.startswith(start)}
+        parts[part] = from_official(within, rows[part], layout)
+    return parts, rest
+
+
+def purpose(key: str, config: ModelConfig) -> str | None:
+    """What a tensor is for that we do not need; None if it is none of the known."""
+    for what, pattern in NOT_NEEDED.items():
+        layers = re.escape(f"resblocks.{config.text.layers}.")
+        if re.fullmatch(pattern.replace("LAST", layers), key):
+            return what
+    return None
+
+
+def misfit(name: str, faults: Mapping[str, list[str]]) -> str:
+    """The sentence that lists, for every kind of fault, how many there are and the first few."""
+    lists = []
+    for fault, keys in faults.items():
+        more = ", …" if len(keys) > SHOWN else ""
+        if keys:
+            lists.append(f"{len(keys)} {fault} ({', '.join(keys[:SHOWN])}{more})")
+    return (
+        f"{name} does not fit the networks that its tensors or settings describe: "
+        f"{'; '.join(lists)}. It is damaged or no SD v1 or v2 model: get another copy."
+    )

@@ -1,0 +1,174 @@
+"""What a file is, and the sizes of the model in it, told from names and shapes alone."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from minisd.checkpoints.names import PREFIXES_V1, PREFIXES_V2
+from minisd.config import OPENCLIP_H, ModelConfig, TextConfig, UNetConfig, VAEConfig
+
+MODEL = "Stable Diffusion model"
+
+# The first whose pattern occurs in some tensor's name: from the particular to the general.
+SIGNS = {
+    "SDXL model": r"^conditioner\.embedders\.",
+    "SD3 or Flux model": r"double_blocks\.|joint_blocks\.",
+    "ControlNet": r"^control_model\.|^controlnet_cond_embedding\.|^input_hint_block\.",
+    "LoRA": r"\.lora_(down|up|[AB])\.|_lora\.(down|up)\.|\.hada_w|\.lokr_w",
+    MODEL: r"^model\.diffusion_model\.|^unet\.",
+    "U-Net alone": r"^(input|down)_blocks\.",
+    "VAE": r"^decoder\.(mid|up)",
+    "text encoder": r"token_embedding\.",
+    "textual inversion": r"^string_to_param\.|^emb_params|^<[^.]*>$",
+    "hypernetwork": r"^\d+\.[01]\.",
+}
+USES = {
+    "LoRA": "load a model, then put this onto it with lora(sd, path)",
+    "ControlNet": "load a model, then let this steer it with control(sd, ControlNet.load(path), …)",
+    "textual inversion": "load a model, then teach it this word with textual_inversion(sd, path)",
+    "hypernetwork": "load a model, then put this onto it with hypernetwork(sd, path)",
+    "VAE": "load a model, then give it this one with swap_vae(sd, path)",
+}
+
+NORM_GROUPS = 32  # in every v1 and v2 network; no tensor shows it
+HEAD_WIDTH = 64  # of v2's U-Net and of both text transformers
+
+
+def kind(names: Iterable[str]) -> str:
+    """What tensors of these names make up, e.g. "LoRA".
+
+    >>> kind(["lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"])
+    'LoRA'
+    """
+    text = "\n".join(names)
+    found = (kind for kind, sign in SIGNS.items() if re.search(sign, text, re.MULTILINE))
+    return next(found, "file of a kind unknown here")
+
+
+def config_from_tensors(tensors: Mapping[str, Tensor], name: str) -> ModelConfig:
+    """The sizes of an original single file. What no tensor tells is as in the published models.
+
+    Raises ValueError where a tensor that must tell a size is absent or has too few axes.
+    """
+    v2 = has(tensors, PREFIXES_V2["text_encoder"])
+    prefixes = PREFIXES_V2 if v2 else PREFIXES_V1
+    for part, prefix in prefixes.items():
+        if not has(tensors, prefix):
+            raise ValueError(f"holds no {part} (no tensor's name begins with {prefix})")
+    text = text_v2 if v2 else text_v1
+    return ModelConfig(
+        name=name,
+        text=text(tensors, prefixes["text_encoder"]),
+        unet=unet(tensors, prefixes["unet"]),
+        vae=vae(tensors, prefixes["vae"]),
+    )
+
+
+def has(tensors: Mapping[str, Tensor], prefix: str) -> bool:
+    return any(key.startswith(prefix) for key in tensors)
+
+
+def axis(tensors: Mapping[str, Tensor], key: str, index: int) -> int:
+    """How long one axis of a tensor is."""
+    if key not in tensors:
+        raise ValueError(f"lacks {key}")
+    shape = tuple(tensors[key].shape)
+    if index >= len(shape):
+        raise ValueError(f"holds {key} in the impossible shape {shape}")
+    return shape[index]
+
+
+def count(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """How many modules are numbered under a prefix: one more than the highest number.
+
+    >>> count({"up.0.weight": None, "up.2.weight": None}, "up.")
+    3
+    """
+    numbered = re.compile(re.escape(prefix) + r"(\d+)\.")
+    matches = [numbered.match(key) for key in tensors]
+    return 1 + max((int(match[1]) for match in matches if match), default=-1)
+
+
+def unet(tensors: Mapping[str, Tensor], prefix: str) -> UNetConfig:
+    levels = unet_levels(tensors, prefix)
+    channels = tuple(axis(tensors, f"{level[0]}.0.out_layers.3.weight", 0) for level in levels)
+    attention = tuple(any(has(tensors, f"{block}.1.") for block in level) for level in levels)
+    transformer = f"{prefix}middle_block.1."
+    axis(tensors, f"{transformer}proj_in.weight", 1)
+    linear = tensors[f"{transformer}proj_in.weight"].ndim == 2
+    divisor = HEAD_WIDTH if linear else NORM_GROUPS
+    if any(width % divisor for width in channels):
+        raise ValueError(f"has U-Net levels {channels} wide, but SD's are multiples of {divisor}")
+    return UNetConfig(
+        in_channels=axis(tensors, f"{prefix}input_blocks.0.0.weight", 1),
+        out_channels=axis(tensors, f"{prefix}out.2.weight", 0),
+        channels=channels,
+        attention=attention,
+        res_blocks=len(levels[0]),
+        context_dim=axis(tensors, f"{transformer}transformer_blocks.0.attn2.to_k.weight", 1),
+        head_width=HEAD_WIDTH if linear else None,
+        linear_projection=linear,
+    )
+
+
+def unet_levels(tensors: Mapping[str, Tensor], prefix: str) -> list[list[str]]:
+    """The input blocks, level by level; a convolution called "op" ends each level but the last."""
+    levels = [[]]
+    for n in range(1, count(tensors, f"{prefix}input_blocks.")):
+        block = f"{prefix}input_blocks.{n}"
+        if has(tensors, f"{block}.0.op."):
+            levels.append([])
+        else:
+            levels[-1].append(block)
+    if not all(levels):
+        raise ValueError(f"lacks tensors of {prefix}input_blocks")
+    return levels
+
+
+def vae(tensors: Mapping[str, Tensor], prefix: str) -> VAEConfig:
+    down = f"{prefix}encoder.down."
+    levels = range(count(tensors, down))
+    return VAEConfig(
+        channels=tuple(axis(tensors, f"{down}{i}.block.0.conv2.weight", 0) for i in levels),
+        latent_channels=axis(tensors, f"{prefix}decoder.conv_in.weight", 1),
+        res_blocks=count(tensors, f"{down}0.block."),
+    )
+
+
+def text_v1(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
+    embeddings = f"{prefix}text_model.embeddings."
+    vocabulary = f"{embeddings}token_embedding.weight"
+    width = axis(tensors, vocabulary, 1)
+    return TextConfig(
+        vocab_size=axis(tensors, vocabulary, 0),
+        width=width,
+        layers=count(tensors, f"{prefix}text_model.encoder.layers."),
+        heads=heads(width),
+        max_length=axis(tensors, f"{embeddings}position_embedding.weight", 0),
+    )
+
+
+def text_v2(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
+    """SD v2 reads what comes out of the last layer but one. Some files leave that last layer out.
+
+    A file that keeps what only the whole tower needs (text_projection) keeps that layer as well.
+    """
+    width = axis(tensors, f"{prefix}token_embedding.weight", 1)
+    layers = count(tensors, f"{prefix}transformer.resblocks.")
+    whole = f"{prefix}text_projection" in tensors or layers == OPENCLIP_H.layers + 1
+    return replace(
+        OPENCLIP_H,
+        vocab_size=axis(tensors, f"{prefix}token_embedding.weight", 0),
+        width=width,
+        layers=layers - 1 if whole else layers,
+        heads=heads(width),
+        max_length=axis(tensors, f"{prefix}positional_embedding", 0),
+    )
+
+
+def heads(width: int) -> int:
+    if width % HEAD_WIDTH:
+        raise ValueError(f"has a text transformer {width} wide, no multiple of {HEAD_WIDTH}")
+    return width // HEAD_WIDTH

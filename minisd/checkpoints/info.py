@@ -1,0 +1,112 @@
+"""What is in a file of weights: for whoever has one, or wonders why it does not load."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from minisd.checkpoints.contents import Contents, lay_open, purpose
+from minisd.checkpoints.detect import MODEL, kind
+from minisd.checkpoints.load import locate
+from minisd.checkpoints.names import is_v2
+from minisd.checkpoints.read import read, size_in_words
+from minisd.config import ModelConfig
+
+LAYOUTS = {
+    "ours": "minisd's own single file",
+    "original": "an original single file",
+    "diffusers": "a diffusers folder",
+}
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a file or folder of weights holds. The fields with defaults are for whole models.
+
+    numbers: how many, by part    tensors: how many, by dtype    not_needed: how many tensors, by use
+    known_by: where it is said what the U-Net predicts; None if nowhere
+    """
+
+    name: str
+    kind: str
+    bytes: int
+    numbers: dict[str, int]
+    tensors: dict[str, int]
+    layout: str | None = None
+    config: ModelConfig | None = None
+    known_by: str | None = None
+    not_needed: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        layout = f", {LAYOUTS[self.layout]}" if self.layout else ""
+        rows = [("", f"{self.name}: {self.kind}{layout}, {size_in_words(self.bytes)}")]
+        rows += [(part, f"{numbers:,} numbers") for part, numbers in self.numbers.items()]
+        rows += [("stored as", f"{dtype}: {n} tensors") for dtype, n in self.tensors.items()]
+        if self.config:
+            rows += described(self.config, self.known_by)
+        rows += [("not needed", f"{what}: {n}") for what, n in self.not_needed.items()]
+        return "\n".join(f"  {name:<13} {text}" if name else text for name, text in rows)
+
+
+def described(config: ModelConfig, known_by: str | None) -> list[tuple[str, str]]:
+    """What the sizes mean, in rows of a name and a text."""
+    prediction = f"{config.schedule.prediction}, by {known_by}"
+    if known_by is None:
+        prediction = "eps or v: no word of it; loading tries it on noise"
+    return [
+        ("family", "SD v2" if is_v2(config) else "SD v1"),
+        ("input", f"{config.unet.in_channels} channels"),
+        ("predicts", prediction),
+        ("made for", f"{config.size} x {config.size} pixels"),
+    ]
+
+
+def info(source: str | Path) -> Info:
+    """Look into any file of weights, or a diffusers folder, without building anything.
+
+    Raises ValueError for what is no file of weights, or is a model that would not load.
+    """
+    path = locate(source)
+    if path.is_file():
+        tensors = read(path)
+        what = kind(tensors)
+        if what != MODEL:
+            numbers = {"in all": count_numbers(tensors.values())}
+            return Info(path.name, what, size_of(path), numbers, dtypes(tensors.values()))
+    contents = lay_open(path)
+    stored = [tensor for part in contents.parts.values() for tensor in part.values()]
+    return Info(
+        name=path.name,
+        kind=MODEL,
+        bytes=size_of(path),
+        numbers={part: count_numbers(ours.values()) for part, ours in contents.parts.items()},
+        tensors=dtypes(stored),
+        layout=contents.layout,
+        config=contents.config,
+        known_by=contents.known_by,
+        not_needed=grouped(contents),
+    )
+
+
+def count_numbers(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
+
+
+def dtypes(tensors: Iterable[Tensor]) -> dict[str, int]:
+    """How many tensors there are of each dtype, the most frequent first."""
+    counts = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors)
+    return dict(counts.most_common())
+
+
+def grouped(contents: Contents) -> dict[str, int]:
+    """How many tensors are not needed, by what they are for."""
+    purposes = (purpose(key, contents.config) for key in contents.not_needed)
+    return dict(Counter(purposes).most_common())
+
+
+def size_of(path: Path) -> int:
+    """In bytes; of a folder, all that is in it."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

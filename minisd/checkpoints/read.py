@@ -1,0 +1,253 @@
+"""Reading a file of weights: what kind of file it is, then name -> tensor, safely and lazily.
+
+Nothing here knows what the tensors are for. They stay mapped to the file, so that a model costs no
+memory until its weights are looked at, and no more than once after that. A pickle is a program;
+these are read by torch's restricted interpreter, which runs none of it.
+"""
+
+import json
+import pickle
+import pickletools
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "bytes": 1}
+
+
+def read(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a .safetensors, .ckpt, .pt, .pth or .bin file, on the CPU, as stored.
+
+    What the file is shows in its first bytes; its name plays no part. Where a pickle holds
+    dictionaries and lists inside one another, their keys are joined with dots.
+
+    Raises ValueError: no such file, cut off, no file of weights, or a pickle with foreign classes.
+    """
+    path = Path(path)
+    if is_safetensors(path):
+        header(path)  # says it in our words when the file is cut off
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    content = unpickle(path)
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]  # beside it: optimizer, epoch, callbacks
+    return dict(named_tensors(content))
+
+
+def named_tensors(content: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested dictionaries and lists, with its path.
+
+    >>> dict(named_tensors({768: [{"linear.weight": torch.tensor(1)}], "step": 3}))
+    {'768.0.linear.weight': tensor(1)}
+    """
+    if isinstance(content, Tensor):
+        yield name, content.detach()
+    if isinstance(content, (list, tuple)):
+        content = dict(enumerate(content))
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from named_tensors(value, f"{name}.{key}" if name else str(key))
+
+
+def metadata(path: str | Path) -> dict[str, str]:
+    """What the header of a .safetensors file says beside its tensors; {} for other files."""
+    path = Path(path)
+    return header(path).get("__metadata__", {}) if is_safetensors(path) else {}
+
+
+def read_json(path: Path) -> dict:
+    """A .json file. Raises ValueError if it is none, or is cut off."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}). Fetch it again.") from error
+
+
+# ---- what the first bytes say ----------------------------------------------------------------
+
+
+def first_bytes(path: Path, count: int = 512) -> bytes:
+    """The start of the file. Raises ValueError if there is none, or if no weights start like it."""
+    if not path.exists():
+        raise ValueError(f"There is no file {path}: check the path.")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give one of the files in it.")
+    with open(path, "rb") as file:
+        start = file.read(count)
+    if not start:
+        raise ValueError(f"{path.name} is empty: fetch it again.")
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path.name} is a Git LFS pointer: fetch the file with `git lfs pull`.")
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise ValueError(f"{path.name} is a web page, perhaps a login: download the file itself.")
+    if not (start[8:9] == b"{" or start.startswith((b"PK", b"\x80"))):
+        expected = "expected .safetensors, or what torch.save writes (.ckpt, .pt, .bin)"
+        raise ValueError(f"{path.name} is no file of weights ({expected}): check the path.")
+    return start
+
+
+def is_safetensors(path: Path) -> bool:
+    return first_bytes(path)[8:9] == b"{"  # after the 8 bytes of the header's length
+
+
+def is_zip(path: Path) -> bool:
+    return first_bytes(path).startswith(b"PK")  # torch.save since 1.6; one pickle before that
+
+
+def header(path: Path) -> dict:
+    """The JSON at the head of a .safetensors file. Raises ValueError if the file is cut off."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(min(length, size))
+    if 8 + length > size:
+        raise ValueError(cut_off(path))
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path.name} has a damaged header: fetch it again.") from error
+    entries = [entry for name, entry in content.items() if name != "__metadata__"]
+    end = 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
+    if end > size:
+        raise ValueError(cut_off(path, end))
+    return content
+
+
+def cut_off(path: Path, whole: int | None = None) -> str:
+    """The sentence for a file that ends too early. whole: its full size, where that is known."""
+    size = path.stat().st_size
+    got = size_in_words(size)
+    if whole:
+        unit = unit_of(whole)
+        got = f"{size / UNITS[unit]:.3g} of {size_in_words(whole)}"
+    return f"{path.name} ends after {got}: the download was cut off. Fetch it again."
+
+
+def size_in_words(size: int) -> str:
+    """
+    >>> size_in_words(4_265_380_512)
+    '4.27 GB'
+    """
+    unit = unit_of(size)
+    return f"{size / UNITS[unit]:.3g} {unit}"
+
+
+def unit_of(size: int) -> str:
+    return next(unit for unit in UNITS if size >= UNITS[unit] or unit == "bytes")
+
+
+# ---- pickles ---------------------------------------------------------------------------------
+
+
+class StandIn:
+    """In place of an object that a training framework left behind: keeps nothing, does nothing."""
+
+    def __init__(self, *arguments: object):
+        pass
+
+    def __setstate__(self, state: object):
+        pass
+
+
+class EmptyDict(dict):
+    """In place of a framework's own kind of dictionary. The pickle fills it afterwards."""
+
+    def __new__(cls, *arguments: object) -> dict:
+        return {}
+
+
+class KeptParameters(dict):
+    """In place of torch's ParameterDict, in which textual inversion keeps its vectors."""
+
+    def __setstate__(self, state: dict):
+        self.update(state["_parameters"])
+
+
+# Seen in published files: callbacks, settings, losses as NumPy scalars, times and paths.
+LEFT_BEHIND = (
+    *("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "numpy."),
+    *("argparse.Namespace", "datetime.", "pathlib.", "typing.Any"),
+    *("builtins.dict", "builtins.list", "__builtin__.dict", "__builtin__.list"),
+)
+SPECIAL = {
+    "collections.defaultdict": EmptyDict,
+    "pytorch_lightning.utilities.parsing.AttributeDict": EmptyDict,
+    "torch.nn.modules.container.ParameterDict": KeptParameters,
+}
+
+
+def stand_in(name: str) -> type:
+    """A harmless class that torch takes for the one called `name` in the pickle."""
+    module, _, short = name.rpartition(".")
+    return type(short, (SPECIAL.get(name, StandIn),), {"__module__": module})
+
+
+def unpickle(path: str | Path) -> object:
+    """What torch.save put into the file: tensors, numbers, dictionaries; no code is run.
+
+    Classes that training frameworks leave behind become empty stand-ins.
+    Raises ValueError for any other class, by its name, and for a damaged file.
+    """
+    path = Path(path)
+    names = pickled_names(path)
+    classes = [stand_in(n) for n in names if n in SPECIAL or n.startswith(LEFT_BEHIND)]
+    try:
+        with torch.serialization.safe_globals(classes), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on protocols; we give our own
+            return torch.load(path, map_location="cpu", mmap=is_zip(path), weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "truncated" in str(error):
+            raise ValueError(cut_off(path)) from error
+        raise ValueError(refusal(path, names, str(error))) from error
+    except (EOFError, RuntimeError, OSError) as error:
+        raise ValueError(cut_off(path)) from error
+
+
+def pickled_names(path: Path) -> list[str]:
+    """The classes and functions that a pickle asks for, as "module.name", found without running it.
+
+    Raises ValueError if the file ends before its end.
+    """
+    if not is_zip(path):
+        with open(path, "rb") as file:
+            return [name for _ in range(5) for name in named_globals(file)]
+    if not zipfile.is_zipfile(path):  # a zip's table of contents stands at its end
+        raise ValueError(cut_off(path))
+    with zipfile.ZipFile(path) as archive:
+        pickled = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        if not pickled:
+            raise ValueError(f"{path.name} is a zip, but not from torch.save: unpack it first.")
+        with archive.open(pickled[0]) as file:
+            return list(named_globals(file))
+
+
+def named_globals(file: BinaryIO) -> Iterator[str]:
+    """Go through one pickle's instructions; nothing if it does not read as one."""
+    strings = []
+    try:
+        for instruction, argument, _ in pickletools.genops(file):
+            if instruction.name in ("GLOBAL", "INST"):
+                yield argument.replace(" ", ".")
+            elif instruction.name == "STACK_GLOBAL":  # takes the last two strings
+                yield ".".join(strings[-2:])
+            elif isinstance(argument, str):
+                strings.append(argument)
+    except ValueError:
+        return
+
+
+def refusal(path: Path, names: list[str], error: str) -> str:
+    """The sentence for a pickle that asks for more than tensors."""
+    blamed = [name for name in names if name.removeprefix("builtins.") in error]
+    foreign = [name for name in names if not name.startswith(("torch.", "collections."))]
+    refused = next(iter(blamed + foreign), "an instruction that plain weights do not need")
+    return (
+        f"{path.name} asks for {refused}, which could run code, and was not loaded: "
+        "get the same weights as .safetensors."
+    )

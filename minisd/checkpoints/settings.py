@@ -1,0 +1,272 @@
+"""A model's config in words: as our own files keep it and as a diffusers folder does, both ways."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from minisd.checkpoints.read import read_json
+from minisd.config import ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
+from minisd.tokenizer import Tokenizer
+
+# ---- our own files: in the header of the .safetensors ------------------------------------------
+
+
+def to_metadata(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, str]:
+    """What load() needs beside the tensors. CLIP's vocabulary ships with the package: left out."""
+    stored = {"format": "pt", "minisd": json.dumps(asdict(config))}
+    if tokenizer.merges != Tokenizer.clip().merges:
+        stored["tokenizer"] = tokenizer.to_json()
+    return stored
+
+
+def from_metadata(stored: dict[str, str]) -> tuple[ModelConfig, Tokenizer]:
+    """Undo to_metadata. Raises ValueError for what a newer minisd wrote."""
+    fields = json.loads(stored["minisd"])
+    try:
+        parts = {
+            "text": TextConfig(**fields.pop("text")),
+            "unet": UNetConfig(**tuples(fields.pop("unet"))),
+            "vae": VAEConfig(**tuples(fields.pop("vae"))),
+            "schedule": ScheduleConfig(**fields.pop("schedule")),
+        }
+        config = ModelConfig(**parts, **fields)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"was written by another version of minisd ({error})") from error
+    if "tokenizer" in stored:
+        return config, Tokenizer.from_json(stored["tokenizer"])
+    return config, Tokenizer.clip(config.text.pad_token)
+
+
+def tuples(fields: dict) -> dict:
+    """JSON knows only lists, the configs only tuples."""
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+
+
+# ---- diffusers folders: one config.json for each part -------------------------------------------
+
+# What these networks always are. Written as it stands; a folder that says otherwise is refused.
+FIXED = {
+    "unet": {
+        "act_fn": "silu",
+        "addition_embed_type": None,
+        "center_input_sample": False,
+        "class_embed_type": None,
+        "downsample_padding": 1,
+        "dual_cross_attention": False,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "mid_block_scale_factor": 1,
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "norm_eps": 1e-5,
+        "only_cross_attention": False,
+        "resnet_time_scale_shift": "default",
+        "transformer_layers_per_block": 1,
+    },
+    "vae": {
+        "act_fn": "silu",
+        "in_channels": 3,
+        "mid_block_add_attention": True,
+        "out_channels": 3,
+        "shift_factor": None,
+        "use_post_quant_conv": True,
+        "use_quant_conv": True,
+    },
+    "text_encoder": {"layer_norm_eps": 1e-5},
+    "scheduler": {
+        "beta_schedule": "scaled_linear",
+        "rescale_betas_zero_snr": False,
+        "trained_betas": None,
+    },
+}
+# The class that opens each part, and for which kind of U-Net input a pipeline is made.
+CLASSES = {
+    "unet": "UNet2DConditionModel",
+    "vae": "AutoencoderKL",
+    "text_encoder": "CLIPTextModel",
+    "tokenizer": "CLIPTokenizer",
+    "scheduler": "DDIMScheduler",
+}
+PIPELINES = {
+    4: "StableDiffusionPipeline",
+    5: "StableDiffusionDepth2ImgPipeline",
+    9: "StableDiffusionInpaintPipeline",
+}
+ATTENDS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
+
+
+def from_folder(folder: Path) -> ModelConfig:
+    """The config that a diffusers folder spells out.
+
+    Raises ValueError for a folder that lacks a part or a setting, or has one unknown here.
+    """
+    stored = {part: read_json(json_path(folder, part)) for part in FIXED}
+    for part, fixed in FIXED.items():
+        for key, value in fixed.items():
+            if stored[part].get(key, value) != value:
+                got = f"{key} = {stored[part][key]!r}"
+                raise ValueError(f"has {got} in its {part}: only {value!r} is known here")
+    try:
+        unet, vae = unet_config(stored["unet"]), vae_config(stored["vae"])
+        text, schedule = text_config(stored["text_encoder"]), schedule_config(stored["scheduler"])
+        size = stored["unet"].get("sample_size", 64) * vae.factor
+    except KeyError as error:
+        raise ValueError(
+            f"lacks {error} in one of its config.json, or names a wrong one"
+        ) from error
+    return ModelConfig(folder.name, text, unet, vae, schedule, size)
+
+
+def json_path(folder: Path, part: str) -> Path:
+    name = "scheduler_config.json" if part == "scheduler" else "config.json"
+    return folder / part / name
+
+
+def unet_config(stored: dict) -> UNetConfig:
+    channels = tuple(stored["block_out_channels"])
+    # "attention_head_dim" is a misnomer for the number of heads: diffusers' own source admits it
+    heads = stored.get("num_attention_heads") or stored["attention_head_dim"]
+    heads = [heads] * len(channels) if isinstance(heads, int) else heads
+    alike = len(set(heads)) == 1
+    head_widths = {width // number for width, number in zip(channels, heads)}
+    if not alike and len(head_widths) > 1:
+        raise ValueError(f"has {heads} heads at levels {channels} wide: no rule fits both")
+    return UNetConfig(
+        in_channels=stored["in_channels"],
+        out_channels=stored["out_channels"],
+        channels=channels,
+        attention=tuple(ATTENDS[block] for block in stored["down_block_types"]),
+        res_blocks=stored["layers_per_block"],
+        context_dim=stored["cross_attention_dim"],
+        heads=heads[0] if alike else UNetConfig.heads,
+        head_width=None if alike else head_widths.pop(),
+        linear_projection=stored.get("use_linear_projection", False),
+        norm_groups=stored.get("norm_num_groups", UNetConfig.norm_groups),
+    )
+
+
+def vae_config(stored: dict) -> VAEConfig:
+    return VAEConfig(
+        channels=tuple(stored["block_out_channels"]),
+        latent_channels=stored["latent_channels"],
+        res_blocks=stored["layers_per_block"],
+        scale=stored.get("scaling_factor", VAEConfig.scale),  # old folders do not say it
+        norm_groups=stored.get("norm_num_groups", VAEConfig.norm_groups),
+    )
+
+
+def text_config(stored: dict) -> TextConfig:
+    return TextConfig(
+        vocab_size=stored["vocab_size"],
+        width=stored["hidden_size"],
+        layers=stored["num_hidden_layers"],
+        heads=stored["num_attention_heads"],
+        activation=stored["hidden_act"],
+        max_length=stored["max_position_embeddings"],
+    )
+
+
+def schedule_config(stored: dict) -> ScheduleConfig:
+    return ScheduleConfig(
+        timesteps=stored["num_train_timesteps"],
+        beta_start=stored["beta_start"],
+        beta_end=stored["beta_end"],
+        prediction=PREDICTIONS[stored.get("prediction_type", "epsilon")],
+    )
+
+
+def to_folder(config: ModelConfig) -> dict[str, dict]:
+    """The JSON files of a diffusers folder, by their path in it. Undoes from_folder."""
+    parts = {
+        "unet": unet_json(config),
+        "vae": vae_json(config),
+        "text_encoder": text_json(config),
+        "scheduler": scheduler_json(config),
+    }
+    files = {"model_index.json": index_json(config)}
+    for part, settings in parts.items():
+        path = json_path(Path(), part).as_posix()
+        files[path] = {"_class_name": CLASSES[part], **FIXED[part], **settings}
+    return files
+
+
+def index_json(config: ModelConfig) -> dict:
+    """Which class opens which folder; diffusers wants the parts that we lack named as absent."""
+    transformers = ("text_encoder", "tokenizer")
+    library = {part: "transformers" if part in transformers else "diffusers" for part in CLASSES}
+    absent = ["safety_checker", "feature_extractor"]
+    if config.unet.in_channels == 5:
+        absent = ["depth_estimator", "feature_extractor"]
+    return {
+        "_class_name": PIPELINES.get(config.unet.in_channels, PIPELINES[4]),
+        **{part: [library[part], name] for part, name in CLASSES.items()},
+        **{part: [None, None] for part in absent},
+    }
+
+
+def unet_json(config: ModelConfig) -> dict:
+    unet = config.unet
+    down = ["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in unet.attention]
+    up = [block.replace("Down", "Up") for block in reversed(down)]
+    heads = [width // unet.head_width for width in unet.channels] if unet.head_width else unet.heads
+    return {
+        "attention_head_dim": heads,
+        "block_out_channels": unet.channels,
+        "cross_attention_dim": unet.context_dim,
+        "down_block_types": down,
+        "in_channels": unet.in_channels,
+        "layers_per_block": unet.res_blocks,
+        "norm_num_groups": unet.norm_groups,
+        "out_channels": unet.out_channels,
+        "sample_size": config.size // config.vae.factor,
+        "up_block_types": up,
+        "use_linear_projection": unet.linear_projection,
+    }
+
+
+def vae_json(config: ModelConfig) -> dict:
+    vae, levels = config.vae, len(config.vae.channels)
+    return {
+        "block_out_channels": vae.channels,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "latent_channels": vae.latent_channels,
+        "layers_per_block": vae.res_blocks,
+        "norm_num_groups": vae.norm_groups,
+        "sample_size": config.size,
+        "scaling_factor": vae.scale,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+
+
+def text_json(config: ModelConfig) -> dict:
+    text = config.text
+    return {
+        "architectures": [CLASSES["text_encoder"]],
+        "bos_token_id": text.vocab_size - 2,
+        "eos_token_id": text.vocab_size - 1,
+        "hidden_act": text.activation,
+        "hidden_size": text.width,
+        "intermediate_size": 4 * text.width,
+        "max_position_embeddings": text.max_length,
+        "model_type": "clip_text_model",
+        "num_attention_heads": text.heads,
+        "num_hidden_layers": text.layers,
+        "vocab_size": text.vocab_size,
+    }
+
+
+def scheduler_json(config: ModelConfig) -> dict:
+    """The published folders' values; those that DDIM does not know are for PNDM."""
+    schedule = config.schedule
+    prediction = {ours: theirs for theirs, ours in PREDICTIONS.items()}[schedule.prediction]
+    return {
+        "beta_end": schedule.beta_end,
+        "beta_start": schedule.beta_start,
+        "clip_sample": False,
+        "num_train_timesteps": schedule.timesteps,
+        "prediction_type": prediction,
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+    }

@@ -1,0 +1,147 @@
+"""Writing a model: our own file, the official single file, a diffusers folder. All or nothing.
+
+What is written appears under its name only when it is whole.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minisd.checkpoints.contents import OUR_PREFIXES, Contents, lay_open
+from minisd.checkpoints.load import Parts, load, locate
+from minisd.checkpoints.names import model_rows, prefixes, to_official
+from minisd.checkpoints.settings import to_folder, to_metadata
+
+ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # nobody calls a folder so
+LAYOUTS = ("original", "diffusers", "ours")
+
+
+def save(
+    path: str | Path,
+    parts: Parts,
+    dtype: torch.dtype | None = None,
+    notes: Mapping[str, str] | None = None,
+):
+    """Write a model as our own file, which load() reads back. An older one there is replaced.
+
+    dtype: None keeps the weights'    notes: more for the header, e.g. how the model was trained
+
+    Raises ValueError, before the work, where the file may not be written.
+    """
+    states = {part: getattr(parts, part).state_dict() for part in OUR_PREFIXES}
+    tensors = {
+        OUR_PREFIXES[part] + key: states[part][key] for part in states for key in states[part]
+    }
+    settings = to_metadata(parts.config, parts.tokenizer)
+    with written_whole(Path(path)) as unfinished:
+        write_tensors(unfinished, tensors, {**settings, **(notes or {})}, dtype)
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    layout: str | None = None,
+    keep_unused: bool = False,
+    dtype: torch.dtype | None = None,
+    prediction: str | None = None,
+):
+    """Write a model in another layout. Its weights stay what they are, bit for bit.
+
+    source: as for load()    destination: a name not taken yet
+    layout: "original" (single file), "diffusers" (folder) or "ours" (single file); None goes by
+        the destination: original if it is called .safetensors, else a folder
+    keep_unused: copy what the model does not use as well, from one original file to another
+    dtype: None keeps the stored ones    prediction: as for load()
+
+    Raises ValueError, before the work, where that cannot be written, and as load() does.
+    """
+    destination, path = Path(destination), locate(source)
+    layout = layout or ("original" if destination.suffix in ENDINGS else "diffusers")
+    if layout not in LAYOUTS:
+        raise ValueError(f"There is no layout {layout!r}: the layouts are {', '.join(LAYOUTS)}.")
+    if layout != "diffusers" and destination.suffix != ".safetensors":
+        raise ValueError(f"{destination.name} must end in .safetensors: nothing else is written.")
+    if destination.exists():
+        raise ValueError(f"{destination} exists already: give another name, or remove it first.")
+    with written_whole(destination, folder=layout == "diffusers") as unfinished:
+        contents = lay_open(path, prediction)
+        if keep_unused and (contents.layout, layout) != ("original", "original"):
+            raise ValueError("keep_unused works from one original file to another: leave it out.")
+        if contents.known_by is None:
+            contents = replace(contents, config=load(path).config)  # tried, which needs the network
+        if layout == "diffusers":
+            write_folder(unfinished, contents, dtype)
+        else:
+            write_file(unfinished, contents, layout, keep_unused, dtype)
+
+
+def write_file(
+    path: Path, contents: Contents, layout: str, keep_unused: bool, dtype: torch.dtype | None
+):
+    """All parts in one file; the settings stand in its header, which other programs pass over."""
+    prefix = prefixes(contents.config) if layout == "original" else OUR_PREFIXES
+    tensors = dict(contents.not_needed) if keep_unused else {}
+    for part, state in renamed(contents, layout).items():
+        tensors |= {prefix[part] + key: tensor for key, tensor in state.items()}
+    write_tensors(path, tensors, to_metadata(contents.config, contents.tokenizer), dtype)
+
+
+def write_folder(path: Path, contents: Contents, dtype: torch.dtype | None):
+    """Each part in a folder of its own, beside its settings."""
+    for name, settings in to_folder(contents.config).items():
+        file = path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    contents.tokenizer.save_folder(path / "tokenizer")
+    for part, state in renamed(contents, "diffusers").items():
+        name = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+        write_tensors(path / part / f"{name}.safetensors", state, {"format": "pt"}, dtype)
+
+
+def renamed(contents: Contents, layout: str) -> dict[str, dict[str, Tensor]]:
+    """Each part's tensors under the names of a layout, without prefix."""
+    rows = model_rows(contents.config)
+    return {part: to_official(state, rows[part], layout) for part, state in contents.parts.items()}
+
+
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    settings: Mapping[str, str],
+    dtype: torch.dtype | None,
+):
+    """One .safetensors file. dtype is for floating-point numbers: positions stay integers."""
+    ready = {}
+    for key, tensor in tensors.items():
+        changes = dtype is not None and tensor.is_floating_point()
+        ready[key] = (tensor.to(dtype) if changes else tensor).contiguous()
+    save_file(ready, path, dict(settings))
+
+
+@contextmanager
+def written_whole(path: Path, folder: bool = False) -> Iterator[Path]:
+    """A file or folder to write into, which takes the name `path` once all is written.
+
+    It is made at once, so that what is not allowed shows before the work, and removed on any error.
+    Raises ValueError if it cannot be made.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
+    try:
+        unfinished.mkdir() if folder else unfinished.touch()
+    except OSError as error:
+        reason = f"({error.strerror}): choose a folder that exists and that you may write to"
+        raise ValueError(f"{path} cannot be written {reason}.") from error
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.unlink(missing_ok=True)
