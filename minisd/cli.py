@@ -54,6 +54,7 @@ def add_generate(command: argparse.ArgumentParser) -> None:
     add("--extended", action="store_true", help="read (word:1.2) weights and long prompts")
     add("--clip-skip", type=int, default=0, help="text layers to leave out at the end (0)")
     add("--every-step", action="store_true", help="also write the guess of every step, as a strip")
+    add("--prediction", choices=("eps", "v"), help="where the model's file cannot say it")
     add("--device", default="cpu", help="cpu, cuda or mps (cpu)")
     command.set_defaults(run=generate)
 
@@ -64,7 +65,7 @@ def generate(options: argparse.Namespace) -> None:
     import minisd
     from minisd.pipeline import to_pil
 
-    sd = minisd.load(options.model, device=options.device)
+    sd = minisd.load(options.model, device=options.device, prediction=options.prediction)
     settings = {
         "negative_prompt": options.negative,
         "steps": options.steps,
@@ -148,6 +149,7 @@ def add_convert(command: argparse.ArgumentParser) -> None:
     add("model", help="FILE, FOLDER or NAME of a model")
     add("destination", type=Path, help="a .safetensors file, or a folder for diffusers")
     add("--half", action="store_true", help="store 16-bit numbers, half the size")
+    add("--prediction", choices=("eps", "v"), help="where the file cannot say it")
     add("--keep-unused", action="store_true", help="copy what the model does not need as well")
     command.set_defaults(run=convert)
 
@@ -158,8 +160,13 @@ def convert(options: argparse.Namespace) -> None:
 
     from minisd.checkpoints import write
 
-    dtype = torch.float16 if options.half else None
-    write.convert(options.model, options.destination, keep_unused=options.keep_unused, dtype=dtype)
+    write.convert(
+        options.model,
+        options.destination,
+        keep_unused=options.keep_unused,
+        dtype=torch.float16 if options.half else None,
+        prediction=options.prediction,
+    )
     print(options.destination)
 
 
@@ -170,7 +177,7 @@ def add_info(command: argparse.ArgumentParser) -> None:
 
 def info(options: argparse.Namespace) -> None:
     """Print what a checkpoint is, what it holds, and what of it is not needed."""
-    from minisd.checkpoints.load import info as describe
+    from minisd.checkpoints.info import info as describe
 
     print(describe(options.model))
 

@@ -1,0 +1,127 @@
+"""The command line: pictures with their settings inside, and one sentence for each mistake."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from test_pipeline import V1
+
+import minisd
+from minisd import cli
+from minisd.checkpoints import write
+from minisd.checkpoints.load import Parts
+from minisd.clip import TextTransformer
+from minisd.pipeline import to_pil
+from minisd.tokenizer import Tokenizer
+from minisd.unet import UNet
+from minisd.vae import VAE
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny random model as a file."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    networks = TextTransformer(V1.text), UNet(V1.unet), VAE(V1.vae)
+    write.save(path, Parts(V1, Tokenizer.clip(), *networks))
+    return str(path)
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_generate_writes_the_picture_of_txt2img_with_its_settings(model, tmp_path, capsys):
+    out = tmp_path / "cat.png"
+    settings = ["--steps", 2, "--scale", 3, "--seed", 7, "--width", 80, "--sampler", "euler"]
+    assert run("generate", "a cät", "-o", out, "--model", model, *settings) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    sd = minisd.load(model)
+    expected = sd.txt2img("a cät", steps=2, cfg_scale=3, seed=7, width=80, sampler="euler")
+    with Image.open(out) as picture:
+        assert picture.tobytes() == expected.tobytes()
+        about = json.loads(picture.text["minisd"])
+    told = {"prompt": "a cät", "seed": 7, "steps": 2, "cfg_scale": 3, "sampler": "euler"}
+    assert about.items() >= (told | {"width": 80, "height": 64, "negative_prompt": ""}).items()
+
+
+def test_generate_writes_several_pictures_with_neighbouring_seeds(model, tmp_path):
+    assert run("generate", "a cat", "-o", tmp_path / "c.png", "--model", model, "-n", 2) == 0
+    seeds = []
+    for i in (1, 2):
+        with Image.open(tmp_path / f"c-{i}.png") as picture:
+            seeds.append(json.loads(picture.text["minisd"])["seed"])
+    assert seeds == [0, 1]
+
+
+def test_every_step_writes_the_strip_of_guesses(model, tmp_path):
+    out = tmp_path / "c.png"
+    assert run("generate", "a cat", "-o", out, "--model", model, "--steps", 3, "--every-step") == 0
+    sd = minisd.load(model)
+    first = next(iter(sd.txt2img_steps("a cat", steps=3)))
+    with Image.open(tmp_path / "c-steps.png") as strip:
+        assert strip.size == (3 * 64, 64)
+        guess = to_pil(sd.decode(first.prediction.x0))[0]
+        assert strip.crop((0, 0, 64, 64)).tobytes() == guess.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "{tmp}/cat.jpg"], "name the output cat.png"),
+        (["-o", "{tmp}/nowhere/cat.png"], "cannot write into the folder"),
+        (["-o", "/proc/cat.png"], "cannot write into the folder /proc"),
+        (["-n", "0"], "number of pictures must be 1 or more"),
+        (["--steps", "0"], "steps must be 1 to 1000"),
+        (["--sampler", "dpm3"], "choose one of ddpm, ddim"),
+        (["--width", "100"], "multiples of 8"),
+        (["--model", "{tmp}/gone.safetensors"], "There is no file or folder"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_and_no_picture(model, tmp_path, capsys, arguments, message):
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    given = ["--model", model, "-o", tmp_path / "cat.png", *arguments]
+    assert run("generate", "a cat", *given) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert error.startswith("minisd generate: ")
+    assert "\n" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_is_asked_before_the_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(minisd, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert run("generate", "a cat", "-o", tmp_path / "nowhere" / "cat.png") == 2
+
+
+def test_convert_and_info(model, tmp_path, capsys):
+    single = tmp_path / "single.safetensors"
+    assert run("convert", model, single) == 0
+    assert run("convert", single, tmp_path / "folder") == 0
+    assert (tmp_path / "folder" / "model_index.json").exists()
+    assert run("info", single) == 0
+    told = capsys.readouterr().out
+    assert "v1" in told and "float32" in told
+
+
+def test_doctor_tells_versions_and_speed(capsys):
+    assert run("doctor") == 0
+    told = capsys.readouterr().out
+    assert torch.__version__ in told and "GFLOPS" in told
+
+
+def test_doctor_names_the_mend(tmp_path):
+    advice = cli.to_mend("2.3.1+cpu", speed=5, mini=tmp_path / "mini.safetensors")
+    assert "pip install -U 'torch>=2.4'" in advice[0]
+    assert any("clone the repository" in line for line in advice)
+    assert any("5 GFLOPS" in line for line in advice)
+
+
+def test_help_and_import_stay_light():
+    """Neither loads torch; `import minisd` promises to cost next to nothing beside it."""
+    code = "import sys, minisd, minisd.cli; minisd.cli.parser(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
