@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from minisd.attention import attend
 from minisd.config import VAEConfig
 
-NORM_EPS = (
-    1e-6  # every group norm of the VAE (CompVis ldm/modules/diffusionmodules/model.py), not 1e-5
-)
+# of every group norm here (CompVis ldm/modules/diffusionmodules/model.py), not torch's 1e-5
+NORM_EPS = 1e-6
 
 
 class ResBlock(nn.Module):
