@@ -299,12 +299,16 @@ def vae(config: VAEConfig) -> list[Row]:
     return [
         Row("encoder.conv_in", "encoder.conv_in", "encoder.conv_in"),
         *down,
-        *vae_ends("encoder"),
+        Row("encoder.mid", "encoder.mid", "encoder.mid_block", VAE_MID),
+        Row("encoder.norm_out", "encoder.norm_out", "encoder.conv_norm_out"),
+        Row("encoder.conv_out", "encoder.conv_out", "encoder.conv_out"),
         Row("encoder.quant", "quant_conv", "quant_conv"),
         Row("decoder.post_quant", "post_quant_conv", "post_quant_conv"),
         Row("decoder.conv_in", "decoder.conv_in", "decoder.conv_in"),
+        Row("decoder.mid", "decoder.mid", "decoder.mid_block", VAE_MID),
         *up,
-        *vae_ends("decoder"),
+        Row("decoder.norm_out", "decoder.norm_out", "decoder.conv_norm_out"),
+        Row("decoder.conv_out", "decoder.conv_out", "decoder.conv_out"),
     ]
 
 
@@ -313,14 +317,6 @@ def vae_level(c_in: int, c_out: int, blocks: int) -> list[Row]:
     if c_in != c_out:
         rows[0] = replace(rows[0], rows=(*VAE_RES_BLOCK, VAE_SHORTCUT))
     return rows
-
-
-def vae_ends(half: str) -> list[Row]:
-    return [
-        Row(f"{half}.mid", f"{half}.mid", f"{half}.mid_block", VAE_MID),
-        Row(f"{half}.norm_out", f"{half}.norm_out", f"{half}.conv_norm_out"),
-        Row(f"{half}.conv_out", f"{half}.conv_out", f"{half}.conv_out"),
-    ]
 
 
 # ---- text -----------------------------------------------------------------------------------
@@ -356,4 +352,9 @@ def text_v2(config: TextConfig) -> list[Row]:
 
 def text_v1(config: TextConfig) -> list[Row]:
     """As text_v2, but v1's single files too have the Hugging Face names and separate q, k, v."""
-    return [replace(row, original=row.diffusers, third=None) for row in flat(text_v2(config))]
+    return [with_hugging_face_names(row) for row in text_v2(config)]
+
+
+def with_hugging_face_names(row: Row) -> Row:
+    inside = tuple(with_hugging_face_names(part) for part in row.rows)
+    return replace(row, original=row.diffusers, rows=inside, third=None)
