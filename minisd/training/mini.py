@@ -21,7 +21,7 @@ from minisd.vae import VAE
 
 VAE_RECIPE = Recipe(steps=2600)
 DIFFUSION_RECIPE = Recipe(steps=7000)
-PICTURES = 60_000  # composed and encoded once, before the diffusion training
+PICTURES = 40_000  # composed and encoded once, before the diffusion training
 
 
 def vae_stage(folder: Path, steps: int | None = None) -> VAE:
