@@ -1,16 +1,16 @@
-"""Every size and constant of a model, as data. A variant is `replace(SD15, ...)`, never a subclass."""
+"""Every size and constant of a model, as data. A variant is `replace(SD15, ...)`, no subclass."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-# The data this project ships: beside the package in a checkout, inside it when installed as a wheel.
+# The data this project ships: beside the package in a checkout, inside it in a wheel.
 _BESIDE, _INSIDE = Path(__file__).parents[1] / "weights", Path(__file__).parent / "weights"
 WEIGHTS = _INSIDE if _INSIDE.is_dir() else _BESIDE
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Sizes of the text transformer. The defaults are OpenAI's CLIP ViT-L/14, the tower of SD v1."""
+    """Sizes of the text transformer. The defaults are OpenAI's CLIP ViT-L/14, as in SD v1."""
 
     vocab_size: int = 49408
     width: int = 768
@@ -72,7 +72,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole model: its parts, its native picture size in pixels, and its default way of sampling."""
+    """A whole model: its parts, its native picture size in pixels, its default way of sampling."""
 
     name: str = "sd15"
     text: TextConfig = field(default_factory=TextConfig)
@@ -85,13 +85,13 @@ class ModelConfig:
 
     @property
     def size_multiple(self) -> int:
-        """Width and height must be multiples of this, so that every U-Net level halves evenly (64 for SD)."""
+        """Width and height must be multiples of this: every U-Net level halves evenly (SD: 64)."""
         return self.vae.factor * 2 ** (len(self.unet.channels) - 1)
 
 
 OPENCLIP_H = TextConfig(
     width=1024,
-    layers=23,  # the tower has 24; SD v2 stops before the last ("penultimate") and then applies the norm
+    layers=23,  # the tower has 24; SD v2 stops before the last, then applies the final norm
     heads=16,
     activation="gelu",
     pad_token=0,
@@ -110,7 +110,7 @@ MINI = ModelConfig(
     name="mini",
     text=TextConfig(vocab_size=1024, width=128, layers=4, heads=4, activation="gelu"),
     unet=UNetConfig(
-        channels=(128, 192),
+        channels=(128, 160),
         attention=(True, True),
         res_blocks=1,
         context_dim=128,
