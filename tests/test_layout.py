@@ -1,6 +1,7 @@
 """The shape of the package: who imports whom, and how large files and functions may grow."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,11 @@ def test_weights_are_read_strictly_and_safely():
         source = path.read_text(encoding="utf-8").replace(" ", "")
         assert "strict=False" not in source, path.name
         assert "weights_only=False" not in source, path.name
+
+
+def test_the_readme_counts_the_lines_of_today():
+    readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[([\w/.]+)\]\(.+?\) \| (\d+) \|", readme, flags=re.MULTILINE)
+    counts = {name: code_in(name.removesuffix(".py").strip("/")) for name, _ in rows}
+    assert {name: int(lines) for name, lines in rows} == counts
+    assert len(rows) >= 14

@@ -31,6 +31,14 @@ class Conditioned(nn.Module):
         return self.unet(x, t, self.text_encoder(tokens))
 
 
+def start_at_zero(unet: UNet) -> None:
+    """Zero the last layer of every branch, as the original does: at first each adds nothing."""
+    for name, module in unet.named_modules():
+        if name.endswith(("conv2", "proj_out", "conv_out")):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
 @dataclass(frozen=True)
 class LatentBank:
     """Many captioned pictures, encoded once: the VAE is far slower than looking latents up.
@@ -95,6 +103,7 @@ def train_diffusion(
     """Returns the averaged networks. Resumes from the folder, where it also keeps its log."""
     torch.manual_seed(seed)
     network = Conditioned(config)
+    start_at_zero(network.unet)
     schedule = Schedule(config.schedule)
 
     def loss_at(step: int) -> dict[str, Tensor]:
