@@ -164,6 +164,10 @@ def test_random_unicode_decodes_to_openai_s_text(official, openai, random_texts)
         assert official.decode(ids) == openai.decode(ids).strip()
 
 
+def test_cleaning_mends_unescapes_twice_joins_gaps_and_lowers():
+    assert module.clean(" CafÃ© \n\t &amp;amp;  B\u00a0") == "café & b"
+
+
 def test_accents_survive(official):
     assert official.decode(official.encode("Résumé")) == "résumé"
 
