@@ -25,7 +25,7 @@ LAYOUTS = {
 class Info:
     """What a file or folder of weights holds. The fields with defaults are for whole models.
 
-    numbers: how many, by part    tensors: how many, by dtype    not_needed: how many tensors, by use
+    numbers: how many, by part    tensors: how many, by dtype    not_needed: how many, by use
     known_by: where it is said what the U-Net predicts; None if nowhere
     """
 

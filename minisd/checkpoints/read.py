@@ -86,6 +86,8 @@ def first_bytes(path: Path, count: int = 512) -> bytes:
         raise ValueError(f"{path.name} is a Git LFS pointer: fetch the file with `git lfs pull`.")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise ValueError(f"{path.name} is a web page, perhaps a login: download the file itself.")
+    if len(start) < 9:
+        raise ValueError(cut_off(path))
     if not (start[8:9] == b"{" or start.startswith((b"PK", b"\x80"))):
         expected = "expected .safetensors, or what torch.save writes (.ckpt, .pt, .bin)"
         raise ValueError(f"{path.name} is no file of weights ({expected}): check the path.")
@@ -127,6 +129,12 @@ def cut_off(path: Path, whole: int | None = None) -> str:
         unit = unit_of(whole)
         got = f"{size / UNITS[unit]:.3g} of {size_in_words(whole)}"
     return f"{path.name} ends after {got}: the download was cut off. Fetch it again."
+
+
+def damaged(path: Path) -> str:
+    """The sentence for a file that reads well up to some point."""
+    size = size_in_words(path.stat().st_size)
+    return f"{path.name} is damaged, or cut off after {size}: fetch it again."
 
 
 def size_in_words(size: int) -> str:
@@ -173,8 +181,10 @@ class KeptParameters(dict):
 LEFT_BEHIND = (
     *("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "numpy."),
     *("argparse.Namespace", "datetime.", "pathlib.", "typing.Any"),
-    *("builtins.dict", "builtins.list", "__builtin__.dict", "__builtin__.list"),
+    *("builtins.dict", "builtins.list"),
 )
+PLAIN = ("torch.", "collections.", "_codecs.")  # what tensors themselves are pickled with
+PYTHON_3 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # old pickles have the old names
 SPECIAL = {
     "collections.defaultdict": EmptyDict,
     "pytorch_lightning.utilities.parsing.AttributeDict": EmptyDict,
@@ -202,11 +212,9 @@ def unpickle(path: str | Path) -> object:
             warnings.simplefilter("ignore")  # torch's advice on protocols; we give our own
             return torch.load(path, map_location="cpu", mmap=is_zip(path), weights_only=True)
     except pickle.UnpicklingError as error:
-        if "truncated" in str(error):
-            raise ValueError(cut_off(path)) from error
         raise ValueError(refusal(path, names, str(error))) from error
-    except (EOFError, RuntimeError, OSError) as error:
-        raise ValueError(cut_off(path)) from error
+    except Exception as error:  # a damaged pickle can break its interpreter anywhere
+        raise ValueError(damaged(path)) from error
 
 
 def pickled_names(path: Path) -> list[str]:
@@ -233,7 +241,8 @@ def named_globals(file: BinaryIO) -> Iterator[str]:
     try:
         for instruction, argument, _ in pickletools.genops(file):
             if instruction.name in ("GLOBAL", "INST"):
-                yield argument.replace(" ", ".")
+                module, name = argument.split(" ")
+                yield f"{PYTHON_3.get(module, module)}.{name}"
             elif instruction.name == "STACK_GLOBAL":  # takes the last two strings
                 yield ".".join(strings[-2:])
             elif isinstance(argument, str):
@@ -243,11 +252,12 @@ def named_globals(file: BinaryIO) -> Iterator[str]:
 
 
 def refusal(path: Path, names: list[str], error: str) -> str:
-    """The sentence for a pickle that asks for more than tensors."""
+    """The sentence for a pickle whose interpreter refused: for whose sake, if that can be told."""
     blamed = [name for name in names if name.removeprefix("builtins.") in error]
-    foreign = [name for name in names if not name.startswith(("torch.", "collections."))]
-    refused = next(iter(blamed + foreign), "an instruction that plain weights do not need")
-    return (
-        f"{path.name} asks for {refused}, which could run code, and was not loaded: "
-        "get the same weights as .safetensors."
-    )
+    foreign = [name for name in names if not name.startswith((*PLAIN, *LEFT_BEHIND))]
+    for name in blamed + foreign:
+        return (
+            f"{path.name} asks for {name}, which could run code, and was not loaded: "
+            "get the same weights as .safetensors."
+        )
+    return damaged(path)

@@ -199,6 +199,7 @@ def index_json(config: ModelConfig) -> dict:
         absent = ["depth_estimator", "feature_extractor"]
     return {
         "_class_name": PIPELINES.get(config.unet.in_channels, PIPELINES[4]),
+        "_diffusers_version": "0.20.0",  # diffusers mends what versions before 0.9 wrote
         **{part: [library[part], name] for part, name in CLASSES.items()},
         **{part: [None, None] for part in absent},
     }

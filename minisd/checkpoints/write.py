@@ -133,6 +133,8 @@ def written_whole(path: Path, folder: bool = False) -> Iterator[Path]:
     It is made at once, so that what is not allowed shows before the work, and removed on any error.
     Raises ValueError if it cannot be made.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the name of a file in it.")
     unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
     try:
         unfinished.mkdir() if folder else unfinished.touch()
