@@ -87,7 +87,7 @@ def train(
         optimizer.step()
         update_average(average, model, keep=min(recipe.ema, (1 + step) / (10 + step)))
         if step % recipe.log_every == 0:
-            numbers = {name: round(float(term), 5) for name, term in terms.items()}
+            numbers = {name: round(term.item(), 5) for name, term in terms.items()}
             bar.set_postfix(numbers)
             log(folder, {"step": step, **numbers, "seconds": round(time.monotonic() - began, 1)})
         if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
