@@ -49,11 +49,12 @@ def guided_denoiser(
     check_contexts(context, uncond_context, cfg_scale)
 
     def denoise(x: Tensor, level: Level) -> Prediction:
-        uncond, cond = None, None
         if cfg_scale == 1:
-            guided = cond = run(network, x, level, context)
+            uncond, cond = None, run(network, x, level, context)
+            guided = cond
         elif cfg_scale == 0:
-            guided = uncond = run(network, x, level, uncond_context)
+            uncond, cond = run(network, x, level, uncond_context), None
+            guided = uncond
         else:
             uncond, cond = run_both(network, x, level, uncond_context, context)
             guided = uncond + cfg_scale * (cond - uncond)

@@ -1,14 +1,14 @@
 """The samplers: eight ways to walk from noise to a picture, one generator each.
 
 All are called alike: sampler(denoise, x, levels, generators) yields one Step per interval, S steps
-for S + 1 levels, and runs the network at every level but the last. x is variance-preserving, as
-it comes and as it is yielded, so a walk may begin anywhere: at pure noise, or at add_noise(x0, …).
+for S + 1 levels. x is variance-preserving, as it comes and as it is yielded, so a walk may begin
+anywhere: at pure noise, at add_noise(x0, …), or where another stopped.
 
 DDPM, DDIM and PLMS keep x in that form. The sigma samplers divide it by the signal_rate, walk on
 x0 + sigma eps, where dx/dsigma is simply eps, and convert back for the network and the Step.
 
-levels: noisiest first; `sampler_levels` makes them. Whether the walk ends at CLEAN or at the least
-noisy level of training is a choice of the last one.
+levels: noisiest first; `sampler_levels` makes them. The last, where no network runs, says whether
+the walk ends at CLEAN or at the least noisy level of training.
 generators: one torch.Generator per sample, for samplers that add noise on the way; the others draw
 nothing and let it be.
 """
@@ -112,7 +112,7 @@ def plms(
 ) -> Iterator[Step]:
     """DDIM with foresight: extrapolate eps from the last four, then step.
 
-    Liu et al. 2022, eq. 9 and 12, in CompVis' form without the Runge-Kutta start: the first step
+    Liu et al. 2022, eq. 12, in CompVis' form without the Runge-Kutta start: the first step
     tries itself, looks at the eps where it lands, and steps again with the mean of both. One
     evaluation per step and two for the first; a walk of a single step is DDIM.
     """
@@ -293,12 +293,13 @@ def sampler_levels(
 
     Raises ValueError on an unknown name, with the known ones, and on steps outside 1 … 1000.
     """
-    known("sampler", name, SAMPLERS)
+    check_known("sampler", name, SAMPLERS)
     spacing = spacing or ("uniform" if name in SIGMA_SAMPLERS else "leading")
     final = final or ("sigma_min" if name in ("ddim", "plms") else "zero")
     ends = {"zero": CLEAN, "sigma_min": schedule.at(0)}
-    spaced = known("spacing", spacing, SPACINGS)
-    return [*spaced(schedule, steps), known("final", final, ends)]
+    check_known("spacing", spacing, SPACINGS)
+    check_known("final", final, ends)
+    return [*SPACINGS[spacing](schedule, steps), ends[final]]
 
 
 def from_noise(
@@ -315,13 +316,12 @@ def from_noise(
 
     Raises ValueError, with the known ones, on an unknown name.
     """
-    sampler = known("sampler", name, SAMPLERS)
+    check_known("sampler", name, SAMPLERS)
     x = levels[0].noise_rate * noise if name in SIGMA_SAMPLERS else noise
-    return sampler(denoise, x, levels, generators)
+    return SAMPLERS[name](denoise, x, levels, generators)
 
 
-def known(kind: str, name: str, table: dict):
-    """table[name], or a ValueError that lists what the table has."""
-    if name not in table:
-        raise ValueError(f'Unknown {kind} "{name}": choose one of {", ".join(table)}.')
-    return table[name]
+def check_known(kind: str, name: str, known: dict) -> None:
+    """Raise ValueError, listing the known names, unless `name` is one of them."""
+    if name not in known:
+        raise ValueError(f'Unknown {kind} "{name}": choose one of {", ".join(known)}.')
