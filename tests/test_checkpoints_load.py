@@ -169,8 +169,10 @@ def test_ema_takes_the_averaged_unet_and_the_other_parts_as_they_are(tensors, tm
         factor = 0.5 if key.startswith("unet.") else 1.0
         assert torch.equal(averaged[key], factor * last[key]), key
     without = {k: v for k, v in tensors["v1"].items() if not k.startswith("model_ema.")}
-    with pytest.raises(ValueError, match=r"lacks averaged weights .* load without ema=True"):
+    with pytest.raises(ValueError, match=r"lacks averaged weights .*: load without ema=True"):
         load(write(tmp_path / "a.safetensors", without), ema=True)
+    with pytest.raises(ValueError, match="leave ema out"):
+        load(tmp_path, ema=True)
 
 
 # ---- diffusers folders -----------------------------------------------------------------------
@@ -304,8 +306,8 @@ def stays_random(unet: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("change", "prediction", "words"),
     [
-        (returns_its_input, "eps", r"is (1.00|0.99) alike to its input: taken as eps"),
-        (stays_random, "v", "alike to its input: taken as v"),
+        (returns_its_input, "eps", r"correlates (1.00|0.99) with it: taken as eps"),
+        (stays_random, "v", "with it: taken as v"),
         (returns_nothing, "eps", "which decides nothing: taken as eps"),
     ],
 )
@@ -430,8 +432,10 @@ OTHER_KINDS = {
     "ControlNet ": ["controlnet_cond_embedding.conv_in.weight", "conv_in.weight"],
     "textual inversion": ["emb_params"],
     "textual inversion ": ["<cat-toy>"],
+    "LoRA   ": ["text_encoder.layers.0.mlp.fc1.lora_linear_layer.up.weight"],
     "VAE": ["encoder.conv_in.weight", "decoder.mid.block_1.norm1.weight"],
     "VAE ": ["encoder.conv_in.weight", "decoder.mid_block.resnets.0.norm1.weight"],
+    "VAE  ": ["first_stage_model.decoder.mid.block_1.norm1.weight"],
     "hypernetwork": ["320.0.linear.0.weight", "320.1.linear.0.weight"],
     "SDXL model": ["conditioner.embedders.0.x.weight", "model.diffusion_model.out.2.bias"],
     "U-Net alone": ["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"],
@@ -443,7 +447,7 @@ OTHER_KINDS = {
 @pytest.mark.parametrize("kind", OTHER_KINDS)
 def test_what_is_no_whole_model_is_called_by_its_name(tmp_path, kind):
     path = write(tmp_path / "a.safetensors", {key: torch.zeros(1) for key in OTHER_KINDS[kind]})
-    assert f"is a {kind.strip()}, not a whole model:" in refusal(path)
+    assert f"is no whole model ({kind.strip()}):" in refusal(path)
     assert info(path).kind == kind.strip()
 
 
@@ -472,7 +476,8 @@ def test_a_folder_without_weights_or_settings_says_so(folders, tmp_path):
 # setting -> what the error says of it; None: the setting is taken away
 SETTINGS = {
     ("unet/config.json", "act_fn", "gelu"): "act_fn = 'gelu' in its unet: only 'silu'",
-    ("unet/config.json", "attention_head_dim", (5, 7)): "[5, 7] heads at levels (32, 64) wide",
+    ("unet/config.json", "attention_head_dim", (4, 16)): "[4, 16] heads at levels (32, 64) wide",
+    ("unet/config.json", "attention_head_dim", 5): "[5, 5] heads at levels (32, 64) wide",
     ("unet/config.json", "down_block_types", ("DownBlock2D", "Attn")): "lacks 'Attn'",
     ("scheduler/scheduler_config.json", "beta_schedule", "linear"): "beta_schedule = 'linear'",
     ("scheduler/scheduler_config.json", "prediction_type", "sample"): "lacks 'sample'",

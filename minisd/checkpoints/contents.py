@@ -69,6 +69,8 @@ def lay_open(path: Path, prediction: str | None = None, ema: bool = False) -> Co
     """Read a model without building it. Raises ValueError as load() does."""
     if prediction not in (None, "eps", "v"):
         raise ValueError(f'prediction is {prediction!r}: only "eps" and "v" are known.')
+    if ema and path.is_dir():
+        raise ValueError(f"{path} is a folder, which holds one kind of weights: leave ema out.")
     contents = open_folder(path) if path.is_dir() else open_file(path, prediction, ema)
     rows, ids = contents.config.text.vocab_size, contents.tokenizer.vocab_size
     if ids > rows:
@@ -99,7 +101,7 @@ def open_file(path: Path, prediction: str | None, ema: bool) -> Contents:
     what = kind(tensors)
     if what != MODEL:
         use = USES.get(what, "minisd loads Stable Diffusion v1 and v2 models")
-        raise ValueError(f"{path.name} is a {what}, not a whole model: {use}.")
+        raise ValueError(f"{path.name} is no whole model ({what}): {use}.")
     try:
         if "minisd" in stored:
             config, tokenizer = from_metadata(stored)
@@ -132,7 +134,7 @@ def averaged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names = {key: "model_ema." + key.removeprefix("model.").replace(".", "") for key in unet}
     absent = [name for name in names.values() if name not in tensors]
     if absent or not unet:
-        raise ValueError(f"lacks averaged weights ({len(absent)} of them): load without ema=True")
+        raise ValueError("lacks averaged weights (model_ema.…): load without ema=True")
     return dict(tensors) | {key: tensors[name] for key, name in names.items()}
 
 
@@ -153,10 +155,9 @@ def stated_prediction(
         return ("v" if header == "v" else "eps"), "modelspec.prediction_type in its header"
     yaml = path.with_suffix(".yaml")
     if yaml.exists():
-        is_v = re.search(r"""parameterization:\s*["']?v\b""", yaml.read_text(encoding="utf-8"))
-        return (
-            "v" if is_v else "eps"
-        ), f"{yaml.name} beside it"  # where it says nothing, eps is the default
+        text = yaml.read_text(encoding="utf-8")
+        is_v = re.search(r"""parameterization:\s*["']?v\b""", text)  # eps is the default
+        return ("v" if is_v else "eps"), f"{yaml.name} beside it"
     if not is_v2(config):
         return "eps", "its family: all v1 models do"
     if config.unet.in_channels != 4:

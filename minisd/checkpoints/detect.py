@@ -16,10 +16,10 @@ SIGNS = {
     "SDXL model": r"^conditioner\.embedders\.",
     "SD3 or Flux model": r"double_blocks\.|joint_blocks\.",
     "ControlNet": r"^control_model\.|^controlnet_cond_embedding\.|^input_hint_block\.",
-    "LoRA": r"\.lora_(down|up|[AB])\.|_lora\.(down|up)\.|\.hada_w|\.lokr_w",
+    "LoRA": r"\.lora_(down|up|[AB])\.|_lora\.(down|up)\.|\.lora_linear_layer\.|\.hada_w|\.lokr_w",
     MODEL: r"^model\.diffusion_model\.|^unet\.",
     "U-Net alone": r"^(input|down)_blocks\.",
-    "VAE": r"^decoder\.(mid|up)",
+    "VAE": r"^(first_stage_model\.)?decoder\.(mid|up)",
     "text encoder": r"token_embedding\.",
     "textual inversion": r"^string_to_param\.|^emb_params|^<[^.]*>$",
     "hypernetwork": r"^\d+\.[01]\.",
@@ -70,14 +70,18 @@ def has(tensors: Mapping[str, Tensor], prefix: str) -> bool:
     return any(key.startswith(prefix) for key in tensors)
 
 
-def axis(tensors: Mapping[str, Tensor], key: str, index: int) -> int:
-    """How long one axis of a tensor is."""
+def shape(tensors: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
     if key not in tensors:
         raise ValueError(f"lacks {key}")
-    shape = tuple(tensors[key].shape)
-    if index >= len(shape):
-        raise ValueError(f"holds {key} in the impossible shape {shape}")
-    return shape[index]
+    return tuple(tensors[key].shape)
+
+
+def axis(tensors: Mapping[str, Tensor], key: str, index: int) -> int:
+    """How long one axis of a tensor is."""
+    lengths = shape(tensors, key)
+    if index >= len(lengths):
+        raise ValueError(f"holds {key} in the impossible shape {lengths}")
+    return lengths[index]
 
 
 def count(tensors: Mapping[str, Tensor], prefix: str) -> int:
@@ -96,8 +100,7 @@ def unet(tensors: Mapping[str, Tensor], prefix: str) -> UNetConfig:
     channels = tuple(axis(tensors, f"{level[0]}.0.out_layers.3.weight", 0) for level in levels)
     attention = tuple(any(has(tensors, f"{block}.1.") for block in level) for level in levels)
     transformer = f"{prefix}middle_block.1."
-    axis(tensors, f"{transformer}proj_in.weight", 1)
-    linear = tensors[f"{transformer}proj_in.weight"].ndim == 2
+    linear = len(shape(tensors, f"{transformer}proj_in.weight")) == 2
     divisor = HEAD_WIDTH if linear else NORM_GROUPS
     if any(width % divisor for width in channels):
         raise ValueError(f"has U-Net levels {channels} wide, but SD's are multiples of {divisor}")

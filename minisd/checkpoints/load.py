@@ -94,7 +94,7 @@ def try_prediction(parts: Parts, name: str) -> Parts:
     likeness = likeness_to_noise(parts)
     prediction = "v" if abs(likeness) < SURELY_V else "eps"
     sure = prediction == "v" or likeness > SURELY_EPS
-    outcome = f"is {likeness:.2f} alike to its input" + ("" if sure else ", which decides nothing")
+    outcome = f"correlates {likeness:.2f} with it" + ("" if sure else ", which decides nothing")
     warnings.warn(
         f"{name} does not say whether it predicts eps or v. Tried on noise, its output {outcome}: "
         f'taken as {prediction}. If pictures come out wrong, give prediction="eps" or "v".',

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "bytes": 1}
@@ -31,13 +31,20 @@ def read(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if is_safetensors(path):
-        header(path)  # says it in our words when the file is cut off
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return read_safetensors(path)
     content = unpickle(path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]  # beside it: optimizer, epoch, callbacks
     return dict(named_tensors(content))
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    header(path)  # it says in our words when the file is cut off
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(damaged(path)) from error
 
 
 def named_tensors(content: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -112,10 +119,10 @@ def header(path: Path) -> dict:
         raise ValueError(cut_off(path))
     try:
         content = json.loads(text)
-    except ValueError as error:
+        entries = [entry for name, entry in content.items() if name != "__metadata__"]
+        end = 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path.name} has a damaged header: fetch it again.") from error
-    entries = [entry for name, entry in content.items() if name != "__metadata__"]
-    end = 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
     if end > size:
         raise ValueError(cut_off(path, end))
     return content

@@ -109,7 +109,7 @@ def from_folder(folder: Path) -> ModelConfig:
     try:
         unet, vae = unet_config(stored["unet"]), vae_config(stored["vae"])
         text, schedule = text_config(stored["text_encoder"]), schedule_config(stored["scheduler"])
-        size = stored["unet"].get("sample_size", 64) * vae.factor
+        size = (stored["unet"].get("sample_size") or 64) * vae.factor
     except KeyError as error:
         raise ValueError(
             f"lacks {error} in one of its config.json, or names a wrong one"
@@ -129,7 +129,8 @@ def unet_config(stored: dict) -> UNetConfig:
     heads = [heads] * len(channels) if isinstance(heads, int) else heads
     alike = len(set(heads)) == 1
     head_widths = {width // number for width, number in zip(channels, heads)}
-    if not alike and len(head_widths) > 1:
+    uneven = any(width % number for width, number in zip(channels, heads))
+    if uneven or (not alike and len(head_widths) > 1):
         raise ValueError(f"has {heads} heads at levels {channels} wide: no rule fits both")
     return UNetConfig(
         in_channels=stored["in_channels"],
