@@ -5,6 +5,7 @@ minisd train diffusion
 minisd train export -o weights/mini.safetensors
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +17,11 @@ from minisd.tokenizer import Tokenizer
 from minisd.training.data import Emoji, batch, captions
 from minisd.training.diffusion import Conditioned, encode_bank, train_diffusion
 from minisd.training.loop import Recipe
-from minisd.training.vae import measure_scale, train_vae
+from minisd.training.vae import measure_scale, psnr, train_vae
 from minisd.vae import VAE
 
-VAE_RECIPE = Recipe(steps=2600)
-DIFFUSION_RECIPE = Recipe(steps=7000)
+VAE_RECIPE = Recipe(steps=5400)
+DIFFUSION_RECIPE = Recipe(steps=6000, ema=0.9995)
 PICTURES = 40_000  # composed and encoded once, before the diffusion training
 
 
@@ -40,7 +41,7 @@ def diffusion_stage(folder: Path, steps: int | None = None) -> Conditioned:
 
 
 def export(folder: Path, output: Path) -> None:
-    """Write the averaged networks as one model file, in half precision."""
+    """Write the averaged networks as one model file, in half precision, with how they were made."""
     from minisd.checkpoints.load import Parts
     from minisd.checkpoints.write import save
 
@@ -48,7 +49,18 @@ def export(folder: Path, output: Path) -> None:
     vae, config = trained_vae(folder, emoji)
     network = averaged(Conditioned(config), folder / "diffusion")
     parts = Parts(config, vocabulary(emoji), network.text_encoder, network.unet, vae)
-    save(output, parts, dtype=torch.float16)
+    unseen = batch(emoji, MINI.size, 256, seed=1, step=0, split="heldout").images
+    figures = {
+        "vae": last_line(folder / "vae") | {"psnr of unseen pairs": round(psnr(vae, unseen), 2)},
+        "diffusion": last_line(folder / "diffusion"),
+    }
+    command = "minisd train vae && minisd train diffusion && minisd train export"
+    save(output, parts, torch.float16, {"command": command, "figures": json.dumps(figures)})
+
+
+def last_line(folder: Path) -> dict:
+    """What a stage's log says last: the step, the terms of the loss, the seconds."""
+    return json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
 
 
 def vocabulary(emoji: Emoji) -> Tokenizer:

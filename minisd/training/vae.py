@@ -40,7 +40,7 @@ def train_vae(
     emoji: Emoji,
     folder: Path,
     recipe: Recipe,
-    batch_size: int = 32,
+    batch_size: int = 16,
     seed: int = 0,
     config: ModelConfig = MINI,
 ) -> VAE:

@@ -1,0 +1,89 @@
+"""The shipped model: it loads, draws what it is asked for, and the README tells the truth."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+import minisd
+from minisd.config import WEIGHTS
+from minisd.training.captions import COLOURS
+from minisd.training.data import Emoji, batch
+from minisd.training.mini import vocabulary
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return minisd.load("mini")
+
+
+def nearest_colour(picture) -> str:
+    """The name of the colour that the picture's border has on the whole."""
+    pixels = np.asarray(picture, np.float32)
+    border = np.concatenate([pixels[:4].reshape(-1, 3), pixels[-4:].reshape(-1, 3)])
+    middle = np.median(border, axis=0)
+    return min(COLOURS, key=lambda name: np.abs(middle - COLOURS[name]).sum())
+
+
+def test_the_background_has_the_colour_that_the_prompt_names(sd):
+    prompts = [f"a cat on a {colour} background" for colour in COLOURS]
+    pictures = sd.txt2img(prompts, steps=10)
+    found = [nearest_colour(picture) for picture in pictures]
+    right = sum(a == b for a, b in zip(found, COLOURS))
+    assert right >= len(COLOURS) - 1, dict(zip(COLOURS, found))
+
+
+def test_another_thing_is_another_picture(sd):
+    """Same noise, same background: only the thing's word differs, and so does the picture."""
+    cat, dog = sd.txt2img(
+        ["a cat on a red background", "a banana on a red background"], seed=[1, 1]
+    )
+    difference = np.abs(np.asarray(cat, float) - np.asarray(dog, float)).mean()
+    assert difference > 10
+
+
+def test_the_file_is_small_and_says_what_it_is(sd):
+    path = WEIGHTS / "mini.safetensors"
+    assert path.stat().st_size <= 25e6
+    with safe_open(path, framework="pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
+        notes = file.metadata()
+    assert {"command", "figures"} <= set(notes)
+    assert sd.config.name == "mini"
+
+
+def test_latents_have_unit_spread(sd):
+    latent = sd.encode(batch(Emoji.load(), sd.config.size, 64, seed=5, step=0).images)
+    assert latent.std().item() == pytest.approx(1, abs=0.05)
+
+
+def test_the_vocabulary_can_be_learnt_again(sd):
+    assert vocabulary(Emoji.load()).merges == sd.tokenizer.merges
+
+
+def test_the_readmes_lines_run_and_say_what_they_give(tmp_path, monkeypatch):
+    """Every commented value in the README's snippet is what the line gives."""
+    monkeypatch.chdir(tmp_path)
+    snippet = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[1]
+    names: dict = {}
+    exec(snippet, names)
+    assert (tmp_path / "cat.png").exists()
+    claims = re.findall(r"^(\S.*?)\s+# (.+)$", snippet, flags=re.MULTILINE)
+    checked = 0
+    for line, claim in claims:
+        if claim.startswith("["):
+            assert eval(line, names) == eval(claim)
+        elif shape := re.match(r"(\d+(?: \d+)+)", claim):
+            code = line.partition(" = ")[2] or line
+            value = eval(code, names)
+            size = tuple(value) if isinstance(value, torch.Size) else tuple(value.shape)
+            assert size == tuple(int(n) for n in shape[1].split()), line
+        else:
+            continue
+        checked += 1
+    assert checked >= 3
