@@ -370,6 +370,14 @@ def test_sigma_samplers_are_k_diffusions(name, steps, objective, spacing):
 # --- what holds for every sampler ---
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_walks_its_references_spacing_unless_told(name):
+    own = SCHEDULE.uniform(20) if name in SIGMA_SAMPLERS else SCHEDULE.leading(20)
+    end = SCHEDULE.at(0) if name in ("ddim", "plms") else CLEAN
+    assert sampler_levels(name, SCHEDULE, 20) == [*own, end]
+    assert sampler_levels(name, SCHEDULE, 20, "karras") == [*SCHEDULE.karras(20), end]
+
+
 def plain_guess(x, level):
     """A denoiser that costs nothing, for tests that count rather than compare."""
     x0 = torch.tanh(x)
