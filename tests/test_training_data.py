@@ -366,9 +366,7 @@ def test_the_readme_states_the_files_hash():
 
 
 def test_the_script_says_what_it_lacks(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"holds 0 files named iconify-json-noto-\*.tgz.*npm pack"
-    ):
+    with pytest.raises(ValueError, match=r"holds 0 files named iconify-json-noto-\*.tgz.*npm pack"):
         script.build(tmp_path)
 
 
