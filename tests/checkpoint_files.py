@@ -110,6 +110,8 @@ def pipeline(config: ModelConfig, tokenizer_folder: Path) -> StableDiffusionPipe
     vae = filled(diffusers_vae(config.vae), 1)
     unet = filled(diffusers_unet(config.unet), 0)
     unet.register_to_config(sample_size=config.size // config.vae.factor)
+    if not config.unet.head_width:
+        unet.register_to_config(attention_head_dim=config.unet.heads)  # as v1's folders have it
     predicts = {"eps": "epsilon", "v": "v_prediction"}[config.schedule.prediction]
     return StableDiffusionPipeline(
         vae=vae,

@@ -256,8 +256,10 @@ def test_full_precision_comes_before_the_fp16_variant(folders, tmp_path):
 # ---- eps or v --------------------------------------------------------------------------------
 
 
-def test_the_argument_comes_first(v1):
+def test_the_argument_comes_first(tensors, tmp_path, v1):
     assert load(v1, prediction="v").config.schedule.prediction == "v"
+    v2 = write(tmp_path / "v2.safetensors", tensors["v2"])
+    assert load(v2, prediction="v").config == replace(V2_V, name="v2")
     with pytest.raises(ValueError, match='only "eps" and "v" are known'):
         load(v1, prediction="x0")
 
@@ -525,8 +527,9 @@ def watch():
 
 first, *others = sys.argv[1:]
 load(first)  # once, so that what the first call imports is not counted
+before = private()
 for path in others:
-    before, peaks, watching = private(), [], True
+    peaks, watching = [], True
     watcher = threading.Thread(target=watch)
     watcher.start()
     parts = load(path)
@@ -553,7 +556,7 @@ def test_loading_takes_little_more_memory_than_the_model(tmp_path, v1):
     paths = [
         write_zeros(WIDE, tmp_path / "single.safetensors", torch.float32),
         write_zeros(WIDE, tmp_path / "half.safetensors", torch.float16),
-        write_zeros(WIDE, tmp_path / "single.ckpt", torch.float32),
+        write_zeros(WIDE, tmp_path / "half.ckpt", torch.float16),
     ]
     command = [sys.executable, "-c", MEASURE, v1, *paths]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
