@@ -56,7 +56,7 @@ def described(config: ModelConfig, known_by: str | None) -> list[tuple[str, str]
     if known_by is None:
         prediction = "eps or v: no word of it; loading tries it on noise"
     return [
-        ("family", "SD v2" if is_v2(config) else "SD v1"),
+        ("laid out as", "SD v2" if is_v2(config) else "SD v1"),
         ("input", f"{config.unet.in_channels} channels"),
         ("predicts", prediction),
         ("made for", f"{config.size} x {config.size} pixels"),
