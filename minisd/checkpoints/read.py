@@ -11,6 +11,7 @@ import pickletools
 import warnings
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -215,13 +216,25 @@ def unpickle(path: str | Path) -> object:
     names = pickled_names(path)
     classes = [stand_in(n) for n in names if n in SPECIAL or n.startswith(LEFT_BEHIND)]
     try:
-        with torch.serialization.safe_globals(classes), warnings.catch_warnings():
+        with allowed(classes), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on protocols; we give our own
             return torch.load(path, map_location="cpu", mmap=is_zip(path), weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(refusal(path, names, str(error))) from error
     except Exception as error:  # a damaged pickle can break its interpreter anywhere
         raise ValueError(damaged(path)) from error
+
+
+@contextmanager
+def allowed(classes: list[type]) -> Iterator[None]:
+    """Let torch's interpreter make these classes, for a while. (torch 2.5 has safe_globals().)"""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(classes)
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 def pickled_names(path: Path) -> list[str]:
