@@ -40,5 +40,10 @@ def load(
     from minisd.checkpoints.load import load as load_parts
     from minisd.pipeline import StableDiffusion
 
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {str(device)!r} cannot be used ({reason}): try cpu.") from error
     parts = load_parts(source, device, dtype or torch.float32, prediction, ema)
     return StableDiffusion(parts.config, parts.tokenizer, parts.text_encoder, parts.unet, parts.vae)

@@ -17,7 +17,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, tap: nn.Identity, mask: Tensor | Non
     watched = tap._forward_hooks or tap._forward_pre_hooks
     if not watched:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    scores = einsum(q, k, "b heads n d, b heads m d -> b heads n m") * q.shape[-1] ** -0.5
+    q = q * q.shape[-1] ** -0.5  # before the product: half precision would overflow in it
+    scores = einsum(q, k, "b heads n d, b heads m d -> b heads n m")
     if mask is not None:
         scores = scores + mask
     weights = tap(scores.softmax(dim=-1))

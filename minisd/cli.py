@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import time
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -16,13 +17,21 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, or 2 after a one-sentence error."""
     options = parser().parse_args(arguments)
     try:
-        options.run(options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)
+            warnings.showwarning = in_a_line
+            options.run(options)
     except (ValueError, OSError) as error:
         print(f"minisd {options.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def in_a_line(message: Warning, *where: object, **more: object) -> None:
+    """A warning as a user reads it, without the line of code that gave it."""
+    print(f"minisd: {message}", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,7 +52,7 @@ def add_generate(command: argparse.ArgumentParser) -> None:
     add("-o", "--output", type=Path, default=Path("picture.png"), help="a PNG (picture.png)")
     add("--model", default="mini", help="FILE, FOLDER or NAME of a model (mini)")
     add("--negative", default="", metavar="PROMPT", help="what to steer away from")
-    add("--steps", type=int, default=30, help="1 to 1000 (30)")
+    add("--steps", type=int, default=30, help="1 to 1000 (30); few want --spacing trailing")
     add("--scale", type=float, help="how strongly the prompt steers (the model's own)")
     add("--sampler", help="ddim, euler, dpmpp_2m, … (the model's own)")
     add("--spacing", help="of the noise levels: leading, trailing, karras, … (the sampler's own)")
@@ -60,8 +69,8 @@ def add_generate(command: argparse.ArgumentParser) -> None:
 
 
 def generate(options: argparse.Namespace) -> None:
-    """Draw the pictures and write them, their settings inside."""
-    outputs = output_paths(options.output, options.number)
+    """Draw the pictures one by one and write each, its settings inside."""
+    outputs = output_paths(options.output, options.number, options.every_step)
     import minisd
     from minisd.pipeline import to_pil
 
@@ -71,52 +80,59 @@ def generate(options: argparse.Namespace) -> None:
         "steps": options.steps,
         "cfg_scale": sd.config.cfg_scale if options.scale is None else options.scale,
         "sampler": options.sampler or sd.config.sampler,
-        "width": options.width or sd.config.size,
-        "height": options.height or sd.config.size,
+        "width": sd.config.size if options.width is None else options.width,
+        "height": sd.config.size if options.height is None else options.height,
         "spacing": options.spacing,
         "clip_skip": options.clip_skip,
         "extended": options.extended,
     }
-    prompts = [options.prompt] * options.number
-    walk = sd.txt2img_steps(prompts, seed=options.seed, **settings)
-    steps = list(progress_bar(walk, options.steps))
-    pictures = to_pil(sd.decode(steps[-1].x))
-    for i, (picture, path) in enumerate(zip(pictures, outputs)):
-        about = {"prompt": options.prompt, "seed": options.seed + i, "model": options.model}
-        write_png(picture, path, about | settings)
-        if options.every_step:
-            guesses = [to_pil(sd.decode(step.prediction.x0[i : i + 1]))[0] for step in steps]
-            write_png(side_by_side(guesses), strip_path(path), about | settings)
+    for seed, path in enumerate(outputs, start=options.seed):
+        guesses = []
+        for step in progress_bar(sd.txt2img_steps(options.prompt, seed=seed, **settings), options):
+            if options.every_step:
+                guesses += to_pil(sd.decode(step.prediction.x0))
+        about = {"prompt": options.prompt, "seed": seed, "model": options.model} | settings
+        write_png(to_pil(sd.decode(step.x))[0], path, about)
+        if guesses:
+            write_png(side_by_side(guesses), strip_path(path), about)
 
 
-def progress_bar(walk, steps: int):
+def progress_bar(walk, options: argparse.Namespace):
     from tqdm import tqdm
 
-    return tqdm(walk, total=steps, disable=not sys.stderr.isatty())
+    return tqdm(walk, total=options.steps, disable=not sys.stderr.isatty())
 
 
-def output_paths(output: Path, number: int) -> list[Path]:
+def output_paths(output: Path, number: int, every_step: bool) -> list[Path]:
     """Where the pictures go: the output itself, or output-1, output-2, …
 
-    ValueError: not a PNG, no pictures asked for, or a folder where nothing can be written. Asked
+    ValueError: not a PNG, no pictures asked for, or a place where nothing can be written. Asked
     before the work, so that none is lost.
     """
     if number < 1:
         raise ValueError(f"the number of pictures must be 1 or more, got {number}.")
     if output.suffix.lower() != ".png":
         raise ValueError(f"pictures are written as PNG: name the output {output.stem}.png.")
+    numbered = [output.with_stem(f"{output.stem}-{i}") for i in range(1, number + 1)]
+    paths = [output] if number == 1 else numbered
+    for path in paths + [strip_path(path) for path in paths if every_step]:
+        check_writable(path)
+    return paths
+
+
+def check_writable(path: Path) -> None:
+    """Raise ValueError unless a file of this name can be written, without touching one there."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file in it with -o.")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ValueError(f"cannot write over {path}: choose another name with -o.")
     try:
-        tempfile.TemporaryFile(dir=output.parent).close()
+        tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise ValueError(
-            f"cannot write into the folder {output.parent} ({error.strerror}): "
+            f"cannot write into the folder {path.parent} ({error.strerror}): "
             "choose another place with -o."
         ) from error
-    if output.is_dir():
-        raise ValueError(f"{output} is a folder: name a file in it with -o.")
-    if number == 1:
-        return [output]
-    return [output.with_stem(f"{output.stem}-{i}") for i in range(1, number + 1)]
 
 
 def write_png(picture, path: Path, settings: dict) -> None:

@@ -27,20 +27,14 @@ class UNetConfig:
 
     in_channels: int = 4  # 4 latent; +1 depth; +1 mask +4 masked picture = 9 for inpainting
     out_channels: int = 4
-    channels: tuple[int, ...] = (
-        320,
-        640,
-        1280,
-        1280,
-    )  # one level each, the resolution halves between
+    # one level each, the resolution halves between
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
     attention: tuple[bool, ...] = (True, True, True, False)  # which levels look at the text
     res_blocks: int = 2  # per level on the way down; one more on the way up
     context_dim: int = 768
     heads: int = 8
     head_width: int | None = None  # v2: 64 channels per head at every level, in place of `heads`
-    linear_projection: bool = (
-        False  # how files store the projections: v2 Linear, v1 1x1 convolution
-    )
+    linear_projection: bool = False  # in files: v2 stores Linear, v1 1x1 convolutions
     norm_groups: int = 32
 
 

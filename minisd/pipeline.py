@@ -1,6 +1,8 @@
 """The parts put together: a prompt becomes a picture."""
 
 from collections.abc import Iterator
+from math import isfinite
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -53,9 +55,11 @@ class StableDiffusion:
 
         clip_skip: how many of the text transformer's last layers to leave out
         extended: read "(word:1.2)" as a weight, and prompts of any length in chunks of 75 tokens,
-            each through the transformer by itself: b 77*chunks context_dim
+            each through the transformer by itself: b 77*chunks context_dim. The longest prompt
+            sets the number of chunks; a shorter one beside it ends in empty ones, and draws
+            another picture than alone.
         """
-        prompts = [prompts] if isinstance(prompts, str) else prompts
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not 0 <= clip_skip <= self.config.text.layers:
             layers = self.config.text.layers
             raise ValueError(f"clip_skip must be 0 to {layers}, got {clip_skip}.")
@@ -108,8 +112,12 @@ class StableDiffusion:
 
         Each Step holds the state x (b 4 h w) and what the network made of it; decode either.
         """
-        prompts = [prompt] if isinstance(prompt, str) else prompt
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise ValueError("there is no prompt: give one or more.")
         cfg_scale = self.config.cfg_scale if cfg_scale is None else cfg_scale
+        if not isfinite(cfg_scale):
+            raise ValueError(f"cfg_scale must be a finite number, got {cfg_scale}.")
         sampler = self.config.sampler if sampler is None else sampler
         self._check_text_only()
         levels = sampler_levels(sampler, self.schedule, steps, spacing)
@@ -117,7 +125,7 @@ class StableDiffusion:
         if latent is None:
             latent = self._noise(generators, width, height)
         else:
-            self._check_latent(latent, len(prompts))
+            self._check_latent(latent, len(prompts), width, height)
         negatives = [negative_prompt] * len(prompts)
         contexts = self.embed(negatives + prompts, clip_skip, extended)
         uncond, cond = rearrange(contexts, "(half b) m c -> half b m c", half=2)
@@ -138,7 +146,9 @@ class StableDiffusion:
         height: int | None = None,
         latent: Tensor | None = None,
         progress: bool = False,
-        **options,
+        spacing: str | None = None,
+        clip_skip: int = 0,
+        extended: bool = False,
     ) -> Image.Image | list[Image.Image]:
         """Draw a picture of the prompt, or a list of pictures for a list of prompts.
 
@@ -149,12 +159,13 @@ class StableDiffusion:
         seed: sample i uses seed + i, or the i-th of a list
         width, height: in pixels, multiples of config.size_multiple. None: the config's size
         latent: unit starting noise, b 4 h/8 w/8, in place of the seed's
-        options: spacing (samplers.SPACINGS), clip_skip and extended (as embed)
+        spacing: of the noise levels, from samplers.SPACINGS. None: the sampler's reference's
+        clip_skip, extended: as embed
 
         Raises ValueError for a setting out of its range, before anything is computed.
         """
         settings = (negative_prompt, steps, cfg_scale, sampler, seed, width, height, latent)
-        walk = self.txt2img_steps(prompt, *settings, **options)
+        walk = self.txt2img_steps(prompt, *settings, spacing, clip_skip, extended)
         for step in tqdm(walk, total=steps, disable=not progress):
             latent = step.x
         pictures = to_pil(self.decode(latent))
@@ -165,19 +176,28 @@ class StableDiffusion:
     ) -> Tensor:
         """Unit noise for each sample, drawn one by one on the CPU: b 4 h/8 w/8."""
         vae = self.config.vae
-        height, width = height or self.config.size, width or self.config.size
+        height = self.config.size if height is None else height
+        width = self.config.size if width is None else width
         check_size(width, height, self.config)
         shape = (1, vae.latent_channels, height // vae.factor, width // vae.factor)
         return torch.cat([torch.randn(shape, generator=each) for each in generators])
 
-    def _check_latent(self, latent: Tensor, count: int) -> None:
+    def _check_latent(
+        self, latent: Tensor, count: int, width: int | None, height: int | None
+    ) -> None:
         vae = self.config.vae
         if latent.ndim != 4 or latent.shape[:2] != (count, vae.latent_channels):
             raise ValueError(
                 f"the latent has shape {tuple(latent.shape)}: {count} prompts need "
                 f"{count} {vae.latent_channels} h w."
             )
-        check_size(latent.shape[3] * vae.factor, latent.shape[2] * vae.factor, self.config)
+        of_latent = (latent.shape[3] * vae.factor, latent.shape[2] * vae.factor)
+        check_size(*of_latent, self.config)
+        if (width or of_latent[0], height or of_latent[1]) != of_latent:
+            raise ValueError(
+                f"the latent is for {of_latent[0]} x {of_latent[1]} pixels: leave width and "
+                "height out, or give a latent of their size."
+            )
 
     def _check_text_only(self) -> None:
         expected, given = self.config.unet.in_channels, self.config.vae.latent_channels
@@ -200,10 +220,10 @@ def check_size(width: int, height: int, config: ModelConfig) -> None:
 
 def seeded(seed: int | list[int], count: int) -> list[torch.Generator]:
     """One generator per sample: seed, seed + 1, … or the seeds of a list."""
-    seeds = [seed + i for i in range(count)] if isinstance(seed, int) else seed
+    seeds = [seed + i for i in range(count)] if isinstance(seed, Integral) else seed
     if len(seeds) != count:
         raise ValueError(f"{count} prompts need {count} seeds, got {len(seeds)}.")
-    return [torch.Generator().manual_seed(each) for each in seeds]
+    return [torch.Generator().manual_seed(int(each)) for each in seeds]
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:

@@ -144,9 +144,9 @@ class Schedule:
 
     def karras(self, steps: int) -> list[Level]:
         """Even in sigma^(1/7): small strides at the end (Karras et al. 2022, eq. 5, rho = 7)."""
-        low, high = self.sigmas[0].item(), self.sigmas[-1].item()
+        low, high = self.at(0).sigma, self.at(self.config.timesteps - 1).sigma
         ramp = np.linspace(high ** (1 / 7), low ** (1 / 7), self._checked(steps))
-        return self.levels_of_sigmas((ramp**7).tolist())
+        return self.levels_of_sigmas((ramp**7).clip(low, high).tolist())
 
     def _checked(self, steps: int) -> int:
         if not 1 <= steps <= self.config.timesteps:

@@ -221,10 +221,12 @@ class Tokenizer:
         returns: b 77
         """
         texts = [texts] if isinstance(texts, str) else texts
+        if not texts:
+            raise ValueError("there is no text: give one or more.")
         ids = [self.encode(text) for text in texts]
         lost = [self.decode(one[self.room :]) for one in ids if len(one) > self.room]
         if lost:
-            words = " | ".join(lost)
+            words = " | ".join(dict.fromkeys(lost))
             warnings.warn(f"the prompt is too long, its end is not read: {words!r}", stacklevel=2)
         return torch.tensor([self.row(one) for one in ids])
 
@@ -308,6 +310,7 @@ def read_folder(path: Path) -> Tokenizer:
     else:
         model = _read_json(path / "tokenizer.json").get("model", {})
         ids, merges = model.get("vocab"), model.get("merges", [])
+        merges = [tuple(m.split(" ")) if isinstance(m, str) else m for m in merges]
     if not ids:
         raise ValueError("holds neither vocab.json with merges.txt nor a tokenizer.json")
     marks = _read_json(path / "tokenizer_config.json")
@@ -391,4 +394,6 @@ def emphasize(context: Tensor, weights: Tensor) -> Tensor:
     """
     louder = context * rearrange(weights, "b m -> b m 1").to(context)
     mean = reduce(context, "b m c -> b 1 1", "mean")
-    return louder * (mean / reduce(louder, "b m c -> b 1 1", "mean"))
+    louder_mean = reduce(louder, "b m c -> b 1 1", "mean")
+    ratio = torch.where(mean == louder_mean, 1, mean / louder_mean)  # a mean may be 0
+    return louder * ratio

@@ -240,8 +240,6 @@ def skip_channels(config: UNetConfig) -> list[int]:
     """
     widths = [config.channels[0]]
     for level, channels in enumerate(config.channels):
-        made = config.res_blocks + (
-            level < len(config.channels) - 1
-        )  # the last does not downsample
-        widths = widths + [channels] * made
+        downsamples = level < len(config.channels) - 1
+        widths = widths + [channels] * (config.res_blocks + downsamples)
     return widths

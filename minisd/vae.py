@@ -200,6 +200,8 @@ class DiagonalGaussian:
         Noise is drawn on the CPU in float32, one sample at a time: a batch equals its parts.
         """
         generators = generator if isinstance(generator, list) else [generator] * len(self.mean)
+        if len(generators) != len(self.mean):
+            raise ValueError(f"{len(self.mean)} samples need as many generators, or just one.")
         shape = (1, *self.mean.shape[1:])
         noise = torch.cat([torch.randn(shape, generator=each) for each in generators])
         return self.mean + self.std * noise.to(self.mean)

@@ -61,8 +61,8 @@ MUTATIONS = [
     Mutation(
         "scores over the root of the head's width",
         "attention.py",
-        "* q.shape[-1] ** -0.5",
-        "* q.shape[-1] ** -1.0",
+        "q = q * q.shape[-1] ** -0.5",
+        "q = q * q.shape[-1] ** -1.0",
         "test_attention test_parity test_trace",
     ),
     Mutation(

@@ -108,3 +108,13 @@ def test_a_member_of_a_batch_gets_what_it_gets_alone():
 def test_heads_must_divide_the_channels():
     with pytest.raises(AssertionError, match="10 channels do not split into 4 heads"):
         Attention(width=10, context_dim=10, heads=4)
+
+
+def test_watching_half_precision_does_not_overflow():
+    """Scores of 84,000 fit into float16 only once they are scaled."""
+    q = torch.full((1, 1, 2, 64), 36.0, dtype=torch.float16)
+    k = torch.full((1, 1, 3, 64), 36.5, dtype=torch.float16)
+    tap = nn.Identity()
+    handle = tap.register_forward_hook(lambda *_: None)
+    assert attend(q, k, torch.ones_like(k), tap).isfinite().all()
+    handle.remove()

@@ -78,6 +78,8 @@ def test_every_step_writes_the_strip_of_guesses(model, tmp_path):
         (["--steps", "0"], "steps must be 1 to 1000"),
         (["--sampler", "dpm3"], "choose one of ddpm, ddim"),
         (["--width", "100"], "multiples of 8"),
+        (["--width", "0"], "multiples of 8"),
+        (["--device", "warp"], "device 'warp' cannot be used"),
         (["--model", "{tmp}/gone.safetensors"], "There is no file or folder"),
     ],
 )
@@ -95,6 +97,25 @@ def test_a_mistake_gets_one_sentence_and_no_picture(model, tmp_path, capsys, arg
 def test_the_folder_is_asked_before_the_work(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(minisd, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     assert run("generate", "a cat", "-o", tmp_path / "nowhere" / "cat.png") == 2
+
+
+def test_every_name_is_asked_before_the_work(model, tmp_path, capsys):
+    """Also the numbered ones and the strips: nothing is drawn that could not be saved."""
+    (tmp_path / "c-2.png").mkdir()
+    assert run("generate", "a cat", "-o", tmp_path / "c.png", "--model", model, "-n", 2) == 2
+    assert "c-2.png is a folder" in capsys.readouterr().err
+    (tmp_path / "d-steps.png").mkdir()
+    given = ["-o", tmp_path / "d.png", "--model", model]
+    assert run("generate", "a cat", *given, "--every-step") == 2
+    assert not (tmp_path / "c-1.png").exists() and not (tmp_path / "d.png").exists()
+
+
+def test_a_warning_is_one_line(model, tmp_path, capsys):
+    long = " ".join(["cat"] * 80)
+    given = ["-o", tmp_path / "c.png", "--model", model, "--steps", 1]
+    assert run("generate", long, *given) == 0
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line == "minisd: the prompt is too long, its end is not read: 'cat cat cat cat cat'"
 
 
 def test_convert_and_info(model, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
@@ -139,6 +140,29 @@ def test_a_list_of_seeds_gives_each_sample_its_own(sd):
         sd.txt2img_steps(["a cat", "a dog"], seed=[1, 2, 3])
 
 
+def test_prompts_and_seeds_may_be_of_any_ordinary_kind(sd):
+    *_, expected = sd.txt2img_steps(["a cat", "a dog"], steps=1, seed=3)
+    *_, same = sd.txt2img_steps(("a cat", "a dog"), steps=1, seed=np.int64(3))
+    assert torch.equal(same.x, expected.x)
+    with pytest.raises(ValueError, match="there is no prompt"):
+        sd.txt2img_steps([])
+    with pytest.raises(ValueError, match="there is no text"):
+        sd.embed([])
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
+def test_half_precision_draws_nearly_the_same_picture(sampler, tmp_path):
+    """bfloat16 keeps 8 bits: each of many roundings may cost 0.4 %."""
+    sd = both_pipelines(V1, ddim_scheduler(V1), tmp_path)[0]
+    *_, exact = sd.txt2img_steps("a cat", steps=2, sampler=sampler)
+    for part in (sd.text_encoder, sd.unet, sd.vae):
+        part.to(torch.bfloat16)
+    *_, rounded = sd.txt2img_steps("a cat", steps=2, sampler=sampler)
+    assert rounded.x.dtype == torch.bfloat16
+    assert ((rounded.x - exact.x).std() / exact.x.std()).item() < 0.05
+    assert to_pil(sd.decode(rounded.x))[0].size == (64, 64)
+
+
 def test_txt2img_returns_a_picture_or_a_list(sd):
     picture = sd.txt2img("a cat", steps=1, width=80, height=64)
     assert picture.size == (80, 64)
@@ -205,7 +229,10 @@ def test_a_size_that_does_not_halve_evenly_is_refused(sd):
         ({"steps": 0}, "steps must be 1 to 1000, got 0"),
         ({"sampler": "dpm3"}, "ddpm, ddim, plms, lms, euler, euler_ancestral, heun, dpmpp_2m"),
         ({"spacing": "odd"}, "leading, linspace, trailing, uniform, karras"),
+        ({"width": 0}, "multiples of 8"),
+        ({"cfg_scale": float("nan")}, "cfg_scale must be a finite number, got nan"),
         ({"latent": torch.zeros(1, 4, 7, 8)}, "multiples of 8"),
+        ({"latent": torch.zeros(1, 4, 8, 8), "width": 64}, "the latent is for 32 x 32 pixels"),
         ({"latent": torch.zeros(1, 3, 8, 8)}, r"latent .* 1 4 h w"),
         ({"clip_skip": 3}, "clip_skip must be 0 to 2"),
     ],

@@ -195,3 +195,13 @@ def test_a_shorter_table_walks_its_own_length():
     assert ts(short.leading(10)) == list(range(91, 0, -10))
     assert ts(short.trailing(4)) == [99, 74, 49, 24]
     assert short.at(99) == Level(99, short.sigmas[99].item())
+
+
+def test_karras_never_leaves_the_table():
+    """Rounding would put its ends a hair outside, and a root under zero into euler_ancestral."""
+    for first, last in ((0.00085, 0.012), (0.0008, 0.011), (0.0007, 0.013)):
+        schedule = Schedule(ScheduleConfig(beta_start=first, beta_end=last))
+        for steps in (1, 2, 5, 20, 333):
+            sigmas = [level.sigma for level in schedule.karras(steps)]
+            assert sigmas[-1] >= schedule.at(0).sigma
+            assert sigmas[0] <= schedule.at(999).sigma

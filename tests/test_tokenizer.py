@@ -505,3 +505,9 @@ def test_emphasis_keeps_each_prompt_s_mean_and_the_ratio_of_its_tokens():
     plain = (result / context)[:, :, 0]
     assert_close(plain / plain[:, :1], weights.double())
     assert_close(emphasize(context[1:], weights[1:]), result[1:])
+
+
+def test_emphasis_bears_a_mean_of_zero():
+    context = torch.tensor([[[1.0, -1.0], [2.0, -2.0]]])
+    assert torch.equal(emphasize(context, torch.ones(1, 2)), context)
+    assert emphasize(context, torch.tensor([[1.0, 1.5]])).isfinite().all()

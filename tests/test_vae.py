@@ -109,3 +109,9 @@ def test_one_generator_serves_a_batch_in_turn():
     drawn = [torch.randn(1, 4, 2, 2, generator=generator) for _ in range(3)]
     expected = gaussian.mean + gaussian.std * torch.cat(drawn)
     assert torch.equal(gaussian.sample(torch.Generator().manual_seed(7)), expected)
+
+
+def test_a_batch_wants_a_generator_for_each_or_one_for_all():
+    gaussian = DiagonalGaussian(torch.zeros(3, 8, 4, 4))
+    with pytest.raises(ValueError, match="3 samples need as many generators"):
+        gaussian.sample([torch.Generator()])

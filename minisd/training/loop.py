@@ -44,8 +44,6 @@ class Recipe:
 
 def fast_precision() -> torch.autocast | nullcontext:
     """bfloat16 where the processor multiplies it in hardware, else plain float32."""
-    if torch.cuda.is_available():
-        return torch.autocast("cuda", torch.bfloat16)
     if getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():
         return torch.autocast("cpu", torch.bfloat16)
     return nullcontext()
@@ -73,8 +71,8 @@ def train(
         weight_decay=recipe.weight_decay,
         fused=True,
     )
-    start = resume(folder, model, average, optimizer)
-    began = time.monotonic()
+    start, spent = resume(folder, model, average, optimizer)
+    began = time.monotonic() - spent
     bar = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, mininterval=5)
     for step in bar:
         for group in optimizer.param_groups:
@@ -86,12 +84,13 @@ def train(
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         optimizer.step()
         update_average(average, model, keep=min(recipe.ema, (1 + step) / (10 + step)))
+        seconds = round(time.monotonic() - began, 1)
         if step % recipe.log_every == 0:
             numbers = {name: round(term.item(), 5) for name, term in terms.items()}
             bar.set_postfix(numbers)
-            log(folder, {"step": step, **numbers, "seconds": round(time.monotonic() - began, 1)})
+            log(folder, {"step": step, **numbers, "seconds": seconds})
         if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
-            save(folder, step + 1, model, average, optimizer)
+            save(folder, step + 1, seconds, model, average, optimizer)
     return average
 
 
@@ -102,10 +101,13 @@ def update_average(average: nn.Module, model: nn.Module, keep: float) -> None:
         slow.lerp_(fast, 1 - keep)
 
 
-def save(folder: Path, step: int, model: nn.Module, average: nn.Module, optimizer) -> None:
+def save(
+    folder: Path, step: int, seconds: float, model: nn.Module, average: nn.Module, optimizer
+) -> None:
     """Write the whole state beside the old one, then put it in its place in one move."""
     state = {
         "step": step,
+        "seconds": seconds,
         "model": model.state_dict(),
         "average": average.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -115,14 +117,14 @@ def save(folder: Path, step: int, model: nn.Module, average: nn.Module, optimize
     os.replace(fresh, folder / "state.pt")
 
 
-def resume(folder: Path, model: nn.Module, average: nn.Module, optimizer) -> int:
-    """Fill in the last saved state, if any. Returns the step to go on from.
+def resume(folder: Path, model: nn.Module, average: nn.Module, optimizer) -> tuple[int, float]:
+    """Fill in the last saved state, if any. Returns the step to go on from, the seconds so far.
 
     ValueError: the folder holds a run of a model of another shape.
     """
     path = folder / "state.pt"
     if not path.exists():
-        return 0
+        return 0, 0.0
     state = torch.load(path, map_location="cpu", weights_only=True)
     try:
         model.load_state_dict(state["model"])
@@ -132,7 +134,7 @@ def resume(folder: Path, model: nn.Module, average: nn.Module, optimizer) -> int
         ) from error
     average.load_state_dict(state["average"])
     optimizer.load_state_dict(state["optimizer"])
-    return state["step"]
+    return state["step"], state["seconds"]
 
 
 def log(folder: Path, record: dict) -> None:

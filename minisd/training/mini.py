@@ -53,6 +53,7 @@ def export(folder: Path, output: Path) -> None:
     figures = {
         "vae": last_line(folder / "vae") | {"psnr of unseen pairs": round(psnr(vae, unseen), 2)},
         "diffusion": last_line(folder / "diffusion"),
+        "seed": 0,
     }
     command = "minisd train vae && minisd train diffusion && minisd train export"
     save(output, parts, torch.float16, {"command": command, "figures": json.dumps(figures)})
