@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from side_by_side import error
 from torch import Tensor, nn
 
+from minisd.checkpoints import detect
 from minisd.checkpoints.contents import blank
 from minisd.checkpoints.info import info
 from minisd.checkpoints.load import Parts, load
@@ -449,8 +450,48 @@ OTHER_KINDS = {
 @pytest.mark.parametrize("kind", OTHER_KINDS)
 def test_what_is_no_whole_model_is_called_by_its_name(tmp_path, kind):
     path = write(tmp_path / "a.safetensors", {key: torch.zeros(1) for key in OTHER_KINDS[kind]})
-    assert f"is no whole model ({kind.strip()}):" in refusal(path)
+    says = (
+        f"is no whole model ({kind.strip()}): minisd loads whole Stable Diffusion v1 and v2 models"
+    )
+    assert says in refusal(path)
     assert info(path).kind == kind.strip()
+
+
+LAYERS = {"v1": "text_model.encoder.layers.", "v2": "transformer.resblocks."}
+
+
+@pytest.mark.parametrize("family", ["v1", "v2"])
+@pytest.mark.parametrize("lost", [r"0\.", r"\d+\."])
+def test_lost_text_layers_are_missed(tensors, tmp_path, family, lost):
+    layer = re.compile(".*" + re.escape(LAYERS[family]) + lost)
+    rest = {key: tensor for key, tensor in tensors[family].items() if not layer.match(key)}
+    message = refusal(write(tmp_path / "a.safetensors", rest), prediction="eps")
+    assert LAYERS[family] in message
+    assert "text layers" in message
+
+
+def text_of_width(family: str, width: int, layers: int) -> tuple[dict[str, Tensor], str]:
+    """The tensors, without values, that a text transformer's sizes are told from; their prefix."""
+    prefix = prefixes({"v1": V1, "v2": V2}[family])["text_encoder"]
+    embeddings = "text_model.embeddings." if family == "v1" else ""
+    position = "position_embedding.weight" if family == "v1" else "positional_embedding"
+    shapes = {
+        f"{embeddings}token_embedding.weight": (49408, width),
+        f"{embeddings}{position}": (77, width),
+        "text_projection": (width, width),
+    }
+    shapes |= {f"{LAYERS[family]}{n}.bias": (1,) for n in range(layers)}
+    return {prefix + key: torch.empty(s, device="meta") for key, s in shapes.items()}, prefix
+
+
+def test_at_the_published_widths_only_the_published_numbers_of_text_layers_are_taken():
+    assert detect.text_v1(*text_of_width("v1", 768, 12)).layers == 12
+    assert detect.text_v2(*text_of_width("v2", 1024, 24)).layers == 23
+    assert detect.text_v2(*text_of_width("v2", 1024, 23)).layers == 23
+    with pytest.raises(ValueError, match=r"holds 11 text layers .* where 12, .* get another copy"):
+        detect.text_v1(*text_of_width("v1", 768, 11))
+    with pytest.raises(ValueError, match=r"holds 22 text layers .* where 23 or 24, "):
+        detect.text_v2(*text_of_width("v2", 1024, 22))
 
 
 def test_a_part_that_is_absent_is_named(tensors, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minisd.checkpoints.detect import MODEL, USES, config_from_tensors, kind
+from minisd.checkpoints.detect import MODEL, config_from_tensors, kind
 from minisd.checkpoints.names import (
     from_official,
     is_v2,
@@ -100,8 +100,8 @@ def open_file(path: Path, prediction: str | None, ema: bool) -> Contents:
     tensors, stored = read(path), metadata(path)
     what = kind(tensors)
     if what != MODEL:
-        use = USES.get(what, "minisd loads Stable Diffusion v1 and v2 models")
-        raise ValueError(f"{path.name} is no whole model ({what}): {use}.")
+        mend = "minisd loads whole Stable Diffusion v1 and v2 models, so give one of those."
+        raise ValueError(f"{path.name} is no whole model ({what}): {mend}")
     try:
         if "minisd" in stored:
             config, tokenizer = from_metadata(stored)

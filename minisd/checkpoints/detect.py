@@ -24,16 +24,15 @@ SIGNS = {
     "textual inversion": r"^string_to_param\.|^emb_params|^<[^.]*>$",
     "hypernetwork": r"^\d+\.[01]\.",
 }
-USES = {
-    "LoRA": "load a model, then put this onto it with lora(sd, path)",
-    "ControlNet": "load a model, then let this steer it with control(sd, ControlNet.load(path), …)",
-    "textual inversion": "load a model, then teach it this word with textual_inversion(sd, path)",
-    "hypernetwork": "load a model, then put this onto it with hypernetwork(sd, path)",
-    "VAE": "load a model, then give it this one with swap_vae(sd, path)",
-}
 
 NORM_GROUPS = 32  # in every v1 and v2 network; no tensor shows it
 HEAD_WIDTH = 64  # of v2's U-Net and of both text transformers
+
+# Text layers by width, where they are known: v1's, then v2's without or with the one not used.
+TEXT_LAYERS = {
+    TextConfig.width: (TextConfig.layers,),
+    OPENCLIP_H.width: (OPENCLIP_H.layers, OPENCLIP_H.layers + 1),
+}
 
 
 def kind(names: Iterable[str]) -> str:
@@ -90,9 +89,14 @@ def count(tensors: Mapping[str, Tensor], prefix: str) -> int:
     >>> count({"up.0.weight": None, "up.2.weight": None}, "up.")
     3
     """
+    return 1 + max(numbers(tensors, prefix), default=-1)
+
+
+def numbers(tensors: Mapping[str, Tensor], prefix: str) -> set[int]:
+    """The numbers of the modules under a prefix."""
     numbered = re.compile(re.escape(prefix) + r"(\d+)\.")
     matches = [numbered.match(key) for key in tensors]
-    return 1 + max((int(match[1]) for match in matches if match), default=-1)
+    return {int(match[1]) for match in matches if match}
 
 
 def unet(tensors: Mapping[str, Tensor], prefix: str) -> UNetConfig:
@@ -147,7 +151,7 @@ def text_v1(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
     return TextConfig(
         vocab_size=axis(tensors, vocabulary, 0),
         width=width,
-        layers=count(tensors, f"{prefix}text_model.encoder.layers."),
+        layers=text_layers(tensors, f"{prefix}text_model.encoder.layers.", width),
         heads=heads(width),
         max_length=axis(tensors, f"{embeddings}position_embedding.weight", 0),
     )
@@ -156,11 +160,13 @@ def text_v1(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
 def text_v2(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
     """SD v2 reads what comes out of the last layer but one. Some files leave that last layer out.
 
-    A file that keeps what only the whole tower needs (text_projection) keeps that layer as well.
+    At another width than the published one, a file that keeps what only the whole tower needs
+    (text_projection) is taken to keep that layer as well.
     """
     width = axis(tensors, f"{prefix}token_embedding.weight", 1)
-    layers = count(tensors, f"{prefix}transformer.resblocks.")
-    whole = f"{prefix}text_projection" in tensors or layers == OPENCLIP_H.layers + 1
+    layers = text_layers(tensors, f"{prefix}transformer.resblocks.", width)
+    projected = f"{prefix}text_projection" in tensors and width != OPENCLIP_H.width
+    whole = layers > 1 and (projected or layers == OPENCLIP_H.layers + 1)
     return replace(
         OPENCLIP_H,
         vocab_size=axis(tensors, f"{prefix}token_embedding.weight", 0),
@@ -169,6 +175,20 @@ def text_v2(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
         heads=heads(width),
         max_length=axis(tensors, f"{prefix}positional_embedding", 0),
     )
+
+
+def text_layers(tensors: Mapping[str, Tensor], prefix: str, width: int) -> int:
+    """How many text layers there are. Raises ValueError if some are surely lost."""
+    found = numbers(tensors, prefix)
+    layers = len(found)
+    known = TEXT_LAYERS.get(width, (max(layers, 1),))
+    if layers not in known or found != set(range(layers)):
+        wanted = " or ".join(str(number) for number in known)
+        raise ValueError(
+            f"holds {layers} text layers ({prefix}…) where {wanted}, numbered from 0 without gaps, "
+            "are needed: get another copy"
+        )
+    return layers
 
 
 def heads(width: int) -> int:

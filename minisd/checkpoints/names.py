@@ -88,7 +88,7 @@ def from_official(state: Mapping[str, Tensor], rows: list[Row], layout: str) -> 
     names and shapes, is `to_official` of its own state dict (it may be on the meta device).
     """
     ours = {}
-    for row in flat(rows):
+    for row in rows:
         for leaf in LEAVES:
             official = row.key(layout, leaf)
             if official not in state:
@@ -105,7 +105,7 @@ def from_official(state: Mapping[str, Tensor], rows: list[Row], layout: str) -> 
 def to_official(state: Mapping[str, Tensor], rows: list[Row], layout: str) -> dict[str, Tensor]:
     """Our names and shapes to the official ones: the inverse of `from_official`, bit for bit."""
     official = {}
-    for row in flat(rows):
+    for row in rows:
         for leaf in LEAVES:
             ours = row.key("ours", leaf)
             if ours not in state:
