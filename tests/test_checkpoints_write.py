@@ -303,6 +303,61 @@ def test_saving_again_replaces_the_file_only_when_the_new_one_is_whole(
         save(tmp_path, parts)
 
 
+NORM = "cond_stage_model.model.ln_final.bias"
+MASK = "cond_stage_model.model.attn_mask"
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "says"),
+    [
+        (1e5, torch.float16, "numbers too large for torch.float16: keep the dtype"),
+        (float("inf"), None, "NaN or infinity: .* Get another copy"),
+        (float("nan"), torch.float16, "NaN or infinity: .* Get another copy"),
+    ],
+)
+def test_weights_that_are_no_finite_numbers_are_not_written(sources, tmp_path, value, dtype, says):
+    tensors = load_file(sources["v2"])
+    tensors[NORM][3] = value
+    save_file(tensors, tmp_path / "a.safetensors")
+    before = list(tmp_path.iterdir())
+    for name in ("b.safetensors", "b"):
+        with pytest.raises(ValueError, match=rf"ln?(_final|ayer_norm)\S* holds {says}"):
+            convert(tmp_path / "a.safetensors", tmp_path / name, dtype=dtype, prediction="eps")
+    assert list(tmp_path.iterdir()) == before
+
+
+def test_the_causal_mask_is_kept_with_its_infinities(sources, tmp_path):
+    tensors = load_file(sources["v2"])
+    tensors[MASK] = torch.full((77, 77), float("-inf")).triu(1)
+    save_file(tensors, tmp_path / "a.safetensors")
+    half = {"dtype": torch.float16, "prediction": "eps", "keep_unused": True}
+    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", **half)
+    assert torch.equal(load_file(tmp_path / "b.safetensors")[MASK], tensors[MASK].half())
+
+
+def test_names_that_share_one_tensor_are_each_written(sources, tmp_path):
+    tensors = load_file(sources["v1"])
+    first, second = sorted(key for key in tensors if key.endswith("layer_norm1.weight"))[:2]
+    tensors[second] = tensors[first]
+    torch.save(tensors, tmp_path / "a.ckpt")
+    convert(tmp_path / "a.ckpt", tmp_path / "b.safetensors")
+    written = load_file(tmp_path / "b.safetensors")
+    assert torch.equal(written[first], tensors[first])
+    assert torch.equal(written[second], tensors[first])
+
+
+def test_written_files_have_the_permissions_that_the_user_has_set(sources, tmp_path):
+    before = os.umask(0o027)
+    try:
+        convert(sources["v1"], tmp_path / "a.safetensors")
+        convert(sources["v1"], tmp_path / "a")
+    finally:
+        os.umask(before)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) > 5
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o640}
+
+
 # ---- what is in a file -----------------------------------------------------------------------
 
 

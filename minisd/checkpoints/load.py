@@ -79,14 +79,22 @@ def fill(
     converted = {}
     for key in network.state_dict():
         tensor = state[key].to(device, dtype)
-        lowest, highest = tensor.aminmax()  # one pass without a copy; NaN comes out at both ends
-        if not (lowest.isfinite() and highest.isfinite()):
+        if not is_finite(tensor):
             raise ValueError(
                 f"{name}.{key} holds NaN or infinity: the file is damaged or its training failed. "
                 "Get another copy."
             )
         converted[key] = tensor
     network.load_state_dict(converted, assign=True)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinity."""
+    if tensor.numel() == 0 or not tensor.is_floating_point():
+        return True
+    tensor = tensor.float() if tensor.itemsize == 1 else tensor  # 8 bits have no extrema in torch
+    lowest, highest = tensor.aminmax()  # one pass without a copy; NaN comes out at both ends
+    return bool(lowest.isfinite() and highest.isfinite())
 
 
 def try_prediction(parts: Parts, name: str) -> Parts:

@@ -6,7 +6,7 @@ What is written appears under its name only when it is whole.
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minisd.checkpoints.contents import OUR_PREFIXES, Contents, lay_open
-from minisd.checkpoints.load import Parts, load, locate
+from minisd.checkpoints.load import Parts, is_finite, load, locate
 from minisd.checkpoints.names import model_rows, prefixes, to_official
 from minisd.checkpoints.settings import to_folder, to_metadata
 
@@ -34,7 +34,8 @@ def save(
 
     dtype: None keeps the weights'    notes: more for the header, e.g. how the model was trained
 
-    Raises ValueError, before the work, where the file may not be written.
+    Raises ValueError, before the work, where the file may not be written, and for weights that are
+    no finite numbers, or none in dtype.
     """
     states = {part: getattr(parts, part).state_dict() for part in OUR_PREFIXES}
     tensors = {
@@ -61,7 +62,8 @@ def convert(
     keep_unused: copy what the model does not use as well, from one original file to another
     dtype: None keeps the stored ones    prediction: as for load()
 
-    Raises ValueError, before the work, where that cannot be written, and as load() does.
+    Raises ValueError, before the work, where that cannot be written, and as load() does; also for
+    weights that dtype is too narrow for.
     """
     destination, path = Path(destination), locate(source)
     layout = layout or ("original" if destination.suffix in ENDINGS else "diffusers")
@@ -91,7 +93,8 @@ def write_file(
     tensors = dict(contents.not_needed) if keep_unused else {}
     for part, state in renamed(contents, layout).items():
         tensors |= {prefix[part] + key: tensor for key, tensor in state.items()}
-    write_tensors(path, tensors, to_metadata(contents.config, contents.tokenizer), dtype)
+    settings, unused = to_metadata(contents.config, contents.tokenizer), set(contents.not_needed)
+    write_tensors(path, tensors, settings, dtype, unused)
 
 
 def write_folder(path: Path, contents: Contents, dtype: torch.dtype | None):
@@ -117,13 +120,33 @@ def write_tensors(
     tensors: Mapping[str, Tensor],
     settings: Mapping[str, str],
     dtype: torch.dtype | None,
+    unused: Set[str] = frozenset(),
 ):
-    """One .safetensors file. dtype is for floating-point numbers: positions stay integers."""
-    ready = {}
+    """One .safetensors file. dtype is for floating-point numbers: positions stay integers.
+
+    unused: names of tensors that may hold infinity, as v2's causal mask does
+    Raises ValueError for any other that holds NaN or infinity, maybe only as dtype.
+    """
+    ready, memory = {}, set()
     for key, tensor in tensors.items():
         changes = dtype is not None and tensor.is_floating_point()
-        ready[key] = (tensor.to(dtype) if changes else tensor).contiguous()
+        stored = (tensor.to(dtype) if changes else tensor).contiguous()
+        if key not in unused and not is_finite(stored):
+            raise ValueError(not_finite(key, tensor, dtype))
+        address = stored.untyped_storage().data_ptr()
+        ready[key] = stored.clone() if address in memory else stored  # the format shares nothing
+        memory.add(address)
     save_file(ready, path, dict(settings))
+
+
+def not_finite(key: str, tensor: Tensor, dtype: torch.dtype | None) -> str:
+    """The sentence for weights that are no finite numbers once they are stored as dtype."""
+    if is_finite(tensor):
+        return f"{key} holds numbers too large for {dtype}: keep the dtype that it is stored in."
+    return (
+        f"{key} holds NaN or infinity: the file is damaged or its training failed. "
+        "Get another copy."
+    )
 
 
 @contextmanager
@@ -131,6 +154,7 @@ def written_whole(path: Path, folder: bool = False) -> Iterator[Path]:
     """A file or folder to write into, which takes the name `path` once all is written.
 
     It is made at once, so that what is not allowed shows before the work, and removed on any error.
+    All files have the permissions that the user's other files have.
     Raises ValueError if it cannot be made.
     """
     if path.is_dir():
@@ -141,8 +165,12 @@ def written_whole(path: Path, folder: bool = False) -> Iterator[Path]:
     except OSError as error:
         reason = f"({error.strerror}): choose a folder that exists and that you may write to"
         raise ValueError(f"{path} cannot be written {reason}.") from error
+    mode = unfinished.stat().st_mode & 0o666  # safetensors makes its files private
     try:
         yield unfinished
+        for file in unfinished.rglob("*") if folder else [unfinished]:
+            if file.is_file():
+                file.chmod(mode)
         os.replace(unfinished, path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
