@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -522,6 +522,12 @@ SETTINGS = {
     ("unet/config.json", "attention_head_dim", (4, 16)): "[4, 16] heads at levels (32, 64) wide",
     ("unet/config.json", "attention_head_dim", 5): "[5, 5] heads at levels (32, 64) wide",
     ("unet/config.json", "down_block_types", ("DownBlock2D", "Attn")): "lacks 'Attn'",
+    ("unet/config.json", "attention_head_dim", 0): "has a setting of a wrong kind",
+    ("unet/config.json", "down_block_types", ("DownBlock2D",)): "has 2 U-Net levels, but says of 1",
+    ("unet/config.json", "norm_num_groups", 24): "has 32 channels in 24 groups",
+    ("vae/config.json", "norm_num_groups", 0): "has norm_groups = 0",
+    ("text_encoder/config.json", "hidden_act", "gelu_new"): "has the activation 'gelu_new'",
+    ("text_encoder/config.json", "num_attention_heads", 3): "has 64 channels in 3 groups or heads",
     ("scheduler/scheduler_config.json", "beta_schedule", "linear"): "beta_schedule = 'linear'",
     ("scheduler/scheduler_config.json", "prediction_type", "sample"): "lacks 'sample'",
     ("text_encoder/config.json", "hidden_size", None): "lacks 'hidden_size'",
@@ -538,8 +544,45 @@ def test_settings_that_no_network_here_has_are_refused(folders, tmp_path, settin
     stored |= {} if value is None else {key: value}
     (folder / file).write_text(json.dumps(stored))
     assert SETTINGS[setting] in refusal(folder)
-    (folder / file).write_text("{")
-    assert "is no JSON" in refusal(folder)
+    for text, says in {"{": "is no JSON", "[]": "holds no names and values"}.items():
+        (folder / file).write_text(text)
+        assert says in refusal(folder)
+    (folder / file).unlink()
+    assert f"{file} cannot be read" in refusal(folder)
+
+
+def test_an_index_without_files_and_a_cut_tokenizer_say_so(folders, tmp_path):
+    folder = copied(folders["v1"], tmp_path / "a", into_shards)
+    index = next(folder.glob("unet/*.index.json"))
+    index.write_text("{}")
+    assert f"{index.name} lists no files of weights: fetch it again." in refusal(folder)
+    for file in (folder / "tokenizer").iterdir():
+        file.unlink()
+    assert "fetch that folder again." in refusal(folder)
+
+
+def change(settings: dict, key: str, value: object) -> None:
+    part, _, name = key.rpartition(".")
+    (settings[part] if part else settings)[name] = value
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("text.activation", "relu", "has the activation 'relu'"),
+        ("text.heads", 0, "has heads = 0"),
+        ("unet.channels", [], "has channels = ()"),
+        ("schedule.prediction", "x", "predicts 'x'"),
+        ("size", "64", "has size = '64'"),
+        ("vae", [], "damaged or of another version"),
+    ],
+)
+def test_a_header_of_ours_with_impossible_settings_is_refused(tmp_path, key, value, says):
+    settings = asdict(MINI)
+    change(settings, key, value)
+    header = {"minisd": json.dumps(settings)}
+    path = write(tmp_path / "a.safetensors", {"unet.conv_in.weight": torch.zeros(1)}, header)
+    assert says in refusal(path)
 
 
 def test_sizes_beyond_the_published_networks_are_refused_early(tensors, tmp_path):

@@ -233,6 +233,9 @@ def test_a_damaged_safetensors_header_is_refused(tmp_path):
     assert "damaged header" in refusal(path)
     path.write_bytes((8).to_bytes(8, "little") + b'{"w": 3}' + bytes(100))
     assert "damaged header" in refusal(path)
+    entry = b'{"w":{"dtype":"F32","shape":[9],"data_offsets":[]}}'
+    path.write_bytes(len(entry).to_bytes(8, "little") + entry + bytes(8))
+    assert "damaged header" in refusal(path)
     entry = b'{"w":{"dtype":"F32","shape":[9],"data_offsets":[0,8]}}'
     path.write_bytes(len(entry).to_bytes(8, "little") + entry + bytes(8))
     assert "is damaged" in refusal(path)

@@ -22,7 +22,7 @@ from minisd.checkpoints.names import (
     usual_name,
 )
 from minisd.checkpoints.read import metadata, read, read_json
-from minisd.checkpoints.settings import from_folder, from_metadata
+from minisd.checkpoints.settings import checked, from_folder, from_metadata
 from minisd.clip import TextTransformer
 from minisd.config import ModelConfig, ScheduleConfig
 from minisd.tokenizer import Tokenizer
@@ -112,6 +112,7 @@ def open_file(path: Path, prediction: str | None, ema: bool) -> Contents:
             tokenizer = Tokenizer.clip(config.text.pad_token)
             said, known_by = stated_prediction(path, stored, config, prediction)
             config = settled(config, said)
+        checked(config)
         tensors = averaged(tensors) if ema else tensors
     except ValueError as error:
         raise ValueError(f"{path.name} {error}") from error
@@ -187,10 +188,11 @@ def open_folder(path: Path) -> Contents:
         raise ValueError(
             f"{path} is an SDXL model: minisd loads Stable Diffusion v1 and v2 models."
         )
+    config = from_folder(path)
     try:
-        config, tokenizer = from_folder(path), Tokenizer.load(path / "tokenizer")
-    except ValueError as error:
-        raise ValueError(f"{path.name} {error}") from error
+        tokenizer = Tokenizer.load(path / "tokenizer")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{error}: fetch that folder again.") from error
     tensors = {}
     for part, prefix in OUR_PREFIXES.items():
         for file in weight_files(path / part):
@@ -211,11 +213,19 @@ def weight_files(folder: Path) -> list[Path]:
                     return [whole]
                 index = folder / f"{stem}{ending}.index{variant}.json"
                 if index.exists():
-                    names = read_json(index)["weight_map"].values()
-                    return [folder / name for name in sorted(set(names))]
+                    return shards(index)
     raise ValueError(
         f"{folder} holds no weights (such as {STEMS[0]}.safetensors): fetch them again."
     )
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index lists. Raises ValueError if it lists none."""
+    names = read_json(index).get("weight_map")
+    names = list(names.values()) if isinstance(names, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{index} lists no files of weights: fetch it again.")
+    return [index.parent / name for name in sorted(set(names))]
 
 
 # ---- the exact cover -------------------------------------------------------------------------

@@ -70,11 +70,16 @@ def metadata(path: str | Path) -> dict[str, str]:
 
 
 def read_json(path: Path) -> dict:
-    """A .json file. Raises ValueError if it is none, or is cut off."""
+    """A .json file with names and values. Raises ValueError if it is absent, cut off or another."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): fetch it again.") from error
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}). Fetch it again.") from error
+        raise ValueError(f"{path} is no JSON ({error}): fetch it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no names and values: fetch it again.")
+    return content
 
 
 # ---- what the first bytes say ----------------------------------------------------------------
@@ -122,7 +127,7 @@ def header(path: Path) -> dict:
         content = json.loads(text)
         entries = [entry for name, entry in content.items() if name != "__metadata__"]
         end = 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path.name} has a damaged header: fetch it again.") from error
     if end > size:
         raise ValueError(cut_off(path, end))

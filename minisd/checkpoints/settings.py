@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from minisd.checkpoints.read import read_json
+from minisd.clip import ACTIVATIONS
 from minisd.config import ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
 from minisd.tokenizer import Tokenizer
 
@@ -21,8 +22,8 @@ def to_metadata(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, str]:
 
 def from_metadata(stored: dict[str, str]) -> tuple[ModelConfig, Tokenizer]:
     """Undo to_metadata. Raises ValueError for what a newer minisd wrote."""
-    fields = json.loads(stored["minisd"])
     try:
+        fields = json.loads(stored["minisd"])
         parts = {
             "text": TextConfig(**fields.pop("text")),
             "unet": UNetConfig(**tuples(fields.pop("unet"))),
@@ -30,8 +31,9 @@ def from_metadata(stored: dict[str, str]) -> tuple[ModelConfig, Tokenizer]:
             "schedule": ScheduleConfig(**fields.pop("schedule")),
         }
         config = ModelConfig(**parts, **fields)
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"was written by another version of minisd ({error})") from error
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        what = f"a header that is damaged or of another version of minisd ({error})"
+        raise ValueError(f"has {what}: get another copy") from error
     if "tokenizer" in stored:
         return config, Tokenizer.from_json(stored["tokenizer"])
     return config, Tokenizer.clip(config.text.pad_token)
@@ -40,6 +42,49 @@ def from_metadata(stored: dict[str, str]) -> tuple[ModelConfig, Tokenizer]:
 def tuples(fields: dict) -> dict:
     """JSON knows only lists, the configs only tuples."""
     return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+
+
+# ---- what no network can be built with ---------------------------------------------------------
+
+NUMBERS = {int: (int,), float: (int, float)}  # a float may be stored as 1
+
+
+def checked(config: ModelConfig) -> ModelConfig:
+    """The config itself. Raises ValueError for sizes that are none or do not fit together."""
+    text, unet, vae = config.text, config.unet, config.vae
+    for part in (text, unet, vae, config.schedule):
+        positive(asdict(part), asdict(type(part)()))
+    positive({"size": config.size}, {"size": ModelConfig.size})
+    if text.activation not in ACTIVATIONS:
+        known = " and ".join(ACTIVATIONS)
+        raise ValueError(f"has the activation {text.activation!r}: only {known} are known here")
+    if config.schedule.prediction not in PREDICTIONS.values():
+        raise ValueError(f"predicts {config.schedule.prediction!r}: only eps and v are known here")
+    if len(unet.attention) != len(unet.channels):
+        levels = f"{len(unet.channels)} U-Net levels, but says of {len(unet.attention)}"
+        raise ValueError(f"has {levels} whether they attend to the text: get another copy")
+    heads = {unet.head_width or unet.heads}
+    divided = [(text.width, text.heads)]
+    divided += [(width, number) for width in unet.channels for number in {*heads, unet.norm_groups}]
+    divided += [(width, vae.norm_groups) for width in vae.channels]
+    for width, number in divided:
+        if width % number:
+            raise ValueError(
+                f"has {width} channels in {number} groups or heads, which does not come out even: "
+                "get another copy"
+            )
+    return config
+
+
+def positive(stored: dict, usual: dict):
+    """Raises ValueError for what should be a number as in `usual`, or several, and is not."""
+    for key, value in stored.items():
+        many = isinstance(usual[key], tuple)
+        kind = type(usual[key][0] if many else usual[key])
+        numbers = value if many and isinstance(value, tuple) else (value,)
+        good = all(type(number) in NUMBERS.get(kind, ()) and number > 0 for number in numbers)
+        if kind in NUMBERS and not (numbers and good):
+            raise ValueError(f"has {key} = {value!r}, which is no size: get another copy")
 
 
 # ---- diffusers folders: one config.json for each part -------------------------------------------
@@ -101,20 +146,29 @@ def from_folder(folder: Path) -> ModelConfig:
     Raises ValueError for a folder that lacks a part or a setting, or has one unknown here.
     """
     stored = {part: read_json(json_path(folder, part)) for part in FIXED}
+    try:
+        refuse_others(stored)
+        unet, vae = unet_config(stored["unet"]), vae_config(stored["vae"])
+        text, schedule = text_config(stored["text_encoder"]), schedule_config(stored["scheduler"])
+        size = (stored["unet"].get("sample_size") or 64) * vae.factor
+        return checked(ModelConfig(folder.name, text, unet, vae, schedule, size))
+    except KeyError as error:
+        lacks = f"{folder.name} lacks {error} in one of its config.json, or names a wrong one"
+        raise ValueError(f"{lacks}: get another copy.") from error
+    except (TypeError, ArithmeticError) as error:
+        wrong = f"{folder.name} has a setting of a wrong kind in one of its config.json ({error})"
+        raise ValueError(f"{wrong}: get another copy.") from error
+    except ValueError as error:
+        raise ValueError(f"{folder.name} {error}.") from error
+
+
+def refuse_others(stored: dict[str, dict]):
+    """Raises ValueError for a setting that these networks do not have."""
     for part, fixed in FIXED.items():
         for key, value in fixed.items():
             if stored[part].get(key, value) != value:
                 got = f"{key} = {stored[part][key]!r}"
                 raise ValueError(f"has {got} in its {part}: only {value!r} is known here")
-    try:
-        unet, vae = unet_config(stored["unet"]), vae_config(stored["vae"])
-        text, schedule = text_config(stored["text_encoder"]), schedule_config(stored["scheduler"])
-        size = (stored["unet"].get("sample_size") or 64) * vae.factor
-    except KeyError as error:
-        raise ValueError(
-            f"lacks {error} in one of its config.json, or names a wrong one"
-        ) from error
-    return ModelConfig(folder.name, text, unet, vae, schedule, size)
 
 
 def json_path(folder: Path, part: str) -> Path:
