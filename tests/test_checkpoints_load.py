@@ -1,9 +1,11 @@
 """From published layouts to our networks: the numbers of those who made them, or an error."""
 
+import hashlib
 import json
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from side_by_side import error
 from torch import Tensor, nn
 
-from minisd.checkpoints import detect
+from minisd.checkpoints import contents, detect
 from minisd.checkpoints.contents import blank
 from minisd.checkpoints.info import info
 from minisd.checkpoints.load import Parts, load
@@ -278,6 +280,16 @@ def test_a_sibling_yaml_tells(tensors, tmp_path):
 def test_the_header_of_trained_files_tells(tensors, tmp_path, said, config):
     stored = {"modelspec.prediction_type": said}
     assert load(write(tmp_path / "v2.safetensors", tensors["v2"], stored)).config == config
+
+
+@pytest.mark.parametrize(("said", "config"), [("eps", V2), ("v", replace(V2_V, name="v2"))])
+def test_a_published_file_is_known_by_its_sha256(tensors, tmp_path, monkeypatch, said, config):
+    path = write(tmp_path / "v2.safetensors", tensors["v2"])
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(contents.PUBLISHED, digest, said)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a fact, so nothing is tried and nothing reported
+        assert load(path).config == config
 
 
 def returns_its_input(unet: nn.Module) -> None:

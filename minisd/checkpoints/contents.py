@@ -4,6 +4,7 @@ The cover is exact: every weight that the networks need is there once and in the
 whatever else the file holds is of a kind known not to be needed.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -45,6 +46,15 @@ NOT_NEEDED = {
     "the last text layer, which v2 does not use": r"cond_stage_model\.model\.transformer\.LAST.*",
     "what only training needs": r"(first_stage_model\.)?(loss|model_ema)\..*|logvar",
     "a depth estimator": r"depth_model\..*",
+}
+
+
+# The published v2 files that nothing but their sha256 tells apart.
+PUBLISHED = {
+    # 512-base-ema.ckpt, 768-v-ema.ckpt, v2-1_768-ema-pruned.safetensors
+    "d635794c1fedfdfa261e065370bea59c651fc9bfa65dc6d67ad29e11869a1824": "eps",
+    "bfcaf0755797b0c30eb00a3787e8b423eb1f5decd8de76c4d824ac2dd27e139f": "v",
+    "dcd690123cfc64383981a31d955694f6acf2072a80537fdb612c8e58ec87a8ac": "v",
 }
 
 
@@ -147,7 +157,7 @@ def stated_prediction(
 ) -> tuple[str | None, str | None]:
     """What the U-Net of an original file predicts and who says so; (None, None) if nobody does.
 
-    A checksum of the whole file could tell the published ones, but takes longer than trying it.
+    The checksum comes last, since 5 GB take it some 20 s; where it is known, it never differs.
     """
     if prediction:
         return prediction, "the argument prediction="
@@ -163,7 +173,16 @@ def stated_prediction(
         return "eps", "its family: all v1 models do"
     if config.unet.in_channels != 4:
         return "eps", f"its {config.unet.in_channels} input channels"
-    return None, None
+    published = PUBLISHED.get(sha256(path))
+    return (published, "its sha256, a published file's") if published else (None, None)
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**24):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def settled(config: ModelConfig, prediction: str | None) -> ModelConfig:
