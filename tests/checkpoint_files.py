@@ -4,8 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from reference_networks import (
+    ddim_scheduler,
     diffusers_unet,
     diffusers_vae,
     hugging_face_text,
@@ -112,21 +113,12 @@ def pipeline(config: ModelConfig, tokenizer_folder: Path) -> StableDiffusionPipe
     unet.register_to_config(sample_size=config.size // config.vae.factor)
     if not config.unet.head_width:
         unet.register_to_config(attention_head_dim=config.unet.heads)  # as v1's folders have it
-    predicts = {"eps": "epsilon", "v": "v_prediction"}[config.schedule.prediction]
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=filled(hugging_face_text(config.text), 2),
         tokenizer=CLIPTokenizer.from_pretrained(tokenizer_folder),
         unet=unet,
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-            prediction_type=predicts,
-        ),
+        scheduler=ddim_scheduler(config),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from references import open_clip, stand_ins
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -159,6 +159,19 @@ def open_clip_text(config: TextConfig) -> nn.Module:
         heads=config.heads,
         layers=config.layers + 1,
         output_dim=config.width,
+    )
+
+
+def ddim_scheduler(config: ModelConfig) -> DDIMScheduler:
+    """DDIM as the official models' scheduler/ folder configures it."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type={"eps": "epsilon", "v": "v_prediction"}[config.schedule.prediction],
     )
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
-from reference_networks import pair
+from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
+from reference_networks import ddim_scheduler, pair
 from transformers import CLIPTokenizer
 
 from minisd.config import SD15, SD20_BASE, SD20_INPAINT, ModelConfig, ScheduleConfig
@@ -60,19 +60,6 @@ def both_pipelines(config: ModelConfig, scheduler, folder, dtype=torch.float32):
     )
     theirs.set_progress_bar_config(disable=True)
     return ours, theirs
-
-
-def ddim_scheduler(config: ModelConfig) -> DDIMScheduler:
-    """DDIM as the official models' scheduler/ folder configures it."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type={"eps": "epsilon", "v": "v_prediction"}[config.schedule.prediction],
-    )
 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:

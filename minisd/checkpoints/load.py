@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minisd.checkpoints.contents import blank, lay_open, settled
+from minisd.checkpoints.contents import Contents, blank, lay_open, settled
 from minisd.clip import TextTransformer
 from minisd.config import WEIGHTS, ModelConfig
 from minisd.tokenizer import Tokenizer
@@ -47,12 +47,21 @@ def load(
     Raises ValueError, in one sentence, for anything but a whole and healthy SD v1 or v2 model.
     """
     path = locate(source)
-    contents = lay_open(path, prediction, ema)
+    return build(lay_open(path, prediction, ema), path.name, device, dtype)
+
+
+def build(
+    contents: Contents,
+    name: str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Parts:
+    """The networks of a checkpoint that was laid open. name: what to call it in an error."""
     networks = blank(contents.config)
     for part, network in networks.items():
-        fill(network, contents.parts[part], device, dtype, f"{path.name}: {part}")
+        fill(network, contents.parts[part], device, dtype, f"{name}: {part}")
     parts = Parts(contents.config, contents.tokenizer, **networks)
-    return parts if contents.known_by else try_prediction(parts, path.name)
+    return parts if contents.known_by else try_prediction(parts, name)
 
 
 def locate(source: str | Path) -> Path:
@@ -106,7 +115,7 @@ def try_prediction(parts: Parts, name: str) -> Parts:
     warnings.warn(
         f"{name} does not say whether it predicts eps or v. Tried on noise, its output {outcome}: "
         f'taken as {prediction}. If pictures come out wrong, give prediction="eps" or "v".',
-        stacklevel=3,
+        stacklevel=4,
     )
     return replace(parts, config=settled(parts.config, prediction))
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minisd.checkpoints.contents import OUR_PREFIXES, Contents, lay_open
-from minisd.checkpoints.load import Parts, is_finite, load, locate
+from minisd.checkpoints.load import Parts, build, is_finite, locate
 from minisd.checkpoints.names import model_rows, prefixes, to_official
 from minisd.checkpoints.settings import to_folder, to_metadata
 
@@ -78,7 +78,8 @@ def convert(
         if keep_unused and (contents.layout, layout) != ("original", "original"):
             raise ValueError("keep_unused works from one original file to another: leave it out.")
         if contents.known_by is None:
-            contents = replace(contents, config=load(path).config)  # tried, which needs the network
+            config = build(contents, path.name).config  # tried, which needs the network
+            contents = replace(contents, config=config)
         if layout == "diffusers":
             write_folder(unfinished, contents, dtype)
         else:
