@@ -112,7 +112,7 @@ MINI = ModelConfig(
         linear_projection=True,
         norm_groups=16,
     ),
-    vae=VAEConfig(channels=(32, 48, 64, 96), res_blocks=1, norm_groups=8),
+    vae=VAEConfig(channels=(16, 32, 64, 128), res_blocks=1, norm_groups=8),
     size=64,
     cfg_scale=4.0,
 )

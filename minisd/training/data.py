@@ -21,19 +21,20 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minisd.config import WEIGHTS
-from minisd.training.captions import COLOURS, Scene, caption, full_caption, pick
+from minisd.training.captions import COLOURS, SPOTS, Scene, caption, full_caption, pick
 
 SPLITS = ("train", "heldout")
 HELD_OUT = 21 / 256  # of all (thing, background) pairs
-TWO_THINGS = 0.08
-TINTED = 0.15
+TWO_THINGS = 0.10
+SMALL = 0.10  # of lone things
+TINTED = 0.18
 ALTERED = 0.15  # of the autoencoder's pictures
 
 # All lengths are fractions of the canvas.
-ALONE = (0.72, 0.77, 0.82, 0.87)  # how wide a lone thing is
-BESIDE = (0.42, 0.45)  # and each of two
-SHIFT = 3 / 64  # from the middle, either way; with it a thing still fits
-JITTER = 12  # of 255: how far a ground's shade is from its colour's, per channel
+LARGE = 0.8  # how wide a lone thing is
+LITTLE = 0.44  # and a small one, or each of two
+SHIFT = 2 / 64  # from where it belongs, either way; with it a thing still fits
+JITTER = 8  # of 255: how far a ground's shade is from its colour's, per channel
 
 COMPOSE, ALTER = 0, 1  # two streams of random numbers per batch, so that neither shifts the other
 
@@ -120,7 +121,8 @@ def draw_scene(emoji: Emoji, split: str, rng: np.random.Generator) -> Scene:
     other_colours = tuple(colour for colour in COLOURS if colour != background)
     tints = [pick(other_colours, rng) if rng.random() < TINTED else None for _ in range(count)]
     shown = tuple(things[index] for index in rng.choice(len(things), count, replace=False))
-    return Scene(shown, tuple(tints), pick(emoji.styles, rng), background)
+    spot = pick(tuple(SPOTS), rng) if count == 1 and rng.random() < SMALL else None
+    return Scene(shown, tuple(tints), pick(emoji.styles, rng), background, spot)
 
 
 def tinted(tile: np.ndarray, colour: str) -> np.ndarray:
@@ -138,14 +140,13 @@ def tinted(tile: np.ndarray, colour: str) -> np.ndarray:
     return np.concatenate([shade * alpha, alpha], axis=-1)
 
 
-def place(
-    index: int, count: int, pixels: int, size: int, rng: np.random.Generator
-) -> tuple[int, int]:
-    """Top and left of a thing: centred (of two: in its half), a little shifted."""
-    shift_x, shift_y = SHIFT * size * rng.uniform(-1, 1, 2)
-    middle_x = size * (index + 0.5) / count + shift_x / count
-    middle_y = size / 2 + shift_y * count  # two are half as big: there is more room up and down
-    return round(middle_y - pixels / 2), round(middle_x - pixels / 2)
+def middles(scene: Scene) -> list[tuple[float, float]]:
+    """Where the things' middles belong, (right, down) as fractions of the canvas."""
+    if scene.spot is not None:
+        return [SPOTS[scene.spot][0]]
+    if len(scene.things) == 2:
+        return [(0.26, 0.5), (0.74, 0.5)]
+    return [(0.5, 0.5)]
 
 
 def compose(
@@ -156,15 +157,15 @@ def compose(
     shade = np.clip(shade / 255, 0, 1)
     picture = np.broadcast_to(shade, (size, size, 3)).astype(np.float32)
     silhouette = np.zeros((size, size), np.float32)
-    count = len(scene.things)
-    width = pick(ALONE if count == 1 else BESIDE, rng)
-    pixels = round(width * size)
+    alone = len(scene.things) == 1 and scene.spot is None
+    pixels = round((LARGE if alone else LITTLE) * size)
     tiles = shrunk(emoji, pixels)
     style = emoji.styles.index(scene.style)
-    for index, (thing, tint) in enumerate(zip(scene.things, scene.tints, strict=True)):
+    for thing, tint, middle in zip(scene.things, scene.tints, middles(scene), strict=True):
         tile = tiles[emoji.things.index(thing), style].astype(np.float32) / 255
         tile = tinted(tile, tint) if tint else tile
-        top, left = place(index, count, pixels, size, rng)
+        shifted = np.array(middle) + SHIFT * rng.uniform(-1, 1, 2)
+        left, top = (round(at * size - pixels / 2) for at in shifted)
         there = (slice(top, top + pixels), slice(left, left + pixels))
         colour, alpha = tile[..., :3], tile[..., 3:]
         picture[there] = colour + (1 - alpha) * picture[there]

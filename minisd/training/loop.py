@@ -19,27 +19,39 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from minisd.training.muon import Muon, split_for_muon
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast to train. The rate rises linearly, then falls as half a cosine."""
+    """How long and how fast to train. Both rates rise linearly, then fall as half a cosine."""
 
     steps: int
-    rate: float = 1e-3
-    warmup: int = 200
-    final_rate: float = 1e-5
+    rate: float = 0.05  # of Muon, for the matrices of hidden layers
+    adam_rate: float = 2e-3  # of AdamW, for all else
+    warmup: int = 100
+    final: float = 0.01  # what is left of a rate at the end
     weight_decay: float = 0.01
     clip: float = 1.0  # largest gradient norm
     ema: float = 0.999  # how much of the average each step keeps
     save_every: int = 500
     log_every: int = 50
 
-    def rate_at(self, step: int) -> float:
+    def share_at(self, step: int) -> float:
+        """The share of its full rate with which an optimizer steps."""
         if step < self.warmup:
-            return self.rate * (step + 1) / self.warmup
+            return (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        fall = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        return self.final_rate + (self.rate - self.final_rate) * fall
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside, AdamW for the rest."""
+    hidden, others = split_for_muon(model)
+    adam = torch.optim.AdamW(
+        others, recipe.adam_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
+    )
+    return [Muon(hidden, recipe.rate, weight_decay=recipe.weight_decay), adam]
 
 
 def fast_precision() -> torch.autocast | nullcontext:
@@ -64,25 +76,20 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        recipe.rate,
-        betas=(0.9, 0.99),
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
-    start, spent = resume(folder, model, average, optimizer)
+    both = optimizers(model, recipe)
+    start, spent = resume(folder, model, average, both)
     began = time.monotonic() - spent
     bar = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, mininterval=5)
     for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate_at(step)
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer, rate in zip(both, (recipe.rate, recipe.adam_rate), strict=True):
+            optimizer.param_groups[0]["lr"] = rate * recipe.share_at(step)
+        model.zero_grad(set_to_none=True)
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernel's backward is 2x slower on a CPU
             terms = loss_at(step)
             sum(terms.values()).backward()
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimizer.step()
+        for optimizer in both:
+            optimizer.step()
         update_average(average, model, keep=min(recipe.ema, (1 + step) / (10 + step)))
         seconds = round(time.monotonic() - began, 1)
         if step % recipe.log_every == 0:
@@ -90,7 +97,7 @@ def train(
             bar.set_postfix(numbers)
             log(folder, {"step": step, **numbers, "seconds": seconds})
         if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
-            save(folder, step + 1, seconds, model, average, optimizer)
+            save(folder, step + 1, seconds, model, average, both)
     return average
 
 
@@ -102,7 +109,7 @@ def update_average(average: nn.Module, model: nn.Module, keep: float) -> None:
 
 
 def save(
-    folder: Path, step: int, seconds: float, model: nn.Module, average: nn.Module, optimizer
+    folder: Path, step: int, seconds: float, model: nn.Module, average: nn.Module, both: list
 ) -> None:
     """Write the whole state beside the old one, then put it in its place in one move."""
     state = {
@@ -110,14 +117,16 @@ def save(
         "seconds": seconds,
         "model": model.state_dict(),
         "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in both],
     }
     fresh = folder / "state.pt.new"
     torch.save(state, fresh)
     os.replace(fresh, folder / "state.pt")
 
 
-def resume(folder: Path, model: nn.Module, average: nn.Module, optimizer) -> tuple[int, float]:
+def resume(
+    folder: Path, model: nn.Module, average: nn.Module, both: list[torch.optim.Optimizer]
+) -> tuple[int, float]:
     """Fill in the last saved state, if any. Returns the step to go on from, the seconds so far.
 
     ValueError: the folder holds a run of a model of another shape.
@@ -133,7 +142,8 @@ def resume(folder: Path, model: nn.Module, average: nn.Module, optimizer) -> tup
             f"{path} was saved by a model of another shape; train into another folder or delete it."
         ) from error
     average.load_state_dict(state["average"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, saved in zip(both, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
     return state["step"], state["seconds"]
 
 

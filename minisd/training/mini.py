@@ -20,7 +20,7 @@ from minisd.training.loop import Recipe
 from minisd.training.vae import measure_scale, psnr, train_vae
 from minisd.vae import VAE
 
-VAE_RECIPE = Recipe(steps=5400)
+VAE_RECIPE = Recipe(steps=15_000)
 DIFFUSION_RECIPE = Recipe(steps=5200, ema=0.997)
 PICTURES = 40_000  # composed and encoded once, before the diffusion training
 
