@@ -269,23 +269,25 @@ def gigaflops(dtype, size: int = 1024, seconds: float = 0.3) -> float:
 
 def add_train(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("stage", choices=("vae", "diffusion", "export"), help="in this order; each resumes")
-    add(
-        "--folder", type=Path, default=Path("runs/mini"), help="of checkpoints and logs (runs/mini)"
-    )
-    add("--steps", type=int, help="of training in all (the recipe's)")
-    add("-o", "--output", type=Path, default=Path("mini.safetensors"), help="of export")
+    stages = ("tokenizer", "vae", "diffusion", "export", "classifier", "judge", "evaluate")
+    add("stage", choices=stages, help="in this order; each resumes")
+    add("--folder", type=Path, default=Path("runs/mini"), help="of checkpoints, logs (runs/mini)")
+    length = command.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, help="of training in all (the recipe's)")
+    length.add_argument("--minutes", type=float, help="train about so long, in place of --steps")
+    add("--seed", type=int, default=0, help="of the first weights and all batches (0)")
+    add("-o", "--output", type=Path, help="the file, or evaluate's folder, to write")
     command.set_defaults(run=train)
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train one stage of the mini model, or export what is trained."""
+    """Train one stage of the mini model, export what is trained, or measure what is shipped."""
     from minisd.training import mini
 
-    if options.stage == "vae":
-        mini.vae_stage(options.folder, options.steps)
-    elif options.stage == "diffusion":
-        mini.diffusion_stage(options.folder, options.steps)
-    else:
-        mini.export(options.folder, options.output)
+    if options.output and options.stage != "evaluate":
+        check_writable(options.output)
+    names = ("folder", "output", "steps", "minutes", "seed")
+    order = mini.Order(**{name: getattr(options, name) for name in names})
+    mini.STAGES[options.stage](order)
+    if options.output:
         print(options.output)

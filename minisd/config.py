@@ -104,7 +104,7 @@ MINI = ModelConfig(
     name="mini",
     text=TextConfig(vocab_size=1024, width=128, layers=4, heads=4, activation="gelu"),
     unet=UNetConfig(
-        channels=(128, 160),
+        channels=(96, 160),
         attention=(True, True),
         res_blocks=1,
         context_dim=128,

@@ -150,9 +150,12 @@ def middles(scene: Scene) -> list[tuple[float, float]]:
 
 
 def compose(
-    emoji: Emoji, scene: Scene, size: int, rng: np.random.Generator
+    emoji: Emoji, scene: Scene, size: int, rng: np.random.Generator, mirror: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The scene as a picture, h w rgb in 0..1, and as a silhouette, h w of 0 and 1."""
+    """The scene as a picture, h w rgb in 0..1, and as a silhouette, h w of 0 and 1.
+
+    mirror: turn each cut-out left to right half of the time, in its place: captions stay true
+    """
     shade = np.array(COLOURS[scene.background]) + rng.integers(-JITTER, JITTER + 1, 3)
     shade = np.clip(shade / 255, 0, 1)
     picture = np.broadcast_to(shade, (size, size, 3)).astype(np.float32)
@@ -164,6 +167,8 @@ def compose(
     for thing, tint, middle in zip(scene.things, scene.tints, middles(scene), strict=True):
         tile = tiles[emoji.things.index(thing), style].astype(np.float32) / 255
         tile = tinted(tile, tint) if tint else tile
+        if mirror and rng.random() < 0.5:  # no number drawn without: old runs stay what they were
+            tile = tile[:, ::-1]
         shifted = np.array(middle) + SHIFT * rng.uniform(-1, 1, 2)
         left, top = (round(at * size - pixels / 2) for at in shifted)
         there = (slice(top, top + pixels), slice(left, left + pixels))
@@ -187,14 +192,23 @@ def to_tensor(pictures: list[np.ndarray]) -> Tensor:
 
 
 def batch(
-    emoji: Emoji, size: int, batch_size: int, seed: int, step: int, split: str = "train"
+    emoji: Emoji,
+    size: int,
+    batch_size: int,
+    seed: int,
+    step: int,
+    split: str = "train",
+    mirror: bool = False,
 ) -> Batch:
-    """The step-th batch: pictures of size x size with captions. Held-out scenes name everything."""
+    """The step-th batch: pictures of size x size with captions. Held-out scenes name everything.
+
+    mirror: turn half of the cut-outs left to right, as compose does
+    """
     rng = random_stream(seed, step, split, COMPOSE)
     pictures, silhouettes, texts, scenes = [], [], [], []
     for _ in range(batch_size):
         scene = draw_scene(emoji, split, rng)
-        picture, silhouette = compose(emoji, scene, size, rng)
+        picture, silhouette = compose(emoji, scene, size, rng, mirror)
         texts.append(caption(scene, rng) if split == "train" else full_caption(scene))
         scenes.append(scene)
         pictures.append(picture)

@@ -1,71 +1,187 @@
-"""The recipe of the shipped mini model. Every stage resumes from the run's folder.
+"""The recipe of the shipped mini model, stage by stage. Each resumes from the run's folder.
 
+minisd train tokenizer
 minisd train vae
 minisd train diffusion
 minisd train export -o weights/mini.safetensors
+minisd train classifier -o weights/mini-classifier.safetensors
+minisd train judge -o weights/judge.safetensors
+minisd train evaluate
 """
 
 import json
-from dataclasses import replace
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from minisd.config import MINI, ModelConfig
+from minisd.config import MINI, WEIGHTS, ModelConfig
+from minisd.schedule import Schedule
 from minisd.tokenizer import Tokenizer
+from minisd.training import classifier, judge
 from minisd.training.data import Emoji, batch, captions
 from minisd.training.diffusion import Conditioned, encode_bank, train_diffusion
-from minisd.training.loop import Recipe
+from minisd.training.folder import last_state, logged
+from minisd.training.loop import Recipe, for_minutes
 from minisd.training.vae import measure_scale, psnr, train_vae
 from minisd.vae import VAE
 
-VAE_RECIPE = Recipe(steps=15_000)
-DIFFUSION_RECIPE = Recipe(steps=5200, ema=0.997)
-PICTURES = 40_000  # composed and encoded once, before the diffusion training
+VAE_RECIPE = Recipe(steps=12_500)
+DIFFUSION_RECIPE = Recipe(steps=10_000, rate=0.02)
+PICTURES = 60_000  # composed and encoded once, before the training on latents
+PICTURES_A_MINUTE = 1500  # of a short run, so that most of its time is training
 
 
-def vae_stage(folder: Path, steps: int | None = None) -> VAE:
+@dataclass(frozen=True)
+class Order:
+    """What the command line asks for. steps and minutes: None for the recipe's own length."""
+
+    folder: Path = Path("runs/mini")
+    output: Path | None = None
+    steps: int | None = None
+    minutes: float | None = None
+    seed: int = 0
+
+    def fitted(self, recipe: Recipe, stage: str, train_in: Callable) -> Recipe:
+        """The recipe, made as long as asked. train_in(recipe, folder) trains, for a trial."""
+        if self.minutes is not None:
+            return for_minutes(recipe, self.minutes, self.folder / stage, train_in)
+        return replace(recipe, steps=self.steps or recipe.steps)
+
+    @property
+    def pictures(self) -> int:
+        """How many to encode before training on latents, a multiple of 100."""
+        few = PICTURES if self.minutes is None else int(self.minutes * PICTURES_A_MINUTE)
+        return min(PICTURES, max(100, few // 100 * 100))
+
+
+def tokenizer_stage(order: Order) -> Tokenizer:
+    """Learn the vocabulary from captions, or read the one that the folder holds."""
+    path = order.folder / "tokenizer.json"
+    if not path.exists():
+        order.folder.mkdir(parents=True, exist_ok=True)
+        vocabulary(Emoji.load()).save(path)
+    return Tokenizer.load(path)
+
+
+def vae_stage(order: Order) -> VAE:
     """Train (or finish training) the autoencoder."""
-    recipe = replace(VAE_RECIPE, steps=steps or VAE_RECIPE.steps)
-    return train_vae(Emoji.load(), folder / "vae", recipe)
+    emoji = Emoji.load()
+
+    def train_in(recipe: Recipe, folder: Path) -> VAE:
+        return train_vae(emoji, folder, recipe, seed=order.seed)
+
+    return train_in(order.fitted(VAE_RECIPE, "vae", train_in), order.folder / "vae")
 
 
-def diffusion_stage(folder: Path, steps: int | None = None) -> Conditioned:
+def diffusion_stage(order: Order) -> Conditioned:
     """Train (or finish training) text transformer and U-Net on the latents of the trained VAE."""
     emoji = Emoji.load()
-    vae, config = trained_vae(folder, emoji)
-    bank = encode_bank(emoji, vae, vocabulary(emoji), config, PICTURES, seed=0)
-    recipe = replace(DIFFUSION_RECIPE, steps=steps or DIFFUSION_RECIPE.steps)
-    return train_diffusion(bank, config, folder / "diffusion", recipe)
+    vae, config = trained_vae(order.folder, emoji)
+    bank = encode_bank(emoji, vae, tokenizer_stage(order), config, order.pictures, order.seed)
+
+    def train_in(recipe: Recipe, folder: Path) -> Conditioned:
+        return train_diffusion(bank, config, folder, recipe, seed=order.seed)
+
+    return train_in(
+        order.fitted(DIFFUSION_RECIPE, "diffusion", train_in), order.folder / "diffusion"
+    )
 
 
-def export(folder: Path, output: Path) -> None:
+def classifier_stage(order: Order) -> classifier.LatentClassifier:
+    """Train the noise-aware classifier on latents of the trained VAE, and write it if asked."""
+    emoji = Emoji.load()
+    vae, config = trained_vae(order.folder, emoji)
+    schedule, sizes = Schedule(config.schedule), classifier.ClassifierConfig(emoji.things)
+    known = classifier.labelled_latents(emoji, vae, config, order.pictures, order.seed)
+
+    def train_in(recipe: Recipe, folder: Path) -> classifier.LatentClassifier:
+        return classifier.train_classifier(*known, sizes, schedule, folder, recipe, seed=order.seed)
+
+    recipe = order.fitted(classifier.RECIPE, "classifier", train_in)
+    trained = train_in(recipe, order.folder / "classifier")
+    unseen = classifier.labelled_latents(emoji, vae, config, 1000, seed=1, split="heldout")
+    ts = range(0, 1000, 100)
+    accuracy = classifier.accuracy_per_t(trained.eval(), *unseen, schedule, ts)
+    if order.output:
+        notes = made_by("classifier", order.folder) | {"accuracy": accuracy}
+        classifier.save(order.output, trained, notes)
+    return trained
+
+
+def judge_stage(order: Order) -> judge.Judge:
+    """Train the judge of pictures, and write it if asked."""
+    emoji = Emoji.load()
+
+    def train_in(recipe: Recipe, folder: Path) -> judge.Judge:
+        return judge.train_judge(emoji, folder, recipe, seed=order.seed)
+
+    trained = train_in(order.fitted(judge.RECIPE, "judge", train_in), order.folder / "judge")
+    if order.output:
+        accuracy = judge.accuracy(trained.eval(), emoji)
+        judge.save(trained, order.output, made_by("judge", order.folder) | {"accuracy": accuracy})
+    return trained
+
+
+def evaluate_stage(order: Order) -> dict:
+    """Measure the shipped model and renew docs/mini.md with its pictures."""
+    import minisd
+    from minisd.training.sheets import write
+
+    docs = order.output or WEIGHTS.parent / "docs"
+    return write(docs, minisd.load("mini"), judge.load(), Emoji.load())
+
+
+def export(order: Order) -> Path:
     """Write the averaged networks as one model file, in half precision, with how they were made."""
     from minisd.checkpoints.load import Parts
     from minisd.checkpoints.write import save
 
+    output = order.output or Path("mini.safetensors")
     emoji = Emoji.load()
-    vae, config = trained_vae(folder, emoji)
-    network = averaged(Conditioned(config), folder / "diffusion")
-    parts = Parts(config, vocabulary(emoji), network.text_encoder, network.unet, vae)
+    vae, config = trained_vae(order.folder, emoji)
+    network = averaged(Conditioned(config), order.folder / "diffusion")
+    parts = Parts(config, tokenizer_stage(order), network.text_encoder, network.unet, vae)
     unseen = batch(emoji, MINI.size, 256, seed=1, step=0, split="heldout").images
-    figures = {
-        "vae": last_line(folder / "vae") | {"psnr of unseen pairs": round(psnr(vae, unseen), 2)},
-        "diffusion": last_line(folder / "diffusion"),
-        "seed": 0,
-    }
-    command = "minisd train vae && minisd train diffusion && minisd train export"
-    save(output, parts, torch.float16, {"command": command, "figures": json.dumps(figures)})
+    notes = made_by("vae", order.folder) | {"psnr of unseen pairs": round(psnr(vae, unseen), 2)}
+    figures = {"vae": notes, "diffusion": made_by("diffusion", order.folder)}
+    commands = " && ".join(f"minisd train {stage}" for stage in ("vae", "diffusion", "export"))
+    save(output, parts, torch.float16, {"command": commands, "figures": json.dumps(figures)})
+    return output
 
 
-def last_line(folder: Path) -> dict:
-    """What a stage's log says last: the step, the terms of the loss, the seconds."""
-    return json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+STAGES = {
+    "tokenizer": tokenizer_stage,
+    "vae": vae_stage,
+    "diffusion": diffusion_stage,
+    "export": export,
+    "classifier": classifier_stage,
+    "judge": judge_stage,
+    "evaluate": evaluate_stage,
+}
+
+
+def made_by(stage: str, folder: Path) -> dict:
+    """How a stage was trained: command, commit, seed, and what its log says last."""
+    run = last_state(folder / stage).get("run", {})
+    about = {"command": f"minisd train {stage}", "commit": commit(), "seed": run.get("seed", 0)}
+    return about | logged(folder / stage)[-1]
+
+
+def commit() -> str:
+    """Which version of this code runs, as git names it; "unknown" outside a checkout."""
+    asked = ("git", "-C", Path(__file__).parent, "rev-parse", "--short", "HEAD")
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def vocabulary(emoji: Emoji) -> Tokenizer:
-    """The mini's tokenizer, learnt from its captions: seconds, so nothing is kept on disk."""
+    """The mini's tokenizer, learnt from its captions in seconds."""
     return Tokenizer.train(captions(emoji, 20_000), MINI.text.vocab_size)
 
 
@@ -82,9 +198,8 @@ def averaged(network: nn.Module, folder: Path) -> nn.Module:
 
     ValueError: that stage has not been trained yet.
     """
-    path = folder / "state.pt"
-    if not path.exists():
-        raise ValueError(f"{path} is missing: run `minisd train {folder.name}` first.")
-    state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    state = last_state(folder)
+    if state is None:
+        raise ValueError(f"{folder} holds nothing: run `minisd train {folder.name}` first.")
     network.load_state_dict(state["average"])
     return network.eval().requires_grad_(False)

@@ -1,9 +1,10 @@
 """The optimizer of the hidden layers: every update turns its matrix by the same amount.
 
 Adam scales each number by itself; a layer is a matrix, and the few directions that dominate its
-gradient would drown the rest. Muon levels them: it replaces the momentum by the nearest matrix whose
-singular values are all about 1 (Jordan 2024, "Muon: an optimizer for hidden layers in neural
-networks"). The mini's autoencoder learns some five times faster with it (docs/mini.md).
+gradient would drown the rest. Muon levels them: it replaces the momentum by a matrix of the same
+directions, whose singular values are all about 1 (Jordan 2024, "Muon: an optimizer for hidden
+layers in neural networks"). The mini's autoencoder learns some five times faster with it
+(docs/mini.md).
 """
 
 import torch
@@ -28,10 +29,11 @@ def levelled(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum (Nesterov's), levelled, times the rate. A convolution counts as the matrix c_out, rest.
+    """Momentum (Nesterov's), levelled, times the rate.
 
-    A matrix with more rows than columns gets a larger step, sqrt(rows / columns) times, so that
-    its output changes as much as a square one's.
+    A convolution counts as the matrix "c_out (c_in h w)". A matrix with more rows than columns
+    gets a larger step, sqrt(rows / columns) times, so that its output changes as much as a
+    square one's.
     """
 
     def __init__(self, parameters, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):

@@ -1,0 +1,126 @@
+"""What a run keeps in its folder: state.pt, log.jsonl and, drawn from the log, loss.png."""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+
+KEYS = {"step", "seconds", "model", "average", "optimizers"}  # and "run", since runs describe it
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """ValueError, in place of an OSError that does not say what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"cannot write into {folder} ({error.strerror}): make room there, then give the same "
+            "command again to go on from the last whole checkpoint."
+        ) from error
+
+
+def save(folder: Path, state: dict) -> None:
+    """Write the state beside the old one, then put it in its place in one move.
+
+    A kill or a full disk leaves state.pt whole, the old or the new. ValueError: cannot be written.
+    """
+    whole = io.BytesIO()  # torch.save does not say why it could not write to a disk
+    torch.save(state, whole)
+    fresh = folder / "state.pt.new"
+    with writing(folder):
+        try:
+            with open(fresh, "wb") as file:
+                file.write(whole.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())  # before the move: the machine itself may stop between
+            os.replace(fresh, folder / "state.pt")
+        finally:
+            fresh.unlink(missing_ok=True)
+
+
+def last_state(folder: Path) -> dict | None:
+    """What was saved last, None where nothing was. ValueError: the file is damaged."""
+    path = folder / "state.pt"
+    if not path.exists():
+        return None
+    try:
+        with zipfile.ZipFile(path) as file:
+            if file.testzip():  # torch.load compares no checksums
+                raise ValueError("some bytes are others than those written")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if missing := KEYS - state.keys():
+            raise ValueError(f"it lacks {missing}")
+    except Exception as error:  # a damaged pickle can break its interpreter anywhere
+        raise ValueError(
+            f"{path} is damaged: delete it to begin anew, or restore a copy."
+        ) from error
+    return state
+
+
+def refuse_another(folder: Path, before: dict, now: dict) -> None:
+    """ValueError unless a run so described may go on as the run described now.
+
+    Only recipe.steps may differ, and only be more: the rest of the run then follows the longer
+    cosine, and its rate rises once, at the step where it goes on.
+    """
+    may_differ = {"recipe.steps"} if now["recipe.steps"] >= before["recipe.steps"] else set()
+    shared = [name for name in before if name in now and name not in may_differ]
+    parted = [
+        f"{name} is {before[name]} there and {now[name]} here"
+        for name in shared
+        if before[name] != now[name]
+    ]
+    if parted:
+        raise ValueError(
+            f"the run in {folder} is another one: {'; '.join(parted)}. Train into another folder, "
+            "or ask for the same again (steps alone may change, and only grow)."
+        )
+
+
+def log(folder: Path, record: dict) -> None:
+    """Append one line of numbers to log.jsonl. ValueError: it cannot be written."""
+    with writing(folder), open(folder / "log.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def logged(folder: Path) -> list[dict]:
+    """The log's records by step, if any. A step that was done again after a kill counts once."""
+    path, records = folder / "log.jsonl", {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with suppress(json.JSONDecodeError):  # a full disk cut it off
+            record = json.loads(line)
+            records[record["step"]] = record
+    return [records[step] for step in sorted(records)]
+
+
+def plot_losses(folder: Path) -> None:
+    """Draw every term of the logged loss over the steps, raw and smoothed, as loss.png."""
+    from matplotlib.figure import Figure  # no pyplot: it would choose a backend for everyone
+
+    records = logged(folder)
+    if not records:
+        return
+    steps = [record["step"] for record in records]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name in [name for name in records[-1] if name not in ("step", "seconds")]:
+        values = np.array([record.get(name, np.nan) for record in records])
+        (raw,) = axes.plot(steps, values, alpha=0.25)
+        axes.plot(steps, smoothed(values), color=raw.get_color(), label=name)
+    axes.set(yscale="log", xlabel="step", ylabel="loss", title=f"{folder.name}: terms of the loss")
+    axes.legend()
+    with writing(folder):
+        figure.savefig(folder / "loss.png", dpi=120)
+
+
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """The mean of each value's neighbourhood, a twentieth of all wide."""
+    window = np.ones(len(values) // 20 + 1)
+    return np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
