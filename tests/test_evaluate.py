@@ -280,6 +280,7 @@ def test_a_map_that_is_the_silhouette_overlaps_wholly(sd, emoji, monkeypatch):
     found = evaluating.attention(sd, emoji, count=20)
     assert found["overlap"]["thing"] == 1
     assert found["overlap"]["padding"] < 0.7
+    assert found["behind"]["padding"] == pytest.approx(1 - found["overlap"]["padding"])
     assert found["share"]["thing"] + found["share"]["padding"] == pytest.approx(1)
     assert 0 < found["overlap"]["by chance"] < 1
     assert found["share"]["begin"] == found["share"]["colour"] == 0

@@ -5,9 +5,11 @@ Nothing here is typed in: sheets.py makes docs/mini.md of what evaluate() return
 
 import io
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from itertools import combinations
 from math import dist, isqrt
+from statistics import mean
 
 import torch
 import torch.nn.functional as F
@@ -208,15 +210,15 @@ def overlap(weights: Tensor, silhouette: Tensor) -> float:
 
 
 def attention(sd: StableDiffusion, emoji: Emoji, count: int) -> dict[str, dict[str, float]]:
-    """For each role of a word: the overlap of its map with what was drawn, and its share of all.
+    """For each role of a word: its share of all attention, its map's overlap with what was drawn,
+    and how much less that is than the overlap of the thing's word in the same pictures ("behind").
 
     Of held-out, large, lone things; "by chance" is the overlap of places taken at random. The
     silhouette is the drawn picture's own, on the latent's grid: places at least half covered.
     """
     made = batch(emoji, sd.config.size, 2 * count, SEED, step=0, split="heldout").scenes
     scenes = [scene for scene in made if len(scene.things) == 1 and not scene.spot][:count]
-    overlaps: dict[str, list[float]] = {"by chance": []}
-    taken: dict[str, list[float]] = {}
+    found = {name: defaultdict(list) for name in ("share", "overlap", "behind")}
     for first in range(0, len(scenes), 16):
         some = scenes[first : first + 16]
         images, maps = word_maps(sd, [full_caption(scene) for scene in some])
@@ -225,16 +227,15 @@ def attention(sd: StableDiffusion, emoji: Emoji, count: int) -> dict[str, dict[s
             area, places = silhouette.sum().item(), silhouette.numel()
             if not area:
                 continue
-            overlaps["by chance"].append(area / (2 * places - area))
-            for role, positions in roles(scene, sd.tokenizer).items():
-                looked = of_tokens[positions].sum(dim=0)
-                overlaps.setdefault(role, []).append(overlap(looked, silhouette))
-                taken.setdefault(role, []).append(looked.mean().item())
-    return {"overlap": averages(overlaps), "share": averages(taken)}
-
-
-def averages(lists: dict[str, list[float]]) -> dict[str, float]:
-    return {name: sum(values) / len(values) for name, values in lists.items() if values}
+            at = roles(scene, sd.tokenizer)
+            looked = {role: of_tokens[positions].sum(dim=0) for role, positions in at.items()}
+            overlaps = {role: overlap(weights, silhouette) for role, weights in looked.items()}
+            for role in at:
+                found["share"][role].append(looked[role].mean().item())
+                found["overlap"][role].append(overlaps[role])
+                found["behind"][role].append(overlaps["thing"] - overlaps[role])
+            found["overlap"]["by chance"].append(area / (2 * places - area))
+    return {name: {role: mean(rows[role]) for role in rows} for name, rows in found.items()}
 
 
 # Words

@@ -7,6 +7,8 @@ layers in neural networks"). The mini's autoencoder learns some five times faste
 (docs/mini.md).
 """
 
+from collections import defaultdict
+
 import torch
 from torch import Tensor, nn
 
@@ -14,18 +16,19 @@ from torch import Tensor, nn
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
-def levelled(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The matrix with all its singular values brought near 1 (Newton-Schulz iteration).
+def levelled(matrices: Tensor, steps: int = 5) -> Tensor:
+    """The matrices with all their singular values brought near 1 (Newton-Schulz iteration).
 
-    matrix: n m    returns: n m, singular values within about 0.7 ... 1.2
+    matrices: ... n m    returns: ... n m, singular values within about 0.7 ... 1.2
     """
     a, b, c = QUINTIC
-    x = matrix / (matrix.norm() + 1e-7)
-    x = x.T if x.shape[0] > x.shape[1] else x  # the smaller Gram matrix
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
+    x = x if wide else x.mT  # the smaller Gram matrix
     for _ in range(steps):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    return x if wide else x.mT
 
 
 class Muon(torch.optim.Optimizer):
@@ -43,19 +46,28 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
+            alike = defaultdict(list)  # one product of many matrices is faster than many of one
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self.update(parameter, group)
+                    alike[parameter.flatten(1).shape].append(parameter)
+            for parameters in alike.values():
+                self.update(parameters, group)
 
-    def update(self, parameter: Tensor, group: dict) -> None:
+    def update(self, parameters: list[Tensor], group: dict) -> None:
+        """parameters: of one shape, seen as matrices"""
+        ahead = torch.stack([self.ahead(parameter, group["momentum"]) for parameter in parameters])
+        stretch = max(1, ahead.shape[1] / ahead.shape[2]) ** 0.5
+        for parameter, matrix in zip(parameters, levelled(ahead), strict=True):
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(matrix.view_as(parameter), alpha=-group["lr"] * stretch)
+
+    def ahead(self, parameter: Tensor, keep: float) -> Tensor:
+        """Where the momentum is going, this gradient counted in, as a matrix."""
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
-        momentum = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-        ahead = parameter.grad.lerp(momentum, group["momentum"]).flatten(1)
-        stretch = max(1, ahead.shape[0] / ahead.shape[1]) ** 0.5
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(levelled(ahead).view_as(parameter), alpha=-group["lr"] * stretch)
+        momentum = state["momentum"].lerp_(parameter.grad, 1 - keep)
+        return parameter.grad.lerp(momentum, keep).flatten(1)
 
 
 # Layers at the border to numbers with a meaning of their own, where levelling does harm.
