@@ -269,8 +269,8 @@ def gigaflops(dtype, size: int = 1024, seconds: float = 0.3) -> float:
 
 def add_train(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    stages = ("tokenizer", "vae", "diffusion", "export", "classifier", "judge", "evaluate")
-    add("stage", choices=stages, help="in this order; each resumes")
+    stages = ("tokenizer", "vae", "diffusion", "export", "decoder", "classifier", "judge")
+    add("stage", choices=(*stages, "evaluate"), help="in this order; each resumes")
     add("--folder", type=Path, default=Path("runs/mini"), help="of checkpoints, logs (runs/mini)")
     length = command.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="of training in all (the recipe's)")

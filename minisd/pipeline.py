@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from minisd.clip import TextTransformer
 from minisd.config import ModelConfig
-from minisd.guidance import guided_denoiser
+from minisd.guidance import Network, guided_denoiser
 from minisd.samplers import Step, from_noise, sampler_levels
-from minisd.schedule import Schedule
+from minisd.schedule import Denoiser, Schedule
 from minisd.tokenizer import Tokenizer, emphasize, weighted
 from minisd.unet import UNet
 from minisd.vae import VAE
@@ -80,10 +80,12 @@ class StableDiffusion:
             contexts.append(emphasize(context, rearrange(weights, "chunk m -> 1 (chunk m)")))
         return torch.cat(contexts)
 
-    def encode(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def encode(
+        self, image: Tensor, generator: torch.Generator | list[torch.Generator] | None = None
+    ) -> Tensor:
         """image: b 3 h w in [-1, 1]    returns: latent, b 4 h/8 w/8, about unit spread.
 
-        generator: to draw from the encoder's Gaussian; None takes its mode.
+        generator: to draw from the encoder's Gaussian (or one per sample); None takes its mode.
         """
         gaussian = self.vae.encode(image.to(self.device, self.dtype))
         z = gaussian.mode() if generator is None else gaussian.sample(generator)
@@ -112,27 +114,41 @@ class StableDiffusion:
 
         Each Step holds the state x (b 4 h w) and what the network made of it; decode either.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts:
-            raise ValueError("there is no prompt: give one or more.")
-        cfg_scale = self.config.cfg_scale if cfg_scale is None else cfg_scale
-        if not isfinite(cfg_scale):
-            raise ValueError(f"cfg_scale must be a finite number, got {cfg_scale}.")
+        prompts = as_list(prompt)
         sampler = self.config.sampler if sampler is None else sampler
-        self._check_text_only()
+        self.check_text_only()
         levels = sampler_levels(sampler, self.schedule, steps, spacing)
         generators = seeded(seed, len(prompts))
         if latent is None:
-            latent = self._noise(generators, width, height)
+            latent = self.noise(generators, width, height)
         else:
             self._check_latent(latent, len(prompts), width, height)
+        denoise = self.denoiser(prompts, negative_prompt, cfg_scale, clip_skip, extended)
+        noise = latent.to(self.device, self.dtype)
+        return from_noise(sampler, denoise, noise, levels, generators)
+
+    def denoiser(
+        self,
+        prompts: list[str],
+        negative_prompt: str = "",
+        cfg_scale: float | None = None,
+        clip_skip: int = 0,
+        extended: bool = False,
+        network: Network | None = None,
+    ) -> Denoiser:
+        """What a sampler calls: the U-Net, steered by these prompts. Arguments as txt2img.
+
+        network: in place of the U-Net, one that shows it more than the latent (tasks/)
+        ValueError: the scale is no finite number.
+        """
+        cfg_scale = self.config.cfg_scale if cfg_scale is None else cfg_scale
+        if not isfinite(cfg_scale):
+            raise ValueError(f"cfg_scale must be a finite number, got {cfg_scale}.")
         negatives = [negative_prompt] * len(prompts)
         contexts = self.embed(negatives + prompts, clip_skip, extended)
         uncond, cond = rearrange(contexts, "(half b) m c -> half b m c", half=2)
         objective = self.config.schedule.prediction
-        denoise = guided_denoiser(self.unet, objective, cond, uncond, cfg_scale)
-        noise = latent.to(self.device, self.dtype)
-        return from_noise(sampler, denoise, noise, levels, generators)
+        return guided_denoiser(network or self.unet, objective, cond, uncond, cfg_scale)
 
     def txt2img(
         self,
@@ -171,7 +187,7 @@ class StableDiffusion:
         pictures = to_pil(self.decode(latent))
         return pictures[0] if isinstance(prompt, str) else pictures
 
-    def _noise(
+    def noise(
         self, generators: list[torch.Generator], width: int | None, height: int | None
     ) -> Tensor:
         """Unit noise for each sample, drawn one by one on the CPU: b 4 h/8 w/8."""
@@ -199,13 +215,22 @@ class StableDiffusion:
                 "height out, or give a latent of their size."
             )
 
-    def _check_text_only(self) -> None:
+    def check_text_only(self) -> None:
+        """Raise ValueError unless the U-Net reads a latent and nothing beside it."""
         expected, given = self.config.unet.in_channels, self.config.vae.latent_channels
         if expected != given:
             raise ValueError(
                 f"{self.config.name} reads {expected} channels, {expected - given} more than a "
                 "latent has: it needs a picture beside the prompt and cannot draw from text alone."
             )
+
+
+def as_list(prompt: str | list[str]) -> list[str]:
+    """The prompts, one or several. ValueError: there is none."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise ValueError("there is no prompt: give one or more.")
+    return prompts
 
 
 def check_size(width: int, height: int, config: ModelConfig) -> None:

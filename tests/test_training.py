@@ -234,7 +234,7 @@ def test_a_run_with_other_settings_is_not_continued(train_a_vae, tmp_path, said)
 
 def test_another_size_of_the_bank_is_another_run(bank, tmp_path):
     train_diffusion(bank, SMALL, tmp_path, recipe(1), 2)
-    half = LatentBank(bank.mean[:100], bank.std[:100], bank.tokens[:100])
+    half = LatentBank(bank.latents[:100], bank.tokens[:100])
     with pytest.raises(ValueError, match="pictures is 200 there and 100 here"):
         train_diffusion(half, SMALL, tmp_path, recipe(1), 2)
 

@@ -35,9 +35,9 @@ RECIPE = Recipe(steps=3, warmup=2, save_every=2, log_every=1)
 
 def a_bank() -> LatentBank:
     generator = torch.Generator().manual_seed(0)
-    mean = torch.randn(20, 4, 4, 4, generator=generator)
+    latents = torch.randn(20, 4, 4, 4, generator=generator)
     tokens = torch.randint(SMALL.text.vocab_size, (20, 77), generator=generator)
-    return LatentBank(mean, 0.1 * mean.abs(), tokens)
+    return LatentBank(latents, tokens)
 
 
 def gradients(emoji: Emoji, bank: LatentBank) -> dict[str, dict]:

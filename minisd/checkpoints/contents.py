@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from minisd.checkpoints.detect import MODEL, config_from_tensors, kind
 from minisd.checkpoints.names import (
+    Row,
     from_official,
     is_v2,
     model_rows,
@@ -264,19 +265,29 @@ def cover(
         official = to_official(network.state_dict(), rows[part], layout)
         needed |= {starts[part] + key: tensor for key, tensor in official.items()}
     rest = {key: tensor for key, tensor in tensors.items() if key not in needed}
-    missing = [key for key in needed if key not in tensors]
     unknown = [key for key in rest if purpose(key, config) is None]
-    common = [key for key in needed if key in tensors]
-    misshapen = [key for key in common if tensors[key].shape != needed[key].shape]
-    misshapen = [f"{key} {list(tensors[key].shape)}" for key in misshapen]
-    faults = {"missing": missing, "unknown": unknown, "of another shape": misshapen}
-    if any(faults.values()):
-        raise ValueError(misfit(name, faults))
+    mend = "It is damaged or no SD v1 or v2 model: get another copy."
+    refuse_misfits(name, tensors, needed, unknown, mend)
     parts = {}
     for part, start in starts.items():
         within = {key.removeprefix(start): tensors[key] for key in needed if key.startswith(start)}
         parts[part] = from_official(within, rows[part], layout)
     return parts, rest
+
+
+def cover_part(
+    tensors: Mapping[str, Tensor], network: nn.Module, rows: list[Row], layout: str, name: str
+) -> dict[str, Tensor]:
+    """The tensors of a file that holds one network alone, under our names.
+
+    rows: its table, flat    layout: "original" or "diffusers"
+    Raises ValueError as cover() does.
+    """
+    needed = to_official(network.state_dict(), rows, layout)
+    unknown = [key for key in tensors if key not in needed]
+    mend = "It is damaged, or made for another model: get one of the model's sizes."
+    refuse_misfits(name, tensors, needed, unknown, mend)
+    return from_official(tensors, rows, layout)
 
 
 def purpose(key: str, config: ModelConfig) -> str | None:
@@ -288,14 +299,32 @@ def purpose(key: str, config: ModelConfig) -> str | None:
     return None
 
 
-def misfit(name: str, faults: Mapping[str, list[str]]) -> str:
-    """The sentence that lists, for every kind of fault, how many there are and the first few."""
+def refuse_misfits(
+    name: str,
+    tensors: Mapping[str, Tensor],
+    needed: Mapping[str, Tensor],
+    unknown: list[str],
+    mend: str,
+) -> None:
+    """Raise one ValueError that lists what is missing, too much or of another shape, if anything.
+
+    It says for every kind of fault how many there are, and names the first few.
+    """
+    both = [key for key in needed if key in tensors]
+    misshapen = [key for key in both if tensors[key].shape != needed[key].shape]
+    faults = {
+        "missing": [key for key in needed if key not in tensors],
+        "unknown": unknown,
+        "of another shape": [
+            f"{key} {list(tensors[key].shape)}, expected {list(needed[key].shape)}"
+            for key in misshapen
+        ],
+    }
     lists = []
     for fault, keys in faults.items():
         more = ", …" if len(keys) > SHOWN else ""
         if keys:
             lists.append(f"{len(keys)} {fault} ({', '.join(keys[:SHOWN])}{more})")
-    return (
-        f"{name} does not fit the networks that its tensors or settings describe: "
-        f"{'; '.join(lists)}. It is damaged or no SD v1 or v2 model: get another copy."
-    )
+    if lists:
+        what = "does not fit the networks that its tensors or settings describe"
+        raise ValueError(f"{name} {what}: {'; '.join(lists)}. {mend}")

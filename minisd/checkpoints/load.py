@@ -8,9 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minisd.checkpoints.contents import Contents, blank, lay_open, settled
+from minisd.checkpoints.contents import Contents, blank, cover_part, lay_open, settled
+from minisd.checkpoints.detect import kind
+from minisd.checkpoints.names import flat, usual_name
+from minisd.checkpoints.names import vae as vae_rows
+from minisd.checkpoints.read import read
 from minisd.clip import TextTransformer
-from minisd.config import WEIGHTS, ModelConfig
+from minisd.config import WEIGHTS, ModelConfig, VAEConfig
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
 from minisd.vae import VAE
@@ -19,6 +23,9 @@ from minisd.vae import VAE
 # noise, near 1; a v network returns minus the picture it imagines, near 0.
 SURELY_EPS = 0.7
 SURELY_V = 0.3
+
+VAE_PREFIX = "first_stage_model."  # of the autoencoder in whole models, and in some VAE files
+ONLY_TRAINING = ("loss.", "model_ema.", "logvar")
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,31 @@ def build(
         fill(network, contents.parts[part], device, dtype, f"{name}: {part}")
     parts = Parts(contents.config, contents.tokenizer, **networks)
     return parts if contents.known_by else try_prediction(parts, name)
+
+
+def load_vae(
+    path: str | Path,
+    config: VAEConfig,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> VAE:
+    """The autoencoder of a VAE file, named as in the original or in diffusers.
+
+    config: the sizes it must have. Raises ValueError for any other file.
+    """
+    path = Path(path)
+    tensors = read(path)
+    what = kind(tensors)
+    if what != "VAE":
+        raise ValueError(f"{path.name} is no VAE file ({what}): give one, such as vae-ft-mse.")
+    tensors = {usual_name(key.removeprefix(VAE_PREFIX), "vae"): t for key, t in tensors.items()}
+    tensors = {key: t for key, t in tensors.items() if not key.startswith(ONLY_TRAINING)}
+    layout = "diffusers" if any(".down_blocks." in key for key in tensors) else "original"
+    with torch.device("meta"):
+        vae = VAE(config)
+    state = cover_part(tensors, vae, flat(vae_rows(config)), layout, path.name)
+    fill(vae, state, device, dtype, path.name)
+    return vae.eval().requires_grad_(False)
 
 
 def locate(source: str | Path) -> Path:

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from minisd.checkpoints.contents import OUR_PREFIXES, Contents, lay_open
 from minisd.checkpoints.load import Parts, build, is_finite, locate
-from minisd.checkpoints.names import model_rows, prefixes, to_official
+from minisd.checkpoints.names import flat, model_rows, prefixes, to_official
+from minisd.checkpoints.names import vae as vae_rows
 from minisd.checkpoints.settings import to_folder, to_metadata
+from minisd.vae import VAE
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # nobody calls a folder so
 LAYOUTS = ("original", "diffusers", "ours")
@@ -44,6 +46,16 @@ def save(
     settings = to_metadata(parts.config, parts.tokenizer)
     with written_whole(Path(path)) as unfinished:
         write_tensors(unfinished, tensors, {**settings, **(notes or {})}, dtype)
+
+
+def save_vae(path: str | Path, vae: VAE, notes: Mapping[str, str] | None = None):
+    """Write an autoencoder alone, in half precision, as the published VAE files have it.
+
+    notes: for the header. Raises ValueError as save() does.
+    """
+    state = to_official(vae.state_dict(), flat(vae_rows(vae.config)), "original")
+    with written_whole(Path(path)) as unfinished:
+        write_tensors(unfinished, state, {"format": "pt", **(notes or {})}, torch.float16)
 
 
 def convert(

@@ -51,19 +51,19 @@ def start_at_zero(unet: UNet) -> None:
 class LatentBank:
     """Many captioned pictures, encoded once: the VAE is far slower than looking latents up.
 
-    mean, std: n 4 h w, scaled latents    tokens: n 77
+    latents: n 4 h w, scaled, each the likeliest of its Gaussian. Stable Diffusion's training draws
+    from it, but its encoder is surer: the mini's has a spread of 0.16, and a U-Net that learns from
+    draws makes latents as noisy as they are, which cost 1 dB when they are decoded.
+    tokens: n 77
     """
 
-    mean: Tensor
-    std: Tensor
+    latents: Tensor
     tokens: Tensor
 
     def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """batch_size latents, sampled from their Gaussians, and their tokens."""
-        picks = torch.randint(len(self.mean), (batch_size,), generator=generator)
-        mean, std = self.mean[picks].float(), self.std[picks].float()
-        x0 = mean + std * torch.randn(mean.shape, generator=generator)
-        return x0, self.tokens[picks].long()
+        """batch_size latents at random, and their tokens."""
+        picks = torch.randint(len(self.latents), (batch_size,), generator=generator)
+        return self.latents[picks].float(), self.tokens[picks].long()
 
 
 @torch.no_grad()
@@ -76,16 +76,15 @@ def encode_bank(
     seed: int,
     split: str = "train",
 ) -> LatentBank:
-    """Compose `count` pictures and encode them. Half precision: a bank of 100,000 takes 120 MB."""
-    means, stds, tokens = [], [], []
+    """Compose `count` pictures and encode them. Half precision: a bank of 100,000 takes 80 MB."""
+    latents, tokens = [], []
     for step in tqdm(range(0, count, 100), desc="encoding pictures", mininterval=5):
         pictures = batch(emoji, config.size, 100, seed, step, split)
         with fast_precision():
-            latent = vae.encode(pictures.images)
-        means.append((latent.mean.float() * config.vae.scale).half())
-        stds.append((latent.std.float() * config.vae.scale).half())
+            z = vae.encode(pictures.images).mode()
+        latents.append((z.float() * config.vae.scale).half())
         tokens.append(tokenizer(pictures.captions).int())
-    return LatentBank(torch.cat(means), torch.cat(stds), torch.cat(tokens))
+    return LatentBank(torch.cat(latents), torch.cat(tokens))
 
 
 def noise_loss(

@@ -1,0 +1,128 @@
+"""Depth-to-image: the picture's depth is held while the prompt changes all else.
+
+The U-Net reads the depth as a fifth channel beside the latent; it does not pass through the text
+transformer (Stability AI, stable-diffusion-2-depth; ldm/models/diffusion/ddpm.py,
+LatentDepth2ImageDiffusion).
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from PIL import Image
+from torch import Tensor
+
+from minisd.pipeline import StableDiffusion, as_list, to_pil
+from minisd.samplers import SAMPLERS, Step
+from minisd.tasks.img2img import Picture, Start, as_tensor, last_latent, noised
+from minisd.tasks.inpaint import shown_beside
+
+DEPTH_CHANNELS = 5  # 4 latent + 1 depth
+Estimator = Callable[[Tensor], Tensor]  # image b 3 h w in [-1, 1] -> depth b 1 h' w', near = large
+
+
+def depth2img_steps(
+    sd: StableDiffusion,
+    prompt: str | list[str],
+    image: Picture,
+    depth: Picture | None = None,
+    estimator: Estimator | None = None,
+    strength: float = 0.8,
+    negative_prompt: str = "",
+    steps: int = 30,
+    cfg_scale: float | None = None,
+    sampler: str | None = None,
+    seed: int | list[int] = 0,
+    spacing: str | None = None,
+) -> Iterator[Step]:
+    """The walk, step by step. Arguments as depth2img."""
+    channel = depth_of(sd, image, depth, estimator)
+    start = noised(sd, image, len(as_list(prompt)), strength, steps, sampler, seed, spacing)
+    return walk(sd, prompt, channel, start, negative_prompt, cfg_scale)
+
+
+def depth2img(
+    sd: StableDiffusion,
+    prompt: str | list[str],
+    image: Picture,
+    depth: Picture | None = None,
+    estimator: Estimator | None = None,
+    strength: float = 0.8,
+    negative_prompt: str = "",
+    steps: int = 30,
+    cfg_scale: float | None = None,
+    sampler: str | None = None,
+    seed: int | list[int] = 0,
+    progress: bool = False,
+    spacing: str | None = None,
+) -> Image.Image | list[Image.Image]:
+    """Draw the picture anew after the prompt, its depth kept; a list of prompts gives a list.
+
+    depth: a grey picture, or 1 1 h w or b 1 h w of any range and size, large (bright) = near
+    estimator: in place of it, what makes depth of the picture (tasks/depth.py)
+    the rest: as tasks.img2img
+
+    Raises ValueError for a model without the depth channel, without depth and estimator, and as
+    img2img does.
+    """
+    channel = depth_of(sd, image, depth, estimator)
+    start = noised(sd, image, len(as_list(prompt)), strength, steps, sampler, seed, spacing)
+    steps_of_walk = walk(sd, prompt, channel, start, negative_prompt, cfg_scale)
+    pictures = to_pil(sd.decode(last_latent(steps_of_walk, start, progress)))
+    return pictures[0] if isinstance(prompt, str) else pictures
+
+
+def walk(
+    sd: StableDiffusion,
+    prompt: str | list[str],
+    depth: Tensor,
+    start: Start,
+    negative_prompt: str,
+    cfg_scale: float | None,
+) -> Iterator[Step]:
+    """The steps of a U-Net that sees the depth, 1 1 h w or b 1 h w, beside the latent."""
+    channel = depth_channel(depth.to(start.z), start.z.shape[2:])
+    if len(channel) != len(start.z):
+        channel = repeat(channel, "1 c h w -> b c h w", b=len(start.z))
+    network = shown_beside(sd.unet, channel)
+    denoise = sd.denoiser(as_list(prompt), negative_prompt, cfg_scale, network=network)
+    return SAMPLERS[start.sampler](denoise, start.x, start.levels, start.generators)
+
+
+def depth_channel(depth: Tensor, size: tuple[int, int], epsilon: float = 0.001) -> Tensor:
+    """Depth as the U-Net reads it: at the latent's size, each one stretched to [-1, 1].
+
+    depth: b 1 h w    size: h w of the latent    returns: b 1 h w
+
+    epsilon: the original's guard against a flat depth; diffusers has none
+    """
+    small = F.interpolate(depth, size, mode="bicubic", align_corners=False)
+    low = small.amin(dim=(1, 2, 3), keepdim=True)
+    high = small.amax(dim=(1, 2, 3), keepdim=True)
+    return 2 * (small - low) / (high - low + epsilon) - 1
+
+
+def depth_of(
+    sd: StableDiffusion, image: Picture, depth: Picture | None, estimator: Estimator | None
+) -> Tensor:
+    """b 1 h w, from what is given. ValueError: nothing, or a U-Net that reads no depth."""
+    if sd.config.unet.in_channels != DEPTH_CHANNELS:
+        raise ValueError(
+            f"{sd.config.name} reads {sd.config.unet.in_channels} channels and no depth: load a "
+            "depth model, such as sd20-depth."
+        )
+    if depth is None and estimator is None:
+        raise ValueError(
+            "there is no depth: give depth= (a picture) or estimator= (which makes one)."
+        )
+    if depth is None:
+        count = 1 if isinstance(image, Image.Image) else len(image)
+        return estimator(as_tensor(sd, image, count))
+    if isinstance(depth, Image.Image):
+        grey = torch.from_numpy(np.array(depth.convert("F")))
+        return rearrange(grey, "h w -> 1 1 h w")
+    if depth.ndim != 4 or depth.shape[1] != 1:
+        raise ValueError(f"the depth has shape {tuple(depth.shape)}: give 1 1 h w or b 1 h w.")
+    return depth
