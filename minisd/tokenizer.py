@@ -158,6 +158,7 @@ class Tokenizer:
         if not 0 <= self.pad_token < self.vocab_size:
             raise ValueError(f"pad_token {pad_token} is no id: they go from 0 to {self.end}")
         self.cache: dict[str, list[str]] = {}
+        self.added: dict[str, list[int]] = {}  # words of textual inversion and their ids
 
     @classmethod
     def clip(cls, pad_token: int | None = None) -> "Tokenizer":
@@ -196,6 +197,41 @@ class Tokenizer:
             symbols = join(symbols, first)
         return symbols
 
+    def add_word(self, word: str, count: int = 1) -> list[int]:
+        """Let the word be `count` ids of its own wherever it stands, whatever its letters.
+
+        The ids lie beyond the vocabulary: someone must know vectors for them (textual inversion).
+        Raises ValueError for a word that is empty or added already.
+        """
+        word = clean(word)
+        if not word or word in self.added:
+            raise ValueError(f"the word {word!r} is {'taken' if word else 'empty'}: give another.")
+        ids = [len(self.vocabulary) + i for i in range(count)]
+        spelt = "".join(BYTE_TO_CHARACTER[byte] for byte in word.encode())
+        self.vocabulary += [spelt + END_OF_WORD] + [""] * (count - 1)
+        self.added[word] = ids
+        return ids
+
+    def remove_word(self, word: str) -> None:
+        """Undo add_word. The ids are not given out again."""
+        del self.added[clean(word)]
+
+    def _parts(self, text: str) -> list[str]:
+        """The text cut at the added words, these by themselves."""
+        text = clean(text)
+        if not self.added:
+            return [text]
+        longest_first = sorted(self.added, key=len, reverse=True)
+        words = "|".join(regex.escape(word) for word in longest_first)
+        return regex.split(rf"(?<!\w)({words})(?!\w)", text)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of the pieces alone, without begin and end mark, however many there are."""
+        ids = []
+        for part in self._parts(text):
+            ids += self.added.get(part) or [self.ids[piece] for piece in self._pieces(part)]
+        return ids
+
     def _pieces(self, text: str) -> list[str]:
         pieces = []
         for word in split_words(text):
@@ -205,10 +241,6 @@ class Tokenizer:
                 self.cache[word] = [word] if word in (BEGIN, END) else self.bpe(word)
             pieces += self.cache[word]
         return pieces
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of the pieces alone, without begin and end mark, however many there are."""
-        return [self.ids[piece] for piece in self._pieces(text)]
 
     def row(self, ids: list[int]) -> list[int]:
         """Begin mark, at most 75 ids, end mark, padding: what the text tower reads."""
@@ -235,7 +267,8 @@ class Tokenizer:
 
         Bytes that make no whole character are shown as \\xf0\\x9f.
         """
-        return [to_bytes(piece).decode(errors="backslashreplace") for piece in self._pieces(text)]
+        pieces = [self.vocabulary[index] for index in self.encode(text)]
+        return [to_bytes(piece).decode(errors="backslashreplace") for piece in pieces]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text up to the first end mark, without the marks: cleaned, a space after each word.

@@ -1,0 +1,157 @@
+"""Hypernetworks: small networks that rewrite what attention reads, before keys and values.
+
+For each width of context there are two: keys are made of c + strength * net0(c), values of
+c + strength * net1(c), in self- and cross-attention alike. The idea is NovelAI's (2022), the file
+layout that of AUTOMATIC1111's web UI (modules/hypernetworks/hypernetwork.py).
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minisd.adapters.handle import Handle
+from minisd.attention import Attention
+from minisd.checkpoints.read import is_safetensors, named_tensors, unpickle
+from minisd.pipeline import StableDiffusion
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda x: x,
+    "relu": F.relu,
+    "leakyrelu": F.leaky_relu,
+    "elu": F.elu,
+    "swish": F.hardswish,  # the web UI's "swish" is torch's Hardswish
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "mish": F.mish,
+    "softplus": F.softplus,
+    "softsign": F.softsign,
+    "selu": F.selu,
+    "celu": F.celu,
+    "relu6": F.relu6,
+    "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid,
+    "hardtanh": F.hardtanh,
+    "logsigmoid": F.logsigmoid,
+}
+OLD_NAMES = {"linear1": "linear.0", "linear2": "linear.1"}
+
+
+@dataclass(frozen=True)
+class Rewriter:
+    """One small network: linear layers, each followed by an activation and maybe a layer norm.
+
+    layers: (weight, bias) in order, a matrix for a linear layer, a vector for a norm
+    """
+
+    layers: list[tuple[Tensor, Tensor]]
+    activation: str
+    activates_output: bool
+
+    def __call__(self, c: Tensor) -> Tensor:
+        """What is to be added to c. c: b m width, and so is what it returns."""
+        last = max(i for i, (weight, _) in enumerate(self.layers) if weight.ndim == 2)
+        x = c
+        for i, (weight, bias) in enumerate(self.layers):
+            weight, bias = weight.to(c), bias.to(c)
+            if weight.ndim == 1:
+                x = F.layer_norm(x, weight.shape, weight, bias)
+                continue
+            x = F.linear(x, weight, bias)
+            if i < last or self.activates_output:
+                x = ACTIVATIONS[self.activation](x)
+        return x
+
+
+def hypernetwork(sd: StableDiffusion, path: str | Path, strength: float = 1.0) -> Handle:
+    """Let the file's networks rewrite the U-Net's contexts, until the handle is removed.
+
+    Raises ValueError, and leaves the model as it is, for a file that is no hypernetwork, has an
+    activation unknown here, or is made for other widths than the model's.
+    """
+    networks = read_hypernetwork(path)
+    layers = [layer for layer in sd.unet.modules() if isinstance(layer, Attention)]
+    widths = {layer.to_k.in_features for layer in layers}
+    if not widths & networks.keys():
+        known, needed = (", ".join(map(str, sorted(all))) for all in (networks, widths))
+        raise ValueError(
+            f"{Path(path).name} rewrites contexts {known} wide, and the model's are {needed}: "
+            "it is made for another model."
+        )
+    if strength == 0:
+        return Handle([])
+    hooks = []
+    for layer in layers:
+        for projection, net in zip(
+            (layer.to_k, layer.to_v), networks.get(layer.to_k.in_features, ())
+        ):
+            hooks.append(projection.register_forward_pre_hook(rewriting(net, strength)))
+    return Handle(hooks)
+
+
+def rewriting(net: Rewriter, strength: float) -> Callable:
+    """A hook that changes what a projection reads."""
+
+    def hook(projection: nn.Linear, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        (context,) = inputs
+        return (context + strength * net(context),)
+
+    return hook
+
+
+def read_hypernetwork(path: str | Path) -> dict[int, tuple[Rewriter, Rewriter]]:
+    """Width -> the network for keys and the one for values. ValueError as hypernetwork()."""
+    path = Path(path)
+    content = {} if is_safetensors(path) else unpickle(path)  # nobody publishes the former
+    content = content if isinstance(content, dict) else {}
+    tensors = {k: t for k, t in named_tensors(content) if re.match(r"\d+\.[01]\.", k)}
+    activation = str(content.get("activation_func") or "linear").lower()
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f"{path.name} has the activation {activation!r}, which is unknown here: known are "
+            f"{', '.join(ACTIVATIONS)}."
+        )
+    activates_output = bool(content.get("activate_output", True))
+    networks = {}
+    for width in {int(key.partition(".")[0]) for key in tensors}:
+        pair = [layers_of(tensors, f"{width}.{which}.") for which in (0, 1)]
+        if not all(fits(layers, width) for layers in pair):
+            break
+        networks[width] = tuple(Rewriter(each, activation, activates_output) for each in pair)
+    else:
+        if networks:
+            return networks
+    raise ValueError(
+        f"{path.name} is no whole hypernetwork, width by width two networks: get another copy."
+    )
+
+
+def layers_of(tensors: dict[str, Tensor], prefix: str) -> list[tuple[Tensor, Tensor]]:
+    """(weight, bias) of one network's layers in order.
+
+    Their numbers have gaps, since activations and dropout count as well.
+    """
+    inside = {}
+    for key, tensor in tensors.items():
+        if key.startswith(prefix):
+            layer, _, leaf = key.removeprefix(prefix).rpartition(".")
+            inside[OLD_NAMES.get(layer, layer), leaf] = tensor
+    numbers = sorted({int(layer.removeprefix("linear.")) for layer, _ in inside})
+    pairs = [[inside.get((f"linear.{n}", leaf)) for leaf in ("weight", "bias")] for n in numbers]
+    return [(weight, bias) for weight, bias in pairs if weight is not None and bias is not None]
+
+
+def fits(layers: list[tuple[Tensor, Tensor]], width: int) -> bool:
+    """Whether the layers lead from the width back to the width."""
+    reached = width
+    for weight, bias in layers:
+        if weight.shape[-1] != reached or bias.shape != weight.shape[:1]:
+            return False
+        reached = weight.shape[0]
+    return bool(layers) and reached == width

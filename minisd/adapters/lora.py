@@ -1,0 +1,194 @@
+"""LoRA: a small change of many weight matrices, each the product of two thin ones.
+
+W + scale * (alpha / rank) * up @ down (Hu et al. 2022, eq. 3). It is kept beside the layer and
+added to the layer's output, so W is never touched. Files name the layers in three ways: as kohya's
+trainer, as PEFT and diffusers do now, as diffusers did at first.
+"""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from minisd.adapters.handle import Handle
+from minisd.checkpoints.names import model_rows, usual_name
+from minisd.checkpoints.read import metadata, read
+from minisd.config import ModelConfig
+from minisd.pipeline import StableDiffusion
+
+# Other ways to change weights that files of the same look hold.
+REFUSED = {
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+    "hada_w": "LoHa",
+    "lokr_w": "LoKr",
+    "lora_mid": "a LoRA with a third matrix (CP decomposition)",
+}
+PARTS = {"unet": "unet", "te": "text_encoder", "text_encoder": "text_encoder"}
+KOHYA = re.compile(r"lora_(?P<part>unet|te)_(?P<layer>.+?)\.(?P<leaf>lora_down|lora_up|alpha)")
+DIFFUSERS = re.compile(
+    r"(?:(?P<part>unet|text_encoder)\.)?(?P<layer>.+?)[._]"
+    r"(?P<leaf>lora_A|lora_B|lora\.down|lora\.up|lora_linear_layer\.down|lora_linear_layer\.up|alpha)"
+)
+LEAF = {"lora_A": "down", "lora_B": "up", "alpha": "alpha"}
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is added to one layer. down: rank c_in (h w)    up: c_out rank (1 1)"""
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    def __call__(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """(alpha / rank) * up(down(x)), where down looks at x as the layer does."""
+        down, up = self.down.to(layer.weight), self.up.to(layer.weight)
+        if isinstance(layer, nn.Conv2d):
+            thin = F.conv2d(x, down, stride=layer.stride, padding=layer.padding)
+            return self.alpha / self.rank * F.conv2d(thin, up)
+        return self.alpha / self.rank * F.linear(F.linear(x, down), up)
+
+
+def lora(sd: StableDiffusion, path: str | Path, scale: float = 1.0) -> Handle:
+    """Add the changes of a LoRA file to the model, `scale` times, until the handle is removed.
+
+    Raises ValueError, and leaves the model as it is, for a file that is no LoRA, is of a kind
+    unknown here, or is made for another model.
+    """
+    changes = read_lora(path, sd.config)
+    networks = {"unet": sd.unet, "text_encoder": sd.text_encoder}
+    fitted = {}
+    for (part, name), change in changes.items():
+        layer = networks[part].get_submodule(name)
+        fitted[layer] = fit(change, layer, f"{Path(path).name}: {part}.{name}")
+    if scale == 0:
+        return Handle([])
+    return Handle(
+        layer.register_forward_hook(adding(change, scale), prepend=True)
+        for layer, change in fitted.items()
+    )
+
+
+def adding(change: Change, scale: float) -> Callable:
+    """A hook that adds the change to the layer's output."""
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return output + scale * change(layer, inputs[0])
+
+    return hook
+
+
+def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], Change]:
+    """(part, our name of a layer) -> its change. ValueError as lora()."""
+    path = Path(path)
+    found: defaultdict[tuple[str, str], dict[str, Tensor]] = defaultdict(dict)
+    names, strange = layer_names(config), []
+    for key, tensor in read(path).items():
+        for sign, kind in REFUSED.items():
+            if sign in key:
+                raise ValueError(f"{path.name} is {kind}, which is unknown here: give a LoRA.")
+        part, layer, leaf = taken_apart(key)
+        if (part, layer) in names and leaf:
+            found[part, names[part, layer]][leaf] = tensor
+        else:
+            strange.append(key)
+    halves = [name for (_, name), held in found.items() if not {"down", "up"} <= held.keys()]
+    if strange or halves or not found:
+        what = "names that fit no layer" if strange else "layers without both matrices"
+        some = ", ".join((strange or halves or ["none at all"])[:3])
+        raise ValueError(
+            f"{path.name} is no whole LoRA of {config.name}: it holds {what} ({some}). It is "
+            "damaged, or made for another kind of model."
+        )
+    stated = stated_alphas(metadata(path))
+    return {
+        (part, name): Change(
+            tensors["down"],
+            tensors["up"],
+            float(tensors.get("alpha", stated.get(part, tensors["down"].shape[0]))),
+        )
+        for (part, name), tensors in found.items()
+    }
+
+
+def taken_apart(key: str) -> tuple[str, str, str]:
+    """A file's key as part, layer (its dots as underscores) and what it holds; "" where unknown.
+
+    >>> taken_apart("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight")
+    ('text_encoder', 'text_model_encoder_layers_0_mlp_fc1', 'down')
+    >>> taken_apart("mid_block.attentions.0.attn1.processor.to_out_lora.up.weight")
+    ('unet', 'mid_block_attentions_0_attn1_to_out_0', 'up')
+    """
+    plain = key.removesuffix(".weight").removesuffix(".default")
+    match = KOHYA.fullmatch(plain) or DIFFUSERS.fullmatch(plain)
+    if not match:
+        return "", key, ""
+    part, layer = PARTS[match["part"] or "unet"], match["layer"]
+    if ".processor." in layer:  # diffusers' first spelling
+        layer = re.sub(r"\.to_out$", ".to_out.0", layer.replace(".processor.", "."))
+    if part == "text_encoder" and "." in layer:
+        layer = usual_name(layer, part)
+    leaf = LEAF.get(match["leaf"]) or re.search("down|up", match["leaf"])[0]
+    return part, layer.replace(".", "_"), leaf
+
+
+def layer_names(config: ModelConfig) -> dict[tuple[str, str], str]:
+    """(part, a layer's official name with its dots as underscores) -> our name.
+
+    Of the U-Net both official names, since kohya's files have either.
+    """
+    rows = model_rows(config)
+    spellings = [("unet", "original"), ("unet", "diffusers"), ("text_encoder", "diffusers")]
+    return {
+        (part, getattr(row, layout).replace(".", "_")): row.ours
+        for part, layout in spellings
+        for row in rows[part]
+    }
+
+
+def stated_alphas(header: dict[str, str]) -> dict[str, float]:
+    """PEFT's alpha by part, where the header tells it: {"unet": 8.0}."""
+    try:
+        settings = json.loads(header.get("lora_adapter_metadata", "{}"))
+    except ValueError:
+        return {}
+    alphas = {part: settings.get(f"{part}.lora_alpha") for part in ("unet", "text_encoder")}
+    return {part: float(alpha) for part, alpha in alphas.items() if alpha is not None}
+
+
+def fit(change: Change, layer: nn.Module, name: str) -> Change:
+    """The change in the layer's own shape: 1x1 convolutions and linear layers are the same.
+
+    ValueError: it is for a layer of other sizes, or what bears the name has no such weight.
+    """
+    weight = getattr(layer, "weight", None)
+    if weight is None or weight.ndim not in (2, 4):
+        raise ValueError(f"{name} has no matrix to change: the file is made for another model.")
+    down, up = (shaped_like(weight, matrix) for matrix in (change.down, change.up))
+    expected = (weight.shape[0], down.shape[0], *weight.shape[1:])
+    if (up.shape[0], up.shape[1], *down.shape[1:]) != expected:
+        raise ValueError(
+            f"{name} changes {down.shape[1]} channels into {up.shape[0]}, but the model's layer "
+            f"takes {weight.shape[1]} into {weight.shape[0]}: the file is made for another model."
+        )
+    return Change(down, up, change.alpha)
+
+
+def shaped_like(weight: Tensor, matrix: Tensor) -> Tensor:
+    """A thin matrix with as many axes as the layer's weight has."""
+    if weight.ndim == 2 and matrix.ndim == 4 and matrix.shape[2:] == (1, 1):
+        return rearrange(matrix, "a b 1 1 -> a b")
+    if weight.ndim == 4 and matrix.ndim == 2:
+        return rearrange(matrix, "a b -> a b 1 1")
+    return matrix
