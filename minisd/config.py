@@ -62,6 +62,7 @@ class ScheduleConfig:
     beta_start: float = 0.00085
     beta_end: float = 0.012
     prediction: str = "eps"  # or "v" (Salimans & Ho 2022), as SD 2.1 at 768 pixels
+    zero_terminal_snr: bool = False  # rescaled so that nothing of x0 is left at the last t
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From network to denoiser: what eps or v says about the picture, and classifier-free guidance."""
+"""From network to denoiser: what eps or v says about the picture, and guidance of both kinds."""
 
 from collections.abc import Callable
 
@@ -10,6 +10,8 @@ from minisd.schedule import Denoiser, Level, Prediction
 
 # network(x, t, context) -> eps or v.   x: b c h w   t: b   context: b m c   returns: b c h w
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+# log_prob(x, t) -> log p(class | x), b.   x: b c h w, noisy as at t   t: b
+LogProb = Callable[[Tensor, Tensor], Tensor]
 
 
 def x0_from_eps(x: Tensor, eps: Tensor, level: Level) -> Tensor:
@@ -61,6 +63,28 @@ def guided_denoiser(
         return interpret(objective, x, level, guided, uncond, cond)
 
     return denoise
+
+
+def classifier_guided(denoise: Denoiser, log_prob: LogProb, scale: float) -> Denoiser:
+    """Another denoiser, whose eps leans to where a classifier sees more of a class.
+
+    eps - scale * noise_rate * gradient of log p(class | x)  (Dhariwal & Nichol 2021, algorithm 2)
+
+    log_prob: of a classifier that knows noisy x    scale: 0 leaves the denoiser as it is
+    """
+    if scale == 0:
+        return denoise
+
+    def denoise_towards(x: Tensor, level: Level) -> Prediction:
+        prediction = denoise(x, level)
+        t = torch.full((len(x),), level.t, dtype=torch.float32, device=x.device)
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(log_prob(leaf, t).sum(), leaf)
+        eps = prediction.eps - scale * level.noise_rate * gradient
+        return prediction._replace(x0=x0_from_eps(x, eps, level), eps=eps)
+
+    return denoise_towards
 
 
 def run(network: Network, x: Tensor, level: Level, context: Tensor) -> Tensor:

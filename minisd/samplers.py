@@ -267,6 +267,8 @@ SIGMA_SAMPLERS = {
 }
 SAMPLERS = TIME_SAMPLERS | SIGMA_SAMPLERS
 
+LARGEST_SIGMA = 2.0**12  # in place of an infinite one (diffusers' Euler: alpha_bar 2^-24)
+
 SPACINGS = {
     "leading": Schedule.leading,
     "linspace": Schedule.linspace,
@@ -286,7 +288,8 @@ def sampler_levels(
     """The steps + 1 levels that the sampler `name` walks down.
 
     spacing: of the levels where the network runs. None is the references' choice: "leading" (+ 1)
-    for DDPM, DDIM and PLMS, "uniform" for the sigma samplers, where "karras" is also customary.
+    for DDPM, DDIM and PLMS ("trailing" where the last SNR is zero), "uniform" for the sigma
+    samplers, where "karras" is also customary.
     final: where the walk ends, at "zero" noise or at "sigma_min", the level of t = 0. None is the
     references' choice: sigma_min for DDIM and PLMS (set_alpha_to_one=False), else zero. A spacing
     that reaches t = 0 by itself has nowhere left to go in its last step to sigma_min.
@@ -294,12 +297,16 @@ def sampler_levels(
     Raises ValueError on an unknown name, with the known ones, and on steps outside 1 … 1000.
     """
     check_known("sampler", name, SAMPLERS)
-    spacing = spacing or ("uniform" if name in SIGMA_SAMPLERS else "leading")
+    usual = "trailing" if schedule.config.zero_terminal_snr else "leading"
+    spacing = spacing or ("uniform" if name in SIGMA_SAMPLERS else usual)
     final = final or ("sigma_min" if name in ("ddim", "plms") else "zero")
     ends = {"zero": CLEAN, "sigma_min": schedule.at(0)}
     check_known("spacing", spacing, SPACINGS)
     check_known("final", final, ends)
-    return [*SPACINGS[spacing](schedule, steps), ends[final]]
+    levels = [*SPACINGS[spacing](schedule, steps), ends[final]]
+    if name not in ("ddpm", "ddim"):  # the others divide by the signal, be it ever so weak
+        levels = [level._replace(sigma=min(level.sigma, LARGEST_SIGMA)) for level in levels]
+    return levels
 
 
 def from_noise(

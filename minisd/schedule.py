@@ -32,8 +32,8 @@ class Level(NamedTuple):
 
     @property
     def noise_rate(self) -> float:
-        """sqrt(1 - alpha_bar): how much of eps is in x."""
-        return self.sigma * self.signal_rate
+        """sqrt(1 - alpha_bar): how much of eps is in x. Sigma may be infinite: then it is 1."""
+        return (1 + self.sigma**-2) ** -0.5 if self.sigma else 0.0
 
     @property
     def alpha_bar(self) -> float:
@@ -57,6 +57,17 @@ class Prediction(NamedTuple):
 Denoiser = Callable[[Tensor, Level], Prediction]
 
 
+def with_zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
+    """The same table, its signal rates stretched down so that the last is 0 and the first stays.
+
+    SD's own last level still holds 7 % of the picture, so it never learnt to begin at pure noise
+    (Lin et al. 2024, algorithm 1). Only a v network can: there eps says nothing of x0.
+    """
+    rates = alpha_bar.sqrt()
+    first, last = rates[0], rates[-1]
+    return ((rates - last) * first / (first - last)) ** 2
+
+
 class Schedule:
     """The table of noise levels that a model was trained on, and ways to walk down it."""
 
@@ -66,6 +77,8 @@ class Schedule:
         first, last = config.beta_start**0.5, config.beta_end**0.5
         betas = torch.linspace(first, last, config.timesteps, dtype=torch.float64) ** 2
         self.alpha_bar = torch.cumprod(1 - betas, dim=0)
+        if config.zero_terminal_snr:
+            self.alpha_bar = with_zero_terminal_snr(self.alpha_bar)
         self.sigmas = ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
         self._log_sigmas = self.sigmas.log().numpy()
 
@@ -112,7 +125,7 @@ class Schedule:
         """The two rates at t, 1 1 1 or b 1 1 1, on the device and in the precision of `like`."""
         sigma = rearrange(self.sigma(t), "... -> ... 1 1 1")
         signal_rate = (1 + sigma**2) ** -0.5
-        noise_rate = sigma * signal_rate
+        noise_rate = (1 + sigma**-2) ** -0.5
         return signal_rate.to(like), noise_rate.to(like)
 
     def leading(self, steps: int) -> list[Level]:

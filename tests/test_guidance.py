@@ -7,9 +7,9 @@ from ldm.models.diffusion.ddim import DDIMSampler
 from references import compvis_states
 
 from minisd.config import ScheduleConfig
-from minisd.guidance import guided_denoiser
-from minisd.samplers import ddim
-from minisd.schedule import Schedule
+from minisd.guidance import classifier_guided, guided_denoiser, x0_from_eps
+from minisd.samplers import SAMPLERS, ddim, from_noise, sampler_levels
+from minisd.schedule import Prediction, Schedule
 
 SCHEDULE = Schedule(ScheduleConfig())
 LEVELS = [SCHEDULE.at(t) for t in (981, 400, 1)]
@@ -169,3 +169,72 @@ def test_guidance_without_uncond_is_refused(network, contexts):
 def test_unknown_objective_is_refused(network, contexts):
     with pytest.raises(ValueError, match='"eps" or "v", got "x0"'):
         guided_denoiser(network, "x0", contexts[1])
+
+
+# ---- classifier guidance ---------------------------------------------------------------------
+
+
+def test_classifier_guidance_leads_as_the_exact_score_does(x):
+    """Of two Gaussians, p(class | x) is known; guided eps is the eps of the class alone."""
+    means = torch.tensor([-1.5, 1.5], dtype=torch.float64)
+    level = SCHEDULE.at(400)
+    signal, noise = level.signal_rate, level.noise_rate
+    spread = 0.25 * signal**2 + noise**2  # the variance of noisy x in either group, 0.5 wide
+
+    def log_likelihoods(x):
+        return -((x[:, None] - signal * means.view(1, 2, 1, 1, 1)) ** 2) / (2 * spread)
+
+    def eps_of(score):
+        return -noise * score
+
+    def denoise(x, level):
+        leaf = x.detach().requires_grad_(True)
+        (score,) = torch.autograd.grad(log_likelihoods(leaf).logsumexp(dim=1).sum(), leaf)
+        eps = eps_of(score)
+        return Prediction(x0_from_eps(x, eps, level), eps, None, None)
+
+    def log_prob(x, t):
+        assert t.tolist() == [400, 400]
+        return log_likelihoods(x).log_softmax(dim=1)[:, 1].sum(dim=(1, 2, 3))
+
+    guided = classifier_guided(denoise, log_prob, scale=1.0)(x, level)
+    close(guided.eps, eps_of((signal * means[1] - x) / spread))
+    close(signal * guided.x0 + noise * guided.eps, x)
+    twice = classifier_guided(denoise, log_prob, scale=2.0)(x, level)
+    plain = denoise(x, level)
+    close(twice.eps - plain.eps, 2 * (guided.eps - plain.eps))
+    assert classifier_guided(denoise, log_prob, scale=0) is denoise
+
+
+# ---- a last level without signal -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 8, 20])  # at others diffusers steps beside its own next t
+def test_zero_terminal_snr_is_that_of_diffusers(network, x, contexts, steps):
+    schedule = Schedule(ScheduleConfig(prediction="v", zero_terminal_snr=True))
+    reference = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        set_alpha_to_one=False,
+        clip_sample=False,
+    )
+    reference.set_timesteps(steps)
+    assert schedule.alpha_bar[-1] == 0
+    _, cond = contexts
+    expected = x
+    for t in reference.timesteps:
+        v = network(expected, t.expand(2), cond)
+        expected = reference.step(v, t, expected).prev_sample
+    levels = sampler_levels("ddim", schedule, steps)
+    *_, last = ddim(guided_denoiser(network, "v", cond), x, levels)
+    close(last.x, expected, FLOAT32 * expected.std().item())
+    for name in SAMPLERS:
+        generators = [torch.Generator().manual_seed(i) for i in range(2)]
+        levels = sampler_levels(name, schedule, 4)
+        denoise = guided_denoiser(network, "v", cond)
+        *_, last = from_noise(name, denoise, x, levels, generators)
+        assert last.x.isfinite().all(), name

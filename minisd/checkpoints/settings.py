@@ -60,6 +60,8 @@ def checked(config: ModelConfig) -> ModelConfig:
         raise ValueError(f"has the activation {text.activation!r}: only {known} are known here")
     if config.schedule.prediction not in PREDICTIONS.values():
         raise ValueError(f"predicts {config.schedule.prediction!r}: only eps and v are known here")
+    if config.schedule.zero_terminal_snr and config.schedule.prediction != "v":
+        raise ValueError("has a last level without signal, of which eps says nothing: it must be v")
     if len(unet.attention) != len(unet.channels):
         levels = f"{len(unet.channels)} U-Net levels, but says of {len(unet.attention)}"
         raise ValueError(f"has {levels} whether they attend to the text: get another copy")
@@ -119,7 +121,6 @@ FIXED = {
     "text_encoder": {"layer_norm_eps": 1e-5},
     "scheduler": {
         "beta_schedule": "scaled_linear",
-        "rescale_betas_zero_snr": False,
         "trained_betas": None,
     },
 }
@@ -227,6 +228,7 @@ def schedule_config(stored: dict) -> ScheduleConfig:
         beta_start=stored["beta_start"],
         beta_end=stored["beta_end"],
         prediction=PREDICTIONS[stored.get("prediction_type", "epsilon")],
+        zero_terminal_snr=stored.get("rescale_betas_zero_snr", False),
     )
 
 
@@ -321,8 +323,9 @@ def scheduler_json(config: ModelConfig) -> dict:
         "clip_sample": False,
         "num_train_timesteps": schedule.timesteps,
         "prediction_type": prediction,
+        "rescale_betas_zero_snr": schedule.zero_terminal_snr,
         "set_alpha_to_one": False,
         "skip_prk_steps": True,
         "steps_offset": 1,
-        "timestep_spacing": "leading",
+        "timestep_spacing": "trailing" if schedule.zero_terminal_snr else "leading",
     }
