@@ -7,14 +7,17 @@ import sys
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from test_pipeline import V1
 
 import minisd
 from minisd import cli
 from minisd.checkpoints import write
 from minisd.checkpoints.load import Parts
+from minisd.cli import doctor
 from minisd.clip import TextTransformer
 from minisd.pipeline import to_pil
+from minisd.tasks.img2img import img2img
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
 from minisd.vae import VAE
@@ -135,7 +138,7 @@ def test_doctor_tells_versions_and_speed(capsys):
 
 
 def test_doctor_names_the_mend(tmp_path):
-    advice = cli.to_mend("2.3.1+cpu", speed=5, mini=tmp_path / "mini.safetensors")
+    advice = doctor.to_mend("2.3.1+cpu", speed=5, mini=tmp_path / "mini.safetensors")
     assert "pip install -U 'torch>=2.4'" in advice[0]
     assert any("clone the repository" in line for line in advice)
     assert any("5 GFLOPS" in line for line in advice)
@@ -146,3 +149,95 @@ def test_help_and_import_stay_light():
     code = "import sys, minisd, minisd.cli; minisd.cli.parser(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+# ---- from a picture, and with adapters -------------------------------------------------------
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    shades = torch.randint(0, 256, (8, 12, 3), generator=torch.Generator().manual_seed(0))
+    picture = Image.fromarray(shades.byte().numpy()).resize((96, 64), Image.Resampling.BICUBIC)
+    picture.save(path)
+    return path
+
+
+def test_img2img_writes_the_picture_of_the_task(model, photo, tmp_path):
+    out = tmp_path / "out.png"
+    settings = ["--steps", 4, "--strength", 0.5, "--seed", 7]
+    assert run("img2img", "a cat", photo, "-o", out, "--model", model, *settings) == 0
+    expected = img2img(minisd.load(model), "a cat", Image.open(photo), 0.5, steps=4, seed=7)
+    with Image.open(out) as picture:
+        assert picture.tobytes() == expected.tobytes()
+        about = json.loads(picture.text["minisd"])
+    assert about.items() >= {"prompt": "a cat", "strength": "0.5", "seed": 7}.items()
+
+
+def test_inpaint_keeps_the_pixels_outside_the_mask(model, photo, tmp_path):
+    mask = Image.new("L", (96, 64))
+    mask.paste(255, (16, 16, 64, 48))
+    mask.save(tmp_path / "mask.png")
+    given = ["--model", model, "-o", tmp_path / "out.png", "--steps", 2, "--paste"]
+    assert run("inpaint", "a cat", photo, tmp_path / "mask.png", *given) == 0
+    with Image.open(tmp_path / "out.png") as drawn, Image.open(photo) as before:
+        assert drawn.crop((64, 0, 96, 64)).tobytes() == before.crop((64, 0, 96, 64)).tobytes()
+        assert drawn.crop((16, 16, 64, 48)).tobytes() != before.crop((16, 16, 64, 48)).tobytes()
+
+
+def test_a_picture_of_another_size_is_made_to_fit_and_that_is_said(model, photo, tmp_path, capsys):
+    Image.open(photo).resize((50, 67)).save(photo)
+    given = ["--model", model, "-o", tmp_path / "out.png", "--steps", 2]
+    assert run("img2img", "a cat", photo, *given) == 0
+    assert "resized from 50 x 67 to 48 x 64" in capsys.readouterr().err
+    assert Image.open(tmp_path / "out.png").size == (48, 64)
+    assert run("img2img", "a cat", photo, *given, "--width", 80, "--height", 64) == 0
+    assert Image.open(tmp_path / "out.png").size == (80, 64)
+
+
+def test_adapters_are_put_on(model, photo, tmp_path):
+    torch.manual_seed(0)
+    stem = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q"
+    thin = {
+        f"{stem}.lora_down.weight": torch.randn(2, 64),
+        f"{stem}.lora_up.weight": torch.ones(64, 2),
+    }
+    save_file(thin, tmp_path / "style.safetensors")
+    save_file({"emb_params": torch.randn(1, 64)}, tmp_path / "blorp.safetensors")
+    write.save_vae(tmp_path / "vae.safetensors", VAE(V1.vae))
+    plain = ["generate", "a blorp", "--model", model, "--steps", 2]
+    assert run(*plain, "-o", tmp_path / "plain.png") == 0
+    seen = {Image.open(tmp_path / "plain.png").tobytes()}
+    for name, value in (
+        ("lora", "style.safetensors:0.5"),
+        ("lora", "style.safetensors"),
+        ("embedding", "blorp.safetensors"),
+        ("vae", "vae.safetensors"),
+    ):
+        out = tmp_path / "out.png"
+        assert run(*plain, f"--{name}", f"{tmp_path}/{value}", "-o", out) == 0
+        with Image.open(out) as picture:
+            seen.add(picture.tobytes())
+            assert json.loads(picture.text["minisd"])[name] == [f"{tmp_path}/{value}"]
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["img2img", "a cat", "{tmp}/gone.png"], "cannot be read as a picture"),
+        (["img2img", "a cat", "{photo}", "--strength", 2], "strength must be 0"),
+        (["img2img", "a cat", "{photo}", "--lora", "{photo}"], "is no file of weights"),
+        (["depth", "a cat", "{photo}", "{photo}"], "load a depth model"),
+        (["control", "a cat", "{tmp}/gone.pth", "{photo}"], "write FILE:HINT, two files"),
+        (["generate", "a cat", "--vae", "{tmp}/gone.safetensors"], "There is no file"),
+    ],
+)
+def test_a_mistake_with_a_picture_gets_one_sentence(
+    model, photo, tmp_path, capsys, command, message
+):
+    command = [str(word).format(tmp=tmp_path, photo=photo) for word in command]
+    assert run(*command, "--model", model, "-o", tmp_path / "out.png", "--steps", 1) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error and error.startswith(f"minisd {command[0]}: ")
+    assert not (tmp_path / "out.png").exists()

@@ -1,0 +1,112 @@
+"""The command line: minisd generate | img2img | inpaint | depth | control | convert | info | …"""
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+from minisd.cli import doctor, draw
+from minisd.cli.draw import check_writable
+
+# torch and the models are imported by the commands that need them: `minisd --help` is instant.
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 0, or 2 after a one-sentence error."""
+    options = parser().parse_args(arguments)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)
+            warnings.showwarning = in_a_line
+            options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"minisd {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def in_a_line(message: Warning, *where: object, **more: object) -> None:
+    """A warning as a user reads it, without the line of code that gave it."""
+    print(f"minisd: {message}", file=sys.stderr)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="minisd", description="Stable Diffusion, small and exact.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    draw.add_generate(commands.add_parser("generate", help="draw a picture from a prompt"))
+    draw.add_img2img(commands.add_parser("img2img", help="draw a picture anew after a prompt"))
+    draw.add_inpaint(commands.add_parser("inpaint", help="draw a part of a picture anew"))
+    draw.add_depth(commands.add_parser("depth", help="draw anew, keeping a picture's depth"))
+    draw.add_control(commands.add_parser("control", help="draw along a hint with a ControlNet"))
+    add_convert(commands.add_parser("convert", help="write a model in another file layout"))
+    add_info(commands.add_parser("info", help="say what is in a checkpoint"))
+    look = commands.add_parser("doctor", help="check this machine, and say what to mend")
+    look.set_defaults(run=lambda options: print(doctor.examine()))
+    add_train(commands.add_parser("train", help="train the mini model's parts"))
+    return top
+
+
+def add_convert(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("model", help="FILE, FOLDER or NAME of a model")
+    add("destination", type=Path, help="a .safetensors file, or a folder for diffusers")
+    add("--half", action="store_true", help="store 16-bit numbers, half the size")
+    add("--prediction", choices=("eps", "v"), help="where the file cannot say it")
+    add("--keep-unused", action="store_true", help="copy what the model does not need as well")
+    command.set_defaults(run=convert)
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Write the model as an official single file (.safetensors) or as a diffusers folder."""
+    import torch
+
+    from minisd.checkpoints import write
+
+    write.convert(
+        options.model,
+        options.destination,
+        keep_unused=options.keep_unused,
+        dtype=torch.float16 if options.half else None,
+        prediction=options.prediction,
+    )
+    print(options.destination)
+
+
+def add_info(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", help="FILE, FOLDER or NAME")
+    command.set_defaults(run=info)
+
+
+def info(options: argparse.Namespace) -> None:
+    """Print what a checkpoint is, what it holds, and what of it is not needed."""
+    from minisd.checkpoints.info import info as describe
+
+    print(describe(options.model))
+
+
+def add_train(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    stages = ("tokenizer", "vae", "diffusion", "export", "decoder", "classifier", "judge")
+    add("stage", choices=(*stages, "evaluate"), help="in this order; each resumes")
+    add("--folder", type=Path, default=Path("runs/mini"), help="of checkpoints, logs (runs/mini)")
+    length = command.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, help="of training in all (the recipe's)")
+    length.add_argument("--minutes", type=float, help="train about so long, in place of --steps")
+    add("--seed", type=int, default=0, help="of the first weights and all batches (0)")
+    add("-o", "--output", type=Path, help="the file, or evaluate's folder, to write")
+    command.set_defaults(run=train)
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train one stage of the mini model, export what is trained, or measure what is shipped."""
+    from minisd.training import mini
+
+    if options.output and options.stage != "evaluate":
+        check_writable(options.output)
+    names = ("folder", "output", "steps", "minutes", "seed")
+    order = mini.Order(**{name: getattr(options, name) for name in names})
+    mini.STAGES[options.stage](order)
+    if options.output:
+        print(options.output)
