@@ -20,6 +20,7 @@ from minisd.checkpoints import names
 from minisd.checkpoints.contents import cover_part
 from minisd.checkpoints.load import fill
 from minisd.checkpoints.names import Row
+from minisd.checkpoints.official import local
 from minisd.checkpoints.read import metadata, read
 from minisd.checkpoints.settings import tuples
 from minisd.checkpoints.write import write_tensors, written_whole
@@ -93,7 +94,7 @@ class ControlNet(nn.Module):
             SD v1 or v2, by the width of the context
         Raises ValueError for a file that is no ControlNet or does not fit the config.
         """
-        path = Path(path)
+        path = local(path)
         tensors = {key.removeprefix(PREFIX): t for key, t in read(path).items() if belongs(key)}
         config = config or config_of(path, tensors)
         with torch.device("meta"):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from minisd.adapters.handle import Handle
 from minisd.checkpoints.names import model_rows, usual_name
+from minisd.checkpoints.official import local
 from minisd.checkpoints.read import metadata, read
 from minisd.config import ModelConfig
 from minisd.pipeline import StableDiffusion
@@ -91,7 +92,7 @@ def adding(change: Change, scale: float) -> Callable:
 
 def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], Change]:
     """(part, our name of a layer) -> its change. ValueError as lora()."""
-    path = Path(path)
+    path = local(path)
     found: defaultdict[tuple[str, str], dict[str, Tensor]] = defaultdict(dict)
     names, strange = layer_names(config), []
     for key, tensor in read(path).items():

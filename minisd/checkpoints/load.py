@@ -12,6 +12,7 @@ from minisd.checkpoints.contents import Contents, blank, cover_part, lay_open, s
 from minisd.checkpoints.detect import kind
 from minisd.checkpoints.names import flat, usual_name
 from minisd.checkpoints.names import vae as vae_rows
+from minisd.checkpoints.official import local
 from minisd.checkpoints.read import read
 from minisd.clip import TextTransformer
 from minisd.config import WEIGHTS, ModelConfig, VAEConfig
@@ -81,7 +82,7 @@ def load_vae(
 
     config: the sizes it must have. Raises ValueError for any other file.
     """
-    path = Path(path)
+    path = local(path)
     tensors = read(path)
     what = kind(tensors)
     if what != "VAE":
@@ -98,9 +99,9 @@ def load_vae(
 
 def locate(source: str | Path) -> Path:
     """Where the weights lie. Raises ValueError if there is nothing."""
-    path = WEIGHTS / "mini.safetensors" if source == "mini" else Path(source)
+    path = WEIGHTS / "mini.safetensors" if source == "mini" else local(source)
     if not path.exists():
-        wanted = 'a .safetensors or .ckpt file, a diffusers folder, or "mini"'
+        wanted = 'a .safetensors or .ckpt file, a diffusers folder, "mini", or a published name'
         raise ValueError(f"There is no file or folder {path}: give {wanted}.")
     return path
 

@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     draw.add_control(commands.add_parser("control", help="draw along a hint with a ControlNet"))
     add_convert(commands.add_parser("convert", help="write a model in another file layout"))
     add_info(commands.add_parser("info", help="say what is in a checkpoint"))
+    add_download(commands.add_parser("download", help="fetch published weights by name"))
     look = commands.add_parser("doctor", help="check this machine, and say what to mend")
     look.set_defaults(run=lambda options: print(doctor.examine()))
     add_train(commands.add_parser("train", help="train the mini model's parts"))
@@ -84,6 +85,21 @@ def info(options: argparse.Namespace) -> None:
     from minisd.checkpoints.info import info as describe
 
     print(describe(options.model))
+
+
+def add_download(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", nargs="?", help="none: list the names")
+    command.set_defaults(run=download)
+
+
+def download(options: argparse.Namespace) -> None:
+    """Say what a published file is and whose licence it bears, then fetch it."""
+    from minisd.checkpoints import official
+
+    for name in [options.name] if options.name else official.OFFICIAL:
+        print(official.about(name), flush=True)
+    if options.name:
+        print(official.download(options.name))
 
 
 def add_train(command: argparse.ArgumentParser) -> None:

