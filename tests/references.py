@@ -92,3 +92,17 @@ def compvis_states(
     size = {"batch_size": len(noise), "shape": noise.shape[1:], "x_T": noise}
     _, seen = sampler(model).sample(S=steps, log_every_t=1, verbose=False, **size, **settings)
     return seen["x_inter"][1:]
+
+
+class _MiDaS:
+    """The original depth estimator, in the package stable-diffusion-sdkit."""
+
+    def __init__(self):
+        names = ("cv2", "timm.data", "torchvision", "torchvision.transforms")
+        with stand_ins(*names):
+            from ldm.modules.midas.midas.dpt_depth import DPTDepthModel
+            from ldm.modules.midas.midas.transforms import Resize
+        self.DPTDepthModel, self.Resize = DPTDepthModel, Resize
+
+
+midas = _MiDaS()

@@ -73,7 +73,8 @@ def add_depth(command: argparse.ArgumentParser) -> None:
     add_size(command, picture=True)
     add = command.add_argument
     add("image", type=Path, help="the picture")
-    add("depth", type=Path, help="its depth as a grey picture, near is bright")
+    add("--depth", type=Path, help="its depth as a grey picture, near is bright (estimated)")
+    add("--estimator", metavar="FILE", help="a DPT-hybrid (the one in the model's file)")
     add("--strength", type=float, default=0.8, help="0 keeps the picture, 1 its depth alone (.8)")
     command.set_defaults(run=depth)
 
@@ -136,9 +137,13 @@ def inpaint(options: argparse.Namespace) -> None:
 
 
 def depth(options: argparse.Namespace) -> None:
+    from minisd.tasks.depth import DepthEstimator
     from minisd.tasks.depth2img import depth2img
 
-    draw_from_picture(options, depth2img, depth=options.depth, strength=options.strength)
+    given = {"depth": options.depth} if options.depth else {}
+    if not options.depth:
+        given["estimator"] = DepthEstimator.load(options.estimator or options.model)
+    draw_from_picture(options, depth2img, strength=options.strength, **given)
 
 
 def draw_from_picture(options: argparse.Namespace, task: Callable, **more: object) -> None:
@@ -158,7 +163,7 @@ def draw_from_picture(options: argparse.Namespace, task: Callable, **more: objec
         drawn = task(
             sd, options.prompt, image, seed=seed, progress=shown, **{**more, **beside}, **settings
         )
-        strings = {name: str(value) for name, value in more.items()}
+        strings = {name: str(value) for name, value in more.items() if name != "estimator"}
         about = told(options, seed, settings) | strings | {"image": str(options.image)}
         write_png(drawn, path, about)
 
