@@ -50,29 +50,22 @@ def renamed(tensors: Mapping[str, Tensor], rules: list[tuple[str, str]]) -> dict
     return found
 
 
+VIT = r"pretrained\.model\."
+BLOCK = VIT + r"patch_embed\.backbone\.stages\.(\d)\.blocks\.(\d)\."
 MIDAS = [
-    (r"pretrained\.model\.cls_token", "class_token"),
-    (r"pretrained\.model\.pos_embed", "position_embedding"),
-    (r"pretrained\.model\.patch_embed\.proj\.(.*)", r"patch.\1"),
-    (r"pretrained\.model\.patch_embed\.backbone\.stem\.conv\.(.*)", r"resnet.stem.\1"),
-    (r"pretrained\.model\.patch_embed\.backbone\.stem\.norm\.(.*)", r"resnet.norm.\1"),
-    (
-        r"pretrained\.model\.patch_embed\.backbone\.stages\.(\d)\.blocks\.(\d)\.downsample\.conv\.(.*)",
-        r"resnet.stages.\1.\2.shortcut.\3",
-    ),
-    (
-        r"pretrained\.model\.patch_embed\.backbone\.stages\.(\d)\.blocks\.(\d)\.downsample\.norm\.(.*)",
-        r"resnet.stages.\1.\2.norm_shortcut.\3",
-    ),
-    (
-        r"pretrained\.model\.patch_embed\.backbone\.stages\.(\d)\.blocks\.(\d)\.(.*)",
-        r"resnet.stages.\1.\2.\3",
-    ),
-    (r"pretrained\.model\.blocks\.(\d+)\.(norm[12])\.(.*)", r"layers.\1.\2.\3"),
-    (r"pretrained\.model\.blocks\.(\d+)\.attn\.qkv\.(.*)", r"layers.\1.to_qkv.\2"),
-    (r"pretrained\.model\.blocks\.(\d+)\.attn\.proj\.(.*)", r"layers.\1.to_out.\2"),
-    (r"pretrained\.model\.blocks\.(\d+)\.mlp\.fc1\.(.*)", r"layers.\1.widen.\2"),
-    (r"pretrained\.model\.blocks\.(\d+)\.mlp\.fc2\.(.*)", r"layers.\1.narrow.\2"),
+    (VIT + r"cls_token", "class_token"),
+    (VIT + r"pos_embed", "position_embedding"),
+    (VIT + r"patch_embed\.proj\.(.*)", r"patch.\1"),
+    (VIT + r"patch_embed\.backbone\.stem\.conv\.(.*)", r"resnet.stem.\1"),
+    (VIT + r"patch_embed\.backbone\.stem\.norm\.(.*)", r"resnet.norm.\1"),
+    (BLOCK + r"downsample\.conv\.(.*)", r"resnet.stages.\1.\2.shortcut.\3"),
+    (BLOCK + r"downsample\.norm\.(.*)", r"resnet.stages.\1.\2.norm_shortcut.\3"),
+    (BLOCK + r"(.*)", r"resnet.stages.\1.\2.\3"),
+    (VIT + r"blocks\.(\d+)\.(norm[12])\.(.*)", r"layers.\1.\2.\3"),
+    (VIT + r"blocks\.(\d+)\.attn\.qkv\.(.*)", r"layers.\1.to_qkv.\2"),
+    (VIT + r"blocks\.(\d+)\.attn\.proj\.(.*)", r"layers.\1.to_out.\2"),
+    (VIT + r"blocks\.(\d+)\.mlp\.fc1\.(.*)", r"layers.\1.widen.\2"),
+    (VIT + r"blocks\.(\d+)\.mlp\.fc2\.(.*)", r"layers.\1.narrow.\2"),
     (r"pretrained\.act_postprocess3\.0\.project\.0\.(.*)", r"readout.0.project.\1"),
     (r"pretrained\.act_postprocess4\.0\.project\.0\.(.*)", r"readout.1.project.\1"),
     (r"pretrained\.act_postprocess3\.3\.(.*)", r"readout.0.conv.\1"),
@@ -98,21 +91,16 @@ def from_midas(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 BIT = r"dpt\.embeddings\.backbone\.bit\."
+LAYER = BIT + r"encoder\.stages\.(\d)\.layers\.(\d)\."
 TRANSFORMERS = [
     (r"dpt\.embeddings\.cls_token", "class_token"),
     (r"dpt\.embeddings\.position_embeddings", "position_embedding"),
     (r"dpt\.embeddings\.projection\.(.*)", r"patch.\1"),
     (BIT + r"embedder\.convolution\.(.*)", r"resnet.stem.\1"),
     (BIT + r"embedder\.norm\.(.*)", r"resnet.norm.\1"),
-    (
-        BIT + r"encoder\.stages\.(\d)\.layers\.(\d)\.downsample\.conv\.(.*)",
-        r"resnet.stages.\1.\2.shortcut.\3",
-    ),
-    (
-        BIT + r"encoder\.stages\.(\d)\.layers\.(\d)\.downsample\.norm\.(.*)",
-        r"resnet.stages.\1.\2.norm_shortcut.\3",
-    ),
-    (BIT + r"encoder\.stages\.(\d)\.layers\.(\d)\.(.*)", r"resnet.stages.\1.\2.\3"),
+    (LAYER + r"downsample\.conv\.(.*)", r"resnet.stages.\1.\2.shortcut.\3"),
+    (LAYER + r"downsample\.norm\.(.*)", r"resnet.stages.\1.\2.norm_shortcut.\3"),
+    (LAYER + r"(.*)", r"resnet.stages.\1.\2.\3"),
     (r"dpt\.encoder\.layer\.(\d+)\.layernorm_before\.(.*)", r"layers.\1.norm1.\2"),
     (r"dpt\.encoder\.layer\.(\d+)\.layernorm_after\.(.*)", r"layers.\1.norm2.\2"),
     (r"dpt\.encoder\.layer\.(\d+)\.attention\.attention\.qkv\.(.*)", r"layers.\1.to_qkv.\2"),
