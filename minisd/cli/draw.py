@@ -30,6 +30,7 @@ def add_common(command: argparse.ArgumentParser) -> None:
     more("--hypernetwork", action="append", default=[], metavar="FILE[:STRENGTH]")
     more("--vae", action="append", default=[], metavar="FILE")
     more("--control", action="append", default=[], metavar="FILE:HINT[:SCALE]")
+    more("--edges", action="store_true", help="the hints are pictures whose edges to follow")
 
 
 def add_size(command: argparse.ArgumentParser, picture: bool = False) -> None:
@@ -199,6 +200,8 @@ def adapt(sd, options: argparse.Namespace, size: tuple[int, int]) -> None:
     from minisd.adapters.lora import lora
     from minisd.adapters.textual_inversion import textual_inversion
     from minisd.adapters.vae_file import swap_vae
+    from minisd.pipeline import from_pil
+    from minisd.tasks.edges import canny
 
     for path in options.vae:
         swap_vae(sd, path)
@@ -213,7 +216,8 @@ def adapt(sd, options: argparse.Namespace, size: tuple[int, int]) -> None:
         path, hint = two_paths(rest)
         picture = open_picture(Path(hint)).convert("RGB")
         picture = picture if picture.size == size else picture.resize(size)
-        control(sd, ControlNet.load(path), picture, scale)
+        shown = canny(from_pil(picture)) if options.edges else picture
+        control(sd, ControlNet.load(path), shown, scale)
 
 
 def with_number(given: str) -> tuple[str, float]:
