@@ -17,10 +17,10 @@ from minisd.config import MINI
 from minisd.schedule import Schedule
 from minisd.training import folder as run_folder
 from minisd.training import loop, mini
-from minisd.training.data import Emoji
+from minisd.training.data import Emoji, batch
 from minisd.training.diffusion import LatentBank, encode_bank, noise_loss, train_diffusion
 from minisd.training.loop import Recipe, for_minutes, update_average
-from minisd.training.vae import measure_scale, psnr, train_vae
+from minisd.training.vae import measure_scale, psnr, train_decoder, train_vae
 from minisd.vae import VAE
 
 SMALL = replace(
@@ -341,6 +341,20 @@ def test_the_vae_learns_to_copy(emoji, tmp_path):
     assert psnr(vae, images) > psnr(before, images)
     scaled = vae.encode(images).mean * measure_scale(vae, images)
     assert scaled.std().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_a_decoder_goes_on_by_itself(emoji, tmp_path):
+    """Its encoder stays to the bit, and so does the autoencoder that it began with."""
+    torch.manual_seed(0)
+    vae = VAE(SMALL.vae)
+    before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    lr = replace(recipe(30), rate=0.02, ema=0.5)
+    tuned = train_decoder(vae, emoji, tmp_path, lr, batch_size=4, size=SMALL.size)
+    images = batch(emoji, SMALL.size, 16, seed=1, step=0).images
+    assert psnr(tuned, images) > psnr(vae, images) + 1
+    assert all(torch.equal(before[name], tensor) for name, tensor in vae.state_dict().items())
+    changed = [n for n, tensor in tuned.state_dict().items() if not torch.equal(before[n], tensor)]
+    assert changed and all(name.startswith("decoder.") for name in changed)
 
 
 def test_the_loss_is_drawn(train_a_vae, tmp_path, monkeypatch):

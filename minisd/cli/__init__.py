@@ -105,7 +105,8 @@ def download(options: argparse.Namespace) -> None:
 def add_train(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     stages = ("tokenizer", "vae", "diffusion", "export", "decoder", "classifier", "judge")
-    add("stage", choices=(*stages, "evaluate"), help="in this order; each resumes")
+    adapters = ("lora", "word", "hypernetwork", "controlnet")
+    add("stage", choices=(*stages, "evaluate", *adapters), help="in this order; each resumes")
     add("--folder", type=Path, default=Path("runs/mini"), help="of checkpoints, logs (runs/mini)")
     length = command.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="of training in all (the recipe's)")

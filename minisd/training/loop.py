@@ -49,10 +49,12 @@ class Recipe:
 def optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside, AdamW for the rest."""
     hidden, others = split_for_muon(model)
+    decay = recipe.weight_decay
+    others = [{"params": others}]  # as groups, which may be empty: small models lack one or other
     adam = torch.optim.AdamW(
-        others, recipe.adam_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
+        others, recipe.adam_rate, betas=(0.9, 0.99), weight_decay=decay, fused=True
     )
-    return [Muon(hidden, recipe.rate, weight_decay=recipe.weight_decay), adam]
+    return [Muon([{"params": hidden}], recipe.rate, weight_decay=decay), adam]
 
 
 def fast_precision() -> torch.autocast | nullcontext:

@@ -1,0 +1,279 @@
+"""Teach a model one thing more, while all its own weights stay as they are.
+
+A style as a LoRA or as a hypernetwork, a thing as a word, edges as a ControlNet: each is a few
+weights beside the network. They learn as the U-Net did, by predicting noise, from pictures of what
+is new.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from einops import repeat
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from minisd.adapters.controlnet import ControlNet
+from minisd.adapters.handle import Handle
+from minisd.adapters.hypernetwork import Rewriter, rewriting
+from minisd.adapters.lora import Change, adding
+from minisd.adapters.textual_inversion import Word
+from minisd.attention import Attention
+from minisd.checkpoints.names import model_rows
+from minisd.checkpoints.write import write_tensors, written_whole
+from minisd.pipeline import StableDiffusion
+from minisd.tasks.edges import canny
+from minisd.training.captions import Scene
+from minisd.training.data import Emoji, batch
+from minisd.training.diffusion import noise_loss
+from minisd.training.loop import Recipe, generator_at, train
+
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What there is to learn from.
+
+    latents: n 4 h w, scaled    tokens: n 77    edges: n 1 8h 8w of bytes, 0 or 1
+    """
+
+    latents: Tensor
+    tokens: Tensor
+    edges: Tensor
+
+
+@torch.no_grad()
+def make_lesson(
+    sd: StableDiffusion,
+    emoji: Emoji,
+    count: int,
+    seed: int = 0,
+    change: Callable[[Tensor], Tensor] | None = None,
+    only: Callable[[Scene], bool] | None = None,
+    caption: Callable[[str], str] | None = None,
+) -> Lesson:
+    """Compose pictures until there are `count`, and encode them.
+
+    change: what the new style does to pictures, b 3 h w    only: which scenes to take
+    caption: from a scene's caption to the lesson's
+    """
+    latents, tokens, edges, step = [], [], [], 0
+    with tqdm(total=count, desc="encoding pictures", mininterval=5) as bar:
+        while bar.n < count:
+            made = batch(emoji, sd.config.size, 50, seed, step)
+            step += 1
+            taken = [i for i, scene in enumerate(made.scenes) if not only or only(scene)]
+            taken = taken[: count - bar.n]
+            if not taken:
+                continue
+            images = made.images[taken]
+            images = change(images) if change else images
+            words = [made.captions[i] for i in taken]
+            latents.append(sd.encode(images))
+            tokens.append(sd.tokenizer([caption(one) for one in words] if caption else words))
+            edges.append(canny(images)[:, :1].byte())
+            bar.update(len(taken))
+    return Lesson(torch.cat(latents), torch.cat(tokens), torch.cat(edges))
+
+
+# ---- styles that no emoji set has -------------------------------------------------------------
+
+
+def blueprint(images: Tensor) -> Tensor:
+    """White lines on blue paper. b 3 h w in [-1, 1]"""
+    lines = canny(images, low=0.05, high=0.1)
+    paper = torch.tensor([-0.75, -0.25, 0.45]).view(1, 3, 1, 1)
+    return torch.maximum(paper, 2 * lines - 1)
+
+
+def mosaic(images: Tensor, tile: int = 4) -> Tensor:
+    """Tiles of one colour each. b 3 h w in [-1, 1]"""
+    small = nn.functional.avg_pool2d(images, tile)
+    return nn.functional.interpolate(small, scale_factor=tile, mode="nearest")
+
+
+# ---- what learns ------------------------------------------------------------------------------
+
+
+class ThinLayers(nn.Module):
+    """A LoRA for every attention of the U-Net. up begins at zero: at first it changes nothing."""
+
+    def __init__(self, sd: StableDiffusion, rank: int = 4):
+        super().__init__()
+        attentions = [n for n, m in sd.unet.named_modules() if isinstance(m, Attention)]
+        self.layers = [f"{name}.{part}" for name in attentions for part in PROJECTIONS]
+        weights = [sd.unet.get_submodule(name).weight for name in self.layers]
+        self.down = nn.ParameterList(
+            torch.randn(rank, weight.shape[1]) / math.sqrt(weight.shape[1]) for weight in weights
+        )
+        self.up = nn.ParameterList(torch.zeros(weight.shape[0], rank) for weight in weights)
+        self.rank = rank
+
+    def attach(self, sd: StableDiffusion) -> Handle:
+        changes = [Change(down, up, self.rank) for down, up in zip(self.down, self.up)]
+        layers = [sd.unet.get_submodule(name) for name in self.layers]
+        return Handle(
+            layer.register_forward_hook(adding(change, 1.0))
+            for layer, change in zip(layers, changes)
+        )
+
+    def save(self, path: Path, sd: StableDiffusion, notes: dict[str, str]) -> None:
+        """As PEFT and diffusers name it."""
+        official = {row.ours: row.diffusers for row in model_rows(sd.config)["unet"]}
+        tensors = {}
+        for name, down, up in zip(self.layers, self.down, self.up):
+            tensors[f"unet.{official[name]}.lora_A.weight"] = down.detach()
+            tensors[f"unet.{official[name]}.lora_B.weight"] = up.detach()
+        write(path, tensors, notes)
+
+
+class NewWord(nn.Module):
+    """One or more vectors for a word, beginning at the mean of all words."""
+
+    def __init__(self, sd: StableDiffusion, word: str, count: int = 1):
+        super().__init__()
+        mean = sd.text_encoder.token_embedding.weight.mean(dim=0)
+        self.vectors = nn.Parameter(repeat(mean, "c -> n c", n=count).clone())
+        self.word = word
+
+    def attach(self, sd: StableDiffusion) -> Handle:
+        return Word(sd, self.word, self.vectors)
+
+    def save(self, path: Path, sd: StableDiffusion, notes: dict[str, str]) -> None:
+        """As diffusers does: the word is the tensor's name."""
+        write(path, {self.word: self.vectors.detach()}, notes)
+
+
+class Rewriters(nn.Module):
+    """A hypernetwork: for each width of context one network for keys and one for values."""
+
+    def __init__(self, sd: StableDiffusion, expand: int = 2):
+        super().__init__()
+        attentions = [m for m in sd.unet.modules() if isinstance(m, Attention)]
+        self.widths = sorted({layer.to_k.in_features for layer in attentions})
+        self.widen = nn.ModuleList(
+            nn.Linear(width, expand * width) for width in self.widths for _ in range(2)
+        )
+        self.narrow = nn.ModuleList(
+            nn.Linear(expand * width, width) for width in self.widths for _ in range(2)
+        )
+        for layer in self.narrow:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def network(self, width: int, which: int) -> list[nn.Linear]:
+        """which: 0 for keys, 1 for values"""
+        index = 2 * self.widths.index(width) + which
+        return [self.widen[index], self.narrow[index]]
+
+    def attach(self, sd: StableDiffusion) -> Handle:
+        hooks = []
+        for layer in [m for m in sd.unet.modules() if isinstance(m, Attention)]:
+            for which, projection in enumerate((layer.to_k, layer.to_v)):
+                pair = self.network(projection.in_features, which)
+                net = Rewriter([(each.weight, each.bias) for each in pair], "relu", False)
+                hooks.append(projection.register_forward_pre_hook(rewriting(net, 1.0)))
+        return Handle(hooks)
+
+    def save(self, path: Path, sd: StableDiffusion, notes: dict[str, str]) -> None:
+        """As the AUTOMATIC1111 web UI does: a pickle of tensors and plain values."""
+        content: dict = {
+            width: [self.numbered(self.network(width, which)) for which in (0, 1)]
+            for width in self.widths
+        }
+        content |= {"layer_structure": [1, 2, 1], "activation_func": "relu"}
+        content |= {"is_layer_norm": False, "activate_output": False, "use_dropout": False}
+        with written_whole(path) as unfinished:
+            torch.save({**content, **notes}, unfinished)
+
+    @staticmethod
+    def numbered(layers: list[nn.Linear]) -> dict[str, Tensor]:
+        """Activations count as layers, so the second linear layer is number 2."""
+        return {
+            f"linear.{2 * i}.{leaf}": getattr(layer, leaf).detach().half()
+            for i, layer in enumerate(layers)
+            for leaf in ("weight", "bias")
+        }
+
+
+def copied_controlnet(sd: StableDiffusion) -> ControlNet:
+    """A ControlNet that begins as the U-Net's own way down, and says nothing yet."""
+    network = ControlNet(sd.config.unet)
+    theirs = sd.unet.state_dict()
+    own = network.state_dict()
+    network.load_state_dict({name: theirs.get(name, value) for name, value in own.items()})
+    for layer in (*network.zero, network.zero_mid, network.hint.conv_out):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return network
+
+
+def write(path: Path, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
+    """A small file in half precision."""
+    with written_whole(path) as unfinished:
+        write_tensors(unfinished, tensors, {"format": "pt", **notes}, torch.float16)
+
+
+# ---- learning ---------------------------------------------------------------------------------
+
+
+def train_adapter(
+    sd: StableDiffusion,
+    adapter: ThinLayers | NewWord | Rewriters,
+    lesson: Lesson,
+    folder: Path,
+    recipe: Recipe,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> nn.Module:
+    """Returns the averaged adapter. Resumes from the folder, where it also keeps its log."""
+
+    def network(x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        context = sd.text_encoder(tokens)
+        return sd.unet(x, t, repeat(context, "b m c -> (r b) m c", r=len(x) // len(tokens)))
+
+    def loss_at(step: int) -> dict[str, Tensor]:
+        generator = generator_at(seed, step)
+        picks = torch.randint(len(lesson.latents), (batch_size,), generator=generator)
+        x0, tokens = lesson.latents[picks], lesson.tokens[picks]
+        return {"noise": noise_loss(network, sd.schedule, x0, tokens, generator)}
+
+    with adapter.attach(sd):
+        return train(adapter, loss_at, recipe, folder, about(sd, lesson, batch_size, seed))
+
+
+def train_controlnet(
+    sd: StableDiffusion,
+    controlnet: ControlNet,
+    lesson: Lesson,
+    folder: Path,
+    recipe: Recipe,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> ControlNet:
+    """The same with the edges beside every picture."""
+
+    def loss_at(step: int) -> dict[str, Tensor]:
+        generator = generator_at(seed, step)
+        picks = torch.randint(len(lesson.latents), (batch_size,), generator=generator)
+        hint = repeat(lesson.edges[picks].float(), "b 1 h w -> b c h w", c=3)
+
+        def network(x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+            times = len(x) // len(tokens)
+            context = repeat(sd.text_encoder(tokens), "b m c -> (r b) m c", r=times)
+            shown = repeat(hint, "b c h w -> (r b) c h w", r=times)
+            return sd.unet(x, t, context, controlnet(x, t, context, shown))
+
+        x0, tokens = lesson.latents[picks], lesson.tokens[picks]
+        return {"noise": noise_loss(network, sd.schedule, x0, tokens, generator)}
+
+    return train(controlnet, loss_at, recipe, folder, about(sd, lesson, batch_size, seed))
+
+
+def about(sd: StableDiffusion, lesson: Lesson, batch_size: int, seed: int) -> dict:
+    """What makes such a run, besides its recipe."""
+    sizes = {"unet": asdict(sd.config.unet), "pictures": len(lesson.latents)}
+    return sizes | {"batch_size": batch_size, "seed": seed}

@@ -1,0 +1,120 @@
+"""Adapters are trained, written, and read again as anybody's files are."""
+
+import pytest
+import torch
+from test_training import SMALL
+
+from minisd.adapters.controlnet import ControlNet, control
+from minisd.adapters.hypernetwork import hypernetwork
+from minisd.adapters.lora import lora
+from minisd.adapters.textual_inversion import textual_inversion
+from minisd.clip import TextTransformer
+from minisd.pipeline import StableDiffusion
+from minisd.training import loop, mini
+from minisd.training.adapters import (
+    NewWord,
+    Rewriters,
+    ThinLayers,
+    blueprint,
+    copied_controlnet,
+    make_lesson,
+    mosaic,
+    train_adapter,
+    train_controlnet,
+)
+from minisd.training.data import Emoji, batch
+from minisd.training.loop import Recipe
+from minisd.unet import UNet
+from minisd.vae import VAE
+
+RECIPE = Recipe(steps=6, rate=0.05, warmup=1, ema=0.5, save_every=100, log_every=1)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(loop, "plot_losses", lambda folder: None)
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    return Emoji.load()
+
+
+@pytest.fixture(scope="module")
+def sd(emoji):
+    torch.manual_seed(0)
+    networks = TextTransformer(SMALL.text), UNet(SMALL.unet), VAE(SMALL.vae)
+    return StableDiffusion(SMALL, mini.vocabulary(emoji), *networks)
+
+
+@pytest.fixture(scope="module")
+def lesson(sd, emoji):
+    return make_lesson(sd, emoji, 12, change=blueprint, caption=lambda words: f"<thing> {words}")
+
+
+def drawn(sd):
+    settings = {"steps": 2, "seed": 1, "cfg_scale": 2}
+    *_, step = sd.txt2img_steps(["a <thing> cat", "a dog"], **settings)
+    return step.x
+
+
+READ = {
+    "lora": (ThinLayers, "own.safetensors", lora),
+    "word": (lambda sd: NewWord(sd, "<thing>", 2), "own.safetensors", textual_inversion),
+    "hypernetwork": (Rewriters, "own.pt", hypernetwork),
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_what_was_learnt_is_what_is_read_again(sd, lesson, tmp_path, kind):
+    make, name, read = READ[kind]
+    torch.manual_seed(0)
+    adapter, plain = make(sd), drawn(sd)
+    before = {key: tensor.clone() for key, tensor in sd.unet.state_dict().items()}
+    if kind != "word":
+        with adapter.attach(sd):
+            assert torch.equal(drawn(sd), plain)  # it begins by changing nothing
+    trained = train_adapter(sd, adapter, lesson, tmp_path / "run", RECIPE, batch_size=4)
+    with trained.attach(sd), torch.no_grad():
+        changed = drawn(sd)
+    assert not torch.allclose(changed, plain, atol=1e-3)
+    assert torch.equal(drawn(sd), plain)
+    assert all(torch.equal(before[key], tensor) for key, tensor in sd.unet.state_dict().items())
+    trained.save(tmp_path / name, sd, {"command": "a test"})
+    with read(sd, tmp_path / name):
+        assert (drawn(sd) - changed).abs().max() < 0.02 * (changed - plain).abs().max()  # float16
+
+
+def test_a_controlnet_begins_silent_and_learns(sd, lesson, tmp_path):
+    torch.manual_seed(0)
+    network, plain = copied_controlnet(sd), drawn(sd)
+    hint = lesson.edges[:1].float().expand(-1, 3, -1, -1)
+    with control(sd, network, hint), torch.no_grad():
+        assert torch.equal(drawn(sd), plain)
+    trained = train_controlnet(sd, network, lesson, tmp_path / "run", RECIPE, batch_size=4)
+    with control(sd, trained, hint), torch.no_grad():
+        changed = drawn(sd)
+    assert not torch.allclose(changed, plain, atol=1e-3)
+    trained.save(tmp_path / "own.safetensors")
+    with control(sd, ControlNet.load(tmp_path / "own.safetensors"), hint):
+        assert (drawn(sd) - changed).abs().max() < 0.02 * (changed - plain).abs().max()
+
+
+def test_a_lesson_has_the_pictures_that_were_asked_for(sd, emoji):
+    lesson = make_lesson(sd, emoji, 7, only=lambda scene: scene.background == "red")
+    assert lesson.latents.shape == (7, 4, 4, 4)
+    assert lesson.tokens.shape == (7, 77)
+    assert lesson.edges.shape == (7, 1, 32, 32)
+    assert set(lesson.edges.unique().tolist()) == {0, 1}
+
+
+def test_the_new_styles_are_what_they_are_called(emoji):
+    images = batch(emoji, 64, 4, seed=0, step=0).images
+    lines = blueprint(images)
+    assert lines.shape == images.shape
+    white = (lines == 1).all(dim=1)
+    assert 0.01 < white.float().mean() < 0.4
+    assert lines.permute(0, 2, 3, 1)[~white].unique(dim=0).shape == (1, 3)
+    tiles = mosaic(images)
+    assert torch.equal(tiles[:, :, ::4, ::4], tiles[:, :, 3::4, 3::4])
+    assert torch.allclose(tiles.mean(), images.mean(), atol=1e-5)
