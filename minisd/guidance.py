@@ -77,6 +77,8 @@ def classifier_guided(denoise: Denoiser, log_prob: LogProb, scale: float) -> Den
 
     def denoise_towards(x: Tensor, level: Level) -> Prediction:
         prediction = denoise(x, level)
+        if level.signal_rate == 0:  # pure noise: a classifier sees nothing in it
+            return prediction
         t = torch.full((len(x),), level.t, dtype=torch.float32, device=x.device)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)

@@ -13,7 +13,7 @@ generators: one torch.Generator per sample, for samplers that add noise on the w
 nothing and let it be.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from math import log, sqrt
 from typing import NamedTuple
@@ -22,9 +22,10 @@ import torch
 from numpy.polynomial.polynomial import polyfromroots, polyint, polyval
 from torch import Tensor
 
-from minisd.schedule import CLEAN, Denoiser, Level, Prediction, Schedule
+from minisd.schedule import CLEAN, LARGEST_SIGMA, Denoiser, Level, Prediction, Schedule
 
 Generators = list[torch.Generator] | None
+Sampler = Callable[[Denoiser, Tensor, list[Level], Generators], Iterator["Step"]]
 
 
 class Step(NamedTuple):
@@ -267,7 +268,6 @@ SIGMA_SAMPLERS = {
 }
 SAMPLERS = TIME_SAMPLERS | SIGMA_SAMPLERS
 
-LARGEST_SIGMA = 2.0**12  # in place of an infinite one (diffusers' Euler: alpha_bar 2^-24)
 
 SPACINGS = {
     "leading": Schedule.leading,
@@ -324,8 +324,12 @@ def from_noise(
     Raises ValueError, with the known ones, on an unknown name.
     """
     check_known("sampler", name, SAMPLERS)
-    x = levels[0].noise_rate * noise if name in SIGMA_SAMPLERS else noise
-    return SAMPLERS[name](denoise, x, levels, generators)
+    return SAMPLERS[name](denoise, scaled(name, noise, levels[0]), levels, generators)
+
+
+def scaled(name: str, noise: Tensor, level: Level) -> Tensor:
+    """Where the sampler `name` begins, given unit noise. b c h w"""
+    return level.noise_rate * noise if name in SIGMA_SAMPLERS else noise
 
 
 def check_known(kind: str, name: str, known: dict) -> None:

@@ -41,6 +41,8 @@ class Level(NamedTuple):
         return self.signal_rate**2
 
 
+LARGEST_SIGMA = 2.0**12  # in place of an infinite one (diffusers' Euler: alpha_bar 2^-24)
+
 CLEAN = Level(t=-1, sigma=0.0)  # t counts from 0, which is a little noisy already: one before it
 
 
@@ -105,7 +107,8 @@ class Schedule:
 
     def levels_of_sigmas(self, sigmas: Sequence[float]) -> list[Level]:
         """The level of each sigma; its t is usually fractional, and stops where the table does."""
-        ts = np.interp(np.log(sigmas), self._log_sigmas, np.arange(self.config.timesteps))
+        table = np.minimum(self._log_sigmas, np.log(LARGEST_SIGMA))
+        ts = np.interp(np.log(sigmas), table, np.arange(self.config.timesteps))
         return [Level(t, sigma) for t, sigma in zip(ts.tolist(), sigmas, strict=True)]
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
@@ -157,7 +160,8 @@ class Schedule:
 
     def karras(self, steps: int) -> list[Level]:
         """Even in sigma^(1/7): small strides at the end (Karras et al. 2022, eq. 5, rho = 7)."""
-        low, high = self.at(0).sigma, self.at(self.config.timesteps - 1).sigma
+        low = self.at(0).sigma
+        high = min(self.at(self.config.timesteps - 1).sigma, LARGEST_SIGMA)
         ramp = np.linspace(high ** (1 / 7), low ** (1 / 7), self._checked(steps))
         return self.levels_of_sigmas((ramp**7).clip(low, high).tolist())
 

@@ -68,7 +68,12 @@ def split_words(text: str) -> list[str]:
 
     "It's a  Café" -> ["it", "'s", "a", "cafÃ©"]
     """
-    words = WORD.findall(clean(text))
+    return spelt(clean(text))
+
+
+def spelt(text: str) -> list[str]:
+    """The same for a text that is clean already: to clean it again might change it."""
+    words = WORD.findall(text)
     return ["".join(BYTE_TO_CHARACTER[byte] for byte in word.encode()) for word in words]
 
 
@@ -127,6 +132,13 @@ def learn_merges(word_counts: dict[str, int], amount: int) -> list[Pair]:
             words[word] = join(words[word], best)
             tally(word, word_counts[word])
     return merges
+
+
+def standing_alone(word: str) -> str:
+    """A pattern that finds the word, but not as a part of a longer one: "toy" not in "toys"."""
+    before = r"(?<!\w)" if regex.match(r"\w", word) else ""
+    after = r"(?!\w)" if regex.match(r"\w", word[-1]) else ""
+    return before + regex.escape(word) + after
 
 
 class Tokenizer:
@@ -207,8 +219,8 @@ class Tokenizer:
         if not word or word in self.added:
             raise ValueError(f"the word {word!r} is {'taken' if word else 'empty'}: give another.")
         ids = [len(self.vocabulary) + i for i in range(count)]
-        spelt = "".join(BYTE_TO_CHARACTER[byte] for byte in word.encode())
-        self.vocabulary += [spelt + END_OF_WORD] + [""] * (count - 1)
+        piece = "".join(BYTE_TO_CHARACTER[byte] for byte in word.encode()) + END_OF_WORD
+        self.vocabulary += [piece] + [""] * (count - 1)
         self.added[word] = ids
         return ids
 
@@ -222,8 +234,7 @@ class Tokenizer:
         if not self.added:
             return [text]
         longest_first = sorted(self.added, key=len, reverse=True)
-        words = "|".join(regex.escape(word) for word in longest_first)
-        return regex.split(rf"(?<!\w)({words})(?!\w)", text)
+        return regex.split("(" + "|".join(map(standing_alone, longest_first)) + ")", text)
 
     def encode(self, text: str) -> list[int]:
         """The ids of the pieces alone, without begin and end mark, however many there are."""
@@ -234,7 +245,7 @@ class Tokenizer:
 
     def _pieces(self, text: str) -> list[str]:
         pieces = []
-        for word in split_words(text):
+        for word in spelt(text):
             if word not in self.cache:
                 if len(self.cache) >= CACHED_WORDS:
                     self.cache.clear()

@@ -3,6 +3,7 @@
 Hypernetworks, which diffusers does not know, are held against their formula, written here anew.
 """
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -28,6 +29,7 @@ from minisd.attention import Attention
 from minisd.checkpoints import names
 from minisd.checkpoints.load import load_vae
 from minisd.checkpoints.write import save_vae
+from minisd.pipeline import StableDiffusion
 
 END_TO_END = 1e-4  # float32, largest error over the reference's spread
 SETTINGS = {"num_inference_steps": 3, "guidance_scale": 5.0, "height": 64, "width": 96}
@@ -232,6 +234,8 @@ def test_a_lora_of_rank_1_takes_the_blocks_original_names(sd, tmp_path):
         (lambda s: s | {"a.lokr_w1": torch.ones(1)}, "is LoKr"),
         (lambda s: s | {"a.dora_scale": torch.ones(1)}, "is DoRA"),
         (lambda s: {"one": torch.ones(1)}, "is no whole LoRA"),
+        (lambda s: {k: t * torch.nan for k, t in s.items()}, "matrices of finite numbers"),
+        (lambda s: {k: t.flatten() for k, t in s.items()}, "matrices of finite numbers"),
     ],
 )
 def test_a_file_that_is_no_lora_of_this_model_is_refused(
@@ -247,6 +251,16 @@ def test_a_file_that_is_no_lora_of_this_model_is_refused(
     assert torch.equal(drawn(sd, ["a cat"]), plain)
 
 
+@pytest.mark.parametrize("odd", ["alpha_pattern", "use_rslora"])
+def test_settings_of_peft_that_are_unknown_are_refused(sd, lora_files, tmp_path, odd):
+    from minisd.checkpoints.read import read
+
+    header = {"lora_adapter_metadata": json.dumps({f"unet.{odd}": {"attn2.to_q": 16}})}
+    save_file(read(lora_files[0]), tmp_path / "odd.safetensors", header)
+    with pytest.raises(ValueError, match=f"sets unet.{odd}, which is unknown"):
+        lora(sd, tmp_path / "odd.safetensors")
+
+
 def test_the_names_of_the_three_spellings():
     expected = ("unet", "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0", "up")
     block = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -258,6 +272,12 @@ def test_the_names_of_the_three_spellings():
         f"{block}.processor.to_out_lora.up.weight",
     ):
         assert taken_apart(key) == expected
+    first = "text_encoder.text_model.encoder.layers.0.self_attn.to_out_lora.down.weight"
+    layer = "text_model_encoder_layers_0_self_attn_out_proj"
+    assert taken_apart(first) == ("text_encoder", layer, "down")
+    own = "base_model.model.text_model.encoder.layers.0.self_attn.out_proj.lora_A.weight"
+    assert taken_apart(own) == ("text_encoder", layer, "down")
+    assert taken_apart(f"base_model.model.{block}.to_out.0.lora_B.weight") == expected
     text = "text_encoder.text_model.encoder.layers.1.mlp.fc1.lora_linear_layer.down.weight"
     assert taken_apart(text) == ("text_encoder", "text_model_encoder_layers_1_mlp_fc1", "down")
 
@@ -309,6 +329,9 @@ def test_several_words_go_in_any_order(sd, tmp_path):
     second = textual_inversion(sd, tmp_path / "zib.safetensors")
     assert sd.tokenizer.encode("blorps") != sd.tokenizer.encode("blorp")
     assert len(sd.tokenizer.encode("blorp, zib")) == 5
+    with textual_inversion(sd, tmp_path / "blorp.safetensors", word="<b>") as marked:
+        assert sd.tokenizer.added["<b>"] == sd.tokenizer.encode("x<b>s")[1:3]
+        assert marked.word == "<b>"
     with pytest.raises(ValueError, match="'zib' is taken"):
         textual_inversion(sd, tmp_path / "zib.safetensors")
     both_words = drawn(sd, ["blorp and zib"])
@@ -427,7 +450,11 @@ def test_old_hypernetworks_have_other_names_and_activate_nothing(sd, tmp_path):
         ({32: [small_network(32, [1, 1], False, False, i) for i in (0, 1)]}, "contexts 32 wide"),
         ({64: [small_network(64, [1, 2], False, False, i) for i in (0, 1)]}, "no whole hyper"),
         ({64: [small_network(64, [1, 1], False, False, 0)]}, "no whole hypernetwork"),
-        ({"activation_func": "snake"} | {64: [{}, {}]}, "snake|no whole hypernetwork"),
+        ({"activation_func": "snake"} | {64: [{}, {}]}, "activation 'snake', which is unknown"),
+        (
+            {w: [small_network(w, [1, 1], False, False, i) for i in (0, 1)] for w in (64, 96)},
+            "64, 96 w",
+        ),
         ({"step": 1}, "no whole hypernetwork"),
     ],
 )
@@ -468,7 +495,8 @@ def controlnet_file(network, path, layout, config):
         ours = names.from_official(state, rows(config), "diffusers")
         official = names.to_official(ours, rows(config), "original")
         state = {f"control_model.{key}": tensor for key, tensor in official.items()}
-        torch.save({"state_dict": state}, path.with_suffix(".pth"))
+        around = {"betas": torch.ones(9), "model.diffusion_model.out.2.bias": torch.ones(4)}
+        torch.save({"state_dict": state | around}, path.with_suffix(".pth"))
         return path.with_suffix(".pth")
     save_file({k: t.contiguous() for k, t in state.items()}, path.with_suffix(".safetensors"))
     return path.with_suffix(".safetensors")
@@ -542,6 +570,11 @@ def test_a_hint_of_another_size_is_told(eighth, picture, tmp_path):
 
 def test_a_controlnet_of_another_model_is_refused(sd, picture, tmp_path):
     torch.manual_seed(0)
+    wider = replace(sd.config.unet, context_dim=96)
+    with pytest.raises(ValueError, match=r"contexts 96 wide, .* contexts 64 wide"):
+        control(sd, ControlNet(wider), picture)
+    with pytest.raises(ValueError, match=r"give 1 3 h w in \[0, 1\]"):
+        control(sd, ControlNet(sd.config.unet), torch.zeros(2, 3, 64, 96))
     other = replace(sd.config.unet, channels=(64, 64))
     with pytest.raises(ValueError, match="made for another model"):
         control(sd, ControlNet(other), picture)
@@ -601,6 +634,24 @@ def test_an_autoencoder_of_another_size_is_refused(sd, tmp_path):
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "vae.safetensors").read_bytes()[:-100])
     with pytest.raises(ValueError, match="the download was cut off"):
         swap_vae(sd, tmp_path / "cut.safetensors")
+
+
+def test_adapters_follow_a_model_in_half_precision(sd, lora_files, picture, tmp_path):
+    save_file({"emb_params": torch.randn(1, sd.config.text.width)}, tmp_path / "zib.safetensors")
+    networks = [copy.deepcopy(part).bfloat16() for part in (sd.text_encoder, sd.unet, sd.vae)]
+    half = StableDiffusion(sd.config, copy.deepcopy(sd.tokenizer), *networks)
+    content = {64: [small_network(64, [1, 2, 1], False, False, seed) for seed in (0, 1)]}
+    torch.save(content, tmp_path / "some.pt")
+    plain = drawn(half, ["a zib"])
+    assert plain.dtype == torch.bfloat16
+    for put_on in (
+        lambda: lora(half, lora_files[0]),
+        lambda: textual_inversion(half, tmp_path / "zib.safetensors"),
+        lambda: hypernetwork(half, tmp_path / "some.pt"),
+    ):
+        with put_on():
+            changed = drawn(half, ["a zib"])
+        assert changed.dtype == torch.bfloat16 and not torch.equal(changed, plain)
 
 
 def test_a_pickle_with_code_is_refused_by_every_adapter(sd, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,11 +13,13 @@ from test_pipeline import V1
 
 import minisd
 from minisd import cli
+from minisd.adapters.controlnet import ControlNet
 from minisd.checkpoints import write
 from minisd.checkpoints.load import Parts
 from minisd.cli import doctor
 from minisd.clip import TextTransformer
 from minisd.pipeline import to_pil
+from minisd.tasks.depth2img import depth2img
 from minisd.tasks.img2img import img2img
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
@@ -195,6 +198,36 @@ def test_a_picture_of_another_size_is_made_to_fit_and_that_is_said(model, photo,
     assert Image.open(tmp_path / "out.png").size == (80, 64)
 
 
+def test_control_follows_a_hint(photo, tmp_path):
+    eighth = replace(V1, vae=replace(V1.vae, channels=(32, 32, 64, 64)))
+    torch.manual_seed(0)
+    networks = TextTransformer(eighth.text), UNet(eighth.unet), VAE(eighth.vae)
+    write.save(tmp_path / "m.safetensors", Parts(eighth, Tokenizer.clip(), *networks))
+    ControlNet(eighth.unet).save(tmp_path / "net.safetensors")
+    common = ["--model", tmp_path / "m.safetensors", "--steps", 2, "--width", 96, "--height", 64]
+    seen = set()
+    for name, more in {"hint": [], "edges": ["--edges"], "none": ["--weight", 0]}.items():
+        out = tmp_path / f"{name}.png"
+        net = tmp_path / "net.safetensors"
+        assert run("control", "a cat", net, photo, "-o", out, *common, *more) == 0
+        seen.add(Image.open(out).tobytes())
+    assert run("generate", "a cat", "-o", tmp_path / "plain.png", *common) == 0
+    plain = Image.open(tmp_path / "plain.png").tobytes()
+    assert len(seen) == 3 and plain in seen
+
+
+def test_depth_draws_with_a_given_depth(photo, tmp_path):
+    deep = replace(V1, unet=replace(V1.unet, in_channels=5))
+    torch.manual_seed(0)
+    networks = TextTransformer(deep.text), UNet(deep.unet), VAE(deep.vae)
+    write.save(tmp_path / "m.safetensors", Parts(deep, Tokenizer.clip(), *networks))
+    given = ["--depth", photo, "--model", tmp_path / "m.safetensors", "--steps", 2, "--seed", 3]
+    assert run("depth", "a cat", photo, "-o", tmp_path / "out.png", *given) == 0
+    sd, image = minisd.load(tmp_path / "m.safetensors"), Image.open(photo)
+    expected = depth2img(sd, "a cat", image, image, steps=2, seed=3)
+    assert Image.open(tmp_path / "out.png").tobytes() == expected.tobytes()
+
+
 def test_adapters_are_put_on(model, photo, tmp_path):
     torch.manual_seed(0)
     stem = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q"
@@ -229,7 +262,10 @@ def test_adapters_are_put_on(model, photo, tmp_path):
         (["img2img", "a cat", "{photo}", "--strength", 2], "strength must be 0"),
         (["img2img", "a cat", "{photo}", "--lora", "{photo}"], "is no file of weights"),
         (["depth", "a cat", "{photo}", "--depth", "{photo}"], "load a depth model"),
-        (["depth", "a cat", "{photo}"], "holds no depth estimator"),
+        (["depth", "a cat", "{photo}"], "load a depth model"),
+        (["depth", "a cat", "{photo}", "--depth", "{photo}", "--estimator", "x"], "exclude each"),
+        (["inpaint", "a cat", "{photo}", "{small}"], "give a mask of the picture's size"),
+        (["img2img", "a cat", "{photo}", "--width", 0], "ask for more"),
         (["control", "a cat", "{tmp}/gone.pth", "{photo}"], "write FILE:HINT, two files"),
         (["generate", "a cat", "--vae", "{tmp}/gone.safetensors"], "There is no file"),
     ],
@@ -237,7 +273,9 @@ def test_adapters_are_put_on(model, photo, tmp_path):
 def test_a_mistake_with_a_picture_gets_one_sentence(
     model, photo, tmp_path, capsys, command, message
 ):
-    command = [str(word).format(tmp=tmp_path, photo=photo) for word in command]
+    small = tmp_path / "small.png"
+    Image.new("L", (16, 16)).save(small)
+    command = [str(word).format(tmp=tmp_path, photo=photo, small=small) for word in command]
     assert run(*command, "--model", model, "-o", tmp_path / "out.png", "--steps", 1) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in error and error.startswith(f"minisd {command[0]}: ")

@@ -4,11 +4,9 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from references import midas
 from safetensors.torch import save_file
 from test_pipeline import relative_error
-from torch import nn
 from transformers import BitConfig, DPTConfig, DPTForDepthEstimation
 
 from minisd.tasks.depth import DepthConfig, DepthEstimator, fitting, pad_same
@@ -112,9 +110,6 @@ def test_depth_is_that_of_the_original(original, tmp_path, prefix):
     expected = original(image)
     assert expected.std() > 0
     assert relative_error(ours.estimate(image)[:, 0], expected) < FLOAT32
-    again = F.interpolate(expected[:, None], (96, 160), mode="bicubic", align_corners=False)
-    found = F.interpolate(ours.estimate(image), (96, 160), mode="bicubic")
-    assert relative_error(found, again) < FLOAT32
 
 
 @pytest.mark.parametrize("size", [(480, 640), (640, 480), (512, 512), (333, 1000), (64, 64)])
@@ -148,4 +143,3 @@ def test_a_file_without_an_estimator_is_refused(tmp_path):
     save_file({"dpt.x": torch.ones(1), **state}, tmp_path / "b.safetensors")
     with pytest.raises(ValueError, match=r"1 unknown \(dpt\.x\)"):
         DepthEstimator.load(tmp_path / "b.safetensors", SMALL)
-    assert isinstance(DepthEstimator(SMALL), nn.Module)

@@ -37,6 +37,7 @@ def test_a_circle_has_one_too():
 
 def test_a_flat_picture_has_none_and_all_channels_are_alike():
     assert canny(torch.zeros(1, 3, 16, 16)).sum() == 0
+    assert canny(square(), blur=0).sum() > 0
     edges = canny(torch.cat([square(), -square()]))
     assert edges.shape == (2, 3, 40, 40)
     assert torch.equal(edges[:, 0], edges[:, 2])

@@ -25,15 +25,16 @@ class Hub(BaseHTTPRequestHandler):
     once."""
 
     files: ClassVar[dict[str, bytes]] = {}
-    cut_after, cuts = 0, 0
+    cut_after, cuts, trouble = 0, 0, False
     asked: ClassVar[list] = []
 
     def answer(self, with_body):
         content = type(self).files.get(self.path)
         type(self).asked.append((self.command, self.path, self.headers.get("Range")))
-        if content is None:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
+        if content is None or self.trouble:
+            self.send_response(500 if self.trouble else 404)
+            if content is None:
+                self.send_header("X-Error-Code", "RepoNotFound")
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -127,7 +128,7 @@ def test_a_download_that_broke_off_goes_on_with_the_next_command(hub, tmp_path):
     hub.cut_after, hub.cuts = 30_000, 1000
     with pytest.raises(ValueError, match=r"broke off, .* kept .*the same command again"):
         download("some", hub.endpoint)
-    part = tmp_path / "kept" / "some" / "some.ckpt.part"
+    part = tmp_path / "kept" / "some" / "some.ckpt.from-second-here.part"
     kept = part.stat().st_size
     assert 0 < kept < len(CONTENT)
     assert not (tmp_path / "kept" / "some" / "some.ckpt").exists()
@@ -165,6 +166,20 @@ def test_a_full_disk_is_told(hub, monkeypatch):
     monkeypatch.setattr(file_download, "http_get", full)
     with pytest.raises(ValueError, match=r"has no room left for some\.ckpt"):
         download("some", hub.endpoint)
+
+
+def test_offline_mode_is_told(hub, monkeypatch):
+    monkeypatch.setattr(file_download.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: True)
+    with pytest.raises(ValueError, match="offline mode is on"):
+        download("some", hub.endpoint)
+
+
+def test_a_server_in_trouble_is_one_sentence(hub):
+    hub.trouble = True
+    with pytest.raises(ValueError, match=r"cannot give some\.ckpt .* try again later") as told:
+        download("some", hub.endpoint)
+    assert "\n" not in str(told.value)
 
 
 def test_no_server_is_told(hub):

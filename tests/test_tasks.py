@@ -16,10 +16,13 @@ from reference_networks import ddim_scheduler, pair
 from test_pipeline import V1, V2, relative_error
 from transformers import CLIPTokenizer
 
+from minisd.config import ScheduleConfig
 from minisd.pipeline import StableDiffusion, from_pil
+from minisd.samplers import SAMPLERS, sampler_levels, scaled
+from minisd.schedule import Prediction, Schedule
 from minisd.tasks.depth2img import depth2img, depth2img_steps, depth_channel
-from minisd.tasks.img2img import img2img, img2img_steps, remaining
-from minisd.tasks.inpaint import inpaint, inpaint_steps
+from minisd.tasks.img2img import Start, img2img, img2img_steps, remaining
+from minisd.tasks.inpaint import blended, inpaint, inpaint_steps
 from minisd.tokenizer import Tokenizer
 
 END_TO_END = 1e-4  # float32, largest error over the reference's spread
@@ -199,13 +202,39 @@ def test_pasting_keeps_the_pixels_outside(sd, picture, mask):
     assert (np.asarray(drawn)[~outside] != np.asarray(picture)[~outside]).any()
 
 
-def test_a_soft_mask_mixes(sd, picture):
-    half = torch.full((1, 1, HEIGHT, WIDTH), 0.5)
-    x = last(inpaint_steps(sd, "a cat", picture, half, steps=2, seed=2))
-    z = sd.encode(from_pil(picture), of_seeds(2))
-    none = last(inpaint_steps(sd, "a cat", picture, half * 0, steps=2, seed=2))
-    assert torch.equal(none, z)
-    assert (x - z).abs().mean() > 0
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_a_soft_mask_mixes(sampler, share):
+    """Of a picture that is 1 everywhere and a model that sees only 0."""
+    schedule = Schedule(ScheduleConfig())
+    levels = sampler_levels(sampler, schedule, 6)
+    z, noise = torch.ones(1, 4, 3, 5), torch.randn(1, 4, 3, 5)
+    start = Start(z, noise, scaled(sampler, noise, levels[0]), sampler, levels, of_seeds(0))
+
+    def denoise(x, level):
+        return Prediction(x * 0, x / level.noise_rate, None, None)
+
+    *_, step = blended(SAMPLERS[sampler], denoise, start, torch.full((1, 1, 3, 5), 1 - share))
+    expected = (1 - share) * torch.ones_like(z)
+    rest = levels[-1].noise_rate  # DDIM and PLMS stop at the least noisy level
+    assert (step.x - expected).abs().max() <= 1e-4 + 4 * rest * share
+
+
+def test_inpainting_with_a_sigma_sampler_is_that_of_diffusers(picture, mask, tmp_path):
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        timestep_spacing="linspace",  # where all agree on the loudness of the first noise
+        steps_offset=1,
+    )
+    ours, theirs = both(V1, StableDiffusionInpaintPipeline, tmp_path, scheduler, **NO_FILTER)
+    settings = {"num_inference_steps": 4, "strength": 1.0, "output_type": "latent"}
+    size = {"height": HEIGHT, "width": WIDTH}
+    expected = theirs("a cat", picture, mask, generator=of_seeds(1), **settings, **size).images
+    settings = {"steps": 4, "sampler": "euler", "spacing": "uniform", "seed": 1}
+    walk = inpaint_steps(ours, "a cat", picture, mask, 1.0, cfg_scale=7.5, **settings)
+    assert relative_error(last(walk), expected) < 1e-3  # diffusers interpolates sigma otherwise
 
 
 @pytest.mark.parametrize("given_as", ["tensor", "picture"])
@@ -228,7 +257,7 @@ def test_depth2img_is_that_of_diffusers(picture, tmp_path, given_as, monkeypatch
         generator=of_seeds(3, 4),
         output_type="latent",
     ).images
-    monkeypatch.setattr(depth_channel, "__defaults__", (0.0,))  # diffusers has no epsilon
+    monkeypatch.setattr("minisd.tasks.depth2img.FLAT", 0.0)  # diffusers has none
     shown = depth if given_as == "tensor" else grey
     walk = depth2img_steps(ours, PROMPTS, picture, shown, strength=0.7, steps=5, seed=3)
     assert relative_error(last(walk), expected) < END_TO_END

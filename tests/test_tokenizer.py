@@ -32,7 +32,18 @@ UNICODE = (0, 0x80, 0x100, 0x300, 0x370, 0x2000, 0x3000, 0xD800, 0xE000, 0x10000
 SNIPPETS = (
     *(" ", "  ", "\t", "\n", "\u00a0", "\u2028", "\u200d", "_", "-", "...", "'", "’", "1", "2026"),
     *("a", "cat", "CAT", "it's", "IT'S", "they'll", "don’t", "photograph", "straße", "İstanbul"),
-    *("&amp;", "&amp;amp;", "&amp;lt;", "&eacute;", "&amp;eacute;", "&#x1F431;", "&#0;", "&nbsp;"),
+    *(
+        "&amp;",
+        "&amp;amp;",
+        "&amp;lt;",
+        "&eacute;",
+        "&amp;eacute;",
+        "&Amp;",
+        "&EACUTE;",
+        "&#x1F431;",
+        "&#0;",
+        "&nbsp;",
+    ),
     *(
         "Ã©",
         "â€™",

@@ -80,7 +80,7 @@ def test_what_was_learnt_is_what_is_read_again(sd, lesson, tmp_path, kind):
     assert not torch.allclose(changed, plain, atol=1e-3)
     assert torch.equal(drawn(sd), plain)
     assert all(torch.equal(before[key], tensor) for key, tensor in sd.unet.state_dict().items())
-    trained.save(tmp_path / name, sd, {"command": "a test"})
+    trained.save(tmp_path / name, {"command": "a test"})
     with read(sd, tmp_path / name):
         assert (drawn(sd) - changed).abs().max() < 0.02 * (changed - plain).abs().max()  # float16
 

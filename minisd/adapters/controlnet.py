@@ -4,9 +4,11 @@ The copy learns while the U-Net stays frozen. Its answers pass through 1x1 convo
 at zero, so training starts from the unchanged model (Zhang et al. 2023, section 3.2; cldm/cldm.py).
 """
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -95,7 +97,7 @@ class ControlNet(nn.Module):
         Raises ValueError for a file that is no ControlNet or does not fit the config.
         """
         path = local(path)
-        tensors = {key.removeprefix(PREFIX): t for key, t in read(path).items() if belongs(key)}
+        tensors = inside(read(path))
         config = config or config_of(path, tensors)
         with torch.device("meta"):
             network = cls(config)
@@ -117,19 +119,21 @@ def control(
 ) -> Handle:
     """Let the network lead the U-Net along the hint, until the handle is removed.
 
-    hint: a picture, or 1 3 h w or b 3 h w in [0, 1], of the size that will be drawn
+    hint: a picture, or 1 3 h w in [0, 1], of the size that will be drawn; for every sample the same
     Several at once add up. Raises ValueError for a network of another model, and later, when
     something is drawn, for a hint of another size.
     """
-    if network.config.channels != sd.config.unet.channels:
+    if sizes(network.config) != sizes(sd.config.unet):
         raise ValueError(
-            f"this ControlNet is for a U-Net {network.config.channels} wide, and {sd.config.name} "
-            f"has {sd.config.unet.channels}: it is made for another model."
+            f"this ControlNet is for a U-Net with {sizes(network.config)}, and {sd.config.name} "
+            f"has {sizes(sd.config.unet)}: it is made for another model."
         )
     if scale == 0:
         return Handle([])
     shown = (from_pil(hint) + 1) / 2 if isinstance(hint, Image.Image) else hint
-    network = network.to(sd.device, sd.dtype)
+    if shown.ndim != 4 or shown.shape[:2] != (1, 3) or shown.min() < 0:
+        raise ValueError(f"the hint has shape {tuple(shown.shape)}: give 1 3 h w in [0, 1].")
+    network = copy.deepcopy(network).to(sd.device, sd.dtype)
     hook = leading(network, shown.to(sd.device, sd.dtype), scale, sd.config.vae.factor)
     return Handle([sd.unet.register_forward_pre_hook(hook, with_kwargs=True)])
 
@@ -138,20 +142,20 @@ def leading(network: ControlNet, hint: Tensor, scale: float, factor: int) -> Cal
     """A hook that hands the U-Net the network's corrections, on top of what there are."""
 
     def hook(unet: UNet, inputs: tuple, more: dict) -> tuple[tuple, dict]:
-        x, t, context, *_ = inputs
+        given = signature(unet.forward).bind(*inputs, **more).arguments
+        x, t, context, before = (given.get(name) for name in ("x", "t", "context", "control"))
         height, width = factor * x.shape[2], factor * x.shape[3]
-        if tuple(hint.shape[2:]) != (height, width) or len(x) % len(hint):
+        if tuple(hint.shape[2:]) != (height, width):
             raise ValueError(
                 f"the hint has shape {tuple(hint.shape)} and the picture is {width} x {height}: "
                 "give a hint of the picture's size."
             )
-        beside = repeat(hint, "b c h w -> (r b) c h w", r=len(x) // len(hint))
+        beside = repeat(hint, "1 c h w -> b c h w", b=len(x))
         latent = x[:, : network.config.in_channels]  # an inpainting U-Net sees more
         corrections = [scale * one for one in network(latent, t, context, beside)]
-        before = more.get("control") or (inputs[3:] and inputs[3])
-        if before:
+        if before is not None:
             corrections = [a + b for a, b in zip(before, corrections, strict=True)]
-        return inputs[:3], {**more, "control": corrections}
+        return (x, t, context, corrections), {}
 
     return hook
 
@@ -159,17 +163,26 @@ def leading(network: ControlNet, hint: Tensor, scale: float, factor: int) -> Cal
 # ---- files -----------------------------------------------------------------------------------
 
 
-def belongs(key: str) -> bool:
-    """Whether a tensor is the ControlNet's; some original files hold a whole model around it."""
-    others = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
-    return not key.startswith(others)
+def inside(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The ControlNet's own; original files may hold a whole model and its schedule around it."""
+    within = {key: tensor for key, tensor in tensors.items() if key.startswith(PREFIX)}
+    return {key.removeprefix(PREFIX): tensor for key, tensor in (within or tensors).items()}
+
+
+def sizes(config: UNetConfig) -> str:
+    """What a ControlNet and its U-Net must have in common, in words."""
+    return f"channels {config.channels}, contexts {config.context_dim} wide"
 
 
 def config_of(path: Path, tensors: dict[str, Tensor]) -> UNetConfig:
     """The sizes of the U-Net that the file is made for. ValueError: neither said nor known."""
     stored = metadata(path).get("controlnet")
     if stored:
-        return UNetConfig(**tuples(json.loads(stored)))
+        try:
+            return UNetConfig(**tuples(json.loads(stored)))
+        except (ValueError, TypeError, AttributeError) as error:
+            what = "a damaged header, or one of another version of minisd"
+            raise ValueError(f"{path.name} has {what}: get another copy.") from error
     widths = {t.shape[1] for key, t in tensors.items() if key.endswith("attn2.to_k.weight")}
     known = [PUBLISHED[width] for width in widths if width in PUBLISHED]
     if len(widths) != 1 or not known:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,27 +18,12 @@ from minisd.attention import Attention
 from minisd.checkpoints.read import is_safetensors, named_tensors, unpickle
 from minisd.pipeline import StableDiffusion
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "linear": lambda x: x,
-    "relu": F.relu,
-    "leakyrelu": F.leaky_relu,
-    "elu": F.elu,
-    "swish": F.hardswish,  # the web UI's "swish" is torch's Hardswish
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "mish": F.mish,
-    "softplus": F.softplus,
-    "softsign": F.softsign,
-    "selu": F.selu,
-    "celu": F.celu,
-    "relu6": F.relu6,
-    "hardswish": F.hardswish,
-    "hardsigmoid": F.hardsigmoid,
-    "hardtanh": F.hardtanh,
-    "logsigmoid": F.logsigmoid,
-}
+# Names in files -> functions of torch.nn.functional. The web UI's "swish" is torch's Hardswish.
+ALIKE = """relu relu6 rrelu elu celu selu gelu silu mish tanh tanhshrink sigmoid logsigmoid softplus
+softsign softshrink hardshrink hardsigmoid hardswish hardtanh"""
+ACTIVATIONS = {name: name for name in ALIKE.split()}
+ACTIVATIONS |= {"leakyrelu": "leaky_relu", "swish": "hardswish"}
+LAYER = re.compile(r"\d+\.[01]\.(linear\.\d+|linear[12])\.(weight|bias)")
 OLD_NAMES = {"linear1": "linear.0", "linear2": "linear.1"}
 
 
@@ -64,8 +48,8 @@ class Rewriter:
                 x = F.layer_norm(x, weight.shape, weight, bias)
                 continue
             x = F.linear(x, weight, bias)
-            if i < last or self.activates_output:
-                x = ACTIVATIONS[self.activation](x)
+            if self.activation != "linear" and (i < last or self.activates_output):
+                x = getattr(F, ACTIVATIONS[self.activation])(x)
         return x
 
 
@@ -78,7 +62,7 @@ def hypernetwork(sd: StableDiffusion, path: str | Path, strength: float = 1.0) -
     networks = read_hypernetwork(path)
     layers = [layer for layer in sd.unet.modules() if isinstance(layer, Attention)]
     widths = {layer.to_k.in_features for layer in layers}
-    if not widths & networks.keys():
+    if not networks.keys() <= widths:
         known, needed = (", ".join(map(str, sorted(all))) for all in (networks, widths))
         raise ValueError(
             f"{Path(path).name} rewrites contexts {known} wide, and the model's are {needed}: "
@@ -110,9 +94,11 @@ def read_hypernetwork(path: str | Path) -> dict[int, tuple[Rewriter, Rewriter]]:
     path = Path(path)
     content = {} if is_safetensors(path) else unpickle(path)  # nobody publishes the former
     content = content if isinstance(content, dict) else {}
-    tensors = {k: t for k, t in named_tensors(content) if re.match(r"\d+\.[01]\.", k)}
+    tensors = {k: t for k, t in named_tensors(content) if LAYER.fullmatch(k)}
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise ValueError(f"{path.name} holds NaN or infinity: get another copy.")
     activation = str(content.get("activation_func") or "linear").lower()
-    if activation not in ACTIVATIONS:
+    if activation not in {"linear", *ACTIVATIONS}:
         raise ValueError(
             f"{path.name} has the activation {activation!r}, which is unknown here: known are "
             f"{', '.join(ACTIVATIONS)}."

@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minisd.adapters.handle import Handle
+from minisd.checkpoints.load import is_finite
 from minisd.checkpoints.names import model_rows, usual_name
 from minisd.checkpoints.official import local
 from minisd.checkpoints.read import metadata, read
@@ -31,12 +32,14 @@ REFUSED = {
     "lokr_w": "LoKr",
     "lora_mid": "a LoRA with a third matrix (CP decomposition)",
 }
+UNKNOWN_SETTINGS = (".alpha_pattern", ".use_rslora", ".use_dora")  # of PEFT
 PARTS = {"unet": "unet", "te": "text_encoder", "text_encoder": "text_encoder"}
 KOHYA = re.compile(r"lora_(?P<part>unet|te)_(?P<layer>.+?)\.(?P<leaf>lora_down|lora_up|alpha)")
 DIFFUSERS = re.compile(
     r"(?:(?P<part>unet|text_encoder)\.)?(?P<layer>.+?)[._]"
     r"(?P<leaf>lora_A|lora_B|lora\.down|lora\.up|lora_linear_layer\.down|lora_linear_layer\.up|alpha)"
 )
+PEFT = "base_model.model."
 LEAF = {"lora_A": "down", "lora_B": "up", "alpha": "alpha"}
 
 
@@ -48,17 +51,14 @@ class Change:
     up: Tensor
     alpha: float
 
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
-
     def __call__(self, layer: nn.Module, x: Tensor) -> Tensor:
         """(alpha / rank) * up(down(x)), where down looks at x as the layer does."""
         down, up = self.down.to(layer.weight), self.up.to(layer.weight)
+        share = self.alpha / len(down)
         if isinstance(layer, nn.Conv2d):
             thin = F.conv2d(x, down, stride=layer.stride, padding=layer.padding)
-            return self.alpha / self.rank * F.conv2d(thin, up)
-        return self.alpha / self.rank * F.linear(F.linear(x, down), up)
+            return share * F.conv2d(thin, up)
+        return share * F.linear(F.linear(x, down), up)
 
 
 def lora(sd: StableDiffusion, path: str | Path, scale: float = 1.0) -> Handle:
@@ -112,15 +112,23 @@ def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], Ch
             f"{path.name} is no whole LoRA of {config.name}: it holds {what} ({some}). It is "
             "damaged, or made for another kind of model."
         )
-    stated = stated_alphas(metadata(path))
+    stated = stated_alphas(metadata(path), path.name)
     return {
-        (part, name): Change(
-            tensors["down"],
-            tensors["up"],
-            float(tensors.get("alpha", stated.get(part, tensors["down"].shape[0]))),
-        )
-        for (part, name), tensors in found.items()
+        (part, name): change_of(held, stated.get(part), f"{path.name}: {part}.{name}")
+        for (part, name), held in found.items()
     }
+
+
+def change_of(held: dict[str, Tensor], stated: float | None, name: str) -> Change:
+    """What a file holds of one layer. stated: its alpha, where the header has it
+
+    ValueError: these are no two matrices of finite numbers.
+    """
+    down, up = held["down"], held["up"]
+    if not all(matrix.ndim in (2, 4) and is_finite(matrix) for matrix in (down, up)):
+        raise ValueError(f"{name} is no pair of matrices of finite numbers: get another copy.")
+    rank = len(down)
+    return Change(down, up, float(held.get("alpha", stated or rank)))
 
 
 def taken_apart(key: str) -> tuple[str, str, str]:
@@ -136,10 +144,13 @@ def taken_apart(key: str) -> tuple[str, str, str]:
     if not match:
         return "", key, ""
     part, layer = PARTS[match["part"] or "unet"], match["layer"]
+    if layer.startswith(PEFT):  # as PEFT itself saves a part, which it does not name
+        layer = layer.removeprefix(PEFT)
+        part = "text_encoder" if layer.startswith("text_model.") else part
     if ".processor." in layer:  # diffusers' first spelling
         layer = re.sub(r"\.to_out$", ".to_out.0", layer.replace(".processor.", "."))
     if part == "text_encoder" and "." in layer:
-        layer = usual_name(layer, part)
+        layer = re.sub(r"\.to_([qkv]|out)$", r".\1_proj", usual_name(layer, part))
     leaf = LEAF.get(match["leaf"]) or re.search("down|up", match["leaf"])[0]
     return part, layer.replace(".", "_"), leaf
 
@@ -158,14 +169,21 @@ def layer_names(config: ModelConfig) -> dict[tuple[str, str], str]:
     }
 
 
-def stated_alphas(header: dict[str, str]) -> dict[str, float]:
-    """PEFT's alpha by part, where the header tells it: {"unet": 8.0}."""
+def stated_alphas(header: dict[str, str], name: str) -> dict[str, float]:
+    """PEFT's alpha by part, where the header tells it: {"unet": 8.0}.
+
+    ValueError: it tells of more than that. name: what to call the file there
+    """
     try:
         settings = json.loads(header.get("lora_adapter_metadata", "{}"))
     except ValueError:
-        return {}
+        settings = {}
+    settings = settings if isinstance(settings, dict) else {}
+    odd = [key for key, value in settings.items() if key.endswith(UNKNOWN_SETTINGS) and value]
+    if odd:
+        raise ValueError(f"{name} sets {odd[0]}, which is unknown here: give a plain LoRA.")
     alphas = {part: settings.get(f"{part}.lora_alpha") for part in ("unet", "text_encoder")}
-    return {part: float(alpha) for part, alpha in alphas.items() if alpha is not None}
+    return {part: float(a) for part, a in alphas.items() if isinstance(a, (int, float))}
 
 
 def fit(change: Change, layer: nn.Module, name: str) -> Change:
@@ -173,17 +191,18 @@ def fit(change: Change, layer: nn.Module, name: str) -> Change:
 
     ValueError: it is for a layer of other sizes, or what bears the name has no such weight.
     """
-    weight = getattr(layer, "weight", None)
-    if weight is None or weight.ndim not in (2, 4):
+    if not isinstance(layer, (nn.Linear, nn.Conv2d)):
         raise ValueError(f"{name} has no matrix to change: the file is made for another model.")
+    weight = layer.weight
     down, up = (shaped_like(weight, matrix) for matrix in (change.down, change.up))
-    expected = (weight.shape[0], down.shape[0], *weight.shape[1:])
-    if (up.shape[0], up.shape[1], *down.shape[1:]) != expected:
+    ends = [1] * (weight.ndim - 2)  # up looks at one place only
+    expected = [(len(down), *weight.shape[1:]), (len(weight), len(down), *ends)]
+    if [tuple(down.shape), tuple(up.shape)] != expected:
         raise ValueError(
             f"{name} changes {down.shape[1]} channels into {up.shape[0]}, but the model's layer "
             f"takes {weight.shape[1]} into {weight.shape[0]}: the file is made for another model."
         )
-    return Change(down, up, change.alpha)
+    return Change(down.to(weight), up.to(weight), change.alpha)
 
 
 def shaped_like(weight: Tensor, matrix: Tensor) -> Tensor:

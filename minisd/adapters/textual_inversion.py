@@ -14,7 +14,7 @@ from minisd.adapters.handle import Handle
 from minisd.checkpoints.read import read
 from minisd.pipeline import StableDiffusion
 
-NAMELESS = ("string_to_param.*", "emb_params")  # such a file's word is the file's own name
+NAMELESS = ("string_to_param.", "emb_params")  # such a file's word is the file's own name
 
 
 class Word(Handle):
@@ -25,7 +25,7 @@ class Word(Handle):
         self.word, self.tokenizer = word, sd.tokenizer
         embedding = sd.text_encoder.token_embedding
         ids = sd.tokenizer.add_word(word, len(vectors))
-        super().__init__(standing_for(embedding, ids, vectors.to(embedding.weight)))
+        super().__init__(standing_for(embedding, ids, vectors))
 
     def remove(self) -> None:
         if self.hooks:
@@ -55,10 +55,11 @@ def textual_inversion(sd: StableDiffusion, path: str | Path, word: str | None = 
 def read_word(path: Path) -> tuple[str, Tensor]:
     """The word of a file and its vectors, n width. ValueError: there is none, or several."""
     tensors = {key: tensor for key, tensor in read(path).items() if tensor.is_floating_point()}
-    nameless = [key for key in NAMELESS if key in tensors]
-    key = (nameless or list(tensors) or [""])[0]
+    nameless = [key for key in tensors if key.startswith(NAMELESS)]
+    named = nameless or list(tensors)
+    key = named[0] if len(named) == 1 else ""
     vectors = tensors.get(key, torch.empty(0))
-    if (not nameless and len(tensors) != 1) or vectors.ndim not in (1, 2) or not vectors.numel():
+    if vectors.ndim not in (1, 2) or not vectors.numel():
         raise ValueError(f"{path.name} holds no word of textual inversion: check the path.")
     if not vectors.isfinite().all():
         raise ValueError(f"{path.name} holds NaN or infinity: get another copy.")
@@ -82,7 +83,7 @@ def standing_for(embedding: nn.Embedding, ids: list[int], vectors: Tensor) -> li
     def after(module: nn.Module, inputs: tuple[Tensor], embedded: Tensor) -> Tensor:
         for index, vector in zip(ids, vectors, strict=True):
             here = rearrange(looked_up[0] == index, "b n -> b n 1")
-            embedded = torch.where(here, vector, embedded)
+            embedded = torch.where(here, vector.to(embedded), embedded)
         return embedded
 
     return [embedding.register_forward_pre_hook(before), embedding.register_forward_hook(after)]

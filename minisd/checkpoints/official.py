@@ -26,6 +26,7 @@ class Official:
     licence: str
     size: int | None = None  # bytes
     sha256: str | None = None
+    revision: str = "main"
 
 
 def published() -> dict[str, Official]:
@@ -91,17 +92,11 @@ def download(name: str, endpoint: str | None = None) -> Path:
         from huggingface_hub import errors
     except ImportError as error:
         raise ValueError("downloads need huggingface_hub: pip install 'minisd[hub]'.") from error
-    absent = (
-        errors.RepositoryNotFoundError,
-        errors.RevisionNotFoundError,
-        errors.EntryNotFoundError,
-        errors.GatedRepoError,
-    )
-    part = folder / f"{official.file}.part"
     for repository in official.repositories:
+        part = folder / f"{official.file}.from-{repository.replace('/', '-')}.part"
         try:
-            revision = fetch(repository, official.file, part, endpoint)
-        except absent:
+            revision = fetch(repository, official, part, endpoint)
+        except (errors.RepositoryNotFoundError, errors.EntryNotFoundError):
             continue
         digest = checked(part, name)
         note = {"repository": repository, "revision": revision, "sha256": digest}
@@ -114,11 +109,12 @@ def download(name: str, endpoint: str | None = None) -> Path:
     )
 
 
-def fetch(repository: str, file: str, part: Path, endpoint: str | None) -> str:
+def fetch(repository: str, official: Official, part: Path, endpoint: str | None) -> str:
     """Append what is missing to the part. Returns the revision. ValueError as download()."""
     from huggingface_hub import errors, file_download, hf_hub_url
 
-    url = hf_hub_url(repository, file, endpoint=endpoint)
+    file = official.file
+    url = hf_hub_url(repository, file, revision=official.revision, endpoint=endpoint)
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
         there = file_download.get_hf_file_metadata(url, endpoint=endpoint)
@@ -127,8 +123,15 @@ def fetch(repository: str, file: str, part: Path, endpoint: str | None) -> str:
             file_download.http_get(
                 there.location, growing, resume_size=done, expected_size=there.size
             )
-    except (errors.HfHubHTTPError, errors.EntryNotFoundError):
-        raise
+    except errors.OfflineModeIsEnabled as error:
+        raise ValueError(f"offline mode is on: switch it off to fetch {file}.") from error
+    except errors.GatedRepoError as error:
+        raise ValueError(f"{repository} wants a login: `hf auth login` first.") from error
+    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError):
+        raise  # for download() to try the next
+    except errors.HfHubHTTPError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{repository} cannot give {file} ({reason}): try again later.") from error
     except Exception as error:  # the library below may raise its own, or the system's
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ValueError(f"{part.parent} has no room left for {file}: make some.") from error

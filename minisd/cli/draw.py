@@ -86,7 +86,7 @@ def add_control(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("network", metavar="FILE", help="the ControlNet")
     add("hint", help="a picture of what it was trained to follow: edges, a pose, …")
-    add("--weight", default="1", help="how closely to follow (1)")
+    add("--weight", type=float, default=1.0, help="how closely to follow (1)")
     command.set_defaults(run=control)
 
 
@@ -138,12 +138,19 @@ def inpaint(options: argparse.Namespace) -> None:
 
 
 def depth(options: argparse.Namespace) -> None:
+    from minisd.checkpoints.load import locate
     from minisd.tasks.depth import DepthEstimator
     from minisd.tasks.depth2img import depth2img
 
-    given = {"depth": options.depth} if options.depth else {}
-    if not options.depth:
-        given["estimator"] = DepthEstimator.load(options.estimator or options.model)
+    def estimator(image):
+        """Read when it is needed: after all else is known to be in order."""
+        source = Path(options.estimator or locate(options.model))
+        inside = source / "depth_estimator" / "model.safetensors"  # of a diffusers folder
+        return DepthEstimator.load(inside if inside.exists() else source)(image)
+
+    if options.depth and options.estimator:
+        raise ValueError("--depth and --estimator exclude each other: give one of them.")
+    given = {"depth": options.depth} if options.depth else {"estimator": estimator}
     draw_from_picture(options, depth2img, strength=options.strength, **given)
 
 
@@ -152,10 +159,15 @@ def draw_from_picture(options: argparse.Namespace, task: Callable, **more: objec
     outputs = output_paths(options.output, options.number, every_step=False)
     image = open_picture(options.image)
     beside = {name: open_picture(path) for name, path in more.items() if isinstance(path, Path)}
+    if "mask" in beside and beside["mask"].size != image.size:
+        raise ValueError(
+            f"the mask is {beside['mask'].size} pixels and the picture {image.size}: give a mask "
+            "of the picture's size."
+        )
     sd = load(options)
     size = fitting(image.size, options, sd.config.size_multiple)
     image = image if image.size == size else image.convert("RGB").resize(size)
-    if "mask" in beside and beside["mask"].size != size:
+    if "mask" in beside:
         beside["mask"] = beside["mask"].convert("L").resize(size)
     settings = common_settings(sd, options)
     adapt(sd, options, size)
@@ -187,7 +199,7 @@ def common_settings(sd, options: argparse.Namespace) -> dict:
 
 def told(options: argparse.Namespace, seed: int, settings: dict) -> dict:
     """What the picture's file says of how it was made."""
-    names = ("lora", "embedding", "hypernetwork", "vae", "control")
+    names = ("lora", "embedding", "hypernetwork", "vae", "control", "edges")
     adapters = {name: getattr(options, name) for name in names if getattr(options, name)}
     about = {"prompt": options.prompt, "seed": seed, "model": options.model}
     return about | settings | adapters
@@ -215,7 +227,9 @@ def adapt(sd, options: argparse.Namespace, size: tuple[int, int]) -> None:
         rest, scale = with_number(given)
         path, hint = two_paths(rest)
         picture = open_picture(Path(hint)).convert("RGB")
-        picture = picture if picture.size == size else picture.resize(size)
+        if picture.size != size:
+            say_resized("hint", picture.size, size)
+            picture = picture.resize(size)
         shown = canny(from_pil(picture)) if options.edges else picture
         control(sd, ControlNet.load(path), shown, scale)
 
@@ -234,8 +248,10 @@ def with_number(given: str) -> tuple[str, float]:
 
 def two_paths(given: str) -> tuple[str, str]:
     """FILE:HINT, cut where it leaves a file. ValueError: there is no such place."""
+    from minisd.checkpoints.official import local
+
     for at, letter in enumerate(given):
-        if letter == ":" and Path(given[:at]).is_file():
+        if letter == ":" and local(given[:at]).is_file():
             return given[:at], given[at + 1 :]
     raise ValueError(f"{given!r} names no ControlNet and hint: write FILE:HINT, two files.")
 
@@ -250,7 +266,7 @@ def open_picture(path: Path):
     try:
         picture = Image.open(path)
         picture.load()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as a picture ({error}): give another.") from error
     return picture
 
@@ -259,11 +275,17 @@ def fitting(size: tuple[int, int], options: argparse.Namespace, multiple: int) -
     """The width and height to draw: as asked, else the picture's, to the nearest that fit."""
     asked = (options.width, options.height)
     nearest = [max(multiple, round(length / multiple) * multiple) for length in size]
-    chosen = tuple(a or b for a, b in zip(asked, nearest))
+    chosen = tuple(b if a is None else a for a, b in zip(asked, nearest))
+    if min(chosen) < 1:
+        raise ValueError(f"a picture of {chosen[0]} x {chosen[1]} pixels is none: ask for more.")
     if chosen != size:
-        old, new = (f"{width} x {height}" for width, height in (size, chosen))
-        print(f"minisd: the picture is resized from {old} to {new}.", file=sys.stderr)
+        say_resized("picture", size, chosen)
     return chosen
+
+
+def say_resized(what: str, old: tuple[int, int], new: tuple[int, int]) -> None:
+    sizes = " to ".join(f"{width} x {height}" for width, height in (old, new))
+    print(f"minisd: the {what} is resized from {sizes}.", file=sys.stderr)
 
 
 def progress_bar(walk, options: argparse.Namespace):

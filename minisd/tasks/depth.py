@@ -241,8 +241,8 @@ class DepthEstimator(nn.Module):
         self.head3 = nn.Conv2d(32, 1, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        resized = F.interpolate(image, fitting(image.shape[2:]), mode="bicubic")
-        return F.interpolate(self.estimate(resized), resized.shape[2:], mode="bicubic")
+        image = image.to(self.class_token)
+        return self.estimate(F.interpolate(image, fitting(image.shape[2:]), mode="bicubic"))
 
     def estimate(self, image: Tensor) -> Tensor:
         """The network itself. image: b 3 h w, multiples of 32    returns: b 1 h w, not below 0"""

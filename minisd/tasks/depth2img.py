@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from minisd.samplers import SAMPLERS, Step
 from minisd.tasks.img2img import Picture, Start, as_tensor, last_latent, noised
 from minisd.tasks.inpaint import shown_beside
 
+FLAT = 0.001  # the original's guard against a flat depth; diffusers has none
 DEPTH_CHANNELS = 5  # 4 latent + 1 depth
 Estimator = Callable[[Tensor], Tensor]  # image b 3 h w in [-1, 1] -> depth b 1 h' w', near = large
 
@@ -83,25 +84,24 @@ def walk(
     cfg_scale: float | None,
 ) -> Iterator[Step]:
     """The steps of a U-Net that sees the depth, 1 1 h w or b 1 h w, beside the latent."""
-    channel = depth_channel(depth.to(start.z), start.z.shape[2:])
-    if len(channel) != len(start.z):
-        channel = repeat(channel, "1 c h w -> b c h w", b=len(start.z))
+    if len(depth) not in (1, len(start.z)):
+        raise ValueError(f"there are {len(depth)} depths: give 1 or {len(start.z)}.")
+    channel = depth_channel(depth.to(start.z.device).float(), start.z.shape[2:]).to(start.z)
+    channel = channel.expand(len(start.z), -1, -1, -1)
     network = shown_beside(sd.unet, channel)
     denoise = sd.denoiser(as_list(prompt), negative_prompt, cfg_scale, network=network)
     return SAMPLERS[start.sampler](denoise, start.x, start.levels, start.generators)
 
 
-def depth_channel(depth: Tensor, size: tuple[int, int], epsilon: float = 0.001) -> Tensor:
+def depth_channel(depth: Tensor, size: tuple[int, int]) -> Tensor:
     """Depth as the U-Net reads it: at the latent's size, each one stretched to [-1, 1].
 
     depth: b 1 h w    size: h w of the latent    returns: b 1 h w
-
-    epsilon: the original's guard against a flat depth; diffusers has none
     """
     small = F.interpolate(depth, size, mode="bicubic", align_corners=False)
     low = small.amin(dim=(1, 2, 3), keepdim=True)
     high = small.amax(dim=(1, 2, 3), keepdim=True)
-    return 2 * (small - low) / (high - low + epsilon) - 1
+    return 2 * (small - low) / (high - low + FLAT) - 1
 
 
 def depth_of(

@@ -7,6 +7,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 RED, GREEN, BLUE = 0.299, 0.587, 0.114  # luma weights, BT.601
@@ -16,8 +17,8 @@ def canny(image: Tensor, low: float = 0.1, high: float = 0.2, blur: float = 1.0)
     """The edges of pictures, each 0 or 1, the same in all three channels: a hint.
 
     image: b 3 h w in [-1, 1]    returns: b 3 h w
-    low, high: slopes, as shares of the steepest possible, from which a pixel may be an edge, and
-        from which it surely is    blur: in pixels
+    low, high: slopes, as shares of a sharp step from black to white, from which a pixel may be an
+        edge, and from which it surely is    blur: in pixels
     """
     shade = (image[:, :1] * RED + image[:, 1:2] * GREEN + image[:, 2:] * BLUE + 1) / 2
     across, down = slopes(blurred(shade, blur))
@@ -29,12 +30,15 @@ def canny(image: Tensor, low: float = 0.1, high: float = 0.2, blur: float = 1.0)
 
 def blurred(x: Tensor, spread: float) -> Tensor:
     """A Gaussian blur, first along rows, then along columns. x: b 1 h w"""
+    if spread == 0:
+        return x
     reach = math.ceil(3 * spread)
     places = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
     bell = torch.exp(-(places**2) / (2 * spread**2))
     bell = bell / bell.sum()
-    x = F.conv2d(F.pad(x, (reach, reach, 0, 0), mode="replicate"), bell.view(1, 1, 1, -1))
-    return F.conv2d(F.pad(x, (0, 0, reach, reach), mode="replicate"), bell.view(1, 1, -1, 1))
+    x = F.pad(x, (reach, reach, reach, reach), mode="replicate")
+    x = F.conv2d(x, rearrange(bell, "n -> 1 1 1 n"))
+    return F.conv2d(x, rearrange(bell, "n -> 1 1 n 1"))
 
 
 def slopes(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -69,7 +69,7 @@ def img2img(
     image: a picture, or b 3 h w in [-1, 1], one for all prompts or one for each
     strength: how much of the walk is left, 0 to 1; strength x steps are run. 0 gives the picture
         back as the autoencoder draws it. 1 begins at the noisiest level of the walk, where a little
-        of the picture still shows (7 % in a walk of 50 DDIM steps), so it is not quite txt2img.
+        of the picture still shows (8 % in a walk of 50 DDIM steps), so it is not quite txt2img.
     the rest: as StableDiffusion.txt2img. Sample i draws from its seed: its latent, its noise, the
         noise of its steps.
 

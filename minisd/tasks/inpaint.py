@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minisd.guidance import Network
 from minisd.pipeline import StableDiffusion, as_list, seeded, to_pil
-from minisd.samplers import SAMPLERS, Step, sampler_levels
+from minisd.samplers import SAMPLERS, Sampler, Step, sampler_levels, scaled
 from minisd.schedule import Denoiser, Level, Prediction
 from minisd.tasks.img2img import Picture, Start, as_tensor, last_latent, mixed, noised
 
@@ -98,9 +98,12 @@ def begin(
         levels = sampler_levels(sampler, sd.schedule, steps, spacing)
         generators = seeded(seed, count)
         noise = sd.noise(generators, image.shape[3], image.shape[2]).to(sd.device, sd.dtype)
-        return Start(noise, noise, noise, sampler, levels, generators)
+        x = scaled(sampler, noise, levels[0])
+        return Start(noise, noise, x, sampler, levels, generators)
     start = noised(sd, image, count, strength, steps, sampler, seed, spacing)
-    return start._replace(x=start.noise) if strength == 1 else start
+    if strength < 1:
+        return start
+    return start._replace(x=scaled(start.sampler, start.noise, start.levels[0]))
 
 
 def reads_a_mask(sd: StableDiffusion) -> bool:
@@ -133,7 +136,7 @@ def walk(
     return blended(sampler, denoise, start, kept)
 
 
-def blended(sampler, denoise: Denoiser, start: Start, kept: Tensor) -> Iterator[Step]:
+def blended(sampler: Sampler, denoise: Denoiser, start: Start, kept: Tensor) -> Iterator[Step]:
     """Walk so that at each level what is kept is the picture, with the same noise every time.
 
     kept: b 1 h w, 1 = the picture. At the first level nothing is put back, at the last the clean
@@ -144,7 +147,10 @@ def blended(sampler, denoise: Denoiser, start: Start, kept: Tensor) -> Iterator[
         return kept * mixed(start.z, start.noise, level) + (1 - kept) * x
 
     def denoise_blend(x: Tensor, level: Level) -> Prediction:
-        return denoise(x if level == start.levels[0] else put_back(x, level), level)
+        shown = x if level == start.levels[0] else put_back(x, level)
+        prediction = denoise(shown, level)
+        eps = (x - level.signal_rate * prediction.x0) / level.noise_rate  # what is left of x itself
+        return prediction._replace(eps=eps)
 
     last = len(start.levels) - 2
     steps = sampler(denoise_blend, start.x, start.levels, start.generators)

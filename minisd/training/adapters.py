@@ -105,6 +105,8 @@ class ThinLayers(nn.Module):
         super().__init__()
         attentions = [n for n, m in sd.unet.named_modules() if isinstance(m, Attention)]
         self.layers = [f"{name}.{part}" for name in attentions for part in PROJECTIONS]
+        official = {row.ours: row.diffusers for row in model_rows(sd.config)["unet"]}
+        self.official = [official[name] for name in self.layers]
         weights = [sd.unet.get_submodule(name).weight for name in self.layers]
         self.down = nn.ParameterList(
             torch.randn(rank, weight.shape[1]) / math.sqrt(weight.shape[1]) for weight in weights
@@ -120,13 +122,12 @@ class ThinLayers(nn.Module):
             for layer, change in zip(layers, changes)
         )
 
-    def save(self, path: Path, sd: StableDiffusion, notes: dict[str, str]) -> None:
+    def save(self, path: Path, notes: dict[str, str]) -> None:
         """As PEFT and diffusers name it."""
-        official = {row.ours: row.diffusers for row in model_rows(sd.config)["unet"]}
         tensors = {}
-        for name, down, up in zip(self.layers, self.down, self.up):
-            tensors[f"unet.{official[name]}.lora_A.weight"] = down.detach()
-            tensors[f"unet.{official[name]}.lora_B.weight"] = up.detach()
+        for name, down, up in zip(self.official, self.down, self.up):
+            tensors[f"unet.{name}.lora_A.weight"] = down.detach()
+            tensors[f"unet.{name}.lora_B.weight"] = up.detach()
         write(path, tensors, notes)
 
 
@@ -142,7 +143,7 @@ class NewWord(nn.Module):
     def attach(self, sd: StableDiffusion) -> Handle:
         return Word(sd, self.word, self.vectors)
 
-    def save(self, path: Path, sd: StableDiffusion, notes: dict[str, str]) -> None:
+    def save(self, path: Path, notes: dict[str, str]) -> None:
         """As diffusers does: the word is the tensor's name."""
         write(path, {self.word: self.vectors.detach()}, notes)
 
@@ -178,7 +179,7 @@ class Rewriters(nn.Module):
                 hooks.append(projection.register_forward_pre_hook(rewriting(net, 1.0)))
         return Handle(hooks)
 
-    def save(self, path: Path, sd: StableDiffusion, notes: dict[str, str]) -> None:
+    def save(self, path: Path, notes: dict[str, str]) -> None:
         """As the AUTOMATIC1111 web UI does: a pickle of tensors and plain values."""
         content: dict = {
             width: [self.numbered(self.network(width, which)) for which in (0, 1)]

@@ -226,11 +226,7 @@ def adapter_stage(kind: str, order: Order) -> nn.Module:
 
     trained = train_in(order.fitted(ADAPTER_RECIPES[kind], kind, train_in), order.folder / kind)
     if order.output:
-        notes = {"notes": json.dumps(made_by(kind, order.folder))}
-        if kind == "controlnet":
-            trained.save(order.output, notes)
-        else:
-            trained.save(order.output, sd, notes)
+        trained.save(order.output, {"notes": json.dumps(made_by(kind, order.folder))})
     return trained
 
 
