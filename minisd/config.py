@@ -115,5 +115,5 @@ MINI = ModelConfig(
     ),
     vae=VAEConfig(channels=(16, 32, 64, 128), res_blocks=1, norm_groups=8),
     size=64,
-    cfg_scale=4.0,
+    cfg_scale=3.0,
 )
