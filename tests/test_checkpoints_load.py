@@ -391,7 +391,8 @@ def test_a_missing_an_unknown_and_a_misshapen_tensor_are_listed_in_one_error(ten
     message = refusal(write(tmp_path / "a.safetensors", changed))
     assert f"1 missing ({KEY.replace('weight', 'bias')})" in message
     assert "1 unknown (model.diffusion_model.adapter.weight)" in message
-    assert f"1 of another shape ({KEY} [32, 32, 1, 3])" in message
+    shapes = "[32, 32, 1, 3], expected [32, 32, 3, 3]"
+    assert f"1 of another shape ({KEY} {shapes})" in message
 
 
 # The tensors from which the sizes are told.
