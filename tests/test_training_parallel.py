@@ -63,7 +63,7 @@ def work(where: Path, die: bool) -> None:
     torch.set_num_threads(1)
     emoji, bank = Emoji.load(), a_bank()
     with pytest.MonkeyPatch.context() as patch:
-        for module in (vae, diffusion):  # half precision would round away what is compared
+        for module in (vae, diffusion, loop):  # half precision would round away what is compared
             patch.setattr(module, "fast_precision", nullcontext)
         patch.setattr(loop, "plot_losses", lambda folder: None)
         meet()
