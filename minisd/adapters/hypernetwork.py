@@ -6,7 +6,7 @@ layout that of AUTOMATIC1111's web UI (modules/hypernetworks/hypernetwork.py).
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,21 +60,29 @@ def hypernetwork(sd: StableDiffusion, path: str | Path, strength: float = 1.0) -
     activation unknown here, or is made for other widths than the model's.
     """
     networks = read_hypernetwork(path)
-    layers = [layer for layer in sd.unet.modules() if isinstance(layer, Attention)]
-    widths = {layer.to_k.in_features for layer in layers}
+    widths = {layer.to_k.in_features for layer in attentions(sd.unet).values()}
     if not networks.keys() <= widths:
         known, needed = (", ".join(map(str, sorted(all))) for all in (networks, widths))
         raise ValueError(
             f"{Path(path).name} rewrites contexts {known} wide, and the model's are {needed}: "
             "it is made for another model."
         )
+    return put_on(sd.unet, networks, strength)
+
+
+def attentions(unet: nn.Module) -> dict[str, Attention]:
+    """Every attention of the U-Net, by path."""
+    return {name: part for name, part in unet.named_modules() if isinstance(part, Attention)}
+
+
+def put_on(unet: nn.Module, networks: Mapping[int, Sequence[Rewriter]], strength: float) -> Handle:
+    """Let the two networks of each width rewrite keys' and values' context, till it is removed."""
     if strength == 0:
         return Handle([])
     hooks = []
-    for layer in layers:
-        for projection, net in zip(
-            (layer.to_k, layer.to_v), networks.get(layer.to_k.in_features, ())
-        ):
+    for layer in attentions(unet).values():
+        nets = networks.get(layer.to_k.in_features, ())
+        for projection, net in zip((layer.to_k, layer.to_v), nets):
             hooks.append(projection.register_forward_pre_hook(rewriting(net, strength)))
     return Handle(hooks)
 

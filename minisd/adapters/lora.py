@@ -8,7 +8,7 @@ trainer, as PEFT and diffusers do now, as diffusers did at first.
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,11 +73,16 @@ def lora(sd: StableDiffusion, path: str | Path, scale: float = 1.0) -> Handle:
     for (part, name), change in changes.items():
         layer = networks[part].get_submodule(name)
         fitted[layer] = fit(change, layer, f"{Path(path).name}: {part}.{name}")
+    return put_on(fitted, scale)
+
+
+def put_on(changes: Mapping[nn.Module, Change], scale: float) -> Handle:
+    """Add each layer's change, `scale` times, until the handle is removed."""
     if scale == 0:
         return Handle([])
     return Handle(
         layer.register_forward_hook(adding(change, scale), prepend=True)
-        for layer, change in fitted.items()
+        for layer, change in changes.items()
     )
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 
@@ -142,15 +143,18 @@ def depth(options: argparse.Namespace) -> None:
     from minisd.tasks.depth import DepthEstimator
     from minisd.tasks.depth2img import depth2img
 
-    def estimator(image):
-        """Read when it is needed: after all else is known to be in order."""
+    @cache
+    def network() -> DepthEstimator:
+        """Read once, when it is needed: after all else is known to be in order."""
         source = Path(options.estimator or locate(options.model))
         inside = source / "depth_estimator" / "model.safetensors"  # of a diffusers folder
-        return DepthEstimator.load(inside if inside.exists() else source)(image)
+        return DepthEstimator.load(inside if inside.exists() else source)
 
     if options.depth and options.estimator:
         raise ValueError("--depth and --estimator exclude each other: give one of them.")
-    given = {"depth": options.depth} if options.depth else {"estimator": estimator}
+    given = (
+        {"depth": options.depth} if options.depth else {"estimator": lambda image: network()(image)}
+    )
     draw_from_picture(options, depth2img, strength=options.strength, **given)
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from minisd.pipeline import StableDiffusion, as_list, to_pil
-from minisd.samplers import SAMPLERS, Step
-from minisd.tasks.img2img import Picture, Start, as_tensor, last_latent, noised
+from minisd.samplers import Step
+from minisd.tasks.img2img import Picture, Start, as_tensor, last_latent, noised, walk
 from minisd.tasks.inpaint import shown_beside
 
 FLAT = 0.001  # the original's guard against a flat depth; diffusers has none
@@ -41,7 +41,7 @@ def depth2img_steps(
     """The walk, step by step. Arguments as depth2img."""
     channel = depth_of(sd, image, depth, estimator)
     start = noised(sd, image, len(as_list(prompt)), strength, steps, sampler, seed, spacing)
-    return walk(sd, prompt, channel, start, negative_prompt, cfg_scale)
+    return walk_with_depth(sd, prompt, channel, start, negative_prompt, cfg_scale)
 
 
 def depth2img(
@@ -70,12 +70,12 @@ def depth2img(
     """
     channel = depth_of(sd, image, depth, estimator)
     start = noised(sd, image, len(as_list(prompt)), strength, steps, sampler, seed, spacing)
-    steps_of_walk = walk(sd, prompt, channel, start, negative_prompt, cfg_scale)
+    steps_of_walk = walk_with_depth(sd, prompt, channel, start, negative_prompt, cfg_scale)
     pictures = to_pil(sd.decode(last_latent(steps_of_walk, start, progress)))
     return pictures[0] if isinstance(prompt, str) else pictures
 
 
-def walk(
+def walk_with_depth(
     sd: StableDiffusion,
     prompt: str | list[str],
     depth: Tensor,
@@ -89,8 +89,7 @@ def walk(
     channel = depth_channel(depth.to(start.z.device).float(), start.z.shape[2:]).to(start.z)
     channel = channel.expand(len(start.z), -1, -1, -1)
     network = shown_beside(sd.unet, channel)
-    denoise = sd.denoiser(as_list(prompt), negative_prompt, cfg_scale, network=network)
-    return SAMPLERS[start.sampler](denoise, start.x, start.levels, start.generators)
+    return walk(sd, as_list(prompt), start, negative_prompt, cfg_scale, network)
 
 
 def depth_channel(depth: Tensor, size: tuple[int, int]) -> Tensor:

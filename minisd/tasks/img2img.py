@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from minisd.guidance import Network
 from minisd.pipeline import StableDiffusion, as_list, check_size, from_pil, seeded, to_pil
 from minisd.samplers import SAMPLERS, Step, sampler_levels
 from minisd.schedule import Level
@@ -47,8 +48,7 @@ def img2img_steps(
     sd.check_text_only()
     prompts = as_list(prompt)
     start = noised(sd, image, len(prompts), strength, steps, sampler, seed, spacing)
-    denoise = sd.denoiser(prompts, negative_prompt, cfg_scale)
-    return SAMPLERS[start.sampler](denoise, start.x, start.levels, start.generators)
+    return walk(sd, prompts, start, negative_prompt, cfg_scale)
 
 
 def img2img(
@@ -78,10 +78,8 @@ def img2img(
     sd.check_text_only()
     prompts = as_list(prompt)
     start = noised(sd, image, len(prompts), strength, steps, sampler, seed, spacing)
-    denoise = sd.denoiser(prompts, negative_prompt, cfg_scale)
-    walk = SAMPLERS[start.sampler](denoise, start.x, start.levels, start.generators)
-    latent = last_latent(walk, start, progress)
-    pictures = to_pil(sd.decode(latent))
+    steps_of_walk = walk(sd, prompts, start, negative_prompt, cfg_scale)
+    pictures = to_pil(sd.decode(last_latent(steps_of_walk, start, progress)))
     return pictures[0] if isinstance(prompt, str) else pictures
 
 
@@ -103,6 +101,19 @@ def noised(
     z = sd.encode(image, generators)
     noise = sd.noise(generators, image.shape[3], image.shape[2]).to(z)
     return Start(z, noise, mixed(z, noise, levels[0]), sampler, levels, generators)
+
+
+def walk(
+    sd: StableDiffusion,
+    prompts: list[str],
+    start: Start,
+    negative_prompt: str,
+    cfg_scale: float | None,
+    network: Network | None = None,
+) -> Iterator[Step]:
+    """The steps from the start on. network: in place of the U-Net, one that sees more."""
+    denoise = sd.denoiser(prompts, negative_prompt, cfg_scale, network=network)
+    return SAMPLERS[start.sampler](denoise, start.x, start.levels, start.generators)
 
 
 def remaining(levels: list[Level], strength: float) -> list[Level]:

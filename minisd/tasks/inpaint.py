@@ -19,7 +19,7 @@ from minisd.guidance import Network
 from minisd.pipeline import StableDiffusion, as_list, seeded, to_pil
 from minisd.samplers import SAMPLERS, Sampler, Step, sampler_levels, scaled
 from minisd.schedule import Denoiser, Level, Prediction
-from minisd.tasks.img2img import Picture, Start, as_tensor, last_latent, mixed, noised
+from minisd.tasks.img2img import Picture, Start, as_tensor, last_latent, mixed, noised, walk
 
 INPAINTING_CHANNELS = 9  # 4 latent + 1 mask + 4 latent of the picture with its hole
 
@@ -39,7 +39,7 @@ def inpaint_steps(
 ) -> Iterator[Step]:
     """The walk, step by step. Arguments as inpaint."""
     start = begin(sd, prompt, image, strength, steps, sampler, seed, spacing)
-    return walk(sd, prompt, image, mask, start, negative_prompt, cfg_scale)
+    return walk_under_mask(sd, prompt, image, mask, start, negative_prompt, cfg_scale)
 
 
 def inpaint(
@@ -71,7 +71,7 @@ def inpaint(
     Raises ValueError for a setting out of its range, and for sizes that differ or do not fit.
     """
     start = begin(sd, prompt, image, strength, steps, sampler, seed, spacing)
-    steps_of_walk = walk(sd, prompt, image, mask, start, negative_prompt, cfg_scale)
+    steps_of_walk = walk_under_mask(sd, prompt, image, mask, start, negative_prompt, cfg_scale)
     drawn = sd.decode(last_latent(steps_of_walk, start, progress))
     if paste:
         covered, original = as_mask(mask, image), as_tensor(sd, image, len(drawn))
@@ -110,7 +110,7 @@ def reads_a_mask(sd: StableDiffusion) -> bool:
     return sd.config.unet.in_channels == INPAINTING_CHANNELS
 
 
-def walk(
+def walk_under_mask(
     sd: StableDiffusion,
     prompt: str | list[str],
     image: Picture,
@@ -122,18 +122,16 @@ def walk(
     """The steps, by nine channels or by blending."""
     prompts = as_list(prompt)
     covered = as_mask(mask, image).to(start.z)
-    sampler = SAMPLERS[start.sampler]
     if reads_a_mask(sd):
         hole = picture_with_hole(as_tensor(sd, image, len(prompts)), covered)
         around = sd.encode(hole, start.generators)
         extra = torch.cat([on_latent(covered >= 0.5, start.x), around], dim=1)
         network = shown_beside(sd.unet, extra)
-        denoise = sd.denoiser(prompts, negative_prompt, cfg_scale, network=network)
-        return sampler(denoise, start.x, start.levels, start.generators)
+        return walk(sd, prompts, start, negative_prompt, cfg_scale, network)
     sd.check_text_only()
     kept = 1 - on_latent(covered, start.z)
     denoise = sd.denoiser(prompts, negative_prompt, cfg_scale)
-    return blended(sampler, denoise, start, kept)
+    return blended(SAMPLERS[start.sampler], denoise, start, kept)
 
 
 def blended(sampler: Sampler, denoise: Denoiser, start: Start, kept: Tensor) -> Iterator[Step]:

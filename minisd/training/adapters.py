@@ -15,12 +15,12 @@ from einops import repeat
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from minisd.adapters import hypernetwork, lora
 from minisd.adapters.controlnet import ControlNet
 from minisd.adapters.handle import Handle
-from minisd.adapters.hypernetwork import Rewriter, rewriting
-from minisd.adapters.lora import Change, adding
+from minisd.adapters.hypernetwork import Rewriter, attentions
+from minisd.adapters.lora import Change
 from minisd.adapters.textual_inversion import Word
-from minisd.attention import Attention
 from minisd.checkpoints.names import model_rows
 from minisd.checkpoints.write import write_tensors, written_whole
 from minisd.pipeline import StableDiffusion
@@ -103,8 +103,7 @@ class ThinLayers(nn.Module):
 
     def __init__(self, sd: StableDiffusion, rank: int = 4):
         super().__init__()
-        attentions = [n for n, m in sd.unet.named_modules() if isinstance(m, Attention)]
-        self.layers = [f"{name}.{part}" for name in attentions for part in PROJECTIONS]
+        self.layers = [f"{name}.{part}" for name in attentions(sd.unet) for part in PROJECTIONS]
         official = {row.ours: row.diffusers for row in model_rows(sd.config)["unet"]}
         self.official = [official[name] for name in self.layers]
         weights = [sd.unet.get_submodule(name).weight for name in self.layers]
@@ -117,10 +116,7 @@ class ThinLayers(nn.Module):
     def attach(self, sd: StableDiffusion) -> Handle:
         changes = [Change(down, up, self.rank) for down, up in zip(self.down, self.up)]
         layers = [sd.unet.get_submodule(name) for name in self.layers]
-        return Handle(
-            layer.register_forward_hook(adding(change, 1.0))
-            for layer, change in zip(layers, changes)
-        )
+        return lora.put_on(dict(zip(layers, changes)), 1.0)
 
     def save(self, path: Path, notes: dict[str, str]) -> None:
         """As PEFT and diffusers name it."""
@@ -153,8 +149,7 @@ class Rewriters(nn.Module):
 
     def __init__(self, sd: StableDiffusion, expand: int = 2):
         super().__init__()
-        attentions = [m for m in sd.unet.modules() if isinstance(m, Attention)]
-        self.widths = sorted({layer.to_k.in_features for layer in attentions})
+        self.widths = sorted({one.to_k.in_features for one in attentions(sd.unet).values()})
         self.widen = nn.ModuleList(
             nn.Linear(width, expand * width) for width in self.widths for _ in range(2)
         )
@@ -171,13 +166,12 @@ class Rewriters(nn.Module):
         return [self.widen[index], self.narrow[index]]
 
     def attach(self, sd: StableDiffusion) -> Handle:
-        hooks = []
-        for layer in [m for m in sd.unet.modules() if isinstance(m, Attention)]:
-            for which, projection in enumerate((layer.to_k, layer.to_v)):
-                pair = self.network(projection.in_features, which)
-                net = Rewriter([(each.weight, each.bias) for each in pair], "relu", False)
-                hooks.append(projection.register_forward_pre_hook(rewriting(net, 1.0)))
-        return Handle(hooks)
+        nets = {width: [self.rewriter(width, which) for which in (0, 1)] for width in self.widths}
+        return hypernetwork.put_on(sd.unet, nets, 1.0)
+
+    def rewriter(self, width: int, which: int) -> Rewriter:
+        pair = self.network(width, which)
+        return Rewriter([(each.weight, each.bias) for each in pair], "relu", False)
 
     def save(self, path: Path, notes: dict[str, str]) -> None:
         """As the AUTOMATIC1111 web UI does: a pickle of tensors and plain values."""
