@@ -16,13 +16,12 @@ from torch.nn.functional import interpolate
 from minisd.training import emoji as script
 from minisd.training.captions import (
     COLOURS,
+    HABITS,
     NAMES_PLACE,
     NAMES_SIZE,
-    NAMES_STYLE,
     SIZES,
     SPOTS,
     SYNONYMS,
-    USES_SYNONYM,
     WITHOUT_ARTICLE,
     Scene,
     caption,
@@ -298,7 +297,7 @@ def test_the_only_style_named_is_the_pictures(emoji, pictures):
         assert styles <= {scene.style}, (scene, text)
         named += bool(styles)
     told = sum(map(bool, pictures.captions))
-    assert abs(named / told - NAMES_STYLE) < 0.1
+    assert abs(named / told - HABITS.names_style) < 0.1
 
 
 def test_places_are_said_from_the_right_side(emoji):
@@ -353,7 +352,7 @@ def test_every_synonym_is_said_now_and_then(word):
     rng = np.random.default_rng(0)
     said = [synonym(word, rng) for _ in range(600)]
     assert set(said) == set(words_for(word))
-    assert abs(1 - said.count(word) / len(said) - USES_SYNONYM) < 0.06
+    assert abs(1 - said.count(word) / len(said) - HABITS.uses_synonym) < 0.06
 
 
 def test_what_has_no_synonym_keeps_its_name(emoji):

@@ -63,11 +63,9 @@ SYNONYMS = {
 WITHOUT_ARTICLE = {"grapes", "cherries", "corn", "broccoli", "cheese", "fries"}
 
 EMPTY = 0.10
-NAMES_STYLE = 0.50
 NAMES_SIZE = 0.80
 NAMES_PLACE = 0.70
 NAMES_BACKGROUND = 0.85
-USES_SYNONYM = 0.15
 HAS_PREFIX = 0.08
 PREFIXES = ("a picture of", "an image of", "a drawing of", "an emoji of")
 BACKGROUNDS = ("on {a} {colour} background",) * 16 + (
@@ -102,6 +100,19 @@ SPOTS = {
 
 
 @dataclass(frozen=True)
+class Habits:
+    """How often a caption names the style, and how often a word is replaced by a synonym."""
+
+    names_style: float = 0.85
+    uses_synonym: float = 0.40
+
+
+HABITS = Habits()
+# The vocabulary is learnt from plainer captions: rare words stay in pieces, as they do in CLIP's.
+PLAIN_HABITS = Habits(names_style=0.50, uses_synonym=0.15)
+
+
+@dataclass(frozen=True)
 class Scene:
     """What a picture shows, in words: one thing, or two from left to right."""
 
@@ -122,14 +133,18 @@ def article(word: str) -> str:
     return "an" if word[0] in "aeiou" and not word.startswith("uni") else "a"
 
 
-def synonym(word: str, rng: np.random.Generator) -> str:
+def synonym(word: str, rng: np.random.Generator, habits: Habits = HABITS) -> str:
     """Now and then another word for the same."""
-    return pick(SYNONYMS[word], rng) if word in SYNONYMS and rng.random() < USES_SYNONYM else word
+    other = word in SYNONYMS and rng.random() < habits.uses_synonym
+    return pick(SYNONYMS[word], rng) if other else word
 
 
-def noun_phrase(thing: str, words_before: list[str], rng: np.random.Generator) -> str:
-    """ "a flat blue cat", at times "the flat blue cat" or "flat blue cat"."""
-    phrase = " ".join([*words_before, synonym(thing, rng)])
+def noun_phrase(words: list[str], thing: str, rng: np.random.Generator) -> str:
+    """ "a flat blue cat", at times "the flat blue cat" or "flat blue cat".
+
+    words: the last names the thing, which may be known as another word
+    """
+    phrase = " ".join(words)
     draw = rng.random()
     if draw < 0.10:
         return phrase
@@ -138,13 +153,16 @@ def noun_phrase(thing: str, words_before: list[str], rng: np.random.Generator) -
     return phrase if thing in WITHOUT_ARTICLE else f"{article(phrase)} {phrase}"
 
 
-def things_phrase(scene: Scene, style: str | None, rng: np.random.Generator) -> str:
+def things_phrase(
+    scene: Scene, style: str | None, rng: np.random.Generator, habits: Habits
+) -> str:
     """The things with their tints (always named), perhaps their style, size and places."""
     size = pick(SIZES, rng) if scene.spot and rng.random() < NAMES_SIZE else None
     phrases = []
     for thing, tint in zip(scene.things, scene.tints, strict=True):
-        adjectives = [word for word in (style, size, tint and synonym(tint, rng)) if word]
-        phrases.append(noun_phrase(thing, adjectives, rng))
+        colour = tint and synonym(tint, rng, habits)
+        words = [word for word in (style, size, colour, synonym(thing, rng, habits)) if word]
+        phrases.append(noun_phrase(words, thing, rng))
     if len(phrases) == 2:
         return pick(PLACES, rng).format(left=phrases[0], right=phrases[1])
     if scene.spot and rng.random() < NAMES_PLACE:
@@ -152,16 +170,16 @@ def things_phrase(scene: Scene, style: str | None, rng: np.random.Generator) -> 
     return phrases[0]
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
+def caption(scene: Scene, rng: np.random.Generator, habits: Habits = HABITS) -> str:
     """One way of saying what the scene shows: true, often incomplete, sometimes empty."""
     if rng.random() < EMPTY:
         return ""
-    style = scene.style if rng.random() < NAMES_STYLE else None
-    words = things_phrase(scene, style, rng)
+    style = scene.style if rng.random() < habits.names_style else None
+    words = things_phrase(scene, style, rng, habits)
     if rng.random() < HAS_PREFIX:
         words = f"{pick(PREFIXES, rng)} {words}"
     if rng.random() < NAMES_BACKGROUND:
-        colour = synonym(scene.background, rng)
+        colour = synonym(scene.background, rng, habits)
         where = pick(BACKGROUNDS, rng).format(a=article(colour), colour=colour)
         words = f"{words} {where}".replace(" ,", ",")
     return words

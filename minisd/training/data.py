@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minisd.config import WEIGHTS
-from minisd.training.captions import COLOURS, SPOTS, Scene, caption, full_caption, pick
+from minisd.training.captions import COLOURS, PLAIN_HABITS, SPOTS, Scene, caption, full_caption, pick
 
 SPLITS = ("train", "heldout")
 HELD_OUT = 21 / 256  # of all (thing, background) pairs
@@ -221,7 +221,7 @@ def captions(emoji: Emoji, count: int, seed: int = 0) -> Iterator[str]:
     """Sample captions to train the tokenizer's vocabulary on."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
-        yield caption(draw_scene(emoji, "train", rng), rng)
+        yield caption(draw_scene(emoji, "train", rng), rng, PLAIN_HABITS)
 
 
 # What the autoencoder sees besides: the inputs of the img2img and inpainting lessons.
