@@ -153,9 +153,7 @@ def noun_phrase(words: list[str], thing: str, rng: np.random.Generator) -> str:
     return phrase if thing in WITHOUT_ARTICLE else f"{article(phrase)} {phrase}"
 
 
-def things_phrase(
-    scene: Scene, style: str | None, rng: np.random.Generator, habits: Habits
-) -> str:
+def things_phrase(scene: Scene, style: str | None, rng: np.random.Generator, habits: Habits) -> str:
     """The things with their tints (always named), perhaps their style, size and places."""
     size = pick(SIZES, rng) if scene.spot and rng.random() < NAMES_SIZE else None
     phrases = []

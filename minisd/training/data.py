@@ -21,7 +21,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minisd.config import WEIGHTS
-from minisd.training.captions import COLOURS, PLAIN_HABITS, SPOTS, Scene, caption, full_caption, pick
+from minisd.training.captions import (
+    COLOURS,
+    PLAIN_HABITS,
+    SPOTS,
+    Scene,
+    caption,
+    full_caption,
+    pick,
+)
 
 SPLITS = ("train", "heldout")
 HELD_OUT = 21 / 256  # of all (thing, background) pairs
