@@ -270,10 +270,14 @@ def unseen_pictures(emoji: Emoji) -> Tensor:
 
 
 def trained_vae(folder: Path, emoji: Emoji) -> tuple[VAE, ModelConfig]:
-    """The averaged VAE of the run, and the config with the latent scale that it needs."""
+    """The averaged VAE of the run, and the config with the latent scale that it needs.
+
+    A diffusion run goes on with the scale that it began with.
+    """
     vae = averaged(VAE(MINI.vae), folder / "vae")
+    begun = (last_state(folder / "diffusion") or {}).get("run", {})
     images = batch(emoji, MINI.size, 256, seed=1, step=0).images
-    scale = round(measure_scale(vae, images), 5)
+    scale = begun.get("vae.scale") or round(measure_scale(vae, images), 5)
     return vae, replace(MINI, vae=replace(MINI.vae, scale=scale))
 
 
