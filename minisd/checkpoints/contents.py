@@ -109,6 +109,8 @@ def blank(config: ModelConfig) -> dict[str, nn.Module]:
 def open_file(path: Path, prediction: str | None, ema: bool) -> Contents:
     """An original single file, or one of our own."""
     tensors, stored = read(path), metadata(path)
+    if "base" in stored:
+        tensors = read_base(path, stored["base"]) | tensors
     what = kind(tensors)
     if what != MODEL:
         mend = "minisd loads whole Stable Diffusion v1 and v2 models, so give one of those."
@@ -130,6 +132,16 @@ def open_file(path: Path, prediction: str | None, ema: bool) -> Contents:
     layout = "ours" if any(key.startswith("unet.") for key in tensors) else "original"
     parts, rest = cover(tensors, config, layout, path.name)
     return Contents(layout, config, tokenizer, parts, rest, known_by)
+
+
+def read_base(path: Path, name: str) -> dict[str, Tensor]:
+    """The model that one of our own files was fine-tuned from: it holds only what differs."""
+    base = path.with_name(Path(name).name)
+    if not base.exists():
+        raise ValueError(
+            f"{path.name} holds only what differs from {base.name}: put that file beside it."
+        )
+    return read(base)
 
 
 def usual_v1_name(key: str) -> str:

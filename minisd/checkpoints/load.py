@@ -26,6 +26,7 @@ SURELY_EPS = 0.7
 SURELY_V = 0.3
 
 VAE_PREFIX = "first_stage_model."  # of the autoencoder in whole models, and in some VAE files
+SHIPPED = ("mini", "mini-inpaint", "mini-depth")  # in weights/
 ONLY_TRAINING = ("loss.", "model_ema.", "logvar")
 
 
@@ -48,6 +49,8 @@ def load(
     ema: bool = False,
 ) -> Parts:
     """Read a whole model: "mini", a .safetensors or .ckpt file, or a diffusers folder.
+
+    Of the mini there are "mini-inpaint" (9 channels) and "mini-depth" (5 channels) as well.
 
     prediction: "eps" or "v", where the file does not say it or says it wrongly
     ema: the U-Net's averaged weights, which training checkpoints keep beside the last ones
@@ -99,7 +102,7 @@ def load_vae(
 
 def locate(source: str | Path) -> Path:
     """Where the weights lie. Raises ValueError if there is nothing."""
-    path = WEIGHTS / "mini.safetensors" if source == "mini" else local(source)
+    path = WEIGHTS / f"{source}.safetensors" if source in SHIPPED else local(source)
     if not path.exists():
         wanted = 'a .safetensors or .ckpt file, a diffusers folder, "mini", or a published name'
         raise ValueError(f"There is no file or folder {path}: give {wanted}.")

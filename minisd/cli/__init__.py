@@ -105,8 +105,8 @@ def download(options: argparse.Namespace) -> None:
 def add_train(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     stages = ("tokenizer", "vae", "diffusion", "export", "decoder", "classifier", "judge")
-    adapters = ("lora", "word", "hypernetwork", "controlnet")
-    add("stage", choices=(*stages, "evaluate", *adapters), help="in this order; each resumes")
+    afterwards = ("lora", "word", "hypernetwork", "controlnet", "inpaint", "depth")
+    add("stage", choices=(*stages, "evaluate", *afterwards), help="in this order; each resumes")
     add("--folder", type=Path, default=Path("runs/mini"), help="of checkpoints, logs (runs/mini)")
     length = command.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="of training in all (the recipe's)")
@@ -118,12 +118,13 @@ def add_train(command: argparse.ArgumentParser) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Train one stage of the mini model, export what is trained, or measure what is shipped."""
-    from minisd.training import mini
+    from minisd.training.afterwards import ALL_STAGES
+    from minisd.training.mini import Order
 
     if options.output and options.stage != "evaluate":
         check_writable(options.output)
     names = ("folder", "output", "steps", "minutes", "seed")
-    order = mini.Order(**{name: getattr(options, name) for name in names})
-    mini.STAGES[options.stage](order)
+    order = Order(**{name: getattr(options, name) for name in names})
+    ALL_STAGES[options.stage](order)
     if options.output:
         print(options.output)

@@ -76,7 +76,11 @@ def add_depth(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("image", type=Path, help="the picture")
     add("--depth", type=Path, help="its depth as a grey picture, near is bright (estimated)")
-    add("--estimator", metavar="FILE", help="a DPT-hybrid (the one in the model's file)")
+    add(
+        "--estimator",
+        metavar="FILE",
+        help="of depth (the one in the model's file)",
+    )
     add("--strength", type=float, default=0.8, help="0 keeps the picture, 1 its depth alone (.8)")
     command.set_defaults(run=depth)
 
@@ -140,15 +144,15 @@ def inpaint(options: argparse.Namespace) -> None:
 
 def depth(options: argparse.Namespace) -> None:
     from minisd.checkpoints.load import locate
-    from minisd.tasks.depth import DepthEstimator
-    from minisd.tasks.depth2img import depth2img
+    from minisd.tasks.depth2img import Estimator, depth2img
+    from minisd.tasks.depth_small import load_estimator
 
     @cache
-    def network() -> DepthEstimator:
+    def network() -> Estimator:
         """Read once, when it is needed: after all else is known to be in order."""
         source = Path(options.estimator or locate(options.model))
         inside = source / "depth_estimator" / "model.safetensors"  # of a diffusers folder
-        return DepthEstimator.load(inside if inside.exists() else source)
+        return load_estimator(inside if inside.exists() else source)
 
     if options.depth and options.estimator:
         raise ValueError("--depth and --estimator exclude each other: give one of them.")

@@ -29,6 +29,7 @@ from minisd.training.captions import Scene
 from minisd.training.data import Emoji, batch
 from minisd.training.diffusion import noise_loss
 from minisd.training.loop import Recipe, generator_at, train
+from minisd.training.parallel import share
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
 
@@ -254,7 +255,7 @@ def train_controlnet(
     def loss_at(step: int) -> dict[str, Tensor]:
         generator = generator_at(seed, step)
         picks = torch.randint(len(lesson.latents), (batch_size,), generator=generator)
-        hint = repeat(lesson.edges[picks].float(), "b 1 h w -> b c h w", c=3)
+        hint = repeat(share(lesson.edges[picks]).float(), "b 1 h w -> b c h w", c=3)
 
         def network(x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
             times = len(x) // len(tokens)

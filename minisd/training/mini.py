@@ -9,19 +9,13 @@ minisd train classifier -o weights/mini-classifier.safetensors
 minisd train judge -o weights/judge.safetensors
 minisd train evaluate
 
-And what is taught to the mini afterwards, each a small file for minisd.adapters:
-
-minisd train lora -o blueprint.safetensors
-minisd train word -o blorp.safetensors
-minisd train hypernetwork -o mosaic.pt
-minisd train controlnet -o edges.safetensors
+What is taught to the mini afterwards: afterwards.py.
 """
 
 import json
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -185,51 +179,6 @@ def export(order: Order) -> Path:
     return output
 
 
-# Of the adapters, whose pictures are few: a style's, a thing's, and for edges many.
-ADAPTER_RECIPES = {
-    "lora": Recipe(steps=300, rate=0.01, ema=0.98, warmup=20, save_every=100, log_every=10),
-    "word": Recipe(steps=300, rate=0.02, ema=0.98, warmup=20, save_every=100, log_every=10),
-    "hypernetwork": Recipe(steps=300, rate=0.01, ema=0.98, warmup=20, save_every=100, log_every=10),
-    "controlnet": Recipe(steps=1500, rate=0.02, ema=0.99),
-}
-WORD, MEANT = "<blorp>", "fox"  # a known thing whose name is withheld
-
-
-def adapter_stage(kind: str, order: Order) -> nn.Module:
-    """Teach the shipped mini one thing more, and write it if asked. kind: of ADAPTER_RECIPES"""
-    import minisd
-    from minisd.training import adapters as teach
-
-    sd, emoji = minisd.load("mini"), Emoji.load()
-    lessons = {
-        "lora": {"change": teach.blueprint},
-        "word": {
-            "only": lambda scene: scene.things == (MEANT,),
-            "caption": lambda words: words.replace(MEANT, WORD),
-        },
-        "hypernetwork": {"change": teach.mosaic},
-        "controlnet": {},
-    }
-    count = 8000 if kind == "controlnet" else 500
-    lesson = teach.make_lesson(sd, emoji, count, order.seed, **lessons[kind])
-    torch.manual_seed(order.seed)
-    begin = {
-        "lora": teach.ThinLayers,
-        "word": lambda sd: teach.NewWord(sd, WORD),
-        "hypernetwork": teach.Rewriters,
-        "controlnet": teach.copied_controlnet,
-    }
-    learn = teach.train_controlnet if kind == "controlnet" else teach.train_adapter
-
-    def train_in(recipe: Recipe, folder: Path) -> nn.Module:
-        return learn(sd, begin[kind](sd), lesson, folder, recipe, seed=order.seed)
-
-    trained = train_in(order.fitted(ADAPTER_RECIPES[kind], kind, train_in), order.folder / kind)
-    if order.output:
-        trained.save(order.output, {"notes": json.dumps(made_by(kind, order.folder))})
-    return trained
-
-
 STAGES = {
     "tokenizer": tokenizer_stage,
     "vae": vae_stage,
@@ -239,7 +188,6 @@ STAGES = {
     "classifier": classifier_stage,
     "judge": judge_stage,
     "evaluate": evaluate_stage,
-    **{kind: partial(adapter_stage, kind) for kind in ADAPTER_RECIPES},
 }
 
 

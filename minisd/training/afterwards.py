@@ -1,0 +1,127 @@
+"""What is taught to the mini once it is trained, each a small file. They too resume.
+
+For minisd.adapters:
+
+minisd train lora -o weights/blueprint.safetensors
+minisd train word -o weights/blorp.safetensors
+minisd train hypernetwork -o weights/mosaic.pt
+minisd train controlnet -o weights/edges.safetensors
+
+And two models that read more channels, for minisd.tasks:
+
+minisd train inpaint -o weights/mini-inpaint.safetensors
+minisd train depth -o weights/mini-depth.safetensors
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import minisd
+from minisd.tasks.depth2img import DEPTH_CHANNELS
+from minisd.tasks.depth_small import PREFIX
+from minisd.tasks.inpaint import INPAINTING_CHANNELS
+from minisd.training import adapters as teach
+from minisd.training import channels, depth
+from minisd.training.data import Emoji
+from minisd.training.loop import Recipe
+from minisd.training.mini import STAGES, Order, made_by
+from minisd.unet import UNet
+
+SHORT = {"ema": 0.98, "warmup": 20, "save_every": 100, "log_every": 10}
+RECIPES = {
+    "lora": Recipe(steps=300, rate=0.01, **SHORT),
+    "word": Recipe(steps=300, rate=0.02, **SHORT),
+    "hypernetwork": Recipe(steps=300, rate=0.01, **SHORT),
+    "controlnet": Recipe(steps=1500, rate=0.02, ema=0.99),
+    "inpaint": Recipe(steps=1500, rate=0.02, ema=0.99),
+    "depth": Recipe(steps=1500, rate=0.02, ema=0.99),
+    "estimator": Recipe(steps=1500, ema=0.99),
+}
+WORD, MEANT = "<blorp>", "fox"  # a known thing whose name is withheld
+FEW, MANY = 500, 8000  # pictures: a style's or a thing's, and what has to follow all things
+
+
+def adapter_stage(kind: str, order: Order) -> nn.Module:
+    """Teach the shipped mini one thing more, and write it if asked."""
+    sd, emoji = minisd.load("mini"), Emoji.load()
+    lessons = {
+        "lora": {"change": teach.blueprint},
+        "word": {
+            "only": lambda scene: scene.things == (MEANT,),
+            "caption": lambda words: words.replace(MEANT, WORD),
+        },
+        "hypernetwork": {"change": teach.mosaic},
+        "controlnet": {},
+    }
+    count = MANY if kind == "controlnet" else FEW
+    lesson = teach.make_lesson(sd, emoji, count, order.seed, **lessons[kind])
+    torch.manual_seed(order.seed)
+    begin = {
+        "lora": teach.ThinLayers,
+        "word": lambda sd: teach.NewWord(sd, WORD),
+        "hypernetwork": teach.Rewriters,
+        "controlnet": teach.copied_controlnet,
+    }
+    learn = teach.train_controlnet if kind == "controlnet" else teach.train_adapter
+
+    def train_in(recipe: Recipe, folder: Path) -> nn.Module:
+        return learn(sd, begin[kind](sd), lesson, folder, recipe, seed=order.seed)
+
+    trained = train_in(order.fitted(RECIPES[kind], kind, train_in), order.folder / kind)
+    if order.output:
+        trained.save(order.output, {"notes": json.dumps(made_by(kind, order.folder))})
+    return trained
+
+
+def inpaint_stage(order: Order) -> UNet:
+    """Teach the mini to read a mask and what surrounds the hole."""
+    sd, emoji = minisd.load("mini"), Emoji.load()
+    beside = channels.mask_and_surroundings(sd, order.seed)
+    trained = wider(sd, emoji, order, "inpaint", INPAINTING_CHANNELS, beside)
+    if order.output:
+        notes = made_by("inpaint", order.folder)
+        channels.save_wider(order.output, sd, trained, "mini-inpaint", notes)
+    return trained
+
+
+def depth_stage(order: Order) -> UNet:
+    """Train the estimator of depth, then teach the mini to read what it says."""
+    sd, emoji = minisd.load("mini"), Emoji.load()
+
+    def train_in(recipe: Recipe, folder: Path) -> nn.Module:
+        return depth.train_estimator(emoji, folder, recipe, sd.config.size, seed=order.seed)
+
+    recipe = order.fitted(RECIPES["estimator"], "estimator", train_in)
+    estimator = train_in(recipe, order.folder / "estimator").eval().requires_grad_(False)
+    beside = channels.estimated_depth(sd, estimator)
+    trained = wider(sd, emoji, order, "depth", DEPTH_CHANNELS, beside)
+    if order.output:
+        notes = made_by("depth", order.folder) | {"estimator": made_by("estimator", order.folder)}
+        others = {PREFIX + name: tensor for name, tensor in estimator.state_dict().items()}
+        channels.save_wider(order.output, sd, trained, "mini-depth", notes, others)
+    return trained
+
+
+def wider(
+    sd: minisd.pipeline.StableDiffusion, emoji: Emoji, order: Order, kind: str, count: int, beside
+) -> UNet:
+    """A U-Net of `count` input channels, trained on pictures with what stands beside them."""
+    lesson = channels.make_wider_lesson(sd, emoji, MANY, order.seed, beside)
+
+    def train_in(recipe: Recipe, folder: Path) -> UNet:
+        unet = channels.widened(sd.unet, count)
+        return channels.train_wider(sd, unet, lesson, folder, recipe, seed=order.seed)
+
+    return train_in(order.fitted(RECIPES[kind], kind, train_in), order.folder / kind)
+
+
+ALL_STAGES = {
+    **STAGES,
+    **{kind: partial(adapter_stage, kind) for kind in list(RECIPES)[:4]},
+    "inpaint": inpaint_stage,
+    "depth": depth_stage,
+}
