@@ -105,7 +105,7 @@ def download(options: argparse.Namespace) -> None:
 def add_train(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     stages = ("tokenizer", "vae", "diffusion", "export", "decoder", "classifier", "judge")
-    afterwards = ("lora", "word", "hypernetwork", "controlnet", "inpaint", "depth")
+    afterwards = ("lora", "word", "hypernetwork", "controlnet", "inpaint", "depth", "steering")
     add("stage", choices=(*stages, "evaluate", *afterwards), help="in this order; each resumes")
     add("--folder", type=Path, default=Path("runs/mini"), help="of checkpoints, logs (runs/mini)")
     length = command.add_mutually_exclusive_group()
@@ -121,7 +121,7 @@ def train(options: argparse.Namespace) -> None:
     from minisd.training.afterwards import ALL_STAGES
     from minisd.training.mini import Order
 
-    if options.output and options.stage != "evaluate":
+    if options.output and options.stage not in ("evaluate", "steering"):
         check_writable(options.output)
     names = ("folder", "output", "steps", "minutes", "seed")
     order = Order(**{name: getattr(options, name) for name in names})

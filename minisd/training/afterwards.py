@@ -2,15 +2,17 @@
 
 For minisd.adapters:
 
-minisd train lora -o weights/blueprint.safetensors
-minisd train word -o weights/blorp.safetensors
-minisd train hypernetwork -o weights/mosaic.pt
-minisd train controlnet -o weights/edges.safetensors
+minisd train lora -o weights/mini-blueprint.safetensors
+minisd train word -o weights/mini-blorp.safetensors
+minisd train hypernetwork -o weights/mini-mosaic.pt
+minisd train controlnet -o weights/mini-edges.safetensors
 
 And two models that read more channels, for minisd.tasks:
 
 minisd train inpaint -o weights/mini-inpaint.safetensors
 minisd train depth -o weights/mini-depth.safetensors
+
+minisd train steering shows what they do, in docs/steering.md.
 """
 
 import json
@@ -119,9 +121,17 @@ def wider(
     return train_in(order.fitted(RECIPES[kind], kind, train_in), order.folder / kind)
 
 
+def steering_stage(order: Order) -> dict:
+    """Draw with all of them, measure, and renew docs/steering.md."""
+    from minisd.training import steering
+
+    return steering.write(order.output or Path("docs"))
+
+
 ALL_STAGES = {
     **STAGES,
     **{kind: partial(adapter_stage, kind) for kind in list(RECIPES)[:4]},
     "inpaint": inpaint_stage,
     "depth": depth_stage,
+    "steering": steering_stage,
 }

@@ -268,7 +268,6 @@ def write(
     drawn = judged["heldout"][row_name(sd.config.cfg_scale)]
     (folder / "images").mkdir(exist_ok=True)
     for name, picture in sheets(judged["heldout"], drawn, emoji, neighbours).items():
-        few_colours = picture.quantize(256)  # a third of the bytes
-        few_colours.save(folder / "images" / f"mini-{name}.png", optimize=True)
+        picture.save(folder / "images" / f"mini-{name}.png", optimize=True)
     path.write_text(refilled(page, parts(figures, drawn)), encoding="utf-8")
     return figures

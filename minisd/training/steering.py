@@ -1,0 +1,332 @@
+"""docs/steering.md: every way to steer the mini, as commands with what they draw, and in figures.
+
+The pictures are made by the very commands that the page shows, run from the repository's root.
+"""
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from numpy.random import default_rng
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+import minisd
+from minisd.adapters.controlnet import ControlNet, control
+from minisd.adapters.textual_inversion import textual_inversion
+from minisd.guidance import classifier_guided
+from minisd.pipeline import StableDiffusion, from_pil, to_pil
+from minisd.samplers import from_noise, sampler_levels
+from minisd.tasks.depth2img import depth2img_steps
+from minisd.tasks.depth_small import load_estimator
+from minisd.tasks.edges import canny
+from minisd.tasks.inpaint import inpaint
+from minisd.training import classifier, judge
+from minisd.training.captions import Scene, full_caption
+from minisd.training.data import Emoji, batch, compose, to_tensor
+from minisd.training.evaluate import draw, examine
+from minisd.training.sheets import Cell, markdown, refilled, sheet
+
+SEED, COUNT, STEPS = 3, 64, 20
+CLASSIFIER_SCALES = (0, 1, 2, 4, 8)
+WORK = Path("runs/steering")  # the commands' pictures; the page shows them side by side
+IMAGES = Path("docs/images")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One strip of the page: what was given, then what each command drew, with a word on each."""
+
+    given: tuple[tuple[str, str], ...]  # (file, word)
+    commands: tuple[tuple[str, str], ...]  # (command without its -o, word)
+
+
+def strength_row(prompt: str, picture: str) -> Row:
+    command = f'minisd img2img "{prompt}" docs/images/{picture}.png --seed 1 --strength'
+    strengths = (0.25, 0.5, 0.75, 1)
+    given = ((f"docs/images/{picture}.png", "given"),)
+    return Row(given, tuple((f"{command} {s}", f"strength {s}") for s in strengths))
+
+
+def scale_row(command: str, option: str, scales: tuple) -> Row:
+    """The same with an adapter's scale, or with any number in the place of {}."""
+    return Row((), tuple((f"{command} {option.format(s)}", f"{s:g}") for s in scales))
+
+
+CAT = 'minisd generate "a cat on a yellow background" --seed 2'
+ROWS = {
+    "img2img": strength_row("a green apple on a white background", "crude-apple"),
+    "inpaint": Row(
+        (("docs/images/santa.png", "given"), ("docs/images/hat-mask.png", "mask")),
+        tuple(
+            (
+                f'minisd inpaint "a santa on a cyan background" docs/images/santa.png '
+                f"docs/images/hat-mask.png --model {model} --seed {seed} --paste",
+                f"{model}, seed {seed}",
+            )
+            for model in ("mini", "mini-inpaint")
+            for seed in (1, 2)
+        ),
+    ),
+    "depth": Row(
+        (("docs/images/cat.png", "given"),),
+        tuple(
+            (
+                f'minisd depth "{prompt}" docs/images/cat.png --model mini-depth --strength 1 '
+                "--seed 1",
+                prompt,
+            )
+            for prompt in (
+                "a glossy cat on a pink background",
+                "a twemoji purple cat on a white background",
+                "a flat tiger on a green background",
+                "a noto fox on a blue background",
+            )
+        ),
+    ),
+    "control": Row(
+        (("docs/images/cat.png", "given"), ("docs/images/cat-edges.png", "its edges")),
+        tuple(
+            (
+                f'minisd control "{prompt}" weights/mini-edges.safetensors '
+                "docs/images/cat-edges.png --seed 1",
+                prompt,
+            )
+            for prompt in (
+                "a green cat on a white background",
+                "a pink cat on a black background",
+                "a glossy cat on an orange background",
+            )
+        ),
+    ),
+    "lora": scale_row(CAT, "--lora weights/mini-blueprint.safetensors:{}", (0, 0.5, 1)),
+    "hypernetwork": scale_row(CAT, "--hypernetwork weights/mini-mosaic.pt:{}", (0, 0.5, 1)),
+    "word": Row(
+        (),
+        tuple(
+            (f'minisd generate "{prompt}" --embedding weights/mini-blorp.safetensors', prompt)
+            for prompt in (
+                "a <blorp> on a green background",
+                "a blue <blorp> on a white background",
+                "a small glossy <blorp> on the left on a red background",
+            )
+        ),
+    ),
+    "scale": scale_row(CAT, "--scale {}", (0, 1, 2, 3, 5, 7.5, 15)),
+    "vae": Row(
+        (),
+        tuple(
+            (f'minisd generate "a lion on a blue background" --seed 4{more}', word)
+            for more, word in (
+                ("", "the mini's decoder"),
+                (" --vae weights/mini-decoder.safetensors", "fine-tuned"),
+            )
+        ),
+    ),
+}
+
+
+def crude_apple() -> Image.Image:
+    """A drawing as made in a minute by someone who cannot draw."""
+    picture = Image.new("RGB", (64, 64), "white")
+    pen = ImageDraw.Draw(picture)
+    pen.ellipse((13, 18, 51, 57), fill=(90, 190, 60))
+    pen.line((32, 20, 36, 8), fill=(110, 70, 30), width=3)
+    return picture
+
+
+def hat_mask(size: int = 64) -> Image.Image:
+    """White over the upper part, where a hat is."""
+    mask = Image.new("L", (size, size), 0)
+    ImageDraw.Draw(mask).rectangle((4, 2, size - 5, 25), fill=255)
+    return mask
+
+
+def given_pictures(sd: StableDiffusion) -> None:
+    """Draw what the commands are given."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    crude_apple().save(IMAGES / "crude-apple.png")
+    hat_mask().save(IMAGES / "hat-mask.png")
+    emoji = Emoji.load()
+    scene = Scene(("santa",), (None,), "noto", "cyan")
+    santa, _ = compose(emoji, scene, sd.config.size, default_rng(0))
+    to_pil(to_tensor([santa]))[0].save(IMAGES / "santa.png")
+    edges = canny(from_pil(Image.open(IMAGES / "cat.png").convert("RGB")))
+    to_pil(edges * 2 - 1)[0].save(IMAGES / "cat-edges.png")
+
+
+def strip(name: str, row: Row) -> tuple[str, Image.Image]:
+    """Run a row's commands. Returns them as they are to be typed, and their pictures in a row."""
+    from minisd.cli import main
+
+    cells = [Cell(opened(path), word) for path, word in row.given]
+    typed = []
+    for number, (command, word) in enumerate(row.commands):
+        output = WORK / f"{name}-{number}.png"
+        typed.append(f"{command} -o {output.as_posix()}")
+        if main(shlex.split(typed[-1])[1:]):
+            raise ValueError(f"this command failed: {typed[-1]}")
+        cells.append(Cell(opened(output), word))
+    return "\n".join(typed), sheet(cells, len(cells))
+
+
+def opened(path: str | Path) -> Tensor:
+    return from_pil(Image.open(path).convert("RGB"))[0]
+
+
+# ---- figures ----------------------------------------------------------------------------------
+
+
+def edge_agreement(found: Tensor, wanted: Tensor) -> float:
+    """F1 of edge pixels that lie within one pixel of the other's. b 3 h w each, 0 or 1."""
+    near_found, near_wanted = (F.max_pool2d(one, 3, 1, 1) for one in (found, wanted))
+    precision = (found * near_wanted).sum() / found.sum().clamp(min=1)
+    recall = (wanted * near_found).sum() / wanted.sum().clamp(min=1)
+    return (2 * precision * recall / (precision + recall).clamp(min=1e-9)).item()
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """The mean over pictures of how their depths go together. b 1 h w each"""
+    pairs = zip(a.flatten(1), b.flatten(1), strict=True)
+    return torch.stack([torch.stack(pair).corrcoef()[0, 1] for pair in pairs]).mean().item()
+
+
+def edges_kept(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[str, float]:
+    """Edge agreement of what is drawn with the real picture's edges, with the ControlNet and not.
+
+    real: b 3 h w
+    """
+    hint, found = canny(real), {}
+    found["without"] = edge_agreement(canny(draw(sd, scenes, sd.config.cfg_scale)), hint)
+    with control(sd, ControlNet.load(minisd.config.WEIGHTS / "mini-edges.safetensors"), hint):
+        found["with"] = edge_agreement(canny(draw(sd, scenes, sd.config.cfg_scale)), hint)
+    return found
+
+
+@torch.no_grad()
+def depth_kept(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[str, float]:
+    """Correlation of the depth of what is drawn with the real picture's, with its channel and not.
+
+    Strength 1 in both: nothing but the channel tells of the picture.
+    """
+    wide = minisd.load("mini-depth")
+    estimate = load_estimator(minisd.config.WEIGHTS / "mini-depth.safetensors")
+    truth, prompts = estimate(real), [full_caption(scene) for scene in scenes]
+    seeds = list(range(len(prompts)))
+    settings = {"strength": 1.0, "steps": STEPS, "seed": seeds}
+    *_, step = depth2img_steps(wide, prompts, real, truth, **settings)
+    drawn = {"with": wide.decode(step.x), "without": draw(sd, scenes, sd.config.cfg_scale)}
+    return {name: correlation(estimate(image), truth) for name, image in drawn.items()}
+
+
+def outside_kept(real: Tensor) -> dict[str, dict[str, float]]:
+    """How far pixels outside the mask are from the given ones, of 255: the most, and on average."""
+    found: dict = {}
+    mask = from_pil(hat_mask().convert("RGB"))[:, :1] / 2 + 0.5
+    kept = mask[0] < 0.5
+    for model in ("mini", "mini-inpaint"):
+        sd = minisd.load(model)
+        for paste in (False, True):
+            drawn = inpaint(sd, ["a cat"] * 8, real[:8], mask, steps=STEPS, paste=paste, seed=1)
+            apart = torch.cat([from_pil(one) for one in drawn]) - real[:8]
+            apart = 127.5 * apart.abs()[:, :, kept[0]]
+            name = f"{model}, {'pasted' if paste else 'as drawn'}"
+            found[name] = {"most": apart.max().item(), "mean": apart.mean().item()}
+    return found
+
+
+@torch.no_grad()
+def classifier_draw(
+    sd: StableDiffusion, guide: classifier.LatentClassifier, things: list[str], scale: float
+) -> Tensor:
+    """Pictures without any prompt, led by the classifier alone: one of each thing. b 3 h w"""
+    classes = torch.tensor([guide.config.things.index(thing) for thing in things])
+
+    def log_prob(x: Tensor, t: Tensor) -> Tensor:
+        return F.log_softmax(guide(x, t), dim=1)[torch.arange(len(x)), classes]
+
+    generators = [torch.Generator().manual_seed(i) for i in range(len(things))]
+    denoise = classifier_guided(sd.denoiser([""] * len(things), cfg_scale=1), log_prob, scale)
+    levels = sampler_levels("ddim", sd.schedule, STEPS)
+    *_, step = from_noise("ddim", denoise, sd.noise(generators), levels, generators)
+    return sd.decode(step.x).clamp(-1, 1)
+
+
+def classifier_row(sd: StableDiffusion) -> tuple[dict[str, float], Image.Image]:
+    """How often the judge sees the thing that the classifier led to; some of the pictures."""
+    guide = classifier.load(minisd.config.WEIGHTS / "mini-classifier.safetensors")
+    things = list(guide.config.things)[:: len(guide.config.things) // COUNT or 1][:COUNT]
+    scenes = [Scene((thing,), (None,), "noto", "white") for thing in things]
+    seer, found, cells = judge.load(), {}, []
+    for scale in CLASSIFIER_SCALES:
+        images = classifier_draw(sd, guide, things, scale)
+        seen = examine(seer, images, scenes)
+        found[f"{scale:g}"] = sum(one.right["thing"][0] for one in seen) / len(seen)
+        if scale in (0, 2, 8):
+            cells += [Cell(images[i], f"{things[i]}, scale {scale:g}") for i in range(6)]
+    return found, sheet(cells, 6)
+
+
+def word_known(sd: StableDiffusion) -> dict[str, float]:
+    """How often the judge sees a fox where the prompt says <blorp>, with the word and without."""
+    colours = ("red", "green", "blue", "white", "yellow", "pink")
+    prompts = [f"a <blorp> on a {colour} background" for colour in colours for _ in range(4)]
+    scenes = [Scene(("fox",), (None,), "noto", "white")] * len(prompts)
+    seer, found = judge.load(), {}
+
+    def share() -> float:
+        seeds = list(range(len(prompts)))
+        *_, step = sd.txt2img_steps(prompts, steps=STEPS, seed=seeds)
+        with torch.no_grad():
+            seen = examine(seer, sd.decode(step.x).clamp(-1, 1), scenes)
+        return sum(one.right["thing"][0] for one in seen) / len(seen)
+
+    found["without"] = share()
+    with textual_inversion(sd, minisd.config.WEIGHTS / "mini-blorp.safetensors"):
+        found["with"] = share()
+    return found
+
+
+def write(folder: Path = Path("docs")) -> dict:
+    """Renew folder/steering.md, steering.json and the pictures. Returns the figures."""
+    path, sd = folder / "steering.md", minisd.load("mini")
+    page = path.read_text(encoding="utf-8")
+    given_pictures(sd)
+    computed = {}
+    for name, row in ROWS.items():
+        commands, picture = strip(name, row)
+        picture.save(IMAGES / f"steering-{name}.png", optimize=True)
+        computed[name] = f"```bash\n{commands}\n```\n\n![{name}](images/steering-{name}.png)"
+    real = batch(Emoji.load(), sd.config.size, COUNT, SEED, step=0, split="heldout")
+    guided, picture = classifier_row(sd)
+    picture.save(IMAGES / "steering-classifier.png", optimize=True)
+    figures = {
+        "edges": edges_kept(sd, real.images, real.scenes),
+        "depth": depth_kept(sd, real.images, real.scenes),
+        "outside": outside_kept(real.images),
+        "classifier": guided,
+        "word": word_known(sd),
+    }
+    (folder / "steering.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    path.write_text(refilled(page, computed | tables(figures)), encoding="utf-8")
+    return figures
+
+
+def tables(figures: dict) -> dict[str, str]:
+    """The computed parts of the page that are no pictures."""
+    outside = [[n, f"{v['most']:.0f}", f"{v['mean']:.1f}"] for n, v in figures["outside"].items()]
+    simple: dict[str, tuple[str, Callable]] = {
+        "edges": ("ControlNet | F1 of the edges", "{:.2f}".format),
+        "depth": ("depth channel | correlation of the depths", "{:.2f}".format),
+        "classifier": ("scale | the thing is seen", "{:.0%}".format),
+        "word": ("the word's file | a fox is seen", "{:.0%}".format),
+    }
+    made = {
+        f"{name} figures": markdown(head, [[k, form(v)] for k, v in figures[name].items()])
+        for name, (head, form) in simple.items()
+    }
+    return made | {"outside figures": markdown("model | most of 255 | mean", outside)}
