@@ -82,4 +82,4 @@ def kinds(network: nn.Module, rows: Iterable[names.Row]) -> dict[str, tuple[name
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    PAGE.write_text(page(), encoding="utf-8")

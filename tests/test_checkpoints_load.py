@@ -218,7 +218,9 @@ def into_shards(path: Path) -> None:
         keys = sorted(content)[n - 1 :: 2]
         names |= dict.fromkeys(keys, f"{path.stem}-0000{n}-of-00002.safetensors")
         write(path.with_name(names[keys[0]]), {key: content[key] for key in keys})
-    path.with_name(f"{path.name}.index.json").write_text(json.dumps({"weight_map": names}))
+    path.with_name(f"{path.name}.index.json").write_text(
+        json.dumps({"weight_map": names}), encoding="utf-8"
+    )
     path.unlink()
 
 
@@ -270,9 +272,12 @@ def test_the_argument_comes_first(tensors, tmp_path, v1):
 def test_a_sibling_yaml_tells(tensors, tmp_path):
     path = write(tmp_path / "v2.safetensors", tensors["v2"])
     yaml = path.with_suffix(".yaml")
-    yaml.write_text('model:\n  params:\n    parameterization: "v"\n    linear_start: 0.00085\n')
+    yaml.write_text(
+        'model:\n  params:\n    parameterization: "v"\n    linear_start: 0.00085\n',
+        encoding="utf-8",
+    )
     assert load(path).config == replace(V2_V, name="v2")
-    yaml.write_text("model:\n  params:\n    linear_start: 0.00085\n")
+    yaml.write_text("model:\n  params:\n    linear_start: 0.00085\n", encoding="utf-8")
     assert load(path).config == V2
 
 
@@ -552,13 +557,13 @@ SETTINGS = {
 def test_settings_that_no_network_here_has_are_refused(folders, tmp_path, setting):
     file, key, value = setting
     folder = copied(folders["v1"], tmp_path / "a", lambda path: None)
-    stored = json.loads((folder / file).read_text())
+    stored = json.loads((folder / file).read_text(encoding="utf-8"))
     stored.pop(key)
     stored |= {} if value is None else {key: value}
-    (folder / file).write_text(json.dumps(stored))
+    (folder / file).write_text(json.dumps(stored), encoding="utf-8")
     assert SETTINGS[setting] in refusal(folder)
     for text, says in {"{": "is no JSON", "[]": "holds no names and values"}.items():
-        (folder / file).write_text(text)
+        (folder / file).write_text(text, encoding="utf-8")
         assert says in refusal(folder)
     (folder / file).unlink()
     assert f"{file} cannot be read" in refusal(folder)
@@ -567,7 +572,7 @@ def test_settings_that_no_network_here_has_are_refused(folders, tmp_path, settin
 def test_an_index_without_files_and_a_cut_tokenizer_say_so(folders, tmp_path):
     folder = copied(folders["v1"], tmp_path / "a", into_shards)
     index = next(folder.glob("unet/*.index.json"))
-    index.write_text("{}")
+    index.write_text("{}", encoding="utf-8")
     assert f"{index.name} lists no files of weights: fetch it again." in refusal(folder)
     for file in (folder / "tokenizer").iterdir():
         file.unlink()
@@ -614,7 +619,7 @@ import sys, threading, time, torch
 from minisd.checkpoints.load import load
 
 def private():
-    lines = open("/proc/self/status").read().splitlines()
+    lines = open("/proc/self/status", encoding="utf-8").read().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
 
 def watch():

@@ -155,7 +155,9 @@ def test_folders_of_other_versions_are_spelt_as_usual(part: str, written: str, u
 
 
 def test_the_page_of_names_is_current():
-    assert PAGE.read_text() == page(), "docs/map.md is old: run python tests/make_map.py"
+    assert PAGE.read_text(encoding="utf-8") == page(), (
+        "docs/map.md is old: run python tests/make_map.py"
+    )
 
 
 def shapes(state: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:

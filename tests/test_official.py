@@ -100,7 +100,7 @@ def test_the_first_repository_that_has_the_file_gives_it(hub, tmp_path):
     path = download("some", hub.endpoint)
     assert path == tmp_path / "kept" / "some" / "some.ckpt"
     assert path.read_bytes() == CONTENT
-    note = json.loads((path.parent / "source.json").read_text())
+    note = json.loads((path.parent / "source.json").read_text(encoding="utf-8"))
     assert note == {
         "repository": "second/here",
         "revision": "c0ffee" * 6 + "cafe",
@@ -150,7 +150,7 @@ def test_where_no_sha256_is_published_the_first_is_noted(hub, monkeypatch):
     monkeypatch.setitem(OFFICIAL, "some", replace(OFFICIAL["some"], sha256=None))
     assert "unknown: it will be noted" in official.about("some")
     path = download("some", hub.endpoint)
-    assert json.loads((path.parent / "source.json").read_text())["sha256"] == SHA256
+    assert json.loads((path.parent / "source.json").read_text(encoding="utf-8"))["sha256"] == SHA256
 
 
 def test_mirrors_that_are_gone_are_named(hub):

@@ -406,15 +406,19 @@ def test_v2_s_exclamation_mark_is_read_as_open_clip_reads_it():
 def test_the_official_v2_folder_contradicts_itself_and_pads_with_zero(small, tmp_path):
     small.save_folder(tmp_path)
     assert Tokenizer.load(tmp_path).pad_token == small.end
-    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"pad_token": "!"}))
+    (tmp_path / "special_tokens_map.json").write_text(
+        json.dumps({"pad_token": "!"}), encoding="utf-8"
+    )
     assert Tokenizer.load(tmp_path).pad_token == 0
-    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": {"content": "\\""}}')
+    (tmp_path / "special_tokens_map.json").write_text(
+        '{"pad_token": {"content": "\\""}}', encoding="utf-8"
+    )
     assert Tokenizer.load(tmp_path).pad_token == 1
 
 
 def test_a_folder_s_unknown_pad_token_is_refused(small, tmp_path):
     small.save_folder(tmp_path)
-    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "[PAD]"}')
+    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "[PAD]"}', encoding="utf-8")
     with pytest.raises(ValueError, match=r"pad_token '\[PAD\]' is not in its vocabulary"):
         Tokenizer.load(tmp_path)
 
@@ -427,7 +431,7 @@ def test_an_empty_folder_is_named(tmp_path):
 def test_another_layout_of_ids_is_refused(small, tmp_path):
     small.save_folder(tmp_path)
     ids = small.ids | {"a": small.ids["b"], "b": small.ids["a"]}
-    (tmp_path / "vocab.json").write_text(json.dumps(ids))
+    (tmp_path / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
     with pytest.raises(ValueError, match="not laid out as CLIP's"):
         Tokenizer.load(tmp_path)
 

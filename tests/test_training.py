@@ -367,7 +367,10 @@ def test_the_loss_is_drawn(train_a_vae, tmp_path, monkeypatch):
     (axes,) = figure.axes
     assert path == tmp_path / "loss.png" and axes.get_yscale() == "log"
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["pixels", "edges", "kl"]
-    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line)
+        for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     raw = axes.get_lines()[::2]
     for line, name in zip(raw, ["pixels", "edges", "kl"], strict=True):
         assert list(line.get_xdata()) == [0, 1, 2, 3]
@@ -389,7 +392,7 @@ def test_the_smooth_line_is_the_mean_of_neighbours():
 def test_a_step_done_again_counts_as_done_last(tmp_path):
     for step, loss in [(0, 1.0), (1, 0.9), (2, 0.8), (1, 0.7), (2, 0.6)]:
         run_folder.log(tmp_path, {"step": step, "noise": loss})
-    with open(tmp_path / "log.jsonl", "a") as file:
+    with open(tmp_path / "log.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 3, "noi')  # a full disk
     assert [record["noise"] for record in run_folder.logged(tmp_path)] == [1.0, 0.7, 0.6]
 

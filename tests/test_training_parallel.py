@@ -119,7 +119,7 @@ def by_two(tmp_path_factory):
         for process in both:
             process.kill()
     assert [process.returncode for process in both] == [0, 0], said
-    (where / "said by the second").write_text(said[1])
+    (where / "said by the second").write_text(said[1], encoding="utf-8")
     return where
 
 
@@ -158,7 +158,7 @@ def test_two_processes_learn_what_one_does(by_one, by_two, stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_log_tells_of_the_whole_batch_once(by_one, by_two, stage):
     one, two = (folder.logged(at / stage) for at in (by_one, by_two))
-    lines = (by_two / stage / "log.jsonl").read_text().splitlines()
+    lines = (by_two / stage / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == len(two) == 3
     for a, b in zip(one, two):
         assert a.keys() == b.keys()
@@ -166,7 +166,7 @@ def test_the_log_tells_of_the_whole_batch_once(by_one, by_two, stage):
 
 
 def test_only_the_first_shows_progress(by_two):
-    assert (by_two / "said by the second").read_text() == ""
+    assert (by_two / "said by the second").read_text(encoding="utf-8") == ""
 
 
 def test_the_first_process_decides(by_two):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from minisd.cli import doctor, draw
 from minisd.cli.draw import check_writable
+from minisd.cli.lessons import add_lessons
 
 # torch and the models are imported by the commands that need them: `minisd --help` is instant.
 
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     add_convert(commands.add_parser("convert", help="write a model in another file layout"))
     add_info(commands.add_parser("info", help="say what is in a checkpoint"))
     add_download(commands.add_parser("download", help="fetch published weights by name"))
+    add_lessons(commands.add_parser("lessons", help="copy the course to a folder and open it"))
     look = commands.add_parser("doctor", help="check this machine, and say what to mend")
     look.set_defaults(run=lambda options: print(doctor.examine()))
     add_train(commands.add_parser("train", help="train the mini model's parts"))

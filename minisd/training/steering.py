@@ -252,7 +252,7 @@ def classifier_draw(
     generators = [torch.Generator().manual_seed(i) for i in range(len(things))]
     denoise = classifier_guided(sd.denoiser([""] * len(things), cfg_scale=1), log_prob, scale)
     levels = sampler_levels("ddim", sd.schedule, STEPS)
-    *_, step = from_noise("ddim", denoise, sd.noise(generators), levels, generators)
+    *_, step = from_noise("ddim", denoise, sd.noise(generators, None, None), levels, generators)
     return sd.decode(step.x).clamp(-1, 1)
 
 

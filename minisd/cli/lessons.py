@@ -1,0 +1,58 @@
+"""minisd lessons: the course in a folder of the student's own."""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+# As with the weights: beside the package in a checkout, inside it in a wheel.
+PACKAGE = Path(__file__).parents[1]
+_BESIDE, _INSIDE = PACKAGE.parent / "notebooks", PACKAGE / "notebooks"
+
+
+def add_lessons(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("folder", nargs="?", type=Path, default=Path("minisd-lessons"), help="(minisd-lessons)")
+    add("--no-open", action="store_true", help="only copy them")
+    command.set_defaults(run=lessons)
+
+
+def lessons(options: argparse.Namespace) -> None:
+    """Copy the notebooks and open them in Jupyter. What the student has changed is kept."""
+    for line in copy(_INSIDE if _INSIDE.is_dir() else _BESIDE, options.folder):
+        print(line)
+    if options.no_open:
+        return
+    if find_spec("jupyterlab") is None and find_spec("notebook") is None:
+        raise ValueError(
+            f"the lessons are in {options.folder}, but Jupyter is not installed: "
+            "pip install jupyter, or open them in an editor that shows notebooks."
+        )
+    module = "jupyterlab" if find_spec("jupyterlab") else "notebook"
+    subprocess.run([sys.executable, "-m", module, str(options.folder)], check=False)
+
+
+def copy(source: Path, folder: Path) -> list[str]:
+    """Copy every notebook that is not there yet. Returns what was done, a line for each.
+
+    A file that is there is left alone, whether the student or an older minisd wrote it.
+    Raises ValueError where there are no lessons, or the folder cannot be made.
+    """
+    notebooks = sorted(source.glob("*.ipynb"))
+    if not notebooks:
+        raise ValueError(f"there are no notebooks in {source}: clone the repository again.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot make the folder {folder} ({error.strerror}).") from error
+    lines = []
+    for notebook in notebooks:
+        own = folder / notebook.name
+        if not own.exists():
+            shutil.copyfile(notebook, own)
+            lines.append(f"{own}")
+        elif own.read_bytes() != notebook.read_bytes():
+            lines.append(f"{own} is another one already and was kept: move it to get a fresh copy")
+    return lines or [f"all lessons are in {folder} already"]

@@ -1,0 +1,66 @@
+"""What must hold on other people's machines: encodings, and the table of docs/setup.md."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted([*(ROOT / "minisd").rglob("*.py"), *(ROOT / "tests").glob("*.py")])
+TEXT_CALLS = {"open": 1, "read_text": 0, "write_text": 1}  # where the mode or encoding may stand
+
+
+def unnamed_encodings(tree: ast.AST) -> list[int]:
+    """The lines of calls that read or write text without naming its encoding."""
+    lines = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+        owner = getattr(getattr(node.func, "value", None), "id", "")
+        if name not in TEXT_CALLS or owner in ("Image", "tarfile", "archive", "subprocess"):
+            continue
+        constants = [a.value for a in node.args if isinstance(a, ast.Constant)]
+        constants += [k.value.value for k in node.keywords if k.arg == "mode"]
+        binary = any(isinstance(c, str) and re.fullmatch("[rwax+]*b[rwax+]*", c) for c in constants)
+        if not binary and not any(k.arg == "encoding" for k in node.keywords):
+            lines.append(node.lineno)
+    return lines
+
+
+def test_a_call_without_encoding_is_noticed():
+    code = "open(p)\nopen(p, 'rb')\np.read_text()\np.write_text(x, encoding='utf-8')\np.open('wb')"
+    assert unnamed_encodings(ast.parse(code)) == [1, 3]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_every_text_file_is_opened_as_utf8(path):
+    assert unnamed_encodings(ast.parse(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["train", "--help"], ["download"], ["info", "mini"], ["info", "nowhere"]],
+    ids=" ".join,
+)
+def test_nothing_crashes_where_the_terminal_knows_few_letters(arguments, tmp_path):
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    run = subprocess.run(
+        [sys.executable, "-m", "minisd", *arguments],
+        capture_output=True,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+    )
+    assert run.returncode in (0, 2)
+    assert b"Traceback" not in run.stderr, run.stderr.decode("cp1252")
+
+
+def test_the_setup_page_names_every_system():
+    page = (ROOT / "docs" / "setup.md").read_text(encoding="utf-8")
+    for system in ("Windows", "Apple silicon", "Linux", "Intel Mac", "Colab", "Codespaces"):
+        assert re.search(rf"^\| {system}", page, flags=re.MULTILINE), system
