@@ -1,0 +1,50 @@
+"""The site of the course: sphinx-build -c docs . docs/_site (extra: pip install -e ".[site]")."""
+
+import minisd
+
+project, author, release = "minisd", "the minisd authors", minisd.__version__
+copyright = "2026, the minisd authors, MIT licence"
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton"]
+root_doc = "docs/index"
+include_patterns = ["docs/*.md", "docs/images/**", "notebooks/*.ipynb", "weights/README.md"]
+exclude_patterns = ["docs/_site/**"]
+
+nb_execution_mode = "off"  # the notebooks are committed executed
+myst_enable_extensions = ["dollarmath", "deflist"]
+myst_heading_anchors = 3
+# files of the repository that are no pages: they stay plain words
+suppress_warnings = ["myst.xref_missing", "myst.header", "mystnb.unknown_mime_type"]
+
+html_theme = "furo"
+html_title = "minisd"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {"navigation_with_keys": True}
+# Mathematics without a network: MathML is drawn by the browser itself.
+html_math_renderer = "mathml"
+
+
+def as_written(app, what, name, obj, options, lines):
+    """Our docstrings are plain text with shapes in columns: the first sentence, the rest as it is."""
+    cut = lines.index("") if "" in lines else len(lines)
+    rest = [f"   {line}" for line in lines[cut + 1 :]]
+    if any(line.strip() for line in rest):
+        lines[cut:] = ["", ".. code-block:: text", "", *rest, ""]
+
+
+
+def visit_math(self, node):
+    """A formula as MathML, which browsers draw without any script."""
+    from docutils import nodes
+    from latex2mathml.converter import convert
+
+    block = isinstance(node, nodes.math_block)
+    formula = convert(node.astext(), display="block" if block else "inline")
+    self.body.append(f"<p>{formula}</p>" if block else formula)
+    raise nodes.SkipNode
+
+
+def setup(app):
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
+    app.connect("autodoc-process-docstring", as_written)
