@@ -298,6 +298,8 @@ def test_word_vectors_are_the_tokens_mean_and_the_last_tokens_context(sd):
     assert torch.allclose(found["embeddings"][1], sum(table[i] for i in ids) / len(ids))
     cut = torch.tensor([[sd.tokenizer.begin, *sd.tokenizer.encode("a ice cream cone")]])
     assert torch.allclose(found["contexts"][1], sd.text_encoder(cut)[0, -1], atol=1e-5)
+    mean = found["contexts"].mean(dim=0)
+    assert torch.equal(found["contexts less their mean"], found["contexts"] - mean)
 
 
 def test_synonyms_that_point_the_same_way_are_one_nearer_than_strangers():

@@ -243,16 +243,23 @@ def attention(sd: StableDiffusion, emoji: Emoji, count: int) -> dict[str, dict[s
 
 @torch.no_grad()
 def word_vectors(sd: StableDiffusion, words: list[str]) -> dict[str, Tensor]:
-    """Each word's vector, two ways, n c: the mean of its tokens' embeddings; its context.
+    """Each word's vector, three ways, n c: the mean of its tokens' embeddings; its context; the
+    same less the mean context.
 
-    The context is that of "a word", at the word's last token.
+    The context is that of "a word", at the word's last token. Contexts have a large part in common,
+    which makes any two of them look alike (Ethayarajh 2019); what is left after it tells words apart.
     """
     table = sd.text_encoder.token_embedding.weight
     embeddings = [table[sd.tokenizer.encode(word)].mean(dim=0) for word in words]
     phrases = [f"a {word}" for word in words]
     last = [len(sd.tokenizer.encode(phrase)) for phrase in phrases]  # the begin mark is 0
     contexts = sd.embed(phrases)[torch.arange(len(words)), last]
-    return {"embeddings": torch.stack(embeddings), "contexts": contexts}
+    centred = contexts - contexts.mean(dim=0)
+    return {
+        "embeddings": torch.stack(embeddings),
+        "contexts": contexts,
+        "contexts less their mean": centred,
+    }
 
 
 def likeness(vectors: Tensor, words: list[str], things: tuple[str, ...]) -> dict[str, float]:

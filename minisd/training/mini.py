@@ -33,7 +33,7 @@ from minisd.training.vae import measure_scale, psnr, train_decoder, train_vae
 from minisd.vae import VAE
 
 VAE_RECIPE = Recipe(steps=12_500)
-DIFFUSION_RECIPE = Recipe(steps=8500, rate=0.02)
+DIFFUSION_RECIPE = Recipe(steps=12_500, rate=0.02)
 DECODER_RECIPE = Recipe(steps=2400, rate=0.02, adam_rate=1e-3)
 PICTURES = 60_000  # composed and encoded once, before the training on latents
 PICTURES_A_MINUTE = 1500  # of a short run, so that most of its time is training
