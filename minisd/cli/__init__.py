@@ -108,7 +108,8 @@ def add_train(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     stages = ("tokenizer", "vae", "diffusion", "export", "decoder", "classifier", "judge")
     afterwards = ("lora", "word", "hypernetwork", "controlnet", "inpaint", "depth", "steering")
-    add("stage", choices=(*stages, "evaluate", *afterwards), help="in this order; each resumes")
+    others = ("evaluate", "cats-and-dogs")
+    add("stage", choices=(*stages, *others, *afterwards), help="in this order; each resumes")
     add("--folder", type=Path, default=Path("runs/mini"), help="of checkpoints, logs (runs/mini)")
     length = command.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="of training in all (the recipe's)")

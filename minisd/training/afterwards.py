@@ -27,7 +27,7 @@ from minisd.tasks.depth2img import DEPTH_CHANNELS
 from minisd.tasks.depth_small import PREFIX
 from minisd.tasks.inpaint import INPAINTING_CHANNELS
 from minisd.training import adapters as teach
-from minisd.training import channels, depth
+from minisd.training import cats_and_dogs, channels, depth
 from minisd.training.data import Emoji
 from minisd.training.loop import Recipe
 from minisd.training.mini import STAGES, Order, made_by
@@ -121,6 +121,23 @@ def wider(
     return train_in(order.fitted(RECIPES[kind], kind, train_in), order.folder / kind)
 
 
+def cats_and_dogs_stage(order: Order) -> nn.Module:
+    """Train a small model without prompts on latents of the shipped mini's autoencoder."""
+    sd, kind = minisd.load("mini"), "cats-and-dogs"
+    count = cats_and_dogs.PICTURES
+    latents, _ = cats_and_dogs.latent_portraits(sd, Emoji.load(), count, order.seed)
+
+    def train_in(recipe: Recipe, folder: Path) -> nn.Module:
+        learn = cats_and_dogs.train_unprompted
+        return learn(latents, sd.schedule, folder, recipe, seed=order.seed)
+
+    recipe = order.fitted(cats_and_dogs.RECIPE, kind, train_in)
+    trained = train_in(recipe, order.folder / kind)
+    if order.output:
+        cats_and_dogs.save(order.output, trained, made_by(kind, order.folder))
+    return trained
+
+
 def steering_stage(order: Order) -> dict:
     """Draw with all of them, measure, and renew docs/steering.md."""
     from minisd.training import steering
@@ -133,5 +150,6 @@ ALL_STAGES = {
     **{kind: partial(adapter_stage, kind) for kind in list(RECIPES)[:4]},
     "inpaint": inpaint_stage,
     "depth": depth_stage,
+    "cats-and-dogs": cats_and_dogs_stage,
     "steering": steering_stage,
 }
