@@ -26,12 +26,11 @@ html_math_renderer = "mathml"
 
 
 def as_written(app, what, name, obj, options, lines):
-    """Our docstrings are plain text with shapes in columns: the first sentence, the rest as it is."""
+    """Docstrings are plain text with shapes in columns: the first sentence, the rest as it is."""
     cut = lines.index("") if "" in lines else len(lines)
     rest = [f"   {line}" for line in lines[cut + 1 :]]
     if any(line.strip() for line in rest):
         lines[cut:] = ["", ".. code-block:: text", "", *rest, ""]
-
 
 
 def visit_math(self, node):

@@ -247,7 +247,7 @@ def word_vectors(sd: StableDiffusion, words: list[str]) -> dict[str, Tensor]:
     same less the mean context.
 
     The context is that of "a word", at the word's last token. Contexts have a large part in common,
-    which makes any two of them look alike (Ethayarajh 2019); what is left after it tells words apart.
+    which makes any two of them look alike (Ethayarajh 2019); what is left tells words apart.
     """
     table = sd.text_encoder.token_embedding.weight
     embeddings = [table[sd.tokenizer.encode(word)].mean(dim=0) for word in words]

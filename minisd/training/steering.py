@@ -5,6 +5,8 @@ The pictures are made by the very commands that the page shows, run from the rep
 
 import json
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,14 +163,12 @@ def given_pictures(sd: StableDiffusion) -> None:
 
 def strip(name: str, row: Row) -> tuple[str, Image.Image]:
     """Run a row's commands. Returns them as they are to be typed, and their pictures in a row."""
-    from minisd.cli import main
-
     cells = [Cell(opened(path), word) for path, word in row.given]
     typed = []
     for number, (command, word) in enumerate(row.commands):
         output = WORK / f"{name}-{number}.png"
         typed.append(f"{command} -o {output.as_posix()}")
-        if main(shlex.split(typed[-1])[1:]):
+        if subprocess.run([sys.executable, "-m", *shlex.split(typed[-1])], check=False).returncode:
             raise ValueError(f"this command failed: {typed[-1]}")
         cells.append(Cell(opened(output), word))
     return "\n".join(typed), sheet(cells, len(cells))
