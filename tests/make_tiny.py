@@ -12,12 +12,11 @@ import torch
 import transformers
 from diffusers import StableDiffusionPipeline
 from reference_networks import Pair, pair
-from safetensors.torch import save_file
 from side_by_side import laid_out_like, watched
 from torch import Tensor
 
 from minisd.checkpoints.load import Parts
-from minisd.checkpoints.write import convert, save
+from minisd.checkpoints.write import convert, save, write_tensors, written_whole
 from minisd.pipeline import StableDiffusion
 from minisd.teaching import tiny
 
@@ -69,7 +68,8 @@ def main() -> None:
     versions = {"diffusers": diffusers.__version__, "transformers": transformers.__version__}
     said = {"versions": versions, "picture": picture(tiny.model(gain=1.0))}
     header = {key: json.dumps(value) for key, value in said.items()}
-    save_file(fingerprints(sd), tiny.BY_DIFFUSERS, header)
+    with written_whole(tiny.BY_DIFFUSERS) as unfinished:
+        write_tensors(unfinished, fingerprints(sd), header, dtype=None)
 
 
 if __name__ == "__main__":

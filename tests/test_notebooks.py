@@ -93,7 +93,7 @@ def test_it_has_the_parts_of_a_lesson(path):
     text = prose(notebook)
     first = notebook.cells[0].source
     assert first.startswith(f"# {number_of(path)} · ") and "?" in first
-    assert re.search(r"(?i)what you need", first) and re.search(r"(?i)minutes", first)
+    assert re.search(r"(?i)you need", first) and re.search(r"(?i)minutes", first)
     assert re.search(r"(?i)new words", first)
     headings = re.findall(r"^## (.+)$", text, flags=re.MULTILINE)
     assert [heading for heading in headings if heading in SECTIONS] == SECTIONS

@@ -169,17 +169,18 @@ def embedding_map(
     colours = [COLOURS[group % 7] for group in groups or [0] * len(words)]
     axes.scatter(*points.T, c=colours, s=36)
     axes.margins(0.15)
-    taken: list[tuple[float, float]] = []
-    for word, point, colour in zip(words, points, colours):
-        x, y = axes.transData.transform(point)
-        while any(abs(y + 7 - b) < 15 and abs(x - a) < 7.5 * len(word) for a, b in taken):
-            y += 15
-        taken.append((x, y + 7))
-        shift = y - axes.transData.transform(point)[1]
-        offset = (6, 4 + shift * 72 / canvas.DPI)
-        axes.annotate(word, point, offset, textcoords="offset points", color=colour)
     axes.set_xticks([])
     axes.set_yticks([])
+    figure.draw_without_rendering()  # fixes where points lie, so that words can be kept apart
+    taken: list[tuple[float, float, int]] = []
+    for word, point, colour in zip(words, points, colours):
+        x, y = axes.transData.transform(point)
+        up = 0
+        while any(abs(y + up - b) < 15 and -8 * len(word) < x - a < 8 * n for a, b, n in taken):
+            up += 5
+        taken.append((x, y + up, len(word)))
+        offset = (6, 4 + up * 72 / canvas.DPI)
+        axes.annotate(word, point, offset, textcoords="offset points", color=colour)
     return figure
 
 

@@ -238,6 +238,7 @@ def train_point_classifier(
     return descend(d, count, loss_of, steps, seed)
 
 
+@torch.enable_grad()
 def descend(d: int, c_out: int, loss_of, steps: int, seed: int) -> tuple[PointNetwork, list[float]]:
     """Adam with a rate that falls as half a cosine. loss_of(network, generator) -> one number"""
     with torch.random.fork_rng(devices=[]):
