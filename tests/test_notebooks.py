@@ -20,6 +20,16 @@ from minisd.teaching import canvas, notebooks
 
 PATHS = notebooks.chosen([])
 COVERAGE = Path(__file__).parents[1] / "docs" / "lessons-coverage.md"
+# Lessons that others link to already, but which are not written yet.
+COMING = {
+    "04_vae.ipynb",
+    "10_txt2img.ipynb",
+    "11_img2img.ipynb",
+    "12_inpainting.ipynb",
+    "13_depth.ipynb",
+    "14_controlnet.ipynb",
+    "15_fine_tuning.ipynb",
+}
 LARGEST = 1_500_000  # bytes of a notebook
 FREE = {"timing", "trained"}  # tags of cells whose numbers differ from run to run
 SHARED = FREE | {"predict"}  # tags that many cells of a notebook may carry
@@ -132,7 +142,12 @@ def test_its_code_is_about_this_package_alone(path):
 def test_its_links_lead_to_lessons(path):
     text = prose(notebooks.read(path))
     linked = set(re.findall(r"\]\((?:\./)?([\w.]+\.ipynb)\)", text))
-    assert [name for name in linked if not (notebooks.FOLDER / name).exists()] == []
+    there = {notebook.name for notebook in PATHS}
+    assert linked - there - COMING == set()
+
+
+def test_no_lesson_that_is_there_is_still_called_coming():
+    assert COMING & {notebook.name for notebook in PATHS} == set()
 
 
 # ---- coverage ---------------------------------------------------------------------------------

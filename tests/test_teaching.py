@@ -304,8 +304,8 @@ def test_flattened_keeps_distances_of_flat_points(generator):
 
 
 def test_words_of_a_map_do_not_lie_on_each_other():
-    vectors = torch.tensor([[0.0, 0.0, 0], [0.001, 0, 0], [5.0, 3.0, 1]])
-    (axes,) = plot.embedding_map(vectors, ["cat", "kitty", "apple"]).axes
+    vectors = torch.tensor([[0.0, 0, 0], [0.001, 0, 0], [5, 3, 1], [5, -3, 1]])
+    (axes,) = plot.embedding_map(vectors, ["cat", "kitty", "apple", "red"]).axes
     offsets = [text.xyann for text in axes.texts[:2]]
     assert abs(offsets[0][1] - offsets[1][1]) >= 13
 
@@ -354,6 +354,17 @@ def test_the_unet_is_drawn_from_its_modules_and_shapes():
 def test_an_arrow_to_nowhere_is_an_error():
     with pytest.raises(KeyError):
         plot.boxes({"a": plot.Box(50, 50, "a")}, [("a", "b")], 100)
+
+
+def test_rows_of_the_same_letters_end_at_the_same_place_and_new_pieces_stand_out():
+    rows = {"characters": ["c", "a", "t</w>"], "merge 0": ["ca", "t</w>"], "twice": ["ca\n1"]}
+    (axes,) = plot.bricks(rows, {"merge 0": [0]}).axes
+    boxes = axes.patches
+    ends = [box.get_x() + box.get_width() for box in boxes]
+    assert ends[2] == pytest.approx(ends[4])
+    assert boxes[3].get_edgecolor() != boxes[4].get_edgecolor()
+    assert boxes[5].get_width() == pytest.approx(boxes[3].get_width())  # a line is as long as it is
+    assert {text.get_text() for text in axes.texts} >= {"merge 0", "ca", "t</w>"}
 
 
 # ---- puzzles ----------------------------------------------------------------------------------

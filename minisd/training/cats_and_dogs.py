@@ -37,7 +37,7 @@ CONFIG = UNetConfig(
     norm_groups=8,
 )
 RECIPE = Recipe(steps=6000, rate=0.02)  # 0.2 s of two cores a step: 20 minutes
-SHORT = Recipe(steps=450, rate=0.02, ema=0.98, warmup=20)  # 90 seconds, in a lesson's cell
+SHORT = Recipe(steps=500, rate=0.02, ema=0.98, warmup=20)  # 90 seconds, in a lesson's cell
 NAMES = ("cat", "dog")
 GROUNDS = ("white", "green", "blue", "purple")
 PICTURES = 4000
