@@ -50,7 +50,7 @@ def test_the_page_has_a_place_for_all_that_is_computed():
         "outside": {"mini": {"most": 2.0, "mean": 1.0}},
     }
     page = (ROOT / "docs" / "steering.md").read_text(encoding="utf-8")
-    computed = {name: "X" for name in ROWS} | tables(figures)
+    computed = {name: "X" for name in [*ROWS, "classifier"]} | tables(figures)
     filled = refilled(page, computed)
     assert "| without | 0.50 |" in filled
     assert len(re.findall(r"<!-- (?!end)", page)) == len(computed)

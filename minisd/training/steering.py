@@ -303,6 +303,7 @@ def write(folder: Path = Path("docs")) -> dict:
     real = batch(Emoji.load(), sd.config.size, COUNT, SEED, step=0, split="heldout")
     guided, picture = classifier_row(sd)
     picture.save(IMAGES / "steering-classifier.png", optimize=True)
+    computed["classifier"] = "![classifier guidance](images/steering-classifier.png)"
     figures = {
         "edges": edges_kept(sd, real.images, real.scenes),
         "depth": depth_kept(sd, real.images, real.scenes),
