@@ -17,6 +17,7 @@ from minisd.training.adapters import (
     ThinLayers,
     blueprint,
     copied_controlnet,
+    edges_of,
     make_lesson,
     mosaic,
     train_adapter,
@@ -49,7 +50,8 @@ def sd(emoji):
 
 @pytest.fixture(scope="module")
 def lesson(sd, emoji):
-    return make_lesson(sd, emoji, 12, change=blueprint, caption=lambda words: f"<thing> {words}")
+    lesson = {"change": blueprint, "caption": lambda words: f"<thing> {words}"}
+    return make_lesson(sd, emoji, 12, **lesson, beside=edges_of)
 
 
 def drawn(sd):
@@ -88,7 +90,7 @@ def test_what_was_learnt_is_what_is_read_again(sd, lesson, tmp_path, kind):
 def test_a_controlnet_begins_silent_and_learns(sd, lesson, tmp_path):
     torch.manual_seed(0)
     network, plain = copied_controlnet(sd), drawn(sd)
-    hint = lesson.edges[:1].float().expand(-1, 3, -1, -1)
+    hint = lesson.beside[:1].float().expand(-1, 3, -1, -1)
     with control(sd, network, hint), torch.no_grad():
         assert torch.equal(drawn(sd), plain)
     trained = train_controlnet(sd, network, lesson, tmp_path / "run", RECIPE, batch_size=4)
@@ -101,11 +103,13 @@ def test_a_controlnet_begins_silent_and_learns(sd, lesson, tmp_path):
 
 
 def test_a_lesson_has_the_pictures_that_were_asked_for(sd, emoji):
-    lesson = make_lesson(sd, emoji, 7, only=lambda scene: scene.background == "red")
+    lesson = make_lesson(
+        sd, emoji, 7, only=lambda scene: scene.background == "red", beside=edges_of
+    )
     assert lesson.latents.shape == (7, 4, 4, 4)
     assert lesson.tokens.shape == (7, 77)
-    assert lesson.edges.shape == (7, 1, 32, 32)
-    assert set(lesson.edges.unique().tolist()) == {0, 1}
+    assert lesson.beside.shape == (7, 1, 32, 32)
+    assert set(lesson.beside.unique().tolist()) == {0, 1}
 
 
 def test_the_new_styles_are_what_they_are_called(emoji):

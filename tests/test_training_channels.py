@@ -14,10 +14,10 @@ from minisd.tasks.depth2img import depth2img_steps, depth_channel
 from minisd.tasks.depth_small import PREFIX, SmallDepthEstimator, load_estimator
 from minisd.tasks.inpaint import inpaint_steps, on_latent
 from minisd.training import loop, mini
+from minisd.training.adapters import make_lesson
 from minisd.training.channels import (
     STAYS,
     estimated_depth,
-    make_wider_lesson,
     mask_and_surroundings,
     random_mask,
     save_wider,
@@ -52,8 +52,8 @@ def sd(emoji):
 
 def lesson_for(sd, emoji, kind):
     if kind == "inpaint":
-        return make_wider_lesson(sd, emoji, 50, 0, mask_and_surroundings(sd, 0))
-    return make_wider_lesson(sd, emoji, 50, 0, estimated_depth(sd, SmallDepthEstimator()))
+        return make_lesson(sd, emoji, 50, beside=mask_and_surroundings(sd, 0))
+    return make_lesson(sd, emoji, 50, beside=estimated_depth(sd, SmallDepthEstimator()))
 
 
 def latents(sd, kind, image, beside):
@@ -103,13 +103,13 @@ def test_the_lesson_shows_what_is_kept_and_hides_the_rest(sd, emoji):
     rng = np.random.default_rng([0, 0])
     masks = torch.stack([random_mask(SMALL.size, rng) for _ in range(50)])
     assert torch.equal(
-        lesson.extra[:, :1], torch.cat([on_latent(m[None], m[None, :, ::8, ::8]) for m in masks])
+        lesson.beside[:, :1], torch.cat([on_latent(m[None], m[None, :, ::8, ::8]) for m in masks])
     )
     hidden = (made.images * (masks < 0.5)).masked_select(masks.expand(-1, 3, -1, -1) > 0.5)
     assert hidden.eq(0).all() and hidden.numel() > 1000
     generator = torch.Generator().manual_seed(0)
     around = sd.encode(made.images * (1 - masks), generator)
-    assert torch.allclose(lesson.extra[:, 1:], around, atol=1e-5)
+    assert torch.allclose(lesson.beside[:, 1:], around, atol=1e-5)
 
 
 def test_masks_hide_something_and_mostly_not_all():

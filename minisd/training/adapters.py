@@ -23,6 +23,7 @@ from minisd.adapters.lora import Change
 from minisd.adapters.textual_inversion import Word
 from minisd.checkpoints.names import model_rows
 from minisd.checkpoints.write import write_tensors, written_whole
+from minisd.config import UNetConfig
 from minisd.pipeline import StableDiffusion
 from minisd.tasks.edges import canny
 from minisd.training.captions import Scene
@@ -38,12 +39,13 @@ PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
 class Lesson:
     """What there is to learn from.
 
-    latents: n 4 h w, scaled    tokens: n 77    edges: n 1 8h 8w of bytes, 0 or 1
+    latents: n 4 h w, scaled    tokens: n 77
+    beside: n c h' w', what is shown with each noisy latent: edges, a mask; None: nothing
     """
 
     latents: Tensor
     tokens: Tensor
-    edges: Tensor
+    beside: Tensor | None
 
 
 @torch.no_grad()
@@ -55,29 +57,34 @@ def make_lesson(
     change: Callable[[Tensor], Tensor] | None = None,
     only: Callable[[Scene], bool] | None = None,
     caption: Callable[[str], str] | None = None,
+    beside: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Lesson:
     """Compose pictures until there are `count`, and encode them.
 
     change: what the new style does to pictures, b 3 h w    only: which scenes to take
     caption: from a scene's caption to the lesson's
+    beside: from the pictures of a step, and its number, to what is shown beside them
     """
-    latents, tokens, edges, step = [], [], [], 0
+    latents, tokens, shown, step = [], [], [], 0
     with tqdm(total=count, desc="encoding pictures", mininterval=5) as bar:
         while bar.n < count:
             made = batch(emoji, sd.config.size, 50, seed, step)
-            step += 1
             taken = [i for i, scene in enumerate(made.scenes) if not only or only(scene)]
             taken = taken[: count - bar.n]
-            if not taken:
-                continue
-            images = made.images[taken]
-            images = change(images) if change else images
-            words = [made.captions[i] for i in taken]
-            latents.append(sd.encode(images))
-            tokens.append(sd.tokenizer([caption(one) for one in words] if caption else words))
-            edges.append(canny(images)[:, :1].byte())
-            bar.update(len(taken))
-    return Lesson(torch.cat(latents), torch.cat(tokens), torch.cat(edges))
+            if taken:
+                images = change(made.images[taken]) if change else made.images[taken]
+                words = [made.captions[i] for i in taken]
+                latents.append(sd.encode(images))
+                tokens.append(sd.tokenizer([caption(one) for one in words] if caption else words))
+                shown += [beside(images, step)] if beside else []
+                bar.update(len(taken))
+            step += 1
+    return Lesson(torch.cat(latents), torch.cat(tokens), torch.cat(shown) if beside else None)
+
+
+def edges_of(images: Tensor, step: int) -> Tensor:
+    """What a ControlNet is shown, as bytes: b 1 h w, 0 or 1."""
+    return canny(images)[:, :1].byte()
 
 
 # ---- styles that no emoji set has -------------------------------------------------------------
@@ -216,6 +223,41 @@ def write(path: Path, tensors: dict[str, Tensor], notes: dict[str, str]) -> None
 # ---- learning ---------------------------------------------------------------------------------
 
 
+def train_on(
+    sd: StableDiffusion,
+    model: nn.Module,
+    predict: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+    lesson: Lesson,
+    folder: Path,
+    recipe: Recipe,
+    batch_size: int,
+    seed: int,
+    unet: UNetConfig,
+) -> nn.Module:
+    """Returns the averaged model. Resumes from the folder, where it also keeps its log.
+
+    predict(x, t, context, beside) -> eps, by the model that learns    unet: the sizes it works on
+    """
+
+    def loss_at(step: int) -> dict[str, Tensor]:
+        generator = generator_at(seed, step)
+        picks = torch.randint(len(lesson.latents), (batch_size,), generator=generator)
+        beside = None if lesson.beside is None else share(lesson.beside[picks])
+
+        def network(x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+            times = len(x) // len(tokens)
+            context = repeat(sd.text_encoder(tokens), "b m c -> (r b) m c", r=times)
+            shown = None if beside is None else repeat(beside, "b c h w -> (r b) c h w", r=times)
+            return predict(x, t, context, shown)
+
+        x0, tokens = lesson.latents[picks], lesson.tokens[picks]
+        return {"noise": noise_loss(network, sd.schedule, x0, tokens, generator)}
+
+    about = {"unet": asdict(unet), "pictures": len(lesson.latents)}
+    about |= {"batch_size": batch_size, "seed": seed}
+    return train(model, loss_at, recipe, folder, about)
+
+
 def train_adapter(
     sd: StableDiffusion,
     adapter: ThinLayers | NewWord | Rewriters,
@@ -225,20 +267,14 @@ def train_adapter(
     batch_size: int = 16,
     seed: int = 0,
 ) -> nn.Module:
-    """Returns the averaged adapter. Resumes from the folder, where it also keeps its log."""
+    """The adapter learns while it is on the model; see train_on."""
 
-    def network(x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        context = sd.text_encoder(tokens)
-        return sd.unet(x, t, repeat(context, "b m c -> (r b) m c", r=len(x) // len(tokens)))
-
-    def loss_at(step: int) -> dict[str, Tensor]:
-        generator = generator_at(seed, step)
-        picks = torch.randint(len(lesson.latents), (batch_size,), generator=generator)
-        x0, tokens = lesson.latents[picks], lesson.tokens[picks]
-        return {"noise": noise_loss(network, sd.schedule, x0, tokens, generator)}
+    def predict(x: Tensor, t: Tensor, context: Tensor, nothing: None) -> Tensor:
+        return sd.unet(x, t, context)
 
     with adapter.attach(sd):
-        return train(adapter, loss_at, recipe, folder, about(sd, lesson, batch_size, seed))
+        sizes = sd.config.unet
+        return train_on(sd, adapter, predict, lesson, folder, recipe, batch_size, seed, sizes)
 
 
 def train_controlnet(
@@ -252,24 +288,9 @@ def train_controlnet(
 ) -> ControlNet:
     """The same with the edges beside every picture."""
 
-    def loss_at(step: int) -> dict[str, Tensor]:
-        generator = generator_at(seed, step)
-        picks = torch.randint(len(lesson.latents), (batch_size,), generator=generator)
-        hint = repeat(share(lesson.edges[picks]).float(), "b 1 h w -> b c h w", c=3)
+    def predict(x: Tensor, t: Tensor, context: Tensor, edges: Tensor) -> Tensor:
+        hint = repeat(edges.float(), "b 1 h w -> b c h w", c=3)
+        return sd.unet(x, t, context, controlnet(x, t, context, hint))
 
-        def network(x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-            times = len(x) // len(tokens)
-            context = repeat(sd.text_encoder(tokens), "b m c -> (r b) m c", r=times)
-            shown = repeat(hint, "b c h w -> (r b) c h w", r=times)
-            return sd.unet(x, t, context, controlnet(x, t, context, shown))
-
-        x0, tokens = lesson.latents[picks], lesson.tokens[picks]
-        return {"noise": noise_loss(network, sd.schedule, x0, tokens, generator)}
-
-    return train(controlnet, loss_at, recipe, folder, about(sd, lesson, batch_size, seed))
-
-
-def about(sd: StableDiffusion, lesson: Lesson, batch_size: int, seed: int) -> dict:
-    """What makes such a run, besides its recipe."""
-    sizes = {"unet": asdict(sd.config.unet), "pictures": len(lesson.latents)}
-    return sizes | {"batch_size": batch_size, "seed": seed}
+    sizes = sd.config.unet
+    return train_on(sd, controlnet, predict, lesson, folder, recipe, batch_size, seed, sizes)

@@ -16,6 +16,7 @@ minisd train steering shows what they do, in docs/steering.md.
 """
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import torch
 from torch import nn
 
 import minisd
+from minisd.pipeline import StableDiffusion
 from minisd.tasks.depth2img import DEPTH_CHANNELS
 from minisd.tasks.depth_small import PREFIX
 from minisd.tasks.inpaint import INPAINTING_CHANNELS
@@ -57,7 +59,7 @@ def adapter_stage(kind: str, order: Order) -> nn.Module:
             "caption": lambda words: words.replace(MEANT, WORD),
         },
         "hypernetwork": {"change": teach.mosaic},
-        "controlnet": {},
+        "controlnet": {"beside": teach.edges_of},
     }
     count = MANY if kind == "controlnet" else FEW
     lesson = teach.make_lesson(sd, emoji, count, order.seed, **lessons[kind])
@@ -109,10 +111,10 @@ def depth_stage(order: Order) -> UNet:
 
 
 def wider(
-    sd: minisd.pipeline.StableDiffusion, emoji: Emoji, order: Order, kind: str, count: int, beside
+    sd: StableDiffusion, emoji: Emoji, order: Order, kind: str, count: int, beside: Callable
 ) -> UNet:
     """A U-Net of `count` input channels, trained on pictures with what stands beside them."""
-    lesson = channels.make_wider_lesson(sd, emoji, MANY, order.seed, beside)
+    lesson = teach.make_lesson(sd, emoji, MANY, order.seed, beside=beside)
 
     def train_in(recipe: Recipe, folder: Path) -> UNet:
         unet = channels.widened(sd.unet, count)

@@ -7,67 +7,38 @@ way up stays as it is, so that the file need hold only what differs from the min
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from PIL import Image, ImageDraw
 from torch import Tensor
-from tqdm import tqdm
 
 from minisd.checkpoints.settings import to_metadata
 from minisd.checkpoints.write import write_tensors, written_whole
 from minisd.pipeline import StableDiffusion
 from minisd.tasks.depth2img import depth_channel
 from minisd.tasks.inpaint import on_latent, picture_with_hole
+from minisd.training.adapters import Lesson, train_on
 from minisd.training.captions import pick
-from minisd.training.data import Batch, Emoji, batch
-from minisd.training.diffusion import noise_loss
-from minisd.training.loop import Recipe, generator_at, train
-from minisd.training.parallel import share
+from minisd.training.loop import Recipe
 from minisd.unet import UNet
 
 STAYS = ("time", "up", "norm_out", "conv_out")  # parts of the U-Net that do not learn
 EVERYTHING = 0.1  # of the masks
 
 
-@dataclass(frozen=True)
-class WiderLesson:
-    """latents: n 4 h w, scaled    tokens: n 77    extra: n c h w, what is read beside the latent"""
-
-    latents: Tensor
-    tokens: Tensor
-    extra: Tensor
-
-
-@torch.no_grad()
-def make_wider_lesson(
-    sd: StableDiffusion, emoji: Emoji, count: int, seed: int, beside: Callable[[Batch, int], Tensor]
-) -> WiderLesson:
-    """Compose `count` pictures (a multiple of 50) and encode them.
-
-    beside(pictures, step) -> b c h w, the channels beside each picture's latent
-    """
-    latents, tokens, extra = [], [], []
-    for step in tqdm(range(count // 50), desc="encoding pictures", mininterval=5):
-        made = batch(emoji, sd.config.size, 50, seed, step)
-        latents.append(sd.encode(made.images))
-        tokens.append(sd.tokenizer(made.captions))
-        extra.append(beside(made, step))
-    return WiderLesson(torch.cat(latents), torch.cat(tokens), torch.cat(extra))
-
-
-def mask_and_surroundings(sd: StableDiffusion, seed: int) -> Callable[[Batch, int], Tensor]:
+def mask_and_surroundings(sd: StableDiffusion, seed: int) -> Callable[[Tensor, int], Tensor]:
     """What an inpainting model reads: the mask, and the latent of the picture with its hole."""
 
-    def beside(made: Batch, step: int) -> Tensor:
+    def beside(images: Tensor, step: int) -> Tensor:
         rng = np.random.default_rng([seed, step])
-        masks = torch.stack([random_mask(sd.config.size, rng) for _ in made.images])
+        masks = torch.stack([random_mask(sd.config.size, rng) for _ in images])
         generator = torch.Generator().manual_seed(step)  # drawn, as the task will draw it
-        around = sd.encode(picture_with_hole(made.images, masks), generator)
+        around = sd.encode(picture_with_hole(images, masks), generator)
         small = torch.cat([on_latent(one[None], around[:1]) for one in masks])
         return torch.cat([small, around], dim=1)
 
@@ -76,10 +47,10 @@ def mask_and_surroundings(sd: StableDiffusion, seed: int) -> Callable[[Batch, in
 
 def estimated_depth(
     sd: StableDiffusion, estimator: Callable[[Tensor], Tensor]
-) -> Callable[[Batch, int], Tensor]:
+) -> Callable[[Tensor, int], Tensor]:
     """What a depth model reads: the estimator's opinion of the picture."""
     side = sd.config.size // sd.config.vae.factor
-    return lambda made, step: depth_channel(estimator(made.images), (side, side))
+    return lambda images, step: depth_channel(estimator(images), (side, side))
 
 
 def random_mask(size: int, rng: np.random.Generator) -> Tensor:
@@ -117,30 +88,18 @@ def widened(unet: UNet, in_channels: int) -> UNet:
 def train_wider(
     sd: StableDiffusion,
     unet: UNet,
-    lesson: WiderLesson,
+    lesson: Lesson,
     folder: Path,
     recipe: Recipe,
     batch_size: int = 16,
     seed: int = 0,
 ) -> UNet:
-    """Returns the averaged U-Net. Resumes from the folder, where it also keeps its log."""
+    """The U-Net learns to read what the lesson has beside its latents; see train_on."""
 
-    def loss_at(step: int) -> dict[str, Tensor]:
-        generator = generator_at(seed, step)
-        picks = torch.randint(len(lesson.latents), (batch_size,), generator=generator)
+    def predict(x: Tensor, t: Tensor, context: Tensor, beside: Tensor) -> Tensor:
+        return unet(torch.cat([x, beside], dim=1), t, context)
 
-        def network(x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-            times = len(x) // len(tokens)
-            context = repeat(sd.text_encoder(tokens), "b m c -> (r b) m c", r=times)
-            beside = repeat(share(lesson.extra[picks]), "b c h w -> (r b) c h w", r=times)
-            return unet(torch.cat([x, beside], dim=1), t, context)
-
-        x0, tokens = lesson.latents[picks], lesson.tokens[picks]
-        return {"noise": noise_loss(network, sd.schedule, x0, tokens, generator)}
-
-    about = {"unet": asdict(unet.config), "pictures": len(lesson.latents)}
-    about |= {"batch_size": batch_size, "seed": seed}
-    return train(unet, loss_at, recipe, folder, about)
+    return train_on(sd, unet, predict, lesson, folder, recipe, batch_size, seed, unet.config)
 
 
 def save_wider(
