@@ -3,9 +3,14 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-# The data this project ships: beside the package in a checkout, inside it in a wheel.
-_BESIDE, _INSIDE = Path(__file__).parents[1] / "weights", Path(__file__).parent / "weights"
-WEIGHTS = _INSIDE if _INSIDE.is_dir() else _BESIDE
+
+def shipped(name: str) -> Path:
+    """A folder of this project's: beside the package in a checkout, inside it in a wheel."""
+    inside = Path(__file__).parent / name
+    return inside if inside.is_dir() else Path(__file__).parents[1] / name
+
+
+WEIGHTS, NOTEBOOKS = shipped("weights"), shipped("notebooks")
 
 
 @dataclass(frozen=True)

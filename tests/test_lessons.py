@@ -12,7 +12,7 @@ def course(tmp_path, monkeypatch):
     source.mkdir()
     for name in ("00_tour", "01_schedule"):
         (source / f"{name}.ipynb").write_text(f'{{"cells": "{name}"}}', encoding="utf-8")
-    monkeypatch.setattr(lessons, "_BESIDE", source)
+    monkeypatch.setattr(lessons, "NOTEBOOKS", source)
     return source
 
 

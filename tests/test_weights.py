@@ -1,20 +1,15 @@
 """weights/README.md: every file that is shipped has its section, with the right checksum."""
 
-import hashlib
 import re
-from pathlib import Path
 
 import pytest
 
+from minisd.checkpoints.contents import sha256
 from minisd.config import WEIGHTS
 
 PAGE = (WEIGHTS / "README.md").read_text(encoding="utf-8")
 FILES = sorted(path for path in WEIGHTS.iterdir() if path.is_file() and path.name != "README.md")
 SECTIONS = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", PAGE, flags=re.MULTILINE | re.DOTALL))
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

@@ -76,11 +76,7 @@ def add_depth(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("image", type=Path, help="the picture")
     add("--depth", type=Path, help="its depth as a grey picture, near is bright (estimated)")
-    add(
-        "--estimator",
-        metavar="FILE",
-        help="of depth (the one in the model's file)",
-    )
+    add("--estimator", metavar="FILE", help="of depth (the one in the model's file)")
     add("--strength", type=float, default=0.8, help="0 keeps the picture, 1 its depth alone (.8)")
     command.set_defaults(run=depth)
 

@@ -7,9 +7,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-# As with the weights: beside the package in a checkout, inside it in a wheel.
-PACKAGE = Path(__file__).parents[1]
-_BESIDE, _INSIDE = PACKAGE.parent / "notebooks", PACKAGE / "notebooks"
+from minisd.config import NOTEBOOKS
 
 
 def add_lessons(command: argparse.ArgumentParser) -> None:
@@ -21,7 +19,7 @@ def add_lessons(command: argparse.ArgumentParser) -> None:
 
 def lessons(options: argparse.Namespace) -> None:
     """Copy the notebooks and open them in Jupyter. What the student has changed is kept."""
-    for line in copy(_INSIDE if _INSIDE.is_dir() else _BESIDE, options.folder):
+    for line in copy(NOTEBOOKS, options.folder):
         print(line)
     if options.no_open:
         return

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from minisd.checkpoints.load import fill
 from minisd.checkpoints.official import local
-from minisd.checkpoints.read import read
+from minisd.checkpoints.read import header, is_safetensors, read
 from minisd.tasks.depth import DepthEstimator
 
 CHANNELS = (16, 32, 48, 64)
@@ -52,19 +52,19 @@ class SmallDepthEstimator(nn.Module):
     def load(cls, path: str | Path) -> "SmallDepthEstimator":
         """Read it out of mini-depth.safetensors. ValueError for a file that holds none."""
         path = local(path)
-        state = small_estimator(read(path))
-        if not state:
-            raise ValueError(f"{path.name} holds no small depth estimator: give mini-depth's file.")
         network = cls()
+        if not holds_small_estimator(path):
+            raise ValueError(f"{path.name} holds no small depth estimator: give mini-depth's file.")
+        tensors = read(path)
+        state = {name: tensors[PREFIX + name] for name in network.state_dict()}
         fill(network, state, "cpu", torch.float32, path.name)
         return network.eval().requires_grad_(False)
 
 
-def small_estimator(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a small estimator among a file's tensors; empty where there is none."""
-    names = SmallDepthEstimator().state_dict()
-    held = all(PREFIX + name in tensors for name in names)
-    return {name: tensors[PREFIX + name] for name in names} if held else {}
+def holds_small_estimator(path: Path) -> bool:
+    """Told from the header alone: an official depth model has gigabytes to read."""
+    names = header(path) if is_safetensors(path) else {}
+    return all(PREFIX + name in names for name in SmallDepthEstimator().state_dict())
 
 
 def load_estimator(path: str | Path) -> Callable[[Tensor], Tensor]:
@@ -73,6 +73,6 @@ def load_estimator(path: str | Path) -> Callable[[Tensor], Tensor]:
     Raises ValueError where it holds neither.
     """
     path = local(path)
-    if path.exists() and small_estimator(read(path)):
+    if holds_small_estimator(path):
         return SmallDepthEstimator.load(path)
     return DepthEstimator.load(path)

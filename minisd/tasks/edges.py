@@ -20,12 +20,16 @@ def canny(image: Tensor, low: float = 0.1, high: float = 0.2, blur: float = 1.0)
     low, high: slopes, as shares of a sharp step from black to white, from which a pixel may be an
         edge, and from which it surely is    blur: in pixels
     """
-    shade = (image[:, :1] * RED + image[:, 1:2] * GREEN + image[:, 2:] * BLUE + 1) / 2
-    across, down = slopes(blurred(shade, blur))
+    across, down = slopes(blurred(brightness(image), blur))
     steepness = (across**2 + down**2).sqrt()
     ridge = steepness * is_ridge(steepness, across, down)
     edges = connected(ridge > low, ridge > high)
     return edges.to(image.dtype).expand(-1, 3, -1, -1)
+
+
+def brightness(image: Tensor) -> Tensor:
+    """How light each pixel is, 0 black to 1 white. image: b 3 h w in [-1, 1]    returns: b 1 h w"""
+    return (image[:, :1] * RED + image[:, 1:2] * GREEN + image[:, 2:] * BLUE + 1) / 2
 
 
 def blurred(x: Tensor, spread: float) -> Tensor:

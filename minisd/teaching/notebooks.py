@@ -22,7 +22,7 @@ from nbformat import NotebookNode
 
 from minisd import config
 
-FOLDER = Path(__file__).parents[2] / "notebooks"
+FOLDER = config.NOTEBOOKS
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},

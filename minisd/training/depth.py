@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minisd.tasks.depth_small import SmallDepthEstimator
-from minisd.tasks.edges import BLUE, GREEN, RED
+from minisd.tasks.edges import brightness
 from minisd.training.data import Emoji, batch
 from minisd.training.loop import Recipe, generator_at, train
 
@@ -25,8 +25,7 @@ def relief(images: Tensor, masks: Tensor) -> Tensor:
         left = 1 - F.max_pool2d(1 - F.pad(left, (1, 1, 1, 1)), 3, stride=1)
     highest = inside.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1)
     dome = (inside / highest).sqrt()
-    shade = (images[:, :1] * RED + images[:, 1:2] * GREEN + images[:, 2:] * BLUE + 1) / 2
-    return masks * (RIM + DOME * dome + SHADING * shade)
+    return masks * (RIM + DOME * dome + SHADING * brightness(images))
 
 
 def train_estimator(

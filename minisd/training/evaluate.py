@@ -118,13 +118,18 @@ def shares(judged: list[Judged]) -> dict[str, float]:
     return found
 
 
-@torch.no_grad()
 def draw(sd: StableDiffusion, scenes: list[Scene], cfg_scale: float) -> Tensor:
-    """A picture of each scene's full caption, with the noise seeds 0, 1, 2 … b 3 h w."""
+    """A picture of each scene's full caption, as draw_prompts draws it."""
+    return draw_prompts(sd, [full_caption(scene) for scene in scenes], cfg_scale)
+
+
+@torch.no_grad()
+def draw_prompts(sd: StableDiffusion, prompts: list[str], cfg_scale: float) -> Tensor:
+    """A picture of each prompt, with the noise seeds 0, 1, 2 … b 3 h w."""
     images = []
-    for first in tqdm(range(0, len(scenes), BATCH), desc=f"scale {cfg_scale:g}", mininterval=5):
-        prompts = [full_caption(scene) for scene in scenes[first : first + BATCH]]
-        for step in sd.txt2img_steps(prompts, "", STEPS, cfg_scale, "ddim", seed=first):
+    for first in tqdm(range(0, len(prompts), BATCH), desc=f"scale {cfg_scale:g}", mininterval=5):
+        some = prompts[first : first + BATCH]
+        for step in sd.txt2img_steps(some, "", STEPS, cfg_scale, "ddim", seed=first):
             latent = step.x
         images.append(sd.decode(latent).clamp(-1, 1))
     return torch.cat(images)

@@ -20,20 +20,21 @@ from torch import Tensor
 import minisd
 from minisd.adapters.controlnet import ControlNet, control
 from minisd.adapters.textual_inversion import textual_inversion
+from minisd.config import WEIGHTS
 from minisd.guidance import classifier_guided
 from minisd.pipeline import StableDiffusion, from_pil, to_pil
 from minisd.samplers import from_noise, sampler_levels
 from minisd.tasks.depth2img import depth2img_steps
 from minisd.tasks.depth_small import load_estimator
 from minisd.tasks.edges import canny
-from minisd.tasks.inpaint import inpaint
+from minisd.tasks.inpaint import as_mask, inpaint
 from minisd.training import classifier, judge
 from minisd.training.captions import Scene, full_caption
 from minisd.training.data import Emoji, batch, compose, to_tensor
-from minisd.training.evaluate import draw, examine
+from minisd.training.evaluate import STEPS, draw, draw_prompts, examine
 from minisd.training.sheets import Cell, markdown, refilled, sheet
 
-SEED, COUNT, STEPS = 3, 64, 20
+SEED, COUNT = 3, 64
 CLASSIFIER_SCALES = (0, 2, 8, 32)
 WORK = Path("runs/steering")  # the commands' pictures; the page shows them side by side
 IMAGES = Path("docs/images")
@@ -202,7 +203,7 @@ def edges_kept(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[s
     """
     hint, found = canny(real), {}
     found["without"] = edge_agreement(canny(draw(sd, scenes, sd.config.cfg_scale)), hint)
-    with control(sd, ControlNet.load(minisd.config.WEIGHTS / "mini-edges.safetensors"), hint):
+    with control(sd, ControlNet.load(WEIGHTS / "mini-edges.safetensors"), hint):
         found["with"] = edge_agreement(canny(draw(sd, scenes, sd.config.cfg_scale)), hint)
     return found
 
@@ -214,7 +215,7 @@ def depth_kept(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[s
     Strength 1 in both: nothing but the channel tells of the picture.
     """
     wide = minisd.load("mini-depth")
-    estimate = load_estimator(minisd.config.WEIGHTS / "mini-depth.safetensors")
+    estimate = load_estimator(WEIGHTS / "mini-depth.safetensors")
     truth, prompts = estimate(real), [full_caption(scene) for scene in scenes]
     seeds = list(range(len(prompts)))
     settings = {"strength": 1.0, "steps": STEPS, "seed": seeds}
@@ -226,14 +227,14 @@ def depth_kept(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[s
 def outside_kept(real: Tensor) -> dict[str, dict[str, float]]:
     """How far pixels outside the mask are from the given ones, of 255: the most, and on average."""
     found: dict = {}
-    mask = from_pil(hat_mask().convert("RGB"))[:, :1] / 2 + 0.5
-    kept = mask[0] < 0.5
+    mask = hat_mask()
+    kept = as_mask(mask, real)[0, 0] < 0.5
     for model in ("mini", "mini-inpaint"):
         sd = minisd.load(model)
         for paste in (False, True):
             drawn = inpaint(sd, ["a cat"] * 8, real[:8], mask, steps=STEPS, paste=paste, seed=1)
             apart = torch.cat([from_pil(one) for one in drawn]) - real[:8]
-            apart = 127.5 * apart.abs()[:, :, kept[0]]
+            apart = 127.5 * apart.abs()[:, :, kept]
             name = f"{model}, {'pasted' if paste else 'as drawn'}"
             found[name] = {"most": apart.max().item(), "mean": apart.mean().item()}
     return found
@@ -258,7 +259,7 @@ def classifier_draw(
 
 def classifier_row(sd: StableDiffusion) -> tuple[dict[str, float], Image.Image]:
     """How often the judge sees the thing that the classifier led to; some of the pictures."""
-    guide = classifier.load(minisd.config.WEIGHTS / "mini-classifier.safetensors")
+    guide = classifier.load(WEIGHTS / "mini-classifier.safetensors")
     things = list(guide.config.things)[:: len(guide.config.things) // COUNT or 1][:COUNT]
     scenes = [Scene((thing,), (None,), "noto", "white") for thing in things]
     seer, found, cells = judge.load(), {}, []
@@ -278,14 +279,11 @@ def word_known(sd: StableDiffusion) -> dict[str, float]:
     seer, found = judge.load(), {}
 
     def share() -> float:
-        seeds = list(range(len(prompts)))
-        *_, step = sd.txt2img_steps(prompts, steps=STEPS, seed=seeds)
-        with torch.no_grad():
-            seen = examine(seer, sd.decode(step.x).clamp(-1, 1), scenes)
+        seen = examine(seer, draw_prompts(sd, prompts, sd.config.cfg_scale), scenes)
         return sum(one.right["thing"][0] for one in seen) / len(seen)
 
     found["without"] = share()
-    with textual_inversion(sd, minisd.config.WEIGHTS / "mini-blorp.safetensors"):
+    with textual_inversion(sd, WEIGHTS / "mini-blorp.safetensors"):
         found["with"] = share()
     return found
 
