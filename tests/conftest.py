@@ -1,5 +1,34 @@
-"""The suite's networks are tiny: a second thread would wait longer than it works."""
+"""What several test files share. Their networks are tiny: a second thread would wait longer."""
 
+import pytest
 import torch
 
+from minisd.clip import TextTransformer
+from minisd.pipeline import StableDiffusion
+from minisd.training import loop, mini
+from minisd.training.data import Emoji
+from minisd.unet import UNet
+from minisd.vae import VAE
+
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def emoji():
+    return Emoji.load()
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Pictures of losses take longer than these trainings do."""
+    monkeypatch.setattr(loop, "plot_losses", lambda folder: None)
+
+
+@pytest.fixture(scope="module")
+def small_sd(emoji):
+    """A model of test_training's sizes that knows nothing."""
+    from test_training import SMALL
+
+    torch.manual_seed(0)
+    networks = TextTransformer(SMALL.text), UNet(SMALL.unet), VAE(SMALL.vae)
+    return StableDiffusion(SMALL, mini.vocabulary(emoji), *networks)

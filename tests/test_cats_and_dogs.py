@@ -12,7 +12,6 @@ from minisd.guidance import guided_denoiser
 from minisd.schedule import Schedule
 from minisd.training import cats_and_dogs
 from minisd.training.afterwards import ALL_STAGES
-from minisd.training.data import Emoji
 from minisd.training.folder import logged
 from minisd.training.judge import load as load_judge
 from minisd.training.loop import Recipe
@@ -23,11 +22,6 @@ TINY = UNetConfig(
     channels=(8, 16), attention=(False, True), res_blocks=1, context_dim=8, heads=2, norm_groups=4
 )
 STEPS = Recipe(steps=60, rate=0.02, ema=0.9, warmup=5, save_every=30, log_every=1)
-
-
-@pytest.fixture(scope="module")
-def emoji():
-    return Emoji.load()
 
 
 def two_latents():

@@ -22,7 +22,7 @@ from minisd.training.classifier import (
     thing_loss,
     train_classifier,
 )
-from minisd.training.data import Emoji, batch
+from minisd.training.data import batch
 from minisd.training.loop import Recipe
 from minisd.vae import DiagonalGaussian
 
@@ -33,11 +33,6 @@ SCHEDULE = Schedule(ScheduleConfig())
 
 def at(t: float, count: int) -> torch.Tensor:
     return torch.full((count,), t)
-
-
-@pytest.fixture(scope="module")
-def emoji():
-    return Emoji.load()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from minisd.trace import trace
 from minisd.training import evaluate as evaluating
 from minisd.training import sheets as drawing
 from minisd.training.captions import COLOURS, SPOTS, Scene, full_caption
-from minisd.training.data import Emoji, batch, compose, to_tensor
+from minisd.training.data import batch, compose, to_tensor
 from minisd.training.evaluate import (
     draw,
     examine,
@@ -44,11 +44,6 @@ BLUE_CAT = Scene(("cat",), ("blue",), "flat", "white")
 PLAIN_CAT = Scene(("cat",), (None,), "flat", "white")
 PAIR = Scene(("cat", "pear"), (None, "red"), "noto", "white")
 LITTLE_CAT = Scene(("cat",), (None,), "flat", "white", "top left")
-
-
-@pytest.fixture(scope="module")
-def emoji():
-    return Emoji.load()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from minisd.training import judge as judging
 from minisd.training.captions import COLOURS, SPOTS, Scene
-from minisd.training.data import Emoji, batch, compose, held_out, middles, shrunk, to_tensor
+from minisd.training.data import batch, compose, held_out, middles, shrunk, to_tensor
 from minisd.training.judge import (
     NO_TINT,
     SIDE,
@@ -31,11 +31,6 @@ from minisd.training.loop import Recipe
 LONE = Scene(("cat",), (None,), "flat", "blue")
 PAIR = Scene(("cat", "pear"), (None, "red"), "noto", "white")
 SMALL = [Scene(("cat",), (None,), "flat", "blue", spot) for spot in SPOTS]
-
-
-@pytest.fixture(scope="module")
-def emoji():
-    return Emoji.load()
 
 
 @pytest.fixture(scope="module")

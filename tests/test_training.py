@@ -32,21 +32,13 @@ SMALL = replace(
 )
 
 
-@pytest.fixture(scope="module")
-def emoji():
-    return Emoji.load()
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="module")
 def bank(emoji):
     torch.manual_seed(0)
     return encode_bank(emoji, VAE(SMALL.vae), mini.vocabulary(emoji), SMALL, count=200, seed=0)
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Pictures of losses take longer than these trainings do."""
-    monkeypatch.setattr(loop, "plot_losses", lambda folder: None)
 
 
 @pytest.fixture(scope="module")

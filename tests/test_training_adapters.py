@@ -2,15 +2,11 @@
 
 import pytest
 import torch
-from test_training import SMALL
 
 from minisd.adapters.controlnet import ControlNet, control
 from minisd.adapters.hypernetwork import hypernetwork
 from minisd.adapters.lora import lora
 from minisd.adapters.textual_inversion import textual_inversion
-from minisd.clip import TextTransformer
-from minisd.pipeline import StableDiffusion
-from minisd.training import loop, mini
 from minisd.training.adapters import (
     NewWord,
     Rewriters,
@@ -23,29 +19,18 @@ from minisd.training.adapters import (
     train_adapter,
     train_controlnet,
 )
-from minisd.training.data import Emoji, batch
+from minisd.training.data import batch
 from minisd.training.loop import Recipe
-from minisd.unet import UNet
-from minisd.vae import VAE
 
 RECIPE = Recipe(steps=6, rate=0.05, warmup=1, ema=0.5, save_every=100, log_every=1)
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(loop, "plot_losses", lambda folder: None)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="module")
-def emoji():
-    return Emoji.load()
-
-
-@pytest.fixture(scope="module")
-def sd(emoji):
-    torch.manual_seed(0)
-    networks = TextTransformer(SMALL.text), UNet(SMALL.unet), VAE(SMALL.vae)
-    return StableDiffusion(SMALL, mini.vocabulary(emoji), *networks)
+def sd(small_sd):
+    return small_sd
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,10 @@ from test_training import SMALL
 import minisd
 from minisd.checkpoints.load import Parts
 from minisd.checkpoints.write import save
-from minisd.clip import TextTransformer
 from minisd.pipeline import StableDiffusion
 from minisd.tasks.depth2img import depth2img_steps, depth_channel
 from minisd.tasks.depth_small import PREFIX, SmallDepthEstimator, load_estimator
 from minisd.tasks.inpaint import inpaint_steps, on_latent
-from minisd.training import loop, mini
 from minisd.training.adapters import make_lesson
 from minisd.training.channels import (
     STAYS,
@@ -24,30 +22,19 @@ from minisd.training.channels import (
     train_wider,
     widened,
 )
-from minisd.training.data import Emoji, batch
+from minisd.training.data import batch
 from minisd.training.depth import DOME, RIM, SHADING, relief, train_estimator
 from minisd.training.loop import Recipe
-from minisd.unet import UNet
-from minisd.vae import VAE
 
 RECIPE = Recipe(steps=4, rate=0.05, warmup=1, ema=0.5, save_every=100, log_every=1)
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(loop, "plot_losses", lambda folder: None)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="module")
-def emoji():
-    return Emoji.load()
-
-
-@pytest.fixture(scope="module")
-def sd(emoji):
-    torch.manual_seed(0)
-    networks = TextTransformer(SMALL.text), UNet(SMALL.unet), VAE(SMALL.vae)
-    return StableDiffusion(SMALL, mini.vocabulary(emoji), *networks)
+def sd(small_sd):
+    return small_sd
 
 
 def lesson_for(sd, emoji, kind):

@@ -57,11 +57,6 @@ COMPOSING = 5 / 255
 
 
 @pytest.fixture(scope="module")
-def emoji() -> Emoji:
-    return Emoji.load()
-
-
-@pytest.fixture(scope="module")
 def pictures(emoji):
     return batch(emoji, SIZE, 400, seed=5, step=0)
 
