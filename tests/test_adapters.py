@@ -29,7 +29,7 @@ from minisd.attention import Attention
 from minisd.checkpoints import names
 from minisd.checkpoints.load import load_vae
 from minisd.checkpoints.write import save_vae
-from minisd.pipeline import StableDiffusion
+from minisd.pipeline import StableDiffusion, from_pil
 
 END_TO_END = 1e-4  # float32, largest error over the reference's spread
 SETTINGS = {"num_inference_steps": 3, "guidance_scale": 5.0, "height": 64, "width": 96}
@@ -503,8 +503,8 @@ def controlnet_file(network, path, layout, config):
 
 
 @pytest.mark.parametrize("layout", ["original", "diffusers"])
-@pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_controlnet_is_that_of_diffusers(eighth, picture, tmp_path, layout, scale):
+@pytest.mark.parametrize(("scale", "hints"), [(1.0, 1), (0.5, 1), (1.0, 2)])
+def test_controlnet_is_that_of_diffusers(eighth, picture, tmp_path, layout, scale, hints):
     ours, theirs = eighth
     reference = reference_controlnet(theirs, ours.config)
     path = controlnet_file(reference, tmp_path / "control", layout, ours.config.unet)
@@ -518,11 +518,11 @@ def test_controlnet_is_that_of_diffusers(eighth, picture, tmp_path, layout, scal
         **NO_FILTER,
     )
     pipeline.set_progress_bar_config(disable=True)
-    expected = drawn_by_diffusers(
-        pipeline, image=[picture] * 2, controlnet_conditioning_scale=scale
-    )
+    pictures = [picture, picture.transpose(Image.Transpose.ROTATE_180) if hints == 2 else picture]
+    expected = drawn_by_diffusers(pipeline, image=pictures, controlnet_conditioning_scale=scale)
     before, plain = states(ours), drawn(ours)
-    with control(ours, ControlNet.load(path, ours.config.unet), picture, scale):
+    hint = picture if hints == 1 else torch.cat([(from_pil(one) + 1) / 2 for one in pictures])
+    with control(ours, ControlNet.load(path, ours.config.unet), hint, scale):
         found = drawn(ours)
     assert relative_error(found, expected) < END_TO_END
     assert relative_error(found, plain) > 100 * END_TO_END
@@ -566,6 +566,12 @@ def test_a_hint_of_another_size_is_told(eighth, picture, tmp_path):
         pytest.raises(ValueError, match="give a hint of the picture's size"),
     ):
         ours.txt2img("a cat", steps=1, width=64, height=64)
+    hints = torch.zeros(3, 3, 64, 96)
+    with (
+        control(ours, ControlNet(ours.config.unet).eval(), hints),
+        pytest.raises(ValueError, match="there are 3 hints: give 1, or one for each sample"),
+    ):
+        drawn(ours)
 
 
 def test_a_controlnet_of_another_model_is_refused(sd, picture, tmp_path):
@@ -574,7 +580,7 @@ def test_a_controlnet_of_another_model_is_refused(sd, picture, tmp_path):
     with pytest.raises(ValueError, match=r"contexts 96 wide, .* contexts 64 wide"):
         control(sd, ControlNet(wider), picture)
     with pytest.raises(ValueError, match=r"give 1 3 h w in \[0, 1\]"):
-        control(sd, ControlNet(sd.config.unet), torch.zeros(2, 3, 64, 96))
+        control(sd, ControlNet(sd.config.unet), torch.zeros(1, 4, 64, 96))
     other = replace(sd.config.unet, channels=(64, 64))
     with pytest.raises(ValueError, match="made for another model"):
         control(sd, ControlNet(other), picture)

@@ -119,9 +119,10 @@ def control(
 ) -> Handle:
     """Let the network lead the U-Net along the hint, until the handle is removed.
 
-    hint: a picture, or 1 3 h w in [0, 1], of the size that will be drawn; for every sample the same
+    hint: a picture, or 1 3 h w in [0, 1], of the size that will be drawn, for every sample the
+        same; or b 3 h w, one for each
     Several at once add up. Raises ValueError for a network of another model, and later, when
-    something is drawn, for a hint of another size.
+    something is drawn, for hints of another size or number.
     """
     if sizes(network.config) != sizes(sd.config.unet):
         raise ValueError(
@@ -131,7 +132,7 @@ def control(
     if scale == 0:
         return Handle([])
     shown = (from_pil(hint) + 1) / 2 if isinstance(hint, Image.Image) else hint
-    if shown.ndim != 4 or shown.shape[:2] != (1, 3) or shown.min() < 0:
+    if shown.ndim != 4 or shown.shape[1] != 3 or shown.min() < 0:
         raise ValueError(f"the hint has shape {tuple(shown.shape)}: give 1 3 h w in [0, 1].")
     network = copy.deepcopy(network).to(sd.device, sd.dtype)
     hook = leading(network, shown.to(sd.device, sd.dtype), scale, sd.config.vae.factor)
@@ -150,7 +151,9 @@ def leading(network: ControlNet, hint: Tensor, scale: float, factor: int) -> Cal
                 f"the hint has shape {tuple(hint.shape)} and the picture is {width} x {height}: "
                 "give a hint of the picture's size."
             )
-        beside = repeat(hint, "1 c h w -> b c h w", b=len(x))
+        if len(x) % len(hint):
+            raise ValueError(f"there are {len(hint)} hints: give 1, or one for each sample.")
+        beside = repeat(hint, "b c h w -> (times b) c h w", times=len(x) // len(hint))
         latent = x[:, : network.config.in_channels]  # an inpainting U-Net sees more
         corrections = [scale * one for one in network(latent, t, context, beside)]
         if before is not None:

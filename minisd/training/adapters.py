@@ -39,12 +39,12 @@ PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
 class Lesson:
     """What there is to learn from.
 
-    latents: n 4 h w, scaled    tokens: n 77
+    latents: n 4 h w, scaled    captions: n, in words, as a word may be new
     beside: n c h' w', what is shown with each noisy latent: edges, a mask; None: nothing
     """
 
     latents: Tensor
-    tokens: Tensor
+    captions: list[str]
     beside: Tensor | None
 
 
@@ -65,7 +65,7 @@ def make_lesson(
     caption: from a scene's caption to the lesson's
     beside: from the pictures of a step, and its number, to what is shown beside them
     """
-    latents, tokens, shown, step = [], [], [], 0
+    latents, captions, shown, step = [], [], [], 0
     with tqdm(total=count, desc="encoding pictures", mininterval=5) as bar:
         while bar.n < count:
             made = batch(emoji, sd.config.size, 50, seed, step)
@@ -75,11 +75,11 @@ def make_lesson(
                 images = change(made.images[taken]) if change else made.images[taken]
                 words = [made.captions[i] for i in taken]
                 latents.append(sd.encode(images))
-                tokens.append(sd.tokenizer([caption(one) for one in words] if caption else words))
+                captions += [caption(one) for one in words] if caption else words
                 shown += [beside(images, step)] if beside else []
                 bar.update(len(taken))
             step += 1
-    return Lesson(torch.cat(latents), torch.cat(tokens), torch.cat(shown) if beside else None)
+    return Lesson(torch.cat(latents), captions, torch.cat(shown) if beside else None)
 
 
 def edges_of(images: Tensor, step: int) -> Tensor:
@@ -238,6 +238,7 @@ def train_on(
 
     predict(x, t, context, beside) -> eps, by the model that learns    unet: the sizes it works on
     """
+    all_tokens = sd.tokenizer(lesson.captions)
 
     def loss_at(step: int) -> dict[str, Tensor]:
         generator = generator_at(seed, step)
@@ -250,7 +251,7 @@ def train_on(
             shown = None if beside is None else repeat(beside, "b c h w -> (r b) c h w", r=times)
             return predict(x, t, context, shown)
 
-        x0, tokens = lesson.latents[picks], lesson.tokens[picks]
+        x0, tokens = lesson.latents[picks], all_tokens[picks]
         return {"noise": noise_loss(network, sd.schedule, x0, tokens, generator)}
 
     about = {"unet": asdict(unet), "pictures": len(lesson.latents)}
