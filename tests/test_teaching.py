@@ -1,5 +1,6 @@
 """What the lessons are made with: figures, questions, puzzles, and the normal form of notebooks."""
 
+import base64
 import io
 import itertools
 
@@ -15,7 +16,17 @@ from minisd import teaching
 from minisd.checkpoints.official import OFFICIAL
 from minisd.config import UNetConfig
 from minisd.pipeline import to_pil
-from minisd.teaching import canvas, charts, diagram, notebooks, pictures, plot, puzzles, self_test
+from minisd.teaching import (
+    canvas,
+    charts,
+    contact_sheet,
+    diagram,
+    notebooks,
+    pictures,
+    plot,
+    puzzles,
+    self_test,
+)
 from minisd.teaching.predict import Guess, buttons, predict
 from minisd.trace import trace
 from minisd.unet import UNet
@@ -528,3 +539,24 @@ def test_notebooks_are_chosen_by_how_they_begin(tmp_path):
     assert [path.stem for path in notebooks.chosen(["0b"], tmp_path)] == ["0b_primer"]
     with pytest.raises(ValueError, match="begins with '42'"):
         notebooks.chosen(["42"], tmp_path)
+
+
+# ---- contact sheets ---------------------------------------------------------------------------
+
+
+def test_a_contact_sheet_shows_every_figure_once(tmp_path):
+    shades = ["red", "green", "blue", "yellow", "black"]
+    cells = []
+    for number, shade in enumerate(shades):
+        content = io.BytesIO()
+        Image.new("RGB", (960 if number == 0 else 300, 100), shade).save(content, format="png")
+        data = {"image/png": base64.b64encode(content.getvalue()).decode(), "text/plain": shade}
+        cell = new_code_cell("show()", outputs=[new_output("display_data", data)])
+        cell.metadata["tags"] = [shade]
+        cells.append(cell)
+    found = contact_sheet.figures(new_notebook(cells=[new_markdown_cell("text"), *cells]))
+    assert [name for name, _ in found] == [f"{i + 1} {shade}" for i, shade in enumerate(shades)]
+    whole = contact_sheet.sheet(found)
+    counted = dict((colour, count) for count, colour in whole.getcolors(1 << 24))
+    assert counted[255, 0, 0] == 480 * 50  # brought to the width of a page
+    assert counted[0, 0, 255] == 300 * 100
