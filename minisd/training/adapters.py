@@ -67,10 +67,10 @@ def make_lesson(
     """
     latents, captions, shown, step = [], [], [], 0
     with tqdm(total=count, desc="encoding pictures", mininterval=5) as bar:
-        while bar.n < count:
+        while len(captions) < count:
             made = batch(emoji, sd.config.size, 50, seed, step)
             taken = [i for i, scene in enumerate(made.scenes) if not only or only(scene)]
-            taken = taken[: count - bar.n]
+            taken = taken[: count - len(captions)]
             if taken:
                 images = change(made.images[taken]) if change else made.images[taken]
                 words = [made.captions[i] for i in taken]
