@@ -12,7 +12,8 @@ And two models that read more channels, for minisd.tasks:
 minisd train inpaint -o weights/mini-inpaint.safetensors
 minisd train depth -o weights/mini-depth.safetensors
 
-minisd train steering shows what they do, in docs/steering.md.
+minisd train steering shows what they do, in docs/steering.md; minisd train sizes compares the
+mini's 64 pixels with larger pictures, in docs/mini.md.
 """
 
 import json
@@ -32,7 +33,7 @@ from minisd.training import adapters as teach
 from minisd.training import cats_and_dogs, channels, depth
 from minisd.training.data import Emoji
 from minisd.training.loop import Recipe
-from minisd.training.mini import STAGES, Order, made_by
+from minisd.training.mini import STAGES, VAE_RECIPE, Order, made_by, tokenizer_stage
 from minisd.unet import UNet
 
 SHORT = {"ema": 0.98, "warmup": 20, "save_every": 100, "log_every": 10}
@@ -147,6 +148,15 @@ def steering_stage(order: Order) -> dict:
     return steering.write(order.output or Path("docs"))
 
 
+def sizes_stage(order: Order) -> list[list[str]]:
+    """Train autoencoders of three picture sizes for equal minutes; renew docs/mini.md."""
+    from minisd.training import sizes
+
+    page = (order.output or Path("docs")) / "mini.md"
+    minutes = order.minutes or 6
+    return sizes.write(page, tokenizer_stage(order), minutes, order.folder / "sizes", VAE_RECIPE)
+
+
 ALL_STAGES = {
     **STAGES,
     **{kind: partial(adapter_stage, kind) for kind in list(RECIPES)[:4]},
@@ -154,4 +164,5 @@ ALL_STAGES = {
     "depth": depth_stage,
     "cats-and-dogs": cats_and_dogs_stage,
     "steering": steering_stage,
+    "sizes": sizes_stage,
 }

@@ -113,7 +113,11 @@ def measure_scale(vae: VAE, images: Tensor) -> float:
 
 @torch.no_grad()
 def psnr(vae: VAE, images: Tensor) -> float:
-    """How faithfully pictures come back, in dB: 10 log10(peak² / mean squared error)."""
-    drawn = vae.decode(vae.encode(images).mode()).clamp(-1, 1)
-    error = (drawn - images).square().flatten(1).mean(dim=1)
+    """How faithfully pictures come back, in dB."""
+    return decibels(vae.decode(vae.encode(images).mode()).clamp(-1, 1), images)
+
+
+def decibels(drawn: Tensor, real: Tensor) -> float:
+    """10 log10(peak² / mean squared error), the mean over pictures. b 3 h w in [-1, 1]"""
+    error = (drawn - real).square().flatten(1).mean(dim=1)
     return (10 * torch.log10(4 / error)).mean().item()  # the peak-to-peak range of [-1, 1] is 2
