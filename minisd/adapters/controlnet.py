@@ -1,7 +1,8 @@
 """ControlNet: a copy of the U-Net's way down that also sees a hint, and corrects every skip.
 
 The copy learns while the U-Net stays frozen. Its answers pass through 1x1 convolutions that begin
-at zero, so training starts from the unchanged model (Zhang et al. 2023, section 3.2; cldm/cldm.py).
+at zero, so training starts from the unchanged model (Zhang et al. 2023, sections 3.1 and 3.2;
+cldm/cldm.py).
 """
 
 import copy

@@ -27,6 +27,7 @@ from minisd.samplers import from_noise, sampler_levels
 from minisd.tasks.depth2img import depth2img_steps
 from minisd.tasks.depth_small import load_estimator
 from minisd.tasks.edges import canny
+from minisd.tasks.img2img import img2img_steps
 from minisd.tasks.inpaint import as_mask, inpaint
 from minisd.training import classifier, judge
 from minisd.training.captions import Scene, full_caption
@@ -212,15 +213,15 @@ def edges_kept(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[s
 def depth_kept(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[str, float]:
     """Correlation of the depth of what is drawn with the real picture's, with its channel and not.
 
-    Strength 1 in both: nothing but the channel tells of the picture.
+    Image-to-image at strength 1 in both: nothing but the channel tells of the picture.
     """
     wide = minisd.load("mini-depth")
     estimate = load_estimator(WEIGHTS / "mini-depth.safetensors")
     truth, prompts = estimate(real), [full_caption(scene) for scene in scenes]
-    seeds = list(range(len(prompts)))
-    settings = {"strength": 1.0, "steps": STEPS, "seed": seeds}
-    *_, step = depth2img_steps(wide, prompts, real, truth, **settings)
-    drawn = {"with": wide.decode(step.x), "without": draw(sd, scenes, sd.config.cfg_scale)}
+    settings = {"strength": 1.0, "steps": STEPS, "seed": list(range(len(prompts)))}
+    *_, led = depth2img_steps(wide, prompts, real, truth, **settings)
+    *_, free = img2img_steps(sd, prompts, real, **settings)
+    drawn = {"with": wide.decode(led.x), "without": sd.decode(free.x)}
     return {name: correlation(estimate(image), truth) for name, image in drawn.items()}
 
 
