@@ -71,7 +71,7 @@ def has(tensors: Mapping[str, Tensor], prefix: str) -> bool:
 
 def shape(tensors: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
     if key not in tensors:
-        raise ValueError(f"lacks {key}")
+        raise ValueError(f"lacks {key}: get a whole copy of the model")
     return tuple(tensors[key].shape)
 
 
@@ -130,7 +130,7 @@ def unet_levels(tensors: Mapping[str, Tensor], prefix: str) -> list[list[str]]:
         else:
             levels[-1].append(block)
     if not all(levels):
-        raise ValueError(f"lacks tensors of {prefix}input_blocks")
+        raise ValueError(f"lacks tensors of {prefix}input_blocks: get a whole copy of the model")
     return levels
 
 
