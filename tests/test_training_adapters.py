@@ -9,7 +9,10 @@ from minisd.adapters.controlnet import ControlNet, control
 from minisd.adapters.hypernetwork import hypernetwork
 from minisd.adapters.lora import lora
 from minisd.adapters.textual_inversion import textual_inversion
+from minisd.tasks.edges import brightness
 from minisd.training.adapters import (
+    BROWN,
+    CREAM,
     NewWord,
     Rewriters,
     ThinLayers,
@@ -17,7 +20,7 @@ from minisd.training.adapters import (
     copied_controlnet,
     edges_of,
     make_lesson,
-    mosaic,
+    sepia,
     train_adapter,
     train_controlnet,
 )
@@ -49,7 +52,7 @@ def drawn(sd):
 
 READ = {
     "lora": (ThinLayers, "own.safetensors", lora),
-    "word": (lambda sd: NewWord(sd, "<thing>", 2), "own.safetensors", textual_inversion),
+    "word": (lambda sd: NewWord(sd, "<thing>", "a cat", 2), "own.safetensors", textual_inversion),
     "hypernetwork": (Rewriters, "own.pt", hypernetwork),
 }
 
@@ -78,7 +81,7 @@ def test_a_word_learns_from_its_pictures(sd, lesson, tmp_path):
     learnt = []
     for name, sign in (("these", 1), ("others", -1)):
         torch.manual_seed(0)
-        word = NewWord(sd, "<thing>", 2)
+        word = NewWord(sd, "<thing>", "a cat", 2)
         pictures = replace(lesson, latents=sign * lesson.latents)
         learnt.append(train_adapter(sd, word, pictures, tmp_path / name, RECIPE, batch_size=4))
     assert not torch.allclose(learnt[0].vectors, learnt[1].vectors, atol=1e-3)
@@ -116,6 +119,11 @@ def test_the_new_styles_are_what_they_are_called(emoji):
     white = (lines == 1).all(dim=1)
     assert 0.01 < white.float().mean() < 0.4
     assert lines.permute(0, 2, 3, 1)[~white].unique(dim=0).shape == (1, 3)
-    tiles = mosaic(images)
-    assert torch.equal(tiles[:, :, ::4, ::4], tiles[:, :, 3::4, 3::4])
-    assert torch.allclose(tiles.mean(), images.mean(), atol=1e-5)
+    old = sepia(images)
+    assert old.shape == images.shape and old.min() >= -1 and old.max() <= 1
+    assert (old[:, 0] > old[:, 2]).all()  # brown: more red than blue
+    order = brightness(images)[:, 0].flatten().argsort()
+    assert (old[:, 1].flatten()[order].diff() > -1e-5).all()  # as bright as before, in order
+    black, white = (torch.full((1, 3, 1, 1), shade) for shade in (-1.0, 1.0))
+    assert torch.allclose(sepia(black).flatten(), torch.tensor(BROWN))
+    assert torch.allclose(sepia(white).flatten(), torch.tensor(CREAM))

@@ -24,6 +24,7 @@ from minisd.training.captions import (
     SYNONYMS,
     WITHOUT_ARTICLE,
     Scene,
+    brief_caption,
     caption,
     full_caption,
     synonym,
@@ -162,6 +163,22 @@ FULL = {
 @pytest.mark.parametrize("text", FULL)
 def test_the_full_caption_names_everything(text):
     assert full_caption(FULL[text]) == text
+
+
+BRIEF = {
+    "a noto blue owl on an orange background": "an owl on an orange background",
+    "twemoji small pink fries on the right on a black background": (
+        "small fries on the right on a black background"
+    ),
+    "a flat blue apple left of a flat cat on a white background": (
+        "an apple left of a cat on a white background"
+    ),
+}
+
+
+@pytest.mark.parametrize("full", BRIEF)
+def test_a_brief_caption_leaves_style_and_tints_to_chance(full):
+    assert brief_caption(FULL[full]) == BRIEF[full]
 
 
 def test_held_out_pictures_have_full_captions(emoji):

@@ -25,7 +25,7 @@ from minisd.checkpoints.names import model_rows
 from minisd.checkpoints.write import write_tensors, written_whole
 from minisd.config import UNetConfig
 from minisd.pipeline import StableDiffusion
-from minisd.tasks.edges import canny
+from minisd.tasks.edges import brightness, canny
 from minisd.training.captions import Scene
 from minisd.training.data import Emoji, batch
 from minisd.training.diffusion import noise_loss
@@ -33,6 +33,7 @@ from minisd.training.loop import Recipe, generator_at, train
 from minisd.training.parallel import share
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
+BROWN, CREAM = (-0.7, -0.85, -0.95), (0.95, 0.85, 0.6)  # of the style sepia
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,10 @@ def blueprint(images: Tensor) -> Tensor:
     return torch.maximum(paper, 2 * lines - 1)
 
 
-def mosaic(images: Tensor, tile: int = 4) -> Tensor:
-    """Tiles of one colour each. b 3 h w in [-1, 1]"""
-    small = nn.functional.avg_pool2d(images, tile)
-    return nn.functional.interpolate(small, scale_factor=tile, mode="nearest")
+def sepia(images: Tensor) -> Tensor:
+    """An old photograph: dark brown to cream, by brightness alone. b 3 h w in [-1, 1]"""
+    dark, light = (torch.tensor(shade).view(1, 3, 1, 1) for shade in (BROWN, CREAM))
+    return dark + (light - dark) * brightness(images)
 
 
 # ---- what learns ------------------------------------------------------------------------------
@@ -136,12 +137,17 @@ class ThinLayers(nn.Module):
 
 
 class NewWord(nn.Module):
-    """One or more vectors for a word, beginning at the mean of all words."""
+    """One or more vectors for a word, beginning between the words that it is `like`.
 
-    def __init__(self, sd: StableDiffusion, word: str, count: int = 1):
+    As long as vectors of words are: the mean itself is short, and would take long to get away from.
+    """
+
+    def __init__(self, sd: StableDiffusion, word: str, like: str, count: int = 1):
         super().__init__()
-        mean = sd.text_encoder.token_embedding.weight.mean(dim=0)
-        self.vectors = nn.Parameter(repeat(mean, "c -> n c", n=count).clone())
+        table = sd.text_encoder.token_embedding.weight
+        mean = table[sd.tokenizer.encode(like)].mean(dim=0)
+        start = mean / mean.norm() * table.norm(dim=1).median()
+        self.vectors = nn.Parameter(repeat(start, "c -> n c", n=count).clone())
         self.word = word
 
     def attach(self, sd: StableDiffusion) -> Handle:

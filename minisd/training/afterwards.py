@@ -4,7 +4,7 @@ For minisd.adapters:
 
 minisd train lora -o weights/mini-blueprint.safetensors
 minisd train word -o weights/mini-blorp.safetensors
-minisd train hypernetwork -o weights/mini-mosaic.pt
+minisd train hypernetwork -o weights/mini-sepia.pt
 minisd train controlnet -o weights/mini-edges.safetensors
 
 And two models that read more channels, for minisd.tasks:
@@ -39,8 +39,8 @@ from minisd.unet import UNet
 SHORT = {"ema": 0.98, "warmup": 20, "save_every": 100, "log_every": 10}
 RECIPES = {
     "lora": Recipe(steps=300, rate=0.01, **SHORT),
-    "word": Recipe(steps=300, rate=0.02, **SHORT),
-    "hypernetwork": Recipe(steps=300, rate=0.01, **SHORT),
+    "word": Recipe(steps=150, adam_rate=0.1, **SHORT),
+    "hypernetwork": Recipe(steps=300, rate=0.02, **SHORT),
     "controlnet": Recipe(steps=1500, rate=0.02, ema=0.99),
     "inpaint": Recipe(steps=1500, rate=0.02, ema=0.99),
     "depth": Recipe(steps=1500, rate=0.02, ema=0.99),
@@ -59,7 +59,7 @@ def adapter_stage(kind: str, order: Order) -> nn.Module:
             "only": lambda scene: scene.things == (MEANT,),
             "caption": lambda words: words.replace(MEANT, WORD),
         },
-        "hypernetwork": {"change": teach.mosaic},
+        "hypernetwork": {"change": teach.sepia},
         "controlnet": {"beside": teach.edges_of},
     }
     count = MANY if kind == "controlnet" else FEW
@@ -67,7 +67,7 @@ def adapter_stage(kind: str, order: Order) -> nn.Module:
     torch.manual_seed(order.seed)
     begin = {
         "lora": teach.ThinLayers,
-        "word": lambda sd: teach.NewWord(sd, WORD),
+        "word": lambda sd: teach.NewWord(sd, WORD, like=" ".join(emoji.things)),
         "hypernetwork": teach.Rewriters,
         "controlnet": teach.copied_controlnet,
     }

@@ -5,7 +5,7 @@ random in its picture. One in ten is empty, so that classifier-free guidance has
 subtract. Upper case needs no variants: the tokenizer lowers everything.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -185,12 +185,17 @@ def caption(scene: Scene, rng: np.random.Generator, habits: Habits = HABITS) -> 
 
 def full_caption(scene: Scene) -> str:
     """The usual form with everything named: "a flat blue cat on a red background"."""
-    size = "small " if scene.spot else ""
+    size = "small" if scene.spot else ""
     phrases = []
     for thing, tint in zip(scene.things, scene.tints, strict=True):
-        phrase = f"{scene.style} {size}{tint} {thing}" if tint else f"{scene.style} {size}{thing}"
+        phrase = " ".join(word for word in (scene.style, size, tint, thing) if word)
         phrases.append(phrase if thing in WITHOUT_ARTICLE else f"{article(phrase)} {phrase}")
     words, colour = " left of ".join(phrases), scene.background
     if scene.spot:
         words = f"{words} {SPOTS[scene.spot][1][0]}"
     return f"{words} on {article(colour)} {colour} background"
+
+
+def brief_caption(scene: Scene) -> str:
+    """The same without style and tints, which are left to chance: "a cat on a red background"."""
+    return full_caption(replace(scene, style="", tints=(None,) * len(scene.things)))

@@ -71,7 +71,13 @@ class Muon(torch.optim.Optimizer):
 
 
 # Layers at the border to numbers with a meaning of their own, where levelling does harm.
-AT_THE_BORDER = ("conv_in.weight", "conv_out.weight", "embedding.weight", "position_embedding")
+AT_THE_BORDER = (
+    "conv_in.weight",
+    "conv_out.weight",
+    "embedding.weight",
+    "position_embedding",
+    "vectors",  # of a new word
+)
 
 
 def split_for_muon(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

@@ -30,9 +30,9 @@ from minisd.tasks.edges import canny
 from minisd.tasks.img2img import img2img_steps
 from minisd.tasks.inpaint import as_mask, inpaint
 from minisd.training import classifier, judge
-from minisd.training.captions import Scene, full_caption
+from minisd.training.captions import Scene, brief_caption, full_caption
 from minisd.training.data import Emoji, batch, compose, to_tensor
-from minisd.training.evaluate import STEPS, draw, draw_prompts, examine
+from minisd.training.evaluate import STEPS, draw_prompts, examine
 from minisd.training.sheets import Cell, markdown, refilled, sheet
 
 SEED, COUNT = 3, 64
@@ -108,7 +108,7 @@ ROWS = {
         ),
     ),
     "lora": scale_row(CAT, "--lora weights/mini-blueprint.safetensors:{}", (0, 0.5, 1)),
-    "hypernetwork": scale_row(CAT, "--hypernetwork weights/mini-mosaic.pt:{}", (0, 0.5, 1)),
+    "hypernetwork": scale_row(CAT, "--hypernetwork weights/mini-sepia.pt:{}", (0, 0.5, 1)),
     "word": Row(
         (),
         tuple(
@@ -200,12 +200,18 @@ def correlation(a: Tensor, b: Tensor) -> float:
 def edges_kept(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[str, float]:
     """Edge agreement of what is drawn with the real picture's edges, with the ControlNet and not.
 
+    The prompts are brief: one that names the style tells the mini's few drawings apart by itself.
+
     real: b 3 h w
     """
-    hint, found = canny(real), {}
-    found["without"] = edge_agreement(canny(draw(sd, scenes, sd.config.cfg_scale)), hint)
+    hint, prompts = canny(real), [brief_caption(scene) for scene in scenes]
+
+    def agreement() -> float:
+        return edge_agreement(canny(draw_prompts(sd, prompts, sd.config.cfg_scale)), hint)
+
+    found = {"without": agreement()}
     with control(sd, ControlNet.load(WEIGHTS / "mini-edges.safetensors"), hint):
-        found["with"] = edge_agreement(canny(draw(sd, scenes, sd.config.cfg_scale)), hint)
+        found["with"] = agreement()
     return found
 
 
