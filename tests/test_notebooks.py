@@ -24,11 +24,9 @@ COVERAGE = Path(__file__).parents[1] / "docs" / "lessons-coverage.md"
 COMING = {
     "04_vae.ipynb",
     "10_txt2img.ipynb",
-    "11_img2img.ipynb",
     "12_inpainting.ipynb",
     "13_depth.ipynb",
     "14_controlnet.ipynb",
-    "15_fine_tuning.ipynb",
 }
 LARGEST = 1_500_000  # bytes of a notebook
 FREE = {"timing", "trained"}  # tags of cells whose numbers differ from run to run

@@ -52,7 +52,11 @@ def drawn(sd):
 
 READ = {
     "lora": (ThinLayers, "own.safetensors", lora),
-    "word": (lambda sd: NewWord(sd, "<thing>", "a cat", 2), "own.safetensors", textual_inversion),
+    "word": (
+        lambda sd: NewWord(sd, "<thing>", ["cat", "dog"], 2),
+        "own.safetensors",
+        textual_inversion,
+    ),
     "hypernetwork": (Rewriters, "own.pt", hypernetwork),
 }
 
@@ -81,7 +85,7 @@ def test_a_word_learns_from_its_pictures(sd, lesson, tmp_path):
     learnt = []
     for name, sign in (("these", 1), ("others", -1)):
         torch.manual_seed(0)
-        word = NewWord(sd, "<thing>", "a cat", 2)
+        word = NewWord(sd, "<thing>", ["cat", "dog"], 2)
         pictures = replace(lesson, latents=sign * lesson.latents)
         learnt.append(train_adapter(sd, word, pictures, tmp_path / name, RECIPE, batch_size=4))
     assert not torch.allclose(learnt[0].vectors, learnt[1].vectors, atol=1e-3)

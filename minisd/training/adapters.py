@@ -6,7 +6,7 @@ is new.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -142,10 +142,10 @@ class NewWord(nn.Module):
     As long as vectors of words are: the mean itself is short, and would take long to get away from.
     """
 
-    def __init__(self, sd: StableDiffusion, word: str, like: str, count: int = 1):
+    def __init__(self, sd: StableDiffusion, word: str, like: Sequence[str], count: int = 1):
         super().__init__()
         table = sd.text_encoder.token_embedding.weight
-        mean = table[sd.tokenizer.encode(like)].mean(dim=0)
+        mean = torch.stack([table[sd.tokenizer.encode(one)].mean(dim=0) for one in like]).mean(0)
         start = mean / mean.norm() * table.norm(dim=1).median()
         self.vectors = nn.Parameter(repeat(start, "c -> n c", n=count).clone())
         self.word = word

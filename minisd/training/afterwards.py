@@ -39,7 +39,7 @@ from minisd.unet import UNet
 SHORT = {"ema": 0.98, "warmup": 20, "save_every": 100, "log_every": 10}
 RECIPES = {
     "lora": Recipe(steps=300, rate=0.01, **SHORT),
-    "word": Recipe(steps=150, adam_rate=0.1, **SHORT),
+    "word": Recipe(steps=150, adam_rate=0.05, **SHORT),
     "hypernetwork": Recipe(steps=300, rate=0.02, **SHORT),
     "controlnet": Recipe(steps=1500, rate=0.02, ema=0.99),
     "inpaint": Recipe(steps=1500, rate=0.02, ema=0.99),
@@ -47,6 +47,7 @@ RECIPES = {
     "estimator": Recipe(steps=1500, ema=0.99),
 }
 WORD, MEANT = "<blorp>", "fox"  # a known thing whose name is withheld
+LIKE = ("cat", "dog", "bear", "lion")  # what the word is said to be like
 FEW, MANY = 500, 8000  # pictures: a style's or a thing's, and what has to follow all things
 
 
@@ -67,7 +68,7 @@ def adapter_stage(kind: str, order: Order) -> nn.Module:
     torch.manual_seed(order.seed)
     begin = {
         "lora": teach.ThinLayers,
-        "word": lambda sd: teach.NewWord(sd, WORD, like=" ".join(emoji.things)),
+        "word": lambda sd: teach.NewWord(sd, WORD, LIKE),
         "hypernetwork": teach.Rewriters,
         "controlnet": teach.copied_controlnet,
     }
