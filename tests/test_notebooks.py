@@ -21,13 +21,7 @@ from minisd.teaching import canvas, notebooks
 PATHS = notebooks.chosen([])
 COVERAGE = Path(__file__).parents[1] / "docs" / "lessons-coverage.md"
 # Lessons that others link to already, but which are not written yet.
-COMING = {
-    "04_vae.ipynb",
-    "10_txt2img.ipynb",
-    "12_inpainting.ipynb",
-    "13_depth.ipynb",
-    "14_controlnet.ipynb",
-}
+COMING = {"12_inpainting.ipynb", "13_depth.ipynb", "14_controlnet.ipynb"}
 LARGEST = 1_500_000  # bytes of a notebook
 FREE = {"timing", "trained"}  # tags of cells whose numbers differ from run to run
 SHARED = FREE | {"predict"}  # tags that many cells of a notebook may carry
