@@ -6,6 +6,7 @@ Nothing here is typed in: sheets.py makes docs/mini.md of what evaluate() return
 import io
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 from math import dist, isqrt
@@ -291,15 +292,24 @@ def synonyms(sd: StableDiffusion, emoji: Emoji) -> dict[str, dict[str, float]]:
 # What it takes
 
 
-def seconds(sd: StableDiffusion, count: int) -> float:
-    """For a picture out of `count` at once, prompt to PNG. The best of three, after a warm-up."""
+def fastest(action: Callable[[], object]) -> float:
+    """Its seconds: the best of three runs, after a warm-up."""
     spent = []
     for _ in range(4):
         began = time.perf_counter()
+        action()
+        spent.append(time.perf_counter() - began)
+    return min(spent[1:])
+
+
+def seconds(sd: StableDiffusion, count: int) -> float:
+    """For a picture out of `count` at once, prompt to PNG."""
+
+    def draw_all() -> None:
         for picture in sd.txt2img(["a cat on a blue background"] * count, steps=STEPS):
             picture.save(io.BytesIO(), "PNG")
-        spent.append(time.perf_counter() - began)
-    return min(spent[1:]) / count
+
+    return fastest(draw_all) / count
 
 
 def evaluate(

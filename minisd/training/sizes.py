@@ -3,7 +3,6 @@
 minisd train sizes --minutes 6 writes the table into docs/mini.md.
 """
 
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from minisd.schedule import Schedule
 from minisd.tokenizer import Tokenizer
 from minisd.training.data import Emoji, batch
 from minisd.training.diffusion import Conditioned, noise_loss
-from minisd.training.evaluate import seconds
+from minisd.training.evaluate import fastest, seconds
 from minisd.training.loop import Recipe, for_minutes
 from minisd.training.sheets import markdown, refilled
 from minisd.training.vae import decibels, train_vae
@@ -36,17 +35,12 @@ def round_trips(vae: VAE, real: Tensor) -> tuple[float, float]:
 
 
 def seconds_to_learn(config: ModelConfig, network: Conditioned, batch_size: int = 32) -> float:
-    """Of a training step of U-Net and text transformer on latents of this size, best of three."""
+    """Of one training step of U-Net and text transformer, on latents of this size."""
     side = config.size // config.vae.factor
-    generator = torch.Generator().manual_seed(0)
+    schedule, generator = Schedule(config.schedule), torch.Generator().manual_seed(0)
     x0 = torch.randn(batch_size, config.vae.latent_channels, side, side, generator=generator)
     tokens = torch.zeros(batch_size, config.text.max_length, dtype=torch.long)
-    spent = []
-    for _ in range(4):
-        began = time.perf_counter()
-        noise_loss(network, Schedule(config.schedule), x0, tokens, generator).backward()
-        spent.append(time.perf_counter() - began)
-    return min(spent[1:])
+    return fastest(lambda: noise_loss(network, schedule, x0, tokens, generator).backward())
 
 
 def measured(
