@@ -22,6 +22,7 @@ from minisd.pipeline import to_pil
 from minisd.tasks.depth2img import depth2img
 from minisd.tasks.img2img import img2img
 from minisd.tokenizer import Tokenizer
+from minisd.training.afterwards import ALL_STAGES
 from minisd.unet import UNet
 from minisd.vae import VAE
 
@@ -280,3 +281,8 @@ def test_a_mistake_with_a_picture_gets_one_sentence(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in error and error.startswith(f"minisd {command[0]}: ")
     assert not (tmp_path / "out.png").exists()
+
+
+def test_every_stage_of_training_can_be_asked_for():
+    for stage in ALL_STAGES:
+        assert cli.parser().parse_args(["train", stage]).stage == stage

@@ -16,10 +16,13 @@ from minisd.training.adapters import (
     NewWord,
     Rewriters,
     ThinLayers,
+    begun_controlnet,
     blueprint,
     copied_controlnet,
     edges_of,
     make_lesson,
+    only_new_learns,
+    save_new,
     sepia,
     train_adapter,
     train_controlnet,
@@ -104,6 +107,20 @@ def test_a_controlnet_begins_silent_and_learns(sd, lesson, tmp_path):
     trained.save(tmp_path / "own.safetensors")
     with control(sd, ControlNet.load(tmp_path / "own.safetensors"), hint):
         assert (drawn(sd) - changed).abs().max() < 0.02 * (changed - plain).abs().max()
+
+
+def test_a_begun_controlnet_keeps_its_copy_and_comes_back(sd, lesson, tmp_path):
+    torch.manual_seed(0)
+    network = only_new_learns(copied_controlnet(sd))
+    begun = train_controlnet(sd, network, lesson, tmp_path / "run", RECIPE, batch_size=4)
+    theirs, own = sd.unet.state_dict(), begun.state_dict()
+    moved = {name for name in own if name not in theirs or not torch.equal(own[name], theirs[name])}
+    assert moved == {name for name in own if name.startswith(("hint.", "zero"))}
+    save_new(tmp_path / "new.safetensors", begun, {})
+    again = begun_controlnet(sd, tmp_path / "new.safetensors").state_dict()
+    for name, tensor in own.items():
+        stored = tensor.half().float() if name in moved else tensor
+        assert torch.equal(again[name], stored), name
 
 
 def test_a_lesson_has_the_pictures_that_were_asked_for(sd, emoji):

@@ -107,9 +107,11 @@ def download(options: argparse.Namespace) -> None:
 def add_train(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     stages = ("tokenizer", "vae", "diffusion", "export", "decoder", "classifier", "judge")
-    afterwards = ("lora", "word", "hypernetwork", "controlnet", "inpaint", "depth", "steering")
-    others = ("evaluate", "cats-and-dogs")
-    add("stage", choices=(*stages, *others, *afterwards), help="in this order; each resumes")
+    adapters = ("lora", "word", "hypernetwork", "controlnet", "controlnet-half")
+    measures = ("evaluate", "steering", "sizes")
+    others = ("inpaint", "depth", "cats-and-dogs")
+    choices = (*stages, *adapters, *others, *measures)
+    add("stage", choices=choices, help="in this order; each resumes")
     add("--folder", type=Path, default=Path("runs/mini"), help="of checkpoints, logs (runs/mini)")
     length = command.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="of training in all (the recipe's)")
@@ -124,7 +126,7 @@ def train(options: argparse.Namespace) -> None:
     from minisd.training.afterwards import ALL_STAGES
     from minisd.training.mini import Order
 
-    if options.output and options.stage not in ("evaluate", "steering"):
+    if options.output and options.stage not in ("evaluate", "steering", "sizes"):
         check_writable(options.output)
     names = ("folder", "output", "steps", "minutes", "seed")
     order = Order(**{name: getattr(options, name) for name in names})

@@ -22,6 +22,7 @@ from minisd.adapters.hypernetwork import Rewriter, attentions
 from minisd.adapters.lora import Change
 from minisd.adapters.textual_inversion import Word
 from minisd.checkpoints.names import model_rows
+from minisd.checkpoints.read import read
 from minisd.checkpoints.write import write_tensors, written_whole
 from minisd.config import UNetConfig
 from minisd.pipeline import StableDiffusion
@@ -33,6 +34,7 @@ from minisd.training.loop import Recipe, generator_at, train
 from minisd.training.parallel import share
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
+NEW = ("hint.", "zero.", "zero_mid.")  # the parts of a ControlNet that no U-Net has
 BROWN, CREAM = (-0.7, -0.85, -0.95), (0.95, 0.85, 0.6)  # of the style sepia
 
 
@@ -217,6 +219,26 @@ def copied_controlnet(sd: StableDiffusion) -> ControlNet:
     for layer in (*network.zero, network.zero_mid, network.hint.conv_out):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
+    return network
+
+
+def only_new_learns(controlnet: ControlNet) -> ControlNet:
+    """Let the hint's convolutions and the zero ones learn, while the copied way down waits."""
+    for name, parameter in controlnet.named_parameters():
+        parameter.requires_grad_(name.startswith(NEW))
+    return controlnet
+
+
+def save_new(path: Path, controlnet: ControlNet, notes: dict[str, str]) -> None:
+    """Write what is not copied from the U-Net."""
+    state = controlnet.state_dict()
+    write(path, {name: state[name] for name in state if name.startswith(NEW)}, notes)
+
+
+def begun_controlnet(sd: StableDiffusion, path: Path) -> ControlNet:
+    """A copied ControlNet with the new parts of a file that save_new wrote."""
+    network = copied_controlnet(sd)
+    network.load_state_dict(read(path), strict=False)
     return network
 
 

@@ -6,6 +6,7 @@ minisd train lora -o weights/mini-blueprint.safetensors
 minisd train word -o weights/mini-blorp.safetensors
 minisd train hypernetwork -o weights/mini-sepia.pt
 minisd train controlnet -o weights/mini-edges.safetensors
+minisd train controlnet-half -o weights/mini-edges-half.safetensors
 
 And two models that read more channels, for minisd.tasks:
 
@@ -42,6 +43,7 @@ RECIPES = {
     "word": Recipe(steps=150, adam_rate=0.05, **SHORT),
     "hypernetwork": Recipe(steps=300, rate=0.02, **SHORT),
     "controlnet": Recipe(steps=1500, rate=0.02, ema=0.99),
+    "controlnet-half": Recipe(steps=50, rate=0.02, warmup=10, final=1, ema=0.9),
     "inpaint": Recipe(steps=1500, rate=0.02, ema=0.99),
     "depth": Recipe(steps=1500, rate=0.02, ema=0.99),
     "estimator": Recipe(steps=1500, ema=0.99),
@@ -80,6 +82,22 @@ def adapter_stage(kind: str, order: Order) -> nn.Module:
     trained = train_in(order.fitted(RECIPES[kind], kind, train_in), order.folder / kind)
     if order.output:
         trained.save(order.output, {"notes": json.dumps(made_by(kind, order.folder))})
+    return trained
+
+
+def half_stage(order: Order) -> nn.Module:
+    """A ControlNet stopped before it follows its hint; only its new parts have begun to learn."""
+    sd, emoji, kind = minisd.load("mini"), Emoji.load(), "controlnet-half"
+    lesson = teach.make_lesson(sd, emoji, FEW, order.seed, beside=teach.edges_of)
+    torch.manual_seed(order.seed)
+
+    def train_in(recipe: Recipe, folder: Path) -> nn.Module:
+        network = teach.only_new_learns(teach.copied_controlnet(sd))
+        return teach.train_controlnet(sd, network, lesson, folder, recipe, seed=order.seed)
+
+    trained = train_in(order.fitted(RECIPES[kind], kind, train_in), order.folder / kind)
+    if order.output:
+        teach.save_new(order.output, trained, {"notes": json.dumps(made_by(kind, order.folder))})
     return trained
 
 
@@ -161,6 +179,7 @@ def sizes_stage(order: Order) -> list[list[str]]:
 ALL_STAGES = {
     **STAGES,
     **{kind: partial(adapter_stage, kind) for kind in list(RECIPES)[:4]},
+    "controlnet-half": half_stage,
     "inpaint": inpaint_stage,
     "depth": depth_stage,
     "cats-and-dogs": cats_and_dogs_stage,
