@@ -424,6 +424,11 @@ def test_the_loss_is_that_of_the_noise_alone(bank):
     assert noise_loss(solver, schedule, x0, tokens, generator).item() < 1e-6
     silent = noise_loss(lambda x, t, tokens: x * 0, schedule, x0, tokens, generator)
     assert silent.item() == pytest.approx(1, abs=0.02)
+    snr = schedule.alpha_bar / (1 - schedule.alpha_bar)
+    for max_snr in (0.1, 1.0, 5.0):
+        weighed = noise_loss(lambda x, t, _: x * 0, schedule, x0, tokens, generator, max_snr)
+        expected = (snr.clamp(max=max_snr) / snr).mean().item()
+        assert weighed.item() == pytest.approx(expected, abs=0.02)
 
 
 def test_the_rates_rise_evenly_then_fall_as_half_a_cosine():

@@ -19,6 +19,7 @@ from minisd.training.adapters import (
     begun_controlnet,
     blueprint,
     copied_controlnet,
+    edge_lesson,
     edges_of,
     make_lesson,
     only_new_learns,
@@ -131,6 +132,14 @@ def test_a_lesson_has_the_pictures_that_were_asked_for(sd, emoji):
     assert len(lesson.captions) == 7
     assert lesson.beside.shape == (7, 1, 32, 32)
     assert set(lesson.beside.unique().tolist()) == {0, 1}
+
+
+def test_every_second_caption_beside_edges_is_empty(sd, emoji):
+    lesson = edge_lesson(sd, emoji, 5)
+    plain = make_lesson(sd, emoji, 5, beside=edges_of)
+    assert lesson.captions[1::2] == ["", ""]
+    assert lesson.captions[::2] == plain.captions[::2]
+    assert torch.equal(lesson.latents, plain.latents)
 
 
 def test_the_new_styles_are_what_they_are_called(emoji):

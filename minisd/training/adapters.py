@@ -7,7 +7,7 @@ is new.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ from minisd.training.parallel import share
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
 NEW = ("hint.", "zero.", "zero_mid.")  # the parts of a ControlNet that no U-Net has
+LAYOUT_SNR = 1.0  # what is shown beside tells of the layout, which much noise has left open
 BROWN, CREAM = (-0.7, -0.85, -0.95), (0.95, 0.85, 0.6)  # of the style sepia
 
 
@@ -88,6 +89,14 @@ def make_lesson(
 def edges_of(images: Tensor, step: int) -> Tensor:
     """What a ControlNet is shown, as bytes: b 1 h w, 0 or 1."""
     return canny(images)[:, :1].byte()
+
+
+def edge_lesson(sd: StableDiffusion, emoji: Emoji, count: int, seed: int = 0) -> Lesson:
+    """Pictures and their edges. Every second caption is empty, so that the edges have to tell what
+    there is (Zhang et al. 2023, section 3.3)."""
+    lesson = make_lesson(sd, emoji, count, seed, beside=edges_of)
+    captions = ["" if i % 2 else words for i, words in enumerate(lesson.captions)]
+    return replace(lesson, captions=captions)
 
 
 # ---- styles that no emoji set has -------------------------------------------------------------
@@ -280,7 +289,8 @@ def train_on(
             return predict(x, t, context, shown)
 
         x0, tokens = lesson.latents[picks], all_tokens[picks]
-        return {"noise": noise_loss(network, sd.schedule, x0, tokens, generator)}
+        max_snr = math.inf if beside is None else LAYOUT_SNR
+        return {"noise": noise_loss(network, sd.schedule, x0, tokens, generator, max_snr)}
 
     about = {"unet": asdict(unet), "pictures": len(lesson.latents)}
     about |= {"batch_size": batch_size, "seed": seed}

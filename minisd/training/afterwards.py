@@ -63,10 +63,11 @@ def adapter_stage(kind: str, order: Order) -> nn.Module:
             "caption": lambda words: words.replace(MEANT, WORD),
         },
         "hypernetwork": {"change": teach.sepia},
-        "controlnet": {"beside": teach.edges_of},
     }
-    count = MANY if kind == "controlnet" else FEW
-    lesson = teach.make_lesson(sd, emoji, count, order.seed, **lessons[kind])
+    if kind == "controlnet":
+        lesson = teach.edge_lesson(sd, emoji, MANY, order.seed)
+    else:
+        lesson = teach.make_lesson(sd, emoji, FEW, order.seed, **lessons[kind])
     torch.manual_seed(order.seed)
     begin = {
         "lora": teach.ThinLayers,
@@ -88,7 +89,7 @@ def adapter_stage(kind: str, order: Order) -> nn.Module:
 def half_stage(order: Order) -> nn.Module:
     """A ControlNet stopped before it follows its hint; only its new parts have begun to learn."""
     sd, emoji, kind = minisd.load("mini"), Emoji.load(), "controlnet-half"
-    lesson = teach.make_lesson(sd, emoji, FEW, order.seed, beside=teach.edges_of)
+    lesson = teach.edge_lesson(sd, emoji, FEW, order.seed)
     torch.manual_seed(order.seed)
 
     def train_in(recipe: Recipe, folder: Path) -> nn.Module:

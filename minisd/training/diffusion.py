@@ -1,10 +1,10 @@
 """Train the noise predictor and the text transformer together, on latents of captioned pictures."""
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -88,7 +88,12 @@ def encode_bank(
 
 
 def noise_loss(
-    network: Conditioned, schedule: Schedule, x0: Tensor, tokens: Tensor, generator: torch.Generator
+    network: Conditioned,
+    schedule: Schedule,
+    x0: Tensor,
+    tokens: Tensor,
+    generator: torch.Generator,
+    max_snr: float = math.inf,
 ) -> Tensor:
     """Mean squared error of the predicted noise (Ho et al. 2020, eq. 14), t uniform.
 
@@ -96,6 +101,8 @@ def noise_loss(
     reading the text, a third of a step's work, then serves four.
 
     x0: b 4 h w    tokens: b 77. Of several processes each sees its share of what is drawn for all.
+    max_snr: where the signal-to-noise ratio is larger, the error counts max_snr / ratio times (Hang
+        et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy")
     """
     quarter = rearrange(torch.arange(LEVELS), "r -> r 1")
     within = torch.rand(LEVELS, len(x0), generator=generator)
@@ -106,7 +113,9 @@ def noise_loss(
     x = schedule.add_noise(repeat(x0, "b c h w -> (r b) c h w", r=LEVELS), noise, t)
     with fast_precision():
         eps = network(x, t, tokens)
-    return F.mse_loss(eps.float(), noise)
+    errors = (eps.float() - noise).square().mean(dim=(1, 2, 3))
+    snr = schedule.alpha_bar[t] / (1 - schedule.alpha_bar[t])
+    return (errors * (max_snr / snr).clamp(max=1)).mean()
 
 
 def train_diffusion(
