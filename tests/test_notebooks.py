@@ -20,8 +20,6 @@ from minisd.teaching import canvas, notebooks
 
 PATHS = notebooks.chosen([])
 COVERAGE = Path(__file__).parents[1] / "docs" / "lessons-coverage.md"
-# Lessons that others link to already, but which are not written yet.
-COMING = {"12_inpainting.ipynb", "13_depth.ipynb", "14_controlnet.ipynb"}
 LARGEST = 1_500_000  # bytes of a notebook
 FREE = {"timing", "trained"}  # tags of cells whose numbers differ from run to run
 SHARED = FREE | {"predict"}  # tags that many cells of a notebook may carry
@@ -135,11 +133,7 @@ def test_its_links_lead_to_lessons(path):
     text = prose(notebooks.read(path))
     linked = set(re.findall(r"\]\((?:\./)?([\w.]+\.ipynb)\)", text))
     there = {notebook.name for notebook in PATHS}
-    assert linked - there - COMING == set()
-
-
-def test_no_lesson_that_is_there_is_still_called_coming():
-    assert COMING & {notebook.name for notebook in PATHS} == set()
+    assert linked - there == set()
 
 
 # ---- coverage ---------------------------------------------------------------------------------

@@ -247,7 +247,7 @@ def save_new(path: Path, controlnet: ControlNet, notes: dict[str, str]) -> None:
 def begun_controlnet(sd: StableDiffusion, path: Path) -> ControlNet:
     """A copied ControlNet with the new parts of a file that save_new wrote."""
     network = copied_controlnet(sd)
-    network.load_state_dict(read(path), strict=False)
+    network.load_state_dict(network.state_dict() | read(path))
     return network
 
 

@@ -197,10 +197,12 @@ def correlation(a: Tensor, b: Tensor) -> float:
     return torch.stack([torch.stack(pair).corrcoef()[0, 1] for pair in pairs]).mean().item()
 
 
+@torch.no_grad()
 def edges_kept(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[str, float]:
     """Edge agreement of what is drawn with the real picture's edges, with the ControlNet and not.
 
     The prompts are brief: one that names the style tells the mini's few drawings apart by itself.
+    What went through the autoencoder is the most that any drawing of the mini can reach.
 
     real: b 3 h w
     """
@@ -212,7 +214,8 @@ def edges_kept(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[s
     found = {"without": agreement()}
     with control(sd, ControlNet.load(WEIGHTS / "mini-edges.safetensors"), hint):
         found["with"] = agreement()
-    return found
+    through = sd.decode(sd.encode(real)).clamp(-1, 1)
+    return found | {"the autoencoder alone": edge_agreement(canny(through), hint)}
 
 
 @torch.no_grad()
