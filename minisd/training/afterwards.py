@@ -43,7 +43,7 @@ RECIPES = {
     "word": Recipe(steps=150, adam_rate=0.05, **SHORT),
     "hypernetwork": Recipe(steps=300, rate=0.02, **SHORT),
     "controlnet": Recipe(steps=1500, rate=0.02, ema=0.99),
-    "controlnet-half": Recipe(steps=70, rate=0.02, warmup=10, final=1, ema=0.9),
+    "controlnet-half": Recipe(steps=80, rate=0.02, warmup=10, final=1, ema=0.9),
     "inpaint": Recipe(steps=1500, rate=0.02, ema=0.99),
     "depth": Recipe(steps=1500, rate=0.02, ema=0.99),
     "estimator": Recipe(steps=1500, ema=0.99),

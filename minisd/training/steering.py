@@ -93,17 +93,17 @@ ROWS = {
         ),
     ),
     "control": Row(
-        (("docs/images/cat.png", "given"), ("docs/images/cat-edges.png", "its edges")),
+        (("docs/images/house.png", "given"), ("docs/images/house-edges.png", "its edges")),
         tuple(
-            (
-                f'minisd control "{prompt}" weights/mini-edges.safetensors '
-                "docs/images/cat-edges.png --seed 1",
-                prompt,
+            (f"minisd {command.format(prompt)} --seed 1", f"{word}: {prompt}")
+            for word, command in (
+                ("led", 'control "{}" weights/mini-edges.safetensors docs/images/house-edges.png'),
+                ("not led", 'generate "{}"'),
             )
             for prompt in (
-                "a green cat on a white background",
-                "a pink cat on a black background",
-                "a glossy cat on an orange background",
+                "a green house on a white background",
+                "a pink house on a black background",
+                "a purple house on a yellow background",
             )
         ),
     ),
@@ -159,8 +159,9 @@ def given_pictures(sd: StableDiffusion) -> None:
     scene = Scene(("santa",), (None,), "noto", "cyan")
     santa, _ = compose(emoji, scene, sd.config.size, default_rng(0))
     to_pil(to_tensor([santa]))[0].save(IMAGES / "santa.png")
-    edges = canny(from_pil(Image.open(IMAGES / "cat.png").convert("RGB")))
-    to_pil(edges * 2 - 1)[0].save(IMAGES / "cat-edges.png")
+    house = sd.txt2img("a house on a blue background", steps=20, seed=2)
+    house.save(IMAGES / "house.png")
+    to_pil(canny(from_pil(house)) * 2 - 1)[0].save(IMAGES / "house-edges.png")
 
 
 def strip(name: str, row: Row) -> tuple[str, Image.Image]:
