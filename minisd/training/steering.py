@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,7 +30,7 @@ from minisd.tasks.edges import canny
 from minisd.tasks.img2img import img2img_steps
 from minisd.tasks.inpaint import as_mask, inpaint
 from minisd.training import classifier, judge
-from minisd.training.captions import Scene, brief_caption, full_caption
+from minisd.training.captions import Scene, brief_caption
 from minisd.training.data import Emoji, batch, compose, to_tensor
 from minisd.training.evaluate import STEPS, draw_prompts, examine
 from minisd.training.sheets import Cell, markdown, refilled, sheet
@@ -77,33 +77,32 @@ ROWS = {
         ),
     ),
     "depth": Row(
-        (("docs/images/cat.png", "given"),),
+        (("docs/images/pair.png", "given"),),
         tuple(
-            (
-                f'minisd depth "{prompt}" docs/images/cat.png --model mini-depth --strength 1 '
-                "--seed 1",
-                prompt,
+            (f"minisd {command.format(prompt)} --strength 1 --seed 1", f"{word}: {prompt}")
+            for word, command in (
+                ("led", 'depth "{}" docs/images/pair.png --model mini-depth'),
+                ("not led", 'img2img "{}" docs/images/pair.png'),
             )
             for prompt in (
-                "a glossy cat on a pink background",
-                "a twemoji purple cat on a white background",
-                "a flat tiger on a green background",
-                "a noto fox on a blue background",
+                "a lemon on a pink background",
+                "a flat panda on a green background",
+                "a rocket on a blue background",
             )
         ),
     ),
     "control": Row(
-        (("docs/images/house.png", "given"), ("docs/images/house-edges.png", "its edges")),
+        (("docs/images/dog.png", "given"), ("docs/images/dog-edges.png", "its edges")),
         tuple(
             (f"minisd {command.format(prompt)} --seed 1", f"{word}: {prompt}")
             for word, command in (
-                ("led", 'control "{}" weights/mini-edges.safetensors docs/images/house-edges.png'),
+                ("led", 'control "{}" weights/mini-edges.safetensors docs/images/dog-edges.png'),
                 ("not led", 'generate "{}"'),
             )
             for prompt in (
-                "a green house on a white background",
-                "a pink house on a black background",
-                "a purple house on a yellow background",
+                "a green dog on a white background",
+                "a pink dog on a black background",
+                "a purple dog on a yellow background",
             )
         ),
     ),
@@ -156,12 +155,15 @@ def given_pictures(sd: StableDiffusion) -> None:
     crude_apple().save(IMAGES / "crude-apple.png")
     hat_mask().save(IMAGES / "hat-mask.png")
     emoji = Emoji.load()
-    scene = Scene(("santa",), (None,), "noto", "cyan")
-    santa, _ = compose(emoji, scene, sd.config.size, default_rng(0))
-    to_pil(to_tensor([santa]))[0].save(IMAGES / "santa.png")
-    house = sd.txt2img("a house on a blue background", steps=20, seed=2)
-    house.save(IMAGES / "house.png")
-    to_pil(canny(from_pil(house)) * 2 - 1)[0].save(IMAGES / "house-edges.png")
+    for name, scene in (
+        ("santa", Scene(("santa",), (None,), "noto", "cyan")),
+        ("pair", Scene(("cat", "dog"), (None, None), "noto", "white")),
+        ("dog", Scene(("dog",), (None,), "glossy", "white")),
+    ):
+        picture, _ = compose(emoji, scene, sd.config.size, default_rng(1))
+        to_pil(to_tensor([picture]))[0].save(IMAGES / f"{name}.png")
+    edges = canny(opened(IMAGES / "dog.png")[None])
+    to_pil(edges * 2 - 1)[0].save(IMAGES / "dog-edges.png")
 
 
 def strip(name: str, row: Row) -> tuple[str, Image.Image]:
@@ -223,11 +225,12 @@ def edges_kept(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[s
 def depth_kept(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[str, float]:
     """Correlation of the depth of what is drawn with the real picture's, with its channel and not.
 
-    Image-to-image at strength 1 in both: nothing but the channel tells of the picture.
+    Image-to-image at strength 1 in both, and prompts without style and place: hardly anything but
+    the channel tells how the picture is laid out.
     """
     wide = minisd.load("mini-depth")
     estimate = load_estimator(WEIGHTS / "mini-depth.safetensors")
-    truth, prompts = estimate(real), [full_caption(scene) for scene in scenes]
+    truth, prompts = estimate(real), [brief_caption(replace(one, spot=None)) for one in scenes]
     settings = {"strength": 1.0, "steps": STEPS, "seed": list(range(len(prompts)))}
     *_, led = depth2img_steps(wide, prompts, real, truth, **settings)
     *_, free = img2img_steps(sd, prompts, real, **settings)
