@@ -238,15 +238,15 @@ def depth_kept(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[s
     return {name: correlation(estimate(image), truth) for name, image in drawn.items()}
 
 
-def outside_kept(real: Tensor) -> dict[str, dict[str, float]]:
+def outside_kept(real: Tensor, scenes: list[Scene]) -> dict[str, dict[str, float]]:
     """How far pixels outside the mask are from the given ones, of 255: the most, and on average."""
     found: dict = {}
-    mask = hat_mask()
+    mask, prompts = hat_mask(), [brief_caption(scene) for scene in scenes[:8]]
     kept = as_mask(mask, real)[0, 0] < 0.5
     for model in ("mini", "mini-inpaint"):
         sd = minisd.load(model)
         for paste in (False, True):
-            drawn = inpaint(sd, ["a cat"] * 8, real[:8], mask, steps=STEPS, paste=paste, seed=1)
+            drawn = inpaint(sd, prompts, real[:8], mask, steps=STEPS, paste=paste, seed=1)
             apart = torch.cat([from_pil(one) for one in drawn]) - real[:8]
             apart = 127.5 * apart.abs()[:, :, kept]
             name = f"{model}, {'pasted' if paste else 'as drawn'}"
@@ -319,7 +319,7 @@ def write(folder: Path = Path("docs")) -> dict:
     figures = {
         "edges": edges_kept(sd, real.images, real.scenes),
         "depth": depth_kept(sd, real.images, real.scenes),
-        "outside": outside_kept(real.images),
+        "outside": outside_kept(real.images, real.scenes),
         "classifier": guided,
         "word": word_known(sd),
     }
