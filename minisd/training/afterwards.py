@@ -44,9 +44,9 @@ RECIPES = {
     "hypernetwork": Recipe(steps=300, rate=0.02, **SHORT),
     "controlnet": Recipe(steps=1500, rate=0.02, ema=0.99),
     "controlnet-half": Recipe(steps=80, rate=0.02, warmup=10, final=1, ema=0.9),
-    "inpaint": Recipe(steps=1500, rate=0.02, ema=0.99),
-    "depth": Recipe(steps=1500, rate=0.02, ema=0.99),
-    "estimator": Recipe(steps=1500, ema=0.99),
+    "inpaint": Recipe(steps=2500, rate=0.02, ema=0.99),
+    "depth": Recipe(steps=1000, rate=0.02, ema=0.99),
+    "estimator": Recipe(steps=1000, ema=0.99),
 }
 WORD, MEANT = "<blorp>", "fox"  # a known thing whose name is withheld
 LIKE = ("cat", "dog", "bear", "lion")  # what the word is said to be like

@@ -179,6 +179,11 @@ def strip(name: str, row: Row) -> tuple[str, Image.Image]:
     return "\n".join(typed), sheet(cells, len(cells))
 
 
+def described(row: Row) -> str:
+    """What a strip shows, for those who cannot see it."""
+    return ", ".join(word for _, word in (*row.given, *row.commands)).replace("<", "\\<")
+
+
 def opened(path: str | Path) -> Tensor:
     return from_pil(Image.open(path).convert("RGB"))[0]
 
@@ -205,7 +210,7 @@ def edges_kept(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[s
     """Edge agreement of what is drawn with the real picture's edges, with the ControlNet and not.
 
     The prompts are brief: one that names the style tells the mini's few drawings apart by itself.
-    What went through the autoencoder is the most that any drawing of the mini can reach.
+    What went through the autoencoder is about the most that a drawing of the mini can reach.
 
     real: b 3 h w
     """
@@ -311,11 +316,14 @@ def write(folder: Path = Path("docs")) -> dict:
     for name, row in ROWS.items():
         commands, picture = strip(name, row)
         picture.save(IMAGES / f"steering-{name}.png", optimize=True)
-        computed[name] = f"```bash\n{commands}\n```\n\n![{name}](images/steering-{name}.png)"
+        shown = f"![{described(row)}](images/steering-{name}.png)"
+        computed[name] = f"```bash\n{commands}\n```\n\n{shown}"
     real = batch(Emoji.load(), sd.config.size, COUNT, SEED, step=0, split="heldout")
     guided, picture = classifier_row(sd)
     picture.save(IMAGES / "steering-classifier.png", optimize=True)
-    computed["classifier"] = "![classifier guidance](images/steering-classifier.png)"
+    scales = ", ".join(map(str, CLASSIFIER_SCALES))
+    words = f"Six things, a row for each of the scales {scales}: clearer from row to row"
+    computed["classifier"] = f"![{words}](images/steering-classifier.png)"
     figures = {
         "edges": edges_kept(sd, real.images, real.scenes),
         "depth": depth_kept(sd, real.images, real.scenes),
