@@ -63,11 +63,10 @@ def test_the_hat_mask_covers_a_part():
 
 def test_what_was_measured_is_what_was_promised():
     path = ROOT / "docs" / "steering.json"
-    if not path.exists():
-        pytest.skip("not measured yet")
     found = json.loads(path.read_text(encoding="utf-8"))
     edges, most = found["edges"], found["edges"]["the autoencoder alone"]
     assert edges["with"] - edges["without"] > 0.5 * (most - edges["without"])
+    assert found["depth"]["with"] > found["depth"]["without"] + 0.1
     assert 1 - found["depth"]["with"] < 0.6 * (1 - found["depth"]["without"])
     assert found["word"]["with"] > found["word"]["without"] + 0.5
     assert found["outside"]["mini, pasted"]["most"] < 1

@@ -104,13 +104,15 @@ def download(options: argparse.Namespace) -> None:
         print(official.download(options.name))
 
 
+MEASURES = ("evaluate", "steering", "sizes")  # stages that write a page into a folder
+
+
 def add_train(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     stages = ("tokenizer", "vae", "diffusion", "export", "decoder", "classifier", "judge")
     adapters = ("lora", "word", "hypernetwork", "controlnet", "controlnet-half")
-    measures = ("evaluate", "steering", "sizes")
     others = ("inpaint", "depth", "cats-and-dogs")
-    choices = (*stages, *adapters, *others, *measures)
+    choices = (*stages, *adapters, *others, *MEASURES)
     add("stage", choices=choices, help="in this order; each resumes")
     add("--folder", type=Path, default=Path("runs/mini"), help="of checkpoints, logs (runs/mini)")
     length = command.add_mutually_exclusive_group()
@@ -126,7 +128,7 @@ def train(options: argparse.Namespace) -> None:
     from minisd.training.afterwards import ALL_STAGES
     from minisd.training.mini import Order
 
-    if options.output and options.stage not in ("evaluate", "steering", "sizes"):
+    if options.output and options.stage not in MEASURES:
         check_writable(options.output)
     names = ("folder", "output", "steps", "minutes", "seed")
     order = Order(**{name: getattr(options, name) for name in names})

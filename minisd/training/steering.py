@@ -56,6 +56,15 @@ def strength_row(prompt: str, picture: str) -> Row:
     return Row(given, tuple((f"{command} {s}", f"strength {s}") for s in strengths))
 
 
+def led_row(given: tuple, led: str, free: str, prompts: tuple[str, ...]) -> Row:
+    """Every prompt in the place of {}, drawn by the command that leads and by one that does not."""
+    ways = (("led", led), ("not led", free))
+    commands = (
+        (f"minisd {way.format(p)} --seed 1", f"{word}: {p}") for word, way in ways for p in prompts
+    )
+    return Row(given, tuple(commands))
+
+
 def scale_row(command: str, option: str, scales: tuple) -> Row:
     """The same with an adapter's scale, or with any number in the place of {}."""
     return Row((), tuple((f"{command} {option.format(s)}", f"{s:g}") for s in scales))
@@ -76,34 +85,24 @@ ROWS = {
             for seed in (1, 2)
         ),
     ),
-    "depth": Row(
+    "depth": led_row(
         (("docs/images/pair.png", "given"),),
-        tuple(
-            (f"minisd {command.format(prompt)} --strength 1 --seed 1", f"{word}: {prompt}")
-            for word, command in (
-                ("led", 'depth "{}" docs/images/pair.png --model mini-depth'),
-                ("not led", 'img2img "{}" docs/images/pair.png'),
-            )
-            for prompt in (
-                "a lemon on a pink background",
-                "a flat panda on a green background",
-                "a rocket on a blue background",
-            )
+        'depth "{}" docs/images/pair.png --model mini-depth --strength 1',
+        'img2img "{}" docs/images/pair.png --strength 1',
+        (
+            "a lemon on a pink background",
+            "a flat panda on a green background",
+            "a rocket on a blue background",
         ),
     ),
-    "control": Row(
+    "control": led_row(
         (("docs/images/dog.png", "given"), ("docs/images/dog-edges.png", "its edges")),
-        tuple(
-            (f"minisd {command.format(prompt)} --seed 1", f"{word}: {prompt}")
-            for word, command in (
-                ("led", 'control "{}" weights/mini-edges.safetensors docs/images/dog-edges.png'),
-                ("not led", 'generate "{}"'),
-            )
-            for prompt in (
-                "a green dog on a white background",
-                "a pink dog on a black background",
-                "a purple dog on a yellow background",
-            )
+        'control "{}" weights/mini-edges.safetensors docs/images/dog-edges.png',
+        'generate "{}"',
+        (
+            "a green dog on a white background",
+            "a pink dog on a black background",
+            "a purple dog on a yellow background",
         ),
     ),
     "lora": scale_row(CAT, "--lora weights/mini-blueprint.safetensors:{}", (0, 0.5, 1)),
