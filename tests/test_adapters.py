@@ -75,6 +75,7 @@ def all_equal(before, after):
 # ---- LoRA ------------------------------------------------------------------------------------
 
 RANK, ALPHA = 3, 2.0
+LORA_A_AND_B = ("lora_A", "lora_B")
 
 
 def some_lora(network, patterns, seed=0):
@@ -228,6 +229,10 @@ def test_a_lora_of_rank_1_takes_the_blocks_original_names(sd, tmp_path):
     ("change", "sentence"),
     [
         (lambda s: {"x.lora_down.weight": torch.ones(1)}, "names that fit no layer"),
+        (
+            lambda s: {f"unet.b.9.attn2.to_k.{m}.weight": torch.ones(4, 96) for m in LORA_A_AND_B},
+            "names that fit no layer .* contexts are 96 wide, not 64",
+        ),
         (lambda s: {k: t for k, t in s.items() if "lora_up" not in k}, "without both matrices"),
         (lambda s: {k: t[:, :8] for k, t in s.items()}, "changes 8 channels .* another model"),
         (lambda s: s | {"a.hada_w1_a": torch.ones(1)}, "is LoHa, which is unknown here"),
@@ -303,17 +308,21 @@ def test_textual_inversion_is_that_of_diffusers(pair_of, tmp_path, kind, count):
     path = word_files(vectors, tmp_path)[kind]
     prompts = ["a photo of <toy> on a beach", "<toy>, <toy> and a cat"]
     plain, ids = drawn(ours, prompts), ours.tokenizer.encode("a <toy> cat")
+    if count == 1:
+        theirs.load_textual_inversion(str(path), token="<toy>")
+        expected = drawn_by_diffusers(theirs, prompts)
+    else:  # diffusers no longer splits a word of several vectors: give it as many words instead
+        words = [f"<toy{i}>" for i in range(count)]
+        for word, vector in zip(words, vectors, strict=True):
+            theirs.load_textual_inversion({word: vector}, token=word)
+        spelt = [prompt.replace("<toy>", " ".join(words)) for prompt in prompts]
+        expected = drawn_by_diffusers(theirs, spelt)
+    theirs.unload_textual_inversion()
     with textual_inversion(ours, path):
-        if count == 1:  # transformers 5 no longer splits a word of several vectors in diffusers
-            theirs.load_textual_inversion(str(path), token="<toy>")
-            expected = drawn_by_diffusers(theirs, prompts)
-            theirs.unload_textual_inversion()
-            assert relative_error(drawn(ours, prompts), expected) < END_TO_END
-        else:
-            table = ours.text_encoder.token_embedding
-            row = ours.tokenizer.encode("<toy>")
-            assert torch.equal(table(torch.tensor([row]))[0], vectors)
-            assert len(ours.tokenizer.encode("a <toy> cat")) == 2 + count
+        assert relative_error(drawn(ours, prompts), expected) < END_TO_END
+        row = ours.tokenizer.encode("<toy>")
+        assert torch.equal(ours.text_encoder.token_embedding(torch.tensor([row]))[0], vectors)
+        assert len(ours.tokenizer.encode("a <toy> cat")) == 2 + count
         assert ours.tokenizer.decode(ours.tokenizer.encode("a <TOY> cat")) == "a <toy> cat"
         assert relative_error(drawn(ours, prompts), plain) > 100 * END_TO_END
     assert torch.equal(drawn(ours, prompts), plain)
@@ -378,6 +387,16 @@ def small_network(width, structure, norm, dropout, seed):
     return state
 
 
+NORM_ALONE = {"linear.0.weight": torch.ones(64), "linear.0.bias": torch.zeros(64)}
+
+
+def cut_network(lacks, seed):
+    """A network of three layers as wide as its input, without one tensor."""
+    state = small_network(64, [1, 1, 1], False, False, seed)
+    del state[lacks]
+    return state
+
+
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
 @pytest.mark.parametrize(("function", "name"), [(F.relu, "relu"), (F.hardswish, "swish")])
 def test_a_hypernetwork_rewrites_keys_and_values(sd, tmp_path, norm, function, name):
@@ -431,6 +450,18 @@ def test_a_hypernetwork_rewrites_keys_and_values(sd, tmp_path, norm, function, n
         assert torch.equal(drawn(sd), plain)
 
 
+def test_widths_that_only_other_models_have_are_left_alone(sd, tmp_path):
+    """The web UI trains for several models at once, if asked: 768 and 1024 in one file."""
+    content = {w: [small_network(w, [1, 1], False, False, i) for i in (0, 1)] for w in (64, 96)}
+    torch.save(content, tmp_path / "both.pt")
+    torch.save({64: content[64]}, tmp_path / "one.pt")
+    found = []
+    for name in ("both", "one"):
+        with hypernetwork(sd, tmp_path / f"{name}.pt"):
+            found.append(drawn(sd, ["a cat"]))
+    assert torch.equal(*found)
+
+
 def test_old_hypernetworks_have_other_names_and_activate_nothing(sd, tmp_path):
     new = {64: [small_network(64, [1, 2, 1], False, False, seed) for seed in (0, 1)]}
     new = {64: [{k.replace("linear.2", "linear.1"): t for k, t in net.items()} for net in new[64]]}
@@ -452,8 +483,16 @@ def test_old_hypernetworks_have_other_names_and_activate_nothing(sd, tmp_path):
         ({64: [small_network(64, [1, 1], False, False, 0)]}, "no whole hypernetwork"),
         ({"activation_func": "snake"} | {64: [{}, {}]}, "activation 'snake', which is unknown"),
         (
-            {w: [small_network(w, [1, 1], False, False, i) for i in (0, 1)] for w in (64, 96)},
-            "64, 96 w",
+            {w: [small_network(w, [1, 1], False, False, i) for i in (0, 1)] for w in (96, 128)},
+            "contexts 96, 128 wide, and the model's are 64, 128",
+        ),
+        ({64: [cut_network("linear.2.bias", i) for i in (0, 1)]}, "no whole hypernetwork"),
+        ({64: [cut_network("linear.0.weight", i) for i in (0, 1)]}, "no whole hypernetwork"),
+        ({64: [NORM_ALONE, NORM_ALONE]}, "no whole hypernetwork"),
+        (
+            {64: [small_network(64, [1, 1], False, False, i) for i in (0, 1)]}
+            | {"layer_structure": [1, 1, 1]},
+            "no whole hypernetwork",
         ),
         ({"step": 1}, "no whole hypernetwork"),
     ],
@@ -579,8 +618,9 @@ def test_a_controlnet_of_another_model_is_refused(sd, picture, tmp_path):
     wider = replace(sd.config.unet, context_dim=96)
     with pytest.raises(ValueError, match=r"contexts 96 wide, .* contexts 64 wide"):
         control(sd, ControlNet(wider), picture)
-    with pytest.raises(ValueError, match=r"give 1 3 h w in \[0, 1\]"):
-        control(sd, ControlNet(sd.config.unet), torch.zeros(1, 4, 64, 96))
+    for hint in (torch.zeros(1, 4, 64, 96), torch.full((1, 3, 64, 96), 255.0)):
+        with pytest.raises(ValueError, match=r"give 1 3 h w in \[0, 1\]"):
+            control(sd, ControlNet(sd.config.unet), hint)
     other = replace(sd.config.unet, channels=(64, 64))
     with pytest.raises(ValueError, match="made for another model"):
         control(sd, ControlNet(other), picture)
@@ -640,6 +680,95 @@ def test_an_autoencoder_of_another_size_is_refused(sd, tmp_path):
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "vae.safetensors").read_bytes()[:-100])
     with pytest.raises(ValueError, match="the download was cut off"):
         swap_vae(sd, tmp_path / "cut.safetensors")
+
+
+# ---- all of them -----------------------------------------------------------------------------
+
+KINDS = {"lora": lora, "word": textual_inversion, "hyper": hypernetwork, "vae": swap_vae}
+WORDS = ["a <toy> and a cat"]
+
+
+@pytest.fixture
+def put_on(eighth, picture, tmp_path):
+    """kind -> a function that puts a file's adapter on the model."""
+    ours, _ = eighth
+
+    def controlled(sd, path):
+        return control(sd, ControlNet.load(path, sd.config.unet), picture)
+
+    return KINDS | {"control": controlled}
+
+
+@pytest.fixture
+def good_files(eighth, tmp_path):
+    """kind -> a file of it that fits the model."""
+    ours, theirs = eighth
+    generator = torch.Generator().manual_seed(0)
+    made = {
+        kind: tmp_path / name
+        for kind, name in (
+            ("lora", "lora.safetensors"),
+            ("word", "<toy>.safetensors"),
+            ("hyper", "hyper.pt"),
+            ("vae", "vae.safetensors"),
+        )
+    }
+    state, _ = kohya(theirs, ATTENTION)
+    save_file(state, made["lora"])
+    width = ours.config.text.width
+    save_file({"emb_params": torch.randn(2, width, generator=generator)}, made["word"])
+    nets = {64: [small_network(64, [1, 2, 1], True, False, seed) for seed in (0, 1)]}
+    torch.save(nets, made["hyper"])
+    other = type(theirs.vae)(**theirs.vae.config)
+    randomise(other, gain=1.0, seed=9)
+    save_file({key: tensor.contiguous() for key, tensor in other.state_dict().items()}, made["vae"])
+    network = reference_controlnet(theirs, ours.config)
+    path = controlnet_file(network, tmp_path / "control", "diffusers", ours.config.unet)
+    return made | {"control": path}
+
+
+@torch.no_grad()
+def picture_of(sd):
+    return sd.decode(drawn(sd, WORDS))
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ("lora", "word", "hyper", "vae", "control"),
+        ("control", "vae", "hyper", "word", "lora"),
+        ("hyper", "control", "lora", "vae", "word"),
+    ],
+)
+def test_adapters_of_all_kinds_go_in_any_order(eighth, put_on, good_files, order):
+    sd, _ = eighth
+    plain, before = picture_of(sd), states(sd)
+    handles = {kind: put_on[kind](sd, path) for kind, path in good_files.items()}
+    shown = picture_of(sd)
+    for kind in order:
+        handles[kind].remove()
+        less = picture_of(sd)
+        assert not torch.equal(less, shown), f"without {kind} nothing changes"
+        shown = less
+    assert torch.equal(shown, plain)
+    assert all_equal(states(sd), before)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "control"])
+def test_a_cut_file_and_those_of_other_adapters_are_refused(eighth, put_on, good_files, kind):
+    sd, _ = eighth
+    plain, before, autoencoder = picture_of(sd), states(sd), sd.vae
+    whole = good_files[kind]
+    cut = whole.with_stem(f"{whole.stem}-cut")
+    cut.write_bytes(whole.read_bytes()[:-100])
+    others = [path for other, path in good_files.items() if other != kind]
+    for path in (cut, *others):
+        with pytest.raises(ValueError, match=re.escape(path.name)) as told:
+            put_on[kind](sd, path)
+        assert "\n" not in str(told.value)
+    assert sd.vae is autoencoder and sd.tokenizer.added == {}
+    assert all_equal(states(sd), before)
+    assert torch.equal(picture_of(sd), plain)
 
 
 def test_adapters_follow_a_model_in_half_precision(sd, lora_files, picture, tmp_path):

@@ -133,8 +133,11 @@ def control(
     if scale == 0:
         return Handle([])
     shown = (from_pil(hint) + 1) / 2 if isinstance(hint, Image.Image) else hint
-    if shown.ndim != 4 or shown.shape[1] != 3 or shown.min() < 0:
-        raise ValueError(f"the hint has shape {tuple(shown.shape)}: give 1 3 h w in [0, 1].")
+    if shown.ndim != 4 or shown.shape[1] != 3 or shown.min() < 0 or shown.max() > 1:
+        raise ValueError(
+            f"the hint has shape {tuple(shown.shape)}, its values go from {shown.min():g} to "
+            f"{shown.max():g}: give 1 3 h w in [0, 1]."
+        )
     network = copy.deepcopy(network).to(sd.device, sd.dtype)
     hook = leading(network, shown.to(sd.device, sd.dtype), scale, sd.config.vae.factor)
     return Handle([sd.unet.register_forward_pre_hook(hook, with_kwargs=True)])

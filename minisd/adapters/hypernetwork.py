@@ -56,12 +56,15 @@ class Rewriter:
 def hypernetwork(sd: StableDiffusion, path: str | Path, strength: float = 1.0) -> Handle:
     """Let the file's networks rewrite the U-Net's contexts, until the handle is removed.
 
+    A file may rewrite the contexts of several models: widths that this one lacks are left alone,
+    as in the web UI, so long as its text is among those that it has.
+
     Raises ValueError, and leaves the model as it is, for a file that is no hypernetwork, has an
     activation unknown here, or is made for other widths than the model's.
     """
     networks = read_hypernetwork(path)
     widths = {layer.to_k.in_features for layer in attentions(sd.unet).values()}
-    if not networks.keys() <= widths:
+    if not networks.keys() <= widths and sd.config.unet.context_dim not in networks:
         known, needed = (", ".join(map(str, sorted(all))) for all in (networks, widths))
         raise ValueError(
             f"{Path(path).name} rewrites contexts {known} wide, and the model's are {needed}: "
@@ -112,10 +115,12 @@ def read_hypernetwork(path: str | Path) -> dict[int, tuple[Rewriter, Rewriter]]:
             f"{', '.join(ACTIVATIONS)}."
         )
     activates_output = bool(content.get("activate_output", True))
+    structure = content.get("layer_structure")  # a size for the input, then one for each matrix
+    matrices = len(structure) - 1 if isinstance(structure, list | tuple) else None
     networks = {}
     for width in {int(key.partition(".")[0]) for key in tensors}:
         pair = [layers_of(tensors, f"{width}.{which}.") for which in (0, 1)]
-        if not all(fits(layers, width) for layers in pair):
+        if not all(fits(layers, width, matrices) for layers in pair):
             break
         networks[width] = tuple(Rewriter(each, activation, activates_output) for each in pair)
     else:
@@ -126,8 +131,8 @@ def read_hypernetwork(path: str | Path) -> dict[int, tuple[Rewriter, Rewriter]]:
     )
 
 
-def layers_of(tensors: dict[str, Tensor], prefix: str) -> list[tuple[Tensor, Tensor]]:
-    """(weight, bias) of one network's layers in order.
+def layers_of(tensors: dict[str, Tensor], prefix: str) -> list[tuple[Tensor | None, Tensor | None]]:
+    """(weight, bias) of one network's layers in order, None for what is lacking.
 
     Their numbers have gaps, since activations and dropout count as well.
     """
@@ -137,15 +142,25 @@ def layers_of(tensors: dict[str, Tensor], prefix: str) -> list[tuple[Tensor, Ten
             layer, _, leaf = key.removeprefix(prefix).rpartition(".")
             inside[OLD_NAMES.get(layer, layer), leaf] = tensor
     numbers = sorted({int(layer.removeprefix("linear.")) for layer, _ in inside})
-    pairs = [[inside.get((f"linear.{n}", leaf)) for leaf in ("weight", "bias")] for n in numbers]
-    return [(weight, bias) for weight, bias in pairs if weight is not None and bias is not None]
+    return [
+        (inside.get((f"linear.{n}", "weight")), inside.get((f"linear.{n}", "bias")))
+        for n in numbers
+    ]
 
 
-def fits(layers: list[tuple[Tensor, Tensor]], width: int) -> bool:
-    """Whether the layers lead from the width back to the width."""
+def fits(
+    layers: list[tuple[Tensor | None, Tensor | None]], width: int, matrices: int | None
+) -> bool:
+    """Whether whole layers lead from the width back to the width.
+
+    matrices: how many there must be; None where the file does not say, but at least 1
+    """
+    if any(part is None for layer in layers for part in layer):
+        return False
     reached = width
     for weight, bias in layers:
         if weight.shape[-1] != reached or bias.shape != weight.shape[:1]:
             return False
         reached = weight.shape[0]
-    return bool(layers) and reached == width
+    found = sum(weight.ndim == 2 for weight, _ in layers)
+    return reached == width and found > 0 and found == (matrices or found)

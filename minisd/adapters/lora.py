@@ -39,6 +39,7 @@ DIFFUSERS = re.compile(
     r"(?:(?P<part>unet|text_encoder)\.)?(?P<layer>.+?)[._]"
     r"(?P<leaf>lora_A|lora_B|lora\.down|lora\.up|lora_linear_layer\.down|lora_linear_layer\.up|alpha)"
 )
+READS_CONTEXT = re.compile(r"attn2.*to_[kv][._].*(lora_A|down)\b")
 PEFT = "base_model.model."
 LEAF = {"lora_A": "down", "lora_B": "up", "alpha": "alpha"}
 
@@ -99,8 +100,8 @@ def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], Ch
     """(part, our name of a layer) -> its change. ValueError as lora()."""
     path = local(path)
     found: defaultdict[tuple[str, str], dict[str, Tensor]] = defaultdict(dict)
-    names, strange = layer_names(config), []
-    for key, tensor in read(path).items():
+    names, strange, tensors = layer_names(config), [], read(path)
+    for key, tensor in tensors.items():
         for sign, kind in REFUSED.items():
             if sign in key:
                 raise ValueError(f"{path.name} is {kind}, which is unknown here: give a LoRA.")
@@ -115,13 +116,21 @@ def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], Ch
         some = ", ".join((strange or halves or ["none at all"])[:3])
         raise ValueError(
             f"{path.name} is no whole LoRA of {config.name}: it holds {what} ({some}). It is "
-            "damaged, or made for another kind of model."
+            f"damaged, or made for another kind of model{contexts_told(tensors, config)}."
         )
     stated = stated_alphas(metadata(path), path.name)
     return {
         (part, name): change_of(held, stated.get(part), f"{path.name}: {part}.{name}")
         for (part, name), held in found.items()
     }
+
+
+def contexts_told(tensors: dict[str, Tensor], config: ModelConfig) -> str:
+    """How wide the contexts are that the file changes, if that shows another model's, in words."""
+    widths = {t.shape[1] for key, t in tensors.items() if READS_CONTEXT.search(key) and t.ndim > 1}
+    other = sorted(widths - {config.unet.context_dim})
+    wide = f", whose contexts are {', '.join(map(str, other))} wide, not {config.unet.context_dim}"
+    return wide if other else ""
 
 
 def change_of(held: dict[str, Tensor], stated: float | None, name: str) -> Change:
