@@ -689,9 +689,8 @@ WORDS = ["a <toy> and a cat"]
 
 
 @pytest.fixture
-def put_on(eighth, picture, tmp_path):
+def put_on(picture):
     """kind -> a function that puts a file's adapter on the model."""
-    ours, _ = eighth
 
     def controlled(sd, path):
         return control(sd, ControlNet.load(path, sd.config.unet), picture)

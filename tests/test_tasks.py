@@ -13,7 +13,7 @@ from diffusers import (
 )
 from PIL import Image
 from reference_networks import ddim_scheduler, pair
-from test_pipeline import V1, V2, relative_error
+from test_pipeline import V1, V2, V2_V, relative_error
 from transformers import CLIPTokenizer
 
 from minisd.config import ScheduleConfig
@@ -79,9 +79,12 @@ def last(walk):
     return step.x
 
 
-@pytest.fixture(scope="module", params=["v1", "v2"])
+CONFIGS = {"v1": V1, "v2": V2, "v2-v": V2_V}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
 def img2img_pair(request, tmp_path_factory):
-    config = {"v1": V1, "v2": V2}[request.param]
+    config = CONFIGS[request.param]
     folder = tmp_path_factory.mktemp("img2img")
     return both(config, StableDiffusionImg2ImgPipeline, folder, **NO_FILTER)
 
@@ -154,11 +157,13 @@ def test_a_member_of_a_batch_is_its_lone_picture(img2img_pair, picture):
 
 
 @pytest.mark.parametrize(("strength", "steps", "cfg_scale"), [(1.0, 4, 7.5), (0.6, 5, 3.0)])
-@pytest.mark.parametrize("channels", [4, 9])
+@pytest.mark.parametrize(
+    ("version", "channels"), [("v1", 4), ("v1", 9), ("v2", 4), ("v2", 9), ("v2-v", 4)]
+)
 def test_inpainting_is_that_of_diffusers(
-    channels, strength, steps, cfg_scale, picture, mask, tmp_path
+    version, channels, strength, steps, cfg_scale, picture, mask, tmp_path
 ):
-    config = with_channels(V1, channels)
+    config = with_channels(CONFIGS[version], channels)
     ours, theirs = both(config, StableDiffusionInpaintPipeline, tmp_path, **NO_FILTER)
     expected = theirs(
         PROMPTS,
