@@ -10,10 +10,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.distributions import Categorical
 
+import minisd
 from minisd.config import MINI, WEIGHTS, ScheduleConfig
+from minisd.pipeline import StableDiffusion
+from minisd.samplers import sampler_levels
 from minisd.schedule import Schedule
 from minisd.training.classifier import (
     ClassifierConfig,
+    ClassifierGuidance,
     LatentClassifier,
     accuracy_per_t,
     labelled_latents,
@@ -325,3 +329,68 @@ def test_a_wrong_file_is_one_clear_error(untrained, tmp_path, kind):
     with pytest.raises(ValueError, match=sentence) as caught:
         load(path)
     assert "\n" not in str(caught.value)
+
+
+# --- guidance ---
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return minisd.load("mini")
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load(WEIGHTS / "mini-classifier.safetensors")
+
+
+def two_steps(sd):
+    *_, step = sd.txt2img_steps(["", "a cat"], steps=2, cfg_scale=2, seed=[4, 5])
+    return step.x
+
+
+def test_guidance_is_algorithm_2_until_it_is_removed(mini, shipped):
+    """Dhariwal & Nichol's formula, written down once more, for one of two samples each."""
+    plain, things = two_steps(mini), ["tree", "cat"]
+    contexts = mini.embed(["", "", "", "a cat"])
+    (first, second), expected = sampler_levels("ddim", mini.schedule, 2)[:2], []
+    noise = mini.noise([torch.Generator().manual_seed(i) for i in (4, 5)], None, None)
+    for i, thing in enumerate(things):
+        x = noise[i : i + 1]
+        for level, following in ((first, second), (second, None)):
+            t = torch.tensor([float(level.t)])
+            both = mini.unet(x.repeat(2, 1, 1, 1), t.repeat(2), contexts[[i, 2 + i]])
+            eps = both[:1] + 2 * (both[1:] - both[:1])
+            leaf = x.detach().requires_grad_(True)
+            logits = shipped(leaf, t)[0].double()
+            probability = logits.exp() / logits.exp().sum()
+            probability[shipped.config.things.index(thing)].log().backward()
+            eps = eps - 8 * level.noise_rate * leaf.grad
+            x0 = (x - level.noise_rate * eps) / level.signal_rate
+            if following is None:
+                following = sampler_levels("ddim", mini.schedule, 2)[-1]
+            x = following.signal_rate * x0 + following.noise_rate * eps
+        expected.append(x.detach())
+    expected = torch.cat(expected)
+    guided = ClassifierGuidance(mini, shipped, things, 8)
+    other = ClassifierGuidance(mini, shipped, "lemon", 3)
+    assert not torch.equal(two_steps(mini), expected)
+    other.remove()
+    found = two_steps(mini)
+    assert (found - expected).abs().max() / expected.std() < 1e-4
+    assert (found - plain).abs().max() / expected.std() > 1e-2
+    guided.remove()
+    assert torch.equal(two_steps(mini), plain)
+    with ClassifierGuidance(mini, shipped, "cat", 0):
+        assert torch.equal(two_steps(mini), plain)
+
+
+def test_guidance_that_cannot_be_is_refused(mini, shipped):
+    plain = two_steps(mini)
+    with pytest.raises(ValueError, match='knows no "gnu": choose one of cat, dog'):
+        ClassifierGuidance(mini, shipped, ["cat", "gnu"], 8)
+    config = replace(mini.config, vae=replace(mini.config.vae, channels=(32, 64)))
+    parts = (mini.tokenizer, mini.text_encoder, mini.unet, mini.vae)
+    with pytest.raises(ValueError, match="knows the mini's latents"):
+        ClassifierGuidance(StableDiffusion(config, *parts), shipped, "cat", 8)
+    assert torch.equal(two_steps(mini), plain)

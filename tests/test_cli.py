@@ -18,8 +18,10 @@ from minisd.checkpoints import write
 from minisd.checkpoints.load import Parts
 from minisd.cli import doctor
 from minisd.clip import TextTransformer
+from minisd.config import WEIGHTS
 from minisd.pipeline import to_pil
 from minisd.tasks.depth2img import depth2img
+from minisd.tasks.depth_small import load_estimator
 from minisd.tasks.img2img import img2img
 from minisd.tokenizer import Tokenizer
 from minisd.training.afterwards import ALL_STAGES
@@ -239,6 +241,8 @@ def test_adapters_are_put_on(model, photo, tmp_path):
     save_file(thin, tmp_path / "style.safetensors")
     save_file({"emb_params": torch.randn(1, 64)}, tmp_path / "blorp.safetensors")
     write.save_vae(tmp_path / "vae.safetensors", VAE(V1.vae))
+    net = {"linear.0.weight": torch.randn(64, 64), "linear.0.bias": torch.randn(64)}
+    torch.save({64: [net, net]}, tmp_path / "sepia.pt")
     plain = ["generate", "a blorp", "--model", model, "--steps", 2]
     assert run(*plain, "-o", tmp_path / "plain.png") == 0
     seen = {Image.open(tmp_path / "plain.png").tobytes()}
@@ -246,6 +250,8 @@ def test_adapters_are_put_on(model, photo, tmp_path):
         ("lora", "style.safetensors:0.5"),
         ("lora", "style.safetensors"),
         ("embedding", "blorp.safetensors"),
+        ("hypernetwork", "sepia.pt:0.5"),
+        ("hypernetwork", "sepia.pt"),
         ("vae", "vae.safetensors"),
     ):
         out = tmp_path / "out.png"
@@ -253,7 +259,81 @@ def test_adapters_are_put_on(model, photo, tmp_path):
         with Image.open(out) as picture:
             seen.add(picture.tobytes())
             assert json.loads(picture.text["minisd"])[name] == [f"{tmp_path}/{value}"]
-    assert len(seen) == 5
+    assert len(seen) == 7
+    assert run(*plain, "--hypernetwork", f"{tmp_path}/sepia.pt:0", "-o", out) == 0
+    assert Image.open(out).tobytes() in seen
+
+
+@pytest.mark.parametrize("channels", [4, 5, 9])
+def test_every_task_takes_every_adapter(photo, tmp_path, channels):
+    """ControlNets too, on U-Nets that read more than a latent: those of inpainting and depth."""
+    config = replace(
+        V1,
+        unet=replace(V1.unet, in_channels=channels),
+        vae=replace(V1.vae, channels=(32, 32, 64, 64)),
+    )
+    torch.manual_seed(0)
+    networks = TextTransformer(config.text), UNet(config.unet), VAE(config.vae)
+    write.save(tmp_path / "m.safetensors", Parts(config, Tokenizer.clip(), *networks))
+    ControlNet(V1.unet).save(tmp_path / "net.safetensors")
+    save_file({"emb_params": torch.randn(1, 64)}, tmp_path / "blorp.safetensors")
+    stem = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_q"
+    ends = {"lora_down": torch.randn(2, 128), "lora_up": torch.ones(128, 2)}
+    thin = {f"{stem}.{end}.weight": matrix for end, matrix in ends.items()}
+    save_file(thin, tmp_path / "style.safetensors")
+    net = {"linear.0.weight": torch.randn(64, 64), "linear.0.bias": torch.randn(64)}
+    torch.save({64: [net, net]}, tmp_path / "sepia.pt")
+    write.save_vae(tmp_path / "vae.safetensors", VAE(config.vae))
+    Image.new("L", (96, 64), 255).save(tmp_path / "mask.png")
+    tasks = {
+        4: (["img2img", "a blorp", photo], ["inpaint", "a blorp", photo, tmp_path / "mask.png"]),
+        5: (["depth", "a blorp", photo, "--depth", photo],),
+        9: (["inpaint", "a blorp", photo, tmp_path / "mask.png"],),
+    }
+    given = {
+        "plain": [],
+        "lora": ["--lora", tmp_path / "style.safetensors"],
+        "embedding": ["--embedding", tmp_path / "blorp.safetensors"],
+        "hypernetwork": ["--hypernetwork", tmp_path / "sepia.pt"],
+        "vae": ["--vae", tmp_path / "vae.safetensors"],
+        "control": ["--control", f"{tmp_path}/net.safetensors:{photo}"],
+        "less": ["--control", f"{tmp_path}/net.safetensors:{photo}:0.5"],
+    }
+    common = ["--model", tmp_path / "m.safetensors", "--steps", 2, "-o", tmp_path / "out.png"]
+    for task in tasks[channels]:
+        seen = set()
+        for more in given.values():
+            assert run(*task, *more, *common) == 0
+            seen.add(Image.open(tmp_path / "out.png").tobytes())
+        assert len(seen) == len(given), task[0]
+        nothing = ["--control", f"{tmp_path}/net.safetensors:{photo}:0"]
+        assert run(*task, *nothing, *common) == 0
+        assert Image.open(tmp_path / "out.png").tobytes() in seen
+
+
+def test_depth_estimates_with_the_file_that_is_named(tmp_path, photo):
+    """The mini's own depth model holds an estimator; it is also one for another model."""
+    weights = WEIGHTS / "mini-depth.safetensors"
+    common = ["--model", "mini-depth", "--steps", 2, "-o", tmp_path / "out.png"]
+    drawn = []
+    for more in ([], ["--estimator", weights]):
+        assert run("depth", "a cat", photo, *common, *more) == 0
+        drawn.append(Image.open(tmp_path / "out.png").tobytes())
+    sd, image, estimate = minisd.load("mini-depth"), Image.open(photo), load_estimator(weights)
+    expected = depth2img(sd, "a cat", image, estimator=estimate, steps=2)
+    assert drawn == [expected.tobytes()] * 2
+
+
+def test_a_classifier_leads(tmp_path):
+    weights = WEIGHTS / "mini-classifier.safetensors"
+    common = ["generate", "", "--steps", 2, "--scale", 1, "-o", tmp_path / "out.png"]
+    seen = set()
+    for more in ([], [":tree:0"], [":tree:8"], [":man with a beard:8"], [":tree"]):
+        assert run(*common, *[f"--classifier={weights}{one}" for one in more]) == 0
+        with Image.open(tmp_path / "out.png") as picture:
+            seen.add(picture.tobytes())
+    assert len(seen) == 4
+    assert json.loads(picture.text["minisd"])["classifier"] == [f"{weights}:tree"]
 
 
 @pytest.mark.parametrize(
@@ -269,6 +349,9 @@ def test_adapters_are_put_on(model, photo, tmp_path):
         (["img2img", "a cat", "{photo}", "--width", 0], "ask for more"),
         (["control", "a cat", "{tmp}/gone.pth", "{photo}"], "write FILE:HINT, two files"),
         (["generate", "a cat", "--vae", "{tmp}/gone.safetensors"], "There is no file"),
+        (["generate", "a cat", "--classifier", "here.safetensors"], "names no thing"),
+        (["generate", "a cat", "--classifier", "{photo}:cat"], "is no file of weights"),
+        (["generate", "a cat", "--hypernetwork", "{photo}"], "is no"),
     ],
 )
 def test_a_mistake_with_a_picture_gets_one_sentence(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +26,7 @@ class Hub(BaseHTTPRequestHandler):
     once."""
 
     files: ClassVar[dict[str, bytes]] = {}
-    cut_after, cuts, trouble = 0, 0, False
+    cut_after, cuts, trouble, gone = 0, 0, False, "RepoNotFound"
     asked: ClassVar[list] = []
 
     def answer(self, with_body):
@@ -34,7 +35,7 @@ class Hub(BaseHTTPRequestHandler):
         if content is None or self.trouble:
             self.send_response(500 if self.trouble else 404)
             if content is None:
-                self.send_header("X-Error-Code", "RepoNotFound")
+                self.send_header("X-Error-Code", self.gone)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -150,7 +151,38 @@ def test_where_no_sha256_is_published_the_first_is_noted(hub, monkeypatch):
     monkeypatch.setitem(OFFICIAL, "some", replace(OFFICIAL["some"], sha256=None))
     assert "unknown: it will be noted" in official.about("some")
     path = download("some", hub.endpoint)
-    assert json.loads((path.parent / "source.json").read_text(encoding="utf-8"))["sha256"] == SHA256
+    note = path.parent / "source.json"
+    assert json.loads(note.read_text(encoding="utf-8"))["sha256"] == SHA256
+    path.unlink()
+    hub.files = {there: CONTENT[::-1] for there in hub.files}
+    with pytest.raises(
+        ValueError, match=r"not the one of the first download.*delete .*source\.json"
+    ):
+        download("some", hub.endpoint)
+    assert [file.name for file in path.parent.iterdir()] == ["source.json"]
+    hub.files = {there: CONTENT for there in hub.files}
+    assert download("some", hub.endpoint) == path
+    path.unlink()
+    note.unlink()
+    hub.files = {there: CONTENT[::-1] for there in hub.files}
+    assert download("some", hub.endpoint).read_bytes() == CONTENT[::-1]
+
+
+def test_the_commit_that_is_known_is_asked_for(hub, monkeypatch):
+    pinned = replace(OFFICIAL["some"], revisions={"first/gone": "0ff1ce", "second/here": "c0ffee"})
+    monkeypatch.setitem(OFFICIAL, "some", pinned)
+    assert "first/gone at 0ff1ce or second/here at c0ffee" in official.about("some")
+    hub.files = {"/second/here/resolve/c0ffee/some.ckpt": CONTENT}
+    assert download("some", hub.endpoint).read_bytes() == CONTENT
+    asked = [path for _, path, _ in hub.asked]
+    assert asked[0] == "/first/gone/resolve/0ff1ce/some.ckpt"
+    assert not any("/main/" in path for path in asked)
+
+
+@pytest.mark.parametrize("code", ["RepoNotFound", "RevisionNotFound", "EntryNotFound"])
+def test_whatever_is_gone_the_next_mirror_is_asked(hub, code):
+    hub.gone = code
+    assert download("some", hub.endpoint).read_bytes() == CONTENT
 
 
 def test_mirrors_that_are_gone_are_named(hub):
@@ -190,7 +222,7 @@ def test_no_server_is_told(hub):
 def test_a_name_that_is_not_here_yet_says_how_to_fetch_it(hub):
     with pytest.raises(ValueError, match="fetch it with `minisd download some`"):
         minisd.load("some")
-    with pytest.raises(ValueError, match="choose sd14, sd15"):
+    with pytest.raises(ValueError, match="choose sd14, sd14-full"):
         download("sd99")
 
 
@@ -210,3 +242,5 @@ def test_every_published_file_is_described_in_full():
         assert file.licence and file.repositories, name
         assert file.sha256 is None or len(file.sha256) == 64
         assert all(repository.count("/") == 1 for repository in file.repositories)
+        assert set(file.revisions) <= set(file.repositories)
+        assert all(re.fullmatch("[0-9a-f]{40}", commit) for commit in file.revisions.values())

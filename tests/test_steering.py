@@ -10,7 +10,8 @@ import torch
 
 from minisd.cli import parser
 from minisd.training.sheets import refilled
-from minisd.training.steering import ROWS, correlation, edge_agreement, hat_mask, tables
+from minisd.training.steering import ROWS, enlarged, hat_mask, tables
+from minisd.training.steering_figures import correlation, edge_agreement, fine
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,6 +42,16 @@ def test_correlation_is_of_each_picture_by_itself():
     assert correlation(a, opposite) == pytest.approx(0, abs=1e-5)
 
 
+def test_fine_detail_is_what_shrinking_takes_away():
+    flat, dots = torch.full((1, 3, 16, 16), 0.3), torch.zeros(1, 3, 16, 16)
+    dots[..., ::2, ::2] = 1
+    assert fine(flat).abs().max() < 1e-6
+    assert fine(dots).std() == pytest.approx(dots.std().item(), abs=1e-3)
+    assert torch.allclose(fine(dots + 0.3), fine(dots), atol=1e-6)
+    part = enlarged(dots[0], (0, 0, 4, 4))
+    assert part.shape == dots[0].shape and torch.equal(part[:, :4, :4], torch.ones(3, 4, 4))
+
+
 def test_the_page_has_a_place_for_all_that_is_computed():
     figures = {
         "edges": {"without": 0.5},
@@ -48,9 +59,10 @@ def test_the_page_has_a_place_for_all_that_is_computed():
         "classifier": {"0": 0.5},
         "word": {"without": 0.5},
         "outside": {"mini": {"most": 2.0, "mean": 1.0}},
+        "detail": {"the mini's": {"dB": 28, "dB of the fine detail": 30, "spread": 0.84}},
     }
     page = (ROOT / "docs" / "steering.md").read_text(encoding="utf-8")
-    computed = {name: "X" for name in [*ROWS, "classifier"]} | tables(figures)
+    computed = {name: "X" for name in [*ROWS, "classifier things"]} | tables(figures)
     filled = refilled(page, computed)
     assert "| without | 0.50 |" in filled
     assert len(re.findall(r"<!-- (?!end)", page)) == len(computed)
@@ -71,3 +83,5 @@ def test_what_was_measured_is_what_was_promised():
     assert found["word"]["with"] > found["word"]["without"] + 0.5
     assert found["outside"]["mini, pasted"]["most"] < 1
     assert found["classifier"]["32"] > found["classifier"]["0"] + 0.3
+    own, tuned = found["detail"]["the mini's"], found["detail"]["fine-tuned"]
+    assert all(tuned[measure] > own[measure] for measure in own)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from minisd.adapters.handle import Handle
 from minisd.attention import Attention
+from minisd.checkpoints.official import local
 from minisd.checkpoints.read import is_safetensors, named_tensors, unpickle
 from minisd.pipeline import StableDiffusion
 
@@ -102,7 +103,7 @@ def rewriting(net: Rewriter, strength: float) -> Callable:
 
 def read_hypernetwork(path: str | Path) -> dict[int, tuple[Rewriter, Rewriter]]:
     """Width -> the network for keys and the one for values. ValueError as hypernetwork()."""
-    path = Path(path)
+    path = local(path)
     content = {} if is_safetensors(path) else unpickle(path)  # nobody publishes the former
     content = content if isinstance(content, dict) else {}
     tensors = {k: t for k, t in named_tensors(content) if LAYER.fullmatch(k)}

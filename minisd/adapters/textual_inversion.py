@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minisd.adapters.handle import Handle
+from minisd.checkpoints.official import local
 from minisd.checkpoints.read import read
 from minisd.pipeline import StableDiffusion
 
@@ -41,7 +42,7 @@ def textual_inversion(sd: StableDiffusion, path: str | Path, word: str | None = 
     Raises ValueError, and leaves the model as it is, for a file that holds no word, or vectors of
     another width than the text transformer's, and for a word that is taken.
     """
-    path = Path(path)
+    path = local(path)
     named, vectors = read_word(path)
     width = sd.config.text.width
     if vectors.shape[1] != width:

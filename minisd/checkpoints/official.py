@@ -2,31 +2,39 @@
 
 `minisd download NAME` fetches one, and `minisd.load(NAME)` opens it from then on, also offline. A
 broken download goes on where it stopped. What arrived is held against its sha256 before it gets its
-name; where none is published, the first download's is noted beside it.
+name; where none is published, the first download's is noted beside it and holds for those to come.
 """
 
 import errno
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from minisd.checkpoints.contents import sha256
 from minisd.checkpoints.read import size_in_words
 
+NOTE = "source.json"  # beside a download: where it came from, and its sha256
 FOLDER = "MINISD_WEIGHTS"  # environment variable: where downloads are kept
 
 
 @dataclass(frozen=True)
 class Official:
-    """One published file. size, sha256: None where no source states them."""
+    """One published file. size, sha256: None where no source states them.
+
+    revisions: repository -> the commit that was seen to hold the file; the newest of the others
+    """
 
     repositories: list[str]  # the same file, in the order to be tried
     file: str
     licence: str
     size: int | None = None  # bytes
     sha256: str | None = None
-    revision: str = "main"
+    revisions: Mapping[str, str] = field(default_factory=dict)
+
+    def revision(self, repository: str) -> str:
+        return self.revisions.get(repository, "main")
 
 
 def published() -> dict[str, Official]:
@@ -59,7 +67,7 @@ def local(source: str | Path) -> Path:
 
 
 def about(name: str) -> str:
-    """Size, licence and source of a published file, to be read before it is fetched.
+    """Size, licence and sources of a published file, to be read before it is fetched.
 
     ValueError: an unknown name.
     """
@@ -67,10 +75,11 @@ def about(name: str) -> str:
         raise ValueError(f"{name!r} is no published file known here: choose {', '.join(OFFICIAL)}.")
     official = OFFICIAL[name]
     size = size_in_words(official.size) if official.size else "size unknown"
-    checksum = official.sha256 or "unknown: it will be noted, not checked"
+    checksum = official.sha256 or "unknown: it will be noted the first time, and checked from then"
+    sources = " or ".join(f"{one} at {official.revision(one)}" for one in official.repositories)
     return (
-        f"{name}: {official.file}, {size}, licence {official.licence}, "
-        f"from {official.repositories[0]}, sha256 {checksum}"
+        f"{name}: {official.file}, {size}, licence {official.licence}, from {sources}, "
+        f"sha256 {checksum}"
     )
 
 
@@ -89,18 +98,18 @@ def download(name: str, endpoint: str | None = None) -> Path:
     if path.exists():
         return path
     try:
-        from huggingface_hub import errors
+        import huggingface_hub  # noqa: F401
     except ImportError as error:
         raise ValueError("downloads need huggingface_hub: pip install 'minisd[hub]'.") from error
     for repository in official.repositories:
         part = folder / f"{official.file}.from-{repository.replace('/', '-')}.part"
         try:
             revision = fetch(repository, official, part, endpoint)
-        except (errors.RepositoryNotFoundError, errors.EntryNotFoundError):
+        except gone():
             continue
         digest = checked(part, name)
         note = {"repository": repository, "revision": revision, "sha256": digest}
-        (folder / "source.json").write_text(json.dumps(note, indent=1), encoding="utf-8")
+        (folder / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
         os.replace(part, path)
         return path
     raise ValueError(
@@ -109,12 +118,23 @@ def download(name: str, endpoint: str | None = None) -> Path:
     )
 
 
+def gone() -> tuple[type[Exception], ...]:
+    """What the hub's library raises where there is no such repository, commit or file."""
+    from huggingface_hub import errors
+
+    return (
+        errors.RepositoryNotFoundError,
+        errors.RevisionNotFoundError,
+        errors.EntryNotFoundError,
+    )
+
+
 def fetch(repository: str, official: Official, part: Path, endpoint: str | None) -> str:
     """Append what is missing to the part. Returns the revision. ValueError as download()."""
     from huggingface_hub import errors, file_download, hf_hub_url
 
     file = official.file
-    url = hf_hub_url(repository, file, revision=official.revision, endpoint=endpoint)
+    url = hf_hub_url(repository, file, revision=official.revision(repository), endpoint=endpoint)
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
         there = file_download.get_hf_file_metadata(url, endpoint=endpoint)
@@ -127,7 +147,7 @@ def fetch(repository: str, official: Official, part: Path, endpoint: str | None)
         raise ValueError(f"offline mode is on: switch it off to fetch {file}.") from error
     except errors.GatedRepoError as error:
         raise ValueError(f"{repository} wants a login: `hf auth login` first.") from error
-    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError):
+    except gone():
         raise  # for download() to try the next
     except errors.HfHubHTTPError as error:
         reason = str(error).splitlines()[0]
@@ -144,12 +164,18 @@ def fetch(repository: str, official: Official, part: Path, endpoint: str | None)
 
 
 def checked(part: Path, name: str) -> str:
-    """The sha256 of what arrived. ValueError: it is not the published one; the part is deleted."""
-    digest = sha256(part)
-    if OFFICIAL[name].sha256 not in (None, digest):
-        part.unlink()
-        raise ValueError(
-            f"{OFFICIAL[name].file} arrived with the sha256 {digest}, which is not the published "
-            "one, and was deleted: try again later."
-        )
-    return digest
+    """The sha256 of what arrived. ValueError: it is not the published one, nor, where none is
+    published, the one noted at the first download; the part is deleted.
+    """
+    digest, note = sha256(part), part.parent / NOTE
+    published, first = OFFICIAL[name].sha256, None
+    if published is None and note.exists():
+        first = json.loads(note.read_text(encoding="utf-8"))["sha256"]
+    if digest == (published or first or digest):
+        return digest
+    part.unlink()
+    mend = "try again later" if published else f"if that is meant, delete {note} and fetch it again"
+    raise ValueError(
+        f"{OFFICIAL[name].file} arrived with the sha256 {digest}, which is not the "
+        f"{'published one' if published else 'one of the first download'}, and was deleted: {mend}."
+    )

@@ -6,8 +6,8 @@ import warnings
 from pathlib import Path
 
 from minisd.cli import doctor, draw
-from minisd.cli.draw import check_writable
 from minisd.cli.lessons import add_lessons
+from minisd.cli.pictures import check_writable
 
 # torch and the models are imported by the commands that need them: `minisd --help` is instant.
 

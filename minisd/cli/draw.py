@@ -1,13 +1,21 @@
 """The commands that draw: from a prompt alone, or with a picture, a mask, a depth, a hint."""
 
 import argparse
-import json
-import os
 import sys
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+
+from minisd.cli.pictures import (
+    fitting,
+    open_picture,
+    output_paths,
+    progress_bar,
+    say_resized,
+    side_by_side,
+    strip_path,
+    write_png,
+)
 
 
 def add_common(command: argparse.ArgumentParser) -> None:
@@ -32,6 +40,7 @@ def add_common(command: argparse.ArgumentParser) -> None:
     more("--vae", action="append", default=[], metavar="FILE")
     more("--control", action="append", default=[], metavar="FILE:HINT[:SCALE]")
     more("--edges", action="store_true", help="the hints are pictures whose edges to follow")
+    more("--classifier", action="append", default=[], metavar="FILE:THING[:SCALE]")
 
 
 def add_size(command: argparse.ArgumentParser, picture: bool = False) -> None:
@@ -203,7 +212,7 @@ def common_settings(sd, options: argparse.Namespace) -> dict:
 
 def told(options: argparse.Namespace, seed: int, settings: dict) -> dict:
     """What the picture's file says of how it was made."""
-    names = ("lora", "embedding", "hypernetwork", "vae", "control", "edges")
+    names = ("lora", "embedding", "hypernetwork", "vae", "control", "edges", "classifier")
     adapters = {name: getattr(options, name) for name in names if getattr(options, name)}
     about = {"prompt": options.prompt, "seed": seed, "model": options.model}
     return about | settings | adapters
@@ -211,13 +220,10 @@ def told(options: argparse.Namespace, seed: int, settings: dict) -> dict:
 
 def adapt(sd, options: argparse.Namespace, size: tuple[int, int]) -> None:
     """Put on all the adapters that are asked for. size: width, height of what will be drawn."""
-    from minisd.adapters.controlnet import ControlNet, control
     from minisd.adapters.hypernetwork import hypernetwork
     from minisd.adapters.lora import lora
     from minisd.adapters.textual_inversion import textual_inversion
     from minisd.adapters.vae_file import swap_vae
-    from minisd.pipeline import from_pil
-    from minisd.tasks.edges import canny
 
     for path in options.vae:
         swap_vae(sd, path)
@@ -227,6 +233,16 @@ def adapt(sd, options: argparse.Namespace, size: tuple[int, int]) -> None:
         lora(sd, *with_number(given))
     for given in options.hypernetwork:
         hypernetwork(sd, *with_number(given))
+    follow_hints(sd, options, size)
+    guide(sd, options)
+
+
+def follow_hints(sd, options: argparse.Namespace, size: tuple[int, int]) -> None:
+    """Put on the ControlNets, each with its hint made to fit."""
+    from minisd.adapters.controlnet import ControlNet, control
+    from minisd.pipeline import from_pil
+    from minisd.tasks.edges import canny
+
     for given in options.control:
         rest, scale = with_number(given)
         path, hint = two_paths(rest)
@@ -236,6 +252,18 @@ def adapt(sd, options: argparse.Namespace, size: tuple[int, int]) -> None:
             picture = picture.resize(size)
         shown = canny(from_pil(picture)) if options.edges else picture
         control(sd, ControlNet.load(path), shown, scale)
+
+
+def guide(sd, options: argparse.Namespace) -> None:
+    """Let classifiers lead. ValueError: one is given without a thing to lead to."""
+    from minisd.training.classifier import ClassifierGuidance, load
+
+    for given in options.classifier:
+        rest, scale = with_number(given)
+        path, _, thing = rest.rpartition(":")
+        if not path:
+            raise ValueError(f"{given!r} names no thing: write FILE:THING, such as {given}:cat.")
+        ClassifierGuidance(sd, load(Path(path)), thing, scale)
 
 
 def with_number(given: str) -> tuple[str, float]:
@@ -258,98 +286,3 @@ def two_paths(given: str) -> tuple[str, str]:
         if letter == ":" and local(given[:at]).is_file():
             return given[:at], given[at + 1 :]
     raise ValueError(f"{given!r} names no ControlNet and hint: write FILE:HINT, two files.")
-
-
-# ---- pictures --------------------------------------------------------------------------------
-
-
-def open_picture(path: Path):
-    """ValueError: there is none, or it cannot be read."""
-    from PIL import Image
-
-    try:
-        picture = Image.open(path)
-        picture.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as a picture ({error}): give another.") from error
-    return picture
-
-
-def fitting(size: tuple[int, int], options: argparse.Namespace, multiple: int) -> tuple[int, int]:
-    """The width and height to draw: as asked, else the picture's, to the nearest that fit."""
-    asked = (options.width, options.height)
-    nearest = [max(multiple, round(length / multiple) * multiple) for length in size]
-    chosen = tuple(b if a is None else a for a, b in zip(asked, nearest))
-    if min(chosen) < 1:
-        raise ValueError(f"a picture of {chosen[0]} x {chosen[1]} pixels is none: ask for more.")
-    if chosen != size:
-        say_resized("picture", size, chosen)
-    return chosen
-
-
-def say_resized(what: str, old: tuple[int, int], new: tuple[int, int]) -> None:
-    sizes = " to ".join(f"{width} x {height}" for width, height in (old, new))
-    print(f"minisd: the {what} is resized from {sizes}.", file=sys.stderr)
-
-
-def progress_bar(walk, options: argparse.Namespace):
-    from tqdm import tqdm
-
-    return tqdm(walk, total=options.steps, disable=not sys.stderr.isatty())
-
-
-def output_paths(output: Path, number: int, every_step: bool) -> list[Path]:
-    """Where the pictures go: the output itself, or output-1, output-2, …
-
-    ValueError: not a PNG, no pictures asked for, or a place where nothing can be written. Asked
-    before the work, so that none is lost.
-    """
-    if number < 1:
-        raise ValueError(f"the number of pictures must be 1 or more, got {number}.")
-    if output.suffix.lower() != ".png":
-        raise ValueError(f"pictures are written as PNG: name the output {output.stem}.png.")
-    numbered = [output.with_stem(f"{output.stem}-{i}") for i in range(1, number + 1)]
-    paths = [output] if number == 1 else numbered
-    for path in paths + [strip_path(path) for path in paths if every_step]:
-        check_writable(path)
-    return paths
-
-
-def check_writable(path: Path) -> None:
-    """Raise ValueError unless a file of this name can be written, without touching one there."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: name a file in it with -o.")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise ValueError(f"cannot write over {path}: choose another name with -o.")
-    try:
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise ValueError(
-            f"cannot write into the folder {path.parent} ({error.strerror}): "
-            "choose another place with -o."
-        ) from error
-
-
-def write_png(picture, path: Path, settings: dict) -> None:
-    """Save the picture with its settings as JSON in the PNG's text chunk named minisd."""
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
-    info.add_text("minisd", json.dumps(settings))
-    picture.save(path, pnginfo=info)
-    print(path)
-
-
-def strip_path(path: Path) -> Path:
-    return path.with_stem(f"{path.stem}-steps")
-
-
-def side_by_side(pictures: list):
-    """One wide picture of all, left to right."""
-    from PIL import Image
-
-    width, height = pictures[0].size
-    strip = Image.new("RGB", (width * len(pictures), height))
-    for i, picture in enumerate(pictures):
-        strip.paste(picture, (i * width, 0))
-    return strip

@@ -16,10 +16,13 @@ from einops import reduce
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from minisd.adapters.handle import Handle
 from minisd.checkpoints.read import metadata, read
 from minisd.checkpoints.settings import tuples
 from minisd.checkpoints.write import write_tensors, written_whole
-from minisd.config import ModelConfig
+from minisd.config import MINI, ModelConfig
+from minisd.guidance import Denoiser, classifier_guided
+from minisd.pipeline import StableDiffusion
 from minisd.schedule import Schedule
 from minisd.training.data import Emoji, batch
 from minisd.training.loop import Recipe, fast_precision, generator_at, train
@@ -70,17 +73,62 @@ class LatentClassifier(nn.Module):
         votes = self.conv_out(F.silu(self.norm_out(x)))
         return reduce(votes, "b things h w -> b things", "mean")
 
-    def log_prob(self, x: Tensor, t: Tensor, thing: str) -> Tensor:
+    def log_prob(self, x: Tensor, t: Tensor, thing: str | Sequence[str]) -> Tensor:
         """log p(thing | x), b. Its gradient with respect to x is the way to more of the thing.
 
-        x: b 4 h w, noisy as at t    t: b
+        x: b 4 h w, noisy as at t    t: b    thing: one for all, or b of them
         Raises ValueError for a thing that the classifier does not know.
         """
-        if thing not in self.config.things:
-            known = ", ".join(self.config.things)
-            raise ValueError(f'The classifier knows no "{thing}": choose one of {known}.')
+        things = [thing] * len(x) if isinstance(thing, str) else thing
+        self.check_known(*things)
+        classes = torch.tensor([self.config.things.index(one) for one in things], device=x.device)
         log_probs = F.log_softmax(self(x, t), dim=1)
-        return log_probs[:, self.config.things.index(thing)]
+        return log_probs[torch.arange(len(x), device=x.device), classes]
+
+    def check_known(self, *things: str) -> None:
+        """Raise ValueError for a thing that is none of its answers."""
+        for thing in things:
+            if thing not in self.config.things:
+                known = ", ".join(self.config.things)
+                raise ValueError(f'The classifier knows no "{thing}": choose one of {known}.')
+
+
+class ClassifierGuidance(Handle):
+    """Whatever the model draws leans to what a classifier calls by a name, until remove().
+
+    thing: one for every sample, or a list with one for each    scale: 0 changes nothing
+
+    Raises ValueError for a thing that the classifier does not know, or a model whose latents are of
+    another kind than the classifier's: those have nothing in common but their shape.
+    """
+
+    def __init__(
+        self,
+        sd: StableDiffusion,
+        classifier: LatentClassifier,
+        thing: str | Sequence[str],
+        scale: float,
+    ):
+        super().__init__([])
+        classifier.check_known(*([thing] if isinstance(thing, str) else thing))
+        if sd.config.vae.channels != MINI.vae.channels:
+            raise ValueError(
+                f"the classifier knows the mini's latents, and {sd.config.name} has others: "
+                "guide the mini with it."
+            )
+        self.on, plain = True, sd.denoiser
+        classifier = classifier.to(sd.device)
+
+        def log_prob(x: Tensor, t: Tensor) -> Tensor:
+            return classifier.log_prob(x.float(), t, thing)
+
+        def denoiser(*given: object, **more: object) -> Denoiser:
+            return classifier_guided(plain(*given, **more), log_prob, scale if self.on else 0)
+
+        sd.denoiser = denoiser
+
+    def remove(self) -> None:
+        self.on = False
 
 
 @torch.no_grad()

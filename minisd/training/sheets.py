@@ -43,16 +43,19 @@ def sheet(cells: list[Cell], columns: int) -> Image.Image:
     """The pictures in rows, at twice their size, framed, with words below."""
     size = 2 * cells[0].image.shape[-1]
     framed = size + 2 * FRAME
-    width, height = framed + GAP, framed + LINES * LINE + GAP
+    words = [
+        [line for part in cell.words.split("\n") for line in textwrap.wrap(part, LETTERS)][:LINES]
+        for cell in cells
+    ]
+    width, height = framed + GAP, framed + max(map(len, words)) * LINE + GAP
     page = Image.new("RGB", (columns * width, -(-len(cells) // columns) * height), WHITE)
     pen = ImageDraw.Draw(page)
-    for index, cell in enumerate(cells):
+    for index, (cell, lines) in enumerate(zip(cells, words)):
         left, top = index % columns * width, index // columns * height
         pen.rectangle((left, top, left + framed - 1, top + framed - 1), fill=cell.frame)
         picture = to_pil(cell.image[None])[0].resize((size, size), Image.Resampling.NEAREST)
         page.paste(picture, (left + FRAME, top + FRAME))
-        lines = [line for part in cell.words.split("\n") for line in textwrap.wrap(part, LETTERS)]
-        for number, line in enumerate(lines[:LINES]):
+        for number, line in enumerate(lines):
             pen.text((left + FRAME, top + framed + number * LINE), line, fill=(0, 0, 0))
     return page
 

@@ -8,35 +8,33 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from numpy.random import default_rng
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 import minisd
-from minisd.adapters.controlnet import ControlNet, control
-from minisd.adapters.textual_inversion import textual_inversion
-from minisd.config import WEIGHTS
-from minisd.guidance import classifier_guided
 from minisd.pipeline import StableDiffusion, from_pil, to_pil
-from minisd.samplers import from_noise, sampler_levels
-from minisd.tasks.depth2img import depth2img_steps
-from minisd.tasks.depth_small import load_estimator
 from minisd.tasks.edges import canny
-from minisd.tasks.img2img import img2img_steps
-from minisd.tasks.inpaint import as_mask, inpaint
-from minisd.training import classifier, judge
-from minisd.training.captions import Scene, brief_caption
+from minisd.tasks.inpaint import as_mask, picture_with_hole
+from minisd.training.captions import Scene
 from minisd.training.data import Emoji, batch, compose, to_tensor
-from minisd.training.evaluate import STEPS, draw_prompts, examine
 from minisd.training.sheets import Cell, markdown, refilled, sheet
+from minisd.training.steering_figures import (
+    CLASSIFIER_SCALES,
+    COUNT,
+    classifier_row,
+    depth_kept,
+    detail_kept,
+    edges_kept,
+    outside_kept,
+    word_known,
+)
 
-SEED, COUNT = 3, 64
-CLASSIFIER_SCALES = (0, 2, 8, 32)
+SEED = 3
 WORK = Path("runs/steering")  # the commands' pictures; the page shows them side by side
 IMAGES = Path("docs/images")
 
@@ -47,6 +45,7 @@ class Row:
 
     given: tuple[tuple[str, str], ...]  # (file, word)
     commands: tuple[tuple[str, str], ...]  # (command without its -o, word)
+    detail: tuple[int, int, int, int] | None = None  # left, top, right, bottom: shown larger, too
 
 
 def strength_row(prompt: str, picture: str) -> Row:
@@ -74,7 +73,11 @@ CAT = 'minisd generate "a cat on a yellow background" --seed 2'
 ROWS = {
     "img2img": strength_row("a green apple on a white background", "crude-apple"),
     "inpaint": Row(
-        (("docs/images/santa.png", "given"), ("docs/images/hat-mask.png", "mask")),
+        (
+            ("docs/images/santa.png", "given"),
+            ("docs/images/hat-mask.png", "mask"),
+            ("docs/images/santa-hole.png", "what is left"),
+        ),
         tuple(
             (
                 f'minisd inpaint "a santa on a cyan background" docs/images/santa.png '
@@ -93,6 +96,16 @@ ROWS = {
             "a lemon on a pink background",
             "a flat panda on a green background",
             "a rocket on a blue background",
+        ),
+    ),
+    "depth-styles": led_row(
+        (("docs/images/rabbit.png", "given"),),
+        'depth "{}" docs/images/rabbit.png --model mini-depth --strength 1',
+        'img2img "{}" docs/images/rabbit.png --strength 1',
+        (
+            "a noto pink rabbit on a yellow background",
+            "a twemoji blue rabbit on a white background",
+            "a twemoji rabbit on a red background",
         ),
     ),
     "control": led_row(
@@ -118,16 +131,22 @@ ROWS = {
             )
         ),
     ),
+    "classifier": scale_row(
+        'minisd generate "" --seed 4 --scale 1 --classifier',
+        "weights/mini-classifier.safetensors:cat:{}",
+        CLASSIFIER_SCALES,
+    ),
     "scale": scale_row(CAT, "--scale {}", (0, 1, 2, 3, 5, 7.5, 15)),
     "vae": Row(
-        (),
+        (("docs/images/strawberry.png", "given"),),
         tuple(
-            (f'minisd generate "a lion on a blue background" --seed 4{more}', word)
+            (f'minisd img2img "" docs/images/strawberry.png --strength 0{more}', word)
             for more, word in (
                 ("", "the mini's decoder"),
                 (" --vae weights/mini-decoder.safetensors", "fine-tuned"),
             )
         ),
+        detail=(20, 14, 52, 46),
     ),
 }
 
@@ -157,10 +176,15 @@ def given_pictures(sd: StableDiffusion) -> None:
     for name, scene in (
         ("santa", Scene(("santa",), (None,), "noto", "cyan")),
         ("pair", Scene(("cat", "dog"), (None, None), "noto", "white")),
+        ("rabbit", Scene(("rabbit",), (None,), "glossy", "white")),
+        ("strawberry", Scene(("strawberry",), (None,), "twemoji", "blue")),
         ("dog", Scene(("dog",), (None,), "glossy", "white")),
     ):
         picture, _ = compose(emoji, scene, sd.config.size, default_rng(1))
         to_pil(to_tensor([picture]))[0].save(IMAGES / f"{name}.png")
+    santa = opened(IMAGES / "santa.png")[None]
+    hole = picture_with_hole(santa, as_mask(hat_mask(), santa))
+    to_pil(hole)[0].save(IMAGES / "santa-hole.png")
     edges = canny(opened(IMAGES / "dog.png")[None])
     to_pil(edges * 2 - 1)[0].save(IMAGES / "dog-edges.png")
 
@@ -175,135 +199,26 @@ def strip(name: str, row: Row) -> tuple[str, Image.Image]:
         if subprocess.run([sys.executable, "-m", *shlex.split(typed[-1])], check=False).returncode:
             raise ValueError(f"this command failed: {typed[-1]}")
         cells.append(Cell(opened(output), word))
+    if row.detail:
+        cells += [Cell(enlarged(cell.image, row.detail), "larger") for cell in cells]
     return "\n".join(typed), sheet(cells, len(cells))
+
+
+def enlarged(image: Tensor, part: tuple[int, int, int, int]) -> Tensor:
+    """A part of the picture, as large as the picture. 3 h w; part: left, top, right, bottom"""
+    left, top, right, bottom = part
+    return F.interpolate(image[None, :, top:bottom, left:right], image.shape[1:])[0]
 
 
 def described(row: Row) -> str:
     """What a strip shows, for those who cannot see it."""
-    return ", ".join(word for _, word in (*row.given, *row.commands)).replace("<", "\\<")
+    words = [word for _, word in (*row.given, *row.commands)]
+    words += ["parts of these, larger"] if row.detail else []
+    return ", ".join(words).replace("<", "\\<")
 
 
 def opened(path: str | Path) -> Tensor:
     return from_pil(Image.open(path).convert("RGB"))[0]
-
-
-# ---- figures ----------------------------------------------------------------------------------
-
-
-def edge_agreement(found: Tensor, wanted: Tensor) -> float:
-    """F1 of edge pixels that lie within one pixel of the other's. b 3 h w each, 0 or 1."""
-    near_found, near_wanted = (F.max_pool2d(one, 3, 1, 1) for one in (found, wanted))
-    precision = (found * near_wanted).sum() / found.sum().clamp(min=1)
-    recall = (wanted * near_found).sum() / wanted.sum().clamp(min=1)
-    return (2 * precision * recall / (precision + recall).clamp(min=1e-9)).item()
-
-
-def correlation(a: Tensor, b: Tensor) -> float:
-    """The mean over pictures of how their depths go together. b 1 h w each"""
-    pairs = zip(a.flatten(1), b.flatten(1), strict=True)
-    return torch.stack([torch.stack(pair).corrcoef()[0, 1] for pair in pairs]).mean().item()
-
-
-@torch.no_grad()
-def edges_kept(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[str, float]:
-    """Edge agreement of what is drawn with the real picture's edges, with the ControlNet and not.
-
-    The prompts are brief: one that names the style tells the mini's few drawings apart by itself.
-    What went through the autoencoder is about the most that a drawing of the mini can reach.
-
-    real: b 3 h w
-    """
-    hint, prompts = canny(real), [brief_caption(scene) for scene in scenes]
-
-    def agreement() -> float:
-        return edge_agreement(canny(draw_prompts(sd, prompts, sd.config.cfg_scale)), hint)
-
-    found = {"without": agreement()}
-    with control(sd, ControlNet.load(WEIGHTS / "mini-edges.safetensors"), hint):
-        found["with"] = agreement()
-    through = sd.decode(sd.encode(real)).clamp(-1, 1)
-    return found | {"the autoencoder alone": edge_agreement(canny(through), hint)}
-
-
-@torch.no_grad()
-def depth_kept(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[str, float]:
-    """Correlation of the depth of what is drawn with the real picture's, with its channel and not.
-
-    Image-to-image at strength 1 in both, and prompts without style and place: hardly anything but
-    the channel tells how the picture is laid out.
-    """
-    wide = minisd.load("mini-depth")
-    estimate = load_estimator(WEIGHTS / "mini-depth.safetensors")
-    truth, prompts = estimate(real), [brief_caption(replace(one, spot=None)) for one in scenes]
-    settings = {"strength": 1.0, "steps": STEPS, "seed": list(range(len(prompts)))}
-    *_, led = depth2img_steps(wide, prompts, real, truth, **settings)
-    *_, free = img2img_steps(sd, prompts, real, **settings)
-    drawn = {"with": wide.decode(led.x), "without": sd.decode(free.x)}
-    return {name: correlation(estimate(image), truth) for name, image in drawn.items()}
-
-
-def outside_kept(real: Tensor, scenes: list[Scene]) -> dict[str, dict[str, float]]:
-    """How far pixels outside the mask are from the given ones, of 255: the most, and on average."""
-    found: dict = {}
-    mask, prompts = hat_mask(), [brief_caption(scene) for scene in scenes[:8]]
-    kept = as_mask(mask, real)[0, 0] < 0.5
-    for model in ("mini", "mini-inpaint"):
-        sd = minisd.load(model)
-        for paste in (False, True):
-            drawn = inpaint(sd, prompts, real[:8], mask, steps=STEPS, paste=paste, seed=1)
-            apart = torch.cat([from_pil(one) for one in drawn]) - real[:8]
-            apart = 127.5 * apart.abs()[:, :, kept]
-            name = f"{model}, {'pasted' if paste else 'as drawn'}"
-            found[name] = {"most": apart.max().item(), "mean": apart.mean().item()}
-    return found
-
-
-@torch.no_grad()
-def classifier_draw(
-    sd: StableDiffusion, guide: classifier.LatentClassifier, things: list[str], scale: float
-) -> Tensor:
-    """Pictures without any prompt, led by the classifier alone: one of each thing. b 3 h w"""
-    classes = torch.tensor([guide.config.things.index(thing) for thing in things])
-
-    def log_prob(x: Tensor, t: Tensor) -> Tensor:
-        return F.log_softmax(guide(x, t), dim=1)[torch.arange(len(x)), classes]
-
-    generators = [torch.Generator().manual_seed(i) for i in range(len(things))]
-    denoise = classifier_guided(sd.denoiser([""] * len(things), cfg_scale=1), log_prob, scale)
-    levels = sampler_levels("ddim", sd.schedule, STEPS)
-    *_, step = from_noise("ddim", denoise, sd.noise(generators, None, None), levels, generators)
-    return sd.decode(step.x).clamp(-1, 1)
-
-
-def classifier_row(sd: StableDiffusion) -> tuple[dict[str, float], Image.Image]:
-    """How often the judge sees the thing that the classifier led to; some of the pictures."""
-    guide = classifier.load(WEIGHTS / "mini-classifier.safetensors")
-    things = list(guide.config.things)[:: len(guide.config.things) // COUNT or 1][:COUNT]
-    scenes = [Scene((thing,), (None,), "noto", "white") for thing in things]
-    seer, found, cells = judge.load(), {}, []
-    for scale in CLASSIFIER_SCALES:
-        images = classifier_draw(sd, guide, things, scale)
-        seen = examine(seer, images, scenes)
-        found[f"{scale:g}"] = sum(one.right["thing"][0] for one in seen) / len(seen)
-        cells += [Cell(images[i], f"{things[i]}, scale {scale:g}") for i in range(6)]
-    return found, sheet(cells, 6)
-
-
-def word_known(sd: StableDiffusion) -> dict[str, float]:
-    """How often the judge sees a fox where the prompt says <blorp>, with the word and without."""
-    colours = ("red", "green", "blue", "white", "yellow", "pink")
-    prompts = [f"a <blorp> on a {colour} background" for colour in colours for _ in range(4)]
-    scenes = [Scene(("fox",), (None,), "noto", "white")] * len(prompts)
-    seer, found = judge.load(), {}
-
-    def share() -> float:
-        seen = examine(seer, draw_prompts(sd, prompts, sd.config.cfg_scale), scenes)
-        return sum(one.right["thing"][0] for one in seen) / len(seen)
-
-    found["without"] = share()
-    with textual_inversion(sd, WEIGHTS / "mini-blorp.safetensors"):
-        found["with"] = share()
-    return found
 
 
 def write(folder: Path = Path("docs")) -> dict:
@@ -314,21 +229,23 @@ def write(folder: Path = Path("docs")) -> dict:
     computed = {}
     for name, row in ROWS.items():
         commands, picture = strip(name, row)
-        picture.save(IMAGES / f"steering-{name}.png", optimize=True)
-        shown = f"![{described(row)}](images/steering-{name}.png)"
+        file = f"steering-{name}.png"
+        picture.save(IMAGES / file, optimize=True)
+        shown = f"![{described(row)}](images/{file})"
         computed[name] = f"```bash\n{commands}\n```\n\n{shown}"
     real = batch(Emoji.load(), sd.config.size, COUNT, SEED, step=0, split="heldout")
     guided, picture = classifier_row(sd)
-    picture.save(IMAGES / "steering-classifier.png", optimize=True)
+    picture.save(IMAGES / "steering-classifier-things.png", optimize=True)
     scales = ", ".join(map(str, CLASSIFIER_SCALES))
     words = f"Six things, a row for each of the scales {scales}: clearer from row to row"
-    computed["classifier"] = f"![{words}](images/steering-classifier.png)"
+    computed["classifier things"] = f"![{words}](images/steering-classifier-things.png)"
     figures = {
         "edges": edges_kept(sd, real.images, real.scenes),
         "depth": depth_kept(sd, real.images, real.scenes),
-        "outside": outside_kept(real.images, real.scenes),
+        "outside": outside_kept(real.images, real.scenes, hat_mask()),
         "classifier": guided,
         "word": word_known(sd),
+        "detail": detail_kept(sd, real.images),
     }
     (folder / "steering.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     path.write_text(refilled(page, computed | tables(figures)), encoding="utf-8")
@@ -348,4 +265,13 @@ def tables(figures: dict) -> dict[str, str]:
         f"{name} figures": markdown(head, [[k, form(v)] for k, v in figures[name].items()])
         for name, (head, form) in simple.items()
     }
-    return made | {"outside figures": markdown("model | most of 255 | mean", outside)}
+    of = figures["detail"]
+    detail = [
+        [n, *(f"{v[k]:.1f}" for k in v if "dB" in k), f"{list(v.values())[2]:.0%}"]
+        for n, v in of.items()
+    ]
+    heads = " | ".join(["decoder", *next(iter(of.values()))])
+    return made | {
+        "outside figures": markdown("model | most of 255 | mean", outside),
+        "detail figures": markdown(heads, detail),
+    }

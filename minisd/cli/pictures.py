@@ -1,0 +1,100 @@
+"""Pictures in and out: opened, made to fit, written with their settings inside."""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+
+def open_picture(path: Path):
+    """ValueError: there is none, or it cannot be read."""
+    from PIL import Image
+
+    try:
+        picture = Image.open(path)
+        picture.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as a picture ({error}): give another.") from error
+    return picture
+
+
+def fitting(size: tuple[int, int], options: argparse.Namespace, multiple: int) -> tuple[int, int]:
+    """The width and height to draw: as asked, else the picture's, to the nearest that fit."""
+    asked = (options.width, options.height)
+    nearest = [max(multiple, round(length / multiple) * multiple) for length in size]
+    chosen = tuple(b if a is None else a for a, b in zip(asked, nearest))
+    if min(chosen) < 1:
+        raise ValueError(f"a picture of {chosen[0]} x {chosen[1]} pixels is none: ask for more.")
+    if chosen != size:
+        say_resized("picture", size, chosen)
+    return chosen
+
+
+def say_resized(what: str, old: tuple[int, int], new: tuple[int, int]) -> None:
+    sizes = " to ".join(f"{width} x {height}" for width, height in (old, new))
+    print(f"minisd: the {what} is resized from {sizes}.", file=sys.stderr)
+
+
+def progress_bar(walk, options: argparse.Namespace):
+    from tqdm import tqdm
+
+    return tqdm(walk, total=options.steps, disable=not sys.stderr.isatty())
+
+
+def output_paths(output: Path, number: int, every_step: bool) -> list[Path]:
+    """Where the pictures go: the output itself, or output-1, output-2, …
+
+    ValueError: not a PNG, no pictures asked for, or a place where nothing can be written. Asked
+    before the work, so that none is lost.
+    """
+    if number < 1:
+        raise ValueError(f"the number of pictures must be 1 or more, got {number}.")
+    if output.suffix.lower() != ".png":
+        raise ValueError(f"pictures are written as PNG: name the output {output.stem}.png.")
+    numbered = [output.with_stem(f"{output.stem}-{i}") for i in range(1, number + 1)]
+    paths = [output] if number == 1 else numbered
+    for path in paths + [strip_path(path) for path in paths if every_step]:
+        check_writable(path)
+    return paths
+
+
+def check_writable(path: Path) -> None:
+    """Raise ValueError unless a file of this name can be written, without touching one there."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file in it with -o.")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ValueError(f"cannot write over {path}: choose another name with -o.")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ValueError(
+            f"cannot write into the folder {path.parent} ({error.strerror}): "
+            "choose another place with -o."
+        ) from error
+
+
+def write_png(picture, path: Path, settings: dict) -> None:
+    """Save the picture with its settings as JSON in the PNG's text chunk named minisd."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("minisd", json.dumps(settings))
+    picture.save(path, pnginfo=info)
+    print(path)
+
+
+def strip_path(path: Path) -> Path:
+    return path.with_stem(f"{path.stem}-steps")
+
+
+def side_by_side(pictures: list):
+    """One wide picture of all, left to right."""
+    from PIL import Image
+
+    width, height = pictures[0].size
+    strip = Image.new("RGB", (width * len(pictures), height))
+    for i, picture in enumerate(pictures):
+        strip.paste(picture, (i * width, 0))
+    return strip
