@@ -287,6 +287,25 @@ def test_the_names_of_the_three_spellings():
     assert taken_apart(text) == ("text_encoder", "text_model_encoder_layers_1_mlp_fc1", "down")
 
 
+def test_the_first_spelling_of_the_text_encoder_changes_the_same_layers(pair_of, tmp_path):
+    """diffusers itself no longer reads it: held against the spelling that it does read."""
+    ours, theirs = pair_of
+    today, first = {}, {}
+    attention = [r"self_attn\.(q|k|v|out)_proj$"]
+    for name, matrices in some_lora(theirs.text_encoder, attention).items():
+        stem = f"text_encoder.{name}" if "text_model" in name else f"text_encoder.text_model.{name}"
+        old = re.sub(r"(q|k|v|out)_proj$", r"to_\1_lora", stem)
+        for (new, was), matrix in zip((("A", "down"), ("B", "up")), matrices):
+            today[f"{stem}.lora_{new}.weight"] = first[f"{old}.{was}.weight"] = matrix
+    found, plain = [], drawn(ours)
+    for spelling, state in (("today", today), ("first", first)):
+        save_file({k: t.clone() for k, t in state.items()}, tmp_path / f"{spelling}.safetensors")
+        with lora(ours, tmp_path / f"{spelling}.safetensors"):
+            found.append(drawn(ours))
+    assert torch.equal(*found)
+    assert relative_error(found[0], plain) > 100 * END_TO_END
+
+
 # ---- textual inversion -----------------------------------------------------------------------
 
 
