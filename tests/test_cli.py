@@ -15,7 +15,7 @@ import minisd
 from minisd import cli
 from minisd.adapters.controlnet import ControlNet
 from minisd.checkpoints import write
-from minisd.checkpoints.load import Parts
+from minisd.checkpoints.load import Parts, load_vae
 from minisd.cli import doctor
 from minisd.clip import TextTransformer
 from minisd.config import WEIGHTS
@@ -24,7 +24,9 @@ from minisd.tasks.depth2img import depth2img
 from minisd.tasks.depth_small import load_estimator
 from minisd.tasks.img2img import img2img
 from minisd.tokenizer import Tokenizer
+from minisd.training import classifier, judge
 from minisd.training.afterwards import ALL_STAGES
+from minisd.training.folder import last_state, logged
 from minisd.unet import UNet
 from minisd.vae import VAE
 
@@ -369,3 +371,53 @@ def test_a_mistake_with_a_picture_gets_one_sentence(
 def test_every_stage_of_training_can_be_asked_for():
     for stage in ALL_STAGES:
         assert cli.parser().parse_args(["train", stage]).stage == stage
+
+
+def test_from_nothing_to_a_model_that_draws(tmp_path):
+    """Every stage by its command, at full size, for so short a time that nothing is learnt."""
+    runs = tmp_path / "runs"
+
+    def stage(name, *more):
+        written = ["-o", tmp_path / f"{name}.safetensors"] if more else []
+        assert run("train", name, "--folder", runs, "--seed", 3, *more, *written) == 0
+
+    short = ("--minutes", 0.01)
+    assert run("train", "vae", "--folder", runs, "--seed", 3, "--minutes", 0.15) == 0
+    assert run("train", "diffusion", "--folder", runs, "--seed", 3, *short) == 0
+    stage("export", *short)
+    for name in ("decoder", "classifier", "judge"):
+        stage(name, *short)
+    first, *_, last = logged(runs / "vae")
+    assert last["pixels"] < first["pixels"] and last["edges"] < 0.5 * first["edges"]
+    sd = minisd.load(tmp_path / "export.safetensors")
+    assert sd.txt2img("a cat", steps=2).size == (64, 64)
+    load_vae(tmp_path / "decoder.safetensors", sd.config.vae)
+    assert classifier.load(tmp_path / "classifier.safetensors").config.things
+    told = judge.load(tmp_path / "judge.safetensors")
+    assert len(told.things) == 115
+    for name in ("vae", "diffusion", "decoder", "classifier", "judge"):
+        begun = last_state(runs / name)["run"]
+        assert begun["seed"] == 3 and begun["commit"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "more", "message"),
+    [
+        ("tokenizer", ["-o", "none.json"], "leave -o out"),
+        ("vae", ["-o", "none.safetensors"], "leave -o out"),
+        ("judge", ["--steps", 0], "cannot train for 0 steps"),
+        ("vae", ["--steps", -5], "cannot train for -5 steps"),
+        ("judge", ["--minutes", 0], "cannot train for 0.0 minutes"),
+        ("sizes", ["--minutes", 0], "cannot train for 0.0 minutes"),
+        ("diffusion", ["--minutes", 1], "run `minisd train vae` first"),
+    ],
+)
+def test_an_order_that_cannot_be_is_refused_before_the_work(tmp_path, capsys, stage, more, message):
+    assert run("train", stage, "--folder", tmp_path / "runs", *more) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_cut_tokenizer_says_how_to_go_on(tmp_path, capsys):
+    (tmp_path / "tokenizer.json").write_text('{"merges": [', encoding="utf-8")
+    assert run("train", "tokenizer", "--folder", tmp_path) == 2
+    assert "tokenizer.json is damaged: delete it" in capsys.readouterr().err

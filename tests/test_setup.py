@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from check_links import dead
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "minisd").rglob("*.py"), *(ROOT / "tests").glob("*.py")])
@@ -69,3 +70,13 @@ def test_the_setup_page_and_the_readme_name_every_system():
             ends.append(re.findall(r"[^|]+", row[0])[-2:])
         if "Intel" not in system:
             assert ends[0] == ends[1], system  # MB and minutes
+
+
+def test_a_dead_link_of_the_site_is_noticed(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "two.html").write_text('<p id="here">', encoding="utf-8")
+    links = ("b/two.html", "b/two.html#here", "b/two.html#gone", "gone.html", "#gone")
+    page = "".join(f'<a href="{link}"></a>' for link in (*links, "https://elsewhere.org/"))
+    (tmp_path / "one.html").write_text(page, encoding="utf-8")
+    expected = ["one.html: b/two.html#gone", "one.html: gone.html", "one.html: #gone"]
+    assert dead(tmp_path) == (expected, len(links))

@@ -104,6 +104,7 @@ def download(options: argparse.Namespace) -> None:
         print(official.download(options.name))
 
 
+FOLDER_ONLY = ("tokenizer", "vae", "diffusion")  # stages that write no file of their own
 MEASURES = ("evaluate", "steering", "sizes")  # stages that write a page into a folder
 
 
@@ -127,11 +128,20 @@ def train(options: argparse.Namespace) -> None:
     """Train one stage of the mini model, export what is trained, or measure what is shipped."""
     from minisd.training.afterwards import ALL_STAGES
     from minisd.training.mini import Order
+    from minisd.training.parallel import meet, place
 
+    if options.output and options.stage in FOLDER_ONLY:
+        raise ValueError(
+            f"{options.stage} writes into --folder alone: leave -o out; the model file is written "
+            "by `minisd train export -o FILE`."
+        )
     if options.output and options.stage not in MEASURES:
         check_writable(options.output)
+    meet()  # where torchrun started several processes: the first alone writes files
+    if place()[0] > 0:
+        options.output = None
     names = ("folder", "output", "steps", "minutes", "seed")
     order = Order(**{name: getattr(options, name) for name in names})
-    ALL_STAGES[options.stage](order)
-    if options.output:
-        print(options.output)
+    made = ALL_STAGES[options.stage](order)
+    if options.output or isinstance(made, Path):
+        print(options.output or made)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from torch import Tensor
 
 from minisd.teaching import canvas
@@ -46,6 +46,8 @@ def lines(
         axes.set_xticks(sorted({float(each) for line in axes.lines for each in line.get_xdata()}))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
+    elif "x" not in log and all((line.get_xdata() % 1 == 0).all() for line in axes.lines):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(color=PALE, linewidth=0.8)

@@ -173,7 +173,7 @@ def sizes_stage(order: Order) -> list[list[str]]:
     from minisd.training import sizes
 
     page = (order.output or Path("docs")) / "mini.md"
-    minutes = order.minutes or 6
+    minutes = 6 if order.minutes is None else order.minutes
     return sizes.write(page, tokenizer_stage(order), minutes, order.folder / "sizes", VAE_RECIPE)
 
 

@@ -10,6 +10,7 @@ from minisd.tasks.depth_small import SmallDepthEstimator
 from minisd.tasks.edges import brightness
 from minisd.training.data import Emoji, batch
 from minisd.training.loop import Recipe, generator_at, train
+from minisd.training.parallel import share
 
 RIM, DOME, SHADING = 0.4, 0.4, 0.2  # of the relief: a thing's edge, its bulge, its lights
 
@@ -38,8 +39,8 @@ def train_estimator(
         made = batch(emoji, size, batch_size, seed, step)
         generator = generator_at(seed, step)
         noise = 0.05 * torch.randn(made.images.shape, generator=generator)
-        guess = network(made.images + noise)
-        return {"depth": F.mse_loss(guess, relief(made.images, made.masks))}
+        guess = network(share(made.images + noise))
+        return {"depth": F.mse_loss(guess, share(relief(made.images, made.masks)))}
 
     network = SmallDepthEstimator()
     about = {"size": size, "batch_size": batch_size, "seed": seed}

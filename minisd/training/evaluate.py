@@ -325,7 +325,7 @@ def evaluate(
     count: of pictures at the config's scale    others: at each other scale
     fine_tuned: the same autoencoder with a better decoder, if there is one
     """
-    unseen = batch(emoji, sd.config.size, 256, SEED, step=0, split="heldout").images
+    unseen = batch(emoji, sd.config.size, 1024, SEED, step=0, split="heldout").images
     vaes = {"model": sd.vae} | ({"fine-tuned": fine_tuned} if fine_tuned else {})
     judged = {split: table(sd, judge, emoji, split, count, others) for split in SPLITS}
     figures = {

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import subprocess
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -82,6 +83,15 @@ def refuse_another(folder: Path, before: dict, now: dict) -> None:
             f"the run in {folder} is another one: {'; '.join(parted)}. Train into another folder, "
             "or ask for the same again (steps alone may change, and only grow)."
         )
+
+
+def commit() -> str:
+    """Which version of this code runs, as git names it; "unknown" outside a checkout."""
+    asked = ("git", "-C", Path(__file__).parent, "rev-parse", "--short", "HEAD")
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def log(folder: Path, record: dict) -> None:

@@ -31,6 +31,7 @@ from minisd.training.data import (
     to_tensor,
 )
 from minisd.training.loop import Recipe, fast_precision, generator_at, train
+from minisd.training.parallel import share
 
 # A step of 64 takes about 0.16 s of one core, a quarter of it to draw them: 9 minutes.
 RECIPE = Recipe(steps=3500, rate=0.02, ema=0.99)
@@ -185,7 +186,11 @@ def examples(emoji: Emoji, count: int, seed: int, step: int) -> tuple[Tensor, Te
 
 
 def judge_loss(judge: Judge, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Cross-entropy of the three answers per crop; the tint counts where there is one."""
+    """Cross-entropy of the three answers per crop; the tint counts where there is one.
+
+    Of several processes each sees its share of the crops.
+    """
+    images, targets = share(images), share(targets)
     with fast_precision():
         answers = judge(images)
     loss = nn.CrossEntropyLoss(ignore_index=NO_TINT, reduction="sum")  # no mean: maybe of none
@@ -203,7 +208,9 @@ def train_judge(
     def loss_at(step: int) -> dict[str, Tensor]:
         return judge_loss(judge, *examples(emoji, batch_size, seed, step))
 
-    return train(judge, loss_at, recipe, folder)
+    about = {"things": emoji.things, "styles": emoji.styles}
+    about |= {"batch_size": batch_size, "seed": seed}
+    return train(judge, loss_at, recipe, folder, about)
 
 
 def accuracy(

@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from minisd.training.folder import last_state, log, logged, plot_losses, refuse_another, save
+from minisd.training.folder import (
+    commit,
+    last_state,
+    log,
+    logged,
+    plot_losses,
+    refuse_another,
+    save,
+)
 from minisd.training.muon import Muon, split_for_muon
 from minisd.training.parallel import average_gradients, averaged, from_first, meet, place
 
@@ -89,7 +97,8 @@ def train(
     run = description(recipe, about or {})
     average = copy.deepcopy(model).requires_grad_(False)
     both = optimizers(model, recipe)
-    start, spent = resume(folder, run, model, average, both)
+    start, spent, begun_at = resume(folder, run, model, average, both)
+    run["commit"] = begun_at
     began = time.monotonic() - spent
     steps = range(start, recipe.steps)
     bar = tqdm(steps, initial=start, total=recipe.steps, mininterval=5, disable=not first)
@@ -106,6 +115,7 @@ def train(
             save(folder, state_of(step + 1, seconds, run, model, average, both))
     if first:
         plot_losses(folder)
+    meet()  # the others go on when all is saved
     return average
 
 
@@ -170,14 +180,16 @@ def state_of(
 
 def resume(
     folder: Path, run: dict, model: nn.Module, average: nn.Module, both: list[torch.optim.Optimizer]
-) -> tuple[int, float]:
-    """Fill in the last saved state, if any. Returns the step to go on from, the seconds so far.
+) -> tuple[int, float, str]:
+    """Fill in the last saved state, if any.
+
+    Returns the step to go on from, the seconds so far, and the commit of the code that began.
 
     ValueError: the state is damaged, or of another run or model.
     """
     state = last_state(folder)
     if state is None:
-        return 0, 0.0
+        return 0, 0.0, commit()
     if "run" in state:
         refuse_another(folder, state["run"], run)
     try:
@@ -190,7 +202,7 @@ def resume(
     average.load_state_dict(state["average"])
     for optimizer, saved in zip(both, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
-    return state["step"], state["seconds"]
+    return state["step"], state["seconds"], state.get("run", {}).get("commit", "unknown")
 
 
 TRIAL = 8  # steps

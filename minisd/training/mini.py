@@ -13,7 +13,6 @@ What is taught to the mini afterwards: afterwards.py.
 """
 
 import json
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from minisd.checkpoints.write import written_whole
 from minisd.config import MINI, WEIGHTS, ModelConfig
 from minisd.schedule import Schedule
 from minisd.tokenizer import Tokenizer
@@ -29,6 +29,7 @@ from minisd.training.data import Emoji, batch, captions
 from minisd.training.diffusion import Conditioned, encode_bank, train_diffusion
 from minisd.training.folder import last_state, logged
 from minisd.training.loop import Recipe, for_minutes
+from minisd.training.parallel import meet, place
 from minisd.training.vae import measure_scale, psnr, train_decoder, train_vae
 from minisd.vae import VAE
 
@@ -49,11 +50,15 @@ class Order:
     minutes: float | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"cannot train for {self.steps} steps: give 1 or more.")
+
     def fitted(self, recipe: Recipe, stage: str, train_in: Callable) -> Recipe:
         """The recipe, made as long as asked. train_in(recipe, folder) trains, for a trial."""
         if self.minutes is not None:
             return for_minutes(recipe, self.minutes, self.folder / stage, train_in)
-        return replace(recipe, steps=self.steps or recipe.steps)
+        return recipe if self.steps is None else replace(recipe, steps=self.steps)
 
     @property
     def pictures(self) -> int:
@@ -65,10 +70,16 @@ class Order:
 def tokenizer_stage(order: Order) -> Tokenizer:
     """Learn the vocabulary from captions, or read the one that the folder holds."""
     path = order.folder / "tokenizer.json"
-    if not path.exists():
+    meet()
+    if place()[0] == 0 and not path.exists():  # of several processes one writes
         order.folder.mkdir(parents=True, exist_ok=True)
-        vocabulary(Emoji.load()).save(path)
-    return Tokenizer.load(path)
+        with written_whole(path) as unfinished:
+            vocabulary(Emoji.load()).save(unfinished)
+    meet()
+    try:
+        return Tokenizer.load(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: delete it, and it is learnt anew.") from error
 
 
 def vae_stage(order: Order) -> VAE:
@@ -193,18 +204,11 @@ STAGES = {
 
 def made_by(stage: str, folder: Path) -> dict:
     """How a stage was trained: command, commit, seed, and what its log says last."""
-    run = last_state(folder / stage).get("run", {})
-    about = {"command": f"minisd train {stage}", "commit": commit(), "seed": run.get("seed", 0)}
-    return about | logged(folder / stage)[-1]
-
-
-def commit() -> str:
-    """Which version of this code runs, as git names it; "unknown" outside a checkout."""
-    asked = ("git", "-C", Path(__file__).parent, "rev-parse", "--short", "HEAD")
-    try:
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    run = (last_state(folder / stage) or {}).get("run", {})
+    command = f"minisd train {stage} --steps {run.get('recipe.steps', 'unknown')}"
+    about = {"command": f"{command} --seed {run.get('seed', 0)}", "seed": run.get("seed", 0)}
+    about["commit"] = run.get("commit", "unknown")  # of the code that began the training
+    return about | (logged(folder / stage) or [{}])[-1]
 
 
 def vocabulary(emoji: Emoji) -> Tokenizer:

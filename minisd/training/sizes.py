@@ -68,6 +68,7 @@ def write(
     page: Path, tokenizer: Tokenizer, minutes: float, folder: Path, recipe: Recipe
 ) -> list[list[str]]:
     """Measure every size, and put the table into the page. Returns its rows."""
+    refilled(page.read_text(encoding="utf-8"), {"sizes": ""})  # before the work: is there a place?
     emoji, rows = Emoji.load(), []
     for size in SIZES:
         rows.append(measured(size, emoji, tokenizer, minutes, folder / str(size), recipe))

@@ -109,13 +109,13 @@ ROWS = {
         ),
     ),
     "control": led_row(
-        (("docs/images/dog.png", "given"), ("docs/images/dog-edges.png", "its edges")),
-        'control "{}" weights/mini-edges.safetensors docs/images/dog-edges.png',
+        (("docs/images/ears.png", "given"), ("docs/images/ears-edges.png", "its edges")),
+        'control "{}" weights/mini-edges.safetensors docs/images/ears-edges.png',
         'generate "{}"',
         (
-            "a green dog on a white background",
-            "a pink dog on a black background",
-            "a purple dog on a yellow background",
+            "a green rabbit on a white background",
+            "a pink rabbit on a black background",
+            "a purple rabbit on a yellow background",
         ),
     ),
     "lora": scale_row(CAT, "--lora weights/mini-blueprint.safetensors:{}", (0, 0.5, 1)),
@@ -178,15 +178,15 @@ def given_pictures(sd: StableDiffusion) -> None:
         ("pair", Scene(("cat", "dog"), (None, None), "noto", "white")),
         ("rabbit", Scene(("rabbit",), (None,), "glossy", "white")),
         ("strawberry", Scene(("strawberry",), (None,), "twemoji", "blue")),
-        ("dog", Scene(("dog",), (None,), "glossy", "white")),
+        ("ears", Scene(("rabbit",), (None,), "twemoji", "white")),
     ):
         picture, _ = compose(emoji, scene, sd.config.size, default_rng(1))
         to_pil(to_tensor([picture]))[0].save(IMAGES / f"{name}.png")
     santa = opened(IMAGES / "santa.png")[None]
     hole = picture_with_hole(santa, as_mask(hat_mask(), santa))
     to_pil(hole)[0].save(IMAGES / "santa-hole.png")
-    edges = canny(opened(IMAGES / "dog.png")[None])
-    to_pil(edges * 2 - 1)[0].save(IMAGES / "dog-edges.png")
+    edges = canny(opened(IMAGES / "ears.png")[None])
+    to_pil(edges * 2 - 1)[0].save(IMAGES / "ears-edges.png")
 
 
 def strip(name: str, row: Row) -> tuple[str, Image.Image]:
