@@ -173,14 +173,14 @@ def given_pictures(sd: StableDiffusion) -> None:
     crude_apple().save(IMAGES / "crude-apple.png")
     hat_mask().save(IMAGES / "hat-mask.png")
     emoji = Emoji.load()
-    for name, scene in (
-        ("santa", Scene(("santa",), (None,), "noto", "cyan")),
-        ("pair", Scene(("cat", "dog"), (None, None), "noto", "white")),
-        ("rabbit", Scene(("rabbit",), (None,), "glossy", "white")),
-        ("strawberry", Scene(("strawberry",), (None,), "twemoji", "blue")),
-        ("ears", Scene(("rabbit",), (None,), "twemoji", "white")),
+    for name, scene, shade in (  # shade: of the ground; ears stand out best from number 4
+        ("santa", Scene(("santa",), (None,), "noto", "cyan"), 1),
+        ("pair", Scene(("cat", "dog"), (None, None), "noto", "white"), 1),
+        ("rabbit", Scene(("rabbit",), (None,), "glossy", "white"), 1),
+        ("strawberry", Scene(("strawberry",), (None,), "twemoji", "blue"), 1),
+        ("ears", Scene(("rabbit",), (None,), "twemoji", "white"), 4),
     ):
-        picture, _ = compose(emoji, scene, sd.config.size, default_rng(1))
+        picture, _ = compose(emoji, scene, sd.config.size, default_rng(shade))
         to_pil(to_tensor([picture]))[0].save(IMAGES / f"{name}.png")
     santa = opened(IMAGES / "santa.png")[None]
     hole = picture_with_hole(santa, as_mask(hat_mask(), santa))
