@@ -15,9 +15,10 @@ import torch
 
 from minisd.config import MINI
 from minisd.schedule import Schedule
+from minisd.tokenizer import Tokenizer
 from minisd.training import folder as run_folder
 from minisd.training import loop, mini
-from minisd.training.data import Emoji, batch
+from minisd.training.data import Emoji, batch, captions
 from minisd.training.diffusion import LatentBank, encode_bank, noise_loss, train_diffusion
 from minisd.training.loop import Recipe, for_minutes, update_average
 from minisd.training.vae import measure_scale, psnr, train_decoder, train_vae
@@ -229,6 +230,19 @@ def test_another_size_of_the_bank_is_another_run(bank, tmp_path):
     half = LatentBank(bank.latents[:100], bank.tokens[:100])
     with pytest.raises(ValueError, match="pictures is 200 there and 100 here"):
         train_diffusion(half, SMALL, tmp_path, recipe(1), 2)
+
+
+def test_latents_of_another_autoencoder_or_vocabulary_are_another_run(emoji, bank, tmp_path):
+    train_diffusion(bank, SMALL, tmp_path, recipe(1), 2)
+    torch.manual_seed(5)
+    other_vae, words = VAE(SMALL.vae), mini.vocabulary(emoji)
+    fewer = Tokenizer.train(captions(emoji, 3000), words.vocab_size)
+    torch.manual_seed(0)
+    same_vae = VAE(SMALL.vae)
+    for vae, tokenizer in ((other_vae, words), (same_vae, fewer)):
+        others = encode_bank(emoji, vae, tokenizer, SMALL, count=200, seed=0)
+        with pytest.raises(ValueError, match=r"encoded_by is .* there and .* here"):
+            train_diffusion(others, SMALL, tmp_path, recipe(1), 2)
 
 
 def test_more_steps_and_other_habits_of_saving_go_on(train_a_vae, tmp_path):

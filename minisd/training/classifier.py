@@ -181,10 +181,12 @@ def train_classifier(
     recipe: Recipe = RECIPE,
     batch_size: int = 128,
     seed: int = 0,
+    encoded_by: str = "",
 ) -> LatentClassifier:
     """Returns the averaged classifier. Resumes from the folder, where it also keeps its log.
 
     latents: n 4 h w, clean and scaled    labels: n, numbers in config.things
+    encoded_by: which VAE made the latents, so that no run goes on with another's
     """
     torch.manual_seed(seed)
     classifier = LatentClassifier(config)
@@ -197,6 +199,7 @@ def train_classifier(
 
     about = {"classifier": asdict(config), "schedule": asdict(schedule.config)}
     about |= {"pictures": len(latents), "batch_size": batch_size, "seed": seed}
+    about |= {"encoded_by": encoded_by}
     return train(classifier, loss_at, recipe, folder, about)
 
 

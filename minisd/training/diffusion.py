@@ -1,5 +1,6 @@
 """Train the noise predictor and the text transformer together, on latents of captioned pictures."""
 
+import hashlib
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from minisd.config import ModelConfig
 from minisd.schedule import Schedule
 from minisd.tokenizer import Tokenizer
 from minisd.training.data import Emoji, batch
+from minisd.training.folder import fingerprint
 from minisd.training.loop import Recipe, fast_precision, generator_at, train
 from minisd.training.parallel import share
 from minisd.unet import UNet
@@ -55,10 +57,12 @@ class LatentBank:
     from it, but its encoder is surer: the mini's has a spread of 0.16, and a U-Net that learns from
     draws makes latents as noisy as they are, which cost 1 dB when they are decoded.
     tokens: n 77
+    encoded_by: which VAE and which vocabulary made them, so that no run goes on with others'
     """
 
     latents: Tensor
     tokens: Tensor
+    encoded_by: str = ""
 
     def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """batch_size latents at random, and their tokens."""
@@ -84,7 +88,9 @@ def encode_bank(
             z = vae.encode(pictures.images).mode()
         latents.append((z.float() * config.vae.scale).half())
         tokens.append(tokenizer(pictures.captions).int())
-    return LatentBank(torch.cat(latents), torch.cat(tokens))
+    vocabulary = hashlib.sha256(repr(tokenizer.merges).encode()).hexdigest()[:8]
+    encoded_by = f"{fingerprint(vae)} {vocabulary}"
+    return LatentBank(torch.cat(latents), torch.cat(tokens), encoded_by)
 
 
 def noise_loss(
@@ -139,5 +145,5 @@ def train_diffusion(
 
     about = {"text": asdict(config.text), "unet": asdict(config.unet), "vae": asdict(config.vae)}
     about |= {"schedule": asdict(config.schedule), "pictures": len(bank.tokens)}
-    about |= {"batch_size": batch_size, "seed": seed}
+    about |= {"batch_size": batch_size, "seed": seed, "encoded_by": bank.encoded_by}
     return train(network, loss_at, recipe, folder, about)

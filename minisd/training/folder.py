@@ -1,5 +1,6 @@
 """What a run keeps in its folder: state.pt, log.jsonl and, drawn from the log, loss.png."""
 
+import hashlib
 import io
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 KEYS = {"step", "seconds", "model", "average", "optimizers"}  # and "run", since runs describe it
 
@@ -83,6 +85,14 @@ def refuse_another(folder: Path, before: dict, now: dict) -> None:
             f"the run in {folder} is another one: {'; '.join(parted)}. Train into another folder, "
             "or ask for the same again (steps alone may change, and only grow)."
         )
+
+
+def fingerprint(network: nn.Module) -> str:
+    """Eight letters that are others where any parameter is another."""
+    numbers = hashlib.sha256()
+    for parameter in network.parameters():
+        numbers.update(parameter.detach().cpu().numpy().tobytes())
+    return numbers.hexdigest()[:8]
 
 
 def commit() -> str:

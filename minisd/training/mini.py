@@ -27,7 +27,7 @@ from minisd.tokenizer import Tokenizer
 from minisd.training import classifier, judge
 from minisd.training.data import Emoji, batch, captions
 from minisd.training.diffusion import Conditioned, encode_bank, train_diffusion
-from minisd.training.folder import last_state, logged
+from minisd.training.folder import fingerprint, last_state, logged
 from minisd.training.loop import Recipe, for_minutes
 from minisd.training.parallel import meet, place
 from minisd.training.vae import measure_scale, psnr, train_decoder, train_vae
@@ -133,7 +133,8 @@ def classifier_stage(order: Order) -> classifier.LatentClassifier:
     known = classifier.labelled_latents(emoji, vae, config, order.pictures, order.seed)
 
     def train_in(recipe: Recipe, folder: Path) -> classifier.LatentClassifier:
-        return classifier.train_classifier(*known, sizes, schedule, folder, recipe, seed=order.seed)
+        more = {"seed": order.seed, "encoded_by": fingerprint(vae)}
+        return classifier.train_classifier(*known, sizes, schedule, folder, recipe, **more)
 
     recipe = order.fitted(classifier.RECIPE, "classifier", train_in)
     trained = train_in(recipe, order.folder / "classifier")
