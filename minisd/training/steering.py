@@ -265,12 +265,12 @@ def tables(figures: dict) -> dict[str, str]:
         f"{name} figures": markdown(head, [[k, form(v)] for k, v in figures[name].items()])
         for name, (head, form) in simple.items()
     }
-    of = figures["detail"]
-    detail = [
-        [n, *(f"{v[k]:.1f}" for k in v if "dB" in k), f"{list(v.values())[2]:.0%}"]
-        for n, v in of.items()
-    ]
-    heads = " | ".join(["decoder", *next(iter(of.values()))])
+    measured = figures["detail"]
+    detail = []
+    for name, row in measured.items():
+        *decibels, spread = row.values()
+        detail.append([name, *(f"{each:.1f}" for each in decibels), f"{spread:.0%}"])
+    heads = " | ".join(["decoder", *next(iter(measured.values()))])
     return made | {
         "outside figures": markdown("model | most of 255 | mean", outside),
         "detail figures": markdown(heads, detail),
