@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from minisd.training import judge as judging
@@ -17,13 +18,17 @@ from minisd.training.judge import (
     Judge,
     accuracy,
     crops,
+    decoded_crops,
     example,
     examples,
     judge_loss,
+    lesson,
     load,
     look,
+    moved,
     nearest_colour,
     save,
+    shaded,
     train_judge,
 )
 from minisd.training.loop import Recipe
@@ -37,6 +42,24 @@ SMALL = [Scene(("cat",), (None,), "flat", "blue", spot) for spot in SPOTS]
 def few(emoji):
     """Four things to tell apart, as many as seconds of training can teach."""
     return replace(emoji, things=emoji.things[:4], tiles=emoji.tiles[:4])
+
+
+class Through:
+    """An autoencoder that returns what it is given, or only the greys of it."""
+
+    def __init__(self, grey=False):
+        self.grey, self.saw = grey, []
+
+    def encode(self, images):
+        self.saw.append(images)
+        self.drawn = images.mean(dim=1, keepdim=True).expand_as(images) if self.grey else images
+        return self
+
+    def mode(self):
+        return self.drawn
+
+    def decode(self, latent):
+        return latent
 
 
 class Fixed:
@@ -154,6 +177,67 @@ def test_a_batch_depends_on_seed_and_step_alone(emoji):
         assert not torch.equal(first, examples(emoji, 4, seed, step)[0])
 
 
+def test_decoded_crops_are_what_the_autoencoder_returns_of_pairs_that_may_be_learnt(emoji):
+    known, targets = decoded_crops(vae := Through(grey=True), emoji, 200, seed=5)
+    scenes = [s for step in (0, 1) for s in batch(emoji, 64, 100, seed=5, step=step).scenes]
+    assert torch.equal(
+        known, crops(torch.cat(vae.saw).mean(1, True).expand(-1, 3, -1, -1), scenes).half()
+    )
+    shown = [(thing, s, tint) for s in scenes for thing, tint in zip(s.things, s.tints)]
+    assert len(shown) == len(known) == len(targets) > 200
+    for (thing, scene, tint), (a, b, c) in zip(shown, targets.tolist(), strict=True):
+        assert not held_out(thing, scene.background)
+        assert (emoji.things[a], emoji.styles[b]) == (thing, scene.style)
+        assert tint == (None if c == NO_TINT else list(COLOURS)[c])
+
+
+def test_a_lesson_is_half_cut_outs_and_half_decoded(emoji):
+    decoded = decoded_crops(Through(), emoji, 100, seed=5)
+    images, targets = lesson(emoji, decoded, 9, seed=1, step=2)
+    assert images.shape == (9, 3, SIDE, SIDE)
+    drawn, named = examples(emoji, 5, seed=1, step=2)
+    assert torch.equal(images[:5], drawn) and torch.equal(targets[:5], named)
+    assert all((decoded[1] == target).all(dim=1).any() for target in targets[5:])
+    torch.manual_seed(5)
+    again, same = lesson(emoji, decoded, 9, seed=1, step=2)
+    assert torch.equal(images, again) and torch.equal(targets, same)
+    for seed, step in [(1, 3), (2, 2)]:
+        assert not torch.equal(images[5:], lesson(emoji, decoded, 9, seed, step)[0][5:])
+
+
+def test_each_crop_keeps_its_own_target(emoji):
+    """Marked by its target alone, a crop is found again by its shade: the two stay together."""
+    targets = torch.arange(100)[:, None].expand(-1, 3)
+    marked = targets[:, :, None, None].expand(-1, -1, 8, 8).half() * 10
+    marked = F.interpolate(marked.float(), (SIDE, SIDE)).half()
+    images, found = lesson(emoji, (marked, targets), 40, seed=0, step=0)
+    told = np.corrcoef(images[20:].mean(dim=(1, 2, 3)), found[20:, 0])[0, 1]
+    assert told > 0.95  # other shades, yet in the same order
+
+
+def test_moved_crops_are_the_same_drawing_elsewhere():
+    """A bright spot in the middle stays near it, at both sides alike; the shades are kept."""
+    spot = torch.zeros(400, 3, SIDE, SIDE)
+    spot[:, :, 28:36, 44:52] = 1  # to the right
+    after = moved(spot, torch.Generator().manual_seed(0))
+    assert after.min() >= 0 and after.max() <= 1
+    across = (after.sum(dim=(1, 2)) * torch.arange(SIDE)).sum(dim=1) / after.sum(dim=(1, 2, 3))
+    right = (across > 32).float().mean()
+    assert 0.4 < right < 0.6  # half of them mirrored
+    assert across.std() > 10 and (across - 32).abs().sub(16).abs().median() < 6
+    assert 48 < after[:, 0].sum(dim=(1, 2)).median() < 82  # of 64 places: nearer or farther
+
+
+def test_shades_change_by_channel_and_nothing_else_does():
+    images = torch.rand(50, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    after = shaded(images, torch.Generator().manual_seed(0))
+    for before, now in zip(images.flatten(0, 1), after.flatten(0, 1), strict=True):
+        gain, offset = np.polyfit(before.flatten(), now.flatten(), 1)
+        assert torch.allclose(now, before * gain + offset, atol=1e-4)
+        assert abs(gain - 1) < 0.5 and abs(offset) < 0.5
+    assert (after - images).mean(dim=(2, 3)).std() > 0.05
+
+
 def test_the_loss_is_the_surprise_about_thing_style_and_tint():
     targets = torch.tensor([[1, 0, 3], [0, 1, NO_TINT]])
 
@@ -174,7 +258,8 @@ def test_without_any_tint_the_loss_is_a_number():
 
 def test_it_learns_to_tell_four_things_apart(few, tmp_path):
     recipe = Recipe(steps=45, warmup=5, ema=0.9, log_every=1)
-    judge = train_judge(few, tmp_path, recipe, batch_size=16)
+    decoded = decoded_crops(Through(), few, 300, seed=5)
+    judge = train_judge(few, decoded, tmp_path, recipe, batch_size=16)
     images, targets = examples(few, 64, seed=9, step=0)
     with torch.no_grad():
         thing = judge(images)[0].argmax(dim=1)

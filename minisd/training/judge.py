@@ -1,8 +1,10 @@
 """The judge: a small network that says what a picture shows. It serves the evaluation alone.
 
-It knows the drawings, but not the generator's pictures: it is trained on crops around one thing, at
-other sizes and places, on grounds of any colour, disturbed as a decoder may disturb them, and never
-on a (thing, background) pair that is held out. What colour the background has it is not asked.
+It knows the drawings, but not the generator's pictures: it is trained on crops around one thing,
+at other sizes, places and shades, and never on a (thing, background) pair that is held out. Half of
+the crops come from the cut-outs, on grounds of any colour; the others went through the autoencoder.
+Its decoder draws every picture that is judged, and a judge that knows sharp drawings alone takes
+what it blurs for another style. What colour the background has the judge is not asked.
 """
 
 import json
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from minisd.checkpoints.write import write_tensors, written_whole
 from minisd.config import MINI, WEIGHTS
@@ -32,9 +35,11 @@ from minisd.training.data import (
 )
 from minisd.training.loop import Recipe, fast_precision, generator_at, train
 from minisd.training.parallel import share
+from minisd.vae import VAE
 
-# A step of 64 takes about 0.16 s of one core, a quarter of it to draw them: 9 minutes.
-RECIPE = Recipe(steps=3500, rate=0.02, ema=0.99)
+# A step of 64 takes about 0.16 s of one core: 16 minutes.
+RECIPE = Recipe(steps=6000, rate=0.02, ema=0.99)
+DECODED = 6000  # pictures through the autoencoder
 SIDE = 64  # px of a crop
 WINDOW = LITTLE + 2 * SHIFT  # of the canvas: as far as a little thing may reach from its place
 SIZES = range(26, 61, 4)  # px of a drawing before its crop is brought to SIDE: blurred to sharp
@@ -164,11 +169,17 @@ def example(emoji: Emoji, rng: np.random.Generator) -> tuple[np.ndarray, list[in
     return picture, [thing, style, tint]
 
 
+def shaded(images: Tensor, generator: torch.Generator) -> Tensor:
+    """In other shades: b 3 h w."""
+    channels = (len(images), 3, 1, 1)
+    gain = 1 + 0.1 * torch.randn(channels, generator=generator)
+    return images * gain + 0.1 * torch.randn(channels, generator=generator)
+
+
 def disturbed(images: Tensor, generator: torch.Generator) -> Tensor:
     """Other shades, some blur, some noise: b 3 h w."""
-    each, channels = (len(images), 1, 1, 1), (len(images), 3, 1, 1)
-    gain = 1 + 0.1 * torch.randn(channels, generator=generator)
-    images = images * gain + 0.1 * torch.randn(channels, generator=generator)
+    each = (len(images), 1, 1, 1)
+    images = shaded(images, generator)
     soft = F.pad(images, (2, 2, 2, 2), mode="replicate")
     soft = F.avg_pool2d(F.avg_pool2d(soft, 3, stride=1), 3, stride=1)
     images = images.lerp(soft, torch.rand(each, generator=generator))
@@ -185,6 +196,48 @@ def examples(emoji: Emoji, count: int, seed: int, step: int) -> tuple[Tensor, Te
     return disturbed(torch.cat(images), generator_at(seed, step)), targets
 
 
+@torch.no_grad()
+def decoded_crops(vae: VAE, emoji: Emoji, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Crops of composed pictures as the autoencoder returns them; no held-out pair is among them.
+
+    count: of pictures, in hundreds    returns: crops n 3 64 64, in half precision, targets n 3
+    """
+    found, targets, colours = [], [], tuple(COLOURS)
+    for step in tqdm(range(count // 100), desc="pictures through the autoencoder", unit="00"):
+        real = batch(emoji, MINI.size, 100, seed, step)
+        drawn = vae.decode(vae.encode(real.images).mode())
+        found.append(crops(drawn, real.scenes).half())
+        for scene in real.scenes:
+            style = emoji.styles.index(scene.style)
+            for thing, tint in zip(scene.things, scene.tints, strict=True):
+                named = colours.index(tint) if tint else NO_TINT
+                targets.append([emoji.things.index(thing), style, named])
+    return torch.cat(found), torch.tensor(targets)
+
+
+def moved(images: Tensor, generator: torch.Generator) -> Tensor:
+    """A little to some side, a little nearer or farther, half of them mirrored: b 3 h w."""
+    zoom = 1 + 0.1 * torch.randn(len(images), generator=generator)
+    mirror = torch.randint(0, 2, (len(images),), generator=generator) * 2 - 1
+    windows = torch.zeros(len(images), 2, 3)
+    windows[:, 0, 0], windows[:, 1, 1] = zoom * mirror, zoom
+    windows[:, :, 2] = 0.1 * torch.randn(len(images), 2, generator=generator)
+    grid = F.affine_grid(windows, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def lesson(
+    emoji: Emoji, decoded: tuple[Tensor, Tensor], count: int, seed: int, step: int
+) -> tuple[Tensor, Tensor]:
+    """The step-th batch, half of it from the cut-outs, half decoded. See examples()."""
+    images, targets = examples(emoji, count - count // 2, seed, step)
+    known, theirs = decoded
+    generator = generator_at(seed + 1, step)
+    chosen = torch.randint(0, len(known), (count // 2,), generator=generator)
+    again = shaded(moved(known[chosen].float(), generator), generator)
+    return torch.cat([images, again]), torch.cat([targets, theirs[chosen]])
+
+
 def judge_loss(judge: Judge, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Cross-entropy of the three answers per crop; the tint counts where there is one.
 
@@ -199,17 +252,26 @@ def judge_loss(judge: Judge, images: Tensor, targets: Tensor) -> dict[str, Tenso
 
 
 def train_judge(
-    emoji: Emoji, folder: Path, recipe: Recipe = RECIPE, batch_size: int = 64, seed: int = 0
+    emoji: Emoji,
+    decoded: tuple[Tensor, Tensor],
+    folder: Path,
+    recipe: Recipe = RECIPE,
+    batch_size: int = 64,
+    seed: int = 0,
+    encoded_by: str = "",
 ) -> Judge:
-    """Returns the averaged judge. Resumes from the folder, where it also keeps its log."""
+    """Returns the averaged judge. Resumes from the folder, where it also keeps its log.
+
+    decoded: what decoded_crops() returns    encoded_by: fingerprint of its autoencoder
+    """
     torch.manual_seed(seed)
     judge = Judge(emoji.things, emoji.styles, tuple(COLOURS))
 
     def loss_at(step: int) -> dict[str, Tensor]:
-        return judge_loss(judge, *examples(emoji, batch_size, seed, step))
+        return judge_loss(judge, *lesson(emoji, decoded, batch_size, seed, step))
 
-    about = {"things": emoji.things, "styles": emoji.styles}
-    about |= {"batch_size": batch_size, "seed": seed}
+    about = {"things": emoji.things, "styles": emoji.styles, "decoded": len(decoded[0])}
+    about |= {"encoded_by": encoded_by, "batch_size": batch_size, "seed": seed}
     return train(judge, loss_at, recipe, folder, about)
 
 

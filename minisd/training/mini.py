@@ -148,11 +148,15 @@ def classifier_stage(order: Order) -> classifier.LatentClassifier:
 
 
 def judge_stage(order: Order) -> judge.Judge:
-    """Train the judge of pictures, and write it if asked."""
+    """Train the judge of pictures, half on what the trained VAE returns; write it if asked."""
     emoji = Emoji.load()
+    vae, _ = trained_vae(order.folder, emoji)
+    count = min(judge.DECODED, order.pictures)
+    decoded = judge.decoded_crops(vae, emoji, count, order.seed)
 
     def train_in(recipe: Recipe, folder: Path) -> judge.Judge:
-        return judge.train_judge(emoji, folder, recipe, seed=order.seed)
+        more = {"seed": order.seed, "encoded_by": fingerprint(vae)}
+        return judge.train_judge(emoji, decoded, folder, recipe, **more)
 
     trained = train_in(order.fitted(judge.RECIPE, "judge", train_in), order.folder / "judge")
     if order.output:
