@@ -5,29 +5,30 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
-from minisd.training import judge as judging
+from minisd.training import judge_training
 from minisd.training.captions import COLOURS, SPOTS, Scene
 from minisd.training.data import batch, compose, held_out, middles, shrunk, to_tensor
 from minisd.training.judge import (
-    NO_TINT,
     SIDE,
     WINDOW,
     Judge,
     accuracy,
     crops,
+    load,
+    look,
+    nearest_colour,
+    save,
+)
+from minisd.training.judge_training import (
+    NO_TINT,
     decoded_crops,
     example,
     examples,
     judge_loss,
-    lesson,
-    load,
-    look,
+    mixed_batch,
     moved,
-    nearest_colour,
-    save,
     shaded,
     train_judge,
 )
@@ -153,8 +154,8 @@ def test_it_never_sees_a_held_out_pair_nor_a_tint_like_the_ground(emoji):
 
 def test_the_targets_tell_what_is_drawn(emoji, monkeypatch):
     """The drawing that the targets name lies somewhere in the picture, to the last shade."""
-    monkeypatch.setattr(judging, "SIZES", (30,))
-    monkeypatch.setattr(judging, "FILLS", (0.8, 0.8))
+    monkeypatch.setattr(judge_training, "SIZES", (30,))
+    monkeypatch.setattr(judge_training, "FILLS", (0.8, 0.8))
     rng = np.random.default_rng(1)
     for _ in range(20):
         picture, (thing, style, tint) = example(emoji, rng)
@@ -191,41 +192,56 @@ def test_decoded_crops_are_what_the_autoencoder_returns_of_pairs_that_may_be_lea
         assert tint == (None if c == NO_TINT else list(COLOURS)[c])
 
 
-def test_a_lesson_is_half_cut_outs_and_half_decoded(emoji):
+def test_a_batch_is_half_cut_outs_and_half_decoded(emoji):
     decoded = decoded_crops(Through(), emoji, 100, seed=5)
-    images, targets = lesson(emoji, decoded, 9, seed=1, step=2)
+    images, targets = mixed_batch(emoji, decoded, 9, seed=1, step=2)
     assert images.shape == (9, 3, SIDE, SIDE)
     drawn, named = examples(emoji, 5, seed=1, step=2)
     assert torch.equal(images[:5], drawn) and torch.equal(targets[:5], named)
     assert all((decoded[1] == target).all(dim=1).any() for target in targets[5:])
     torch.manual_seed(5)
-    again, same = lesson(emoji, decoded, 9, seed=1, step=2)
+    again, same = mixed_batch(emoji, decoded, 9, seed=1, step=2)
     assert torch.equal(images, again) and torch.equal(targets, same)
     for seed, step in [(1, 3), (2, 2)]:
-        assert not torch.equal(images[5:], lesson(emoji, decoded, 9, seed, step)[0][5:])
+        assert not torch.equal(images[5:], mixed_batch(emoji, decoded, 9, seed, step)[0][5:])
 
 
 def test_each_crop_keeps_its_own_target(emoji):
-    """Marked by its target alone, a crop is found again by its shade: the two stay together."""
+    """Each has a shade that tells its target: in other shades, still in the same order."""
     targets = torch.arange(100)[:, None].expand(-1, 3)
-    marked = targets[:, :, None, None].expand(-1, -1, 8, 8).half() * 10
-    marked = F.interpolate(marked.float(), (SIDE, SIDE)).half()
-    images, found = lesson(emoji, (marked, targets), 40, seed=0, step=0)
+    marked = 10 * targets[:, :, None, None].expand(-1, -1, SIDE, SIDE).half()
+    images, found = mixed_batch(emoji, (marked, targets), 40, seed=0, step=0)
     told = np.corrcoef(images[20:].mean(dim=(1, 2, 3)), found[20:, 0])[0, 1]
-    assert told > 0.95  # other shades, yet in the same order
+    assert told > 0.95
+
+
+def test_decoded_crops_are_learnt_from_moved_and_shaded(emoji):
+    """None comes as it was: not in its shades, and in no other shades in its place either."""
+    known = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([[0, 0, NO_TINT]])
+    images, _ = mixed_batch(emoji, (known.half(), targets), 40, seed=0, step=0)
+    for image in images[20:]:
+        assert abs(image.mean() - known.mean()) > 1e-4
+        sides = (known[0], known[0].flip(2))
+        told = [np.corrcoef(image.flatten(), one.flatten())[0, 1] for one in sides]
+        assert max(told) < 0.9
 
 
 def test_moved_crops_are_the_same_drawing_elsewhere():
-    """A bright spot in the middle stays near it, at both sides alike; the shades are kept."""
-    spot = torch.zeros(400, 3, SIDE, SIDE)
-    spot[:, :, 28:36, 44:52] = 1  # to the right
-    after = moved(spot, torch.Generator().manual_seed(0))
+    """Half of the spots change sides; all keep theirs from top to bottom, but for a little."""
+    spots = torch.zeros(400, 3, SIDE, SIDE)
+    spots[:, :, 40:48, 44:52] = 1  # below and to the right, 12 and 16 px from the middle
+    after = moved(spots, torch.Generator().manual_seed(0))
     assert after.min() >= 0 and after.max() <= 1
-    across = (after.sum(dim=(1, 2)) * torch.arange(SIDE)).sum(dim=1) / after.sum(dim=(1, 2, 3))
-    right = (across > 32).float().mean()
-    assert 0.4 < right < 0.6  # half of them mirrored
-    assert across.std() > 10 and (across - 32).abs().sub(16).abs().median() < 6
-    assert 48 < after[:, 0].sum(dim=(1, 2)).median() < 82  # of 64 places: nearer or farther
+    weight = after[:, 0].sum(dim=(1, 2))
+    places = torch.arange(SIDE) - 31.5
+    across = (after[:, 0].sum(dim=1) * places).sum(dim=1) / weight
+    down = (after[:, 0].sum(dim=2) * places).sum(dim=1) / weight
+    assert 0.4 < (across > 0).float().mean() < 0.6
+    assert (down > 0).float().mean() > 0.98
+    for off in (across.abs() - 16, down - 12):
+        assert abs(off.mean()) < 1 and 2 < off.std() < 5  # moved by a tenth of half the width
+    assert 0.15 < weight.std() / weight.mean() < 0.35  # nearer or farther: areas, twice a tenth
 
 
 def test_shades_change_by_channel_and_nothing_else_does():
@@ -260,10 +276,22 @@ def test_it_learns_to_tell_four_things_apart(few, tmp_path):
     recipe = Recipe(steps=45, warmup=5, ema=0.9, log_every=1)
     decoded = decoded_crops(Through(), few, 300, seed=5)
     judge = train_judge(few, decoded, tmp_path, recipe, batch_size=16)
-    images, targets = examples(few, 64, seed=9, step=0)
-    with torch.no_grad():
-        thing = judge(images)[0].argmax(dim=1)
-    assert (thing == targets[:, 0]).float().mean() > 0.5  # by chance: 0.25
+    for images, targets in (
+        examples(few, 64, seed=9, step=0),
+        decoded_crops(Through(), few, 100, 6),
+    ):
+        with torch.no_grad():
+            thing = judge(images.float())[0].argmax(dim=1)
+        assert (thing == targets[:, 0]).float().mean() > 0.5  # by chance: 0.25
+
+
+def test_crops_of_another_autoencoder_are_another_run(few, tmp_path):
+    recipe = Recipe(steps=1)
+    decoded = decoded_crops(Through(), few, 100, seed=5)
+    train_judge(few, decoded, tmp_path, recipe, batch_size=4, encoded_by="one")
+    train_judge(few, decoded, tmp_path, recipe, batch_size=4, encoded_by="one")
+    with pytest.raises(ValueError, match="encoded_by is one there and another here"):
+        train_judge(few, decoded, tmp_path, recipe, batch_size=4, encoded_by="another")
 
 
 def test_the_chance_of_a_thing_is_the_sum_over_its_drawings():

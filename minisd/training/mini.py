@@ -24,7 +24,7 @@ from minisd.checkpoints.write import written_whole
 from minisd.config import MINI, WEIGHTS, ModelConfig
 from minisd.schedule import Schedule
 from minisd.tokenizer import Tokenizer
-from minisd.training import classifier, judge
+from minisd.training import classifier, judge, judge_training
 from minisd.training.data import Emoji, batch, captions
 from minisd.training.diffusion import Conditioned, encode_bank, train_diffusion
 from minisd.training.folder import fingerprint, last_state, logged
@@ -151,14 +151,16 @@ def judge_stage(order: Order) -> judge.Judge:
     """Train the judge of pictures, half on what the trained VAE returns; write it if asked."""
     emoji = Emoji.load()
     vae, _ = trained_vae(order.folder, emoji)
-    count = min(judge.DECODED, order.pictures)
-    decoded = judge.decoded_crops(vae, emoji, count, order.seed)
+    count = min(judge_training.DECODED, order.pictures)  # a short run has no time for all
+    decoded = judge_training.decoded_crops(vae, emoji, count, order.seed)
 
     def train_in(recipe: Recipe, folder: Path) -> judge.Judge:
         more = {"seed": order.seed, "encoded_by": fingerprint(vae)}
-        return judge.train_judge(emoji, decoded, folder, recipe, **more)
+        return judge_training.train_judge(emoji, decoded, folder, recipe, **more)
 
-    trained = train_in(order.fitted(judge.RECIPE, "judge", train_in), order.folder / "judge")
+    trained = train_in(
+        order.fitted(judge_training.RECIPE, "judge", train_in), order.folder / "judge"
+    )
     if order.output:
         accuracy = judge.accuracy(trained.eval(), emoji)
         judge.save(trained, order.output, made_by("judge", order.folder) | {"accuracy": accuracy})
