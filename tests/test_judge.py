@@ -216,12 +216,14 @@ def test_each_crop_keeps_its_own_target(emoji):
 
 
 def test_decoded_crops_are_learnt_from_moved_and_shaded(emoji):
-    """None comes as it was: not in its shades, and in no other shades in its place either."""
-    known = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    """None comes as it was: plain crops have other shades, grainy ones are seen elsewhere."""
     targets = torch.tensor([[0, 0, NO_TINT]])
+    plain = torch.full((1, 3, SIDE, SIDE), 0.5).half()
+    images, _ = mixed_batch(emoji, (plain, targets), 40, seed=0, step=0)
+    assert (images[20:].mean(dim=(2, 3)) - 0.5).abs().median() > 0.05
+    known = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     images, _ = mixed_batch(emoji, (known.half(), targets), 40, seed=0, step=0)
     for image in images[20:]:
-        assert abs(image.mean() - known.mean()) > 1e-4
         sides = (known[0], known[0].flip(2))
         told = [np.corrcoef(image.flatten(), one.flatten())[0, 1] for one in sides]
         assert max(told) < 0.9
@@ -276,10 +278,8 @@ def test_it_learns_to_tell_four_things_apart(few, tmp_path):
     recipe = Recipe(steps=45, warmup=5, ema=0.9, log_every=1)
     decoded = decoded_crops(Through(), few, 300, seed=5)
     judge = train_judge(few, decoded, tmp_path, recipe, batch_size=16)
-    for images, targets in (
-        examples(few, 64, seed=9, step=0),
-        decoded_crops(Through(), few, 100, 6),
-    ):
+    returned = decoded_crops(Through(), few, 100, seed=6)
+    for images, targets in (examples(few, 64, seed=9, step=0), returned):
         with torch.no_grad():
             thing = judge(images.float())[0].argmax(dim=1)
         assert (thing == targets[:, 0]).float().mean() > 0.5  # by chance: 0.25

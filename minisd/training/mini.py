@@ -158,9 +158,8 @@ def judge_stage(order: Order) -> judge.Judge:
         more = {"seed": order.seed, "encoded_by": fingerprint(vae)}
         return judge_training.train_judge(emoji, decoded, folder, recipe, **more)
 
-    trained = train_in(
-        order.fitted(judge_training.RECIPE, "judge", train_in), order.folder / "judge"
-    )
+    recipe = order.fitted(judge_training.RECIPE, "judge", train_in)
+    trained = train_in(recipe, order.folder / "judge")
     if order.output:
         accuracy = judge.accuracy(trained.eval(), emoji)
         judge.save(trained, order.output, made_by("judge", order.folder) | {"accuracy": accuracy})
