@@ -85,6 +85,15 @@ class Judge(nn.Module):
         return drawing.logsumexp(dim=2), drawing.logsumexp(dim=1), tint
 
 
+def through_windows(images: Tensor, windows: Tensor) -> Tensor:
+    """What each picture shows in its window, b 3 64 64; beyond the border its colour goes on.
+
+    images: b 3 h w    windows: b 2 3, affine maps into a picture whose sides are at -1 and 1
+    """
+    grid = F.affine_grid(windows, [len(images), 3, SIDE, SIDE], align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
 def crops(images: Tensor, scenes: list[Scene]) -> Tensor:
     """What the judge looks at: around each thing, scene after scene, where the thing belongs.
 
@@ -97,8 +106,7 @@ def crops(images: Tensor, scenes: list[Scene]) -> Tensor:
         for right, down in middles(scene):
             owners.append(index)
             windows.append([[side, 0, 2 * right - 1], [0, side, 2 * down - 1]])  # in [-1, 1]
-    grid = F.affine_grid(torch.tensor(windows), (len(owners), 3, SIDE, SIDE), align_corners=False)
-    return F.grid_sample(images[owners], grid, padding_mode="border", align_corners=False)
+    return through_windows(images[owners], torch.tensor(windows))
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from minisd.config import MINI
 from minisd.training.captions import COLOURS, pick
 from minisd.training.data import Emoji, batch, held_out, shrunk, tinted, to_tensor
-from minisd.training.judge import SIDE, Judge, Seen, crops, nearest_colour
+from minisd.training.judge import SIDE, Judge, Seen, crops, nearest_colour, through_windows
 from minisd.training.loop import Recipe, fast_precision, generator_at, train
 from minisd.training.parallel import share
 from minisd.vae import VAE
@@ -109,14 +109,13 @@ def decoded_crops(vae: VAE, emoji: Emoji, count: int, seed: int) -> tuple[Tensor
 
 
 def moved(images: Tensor, generator: torch.Generator) -> Tensor:
-    """A little to some side, a little nearer or farther, half of them mirrored: b 3 h w."""
+    """A little to some side, a little nearer or farther, half of them mirrored: b 3 64 64."""
     zoom = 1 + 0.1 * torch.randn(len(images), generator=generator)
     mirror = torch.randint(0, 2, (len(images),), generator=generator) * 2 - 1
     windows = torch.zeros(len(images), 2, 3)
     windows[:, 0, 0], windows[:, 1, 1] = zoom * mirror, zoom
     windows[:, :, 2] = 0.1 * torch.randn(len(images), 2, generator=generator)
-    grid = F.affine_grid(windows, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return through_windows(images, windows)
 
 
 def mixed_batch(
@@ -159,7 +158,7 @@ def train_judge(
     """Returns the averaged judge. Resumes from the folder, where it also keeps its log.
 
     decoded: what decoded_crops() returns
-    encoded_by: what tells its autoencoder from others; a run does not go on with those of another
+    encoded_by: which VAE returned the crops, so that no run goes on with another's
     """
     torch.manual_seed(seed)
     judge = Judge(emoji.things, emoji.styles, tuple(COLOURS))
