@@ -18,10 +18,19 @@ from minisd.schedule import Schedule
 from minisd.tokenizer import Tokenizer
 from minisd.training import folder as run_folder
 from minisd.training import loop, mini
-from minisd.training.data import Emoji, batch, captions
+from minisd.training import vae as training_vae
+from minisd.training.data import FINE_THINGS, Emoji, batch, captions, vae_batch
 from minisd.training.diffusion import LatentBank, encode_bank, noise_loss, train_diffusion
 from minisd.training.loop import Recipe, for_minutes, update_average
-from minisd.training.vae import measure_scale, psnr, train_decoder, train_vae
+from minisd.training.vae import (
+    THIN_WEIGHT,
+    decoder_loss,
+    measure_scale,
+    psnr,
+    thinness,
+    train_decoder,
+    train_vae,
+)
 from minisd.vae import VAE
 
 SMALL = replace(
@@ -361,6 +370,51 @@ def test_a_decoder_goes_on_by_itself(emoji, tmp_path):
     assert all(torch.equal(before[name], tensor) for name, tensor in vae.state_dict().items())
     changed = [n for n, tensor in tuned.state_dict().items() if not torch.equal(before[n], tensor)]
     assert changed and all(name.startswith("decoder.") for name in changed)
+
+
+def test_what_is_thin():
+    """A bright line and a dark dot are; a square and an edge are not."""
+    image = torch.zeros(1, 3, 16, 16)
+    image[:, 0, 2, 2:14] = 0.5  # a bright line
+    image[:, 1, 5:7, 5:7] = -0.75  # a dark dot of two pixels
+    image[:, :, 9:13, 9:13] = 1  # wide enough to stay
+    expected = torch.zeros(1, 1, 16, 16)
+    expected[..., 2, 2:14], expected[..., 5:7, 5:7] = 0.5, 0.75
+    assert torch.equal(thinness(image), expected)
+    half = torch.zeros(1, 3, 16, 16)
+    half[..., 8:] = 1
+    assert thinness(half).max() == 0
+
+
+def test_an_error_in_a_thin_line_counts_more(emoji):
+    torch.manual_seed(0)
+    vae = VAE(SMALL.vae)
+    image = batch(emoji, SMALL.size, 4, seed=1, step=0).images
+    with torch.no_grad(), loop.fast_precision():
+        drawn = vae.decode(vae.encode(image).mode()).float()
+        found = decoder_loss(vae, image)["pixels"]
+    plain = 2 * (drawn - image).square()
+    extra = (THIN_WEIGHT * thinness(image) * plain).mean()
+    torch.testing.assert_close(found - plain.mean(), extra)
+    assert extra > 0
+
+
+def test_every_second_picture_of_the_decoders_shows_fine_things(emoji, tmp_path, monkeypatch):
+    seen = []
+
+    def noted(vae, image):
+        seen.append(image)
+        return decoder_loss(vae, image)
+
+    monkeypatch.setattr(training_vae, "decoder_loss", noted)
+    train_decoder(VAE(SMALL.vae), emoji, tmp_path, recipe(1), batch_size=4, size=SMALL.size)
+    fine = emoji.only(FINE_THINGS)
+    assert fine.things == FINE_THINGS and fine.tiles.shape[0] == len(FINE_THINGS)
+    cat = emoji.things.index("cat"), fine.things.index("cat")
+    np.testing.assert_array_equal(emoji.tiles[cat[0]], fine.tiles[cat[1]])
+    ((images),) = seen
+    for half, shown in zip(images.split(2), (emoji, fine), strict=True):
+        torch.testing.assert_close(half, vae_batch(shown, SMALL.size, 2, seed=0, step=0).images)
 
 
 def test_the_loss_is_drawn(train_a_vae, tmp_path, monkeypatch):

@@ -38,6 +38,9 @@ SMALL = 0.10  # of lone things
 TINTED = 0.18
 ALTERED = 0.15  # of the autoencoder's pictures
 
+FINE_THINGS = ("cat", "tiger", "rabbit", "lion", "owl", "butterfly", "bee", "snail")
+FINE_THINGS += ("maple leaf", "sunflower", "strawberry", "watermelon")  # drawn with thin lines
+
 # All lengths are fractions of the canvas.
 LARGE = 0.8  # how wide a lone thing is
 LITTLE = 0.44  # and a small one, or each of two
@@ -73,6 +76,11 @@ class Emoji:
                 "repository, or draw it anew with `python -m minisd.training.emoji`."
             ) from error
         return cls(tuple(categories), tuple(sources), categories, sources, tiles)
+
+    def only(self, things: tuple[str, ...]) -> "Emoji":
+        """The cut-outs of these things alone, in every style."""
+        chosen = [self.things.index(thing) for thing in things]
+        return replace(self, things=things, tiles=self.tiles[chosen])
 
 
 @dataclass(frozen=True)
