@@ -1,7 +1,7 @@
 """Train the autoencoder: small latents, from which the picture can be drawn again."""
 
 import copy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from minisd.training.parallel import share
 from minisd.vae import VAE
 
 KL_WEIGHT = 5e-5  # at 1e-6 pictures come back 0.5 dB better, but the decoder forgives less noise
-THIN_WEIGHT = 5  # times thinness(), 0 to 2: how much more an error there counts in decoder_loss()
+THIN_WEIGHT = 5  # while a decoder learns to draw thin lines
 
 
 def edges(image: Tensor) -> Tensor:
@@ -83,18 +83,18 @@ def thinness(image: Tensor) -> Tensor:
     return bright.maximum(dark).amax(dim=1, keepdim=True)
 
 
-def decoder_loss(vae: VAE, image: Tensor) -> dict[str, Tensor]:
+def decoder_loss(vae: VAE, image: Tensor, thin_weight: float) -> dict[str, Tensor]:
     """The terms of vae_loss() that the decoder can lower, for the likeliest latent of each picture.
 
-    image: b 3 h w in [-1, 1]. An error in a thin line counts more: a whisker has so few pixels that
-    the decoder would rather leave it out.
+    image: b 3 h w in [-1, 1]. thin_weight: how much more an error counts for each unit of
+    thinness(). A whisker has so few pixels that the decoder would rather leave it out.
     """
     own = share(image)
     with torch.no_grad(), fast_precision():
         z = vae.encode(own).mode()
     with fast_precision():
         drawn = vae.decode(z).float()
-    weight = 1 + THIN_WEIGHT * thinness(own)
+    weight = 1 + thin_weight * thinness(own)
     steps = (edges(drawn) - edges(own)).square()
     return {
         "pixels": 2 * (weight * (drawn - own).square()).mean(),
@@ -116,20 +116,26 @@ def train_decoder(
     The encoder stays what it is, so every U-Net that knows its latents can use the new decoder. In
     this way the files vae-ft-mse came from Stable Diffusion's autoencoder; as every second picture
     there was one of people, for the sake of faces (their model card), so here every second one is
-    of FINE_THINGS, for the sake of whiskers. Resumes from the folder, where it also keeps its log.
+    of FINE_THINGS, for the sake of whiskers. Errors in thin lines count more at first; then, for a
+    fifth as many steps at a quarter of the rate, all errors alike. Resumes from the folder, where
+    it also keeps its log, and the last part's in "alike".
     """
-    vae = copy.deepcopy(vae)
-    vae.decoder.requires_grad_(True)
     fine = emoji.only(FINE_THINGS)
-
-    def loss_at(step: int) -> dict[str, Tensor]:
-        halves = [
-            vae_batch(shown, size, batch_size // 2, seed, step).images for shown in (emoji, fine)
-        ]
-        return decoder_loss(vae, torch.cat(halves))
-
     about = {"vae": asdict(vae.config), "size": size, "batch_size": batch_size, "seed": seed}
-    vae.decoder = train(vae.decoder, loss_at, recipe, folder, about)
+    last = replace(recipe, steps=max(1, recipe.steps // 5))
+    last = replace(last, rate=recipe.rate / 4, adam_rate=recipe.adam_rate / 4)
+    for thin_weight, part, place in (THIN_WEIGHT, recipe, folder), (0, last, folder / "alike"):
+        vae = copy.deepcopy(vae)
+        vae.decoder.requires_grad_(True)
+
+        def loss_at(step: int, vae: VAE = vae, thin_weight: float = thin_weight) -> dict:
+            images = [
+                vae_batch(shown, size, batch_size // 2, seed, step).images
+                for shown in (emoji, fine)
+            ]
+            return decoder_loss(vae, torch.cat(images), thin_weight)
+
+        vae.decoder = train(vae.decoder, loss_at, part, place, about)
     return vae
 
 
