@@ -119,6 +119,7 @@ def sheets(
 
 FINE = (  # things with fine detail, and the style to take each in
     ("cat", "noto"),
+    ("cat", "twemoji"),
     ("tiger", "glossy"),
     ("strawberry", "twemoji"),
     ("watermelon", "flat"),
