@@ -298,8 +298,7 @@ def write(
     neighbours: how many training pictures to look through for the nearest
     """
     path = folder / "mini.md"
-    page = path.read_text(encoding="utf-8")
-    refilled(page, dict.fromkeys(PARTS, ""))  # before the work: has each part its place?
+    refilled(path.read_text(encoding="utf-8"), dict.fromkeys(PARTS, ""))  # has each part its place?
     figures, judged = evaluate(sd, judge, emoji, count, others, fine_tuned)
     figures["settings"]["training pictures compared"] = neighbours
     (folder / "mini.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -309,5 +308,6 @@ def write(
         picture.save(folder / "images" / f"mini-{name}.png", optimize=True)
     picture = through_autoencoders(sd, fine_tuned, emoji)
     picture.save(folder / "images" / "mini-autoencoder.png", optimize=True)
+    page = path.read_text(encoding="utf-8")  # again: someone may have written on it meanwhile
     path.write_text(refilled(page, parts(figures, drawn)), encoding="utf-8")
     return figures
