@@ -120,23 +120,23 @@ def train_decoder(
     fifth as many steps at a quarter of the rate, all errors alike. Resumes from the folder, where
     it also keeps its log, and the last part's in "alike".
     """
-    fine = emoji.only(FINE_THINGS)
+    kinds = emoji, emoji.only(FINE_THINGS)
     about = {"vae": asdict(vae.config), "size": size, "batch_size": batch_size, "seed": seed}
-    last = replace(recipe, steps=max(1, recipe.steps // 5))
-    last = replace(last, rate=recipe.rate / 4, adam_rate=recipe.adam_rate / 4)
-    for thin_weight, part, place in (THIN_WEIGHT, recipe, folder), (0, last, folder / "alike"):
+
+    def go_on(vae: VAE, thin_weight: float, recipe: Recipe, folder: Path) -> VAE:
         vae = copy.deepcopy(vae)
         vae.decoder.requires_grad_(True)
 
-        def loss_at(step: int, vae: VAE = vae, thin_weight: float = thin_weight) -> dict:
-            images = [
-                vae_batch(shown, size, batch_size // 2, seed, step).images
-                for shown in (emoji, fine)
-            ]
-            return decoder_loss(vae, torch.cat(images), thin_weight)
+        def loss_at(step: int) -> dict[str, Tensor]:
+            halves = [vae_batch(kind, size, batch_size // 2, seed, step).images for kind in kinds]
+            return decoder_loss(vae, torch.cat(halves), thin_weight)
 
-        vae.decoder = train(vae.decoder, loss_at, part, place, about)
-    return vae
+        vae.decoder = train(vae.decoder, loss_at, recipe, folder, about)
+        return vae
+
+    last = replace(recipe, steps=max(1, recipe.steps // 5))
+    last = replace(last, rate=recipe.rate / 4, adam_rate=recipe.adam_rate / 4)
+    return go_on(go_on(vae, THIN_WEIGHT, recipe, folder), 0, last, folder / "alike")
 
 
 @torch.no_grad()
