@@ -30,7 +30,7 @@ from minisd.training.diffusion import Conditioned, encode_bank, train_diffusion
 from minisd.training.folder import fingerprint, last_state, logged
 from minisd.training.loop import Recipe, for_minutes
 from minisd.training.parallel import meet, place
-from minisd.training.vae import measure_scale, psnr, train_decoder, train_vae
+from minisd.training.vae import ALIKE, measure_scale, psnr, train_decoder, train_vae
 from minisd.vae import VAE
 
 VAE_RECIPE = Recipe(steps=12_500)
@@ -117,7 +117,7 @@ def decoder_stage(order: Order) -> VAE:
     def train_in(recipe: Recipe, folder: Path) -> VAE:
         return train_decoder(vae, emoji, folder, recipe, seed=order.seed)
 
-    first = replace(order, minutes=order.minutes and order.minutes / 1.2)  # the last part: a fifth
+    first = replace(order, minutes=order.minutes and order.minutes / (1 + ALIKE))
     recipe = first.fitted(DECODER_RECIPE, "decoder", train_in)
     tuned = train_in(recipe, order.folder / "decoder").eval()
     if order.output:

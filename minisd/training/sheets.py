@@ -283,6 +283,11 @@ def refilled(page: str, computed: dict[str, str]) -> str:
     return page
 
 
+def refill(path: Path, computed: dict[str, str]) -> None:
+    """Write the computed parts into the page as it is now: it may have changed while they were."""
+    path.write_text(refilled(path.read_text(encoding="utf-8"), computed), encoding="utf-8")
+
+
 def write(
     folder: Path,
     sd: StableDiffusion,
@@ -308,6 +313,5 @@ def write(
         picture.save(folder / "images" / f"mini-{name}.png", optimize=True)
     picture = through_autoencoders(sd, fine_tuned, emoji)
     picture.save(folder / "images" / "mini-autoencoder.png", optimize=True)
-    page = path.read_text(encoding="utf-8")  # again: someone may have written on it meanwhile
-    path.write_text(refilled(page, parts(figures, drawn)), encoding="utf-8")
+    refill(path, parts(figures, drawn))
     return figures

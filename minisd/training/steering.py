@@ -22,7 +22,7 @@ from minisd.tasks.edges import canny
 from minisd.tasks.inpaint import as_mask, picture_with_hole
 from minisd.training.captions import Scene
 from minisd.training.data import Emoji, batch, compose, to_tensor
-from minisd.training.sheets import Cell, markdown, refilled, sheet
+from minisd.training.sheets import Cell, markdown, refill, sheet
 from minisd.training.steering_figures import (
     CLASSIFIER_SCALES,
     COUNT,
@@ -224,7 +224,7 @@ def opened(path: str | Path) -> Tensor:
 def write(folder: Path = Path("docs")) -> dict:
     """Renew folder/steering.md, steering.json and the pictures. Returns the figures."""
     path, sd = folder / "steering.md", minisd.load("mini")
-    page = path.read_text(encoding="utf-8")
+    path.read_text(encoding="utf-8")  # before the work: is there a page?
     given_pictures(sd)
     computed = {}
     for name, row in ROWS.items():
@@ -248,7 +248,7 @@ def write(folder: Path = Path("docs")) -> dict:
         "detail": detail_kept(sd, real.images),
     }
     (folder / "steering.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    path.write_text(refilled(page, computed | tables(figures)), encoding="utf-8")
+    refill(path, computed | tables(figures))
     return figures
 
 

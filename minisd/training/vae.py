@@ -16,6 +16,7 @@ from minisd.vae import VAE
 
 KL_WEIGHT = 5e-5  # at 1e-6 pictures come back 0.5 dB better, but the decoder forgives less noise
 THIN_WEIGHT = 5  # while a decoder learns to draw thin lines
+ALIKE = 0.2  # how many steps count all errors alike after that, for each step before
 
 
 def edges(image: Tensor) -> Tensor:
@@ -95,10 +96,10 @@ def decoder_loss(vae: VAE, image: Tensor, thin_weight: float) -> dict[str, Tenso
     with fast_precision():
         drawn = vae.decode(z).float()
     weight = 1 + thin_weight * thinness(own)
-    steps = (edges(drawn) - edges(own)).square()
+    error = drawn - own
     return {
-        "pixels": 2 * (weight * (drawn - own).square()).mean(),
-        "edges": 2 * (weight[..., :-1, :-1] * steps).mean(),
+        "pixels": 2 * (weight * error.square()).mean(),
+        "edges": 2 * (weight[..., :-1, :-1] * edges(error).square()).mean(),
     }
 
 
@@ -134,7 +135,7 @@ def train_decoder(
         vae.decoder = train(vae.decoder, loss_at, recipe, folder, about)
         return vae
 
-    last = replace(recipe, steps=max(1, recipe.steps // 5))
+    last = replace(recipe, steps=max(1, int(ALIKE * recipe.steps)))
     last = replace(last, rate=recipe.rate / 4, adam_rate=recipe.adam_rate / 4)
     return go_on(go_on(vae, THIN_WEIGHT, recipe, folder), 0, last, folder / "alike")
 
