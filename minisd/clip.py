@@ -55,12 +55,13 @@ class Layer(nn.Module):
 
     def __init__(self, config: TextConfig):
         super().__init__()
+        mlp_width = config.mlp_width or 4 * config.width
         self.activation = ACTIVATIONS[config.activation]
         self.norm1 = nn.LayerNorm(config.width)
         self.attn = CausalSelfAttention(config.width, config.heads)
         self.norm2 = nn.LayerNorm(config.width)
-        self.widen = nn.Linear(config.width, 4 * config.width)
-        self.narrow = nn.Linear(4 * config.width, config.width)
+        self.widen = nn.Linear(config.width, mlp_width)
+        self.narrow = nn.Linear(mlp_width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))

@@ -24,6 +24,7 @@ class TextConfig:
     activation: str = "quick_gelu"  # x * sigmoid(1.702 x), or the exact "gelu"
     max_length: int = 77  # begin mark + 75 tokens + end mark
     pad_token: int | None = None  # None: fill up with the end mark (v1); v2 fills up with 0
+    mlp_width: int | None = None  # between a layer's two linear maps; None: four times the width
 
 
 @dataclass(frozen=True)

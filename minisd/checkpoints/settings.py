@@ -212,13 +212,15 @@ def vae_config(stored: dict) -> VAEConfig:
 
 
 def text_config(stored: dict) -> TextConfig:
+    width, mlp_width = stored["hidden_size"], stored["intermediate_size"]
     return TextConfig(
         vocab_size=stored["vocab_size"],
-        width=stored["hidden_size"],
+        width=width,
         layers=stored["num_hidden_layers"],
         heads=stored["num_attention_heads"],
         activation=stored["hidden_act"],
         max_length=stored["max_position_embeddings"],
+        mlp_width=None if mlp_width == 4 * width else mlp_width,
     )
 
 
@@ -304,7 +306,7 @@ def text_json(config: ModelConfig) -> dict:
         "eos_token_id": text.vocab_size - 1,
         "hidden_act": text.activation,
         "hidden_size": text.width,
-        "intermediate_size": 4 * text.width,
+        "intermediate_size": text.mlp_width or 4 * text.width,
         "max_position_embeddings": text.max_length,
         "model_type": "clip_text_model",
         "num_attention_heads": text.heads,
