@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from minisd.adapters.handle import Handle
 from minisd.checkpoints import names
 from minisd.checkpoints.contents import cover_part
+from minisd.checkpoints.kinds import refuse_other_kinds
 from minisd.checkpoints.load import fill
 from minisd.checkpoints.names import Row
 from minisd.checkpoints.official import local
@@ -98,7 +99,9 @@ class ControlNet(nn.Module):
         Raises ValueError for a file that is no ControlNet or does not fit the config.
         """
         path = local(path)
-        tensors = inside(read(path))
+        tensors = read(path)
+        refuse_other_kinds(path.name, tensors, "ControlNet")
+        tensors = inside(tensors)
         config = config or config_of(path, tensors)
         with torch.device("meta"):
             network = cls(config)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from minisd.adapters.handle import Handle
 from minisd.attention import Attention
+from minisd.checkpoints.kinds import refuse_other_kinds
 from minisd.checkpoints.official import local
-from minisd.checkpoints.read import is_safetensors, named_tensors, unpickle
+from minisd.checkpoints.read import is_safetensors, named_tensors, read, unpickle
 from minisd.pipeline import StableDiffusion
 
 # Names in files -> functions of torch.nn.functional. The web UI's "swish" is torch's Hardswish.
@@ -104,9 +105,12 @@ def rewriting(net: Rewriter, strength: float) -> Callable:
 def read_hypernetwork(path: str | Path) -> dict[int, tuple[Rewriter, Rewriter]]:
     """Width -> the network for keys and the one for values. ValueError as hypernetwork()."""
     path = local(path)
-    content = {} if is_safetensors(path) else unpickle(path)  # nobody publishes the former
+    content = read(path) if is_safetensors(path) else unpickle(path)
     content = content if isinstance(content, dict) else {}
+    refuse_other_kinds(path.name, dict(named_tensors(content)), "hypernetwork")
     tensors = {k: t for k, t in named_tensors(content) if LAYER.fullmatch(k)}
+    if tensors and is_safetensors(path):
+        raise ValueError(f"{path.name} does not say its activation: give the hypernetwork's .pt.")
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise ValueError(f"{path.name} holds NaN or infinity: get another copy.")
     activation = str(content.get("activation_func") or "linear").lower()

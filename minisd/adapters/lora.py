@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minisd.adapters.handle import Handle
+from minisd.checkpoints.kinds import refuse_other_kinds
 from minisd.checkpoints.load import is_finite
 from minisd.checkpoints.names import model_rows, usual_name
 from minisd.checkpoints.official import local
@@ -24,14 +25,6 @@ from minisd.checkpoints.read import metadata, read
 from minisd.config import ModelConfig
 from minisd.pipeline import StableDiffusion
 
-# Other ways to change weights that files of the same look hold.
-REFUSED = {
-    "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
-    "hada_w": "LoHa",
-    "lokr_w": "LoKr",
-    "lora_mid": "a LoRA with a third matrix (CP decomposition)",
-}
 UNKNOWN_SETTINGS = (".alpha_pattern", ".use_rslora", ".use_dora")  # of PEFT
 PARTS = {"unet": "unet", "te": "text_encoder", "text_encoder": "text_encoder"}
 KOHYA = re.compile(r"lora_(?P<part>unet|te)_(?P<layer>.+?)\.(?P<leaf>lora_down|lora_up|alpha)")
@@ -101,10 +94,8 @@ def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], Ch
     path = local(path)
     found: defaultdict[tuple[str, str], dict[str, Tensor]] = defaultdict(dict)
     names, strange, tensors = layer_names(config), [], read(path)
+    refuse_other_kinds(path.name, tensors, "LoRA")
     for key, tensor in tensors.items():
-        for sign, kind in REFUSED.items():
-            if sign in key:
-                raise ValueError(f"{path.name} is {kind}, which is unknown here: give a LoRA.")
         part, layer, leaf = taken_apart(key)
         if (part, layer) in names and leaf:
             found[part, names[part, layer]][leaf] = tensor

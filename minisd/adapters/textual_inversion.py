@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minisd.adapters.handle import Handle
+from minisd.checkpoints.kinds import refuse_other_kinds
 from minisd.checkpoints.official import local
 from minisd.checkpoints.read import read
 from minisd.pipeline import StableDiffusion
@@ -56,6 +57,7 @@ def textual_inversion(sd: StableDiffusion, path: str | Path, word: str | None = 
 def read_word(path: Path) -> tuple[str, Tensor]:
     """The word of a file and its vectors, n width. ValueError: there is none, or several."""
     tensors = {key: tensor for key, tensor in read(path).items() if tensor.is_floating_point()}
+    refuse_other_kinds(path.name, tensors, "textual inversion")
     nameless = [key for key in tensors if key.startswith(NAMELESS)]
     named = nameless or list(tensors)
     key = named[0] if len(named) == 1 else ""

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minisd.checkpoints.detect import MODEL, config_from_tensors, kind
+from minisd.checkpoints.detect import config_from_tensors
+from minisd.checkpoints.kinds import MODEL, refuse_other_kinds
 from minisd.checkpoints.names import (
     Row,
     from_official,
@@ -111,10 +112,7 @@ def open_file(path: Path, prediction: str | None, ema: bool) -> Contents:
     tensors, stored = read(path), metadata(path)
     if "base" in stored:
         tensors = read_base(path, stored["base"]) | tensors
-    what = kind(tensors)
-    if what != MODEL:
-        mend = "minisd loads whole Stable Diffusion v1 and v2 models, so give one of those."
-        raise ValueError(f"{path.name} is no whole model ({what}): {mend}")
+    refuse_other_kinds(path.name, tensors, MODEL)
     try:
         if "minisd" in stored:
             config, tokenizer = from_metadata(stored)
@@ -278,7 +276,7 @@ def cover(
         needed |= {starts[part] + key: tensor for key, tensor in official.items()}
     rest = {key: tensor for key, tensor in tensors.items() if key not in needed}
     unknown = [key for key in rest if purpose(key, config) is None]
-    mend = "It is damaged or no SD v1 or v2 model: get another copy."
+    mend = "It is not whole, or a variant of SD v1 or v2 that is unknown here."
     refuse_misfits(name, tensors, needed, unknown, mend)
     parts = {}
     for part, start in starts.items():
@@ -297,7 +295,7 @@ def cover_part(
     """
     needed = to_official(network.state_dict(), rows, layout)
     unknown = [key for key in tensors if key not in needed]
-    mend = "It is damaged, or made for another model: get one of the model's sizes."
+    mend = "It is not whole, or made for another model: get one of the model's sizes."
     refuse_misfits(name, tensors, needed, unknown, mend)
     return from_official(tensors, rows, layout)
 

@@ -1,29 +1,15 @@
-"""What a file is, and the sizes of the model in it, told from names and shapes alone."""
+"""The sizes of the model in a file, told from names and shapes alone."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import Tensor
 
+from minisd.checkpoints.kinds import MODEL as MODEL
+from minisd.checkpoints.kinds import kind as kind
 from minisd.checkpoints.names import PREFIXES_V1, PREFIXES_V2
 from minisd.config import OPENCLIP_H, ModelConfig, TextConfig, UNetConfig, VAEConfig
-
-MODEL = "Stable Diffusion model"
-
-# The first whose pattern occurs in some tensor's name: from the particular to the general.
-SIGNS = {
-    "SDXL model": r"^conditioner\.embedders\.",
-    "SD3 or Flux model": r"double_blocks\.|joint_blocks\.",
-    "ControlNet": r"^control_model\.|^controlnet_cond_embedding\.|^input_hint_block\.",
-    "LoRA": r"\.lora_(down|up|[AB])\.|_lora\.(down|up)\.|\.lora_linear_layer\.|\.hada_w|\.lokr_w",
-    MODEL: r"^model\.diffusion_model\.|^unet\.",
-    "U-Net alone": r"^(input|down)_blocks\.",
-    "VAE": r"^(first_stage_model\.)?decoder\.(mid|up)",
-    "text encoder": r"token_embedding\.",
-    "textual inversion": r"^string_to_param\.|^emb_params|^<[^.]*>$",
-    "hypernetwork": r"^\d+\.[01]\.",
-}
 
 NORM_GROUPS = 32  # in every v1 and v2 network; no tensor shows it
 HEAD_WIDTH = 64  # of v2's U-Net and of both text transformers
@@ -33,17 +19,6 @@ TEXT_LAYERS = {
     TextConfig.width: (TextConfig.layers,),
     OPENCLIP_H.width: (OPENCLIP_H.layers, OPENCLIP_H.layers + 1),
 }
-
-
-def kind(names: Iterable[str]) -> str:
-    """What tensors of these names make up, e.g. "LoRA".
-
-    >>> kind(["lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"])
-    'LoRA'
-    """
-    text = "\n".join(names)
-    found = (kind for kind, sign in SIGNS.items() if re.search(sign, text, re.MULTILINE))
-    return next(found, "file of a kind unknown here")
 
 
 def config_from_tensors(tensors: Mapping[str, Tensor], name: str) -> ModelConfig:

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from minisd.checkpoints.contents import Contents, lay_open, purpose
-from minisd.checkpoints.detect import MODEL, kind
+from minisd.checkpoints.kinds import MODEL, kind, way_out
 from minisd.checkpoints.load import locate
 from minisd.checkpoints.names import is_v2
 from minisd.checkpoints.read import read, size_in_words
@@ -27,6 +27,7 @@ class Info:
 
     numbers: how many, by part    tensors: how many, by dtype    not_needed: how many, by use
     known_by: where it is said what the U-Net predicts; None if nowhere
+    use: what to do with the file, for all but whole models
     """
 
     name: str
@@ -34,6 +35,7 @@ class Info:
     bytes: int
     numbers: dict[str, int]
     tensors: dict[str, int]
+    use: str | None = None
     layout: str | None = None
     config: ModelConfig | None = None
     known_by: str | None = None
@@ -46,6 +48,7 @@ class Info:
         rows += [("stored as", f"{dtype}: {n} tensors") for dtype, n in self.tensors.items()]
         if self.config:
             rows += described(self.config, self.known_by)
+        rows += [("use", self.use)] if self.use else []
         rows += [("not needed", f"{what}: {n}") for what, n in self.not_needed.items()]
         return "\n".join(f"  {name:<13} {text}" if name else text for name, text in rows)
 
@@ -74,7 +77,8 @@ def info(source: str | Path) -> Info:
         what = kind(tensors)
         if what != MODEL:
             numbers = {"in all": count_numbers(tensors.values())}
-            return Info(path.name, what, size_of(path), numbers, dtypes(tensors.values()))
+            stored = dtypes(tensors.values())
+            return Info(path.name, what, size_of(path), numbers, stored, way_out(tensors))
     contents = lay_open(path)
     stored = [tensor for part in contents.parts.values() for tensor in part.values()]
     return Info(

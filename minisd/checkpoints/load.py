@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minisd.checkpoints.contents import Contents, blank, cover_part, lay_open, settled
-from minisd.checkpoints.detect import kind
+from minisd.checkpoints.kinds import refuse_other_kinds
 from minisd.checkpoints.names import flat, usual_name
 from minisd.checkpoints.names import vae as vae_rows
 from minisd.checkpoints.official import local
@@ -87,9 +87,7 @@ def load_vae(
     """
     path = local(path)
     tensors = read(path)
-    what = kind(tensors)
-    if what != "VAE":
-        raise ValueError(f"{path.name} is no VAE file ({what}): give one, such as vae-ft-mse.")
+    refuse_other_kinds(path.name, tensors, "VAE")
     tensors = {usual_name(key.removeprefix(VAE_PREFIX), "vae"): t for key, t in tensors.items()}
     tensors = {key: t for key, t in tensors.items() if not key.startswith(ONLY_TRAINING)}
     layout = "diffusers" if any(".down_blocks." in key for key in tensors) else "original"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from minisd.checkpoints.contents import refuse_misfits
+from minisd.checkpoints.kinds import refuse_other_kinds
 
 INSIDE = "depth_model.model."  # of an official depth checkpoint
 
@@ -27,6 +28,8 @@ def to_ours(tensors: Mapping[str, Tensor], network: nn.Module, name: str) -> dic
         tensors = {
             key.removeprefix(INSIDE): t for key, t in tensors.items() if key.startswith(INSIDE)
         }
+    else:
+        refuse_other_kinds(name, tensors, "depth estimator")
     tensors = {key: t for key, t in tensors.items() if not NOT_NEEDED.fullmatch(key)}
     needed = network.state_dict()
     translate = from_transformers if any(key.startswith("dpt.") for key in tensors) else from_midas

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minisd.adapters.handle import Handle
+from minisd.checkpoints.kinds import refuse_other_kinds
 from minisd.checkpoints.read import metadata, read
 from minisd.checkpoints.settings import tuples
 from minisd.checkpoints.write import write_tensors, written_whole
@@ -236,6 +237,7 @@ def load(path: Path) -> LatentClassifier:
     """Read what save() wrote, ready to guide. Raises ValueError for any other file."""
     header = metadata(path)
     if "classifier" not in header:
+        refuse_other_kinds(path.name, read(path), "classifier of latents")
         raise ValueError(
             f"{path} holds no classifier of latents: give a file that `minisd train classifier` "
             "made."
