@@ -97,6 +97,50 @@ def read_kinds() -> tuple[Kind, ...]:
 
 KINDS = read_kinds()
 
+# What files begin with that hold no tensors for us, whatever their names end in.
+PICTURES = rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF.{4}WEBP|BM.{4}\0{4}|II\*\0|MM\0\*"
+ARCHIVES = rb"\x1f\x8b|7z\xbc\xaf|Rar!|\xfd7zXZ|BZh|\x28\xb5\x2f\xfd|.{257}ustar"
+FORMATS = {
+    rb"GGUF": "is a GGUF file, whose weights are quantised: get the same model as .safetensors",
+    PICTURES: "is no file of weights but a picture: give it where a picture is asked for",
+    ARCHIVES: "is a packed archive: unpack it first",
+    rb"\x89HDF": "is a file of Keras or TensorFlow (HDF5): get PyTorch weights",
+    rb"\x08[\x01-\x1f][\x12\x1a\x22\x2a:B]": "is an ONNX or TensorFlow graph: get PyTorch weights",
+    rb"([\x81-\x8f]|\xde..)[\xa1-\xbf\xd9]": "is a file of Flax (msgpack): get PyTorch weights",
+    rb"\x93NUMPY": "is a NumPy array, without names: get the weights as .safetensors",
+    rb"%PDF": "is no file of weights but a PDF: check the path",
+}
+ZIPPED = {
+    r"\.npy$": "is a NumPy archive (.npz): get the weights as .safetensors",
+    r"/code/": "is a program (TorchScript), and was not run: get its weights as .safetensors",
+    r"": "is a zip, but not from torch.save: unpack it first",
+}
+
+
+def foreign_format(start: bytes) -> str | None:
+    """What a file that starts so is, and what to do; None: nothing known.
+
+    >>> foreign_format(b"GGUF" + bytes(9))
+    'is a GGUF file, whose weights are quantised: get the same model as .safetensors'
+    """
+    for magic, sentence in FORMATS.items():
+        if re.match(magic, start, re.DOTALL):
+            return sentence
+    text = start.decode("utf-8", errors="ignore")
+    if len(text.encode()) < len(start) - 3 or not all(c.isprintable() or c.isspace() for c in text):
+        return None  # 3: the end may cut a letter in two
+    if text.lstrip().startswith(("{", "[")):
+        return (
+            "is no file of weights but settings (JSON): give the weights next to it, or the folder"
+        )
+    return "is no file of weights but text: check the path"
+
+
+def foreign_zip(members: Iterable[str]) -> str:
+    """The same for a zip of these members that torch.save did not write."""
+    names = "\n".join(members)
+    return next(what for sign, what in ZIPPED.items() if re.search(sign, names, re.MULTILINE))
+
 
 def shown(tensors: Mapping[str, Tensor] | Iterable[str]) -> str:
     """A line for each tensor: its name, a tab and its shape, if that is given.

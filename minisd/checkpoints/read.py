@@ -19,6 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from minisd.checkpoints.kinds import foreign_format, foreign_zip
+
 UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "bytes": 1}
 
 
@@ -101,14 +103,20 @@ def first_bytes(path: Path, count: int = 512) -> bytes:
         raise ValueError(f"{path.name} is a web page, perhaps a login: download the file itself.")
     if len(start) < 9:
         raise ValueError(cut_off(path))
-    if not (start[8:9] == b"{" or start.startswith((b"PK", b"\x80"))):
+    if not (starts_safetensors(start) or start.startswith((b"PK", b"\x80"))):
         expected = "expected .safetensors, or what torch.save writes (.ckpt, .pt, .bin)"
-        raise ValueError(f"{path.name} is no file of weights ({expected}): check the path.")
+        foreign = foreign_format(start) or f"is no file of weights ({expected}): check the path"
+        raise ValueError(f"{path.name} {foreign}.")
     return start
 
 
+def starts_safetensors(start: bytes) -> bool:
+    """The header's length comes first, in 8 bytes and far below 4 GB, then the header, a JSON."""
+    return start[4:9] == b"\0\0\0\0{"
+
+
 def is_safetensors(path: Path) -> bool:
-    return first_bytes(path)[8:9] == b"{"  # after the 8 bytes of the header's length
+    return starts_safetensors(first_bytes(path))
 
 
 def is_zip(path: Path) -> bool:
@@ -254,8 +262,8 @@ def pickled_names(path: Path) -> list[str]:
         raise ValueError(cut_off(path))
     with zipfile.ZipFile(path) as archive:
         pickled = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        if not pickled:
-            raise ValueError(f"{path.name} is a zip, but not from torch.save: unpack it first.")
+        if not pickled or any("/code/" in name for name in archive.namelist()):
+            raise ValueError(f"{path.name} {foreign_zip(archive.namelist())}.")
         with archive.open(pickled[0]) as file:
             return list(named_globals(file))
 
