@@ -56,8 +56,9 @@ def textual_inversion(sd: StableDiffusion, path: str | Path, word: str | None = 
 
 def read_word(path: Path) -> tuple[str, Tensor]:
     """The word of a file and its vectors, n width. ValueError: there is none, or several."""
-    tensors = {key: tensor for key, tensor in read(path).items() if tensor.is_floating_point()}
+    tensors = read(path)
     refuse_other_kinds(path.name, tensors, "textual inversion")
+    tensors = {key: tensor for key, tensor in tensors.items() if tensor.is_floating_point()}
     nameless = [key for key in tensors if key.startswith(NAMELESS)]
     named = nameless or list(tensors)
     key = named[0] if len(named) == 1 else ""

@@ -36,7 +36,7 @@ class Kind:
 
     @property
     def name(self) -> str:
-        return re.sub(r"^an? ", "", self.called)
+        return re.sub(r"^(an?|the) ", "", self.called)
 
 
 @dataclass(frozen=True)
