@@ -30,6 +30,7 @@ from peft import (
     get_peft_model_state_dict,
 )
 from safetensors.torch import save_file
+from test_depth import SMALL
 from torch import nn
 
 import minisd
@@ -44,6 +45,8 @@ from minisd.checkpoints.info import info
 from minisd.checkpoints.kinds import UNKNOWN
 from minisd.checkpoints.read import read
 from minisd.config import WEIGHTS
+from minisd.tasks.depth import DepthEstimator
+from minisd.tasks.depth_names import to_ours
 from minisd.tasks.depth_small import load_estimator
 from minisd.training import classifier
 
@@ -249,6 +252,7 @@ def sd():
     return minisd.load("mini")
 
 
+ESTIMATOR = DepthEstimator(SMALL)  # of a size that is quickly made
 READERS = {
     MODEL: lambda sd, path: minisd.load(path),
     "LoRA": lora,
@@ -256,7 +260,7 @@ READERS = {
     "hypernetwork": hypernetwork,
     "VAE": swap_vae,
     "ControlNet": lambda sd, path: ControlNet.load(path),
-    "depth estimator": lambda sd, path: load_estimator(path),
+    "depth estimator": lambda sd, path: to_ours(read(path), ESTIMATOR, path.name),
     "classifier of latents": lambda sd, path: classifier.load(path),
 }
 WAY_OUT = {
@@ -308,6 +312,11 @@ def test_every_reader_names_every_other_kind_and_the_way_out(sd, files, wanted):
         assert WAY_OUT.get(name, "") in sentence
         assert "damaged" not in sentence and "another copy" not in sentence
     assert hooks(sd) == before
+
+
+def test_an_estimator_is_not_read_from_a_lora():
+    with pytest.raises(ValueError, match="is a LoRA, not a DPT-hybrid .* --lora"):
+        load_estimator(WEIGHTS / "mini-blueprint.safetensors")
 
 
 def test_a_file_of_unknown_kind_is_said_to_be_unknown(sd, tmp_path):

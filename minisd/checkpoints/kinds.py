@@ -181,7 +181,9 @@ def kind(tensors: Mapping[str, Tensor] | Iterable[str]) -> str:
 def way_out(tensors: Mapping[str, Tensor]) -> str:
     """What to do with a file of these tensors, in words."""
     found, _ = find(tensors)
-    return (found.use or found.instead if found else "") or "minisd has no use for it"
+    if found is None:
+        return "unknown here"
+    return found.use or found.instead or "minisd has no use for it"
 
 
 def refuse_other_kinds(name: str, tensors: Mapping[str, Tensor], wanted: str) -> None:
