@@ -210,11 +210,14 @@ def refuse_other_kinds(name: str, tensors: Mapping[str, Tensor], wanted: str) ->
 
 def no_whole_model(name: str, found: Kind | None, sign: str, tensors: Mapping[str, Tensor]) -> str:
     """The sentence for a file from which no model can be loaded."""
-    seen = "" if found and found.use else f", and this one holds {sign or some_of(tensors)}"
     way = (found.use or found.instead) if found else ""
+    if found and found.use:
+        seen = "."
+    else:
+        seen = f", so give one of those (this file holds {sign or some_of(tensors)})."
     return (
         f"{name} is no whole model ({found.name if found else UNKNOWN}): minisd loads whole Stable "
-        f"Diffusion v1 and v2 models{seen}." + (f" {capitalised(way)}." if way else "")
+        f"Diffusion v1 and v2 models{seen}" + (f" {capitalised(way)}." if way else "")
     )
 
 
