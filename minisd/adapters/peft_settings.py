@@ -7,71 +7,50 @@ into the file's header (lora_adapter_metadata), each with the name of its part i
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from minisd.checkpoints.known_settings import KnownSettings
+from minisd.checkpoints.known_settings import KnownSettings, because
 from minisd.checkpoints.read import metadata, read_json
 
 FILE = "adapter_config.json"
 OWNERS = ("adapter_model", "pytorch_lora_weights")  # the names of the files that it describes
-NO_NOTE, NO_LIST = ((None,), None), ((None, []), None)
+NO, NONE, NO_LIST = ((False, None), False), ((None,), None), ((None, []), None)
 KEPT = (True, False, "gaussian", "eva", "orthogonal", "mica")  # these leave the base weights alone
-TENSORS_TELL = "the tensors show which layers are changed"
-BEFORE_TRAINING = "it acts before training; init_lora_weights tells if it changed the base weights"
 
 # Every field of PEFT's LoraConfig (peft/tuners/lora/config.py).
 LORA_CONFIG = KnownSettings(
     FILE,
     obeyed={
-        "r": 8,
-        "lora_alpha": 8,
-        "use_rslora": False,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "target_modules": None,
-        "exclude_modules": None,
+        **{"r": 8, "lora_alpha": 8, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}},
+        **{"target_modules": None, "exclude_modules": None},
     },
     fixed={
-        "peft_type": (("LORA",), "LORA"),
-        "bias": (("none",), "none"),
-        "lora_bias": ((False, None), False),
-        "init_lora_weights": (KEPT, True),
-        "use_dora": ((False, None), False),
-        "use_qalora": ((False, None), False),
-        "use_bdlora": ((None, False), None),
-        "modules_to_save": NO_LIST,
-        "target_parameters": NO_LIST,
-        "trainable_token_indices": NO_LIST,
-        "layer_replication": NO_LIST,
-        "alora_invocation_tokens": NO_LIST,
-        "megatron_config": NO_NOTE,
-        "monteclora_config": NO_NOTE,
-        "arrow_config": NO_NOTE,
-        "kasa_config": NO_NOTE,
+        **{"peft_type": (("LORA",), "LORA"), "bias": (("none",), "none")},
+        **{"lora_bias": NO, "use_dora": NO, "use_qalora": NO, "init_lora_weights": (KEPT, True)},
+        **{"modules_to_save": NO_LIST, "target_parameters": NO_LIST, "layer_replication": NO_LIST},
+        **{"trainable_token_indices": NO_LIST, "alora_invocation_tokens": NO_LIST},
+        **{"megatron_config": NONE, "monteclora_config": NONE, "arrow_config": NONE},
+        **{"kasa_config": NONE, "use_bdlora": NONE},
     },
     ignored={
-        "layers_to_transform": TENSORS_TELL,
-        "layers_pattern": TENSORS_TELL,
-        "fan_in_fan_out": "PEFT itself resets it for linear layers and convolutions",
-        "lora_dropout": "dropout acts in training only",
-        "velora_config": "it changes the backward pass only",
-        "loftq_config": BEFORE_TRAINING,
-        "eva_config": BEFORE_TRAINING,
-        "corda_config": BEFORE_TRAINING,
-        "lora_ga_config": BEFORE_TRAINING,
-        "megatron_core": "it only counts with megatron_config",
-        "qalora_group_size": "it only counts with use_qalora",
-        "ensure_weight_tying": "no layer of these networks is tied to another",
-        "runtime_config": "it says where PEFT computes, and PEFT does not save it",
-        "task_type": "it is for PEFT's wrapper of language models",
-        "auto_mapping": "it names the base model's class",
-        "base_model_name_or_path": "a note",
-        "revision": "a note",
-        "peft_version": "a note",
-        "inference_mode": "it acts in training only",
-        "enable_lora": "of old versions of PEFT, for fused layers that these networks lack",
-        "merge_weights": "of old versions of PEFT: when the product is added to the weights",
+        **because("the tensors show which layers change", "layers_to_transform layers_pattern"),
+        **because(
+            "it acts before training; init_lora_weights tells if it changed the base weights",
+            "loftq_config eva_config corda_config lora_ga_config",
+        ),
+        **because("it acts in training only", "lora_dropout velora_config inference_mode"),
+        **because("PEFT itself resets it for layers of these networks", "fan_in_fan_out"),
+        **because(
+            "it counts only with a setting that is refused", "megatron_core qalora_group_size"
+        ),
+        **because("no layer of these networks is tied to another", "ensure_weight_tying"),
+        **because("how PEFT computes, not what", "runtime_config merge_weights"),
+        **because("for fused layers, which these networks lack", "enable_lora"),
+        **because(
+            "a note on the base model and on PEFT",
+            "task_type auto_mapping base_model_name_or_path revision peft_version",
+        ),
     },
 )
 
@@ -122,49 +101,53 @@ def read_settings(stored: Mapping[str, object], name: str) -> dict[str, object]:
     """The obeyed settings. Raises ValueError for what is unknown or makes no sense."""
     try:
         values = LORA_CONFIG.read(stored)
-        for key in ("rank_pattern", "alpha_pattern"):
-            values[key] = {} if values[key] is None else values[key]
-        refuse_senseless(values)
+        for key, makes_sense in SENSE.items():
+            if not makes_sense(values[key]):
+                what = f"has {key} = {values[key]!r} in its {FILE}, which makes no sense"
+                raise ValueError(f"{what}: get another copy")
     except ValueError as error:
         raise ValueError(f"{name} {error}.") from error
     return values
 
 
-def refuse_senseless(values: Mapping[str, object]) -> None:
-    """Raise ValueError for a value of a wrong kind."""
+def is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
-    def is_number(value: object) -> bool:
-        return type(value) in (int, float) and math.isfinite(value)
 
-    def is_rank(value: object) -> bool:
-        return type(value) is int and value > 0
+def is_rank(value: object) -> bool:
+    return type(value) is int and value > 0
 
-    def is_pattern(value: object) -> bool:
-        try:
-            return isinstance(value, str) and bool(re.compile(value))
-        except re.error:
-            return False
 
-    def is_choice(value: object) -> bool:
-        names = value if isinstance(value, list) else []
-        return value is None or is_pattern(value) or value == [n for n in names if type(n) is str]
+def is_pattern(value: object) -> bool:
+    """Whether it is a regular expression."""
+    try:
+        return isinstance(value, str) and bool(re.compile(value))
+    except re.error:
+        return False
 
-    def all_are(good: object, patterns: object) -> bool:
-        right = isinstance(patterns, dict) and all(is_pattern(key) for key in patterns)
-        return right and all(good(value) for value in patterns.values())
 
-    sensible = {
-        "r": is_rank(values["r"]),
-        "lora_alpha": is_number(values["lora_alpha"]),
-        "use_rslora": isinstance(values["use_rslora"], bool),
-        "rank_pattern": all_are(is_rank, values["rank_pattern"]),
-        "alpha_pattern": all_are(is_number, values["alpha_pattern"]),
-        "target_modules": is_choice(values["target_modules"]),
-        "exclude_modules": is_choice(values["exclude_modules"]),
-    }
-    for key, good in sensible.items():
-        if not good:
-            raise ValueError(f"has {key} = {values[key]!r}, which makes no sense: get another copy")
+def maps_patterns(value: object, makes_sense: Callable[[object], bool]) -> bool:
+    if value is None:
+        return True
+    pairs = value.items() if isinstance(value, dict) else [(None, None)]
+    return all(is_pattern(pattern) and makes_sense(one) for pattern, one in pairs)
+
+
+def is_choice(value: object) -> bool:
+    """Whether it chooses layers: by a regular expression or a list of names; None chooses none."""
+    names = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return value is None or names or is_pattern(value)
+
+
+SENSE = {
+    "r": is_rank,
+    "lora_alpha": is_number,
+    "use_rslora": lambda value: isinstance(value, bool),
+    "rank_pattern": lambda value: maps_patterns(value, is_rank),
+    "alpha_pattern": lambda value: maps_patterns(value, is_number),
+    "target_modules": is_choice,
+    "exclude_modules": is_choice,
+}
 
 
 def alpha_of(values: Mapping[str, object], layer: str, rank: int) -> float:
@@ -184,13 +167,13 @@ def alpha_of(values: Mapping[str, object], layer: str, rank: int) -> float:
     return alpha * math.sqrt(rank) if values["use_rslora"] else alpha
 
 
-def of_pattern(patterns: Mapping[str, object], layer: str, default: object) -> object:
+def of_pattern(patterns: Mapping[str, object] | None, layer: str, default: object) -> object:
     """The value of the first pattern that a layer's name ends with (peft get_pattern_key).
 
     >>> of_pattern({"attn2.to_.": 4, "to_q": 8}, "mid_block.attn2.to_q", 1)
     4
     """
-    for pattern, value in patterns.items():
+    for pattern, value in (patterns or {}).items():
         if any(re.match(rf"(.*\.)?({pattern})$", name) for name in spellings(layer)):
             return value
     return default
