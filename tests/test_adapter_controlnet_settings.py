@@ -23,7 +23,13 @@ from test_pipeline import V1, V2, relative_error
 from test_tasks import NO_FILTER, both, last, of_seeds
 
 from minisd.adapters.controlnet import ControlNet, control, rows
-from minisd.adapters.controlnet_settings import CONFIG_JSON, STAGE_YAML, YAML, HintSettings
+from minisd.adapters.controlnet_settings import (
+    CONFIG_JSON,
+    PLAIN,
+    STAGE_YAML,
+    YAML,
+    HintSettings,
+)
 from minisd.checkpoints import names
 from minisd.tasks.depth2img import depth2img_steps
 from minisd.tasks.img2img import img2img_steps
@@ -66,11 +72,17 @@ def reference(theirs, **settings):
     return network.eval()
 
 
-def original_state(network, config, settings=None):
-    table = rows(config, *([settings] if settings else []))
+def original_state(network, config):
+    table = rows(config)
     state = names.from_official(network.state_dict(), table, "diffusers")
     official = names.to_official(state, table, "original")
     return {f"control_model.{key}": tensor.contiguous() for key, tensor in official.items()}
+
+
+def same_network(sd, theirs, settings=PLAIN):
+    own, table = ControlNet(sd.config.unet, settings), rows(sd.config.unet, settings)
+    own.load_state_dict(names.from_official(theirs.state_dict(), table, "diffusers"))
+    return own.eval().requires_grad_(False)
 
 
 def inputs(config):
@@ -87,6 +99,20 @@ def error(network, theirs, config):
     down, mid = theirs(x, t, context, controlnet_cond=hint, return_dict=False)
     assert [one.shape for one in found] == [one.shape for one in (*down, mid)]
     return max(relative_error(a, b) for a, b in zip(found, (*down, mid), strict=True))
+
+
+def controlled_pipeline(sd, theirs, network):
+    pipeline = StableDiffusionControlNetPipeline(
+        vae=theirs.vae,
+        text_encoder=theirs.text_encoder,
+        tokenizer=theirs.tokenizer,
+        unet=theirs.unet,
+        scheduler=ddim_scheduler(sd.config),
+        controlnet=network,
+        **NO_FILTER,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 # ---- config.json -----------------------------------------------------------------------------
@@ -304,7 +330,7 @@ def test_a_comment_in_a_yaml_says_nothing(v1, tmp_path):
     text = yaml.safe_dump(yaml_of(sd.config))
     (tmp_path / "c.yaml").write_text(text + "\n# global_average_pooling: True\n")
     loaded = ControlNet.load(tmp_path / "c.safetensors")
-    assert loaded.settings == HintSettings()
+    assert loaded.settings == PLAIN
     assert loaded.config == sd.config.unet
 
 
@@ -408,16 +434,7 @@ def drawn(sd, prompts=PROMPTS, **more):
 def test_pooled_corrections_lead_the_conditional_half(eighth, picture, scale, cfg_scale, count):
     sd, theirs = eighth
     network = reference(theirs, global_pool_conditions=True)
-    pipeline = StableDiffusionControlNetPipeline(
-        vae=theirs.vae,
-        text_encoder=theirs.text_encoder,
-        tokenizer=theirs.tokenizer,
-        unet=theirs.unet,
-        scheduler=ddim_scheduler(sd.config),
-        controlnet=network,
-        **NO_FILTER,
-    )
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = controlled_pipeline(sd, theirs, network)
     expected = pipeline(
         PROMPTS[:count],
         image=[picture] * count,
@@ -427,10 +444,7 @@ def test_pooled_corrections_lead_the_conditional_half(eighth, picture, scale, cf
         generator=of_seeds(*range(3, 3 + count)),
         output_type="latent",
     ).images
-    settings = HintSettings(pools=True)
-    own = ControlNet(sd.config.unet, settings)
-    table = rows(sd.config.unet, settings)
-    own.load_state_dict(names.from_official(network.state_dict(), table, "diffusers"))
+    own = same_network(sd, network, HintSettings(pools=True))
     plain = drawn(sd, PROMPTS[:count], cfg_scale=cfg_scale)
     with control(sd, own, picture, scale):
         found = drawn(sd, PROMPTS[:count], cfg_scale=cfg_scale)
@@ -622,16 +636,7 @@ def test_the_inpainting_hint_is_minus_one_where_masked(v1, picture):
     hint = make_inpaint_condition(picture, picture.convert("L").point(lambda v: 255 * (v > 128)))
     assert hint.min() == -1 and (hint > 0).any()
     network = reference(theirs)
-    pipeline = StableDiffusionControlNetPipeline(
-        vae=theirs.vae,
-        text_encoder=theirs.text_encoder,
-        tokenizer=theirs.tokenizer,
-        unet=theirs.unet,
-        scheduler=ddim_scheduler(sd.config),
-        controlnet=network,
-        **NO_FILTER,
-    )
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = controlled_pipeline(sd, theirs, network)
     expected = pipeline(
         PROMPTS,
         image=hint,
@@ -640,9 +645,7 @@ def test_the_inpainting_hint_is_minus_one_where_masked(v1, picture):
         generator=of_seeds(3, 4),
         output_type="latent",
     ).images
-    own = ControlNet(sd.config.unet)
-    table = rows(sd.config.unet)
-    own.load_state_dict(names.from_official(network.state_dict(), table, "diffusers"))
+    own = same_network(sd, network)
     with control(sd, own, hint):
         assert relative_error(drawn(sd), expected) < END_TO_END
     control(sd, own, hint.half()).remove()

@@ -291,7 +291,7 @@ def test_bias_tensors_are_refused_by_the_settings_name(v1, tmp_path):
     ours, theirs = v1
     written_by_peft(theirs.unet, tmp_path, r=4, bias="all", target_modules=["to_q"])
     assert any(key.endswith(".bias") for key in load_file(tmp_path / "adapter_model.safetensors"))
-    with pytest.raises(ValueError, match=r"has bias = 'all' in its adapter_config\.json"):
+    with pytest.raises(ValueError, match="bias"):
         lora(ours, tmp_path)
 
 
