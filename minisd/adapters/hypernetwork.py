@@ -126,23 +126,7 @@ def rewriting(net: Rewriter, strength: float) -> Callable:
 def read_hypernetwork(path: str | Path) -> dict[int, tuple[Rewriter, Rewriter]]:
     """Width -> the network for keys and the one for values. ValueError as hypernetwork()."""
     path = local(path)
-    content = read(path) if is_safetensors(path) else unpickle(path)
-    content = content if isinstance(content, dict) else {}
-    refuse_other_kinds(path.name, dict(named_tensors(content)), "hypernetwork")
-    if is_safetensors(path):
-        if any(LAYER.fullmatch(key) for key in content):
-            what = "does not say its activation: give the hypernetwork's .pt"
-            raise ValueError(f"{path.name} {what}.")
-        content = {}
-    content = {str(key): value for key, value in content.items()}
-    about = {key: value for key, value in content.items() if not key.isdigit()}
-    tensors = {
-        k: t for k, t in named_tensors(content) if k.partition(".")[0] not in SETTINGS.ignored
-    }
-    strange = [key for key in tensors if not LAYER.fullmatch(key)]
-    if strange:
-        what = f"holds {strange[0]}, which is no layer of a hypernetwork known here"
-        raise ValueError(f"{path.name} {what}: get another copy.")
+    tensors, about = layers_and_settings(path)
     said = settings_of(about, path.name)
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise ValueError(f"{path.name} holds NaN or infinity: get another copy.")
@@ -159,6 +143,30 @@ def read_hypernetwork(path: str | Path) -> dict[int, tuple[Rewriter, Rewriter]]:
     raise ValueError(
         f"{path.name} is no whole hypernetwork, width by width two networks: get another copy."
     )
+
+
+def layers_and_settings(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """The layers' tensors by name, and what else the file says by name.
+
+    Raises ValueError for another kind of file and for tensors that are of no layer.
+    """
+    content = read(path) if is_safetensors(path) else unpickle(path)
+    content = content if isinstance(content, dict) else {}
+    refuse_other_kinds(path.name, dict(named_tensors(content)), "hypernetwork")
+    if is_safetensors(path):
+        if any(LAYER.fullmatch(key) for key in content):
+            what = "does not say its activation: give the hypernetwork's .pt"
+            raise ValueError(f"{path.name} {what}.")
+        content = {}
+    content = {str(key): value for key, value in content.items()}
+    about = {key: value for key, value in content.items() if not key.isdigit()}
+    layers = {key: each for key, each in content.items() if key not in SETTINGS.ignored}
+    tensors = dict(named_tensors(layers))
+    strange = [key for key in tensors if not LAYER.fullmatch(key)]
+    if strange:
+        what = f"holds {strange[0]}, which is no layer of a hypernetwork known here"
+        raise ValueError(f"{path.name} {what}: get another copy.")
+    return tensors, about
 
 
 def settings_of(stored: Mapping[str, object], name: str) -> dict[str, object]:
