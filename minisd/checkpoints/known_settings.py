@@ -62,10 +62,10 @@ def same(a: object, b: object) -> bool:
     return a == b
 
 
-def because(reason: str, names: str) -> dict[str, str]:
-    """The same reason for several names, written as one text.
+def because(meaning: object, names: str) -> dict[str, object]:
+    """One meaning for several names, written as one text: why they are ignored, or what is fixed.
 
     >>> because("training only", "dropout seed")
     {'dropout': 'training only', 'seed': 'training only'}
     """
-    return dict.fromkeys(names.split(), reason)
+    return dict.fromkeys(names.split(), meaning)
