@@ -348,7 +348,7 @@ def test_a_comment_in_a_yaml_says_nothing(v1, tmp_path):
         ({"n_embed": 8}, "n_embed"),
         ({"use_spatial_transformer": False}, "use_spatial_transformer"),
         ({"disable_middle_self_attn": True}, "disable_middle_self_attn"),
-        ({"num_heads": -1, "num_head_channels": -1}, "lacks num_heads and num_head_channels"),
+        ({"num_heads": -1, "num_head_channels": -1}, "heads = -1, which is no size"),
         ({"num_heads": 2}, "does not fit the U-Net"),
         ({"model_channels": "wide"}, "which is no size"),
         ({"channel_mult": 2}, "a setting of a wrong kind"),

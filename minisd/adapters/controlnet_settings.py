@@ -211,19 +211,17 @@ def from_yaml(path: Path) -> tuple[UNetConfig, HintSettings]:
         raise ValueError(f"has {path.name} next to it, which describes no ControlNet: move it away")
     said = YAML.read(stored["model"]["params"])
     stage = STAGE_YAML.read(said["control_stage_config"]["params"])
-    multiples, heads = stage["channel_mult"], stage["num_heads"]
+    multiples, split = stage["channel_mult"], stage["num_head_channels"]
     config = UNetConfig(
         in_channels=stage["in_channels"],
         channels=tuple(stage["model_channels"] * multiple for multiple in multiples),
         attention=tuple(2**i in stage["attention_resolutions"] for i in range(len(multiples))),
         res_blocks=stage["num_res_blocks"],
         context_dim=stage["context_dim"],
-        heads=UNetConfig.heads if heads == -1 else heads,
-        head_width=None if stage["num_head_channels"] == -1 else stage["num_head_channels"],
+        heads=stage["num_heads"] if split == -1 else UNetConfig.heads,
+        head_width=None if split == -1 else split,
         linear_projection=stage["use_linear_in_transformer"],
     )
-    if config.head_width is None and heads == -1:
-        raise ValueError(f"lacks num_heads and num_head_channels in {path.name}: get another copy")
     return config, HintSettings(pools=said["global_average_pooling"])
 
 
