@@ -55,7 +55,7 @@ def guided_denoiser(
             uncond, cond = None, run(network, x, level, context)
             guided = cond
         elif cfg_scale == 0:
-            uncond, cond = run(network, x, level, uncond_context), None
+            uncond, cond = run(network, x, level, uncond_context, len(x)), None
             guided = uncond
         else:
             uncond, cond = run_both(network, x, level, uncond_context, context)
@@ -89,11 +89,23 @@ def classifier_guided(denoise: Denoiser, log_prob: LogProb, scale: float) -> Den
     return denoise_towards
 
 
-def run(network: Network, x: Tensor, level: Level, context: Tensor) -> Tensor:
-    """Ask the network once. Its t keeps its fraction: float32 at least, whatever x is."""
+def run(
+    network: Network, x: Tensor, level: Level, context: Tensor, unconditional: int = 0
+) -> Tensor:
+    """Ask the network once. Its t keeps its fraction: float32 at least, whatever x is.
+
+    unconditional: how many of the samples, the first, are asked without their prompt. It is noted
+        on the context, for the ControlNets that treat these otherwise
+    """
+    context.unconditional = unconditional
     precision = torch.promote_types(x.dtype, torch.float32)
     t = torch.full((len(x),), level.t, dtype=precision, device=x.device)
     return network(x, t, context)
+
+
+def unconditional_rows(context: Tensor) -> int:
+    """How many rows of a context, the first, stand for no prompt; 0 where run() noted nothing."""
+    return getattr(context, "unconditional", 0)
 
 
 def run_both(
@@ -102,7 +114,7 @@ def run_both(
     """Ask about the same x with and without the prompt, as one batch of two halves."""
     twice = repeat(x, "b c h w -> (half b) c h w", half=2)
     contexts = torch.cat([uncond_context, context])
-    both = run(network, twice, level, contexts)
+    both = run(network, twice, level, contexts, len(x))
     uncond, cond = rearrange(both, "(half b) c h w -> half b c h w", half=2)
     return uncond, cond
 

@@ -6,52 +6,59 @@ cldm/cldm.py).
 """
 
 import copy
-import json
+import re
 from collections.abc import Callable
-from dataclasses import asdict
 from inspect import signature
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from einops import repeat
+from einops import reduce, repeat
 from PIL import Image
 from torch import Tensor, nn
 
-from minisd.adapters.handle import Handle
+from minisd.adapters.controlnet_settings import (
+    PLAIN,
+    HintSettings,
+    refuse_other_heads,
+    stated_settings,
+    to_header,
+)
+from minisd.adapters.handle import Handle, refuse_non_finite
 from minisd.checkpoints import names
-from minisd.checkpoints.contents import cover_part
+from minisd.checkpoints.contents import cover_part, purpose, weight_files
 from minisd.checkpoints.kinds import refuse_other_kinds
 from minisd.checkpoints.load import fill
 from minisd.checkpoints.names import Row
 from minisd.checkpoints.official import local
-from minisd.checkpoints.read import metadata, read
-from minisd.checkpoints.settings import tuples
+from minisd.checkpoints.read import read
 from minisd.checkpoints.write import write_tensors, written_whole
 from minisd.config import SD15, SD20_BASE, UNetConfig
+from minisd.guidance import unconditional_rows
 from minisd.pipeline import StableDiffusion, from_pil
 from minisd.unet import Down, Mid, TimeEmbedding, UNet, skip_channels
 
-HINT_CHANNELS = (16, 16, 32, 32, 96, 96, 256)  # cldm.py; each second one halves the size
 PREFIX = "control_model."  # of the original's files, in some of them
+AROUND = re.compile(r"(model\.diffusion_model|first_stage_model|cond_stage_model)\..+")
+DIFFERENCE = "difference"  # a tensor that marks what kohya's script subtracted a U-Net from
 PUBLISHED = {config.unet.context_dim: config.unet for config in (SD15, SD20_BASE)}
 
 
 class Hint(nn.Module):
     """Brings the hint, a picture, to the size and width of the U-Net's first feature map.
 
+    widths: (16, 32, 96, 256) in cldm.py; the size halves between two of them
     hint: b 3 8h 8w in [0, 1]    returns: b channels h w
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, widths: tuple[int, ...]):
         super().__init__()
-        widths = [3, *HINT_CHANNELS]
-        halves = [False, False, True, False, True, False, True]
-        self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1, stride=2 if half else 1)
-            for a, b, half in zip(widths, HINT_CHANNELS, halves)
-        )
-        self.conv_out = nn.Conv2d(HINT_CHANNELS[-1], channels, 3, padding=1)
+        self.convs = nn.ModuleList([nn.Conv2d(3, widths[0], 3, padding=1)])
+        for width, wider in pairwise(widths):
+            self.convs.append(nn.Conv2d(width, width, 3, padding=1))
+            self.convs.append(nn.Conv2d(width, wider, 3, padding=1, stride=2))
+        self.conv_out = nn.Conv2d(widths[-1], channels, 3, padding=1)
 
     def forward(self, hint: Tensor) -> Tensor:
         x = hint
@@ -65,16 +72,18 @@ class ControlNet(nn.Module):
 
     x: b 4 h w    t: b    context: b m c    hint: b 3 8h 8w in [0, 1], not [-1, 1]
     returns: one tensor for each skip, then one for the middle: the U-Net's `control`
+
+    is_difference: its weights lack those of a U-Net, which control() adds
     """
 
-    def __init__(self, config: UNetConfig):
+    def __init__(self, config: UNetConfig, settings: HintSettings = PLAIN):
         super().__init__()
         channels = config.channels
         last = len(channels) - 1
-        self.config = config
+        self.config, self.settings, self.is_difference = config, settings, False
         self.time = TimeEmbedding(channels[0])
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
-        self.hint = Hint(channels[0])
+        self.hint = Hint(channels[0], settings.widths)
         c_in = [channels[0], *channels]
         self.down = nn.ModuleList(
             Down(c_in[i], channels[i], config, config.attention[i], last=i == last)
@@ -85,35 +94,57 @@ class ControlNet(nn.Module):
         self.zero_mid = nn.Conv2d(channels[last], channels[last], 1)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, hint: Tensor) -> list[Tensor]:
+        if self.is_difference:
+            raise ValueError(
+                "this ControlNet holds what differs from a U-Net: give it to control(), which adds "
+                "the U-Net's weights."
+            )
+        if self.settings.channel_order == "bgr":
+            hint = hint.flip(1)
         time = self.time(t)
         x = self.conv_in(x) + self.hint(hint)
         x, skips = UNet.encode(self, x, time, context)  # the same way down, with our own weights
-        return [zero(skip) for zero, skip in zip(self.zero, skips)] + [self.zero_mid(x)]
+        corrections = [zero(skip) for zero, skip in zip(self.zero, skips)] + [self.zero_mid(x)]
+        if self.settings.pools:
+            corrections = [reduce(one, "b c h w -> b c 1 1", "mean") for one in corrections]
+        return corrections
 
     @classmethod
     def load(cls, path: str | Path, config: UNetConfig | None = None) -> "ControlNet":
         """Read a file of the original's (.pth, .safetensors), of diffusers' layout, or our own.
 
-        config: sizes of the U-Net it belongs to. None: as the file's header says, else those of
-            SD v1 or v2, by the width of the context
-        Raises ValueError for a file that is no ControlNet or does not fit the config.
+        path: the file, or the folder into which diffusers wrote it
+        config: sizes of the U-Net it belongs to. None: as the settings in its header or next to it
+            say, else those of SD v1 or v2, by the width of the context
+        Raises ValueError for a file that is no ControlNet or does not fit the config, and for a
+        setting that is unknown here.
         """
         path = local(path)
-        tensors = read(path)
-        refuse_other_kinds(path.name, tensors, "ControlNet")
-        tensors = inside(tensors)
-        config = config or config_of(path, tensors)
-        with torch.device("meta"):
-            network = cls(config)
+        files = weight_files(path) if path.is_dir() else [path]
+        stored = {key: tensor for file in files for key, tensor in read(file).items()}
+        refuse_other_kinds(path.name, stored, "ControlNet")
+        tensors = inside(stored, path.name)
+        is_difference = tensors.pop(DIFFERENCE, None) is not None
         layout = "diffusers" if "controlnet_mid_block.weight" in tensors else "original"
-        state = cover_part(tensors, network, rows(config), layout, path.name)
+        stated, settings = stated_settings(files[0], layout, config)
+        if stated and config:
+            refuse_other_heads(path.name, stated, config)
+        config = config or stated or published_config(path, tensors)
+        with torch.device("meta"):
+            network = cls(config, settings)
+        table = rows(config, settings)
+        state = cover_part(tensors, network, table, layout, path.name)
         fill(network, state, "cpu", torch.float32, path.name)
+        network.is_difference = is_difference
         return network.eval().requires_grad_(False)
 
     def save(self, path: str | Path, notes: dict[str, str] | None = None) -> None:
-        """Write it in half precision under the original's names, its config in the header."""
-        state = names.to_official(self.state_dict(), rows(self.config), "original")
-        header = {"controlnet": json.dumps(asdict(self.config)), **(notes or {})}
+        """Write it in half precision under the original's names, its settings in the header."""
+        table = rows(self.config, self.settings)
+        state = names.to_official(self.state_dict(), table, "original")
+        if self.is_difference:
+            state[DIFFERENCE] = torch.ones(1)
+        header = {**to_header(self.config, self.settings), **(notes or {})}
         with written_whole(Path(path)) as unfinished:
             write_tensors(unfinished, state, header, torch.float16)
 
@@ -124,10 +155,12 @@ def control(
     """Let the network lead the U-Net along the hint, until the handle is removed.
 
     hint: a picture, or 1 3 h w in [0, 1], of the size that will be drawn, for every sample the
-        same; or b 3 h w, one for each
-    Several at once add up. Raises ValueError for a network of another model, and later, when
-    something is drawn, for hints of another size or number.
+        same; or b 3 h w, one for each. A pixel may be -1 in all three channels: the ControlNet v1.1
+        for inpainting reads that as masked
+    Several at once add up. Raises ValueError for a network of another model and a scale that is no
+    finite number, and later, when something is drawn, for hints of another size or number.
     """
+    refuse_non_finite(scale, "scale")
     if sizes(network.config) != sizes(sd.config.unet):
         raise ValueError(
             f"this ControlNet is for a U-Net with {sizes(network.config)}, and {sd.config.name} "
@@ -136,14 +169,49 @@ def control(
     if scale == 0:
         return Handle([])
     shown = (from_pil(hint) + 1) / 2 if isinstance(hint, Image.Image) else hint
-    if shown.ndim != 4 or shown.shape[1] != 3 or shown.min() < 0 or shown.max() > 1:
+    refuse_bad_hint(shown)
+    halvings, factor = len(network.settings.widths) - 1, sd.config.vae.factor
+    if 2**halvings != factor:
         raise ValueError(
-            f"the hint has shape {tuple(shown.shape)}, its values go from {shown.min():g} to "
-            f"{shown.max():g}: give 1 3 h w in [0, 1]."
+            f"this ControlNet makes its hint {2**halvings} times smaller, and {sd.config.name} its "
+            f"pictures {factor} times: it is made for another model."
         )
-    network = copy.deepcopy(network).to(sd.device, sd.dtype)
-    hook = leading(network, shown.to(sd.device, sd.dtype), scale, sd.config.vae.factor)
+    network = copy.deepcopy(network)
+    if network.is_difference:
+        add_unet(network, sd)
+    hook = leading(network.to(sd.device, sd.dtype), shown.to(sd.device, sd.dtype), scale, factor)
     return Handle([sd.unet.register_forward_pre_hook(hook, with_kwargs=True)])
+
+
+def refuse_bad_hint(hint: Tensor) -> None:
+    """Raise ValueError unless it is b 3 h w, each pixel in [0, 1] or -1 in all three channels."""
+    good = hint.ndim == 4 and hint.shape[1] == 3 and hint.numel() > 0
+    if good:
+        masked = (hint == -1).all(dim=1, keepdim=True)
+        good = bool((masked | ((hint >= 0) & (hint <= 1))).all())
+    if not good:
+        values = f"{hint.min():g} to {hint.max():g}" if hint.numel() else "nothing to nothing"
+        raise ValueError(
+            f"the hint has shape {tuple(hint.shape)}, its values go from {values}: give 1 3 h w in "
+            "[0, 1], where -1 in all three channels marks what is masked."
+        )
+
+
+def add_unet(network: ControlNet, sd: StableDiffusion) -> None:
+    """Add the U-Net's weights to a network that was extracted as the difference from them.
+
+    Raises ValueError for a U-Net with other input channels: no difference from it is known.
+    """
+    own, theirs = network.state_dict(), sd.unet.state_dict()
+    if own["conv_in.weight"].shape != theirs["conv_in.weight"].shape:
+        raise ValueError(
+            f"this ControlNet holds what differs from a U-Net with {network.config.in_channels} "
+            f"input channels, and {sd.config.name} has {sd.config.unet.in_channels}: give the "
+            "whole ControlNet, or a model with as many channels."
+        )
+    shared = {name: own[name] + theirs[name].to(own[name]) for name in own if name in theirs}
+    network.load_state_dict(own | shared)
+    network.is_difference = False
 
 
 def leading(network: ControlNet, hint: Tensor, scale: float, factor: int) -> Callable:
@@ -158,11 +226,16 @@ def leading(network: ControlNet, hint: Tensor, scale: float, factor: int) -> Cal
                 f"the hint has shape {tuple(hint.shape)} and the picture is {width} x {height}: "
                 "give a hint of the picture's size."
             )
-        if len(x) % len(hint):
+        free = unconditional_rows(context) if network.settings.pools else 0
+        led = len(x) - free  # the last rows
+        if led == 0:
+            return (x, t, context, before), {}
+        if led % len(hint):
             raise ValueError(f"there are {len(hint)} hints: give 1, or one for each sample.")
-        beside = repeat(hint, "b c h w -> (times b) c h w", times=len(x) // len(hint))
-        latent = x[:, : network.config.in_channels]  # an inpainting U-Net sees more
-        corrections = [scale * one for one in network(latent, t, context, beside)]
+        beside = repeat(hint, "b c h w -> (times b) c h w", times=led // len(hint))
+        latent = x[free:, : network.config.in_channels]  # an inpainting U-Net sees more
+        corrections = network(latent, t[-led:], context[free:], beside)
+        corrections = [F.pad(scale * one, (0, 0, 0, 0, 0, 0, free, 0)) for one in corrections]
         if before is not None:
             corrections = [a + b for a, b in zip(before, corrections, strict=True)]
         return (x, t, context, corrections), {}
@@ -173,10 +246,21 @@ def leading(network: ControlNet, hint: Tensor, scale: float, factor: int) -> Cal
 # ---- files -----------------------------------------------------------------------------------
 
 
-def inside(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The ControlNet's own; original files may hold a whole model and its schedule around it."""
-    within = {key: tensor for key, tensor in tensors.items() if key.startswith(PREFIX)}
-    return {key.removeprefix(PREFIX): tensor for key, tensor in (within or tensors).items()}
+def inside(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The ControlNet's own; original files may hold a whole model and its schedule around it.
+
+    Raises ValueError for a tensor around it that is of no whole model.
+    """
+    if not any(key.startswith(PREFIX) for key in tensors):
+        return dict(tensors)
+    own = {}
+    for key, tensor in tensors.items():
+        if key.startswith(PREFIX) or key == DIFFERENCE:
+            own[key.removeprefix(PREFIX)] = tensor
+        elif not AROUND.fullmatch(key) and purpose(key, SD15) is None:
+            what = f"holds {key} next to its ControlNet, which is unknown here"
+            raise ValueError(f"{name} {what}: get another copy.")
+    return own
 
 
 def sizes(config: UNetConfig) -> str:
@@ -184,15 +268,8 @@ def sizes(config: UNetConfig) -> str:
     return f"channels {config.channels}, contexts {config.context_dim} wide"
 
 
-def config_of(path: Path, tensors: dict[str, Tensor]) -> UNetConfig:
-    """The sizes of the U-Net that the file is made for. ValueError: neither said nor known."""
-    stored = metadata(path).get("controlnet")
-    if stored:
-        try:
-            return UNetConfig(**tuples(json.loads(stored)))
-        except (ValueError, TypeError, AttributeError) as error:
-            what = "a damaged header, or one of another version of minisd"
-            raise ValueError(f"{path.name} has {what}: get another copy.") from error
+def published_config(path: Path, tensors: dict[str, Tensor]) -> UNetConfig:
+    """The sizes of the U-Net that an original file is made for. ValueError: they are not known."""
     widths = {t.shape[1] for key, t in tensors.items() if key.endswith("attn2.to_k.weight")}
     known = [PUBLISHED[width] for width in widths if width in PUBLISHED]
     if len(widths) != 1 or not known:
@@ -200,12 +277,12 @@ def config_of(path: Path, tensors: dict[str, Tensor]) -> UNetConfig:
     return known[0]
 
 
-def rows(config: UNetConfig) -> list[Row]:
+def rows(config: UNetConfig, settings: HintSettings = PLAIN) -> list[Row]:
     """The table of a ControlNet: the U-Net's way down, the hint's convolutions, the zero ones."""
     shared = [
         row for row in names.unet(config) if not row.ours.startswith(("up.", "norm_", "conv_o"))
     ]
-    embedding, last = "controlnet_cond_embedding", len(HINT_CHANNELS)
+    embedding, last = "controlnet_cond_embedding", 2 * len(settings.widths) - 1
     theirs = ["conv_in", *(f"blocks.{i}" for i in range(last - 1)), "conv_out"]
     ours = [*(f"convs.{i}" for i in range(last)), "conv_out"]
     hint = [

@@ -1,6 +1,7 @@
 """What every adapter returns: the way to take it off again."""
 
 from collections.abc import Iterable
+from math import isfinite
 
 from torch.utils.hooks import RemovableHandle
 
@@ -26,3 +27,9 @@ class Handle:
 
     def __exit__(self, *error: object) -> None:
         self.remove()
+
+
+def refuse_non_finite(value: float, name: str) -> None:
+    """Raise ValueError for a strength that is no finite number. name: of the argument"""
+    if not isfinite(value):
+        raise ValueError(f"{name} is {value}: give a finite number, such as 1.")

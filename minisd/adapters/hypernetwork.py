@@ -13,9 +13,10 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minisd.adapters.handle import Handle
+from minisd.adapters.handle import Handle, refuse_non_finite
 from minisd.attention import Attention
 from minisd.checkpoints.kinds import refuse_other_kinds
+from minisd.checkpoints.known_settings import KnownSettings, because
 from minisd.checkpoints.official import local
 from minisd.checkpoints.read import is_safetensors, named_tensors, read, unpickle
 from minisd.pipeline import StableDiffusion
@@ -27,6 +28,24 @@ ACTIVATIONS = {name: name for name in ALIKE.split()}
 ACTIVATIONS |= {"leakyrelu": "leaky_relu", "swish": "hardswish"}
 LAYER = re.compile(r"\d+\.[01]\.(linear\.\d+|linear[12])\.(weight|bias)")
 OLD_NAMES = {"linear1": "linear.0", "linear2": "linear.1"}
+# What the web UI writes next to the networks (Hypernetwork.save). Files from before some of it
+# existed say nothing of it: then the tensors tell.
+SETTINGS = KnownSettings(
+    "list of settings",
+    obeyed={
+        **{"layer_structure": None, "activation_func": None},
+        **{"is_layer_norm": None, "activate_output": True},
+    },
+    ignored={
+        **because(
+            "it acts in training only",
+            "use_dropout dropout_structure last_layer_dropout weight_initialization step "
+            "optimizer_name optimizer_state_dict",
+        ),
+        **because("a note", "name sd_checkpoint sd_checkpoint_name optional_info hash"),
+        **because("a note of minisd's training", "notes command"),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -62,8 +81,10 @@ def hypernetwork(sd: StableDiffusion, path: str | Path, strength: float = 1.0) -
     as in the web UI, so long as its text is among those that it has.
 
     Raises ValueError, and leaves the model as it is, for a file that is no hypernetwork, has an
-    activation unknown here, or is made for other widths than the model's.
+    activation or a setting unknown here, or is made for other widths than the model's, and for a
+    strength that is no finite number.
     """
+    refuse_non_finite(strength, "strength")
     networks = read_hypernetwork(path)
     widths = {layer.to_k.in_features for layer in attentions(sd.unet).values()}
     if not networks.keys() <= widths and sd.config.unet.context_dim not in networks:
@@ -105,35 +126,67 @@ def rewriting(net: Rewriter, strength: float) -> Callable:
 def read_hypernetwork(path: str | Path) -> dict[int, tuple[Rewriter, Rewriter]]:
     """Width -> the network for keys and the one for values. ValueError as hypernetwork()."""
     path = local(path)
-    content = read(path) if is_safetensors(path) else unpickle(path)
-    content = content if isinstance(content, dict) else {}
-    refuse_other_kinds(path.name, dict(named_tensors(content)), "hypernetwork")
-    tensors = {k: t for k, t in named_tensors(content) if LAYER.fullmatch(k)}
-    if tensors and is_safetensors(path):
-        raise ValueError(f"{path.name} does not say its activation: give the hypernetwork's .pt.")
+    tensors, about = layers_and_settings(path)
+    said = settings_of(about, path.name)
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise ValueError(f"{path.name} holds NaN or infinity: get another copy.")
-    activation = str(content.get("activation_func") or "linear").lower()
-    if activation not in {"linear", *ACTIVATIONS}:
-        raise ValueError(
-            f"{path.name} has the activation {activation!r}, which is unknown here: known are "
-            f"{', '.join(ACTIVATIONS)}."
-        )
-    activates_output = bool(content.get("activate_output", True))
-    structure = content.get("layer_structure")  # a size for the input, then one for each matrix
-    matrices = len(structure) - 1 if isinstance(structure, list | tuple) else None
     networks = {}
     for width in {int(key.partition(".")[0]) for key in tensors}:
         pair = [layers_of(tensors, f"{width}.{which}.") for which in (0, 1)]
-        if not all(fits(layers, width, matrices) for layers in pair):
+        if not all(fits(layers, width, said) for layers in pair):
             break
-        networks[width] = tuple(Rewriter(each, activation, activates_output) for each in pair)
+        activation, to_output = said["activation_func"], said["activate_output"]
+        networks[width] = tuple(Rewriter(each, activation, to_output) for each in pair)
     else:
         if networks:
             return networks
     raise ValueError(
         f"{path.name} is no whole hypernetwork, width by width two networks: get another copy."
     )
+
+
+def layers_and_settings(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """The layers' tensors by name, and what else the file says by name.
+
+    Raises ValueError for another kind of file and for tensors that are of no layer.
+    """
+    content = read(path) if is_safetensors(path) else unpickle(path)
+    content = content if isinstance(content, dict) else {}
+    refuse_other_kinds(path.name, dict(named_tensors(content)), "hypernetwork")
+    if is_safetensors(path):
+        if any(LAYER.fullmatch(key) for key in content):
+            what = "does not say its activation: give the hypernetwork's .pt"
+            raise ValueError(f"{path.name} {what}.")
+        content = {}
+    content = {str(key): value for key, value in content.items()}
+    about = {key: value for key, value in content.items() if not key.isdigit()}
+    layers = {key: each for key, each in content.items() if key not in SETTINGS.ignored}
+    tensors = dict(named_tensors(layers))
+    strange = [key for key in tensors if not LAYER.fullmatch(key)]
+    if strange:
+        what = f"holds {strange[0]}, which is no layer of a hypernetwork known here"
+        raise ValueError(f"{path.name} {what}: get another copy.")
+    return tensors, about
+
+
+def settings_of(stored: Mapping[str, object], name: str) -> dict[str, object]:
+    """What a file says of its networks. Raises ValueError for what is unknown or makes no sense."""
+    try:
+        said = SETTINGS.read(stored)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}.") from error
+    said["activation_func"] = str(said["activation_func"] or "linear").lower()
+    if said["activation_func"] not in {"linear", *ACTIVATIONS}:
+        raise ValueError(
+            f"{name} has the activation {said['activation_func']!r}, which is unknown here: known "
+            f"are {', '.join(ACTIVATIONS)}."
+        )
+    sizes = said["layer_structure"]
+    numbers = isinstance(sizes, list | tuple) and all(type(n) in (int, float) for n in sizes)
+    flags = [said["is_layer_norm"] or False, said["activate_output"]]
+    if not (sizes is None or numbers) or not all(isinstance(flag, bool) for flag in flags):
+        raise ValueError(f"{name} has a setting of a wrong kind: get another copy.")
+    return said
 
 
 def layers_of(tensors: dict[str, Tensor], prefix: str) -> list[tuple[Tensor | None, Tensor | None]]:
@@ -154,12 +207,9 @@ def layers_of(tensors: dict[str, Tensor], prefix: str) -> list[tuple[Tensor | No
 
 
 def fits(
-    layers: list[tuple[Tensor | None, Tensor | None]], width: int, matrices: int | None
+    layers: list[tuple[Tensor | None, Tensor | None]], width: int, said: Mapping[str, object]
 ) -> bool:
-    """Whether whole layers lead from the width back to the width.
-
-    matrices: how many there must be; None where the file does not say, but at least 1
-    """
+    """Whether whole layers lead from the width back to the width, as the settings say."""
     if any(part is None for layer in layers for part in layer):
         return False
     reached = width
@@ -167,5 +217,8 @@ def fits(
         if weight.shape[-1] != reached or bias.shape != weight.shape[:1]:
             return False
         reached = weight.shape[0]
-    found = sum(weight.ndim == 2 for weight, _ in layers)
-    return reached == width and found > 0 and found == (matrices or found)
+    sizes = [width] + [weight.shape[0] for weight, _ in layers if weight.ndim == 2]
+    structure, norms = said["layer_structure"], any(weight.ndim == 1 for weight, _ in layers)
+    as_said = structure is None or sizes == [int(width * multiple) for multiple in structure]
+    as_said = as_said and said["is_layer_norm"] in (None, norms)
+    return as_said and reached == width and len(sizes) > 1

@@ -3,12 +3,15 @@
 W + scale * (alpha / rank) * up @ down (Hu et al. 2022, eq. 3). It is kept beside the layer and
 added to the layer's output, so W is never touched. Files name the layers in three ways: as kohya's
 trainer, as PEFT and diffusers do now, as diffusers did at first.
+
+kohya's files keep alpha as a tensor, where 0 means the rank. PEFT's settings keep it as a number,
+where 0 means 0. Where nothing states it, it is the rank.
 """
 
-import json
+import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,16 +19,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minisd.adapters.handle import Handle
+from minisd.adapters.handle import Handle, refuse_non_finite
+from minisd.adapters.peft_settings import OWNERS, alpha_of, stated_settings
 from minisd.checkpoints.kinds import refuse_other_kinds
 from minisd.checkpoints.load import is_finite
 from minisd.checkpoints.names import model_rows, usual_name
 from minisd.checkpoints.official import local
-from minisd.checkpoints.read import metadata, read
+from minisd.checkpoints.read import read
 from minisd.config import ModelConfig
 from minisd.pipeline import StableDiffusion
 
-UNKNOWN_SETTINGS = (".alpha_pattern", ".use_rslora", ".use_dora")  # of PEFT
 PARTS = {"unet": "unet", "te": "text_encoder", "text_encoder": "text_encoder"}
 KOHYA = re.compile(r"lora_(?P<part>unet|te)_(?P<layer>.+?)\.(?P<leaf>lora_down|lora_up|alpha)")
 DIFFUSERS = re.compile(
@@ -34,6 +37,7 @@ DIFFUSERS = re.compile(
 )
 READS_CONTEXT = re.compile(r"attn2.*to_[kv][._].*(lora_A|down)\b")
 PEFT = "base_model.model."
+TEXT_LAYERS = ("text_model.", "encoder.layers.")  # newer transformers leave out the first
 LEAF = {"lora_A": "down", "lora_B": "up", "alpha": "alpha"}
 
 
@@ -58,9 +62,12 @@ class Change:
 def lora(sd: StableDiffusion, path: str | Path, scale: float = 1.0) -> Handle:
     """Add the changes of a LoRA file to the model, `scale` times, until the handle is removed.
 
+    path: the file, or the folder into which PEFT or diffusers wrote it
+
     Raises ValueError, and leaves the model as it is, for a file that is no LoRA, is of a kind
-    unknown here, or is made for another model.
+    unknown here, or is made for another model, and for a scale that is no finite number.
     """
+    refuse_non_finite(scale, "scale")
     changes = read_lora(path, sd.config)
     networks = {"unet": sd.unet, "text_encoder": sd.text_encoder}
     fitted = {}
@@ -91,28 +98,63 @@ def adding(change: Change, scale: float) -> Callable:
 
 def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], Change]:
     """(part, our name of a layer) -> its change. ValueError as lora()."""
-    path = local(path)
-    found: defaultdict[tuple[str, str], dict[str, Tensor]] = defaultdict(dict)
-    names, strange, tensors = layer_names(config), [], read(path)
+    path = file_of(local(path))
+    tensors = read(path)
     refuse_other_kinds(path.name, tensors, "LoRA")
-    for key, tensor in tensors.items():
+    stated = stated_settings(path, tensors)
+    found = by_layer(tensors, config, path.name)
+    rows = model_rows(config)
+    official = {(part, row.ours): row.diffusers for part in rows for row in rows[part]}
+    changes = {}
+    for (part, name), held in found.items():
+        settings = [values for where, values in stated if where in ("", part)]
+        what = f"{path.name}: {part}.{name}"
+        changes[part, name] = change_of(held, settings, official[part, name], what)
+    return changes
+
+
+def file_of(path: Path) -> Path:
+    """The path itself, or the file that PEFT or diffusers wrote into the folder there."""
+    if not path.is_dir():
+        return path
+    files = [path / f"{stem}{ending}" for stem in OWNERS for ending in (".safetensors", ".bin")]
+    files = [file for file in files if file.exists()]
+    if len({file.stem for file in files}) != 1:
+        wanted = " or ".join(OWNERS)
+        raise ValueError(f"{path} must hold one file named {wanted}: give the file's own path.")
+    return files[0]
+
+
+def by_layer(
+    tensors: dict[str, Tensor], config: ModelConfig, file: str
+) -> dict[tuple[str, str], dict[str, Tensor]]:
+    """(part, our name of a layer) -> its tensors: down, up, and alpha where there is one.
+
+    ValueError: they do not cover whole layers of the model, each once.
+    """
+    found: defaultdict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    names, strange = layer_names(config), []
+    for key in tensors:
         part, layer, leaf = taken_apart(key)
-        if (part, layer) in names and leaf:
-            found[part, names[part, layer]][leaf] = tensor
-        else:
+        if (part, layer) not in names or not leaf:
             strange.append(key)
+            continue
+        held = found[part, names[part, layer]]
+        if leaf in held:
+            raise ValueError(
+                f"{file} changes a layer twice, as {held[leaf]} and as {key}: keep one of the two."
+            )
+        held[leaf] = key
     halves = [name for (_, name), held in found.items() if not {"down", "up"} <= held.keys()]
     if strange or halves or not found:
         what = "names that fit no layer" if strange else "layers without both matrices"
         some = ", ".join((strange or halves or ["none at all"])[:3])
         raise ValueError(
-            f"{path.name} is no whole LoRA of {config.name}: it holds {what} ({some}). It is "
+            f"{file} is no whole LoRA of {config.name}: it holds {what} ({some}). It is "
             f"damaged, or made for another kind of model{contexts_told(tensors, config)}."
         )
-    stated = stated_alphas(metadata(path), path.name)
     return {
-        (part, name): change_of(held, stated.get(part), f"{path.name}: {part}.{name}")
-        for (part, name), held in found.items()
+        layer: {leaf: tensors[key] for leaf, key in held.items()} for layer, held in found.items()
     }
 
 
@@ -124,16 +166,39 @@ def contexts_told(tensors: dict[str, Tensor], config: ModelConfig) -> str:
     return wide if other else ""
 
 
-def change_of(held: dict[str, Tensor], stated: float | None, name: str) -> Change:
-    """What a file holds of one layer. stated: its alpha, where the header has it
+def change_of(
+    held: dict[str, Tensor], settings: Sequence[Mapping[str, object]], layer: str, name: str
+) -> Change:
+    """What a file holds of one layer.
 
-    ValueError: these are no two matrices of finite numbers.
+    settings: of PEFT's, one for each place that states them    layer: its name in diffusers
+    ValueError: these are no two matrices of finite numbers, or two alphas are stated.
     """
     down, up = held["down"], held["up"]
-    if not all(matrix.ndim in (2, 4) and is_finite(matrix) for matrix in (down, up)):
+    good = all(m.ndim in (2, 4) and m.is_floating_point() and is_finite(m) for m in (down, up))
+    if not good:
         raise ValueError(f"{name} is no pair of matrices of finite numbers: get another copy.")
     rank = len(down)
-    return Change(down, up, float(held.get("alpha", stated or rank)))
+    if rank == 0:
+        raise ValueError(f"{name} has rank 0, so its matrices are empty: get another copy.")
+    try:
+        alphas = [alpha_of(values, layer, rank) for values in settings]
+    except ValueError as error:
+        raise ValueError(f"{name} {error}.") from error
+    if "alpha" in held:
+        alphas.append(alpha_in(held["alpha"], rank, name))
+    alphas = alphas or [rank]
+    if not all(math.isclose(alpha, alphas[0], rel_tol=1e-3) for alpha in alphas):
+        some = " and ".join(f"{alpha:g}" for alpha in alphas)
+        raise ValueError(f"{name} has two alphas, {some}: keep the right one.")
+    return Change(down, up, float(alphas[0]))
+
+
+def alpha_in(stored: Tensor, rank: int, name: str) -> float:
+    """An alpha that is stored as a tensor; 0 means the rank (kohya's networks/lora.py)."""
+    if stored.numel() != 1 or not math.isfinite(stored.item()):
+        raise ValueError(f"{name} has an alpha that is no finite number: get another copy.")
+    return stored.item() or rank
 
 
 def taken_apart(key: str) -> tuple[str, str, str]:
@@ -151,7 +216,7 @@ def taken_apart(key: str) -> tuple[str, str, str]:
     part, layer = PARTS[match["part"] or "unet"], match["layer"]
     if layer.startswith(PEFT):  # as PEFT itself saves a part, which it does not name
         layer = layer.removeprefix(PEFT)
-        part = "text_encoder" if layer.startswith("text_model.") else part
+        part = "text_encoder" if layer.startswith(TEXT_LAYERS) else part
     if ".processor." in layer:  # diffusers' first spelling
         layer = re.sub(r"\.to_out$", ".to_out.0", layer.replace(".processor.", "."))
     if part == "text_encoder" and "." in layer:
@@ -172,23 +237,6 @@ def layer_names(config: ModelConfig) -> dict[tuple[str, str], str]:
         for part, layout in spellings
         for row in rows[part]
     }
-
-
-def stated_alphas(header: dict[str, str], name: str) -> dict[str, float]:
-    """PEFT's alpha by part, where the header tells it: {"unet": 8.0}.
-
-    ValueError: it tells of more than that. name: what to call the file there
-    """
-    try:
-        settings = json.loads(header.get("lora_adapter_metadata", "{}"))
-    except ValueError:
-        settings = {}
-    settings = settings if isinstance(settings, dict) else {}
-    odd = [key for key, value in settings.items() if key.endswith(UNKNOWN_SETTINGS) and value]
-    if odd:
-        raise ValueError(f"{name} sets {odd[0]}, which is unknown here: give a plain LoRA.")
-    alphas = {part: settings.get(f"{part}.lora_alpha") for part in ("unet", "text_encoder")}
-    return {part: float(a) for part, a in alphas.items() if isinstance(a, (int, float))}
 
 
 def fit(change: Change, layer: nn.Module, name: str) -> Change:

@@ -60,3 +60,12 @@ def same(a: object, b: object) -> bool:
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
     return a == b
+
+
+def because(meaning: object, names: str) -> dict[str, object]:
+    """One meaning for several names, written as one text: why they are ignored, or what is fixed.
+
+    >>> because("training only", "dropout seed")
+    {'dropout': 'training only', 'seed': 'training only'}
+    """
+    return dict.fromkeys(names.split(), meaning)

@@ -1,0 +1,191 @@
+"""PEFT's settings of a LoRA: how strong the change of each layer is, and which layers it means.
+
+PEFT writes them into adapter_config.json next to the weights. diffusers writes the same settings
+into the file's header (lora_adapter_metadata), each with the name of its part in front.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from minisd.checkpoints.known_settings import KnownSettings, because
+from minisd.checkpoints.read import metadata, read_json
+
+FILE = "adapter_config.json"
+OWNERS = ("adapter_model", "pytorch_lora_weights")  # the names of the files that it describes
+NO, NONE, NO_LIST = ((False, None), False), ((None,), None), ((None, []), None)
+KEPT = (True, False, "gaussian", "eva", "orthogonal", "mica")  # these leave the base weights alone
+
+# Every field of PEFT's LoraConfig (peft/tuners/lora/config.py).
+LORA_CONFIG = KnownSettings(
+    FILE,
+    obeyed={
+        **{"r": 8, "lora_alpha": 8, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}},
+        **{"target_modules": None, "exclude_modules": None},
+    },
+    fixed={
+        **{"peft_type": (("LORA",), "LORA"), "bias": (("none",), "none")},
+        **{"lora_bias": NO, "use_dora": NO, "use_qalora": NO, "init_lora_weights": (KEPT, True)},
+        **{"modules_to_save": NO_LIST, "target_parameters": NO_LIST, "layer_replication": NO_LIST},
+        **{"trainable_token_indices": NO_LIST, "alora_invocation_tokens": NO_LIST},
+        **{"megatron_config": NONE, "monteclora_config": NONE, "arrow_config": NONE},
+        **{"kasa_config": NONE, "use_bdlora": NONE},
+    },
+    ignored={
+        **because("the tensors show which layers change", "layers_to_transform layers_pattern"),
+        **because(
+            "it acts before training; init_lora_weights tells if it changed the base weights",
+            "loftq_config eva_config corda_config lora_ga_config",
+        ),
+        **because("it acts in training only", "lora_dropout velora_config inference_mode"),
+        **because("PEFT itself resets it for layers of these networks", "fan_in_fan_out"),
+        **because(
+            "it counts only with a setting that is refused", "megatron_core qalora_group_size"
+        ),
+        **because("no layer of these networks is tied to another", "ensure_weight_tying"),
+        **because("how PEFT computes, not what", "runtime_config merge_weights"),
+        **because("for fused layers, which these networks lack", "enable_lora"),
+        **because(
+            "a note on the base model and on PEFT",
+            "task_type auto_mapping base_model_name_or_path revision peft_version",
+        ),
+    },
+)
+
+
+def stated_settings(path: Path, keys: Iterable[str]) -> list[tuple[str, dict[str, object]]]:
+    """(part, the obeyed settings) for each place that states them; part "" means every part.
+
+    adapter_config.json describes the file next to it that has one of PEFT's or diffusers' own
+    names. A file of kohya's naming states its alphas itself. Any other file next to it may be
+    described or not, so it is refused, unless its header has the settings.
+
+    keys: the names of the file's tensors
+    Raises ValueError for an unknown setting, or one that cannot be obeyed.
+    """
+    in_header = header_settings(path)
+    stated = [(part, read_settings(fields, path.name)) for part, fields in in_header.items()]
+    config = path.parent / FILE
+    if path.stem.startswith(OWNERS) and config.exists():
+        return [*stated, ("", read_settings(read_json(config), path.name))]
+    if config.exists() and not stated and any("lora_A" in key for key in keys):
+        raise ValueError(
+            f"{path.name} lies next to an {FILE} that may be another LoRA's: call the file "
+            f"{OWNERS[0]}{path.suffix} if it is described there, or else move it to another folder."
+        )
+    return stated
+
+
+def header_settings(path: Path) -> dict[str, dict[str, object]]:
+    """Part -> its settings as the header has them; the part is "" where a setting names none."""
+    text = metadata(path).get("lora_adapter_metadata", "{}")
+    try:
+        stored = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path.name} has a damaged header: get another copy.") from error
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path.name} has a damaged header: get another copy.")
+    parts: dict[str, dict[str, object]] = {}
+    for key, value in stored.items():
+        part, _, name = key.rpartition(".")
+        if part not in ("", "unet", "text_encoder"):
+            what = f"settings of a part named {part}"
+            raise ValueError(f"{path.name} has {what}: it is made for another kind of model.")
+        parts.setdefault(part, {})[name] = value
+    return parts
+
+
+def read_settings(stored: Mapping[str, object], name: str) -> dict[str, object]:
+    """The obeyed settings. Raises ValueError for what is unknown or makes no sense."""
+    try:
+        values = LORA_CONFIG.read(stored)
+        for key, makes_sense in SENSE.items():
+            if not makes_sense(values[key]):
+                what = f"has {key} = {values[key]!r} in its {FILE}, which makes no sense"
+                raise ValueError(f"{what}: get another copy")
+    except ValueError as error:
+        raise ValueError(f"{name} {error}.") from error
+    return values
+
+
+def is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def is_rank(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def is_pattern(value: object) -> bool:
+    """Whether it is a regular expression."""
+    try:
+        return isinstance(value, str) and bool(re.compile(value))
+    except re.error:
+        return False
+
+
+def maps_patterns(value: object, makes_sense: Callable[[object], bool]) -> bool:
+    if value is None:
+        return True
+    pairs = value.items() if isinstance(value, dict) else [(None, None)]
+    return all(is_pattern(pattern) and makes_sense(one) for pattern, one in pairs)
+
+
+def is_choice(value: object) -> bool:
+    """Whether it chooses layers: by a regular expression or a list of names; None chooses none."""
+    names = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return value is None or names or is_pattern(value)
+
+
+SENSE = {
+    "r": is_rank,
+    "lora_alpha": is_number,
+    "use_rslora": lambda value: isinstance(value, bool),
+    "rank_pattern": lambda value: maps_patterns(value, is_rank),
+    "alpha_pattern": lambda value: maps_patterns(value, is_number),
+    "target_modules": is_choice,
+    "exclude_modules": is_choice,
+}
+
+
+def alpha_of(values: Mapping[str, object], layer: str, rank: int) -> float:
+    """The alpha of one layer, such that the change is alpha / rank * up @ down.
+
+    layer: its name in diffusers    rank: of its matrices
+    Raises ValueError where the settings speak of another rank, or leave the layer out.
+    """
+    stated = of_pattern(values["rank_pattern"], layer, values["r"])
+    if stated != rank:
+        raise ValueError(f"has rank {rank}, and the settings say {stated}: get another copy")
+    chosen = values["target_modules"] in (None, "all-linear")
+    chosen = chosen or is_among(values["target_modules"], layer)
+    if not chosen or is_among(values["exclude_modules"] or [], layer):
+        raise ValueError("is left out by target_modules or exclude_modules: get another copy")
+    alpha = of_pattern(values["alpha_pattern"], layer, values["lora_alpha"])
+    return alpha * math.sqrt(rank) if values["use_rslora"] else alpha
+
+
+def of_pattern(patterns: Mapping[str, object] | None, layer: str, default: object) -> object:
+    """The value of the first pattern that a layer's name ends with (peft get_pattern_key).
+
+    >>> of_pattern({"attn2.to_.": 4, "to_q": 8}, "mid_block.attn2.to_q", 1)
+    4
+    """
+    for pattern, value in (patterns or {}).items():
+        if any(re.match(rf"(.*\.)?({pattern})$", name) for name in spellings(layer)):
+            return value
+    return default
+
+
+def is_among(choice: str | list[str], layer: str) -> bool:
+    """Whether PEFT would choose the layer: by a regular expression, or by the ends of names."""
+    if isinstance(choice, str):
+        return any(re.fullmatch(choice, name) for name in spellings(layer))
+    return any(f".{name}".endswith(f".{end}") for name in spellings(layer) for end in choice)
+
+
+def spellings(layer: str) -> set[str]:
+    """Newer versions of transformers leave out "text_model."."""
+    return {layer, layer.removeprefix("text_model.")}
