@@ -207,6 +207,14 @@ def euler(
         yield Step(index, level.t, level.sigma, prediction, x * to.signal_rate)
 
 
+def diffusers_euler(
+    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
+) -> Iterator[Step]:
+    """Euler, which diffusers leaves on the sigma scale, also where its walk ends at some noise."""
+    for step, to in zip(euler(denoise, x, levels), levels[1:]):
+        yield step if to.diffusers else step._replace(x=step.x / to.signal_rate)
+
+
 def euler_ancestral(
     denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators
 ) -> Iterator[Step]:
@@ -320,7 +328,8 @@ SIGMA_SAMPLERS = {
     "dpmpp_2m": dpmpp_2m,
 }
 SAMPLERS = TIME_SAMPLERS | SIGMA_SAMPLERS
-FOLDER_SAMPLERS = {"ddim": diffusers_ddim, "plms": diffusers_pndm}  # where its form is another
+# where the form that diffusers gives a sampler is another
+FOLDER_SAMPLERS = {"ddim": diffusers_ddim, "plms": diffusers_pndm, "euler": diffusers_euler}
 
 
 SPACINGS = {
@@ -389,12 +398,15 @@ def folder_levels(name: str, schedule: Schedule, steps: int, end: Level) -> list
     spacing = by_class if config.spacing == "default" else config.spacing
     fractions = name in SIGMA_SAMPLERS and not two_m
     ts = schedule.folder_ts(spacing, steps, int(two_m), fractions)
-    sigmas = np.interp(ts, range(config.timesteps), schedule.finite_sigmas).tolist()
-    levels = [Level(*both) for both in zip(ts, sigmas)] if fractions else schedule.levels(ts)
+    table = schedule.diffusers_sigmas()
+    sigmas = np.interp(ts, range(len(table)), table).tolist()
+    own = name in SIGMA_SAMPLERS
+    levels = [Level(*both) for both in zip(ts, sigmas)] if own else schedule.levels(ts)
     if config.karras and two_m:
         # diffusers cuts the fraction off in place of rounding where the betas follow a cosine
         whole = int if config.beta_schedule == "squaredcos_cap_v2" else round
-        levels = [level._replace(t=whole(level.t)) for level in schedule.karras(steps)]
+        levels = schedule.karras(steps, table[0], table[-1])
+        levels = [level._replace(t=whole(level.t)) for level in levels]
     elif config.karras and name in ("lms", "euler", "heun"):
         levels = schedule.karras(steps, sigmas[-1], sigmas[0])
     return with_diffusers_ways(schedule, levels, end, two_m or spacing == "leading")

@@ -144,6 +144,14 @@ class Schedule:
         ts = np.interp(np.log(sigmas), np.log(self.finite_sigmas), np.arange(len(self.sigmas)))
         return [Level(t, sigma) for t, sigma in zip(ts.tolist(), sigmas, strict=True)]
 
+    def diffusers_sigmas(self) -> np.ndarray:
+        """The table as diffusers rounds it: 1 - beta in float32, which moves sigma(0) by 3e-5."""
+        before = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
+        betas = (1 - self.alpha_bar / before).float()
+        alpha_bar = torch.cumprod(1 - betas, dim=0)
+        sigmas = ((1 - alpha_bar) / alpha_bar).sqrt().double()
+        return sigmas.nan_to_num(posinf=LARGEST_SIGMA).numpy()
+
     def add_noise(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
         """The forward process: x0 as it looks at t, in one go (Ho et al. 2020, eq. 4).
 
