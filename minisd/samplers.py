@@ -350,12 +350,13 @@ def sampler_levels(
 ) -> list[Level]:
     """The steps + 1 levels that the sampler `name` walks down.
 
-    spacing: of the levels where the network runs. None is the references' choice: "leading" (+ 1)
-    for DDPM, DDIM and PLMS ("trailing" where the last SNR is zero), "uniform" for the sigma
-    samplers, where "karras" is also customary.
-    final: where the walk ends, at "zero" noise or at "sigma_min", the level of t = 0. None is the
-    references' choice: sigma_min for DDIM and PLMS (set_alpha_to_one=False), else zero. A spacing
-    that reaches t = 0 by itself has nowhere left to go in its last step to sigma_min.
+    spacing: of the levels where the network runs. None is what the model's folder says, or the
+    references' choice: "leading" (+ 1) for DDPM, DDIM and PLMS ("trailing" where the last SNR is
+    zero), "uniform" for the sigma samplers, where "karras" is also customary.
+    final: where the walk ends, at "zero" noise or at "sigma_min", the level of t = 0. None is what
+    the folder says, or the references' choice: sigma_min for DDIM and PLMS
+    (set_alpha_to_one=False), else zero. A spacing that reaches t = 0 by itself has nowhere left to
+    go in its last step to sigma_min.
 
     Raises ValueError on an unknown name, with the known ones, and on steps outside 1 … 1000.
     """
@@ -393,15 +394,13 @@ def folder_levels(name: str, schedule: Schedule, steps: int, end: Level) -> list
     Between two t, sigma is interpolated (the original: its logarithm). Karras' levels lie between
     the first and the last of the spacing; DPM++ takes the whole table, and rounds their t.
     """
-    config, two_m = schedule.config, name == "dpmpp_2m"
-    by_class = "linspace" if name in SIGMA_SAMPLERS else "leading"
+    config, on_sigmas, two_m = schedule.config, name in SIGMA_SAMPLERS, name == "dpmpp_2m"
+    by_class = "linspace" if on_sigmas else "leading"
     spacing = by_class if config.spacing == "default" else config.spacing
-    fractions = name in SIGMA_SAMPLERS and not two_m
-    ts = schedule.folder_ts(spacing, steps, int(two_m), fractions)
+    ts = schedule.folder_ts(spacing, steps, int(two_m), fractions=on_sigmas and not two_m)
     table = schedule.diffusers_sigmas()
     sigmas = np.interp(ts, range(len(table)), table).tolist()
-    own = name in SIGMA_SAMPLERS
-    levels = [Level(*both) for both in zip(ts, sigmas)] if own else schedule.levels(ts)
+    levels = [Level(*both) for both in zip(ts, sigmas)] if on_sigmas else schedule.levels(ts)
     if config.karras and two_m:
         # diffusers cuts the fraction off in place of rounding where the betas follow a cosine
         whole = int if config.beta_schedule == "squaredcos_cap_v2" else round

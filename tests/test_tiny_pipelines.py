@@ -1,7 +1,8 @@
 """The tiny pipelines that diffusers tests itself with, saved by diffusers and drawn by both.
 
-Their settings are those of StableDiffusionPipelineFastTests.get_dummy_components, the text
-transformer's those of hf-internal-testing/tiny-random-clip. Every tensor is random.
+Their settings are those of StableDiffusionPipelineFastTests.get_dummy_components: the first ones
+(U-Net and VAE 32/64, text with hidden size 32, MLP 37, 5 layers, 4 heads), which are those of
+hf-internal-testing/tiny-random-clip, and today's, which are smaller. Every tensor is random.
 """
 
 import inspect
@@ -87,8 +88,46 @@ def vocabulary(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder)
 
 
-def saved(folder: Path, pipeline: type, channels: int = 4, v2: bool = False) -> Path:
-    parts = networks(channels, v2)
+def smallest(channels: int, v2: bool) -> dict[str, torch.nn.Module]:
+    """As StableDiffusionPipelineFastTests has them since 2023: one channel for each head."""
+    unet = UNet2DConditionModel(
+        block_out_channels=(4, 8),
+        layers_per_block=1,
+        sample_size=32,
+        in_channels=channels,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=8,
+        norm_num_groups=2,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=[4, 8],
+        in_channels=3,
+        out_channels=3,
+        down_block_types=["DownEncoderBlock2D", "DownEncoderBlock2D"],
+        up_block_types=["UpDecoderBlock2D", "UpDecoderBlock2D"],
+        latent_channels=4,
+        norm_num_groups=2,
+    )
+    text = CLIPTextConfig(
+        bos_token_id=0,
+        eos_token_id=2,
+        hidden_size=8,
+        intermediate_size=16,
+        layer_norm_eps=1e-05,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        pad_token_id=1,
+        vocab_size=1000,
+    )
+    return {"unet": unet, "vae": vae, "text_encoder": CLIPTextModel(text)}
+
+
+def saved(
+    folder: Path, pipeline: type, channels: int = 4, v2: bool = False, made_by=networks
+) -> Path:
+    parts = made_by(channels, v2)
     for seed, network in enumerate(parts.values()):
         randomise(network.eval(), gain=1.0, seed=seed)
     scheduler = DDIMScheduler(**SD, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
@@ -139,6 +178,7 @@ def with_defaults(name: str, pipeline: type, **kind):
 
 tiny = with_defaults("tiny", StableDiffusionPipeline)
 tiny_v2 = with_defaults("tiny_v2", StableDiffusionPipeline, v2=True)
+smallest_both = with_defaults("smallest_both", StableDiffusionPipeline, made_by=smallest)
 img2img_both = with_defaults("img2img_both", StableDiffusionImg2ImgPipeline)
 inpaint_both = with_defaults("inpaint_both", StableDiffusionInpaintPipeline, channels=9)
 depth_both = with_defaults("depth_both", StableDiffusionDepth2ImgPipeline, channels=5)
@@ -181,6 +221,12 @@ def test_the_tiny_pipeline_draws_what_diffusers_draws(tiny, name):
     tiny.tell(name)
     assert minisd.load(tiny.folder).config.sampler == name
     assert apart(tiny, (1, 2, 3, 5, 10)) == {}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_smallest_pipeline_draws_what_diffusers_draws(smallest_both, name):
+    smallest_both.tell(name)
+    assert apart(smallest_both, (2,)) == {}
 
 
 @pytest.mark.parametrize("name", WITH_KARRAS)

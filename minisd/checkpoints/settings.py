@@ -73,9 +73,10 @@ def checked(config: ModelConfig) -> ModelConfig:
     if len(unet.attention) != len(unet.channels):
         levels = f"{len(unet.channels)} U-Net levels, but says of {len(unet.attention)}"
         raise ValueError(f"has {levels} whether they attend to the text: get another copy")
-    heads = {unet.head_width or unet.heads}
     divided = [(text.width, text.heads)]
-    divided += [(width, number) for width in unet.channels for number in {*heads, unet.norm_groups}]
+    divided += [(width, unet.norm_groups) for width in unet.channels]
+    attending = zip(unet.channels, [*unet.attention[:-1], True])  # the middle attends, too
+    divided += [(width, unet.head_width or unet.heads) for width, attends in attending if attends]
     divided += [(width, vae.norm_groups) for width in vae.channels]
     for width, number in divided:
         if width % number:
@@ -184,19 +185,22 @@ def json_path(folder: Path, part: str) -> Path:
 
 def unet_config(stored: dict) -> UNetConfig:
     channels = tuple(stored["block_out_channels"])
+    attention = tuple(ATTENDS[block] for block in stored["down_block_types"])
     # "attention_head_dim" is a misnomer for the number of heads: diffusers' own source admits it
     heads = stored.get("num_attention_heads") or stored["attention_head_dim"]
     heads = [heads] * len(channels) if isinstance(heads, int) else heads
     alike = len(set(heads)) == 1
-    head_widths = {width // number for width, number in zip(channels, heads)}
-    uneven = any(width % number for width, number in zip(channels, heads))
+    divided = [(channels[-1], heads[-1])]  # in the middle; then the levels that attend
+    divided += [both for both, attends in zip(zip(channels, heads), attention) if attends]
+    head_widths = {width // number for width, number in divided}
+    uneven = any(width % number for width, number in divided)
     if uneven or (not alike and len(head_widths) > 1):
         raise ValueError(f"has {heads} heads at levels {channels} wide: no rule fits both")
     return UNetConfig(
         in_channels=stored["in_channels"],
         out_channels=stored["out_channels"],
         channels=channels,
-        attention=tuple(ATTENDS[block] for block in stored["down_block_types"]),
+        attention=attention,
         res_blocks=stored["layers_per_block"],
         context_dim=stored["cross_attention_dim"],
         heads=heads[0] if alike else UNetConfig.heads,
