@@ -69,6 +69,16 @@ class ScheduleConfig:
     beta_end: float = 0.012
     prediction: str = "eps"  # or "v" (Salimans & Ho 2022), as SD 2.1 at 768 pixels
     zero_terminal_snr: bool = False  # rescaled so that nothing of x0 is left at the last t
+    beta_schedule: str = "scaled_linear"  # or "linear", "squaredcos_cap_v2"
+    betas: tuple[float, ...] | None = None  # the table itself, where no rule makes it
+    # How the samplers walk, if a diffusers folder says so. It is no part of what the network is, so
+    # configs are equal without it. spacing: None for the original code's walks; else diffusers'
+    # "leading", "linspace" or "trailing", or "default", the one that its class of a sampler takes
+    spacing: str | None = field(default=None, compare=False)
+    steps_offset: int = field(default=1, compare=False)  # the t where "leading" ends
+    set_alpha_to_one: bool | None = field(default=None, compare=False)  # DDIM and PLMS end clean
+    final: str | None = field(default=None, compare=False)  # Euler and DPM++: "zero", "sigma_min"
+    karras: bool = field(default=False, compare=False)  # LMS, Euler, Heun and DPM++
 
 
 @dataclass(frozen=True)

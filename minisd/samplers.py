@@ -18,11 +18,13 @@ from itertools import pairwise
 from math import log, sqrt
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from numpy.polynomial.polynomial import polyfromroots, polyint, polyval
 from torch import Tensor
 
-from minisd.schedule import CLEAN, LARGEST_SIGMA, Denoiser, Level, Prediction, Schedule
+from minisd.config import ScheduleConfig
+from minisd.schedule import CLEAN, Denoiser, Diffusers, Level, Prediction, Schedule
 
 Generators = list[torch.Generator] | None
 Sampler = Callable[[Denoiser, Tensor, list[Level], Generators], Iterator["Step"]]
@@ -141,6 +143,56 @@ def weighted_sum(weights: tuple[float, ...] | list[float], tensors: list[Tensor]
     return sum(weight * tensor for weight, tensor in zip(weights, tensors, strict=True))
 
 
+def diffusers_ddim(
+    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
+) -> Iterator[Step]:
+    """DDIM as diffusers counts: t falls by timesteps // steps, and the step ends there.
+
+    Where the levels are not that far apart, x is taken for what it would be at the next one.
+    """
+    for index, (level, to) in enumerate(pairwise(levels)):
+        lands = to._replace(sigma=level.diffusers.lands)
+        (step,) = ddim(denoise, x, [level, lands], generators)
+        x = step.x
+        yield step._replace(index=index)
+
+
+def diffusers_pndm(
+    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
+) -> Iterator[Step]:
+    """PLMS as diffusers' PNDMScheduler has it, which counts as its DDIM does.
+
+    The second try of the first step ends at the next level and counts back from there. What a v
+    network says is averaged as it is, and read as eps where the step begins.
+    """
+    history = []
+    for index, (level, to) in enumerate(pairwise(levels)):
+        begins, lands = level, to._replace(sigma=level.diffusers.lands)
+        prediction = denoise(x, level)
+        history = [answer(prediction, level), *history[:3]]
+        mean = weighted_sum(PLMS_WEIGHTS[len(history)], history)
+        if index == 0 and len(levels) > 2:
+            trial = ddim_move(x, as_eps(mean, x, level), level, lands)
+            mean = (mean + answer(denoise(trial, to), to)) / 2
+            begins, lands = level._replace(sigma=level.diffusers.left), to
+        x = ddim_move(x, as_eps(mean, x, begins), begins, lands)
+        yield Step(index, level.t, level.sigma, prediction, x)
+
+
+def answer(prediction: Prediction, level: Level) -> Tensor:
+    """What the network itself said, guided: its v, if that is what diffusers averages, or eps."""
+    if not level.diffusers.mixes_v:
+        return prediction.eps
+    return level.signal_rate * prediction.eps - level.noise_rate * prediction.x0
+
+
+def as_eps(said: Tensor, x: Tensor, level: Level) -> Tensor:
+    """`answer` read as eps, for an x at this level."""
+    if not level.diffusers.mixes_v:
+        return said
+    return level.noise_rate * x + level.signal_rate * said
+
+
 def euler(
     denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
 ) -> Iterator[Step]:
@@ -153,6 +205,14 @@ def euler(
         prediction = denoise(x * level.signal_rate, level)
         x = x + (to.sigma - level.sigma) * prediction.eps
         yield Step(index, level.t, level.sigma, prediction, x * to.signal_rate)
+
+
+def diffusers_euler(
+    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
+) -> Iterator[Step]:
+    """Euler, which diffusers leaves on the sigma scale, also where its walk ends at some noise."""
+    for step, to in zip(euler(denoise, x, levels), levels[1:]):
+        yield step if to.diffusers else step._replace(x=step.x / to.signal_rate)
 
 
 def euler_ancestral(
@@ -243,7 +303,8 @@ def dpmpp_2m(
         prediction = denoise(x * level.signal_rate, level)
         guess = prediction.x0
         last = index == steps - 1
-        if before is not None and to.sigma > 0 and not (last and steps < 15):
+        few = level.diffusers.plain_end if level.diffusers else steps < 15
+        if before is not None and to.sigma > 0 and not (last and few):
             came_from, old_guess = before
             stride = log_fall(level, to) / log_fall(came_from, level)
             guess = guess + stride / 2 * (guess - old_guess)
@@ -267,6 +328,8 @@ SIGMA_SAMPLERS = {
     "dpmpp_2m": dpmpp_2m,
 }
 SAMPLERS = TIME_SAMPLERS | SIGMA_SAMPLERS
+# where the form that diffusers gives a sampler is another
+FOLDER_SAMPLERS = {"ddim": diffusers_ddim, "plms": diffusers_pndm, "euler": diffusers_euler}
 
 
 SPACINGS = {
@@ -287,26 +350,80 @@ def sampler_levels(
 ) -> list[Level]:
     """The steps + 1 levels that the sampler `name` walks down.
 
-    spacing: of the levels where the network runs. None is the references' choice: "leading" (+ 1)
-    for DDPM, DDIM and PLMS ("trailing" where the last SNR is zero), "uniform" for the sigma
-    samplers, where "karras" is also customary.
-    final: where the walk ends, at "zero" noise or at "sigma_min", the level of t = 0. None is the
-    references' choice: sigma_min for DDIM and PLMS (set_alpha_to_one=False), else zero. A spacing
-    that reaches t = 0 by itself has nowhere left to go in its last step to sigma_min.
+    spacing: of the levels where the network runs. None is what the model's folder says, or the
+    references' choice: "leading" (+ 1) for DDPM, DDIM and PLMS ("trailing" where the last SNR is
+    zero), "uniform" for the sigma samplers, where "karras" is also customary.
+    final: where the walk ends, at "zero" noise or at "sigma_min", the level of t = 0. None is what
+    the folder says, or the references' choice: sigma_min for DDIM and PLMS
+    (set_alpha_to_one=False), else zero. A spacing that reaches t = 0 by itself has nowhere left to
+    go in its last step to sigma_min.
 
     Raises ValueError on an unknown name, with the known ones, and on steps outside 1 … 1000.
     """
     check_known("sampler", name, SAMPLERS)
-    usual = "trailing" if schedule.config.zero_terminal_snr else "leading"
-    spacing = spacing or ("uniform" if name in SIGMA_SAMPLERS else usual)
-    final = final or ("sigma_min" if name in ("ddim", "plms") else "zero")
+    config = schedule.config
+    final = final or usual_final(name, config)
     ends = {"zero": CLEAN, "sigma_min": schedule.at(0)}
-    check_known("spacing", spacing, SPACINGS)
     check_known("final", final, ends)
-    levels = [*SPACINGS[spacing](schedule, steps), ends[final]]
+    if spacing is None and config.spacing is not None:
+        levels = folder_levels(name, schedule, steps, ends[final])
+    else:
+        usual = "trailing" if config.zero_terminal_snr else "leading"
+        spacing = spacing or ("uniform" if name in SIGMA_SAMPLERS else usual)
+        check_known("spacing", spacing, SPACINGS)
+        levels = SPACINGS[spacing](schedule, steps)
+    levels = [*levels, ends[final]]
     if name not in ("ddpm", "ddim"):  # the others divide by the signal, be it ever so weak
-        levels = [level._replace(sigma=min(level.sigma, LARGEST_SIGMA)) for level in levels]
+        levels = [level.finite for level in levels]
     return levels
+
+
+def usual_final(name: str, config: ScheduleConfig) -> str:
+    """Where a walk ends unless told: as the folder says or its class does, else the original."""
+    if config.spacing is None:
+        return "sigma_min" if name in ("ddim", "plms") else "zero"
+    if name in ("euler", "dpmpp_2m"):
+        return config.final or "zero"
+    clean = name == "ddim" if config.set_alpha_to_one is None else config.set_alpha_to_one
+    return "sigma_min" if name in ("ddim", "plms") and not clean else "zero"
+
+
+def folder_levels(name: str, schedule: Schedule, steps: int, end: Level) -> list[Level]:
+    """Where the network runs by a folder's settings, as diffusers' class of the sampler has it.
+
+    Between two t, sigma is interpolated (the original: its logarithm). Karras' levels lie between
+    the first and the last of the spacing; DPM++ takes the whole table, and rounds their t.
+    """
+    config, on_sigmas, two_m = schedule.config, name in SIGMA_SAMPLERS, name == "dpmpp_2m"
+    by_class = "linspace" if on_sigmas else "leading"
+    spacing = by_class if config.spacing == "default" else config.spacing
+    ts = schedule.folder_ts(spacing, steps, int(two_m), fractions=on_sigmas and not two_m)
+    table = schedule.diffusers_sigmas()
+    sigmas = np.interp(ts, range(len(table)), table).tolist()
+    levels = [Level(*both) for both in zip(ts, sigmas)] if on_sigmas else schedule.levels(ts)
+    if config.karras and two_m:
+        # diffusers cuts the fraction off in place of rounding where the betas follow a cosine
+        whole = int if config.beta_schedule == "squaredcos_cap_v2" else round
+        levels = schedule.karras(steps, table[0], table[-1])
+        levels = [level._replace(t=whole(level.t)) for level in levels]
+    elif config.karras and name in ("lms", "euler", "heun"):
+        levels = schedule.karras(steps, sigmas[-1], sigmas[0])
+    return with_diffusers_ways(schedule, levels, end, two_m or spacing == "leading")
+
+
+def with_diffusers_ways(
+    schedule: Schedule, levels: list[Level], end: Level, unit_start: bool
+) -> list[Level]:
+    """The levels, each with what diffusers does there. unit_start: see Diffusers."""
+    steps, top = len(levels), schedule.config.timesteps - 1
+    stride = schedule.config.timesteps // steps
+    v = schedule.config.prediction == "v"
+    told = []
+    for level, following in zip(levels, [*levels[1:], levels[-1]]):
+        lands = schedule.sigma(level.t - stride).item() if level.t >= stride else end.sigma
+        left = schedule.sigma(min(following.t + stride, top)).item()
+        told.append(level._replace(diffusers=Diffusers(unit_start, steps < 15, lands, left, v)))
+    return told
 
 
 def from_noise(
@@ -324,12 +441,19 @@ def from_noise(
     Raises ValueError, with the known ones, on an unknown name.
     """
     check_known("sampler", name, SAMPLERS)
-    return SAMPLERS[name](denoise, scaled(name, noise, levels[0]), levels, generators)
+    x = scaled(name, noise, levels[0])
+    return sampler_for(name, levels)(denoise, x, levels, generators)
+
+
+def sampler_for(name: str, levels: list[Level]) -> Sampler:
+    """The function that walks these levels: the sampler `name`, or the form it has in diffusers."""
+    return (FOLDER_SAMPLERS if levels[0].diffusers else {}).get(name, SAMPLERS[name])
 
 
 def scaled(name: str, noise: Tensor, level: Level) -> Tensor:
     """Where the sampler `name` begins, given unit noise. b c h w"""
-    return level.noise_rate * noise if name in SIGMA_SAMPLERS else noise
+    unit = name not in SIGMA_SAMPLERS or (level.diffusers and level.diffusers.unit_start)
+    return noise if unit else level.noise_rate * noise
 
 
 def check_known(kind: str, name: str, known: dict) -> None:

@@ -6,6 +6,7 @@ x0 + sigma eps with sigma² = (1 - alpha_bar) / alpha_bar: the coordinate of the
 """
 
 from collections.abc import Callable, Sequence
+from math import isinf, pi
 from typing import NamedTuple
 
 import numpy as np
@@ -16,14 +17,26 @@ from torch import Tensor
 from minisd.config import ScheduleConfig
 
 
+class Diffusers(NamedTuple):
+    """What diffusers does at a level of its walks and the original code does not."""
+
+    unit_start: bool  # a walk from here begins at unit noise, whichever scale the sampler has
+    plain_end: bool  # DPM++ takes a last step from here without looking back
+    lands: float  # sigma where a step of DDIM or PNDM ends: not always that of the next level
+    left: float  # sigma where PNDM's second try begins: not always that of this level
+    mixes_v: bool  # PNDM averages what a v network says, and reads the mean as eps
+
+
 class Level(NamedTuple):
     """One noise level: the t that the network is told, and sigma, how loud eps is next to x0.
 
     Plain numbers in double precision, so that they never decide the precision or device of x.
+    diffusers: in a walk by a diffusers folder's settings.
     """
 
     t: float
     sigma: float
+    diffusers: Diffusers | None = None
 
     @property
     def signal_rate(self) -> float:
@@ -39,6 +52,11 @@ class Level(NamedTuple):
     def alpha_bar(self) -> float:
         """The share of x's variance that is picture (Ho et al. 2020, eq. 4)."""
         return self.signal_rate**2
+
+    @property
+    def finite(self) -> "Level":
+        """The same, for who divides by the signal: LARGEST_SIGMA in place of an infinite one."""
+        return self._replace(sigma=LARGEST_SIGMA) if isinf(self.sigma) else self
 
 
 LARGEST_SIGMA = 2.0**12  # in place of an infinite one (diffusers' Euler: alpha_bar 2^-24)
@@ -70,6 +88,19 @@ def with_zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
     return ((rates - last) * first / (first - last)) ** 2
 
 
+def other_betas(config: ScheduleConfig) -> Tensor:
+    """The betas of a model that SD's own rule does not make: how much noise each t adds."""
+    if config.betas is not None:
+        return torch.tensor(config.betas, dtype=torch.float64)
+    if config.beta_schedule == "linear":  # Ho et al. 2020
+        ends = config.beta_start, config.beta_end
+        return torch.linspace(*ends, config.timesteps, dtype=torch.float64)
+    assert config.beta_schedule == "squaredcos_cap_v2", config.beta_schedule
+    ramp = torch.linspace(0, 1, config.timesteps + 1, dtype=torch.float64)  # Nichol & Dhariwal 2021
+    alpha_bar = torch.cos((ramp + 0.008) / 1.008 * pi / 2) ** 2
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+
+
 class Schedule:
     """The table of noise levels that a model was trained on, and ways to walk down it."""
 
@@ -78,11 +109,14 @@ class Schedule:
         # "Scaled linear": even steps in sqrt(beta). CompVis computes it in float64 (ldm util.py).
         first, last = config.beta_start**0.5, config.beta_end**0.5
         betas = torch.linspace(first, last, config.timesteps, dtype=torch.float64) ** 2
+        if config.betas is not None or config.beta_schedule != "scaled_linear":
+            betas = other_betas(config)
         self.alpha_bar = torch.cumprod(1 - betas, dim=0)
         if config.zero_terminal_snr:
             self.alpha_bar = with_zero_terminal_snr(self.alpha_bar)
         self.sigmas = ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
         self._log_sigmas = self.sigmas.log().numpy()
+        self.finite_sigmas = self.sigmas.nan_to_num(posinf=LARGEST_SIGMA).numpy()
 
     def sigma(self, t: float | Tensor) -> Tensor:
         """Sigma at t. Between two whole t, log sigma is interpolated (k-diffusion, external.py).
@@ -107,9 +141,16 @@ class Schedule:
 
     def levels_of_sigmas(self, sigmas: Sequence[float]) -> list[Level]:
         """The level of each sigma; its t is usually fractional, and stops where the table does."""
-        table = np.minimum(self._log_sigmas, np.log(LARGEST_SIGMA))
-        ts = np.interp(np.log(sigmas), table, np.arange(self.config.timesteps))
+        ts = np.interp(np.log(sigmas), np.log(self.finite_sigmas), np.arange(len(self.sigmas)))
         return [Level(t, sigma) for t, sigma in zip(ts.tolist(), sigmas, strict=True)]
+
+    def diffusers_sigmas(self) -> np.ndarray:
+        """The table as diffusers rounds it: 1 - beta in float32, which moves sigma(0) by 3e-5."""
+        before = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
+        betas = (1 - self.alpha_bar / before).float()
+        alpha_bar = torch.cumprod(1 - betas, dim=0)
+        sigmas = ((1 - alpha_bar) / alpha_bar).sqrt().double()
+        return sigmas.nan_to_num(posinf=LARGEST_SIGMA).numpy()
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
         """The forward process: x0 as it looks at t, in one go (Ho et al. 2020, eq. 4).
@@ -158,12 +199,35 @@ class Schedule:
         ramp = np.linspace(self.config.timesteps - 1, 0, self._checked(steps))
         return self.levels(ramp.tolist())
 
-    def karras(self, steps: int) -> list[Level]:
-        """Even in sigma^(1/7): small strides at the end (Karras et al. 2022, eq. 5, rho = 7)."""
-        low = self.at(0).sigma
-        high = min(self.at(self.config.timesteps - 1).sigma, LARGEST_SIGMA)
+    def karras(
+        self, steps: int, low: float | None = None, high: float | None = None
+    ) -> list[Level]:
+        """Even in sigma^(1/7): small strides at the end (Karras et al. 2022, eq. 5, rho = 7).
+
+        low, high: the sigmas of both ends. None: the table's.
+        """
+        low = self.at(0).sigma if low is None else low
+        high = self.at(self.config.timesteps - 1).finite.sigma if high is None else high
         ramp = np.linspace(high ** (1 / 7), low ** (1 / 7), self._checked(steps))
         return self.levels_of_sigmas((ramp**7).clip(low, high).tolist())
+
+    def folder_ts(self, spacing: str, steps: int, beyond: int, fractions: bool) -> list[float]:
+        """The t of a folder's timestep_spacing, as diffusers' schedulers count them.
+
+        beyond: how many more are made at the noiseless end and left out: 1 for DPM++
+        fractions: whether "linspace" keeps them. Its one step is the least noisy t.
+        Where diffusers would leave its table or stand still, all are moved down, or are every t.
+        """
+        count, top = self._checked(steps) + beyond, self.config.timesteps - 1
+        if spacing == "trailing":
+            ts = np.arange(top + 1, 0, -(top + 1) / steps).round() - 1
+        elif spacing == "leading" and steps <= top:
+            ts = self.config.steps_offset + (top + 1) // count * np.arange(count)[::-1]
+        else:
+            ts = np.linspace(0, top, count if steps <= top else steps)[::-1]
+            ts = ts if fractions else ts.round()
+        ts = ts[:steps] - max(ts[0] - top, 0)
+        return ts.tolist() if fractions else [int(t) for t in ts]
 
     def _checked(self, steps: int) -> int:
         if not 1 <= steps <= self.config.timesteps:

@@ -546,7 +546,7 @@ SETTINGS = {
     ("vae/config.json", "norm_num_groups", 0): "has norm_groups = 0",
     ("text_encoder/config.json", "hidden_act", "gelu_new"): "has the activation 'gelu_new'",
     ("text_encoder/config.json", "num_attention_heads", 3): "has 64 channels in 3 groups or heads",
-    ("scheduler/scheduler_config.json", "beta_schedule", "linear"): "beta_schedule = 'linear'",
+    ("scheduler/scheduler_config.json", "beta_schedule", "laplace"): "beta_schedule = 'laplace'",
     ("scheduler/scheduler_config.json", "prediction_type", "sample"): "lacks 'sample'",
     ("text_encoder/config.json", "hidden_size", None): "lacks 'hidden_size'",
     ("vae/config.json", "latent_channels", None): "lacks 'latent_channels'",

@@ -5,6 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from minisd.checkpoints.read import read_json
+from minisd.checkpoints.scheduler_settings import (
+    FILE,
+    PREDICTIONS,
+    check_schedule,
+    sampler_and_schedule,
+    scheduler_json,
+)
 from minisd.clip import ACTIVATIONS
 from minisd.config import ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
 from minisd.tokenizer import Tokenizer
@@ -28,7 +35,7 @@ def from_metadata(stored: dict[str, str]) -> tuple[ModelConfig, Tokenizer]:
             "text": TextConfig(**fields.pop("text")),
             "unet": UNetConfig(**tuples(fields.pop("unet"))),
             "vae": VAEConfig(**tuples(fields.pop("vae"))),
-            "schedule": ScheduleConfig(**fields.pop("schedule")),
+            "schedule": ScheduleConfig(**tuples(fields.pop("schedule"))),
         }
         config = ModelConfig(**parts, **fields)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
@@ -53,7 +60,8 @@ def checked(config: ModelConfig) -> ModelConfig:
     """The config itself. Raises ValueError for sizes that are none or do not fit together."""
     text, unet, vae = config.text, config.unet, config.vae
     for part in (text, unet, vae, config.schedule):
-        positive(asdict(part), asdict(type(part)()))
+        positive(asdict(part) | {"steps_offset": 1}, asdict(type(part)()) | {"steps_offset": 1})
+    check_schedule(config.schedule)
     positive({"size": config.size}, {"size": ModelConfig.size})
     if text.activation not in ACTIVATIONS:
         known = " and ".join(ACTIVATIONS)
@@ -65,9 +73,10 @@ def checked(config: ModelConfig) -> ModelConfig:
     if len(unet.attention) != len(unet.channels):
         levels = f"{len(unet.channels)} U-Net levels, but says of {len(unet.attention)}"
         raise ValueError(f"has {levels} whether they attend to the text: get another copy")
-    heads = {unet.head_width or unet.heads}
     divided = [(text.width, text.heads)]
-    divided += [(width, number) for width in unet.channels for number in {*heads, unet.norm_groups}]
+    divided += [(width, unet.norm_groups) for width in unet.channels]
+    attending = zip(unet.channels, [*unet.attention[:-1], True])  # the middle attends, too
+    divided += [(width, unet.head_width or unet.heads) for width, attends in attending if attends]
     divided += [(width, vae.norm_groups) for width in vae.channels]
     for width, number in divided:
         if width % number:
@@ -119,10 +128,6 @@ FIXED = {
         "use_quant_conv": True,
     },
     "text_encoder": {"layer_norm_eps": 1e-5},
-    "scheduler": {
-        "beta_schedule": "scaled_linear",
-        "trained_betas": None,
-    },
 }
 # The class that opens each part, and for which kind of U-Net input a pipeline is made.
 CLASSES = {
@@ -130,7 +135,6 @@ CLASSES = {
     "vae": "AutoencoderKL",
     "text_encoder": "CLIPTextModel",
     "tokenizer": "CLIPTokenizer",
-    "scheduler": "DDIMScheduler",
 }
 PIPELINES = {
     4: "StableDiffusionPipeline",
@@ -138,7 +142,6 @@ PIPELINES = {
     9: "StableDiffusionInpaintPipeline",
 }
 ATTENDS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
-PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
 
 
 def from_folder(folder: Path) -> ModelConfig:
@@ -147,12 +150,16 @@ def from_folder(folder: Path) -> ModelConfig:
     Raises ValueError for a folder that lacks a part or a setting, or has one unknown here.
     """
     stored = {part: read_json(json_path(folder, part)) for part in FIXED}
+    scheduler, index = read_json(folder / FILE), folder / "model_index.json"
+    index = read_json(index) if index.exists() else {}
     try:
         refuse_others(stored)
         unet, vae = unet_config(stored["unet"]), vae_config(stored["vae"])
-        text, schedule = text_config(stored["text_encoder"]), schedule_config(stored["scheduler"])
+        text = text_config(stored["text_encoder"])
+        sampler, schedule = sampler_and_schedule(scheduler, index, unet.in_channels)
         size = (stored["unet"].get("sample_size") or 64) * vae.factor
-        return checked(ModelConfig(folder.name, text, unet, vae, schedule, size))
+        config = ModelConfig(folder.name, text, unet, vae, schedule, size, sampler=sampler)
+        return checked(config)
     except KeyError as error:
         lacks = f"{folder.name} lacks {error} in one of its config.json, or names a wrong one"
         raise ValueError(f"{lacks}: get another copy.") from error
@@ -173,25 +180,27 @@ def refuse_others(stored: dict[str, dict]):
 
 
 def json_path(folder: Path, part: str) -> Path:
-    name = "scheduler_config.json" if part == "scheduler" else "config.json"
-    return folder / part / name
+    return folder / part / "config.json"
 
 
 def unet_config(stored: dict) -> UNetConfig:
     channels = tuple(stored["block_out_channels"])
+    attention = tuple(ATTENDS[block] for block in stored["down_block_types"])
     # "attention_head_dim" is a misnomer for the number of heads: diffusers' own source admits it
     heads = stored.get("num_attention_heads") or stored["attention_head_dim"]
     heads = [heads] * len(channels) if isinstance(heads, int) else heads
     alike = len(set(heads)) == 1
-    head_widths = {width // number for width, number in zip(channels, heads)}
-    uneven = any(width % number for width, number in zip(channels, heads))
+    divided = [(channels[-1], heads[-1])]  # in the middle; then the levels that attend
+    divided += [both for both, attends in zip(zip(channels, heads), attention) if attends]
+    head_widths = {width // number for width, number in divided}
+    uneven = any(width % number for width, number in divided)
     if uneven or (not alike and len(head_widths) > 1):
         raise ValueError(f"has {heads} heads at levels {channels} wide: no rule fits both")
     return UNetConfig(
         in_channels=stored["in_channels"],
         out_channels=stored["out_channels"],
         channels=channels,
-        attention=tuple(ATTENDS[block] for block in stored["down_block_types"]),
+        attention=attention,
         res_blocks=stored["layers_per_block"],
         context_dim=stored["cross_attention_dim"],
         heads=heads[0] if alike else UNetConfig.heads,
@@ -224,42 +233,32 @@ def text_config(stored: dict) -> TextConfig:
     )
 
 
-def schedule_config(stored: dict) -> ScheduleConfig:
-    return ScheduleConfig(
-        timesteps=stored["num_train_timesteps"],
-        beta_start=stored["beta_start"],
-        beta_end=stored["beta_end"],
-        prediction=PREDICTIONS[stored.get("prediction_type", "epsilon")],
-        zero_terminal_snr=stored.get("rescale_betas_zero_snr", False),
-    )
-
-
 def to_folder(config: ModelConfig) -> dict[str, dict]:
     """The JSON files of a diffusers folder, by their path in it. Undoes from_folder."""
     parts = {
         "unet": unet_json(config),
         "vae": vae_json(config),
         "text_encoder": text_json(config),
-        "scheduler": scheduler_json(config),
     }
-    files = {"model_index.json": index_json(config)}
+    scheduler = scheduler_json(config)
+    files = {"model_index.json": index_json(config, scheduler["_class_name"]), FILE: scheduler}
     for part, settings in parts.items():
         path = json_path(Path(), part).as_posix()
         files[path] = {"_class_name": CLASSES[part], **FIXED[part], **settings}
     return files
 
 
-def index_json(config: ModelConfig) -> dict:
+def index_json(config: ModelConfig, scheduler: str) -> dict:
     """Which class opens which folder; diffusers wants the parts that we lack named as absent."""
-    transformers = ("text_encoder", "tokenizer")
-    library = {part: "transformers" if part in transformers else "diffusers" for part in CLASSES}
+    transformers, classes = ("text_encoder", "tokenizer"), {**CLASSES, "scheduler": scheduler}
+    library = {part: "transformers" if part in transformers else "diffusers" for part in classes}
     absent = ["safety_checker", "feature_extractor"]
     if config.unet.in_channels == 5:
         absent = ["depth_estimator", "feature_extractor"]
     return {
         "_class_name": PIPELINES.get(config.unet.in_channels, PIPELINES[4]),
         "_diffusers_version": "0.20.0",  # diffusers mends what versions before 0.9 wrote
-        **{part: [library[part], name] for part, name in CLASSES.items()},
+        **{part: [library[part], name] for part, name in classes.items()},
         **{part: [None, None] for part in absent},
     }
 
@@ -312,22 +311,4 @@ def text_json(config: ModelConfig) -> dict:
         "num_attention_heads": text.heads,
         "num_hidden_layers": text.layers,
         "vocab_size": text.vocab_size,
-    }
-
-
-def scheduler_json(config: ModelConfig) -> dict:
-    """The published folders' values; those that DDIM does not know are for PNDM."""
-    schedule = config.schedule
-    prediction = {ours: theirs for theirs, ours in PREDICTIONS.items()}[schedule.prediction]
-    return {
-        "beta_end": schedule.beta_end,
-        "beta_start": schedule.beta_start,
-        "clip_sample": False,
-        "num_train_timesteps": schedule.timesteps,
-        "prediction_type": prediction,
-        "rescale_betas_zero_snr": schedule.zero_terminal_snr,
-        "set_alpha_to_one": False,
-        "skip_prk_steps": True,
-        "steps_offset": 1,
-        "timestep_spacing": "trailing" if schedule.zero_terminal_snr else "leading",
     }

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from minisd.guidance import Network
 from minisd.pipeline import StableDiffusion, as_list, check_size, from_pil, seeded, to_pil
-from minisd.samplers import SAMPLERS, Step, sampler_levels
+from minisd.samplers import Step, sampler_for, sampler_levels
 from minisd.schedule import Level
 
 Picture = Image.Image | Tensor  # a Tensor: 1 3 h w or b 3 h w in [-1, 1]
@@ -113,7 +113,8 @@ def walk(
 ) -> Iterator[Step]:
     """The steps from the start on. network: in place of the U-Net, one that sees more."""
     denoise = sd.denoiser(prompts, negative_prompt, cfg_scale, network=network)
-    return SAMPLERS[start.sampler](denoise, start.x, start.levels, start.generators)
+    sampler = sampler_for(start.sampler, start.levels)
+    return sampler(denoise, start.x, start.levels, start.generators)
 
 
 def remaining(levels: list[Level], strength: float) -> list[Level]:

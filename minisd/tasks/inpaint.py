@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minisd.guidance import Network
 from minisd.pipeline import StableDiffusion, as_list, seeded, to_pil
-from minisd.samplers import SAMPLERS, Sampler, Step, sampler_levels, scaled
+from minisd.samplers import Sampler, Step, sampler_for, sampler_levels, scaled
 from minisd.schedule import Denoiser, Level, Prediction
 from minisd.tasks.img2img import Picture, Start, as_tensor, last_latent, mixed, noised, walk
 
@@ -131,7 +131,7 @@ def walk_under_mask(
     sd.check_text_only()
     kept = 1 - on_latent(covered, start.z)
     denoise = sd.denoiser(prompts, negative_prompt, cfg_scale)
-    return blended(SAMPLERS[start.sampler], denoise, start, kept)
+    return blended(sampler_for(start.sampler, start.levels), denoise, start, kept)
 
 
 def blended(sampler: Sampler, denoise: Denoiser, start: Start, kept: Tensor) -> Iterator[Step]:
