@@ -173,7 +173,7 @@ class StableDiffusion:
         cfg_scale: how strongly the prompt steers; 0 ignores it. None: the config's
         sampler: a name from samplers.SAMPLERS. None: the config's
         seed: sample i uses seed + i, or the i-th of a list
-        width, height: in pixels, multiples of config.size_multiple. None: the config's size
+        width, height: in pixels, multiples of 8. None: the config's size
         latent: unit starting noise, b 4 h/8 w/8, in place of the seed's
         spacing: of the noise levels, from samplers.SPACINGS. None: the sampler's reference's
         clip_skip, extended: as embed
@@ -234,13 +234,24 @@ def as_list(prompt: str | list[str]) -> list[str]:
 
 
 def check_size(width: int, height: int, config: ModelConfig) -> None:
-    """Raise ValueError unless the networks can halve this size at each of their levels."""
-    multiple = config.size_multiple
-    if width < multiple or height < multiple or width % multiple or height % multiple:
+    """Raise ValueError, with the nearest sizes that fit, unless a latent has exactly this size."""
+    multiple = size_step(config)
+    nearest = []
+    for side, length in (("width", width), ("height", height)):
+        if not isinstance(length, Integral) or length < multiple or length % multiple:
+            below = int(max(0, length) // multiple * multiple)
+            fits = [str(near) for near in (below, below + multiple) if near > 0]
+            nearest.append(f"{side} {' or '.join(fits)}")
+    if nearest:
         raise ValueError(
-            f"a picture of {width} x {height} pixels does not fit {config.name}: "
-            f"width and height must be multiples of {multiple}."
+            f"a picture of {width} x {height} pixels does not fit {config.name}: width and height "
+            f"must be multiples of {multiple}. Nearest are {' and '.join(nearest)}."
         )
+
+
+def size_step(config: ModelConfig) -> int:
+    """Width and height are multiples of this many pixels: 8, as in diffusers for every model."""
+    return max(8, config.vae.factor)
 
 
 def seeded(seed: int | list[int], count: int) -> list[torch.Generator]:
