@@ -20,6 +20,8 @@ from minisd.tokenizer import Tokenizer, emphasize, weighted
 from minisd.unet import UNet
 from minisd.vae import VAE
 
+SMALLEST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1  # what torch.Generator.manual_seed takes
+
 
 class StableDiffusion:
     """Tokenizer, text transformer, U-Net, VAE and schedule of one model, ready to draw.
@@ -254,12 +256,31 @@ def size_step(config: ModelConfig) -> int:
     return max(8, config.vae.factor)
 
 
-def seeded(seed: int | list[int], count: int) -> list[torch.Generator]:
-    """One generator per sample: seed, seed + 1, … or the seeds of a list."""
-    seeds = [seed + i for i in range(count)] if isinstance(seed, Integral) else seed
+def check_seeds(seed: int | list[int], count: int) -> list[int]:
+    """The seeds of `count` samples: seed, seed + 1, … or those of a list, as integers.
+
+    ValueError: one is no whole number of 64 bits, or there are more or fewer than `count`.
+    """
+    seed = seed.tolist() if hasattr(seed, "tolist") else seed  # of NumPy or torch
+    single = not isinstance(seed, list | tuple | range)
+    seeds = [seed] if single else seed
+    if not all(isinstance(each, Integral) and not isinstance(each, bool) for each in seeds):
+        raise ValueError(f"a seed must be a whole number, got {seed!r}.")
+    seeds = [seed + i for i in range(count)] if single else seeds
     if len(seeds) != count:
         raise ValueError(f"{count} prompts need {count} seeds, got {len(seeds)}.")
-    return [torch.Generator().manual_seed(int(each)) for each in seeds]
+    for each in seeds:
+        if not SMALLEST_SEED <= each <= LARGEST_SEED:
+            raise ValueError(
+                f"the seed {each} is not in {SMALLEST_SEED} … {LARGEST_SEED}: choose another. "
+                "Sample i uses seed + i."
+            )
+    return list(seeds)
+
+
+def seeded(seed: int | list[int], count: int) -> list[torch.Generator]:
+    """One generator per sample: seed, seed + 1, … or the seeds of a list."""
+    return [torch.Generator().manual_seed(each) for each in check_seeds(seed, count)]
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
