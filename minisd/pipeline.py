@@ -14,6 +14,7 @@ from tqdm import tqdm
 from minisd.clip import TextTransformer
 from minisd.config import ModelConfig
 from minisd.guidance import Network, guided_denoiser
+from minisd.pictures import check_tensor, colours
 from minisd.samplers import Step, from_noise, sampler_levels
 from minisd.schedule import Denoiser, Schedule
 from minisd.tokenizer import Tokenizer, emphasize, weighted
@@ -88,7 +89,9 @@ class StableDiffusion:
         """image: b 3 h w in [-1, 1]    returns: latent, b 4 h/8 w/8, about unit spread.
 
         generator: to draw from the encoder's Gaussian (or one per sample); None takes its mode.
+        ValueError: the image has another shape or leaves its range.
         """
+        check_tensor(image, "picture", 3, -1, 1)
         gaussian = self.vae.encode(image.to(self.device, self.dtype))
         z = gaussian.mode() if generator is None else gaussian.sample(generator)
         return z * self.config.vae.scale
@@ -209,6 +212,8 @@ class StableDiffusion:
                 f"the latent has shape {tuple(latent.shape)}: {count} prompts need "
                 f"{count} {vae.latent_channels} h w."
             )
+        if not latent.isfinite().all():
+            raise ValueError("the latent holds numbers that are not finite: give unit noise.")
         of_latent = (latent.shape[3] * vae.factor, latent.shape[2] * vae.factor)
         check_size(*of_latent, self.config)
         if (width or of_latent[0], height or of_latent[1]) != of_latent:
@@ -247,7 +252,7 @@ def check_size(width: int, height: int, config: ModelConfig) -> None:
     if nearest:
         raise ValueError(
             f"a picture of {width} x {height} pixels does not fit {config.name}: width and height "
-            f"must be multiples of {multiple}. Nearest are {' and '.join(nearest)}."
+            f"must be multiples of {multiple}. The nearest that fit: {', '.join(nearest)}."
         )
 
 
@@ -298,7 +303,10 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(row) for row in rows]
 
 
-def from_pil(image: Image.Image) -> Tensor:
-    """A picture as the VAE reads it: 1 3 h w in [-1, 1]."""
-    shades = torch.from_numpy(np.array(image.convert("RGB")))
+def from_pil(image: Image.Image, what: str = "picture") -> Tensor:
+    """A picture as the VAE reads it, upright: 1 3 h w in [-1, 1].
+
+    what: its name in a message. ValueError: it is transparent in places or of unknown range.
+    """
+    shades = torch.from_numpy(np.array(colours(image, what)))
     return rearrange(shades, "h w c -> 1 c h w") / 127.5 - 1
