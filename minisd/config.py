@@ -96,7 +96,10 @@ class ModelConfig:
 
     @property
     def size_multiple(self) -> int:
-        """Width and height must be multiples of this: every U-Net level halves evenly (SD: 64)."""
+        """Sizes in pixels that every U-Net level halves evenly are multiples of this (SD: 64).
+
+        Any multiple of 8 draws, too; an odd level is rounded up (pipeline.check_size).
+        """
         return self.vae.factor * 2 ** (len(self.unet.channels) - 1)
 
 

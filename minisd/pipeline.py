@@ -14,11 +14,14 @@ from tqdm import tqdm
 from minisd.clip import TextTransformer
 from minisd.config import ModelConfig
 from minisd.guidance import Network, guided_denoiser
+from minisd.pictures import check_tensor, colours
 from minisd.samplers import Step, from_noise, sampler_levels
 from minisd.schedule import Denoiser, Schedule
 from minisd.tokenizer import Tokenizer, emphasize, weighted
 from minisd.unet import UNet
 from minisd.vae import VAE
+
+SMALLEST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1  # what torch.Generator.manual_seed takes
 
 
 class StableDiffusion:
@@ -86,7 +89,9 @@ class StableDiffusion:
         """image: b 3 h w in [-1, 1]    returns: latent, b 4 h/8 w/8, about unit spread.
 
         generator: to draw from the encoder's Gaussian (or one per sample); None takes its mode.
+        ValueError: the image has another shape or leaves its range.
         """
+        check_tensor(image, "picture", 3, -1, 1)
         gaussian = self.vae.encode(image.to(self.device, self.dtype))
         z = gaussian.mode() if generator is None else gaussian.sample(generator)
         return z * self.config.vae.scale
@@ -173,7 +178,7 @@ class StableDiffusion:
         cfg_scale: how strongly the prompt steers; 0 ignores it. None: the config's
         sampler: a name from samplers.SAMPLERS. None: the config's
         seed: sample i uses seed + i, or the i-th of a list
-        width, height: in pixels, multiples of config.size_multiple. None: the config's size
+        width, height: in pixels, multiples of 8. None: the config's size
         latent: unit starting noise, b 4 h/8 w/8, in place of the seed's
         spacing: of the noise levels, from samplers.SPACINGS. None: the sampler's reference's
         clip_skip, extended: as embed
@@ -207,6 +212,8 @@ class StableDiffusion:
                 f"the latent has shape {tuple(latent.shape)}: {count} prompts need "
                 f"{count} {vae.latent_channels} h w."
             )
+        if not latent.isfinite().all():
+            raise ValueError("the latent holds numbers that are not finite: give unit noise.")
         of_latent = (latent.shape[3] * vae.factor, latent.shape[2] * vae.factor)
         check_size(*of_latent, self.config)
         if (width or of_latent[0], height or of_latent[1]) != of_latent:
@@ -234,21 +241,51 @@ def as_list(prompt: str | list[str]) -> list[str]:
 
 
 def check_size(width: int, height: int, config: ModelConfig) -> None:
-    """Raise ValueError unless the networks can halve this size at each of their levels."""
-    multiple = config.size_multiple
-    if width < multiple or height < multiple or width % multiple or height % multiple:
+    """Raise ValueError, with the nearest sizes that fit, unless a latent has exactly this size."""
+    multiple = size_step(config)
+    nearest = []
+    for side, length in (("width", width), ("height", height)):
+        if not isinstance(length, Integral) or length < multiple or length % multiple:
+            below = int(max(0, length) // multiple * multiple)
+            fits = [str(near) for near in (below, below + multiple) if near > 0]
+            nearest.append(f"{side} {' or '.join(fits)}")
+    if nearest:
         raise ValueError(
-            f"a picture of {width} x {height} pixels does not fit {config.name}: "
-            f"width and height must be multiples of {multiple}."
+            f"a picture of {width} x {height} pixels does not fit {config.name}: width and height "
+            f"must be multiples of {multiple}. The nearest that fit: {', '.join(nearest)}."
         )
+
+
+def size_step(config: ModelConfig) -> int:
+    """Width and height are multiples of this many pixels: 8, as in diffusers for every model."""
+    return max(8, config.vae.factor)
+
+
+def check_seeds(seed: int | list[int], count: int) -> list[int]:
+    """The seeds of `count` samples: seed, seed + 1, … or those of a list, as integers.
+
+    ValueError: one is no whole number of 64 bits, or there are more or fewer than `count`.
+    """
+    seed = seed.tolist() if hasattr(seed, "tolist") else seed  # of NumPy or torch
+    single = not isinstance(seed, list | tuple | range)
+    seeds = [seed] if single else seed
+    if not all(isinstance(each, Integral) and not isinstance(each, bool) for each in seeds):
+        raise ValueError(f"a seed must be a whole number, got {seed!r}.")
+    seeds = [seed + i for i in range(count)] if single else seeds
+    if len(seeds) != count:
+        raise ValueError(f"{count} prompts need {count} seeds, got {len(seeds)}.")
+    for each in seeds:
+        if not SMALLEST_SEED <= each <= LARGEST_SEED:
+            raise ValueError(
+                f"the seed {each} is not in {SMALLEST_SEED} … {LARGEST_SEED}: choose another. "
+                "Sample i uses seed + i."
+            )
+    return list(seeds)
 
 
 def seeded(seed: int | list[int], count: int) -> list[torch.Generator]:
     """One generator per sample: seed, seed + 1, … or the seeds of a list."""
-    seeds = [seed + i for i in range(count)] if isinstance(seed, Integral) else seed
-    if len(seeds) != count:
-        raise ValueError(f"{count} prompts need {count} seeds, got {len(seeds)}.")
-    return [torch.Generator().manual_seed(int(each)) for each in seeds]
+    return [torch.Generator().manual_seed(each) for each in check_seeds(seed, count)]
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
@@ -266,7 +303,10 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(row) for row in rows]
 
 
-def from_pil(image: Image.Image) -> Tensor:
-    """A picture as the VAE reads it: 1 3 h w in [-1, 1]."""
-    shades = torch.from_numpy(np.array(image.convert("RGB")))
+def from_pil(image: Image.Image, what: str = "picture") -> Tensor:
+    """A picture as the VAE reads it, upright: 1 3 h w in [-1, 1].
+
+    what: its name in a message. ValueError: it is transparent in places or of unknown range.
+    """
+    shades = torch.from_numpy(np.array(colours(image, what)))
     return rearrange(shades, "h w c -> 1 c h w") / 127.5 - 1

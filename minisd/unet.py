@@ -71,21 +71,25 @@ class ResBlock(nn.Module):
 class Upsample(nn.Module):
     """Doubles height and width by repeating pixels, then smooths with a convolution.
 
-    x: b c h w    returns: b c 2h 2w
+    skips: those not used yet. The size of the next one, their last, is one less than double where
+        an odd size was halved on the way down
+    x: b c h w    returns: b c, the size of the next skip (2h 2w without one)
     """
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:
+        size = skips[-1].shape[2:] if skips else (2 * x.shape[2], 2 * x.shape[3])
+        return self.conv(F.interpolate(x, size, mode="nearest"))
 
 
 class Down(nn.Module):
     """One level of the way down: residual blocks, each with a look at the text, then half the size.
 
-    x: b c_in h w    returns: b c_out h/2 w/2 (h w at the last level), and all it made on the way
+    x: b c_in h w    returns: b c_out h/2 w/2, rounded up (h w at the last level), and all it made
+        on the way
     """
 
     def __init__(self, c_in: int, c_out: int, config: UNetConfig, attends: bool, last: bool):
@@ -130,7 +134,7 @@ class Up(nn.Module):
     """One level of the way up: like Down, but each block first receives the skip of the same size.
 
     x: b c_in h w    skips: a list, used up from its end
-    returns: b c_out 2h 2w (h w at the last level)
+    returns: b c_out, and the size of the next skip (h w at the last level)
     """
 
     def __init__(
@@ -159,7 +163,7 @@ class Up(nn.Module):
             if self.attn:
                 x = self.attn[i](x, context)
         if self.upsample is not None:
-            x = self.upsample(x)
+            x = self.upsample(x, skips)
         return x
 
 

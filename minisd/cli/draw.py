@@ -169,6 +169,9 @@ def depth(options: argparse.Namespace) -> None:
 
 def draw_from_picture(options: argparse.Namespace, task: Callable, **more: object) -> None:
     """Run a task on the picture, once per seed. Paths among `more` are pictures to be opened."""
+    from minisd.pictures import colours, mask_shades
+    from minisd.pipeline import size_step
+
     outputs = output_paths(options.output, options.number, every_step=False)
     image = open_picture(options.image)
     beside = {name: open_picture(path) for name, path in more.items() if isinstance(path, Path)}
@@ -178,10 +181,10 @@ def draw_from_picture(options: argparse.Namespace, task: Callable, **more: objec
             "of the picture's size."
         )
     sd = load(options)
-    size = fitting(image.size, options, sd.config.size_multiple)
-    image = image if image.size == size else image.convert("RGB").resize(size)
+    size = fitting(image.size, options, size_step(sd.config))
+    image = image if image.size == size else colours(image).resize(size)
     if "mask" in beside:
-        beside["mask"] = beside["mask"].convert("L").resize(size)
+        beside["mask"] = mask_shades(beside["mask"]).resize(size)
     settings = common_settings(sd, options)
     adapt(sd, options, size)
     for seed, path in enumerate(outputs, start=options.seed):
@@ -240,13 +243,14 @@ def adapt(sd, options: argparse.Namespace, size: tuple[int, int]) -> None:
 def follow_hints(sd, options: argparse.Namespace, size: tuple[int, int]) -> None:
     """Put on the ControlNets, each with its hint made to fit."""
     from minisd.adapters.controlnet import ControlNet, control
+    from minisd.pictures import colours
     from minisd.pipeline import from_pil
     from minisd.tasks.edges import canny
 
     for given in options.control:
         rest, scale = with_number(given)
         path, hint = two_paths(rest)
-        picture = open_picture(Path(hint)).convert("RGB")
+        picture = colours(open_picture(Path(hint)), "hint")
         if picture.size != size:
             say_resized("hint", picture.size, size)
             picture = picture.resize(size)

@@ -9,15 +9,10 @@ from pathlib import Path
 
 
 def open_picture(path: Path):
-    """ValueError: there is none, or it cannot be read."""
-    from PIL import Image
+    """The picture of a file, upright: see minisd/pictures.py. ValueError: there is none."""
+    from minisd.pictures import open_picture as opened
 
-    try:
-        picture = Image.open(path)
-        picture.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as a picture ({error}): give another.") from error
-    return picture
+    return opened(path)
 
 
 def fitting(size: tuple[int, int], options: argparse.Namespace, multiple: int) -> tuple[int, int]:

@@ -7,19 +7,19 @@ LatentDepth2ImageDiffusion).
 
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from minisd.pictures import check_tensor, depth_values
 from minisd.pipeline import StableDiffusion, as_list, to_pil
 from minisd.samplers import Step
-from minisd.tasks.img2img import Picture, Start, as_tensor, last_latent, noised, walk
+from minisd.tasks.img2img import Picture, Start, last_latent, noised, picture_tensor, walk
 from minisd.tasks.inpaint import shown_beside
 
 FLAT = 0.001  # the original's guard against a flat depth; diffusers has none
+NARROW = 0.1  # a depth of a smaller range is widened before the guard takes more than 1 % of it
 DEPTH_CHANNELS = 5  # 4 latent + 1 depth
 Estimator = Callable[[Tensor], Tensor]  # image b 3 h w in [-1, 1] -> depth b 1 h' w', near = large
 
@@ -39,8 +39,9 @@ def depth2img_steps(
     spacing: str | None = None,
 ) -> Iterator[Step]:
     """The walk, step by step. Arguments as depth2img."""
-    channel = depth_of(sd, image, depth, estimator)
+    given = given_depth(sd, depth, estimator)
     start = noised(sd, image, len(as_list(prompt)), strength, steps, sampler, seed, spacing)
+    channel = estimator(picture_tensor(image)) if given is None else given
     return walk_with_depth(sd, prompt, channel, start, negative_prompt, cfg_scale)
 
 
@@ -68,8 +69,9 @@ def depth2img(
     Raises ValueError for a model without the depth channel, without depth and estimator, and as
     img2img does.
     """
-    channel = depth_of(sd, image, depth, estimator)
+    given = given_depth(sd, depth, estimator)
     start = noised(sd, image, len(as_list(prompt)), strength, steps, sampler, seed, spacing)
+    channel = estimator(picture_tensor(image)) if given is None else given
     steps_of_walk = walk_with_depth(sd, prompt, channel, start, negative_prompt, cfg_scale)
     pictures = to_pil(sd.decode(last_latent(steps_of_walk, start, progress)))
     return pictures[0] if isinstance(prompt, str) else pictures
@@ -103,10 +105,13 @@ def depth_channel(depth: Tensor, size: tuple[int, int]) -> Tensor:
     return 2 * (small - low) / (high - low + FLAT) - 1
 
 
-def depth_of(
-    sd: StableDiffusion, image: Picture, depth: Picture | None, estimator: Estimator | None
-) -> Tensor:
-    """b 1 h w, from what is given. ValueError: nothing, or a U-Net that reads no depth."""
+def given_depth(
+    sd: StableDiffusion, depth: Picture | None, estimator: Estimator | None
+) -> Tensor | None:
+    """b 1 h w. None: the estimator is to make it.
+
+    ValueError: there is neither, the U-Net reads no depth, or the depth is not finite.
+    """
     if sd.config.unet.in_channels != DEPTH_CHANNELS:
         raise ValueError(
             f"{sd.config.name} reads {sd.config.unet.in_channels} channels and no depth: load a "
@@ -116,12 +121,10 @@ def depth_of(
         raise ValueError(
             "there is no depth: give depth= (a picture) or estimator= (which makes one)."
         )
+    depth = depth_values(depth) if isinstance(depth, Image.Image) else depth
     if depth is None:
-        count = 1 if isinstance(image, Image.Image) else len(image)
-        return estimator(as_tensor(sd, image, count))
-    if isinstance(depth, Image.Image):
-        grey = torch.from_numpy(np.array(depth.convert("F")))
-        return rearrange(grey, "h w -> 1 1 h w")
-    if depth.ndim != 4 or depth.shape[1] != 1:
-        raise ValueError(f"the depth has shape {tuple(depth.shape)}: give 1 1 h w or b 1 h w.")
-    return depth
+        return None
+    check_tensor(depth, "depth", 1)
+    spread = depth.amax((1, 2, 3), keepdim=True) - depth.amin((1, 2, 3), keepdim=True)
+    narrow = (spread > 0) & (spread < NARROW)
+    return torch.where(narrow, depth / spread, depth)  # so that the guard takes little of any range

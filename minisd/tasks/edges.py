@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from minisd.pictures import check_tensor
+
 RED, GREEN, BLUE = 0.299, 0.587, 0.114  # luma weights, BT.601
 
 
@@ -19,7 +21,9 @@ def canny(image: Tensor, low: float = 0.1, high: float = 0.2, blur: float = 1.0)
     image: b 3 h w in [-1, 1]    returns: b 3 h w
     low, high: slopes, as shares of a sharp step from black to white, from which a pixel may be an
         edge, and from which it surely is    blur: in pixels
+    ValueError: the image has another shape or leaves its range.
     """
+    check_tensor(image, "picture", 3, -1, 1)
     across, down = slopes(blurred(brightness(image), blur))
     steepness = (across**2 + down**2).sqrt()
     ridge = steepness * is_ridge(steepness, across, down)

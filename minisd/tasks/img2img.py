@@ -4,6 +4,7 @@ SDEdit (Meng et al. 2022, algorithm 1). What the noise leaves standing, rough sh
 the walk keeps; what it drowned, the walk invents after the prompt.
 """
 
+import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minisd.guidance import Network
+from minisd.pictures import check_tensor
 from minisd.pipeline import StableDiffusion, as_list, check_size, from_pil, seeded, to_pil
 from minisd.samplers import Step, sampler_for, sampler_levels
 from minisd.schedule import Level
@@ -139,14 +141,28 @@ def as_tensor(sd: StableDiffusion, image: Picture, count: int) -> Tensor:
 
     ValueError: its size does not fit the model, or there are neither one nor `count` of them.
     """
-    image = from_pil(image) if isinstance(image, Image.Image) else image
-    if image.ndim != 4 or image.shape[1] != 3 or len(image) not in (1, count):
+    image = picture_tensor(image)
+    if len(image) not in (1, count):
         raise ValueError(
             f"the picture has shape {tuple(image.shape)}: give a PIL image, or 1 3 h w or "
             f"{count} 3 h w in [-1, 1]."
         )
     check_size(image.shape[3], image.shape[2], sd.config)
     return image if len(image) == count else repeat(image, "1 c h w -> b c h w", b=count)
+
+
+def picture_tensor(image: Picture) -> Tensor:
+    """1 3 h w or b 3 h w in [-1, 1]. ValueError: it is no picture, or leaves its range."""
+    if isinstance(image, Image.Image):
+        return from_pil(image)
+    check_tensor(image, "picture", 3, -1, 1)
+    if image.min() >= 0 and image.min() < image.max():
+        warnings.warn(
+            "No value of the picture is below 0, so that it is very pale: if its black is 0, give "
+            "2 * image - 1.",
+            stacklevel=2,
+        )
+    return image
 
 
 def last_latent(walk: Iterator[Step], start: Start, progress: bool) -> Tensor:

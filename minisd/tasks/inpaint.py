@@ -16,10 +16,20 @@ from PIL import Image
 from torch import Tensor
 
 from minisd.guidance import Network
+from minisd.pictures import check_tensor, mask_shades
 from minisd.pipeline import StableDiffusion, as_list, seeded, to_pil
 from minisd.samplers import Sampler, Step, sampler_for, sampler_levels, scaled
 from minisd.schedule import Denoiser, Level, Prediction
-from minisd.tasks.img2img import Picture, Start, as_tensor, last_latent, mixed, noised, walk
+from minisd.tasks.img2img import (
+    Picture,
+    Start,
+    as_tensor,
+    last_latent,
+    mixed,
+    noised,
+    picture_tensor,
+    walk,
+)
 
 INPAINTING_CHANNELS = 9  # 4 latent + 1 mask + 4 latent of the picture with its hole
 
@@ -38,8 +48,9 @@ def inpaint_steps(
     spacing: str | None = None,
 ) -> Iterator[Step]:
     """The walk, step by step. Arguments as inpaint."""
+    covered = as_mask(mask, image)
     start = begin(sd, prompt, image, strength, steps, sampler, seed, spacing)
-    return walk_under_mask(sd, prompt, image, mask, start, negative_prompt, cfg_scale)
+    return walk_under_mask(sd, prompt, image, covered, start, negative_prompt, cfg_scale)
 
 
 def inpaint(
@@ -62,7 +73,8 @@ def inpaint(
     A model with nine input channels reads mask and picture; any other one is led by blending.
 
     mask: white (1) is drawn anew; a picture of the image's size, or 1 1 h w in 0 … 1. The blend
-        takes soft edges as they are, the nine channels cut them at one half.
+        takes soft edges as they are, the nine channels cut them at one half. White or coloured
+        paint on a transparent layer is a mask, too.
     strength: how much of the walk is run; at 1 the covered part begins as pure noise
     paste: put the original pixels back outside the mask. Without, they are what the autoencoder
         makes of them.
@@ -70,12 +82,13 @@ def inpaint(
 
     Raises ValueError for a setting out of its range, and for sizes that differ or do not fit.
     """
+    covered = as_mask(mask, image)
     start = begin(sd, prompt, image, strength, steps, sampler, seed, spacing)
-    steps_of_walk = walk_under_mask(sd, prompt, image, mask, start, negative_prompt, cfg_scale)
+    steps_of_walk = walk_under_mask(sd, prompt, image, covered, start, negative_prompt, cfg_scale)
     drawn = sd.decode(last_latent(steps_of_walk, start, progress))
     if paste:
-        covered, original = as_mask(mask, image), as_tensor(sd, image, len(drawn))
-        drawn = covered.to(drawn) * drawn + (1 - covered.to(drawn)) * original.to(drawn)
+        covered, original = covered.to(drawn), as_tensor(sd, image, len(drawn)).to(drawn)
+        drawn = covered * drawn + (1 - covered) * original
     pictures = to_pil(drawn)
     return pictures[0] if isinstance(prompt, str) else pictures
 
@@ -114,14 +127,14 @@ def walk_under_mask(
     sd: StableDiffusion,
     prompt: str | list[str],
     image: Picture,
-    mask: Picture,
+    covered: Tensor,
     start: Start,
     negative_prompt: str,
     cfg_scale: float | None,
 ) -> Iterator[Step]:
-    """The steps, by nine channels or by blending."""
+    """The steps, by nine channels or by blending. covered: 1 1 h w, as as_mask returns it."""
     prompts = as_list(prompt)
-    covered = as_mask(mask, image).to(start.z)
+    covered = covered.to(start.z)
     if reads_a_mask(sd):
         hole = picture_with_hole(as_tensor(sd, image, len(prompts)), covered)
         around = sd.encode(hole, start.generators)
@@ -182,13 +195,21 @@ def on_latent(mask: Tensor, z: Tensor) -> Tensor:
 
 
 def as_mask(mask: Picture, image: Picture) -> Tensor:
-    """1 1 h w in 0 … 1, 1 = drawn anew. ValueError: another size than the picture's."""
+    """1 1 h w in 0 … 1, 1 = drawn anew. mask: a picture, or 1 1 h w, numbers or True and False.
+
+    ValueError: another size than the picture's, numbers beyond 0 … 1, or a mask that is transparent
+    in places and does not say by its colours which part is meant (pictures.mask_shades).
+    """
     if isinstance(mask, Image.Image):
-        mask = rearrange(torch.from_numpy(np.array(mask.convert("L"))), "h w -> 1 1 h w") / 255
-    size = image.size[::-1] if isinstance(image, Image.Image) else tuple(image.shape[2:])
-    if mask.ndim != 4 or mask.shape[:2] != (1, 1) or tuple(mask.shape[2:]) != size:
+        shades = torch.from_numpy(np.array(mask_shades(mask)))
+        mask = rearrange(shades, "h w -> 1 1 h w") / 255
+    elif isinstance(mask, Tensor) and mask.dtype == torch.bool:
+        mask = mask.float()
+    check_tensor(mask, "mask", 1, 0, 1)
+    size = tuple(picture_tensor(image).shape[2:])
+    if len(mask) != 1 or tuple(mask.shape[2:]) != size:
         raise ValueError(
             f"the mask has shape {tuple(mask.shape)} and the picture is {size[1]} x {size[0]} "
             "pixels: give a mask of the picture's size, white where it is to be drawn anew."
         )
-    return mask.clamp(0, 1)
+    return mask.clamp(0, 1)  # a rounding error may lie outside
