@@ -138,7 +138,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
         if tokenizer.ids != ids:
             raise ValueError("its ids are not laid out as CLIP's: characters, merges, begin, end")
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {str(error).removesuffix('.')}.") from error
     except (TypeError, LookupError, AttributeError) as error:
         raise ValueError(
             f"{path}: a setting is of a wrong kind ({error}): fetch it again"
@@ -182,7 +182,8 @@ def vocabulary(
     pairs = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
     slow, fast = (ids, merges), (model["vocab"], pairs)
     if not (ids and merges) and not model["vocab"]:
-        raise ValueError("holds neither vocab.json with merges.txt nor a tokenizer.json")
+        what = "holds neither vocab.json with merges.txt nor a tokenizer.json"
+        raise ValueError(f"{what}: fetch that folder again")
     if ids and merges and model["vocab"] and slow != fast:
         raise ValueError(
             "its tokenizer.json differs from its vocab.json and merges.txt: delete what is outdated"
@@ -215,8 +216,10 @@ def added_words(
 
     A word that only a list of special tokens names has the next id.
     """
-    extra = [one if isinstance(one, dict) else {"content": one} for one in extras(config, special)]
-    specials = {token["content"] for token in extra} | marks
+    extra = extras(config, special)
+    # transformers 5 overlooks this one list when it asks whether a listed word is special
+    overlooked = special["additional_special_tokens"] and extra != extras(config, {})
+    specials = marks | (set() if overlooked else {token["content"] for token in extra})
     found = stated_words(config, fast, listed, specials)
     tokens = sorted(found.values(), key=lambda token: token["id"])
     after = max([len(ids) - 1, *(token["id"] for token in tokens)])
@@ -235,17 +238,19 @@ def added_words(
         if word not in marks | {BEGIN, END} or word not in ids:
             if token["normalized"] is None:
                 token["normalized"] = not token["special"]
+            if not all(isinstance(flag, bool) for flag in token.values()):
+                raise ValueError(f"its word {word!r} has flags that are not true or false: {token}")
             words.append(AddedWord(word, (place,), **token))
     return words
 
 
-def extras(config: Mapping[str, object], special: Mapping[str, object]) -> list[str | dict]:
+def extras(config: Mapping[str, object], special: Mapping[str, object]) -> list[dict]:
     """The special tokens beyond the marks. transformers 5 gave the list another name."""
     names = ("additional_special_tokens", "extra_special_tokens")
-    lists = [stored[name] for stored in (config, special) for name in names if stored[name]]
+    lists = [stored[name] for stored in (config, special) for name in names if stored.get(name)]
     if any(one != lists[0] or not isinstance(one, list) for one in lists):
         raise ValueError(f"its lists of special tokens differ, or are none: {lists}")
-    return lists[0] if lists else []
+    return [one if isinstance(one, dict) else {"content": one} for one in (lists or [[]])[0]]
 
 
 def stated_words(
