@@ -304,7 +304,8 @@ class Tokenizer:
     def _add(self, word: AddedWord) -> None:
         if not word.word.strip():
             raise ValueError(f"the word {word.word!r} is empty: give another.")
-        if word.form in self.known or word.form in MARKS:
+        taken = {*MARKS, *self.known, *(one.word for one in self.known.values())}
+        if taken & {word.form, word.word}:
             raise ValueError(f"the word {word.word!r} is taken: give another.")
         if word.word not in self.ids:
             new = tuple(range(len(self.vocabulary), len(self.vocabulary) + len(word.ids)))

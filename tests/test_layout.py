@@ -82,6 +82,16 @@ def test_imports_follow_the_rule(path):
             assert name.split(".")[1] in allowed, f"{part} must not import {name}"
 
 
+def test_only_the_tokenizer_imports_while_it_runs():
+    """Under its old names, what moved to prompt.py and checkpoints/. Nothing else evades the rule."""
+    late = {
+        path.name: re.findall(r"import_module\((.*?)\)", path.read_text(encoding="utf-8"))
+        for path in FILES
+        if "import_module(" in path.read_text(encoding="utf-8")
+    }
+    assert late == {"tokenizer.py": ['"minisd.checkpoints.tokenizer_folder"', '"minisd.prompt"']}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_reference_library_in_the_package(path):
     if part_of(path) != "compare":
