@@ -293,6 +293,59 @@ def test_two_vocabularies_in_a_folder_must_be_alike(small, folder):
         Tokenizer.load(folder)
 
 
+def token(content):
+    flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    return {"content": content, **flags}
+
+
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+PUBLISHED_V2 = {
+    "add_prefix_space": False,
+    "bos_token": {"__type": "AddedToken", **token(BEGIN)},
+    "do_lower_case": True,
+    "eos_token": {"__type": "AddedToken", **token(END)},
+    "errors": "replace",
+    "model_max_length": 77,
+    "name_or_path": "hf-models/stable-diffusion-v2-768x768/tokenizer",
+    "pad_token": END,
+    "special_tokens_map_file": "./special_tokens_map.json",
+    "tokenizer_class": "CLIPTokenizer",
+    "unk_token": {"__type": "AddedToken", **token(END)},
+}
+PUBLISHED_TURBO = {
+    "add_prefix_space": False,
+    "added_tokens_decoder": {
+        "0": token("!") | {"normalized": False, "special": True},
+        "49406": token(BEGIN) | {"special": True},
+        "49407": token(END) | {"special": True},
+    },
+    "additional_special_tokens": [],
+    "bos_token": BEGIN,
+    "clean_up_tokenization_spaces": True,
+    "do_lower_case": True,
+    "eos_token": END,
+    "errors": "replace",
+    "extra_special_tokens": {},
+    "model_max_length": 77,
+    "pad_token": "!",
+    "tokenizer_class": "CLIPTokenizer",
+    "unk_token": END,
+}
+
+
+@pytest.mark.parametrize("settings", [PUBLISHED_V2, PUBLISHED_TURBO], ids=["sd2", "sd-turbo"])
+def test_the_settings_of_published_folders_are_known(tmp_path, settings):
+    Tokenizer.clip().save_folder(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    marks = {"bos_token": token(BEGIN), "eos_token": token(END), "unk_token": token(END)}
+    change(tmp_path / "special_tokens_map.json", **marks, pad_token="!")
+    ours, reference = Tokenizer.load(tmp_path), theirs(tmp_path)
+    assert ours.pad_token == reference.pad_token_id == 0
+    assert ours.words == []
+    texts = [text for text in TEXTS if "!" not in text and "<|" not in text]
+    assert_alike(ours, reference, texts)
+
+
 TABLES = {"tokenizer_config": CONFIG, "special_tokens_map": SPECIAL_MAP, "tokenizer": FAST}
 ODD = {
     "normalizer": {"type": "NFKC"},
