@@ -83,7 +83,7 @@ def test_imports_follow_the_rule(path):
 
 
 def test_only_the_tokenizer_imports_while_it_runs():
-    """What moved to prompt.py and checkpoints/ keeps its old names. Nothing else evades the rule."""
+    """What moved to prompt.py and checkpoints/ keeps its old names. Nothing else evades it."""
     late = {
         path.name: re.findall(r"import_module\((.*?)\)", path.read_text(encoding="utf-8"))
         for path in FILES
