@@ -162,10 +162,10 @@ class AddedWord:
     @property
     def form(self) -> str:
         """What a text is searched for."""
-        return lower_each(comparable(self.word)) if self.normalized else self.word
+        return lower_each(compose(self.word)) if self.normalized else self.word
 
 
-def comparable(text: str) -> str:
+def compose(text: str) -> str:
     """Compose accents, make every gap one space: what transformers' CLIPTokenizer does first."""
     composed = normalize("NFC", text).replace("\u0130", "i\u0307")  # grows when it is lowered
     return regex.sub(r"\s+", " ", composed)
@@ -232,7 +232,9 @@ class Tokenizer:
         self.vocab_size = len(self.vocabulary)
         self.cache: dict[str, list[str]] = {}
         self.words = list(words)
-        self.known: dict[str, AddedWord] = {}  # these and those of textual inversion, by form
+        self.words_by_form: dict[
+            str, AddedWord
+        ] = {}  # these and those of textual inversion, by form
         for word in self.words:
             self._add(word)
         self.pad_token = self.end if pad_token is None else pad_token
@@ -280,12 +282,12 @@ class Tokenizer:
     @property
     def added(self) -> dict[str, list[int]]:
         """The added words as they are looked for, and their ids."""
-        return {form: list(word.ids) for form, word in self.known.items()}
+        return {form: list(word.ids) for form, word in self.words_by_form.items()}
 
     def add_word(self, word: str, count: int = 1) -> list[int]:
         """Let the word be `count` ids of its own wherever its letters stand, in any case.
 
-        It is found inside longer words, too, as transformers finds it: "toy" in "toys".
+        It is found inside longer words, too, as transformers finds it: "zib" in "zibs".
         The ids lie beyond the vocabulary: someone must know vectors for them (textual inversion).
         Raises ValueError for a word that is empty, taken or longer than a row.
         """
@@ -304,7 +306,7 @@ class Tokenizer:
     def _add(self, word: AddedWord) -> None:
         if not word.word.strip():
             raise ValueError(f"the word {word.word!r} is empty: give another.")
-        taken = {*MARKS, *self.known, *(one.word for one in self.known.values())}
+        taken = {*MARKS, *self.words_by_form, *(one.word for one in self.words_by_form.values())}
         if taken & {word.form, word.word}:
             raise ValueError(f"the word {word.word!r} is taken: give another.")
         if word.word not in self.ids:
@@ -314,24 +316,24 @@ class Tokenizer:
                 raise ValueError(f"{one}, and its place in the vocabulary is {new[0]}")
             spelt_out = "".join(BYTE_TO_CHARACTER[byte] for byte in word.form.encode())
             self.vocabulary += [spelt_out + END_OF_WORD] + [""] * (len(new) - 1)
-        self.known[word.form] = word
+        self.words_by_form[word.form] = word
 
     def remove_word(self, word: str) -> None:
         """Undo add_word. The ids are not given out again."""
-        del self.known[AddedWord(word, ()).form]
+        del self.words_by_form[AddedWord(word, ()).form]
 
     def _parts(self, text: str) -> Iterator[str | AddedWord]:
         """The text cut at the added words: at those that are looked for as they stand, first."""
-        if not self.known:
+        if not self.words_by_form:
             yield text
             return
-        exact = {form: word for form, word in self.known.items() if not word.normalized}
-        others = {form: word for form, word in self.known.items() if word.normalized}
+        exact = {form: word for form, word in self.words_by_form.items() if not word.normalized}
+        others = {form: word for form, word in self.words_by_form.items() if word.normalized}
         for part in cut_at(text, text, exact | MARKS):
             if isinstance(part, AddedWord):
                 yield part if part.ids else part.word
             else:
-                same = comparable(part)
+                same = compose(part)
                 yield from cut_at(same, lower_each(same), others)
 
     def encode(self, text: str) -> list[int]:
@@ -372,8 +374,8 @@ class Tokenizer:
         if not texts:
             raise ValueError("there is no text: give one or more.")
         units = [self.units(text) for text in texts]
-        lost = [self.decode(beyond(one, self.room)) for one in units]
-        if lost := [text for text in lost if text]:
+        too_long = filter(None, (ids_beyond(one, self.room) for one in units))
+        if lost := [self.decode(ids) for ids in too_long]:
             words = " | ".join(dict.fromkeys(lost))
             warnings.warn(f"the prompt is too long, its end is not read: {words!r}", stacklevel=2)
         return torch.tensor([self.row(list(chain(*one))) for one in units])
@@ -428,7 +430,7 @@ class Tokenizer:
         """
         path = Path(path)
         if path.is_dir():
-            return in_folder().read_tokenizer(path)
+            return folder_code().read_tokenizer(path)
         try:
             return cls.from_json(path.read_bytes())
         except ValueError as error:
@@ -436,16 +438,16 @@ class Tokenizer:
 
     def save_folder(self, path: str | Path) -> None:
         """Write a diffusers model's tokenizer/ folder, which transformers' CLIPTokenizer opens."""
-        in_folder().write_tokenizer(Path(path), self)
+        folder_code().write_tokenizer(Path(path), self)
 
 
-def beyond(units: list[list[int]], room: int) -> list[int]:
+def ids_beyond(units: list[list[int]], room: int) -> list[int]:
     """The ids of what does not fit into the room, words that are cut included."""
     ends = accumulate(map(len, units))
     return [index for unit, end in zip(units, ends) if end > room for index in unit]
 
 
-def in_folder() -> ModuleType:
+def folder_code() -> ModuleType:
     """The code for other programs' folders; it builds on this file, so it is imported late."""
     return import_module("minisd.checkpoints.tokenizer_folder")
 

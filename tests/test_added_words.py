@@ -140,10 +140,10 @@ def test_an_upper_case_sigma_is_that_of_transformers_within_words_only(small, fo
 def test_a_word_that_cannot_be_added_is_named(word, count, sentence):
     ours = Tokenizer.clip()
     ours.add_word("<toy>")
-    before = list(ours.vocabulary), dict(ours.known)
+    before = list(ours.vocabulary), dict(ours.words_by_form)
     with pytest.raises(ValueError, match=sentence):
         ours.add_word(word, count)
-    assert (ours.vocabulary, ours.known) == before
+    assert (ours.vocabulary, ours.words_by_form) == before
 
 
 # ---- rows --------------------------------------------------------------------------------------
@@ -166,6 +166,11 @@ def test_a_word_of_several_vectors_is_not_cut_at_a_chunk_s_end():
         assert torch.equal(weights == 1.5, torch.isin(tokens, torch.tensor(ids)))
     longest = ours.add_word("<longest>", 75)
     assert chunks(ours, "cat <longest>")[1, 1:76].tolist() == longest
+
+
+def test_a_typed_end_mark_beyond_the_row_is_a_loss_too():
+    with pytest.warns(UserWarning, match="too long"):
+        Tokenizer.clip()("cat " * 75 + "<|endoftext|>")
 
 
 def test_a_cut_word_is_named_in_the_warning():

@@ -125,12 +125,17 @@ def read_tokenizer(path: Path) -> Tokenizer:
     laid out as CLIP's, or a setting is unknown here.
     """
     try:
-        config, special, fast, listed, ids = (maybe_json(path / name) for name in FILES)
+        config, special, fast, listed, ids = (read_json_if_there(path / name) for name in FILES)
         merges = read_merges(path / "merges.txt")
-        config, special = CONFIG.read(by_content(config)), SPECIAL_MAP.read(by_content(special))
-        fast = FAST.read(fast | {name: stage(fast[name], name) for name in STAGES if name in fast})
+        config, special = (
+            CONFIG.read(with_plain_marks(config)),
+            SPECIAL_MAP.read(with_plain_marks(special)),
+        )
+        fast = FAST.read(
+            fast | {name: describe_stage(fast[name], name) for name in STAGES if name in fast}
+        )
         ids, merges = vocabulary(ids, merges, MODEL.read(fast["model"] or {}))
-        marks = {name: mark(name, config, special) for name in ("pad_token", "unk_token")}
+        marks = {name: find_mark(name, config, special) for name in ("pad_token", "unk_token")}
         words = added_words(config, special, fast, listed, ids, set(marks.values()))
         places = ids | {word.word: word.ids[0] for word in words}
         for name, content in marks.items():
@@ -148,7 +153,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def maybe_json(path: Path) -> dict:
+def read_json_if_there(path: Path) -> dict:
     return read_json(path) if path.exists() else {}
 
 
@@ -157,13 +162,13 @@ def read_merges(path: Path) -> list[Pair]:
     return [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
 
 
-def by_content(stored: Mapping[str, object]) -> dict[str, object]:
+def with_plain_marks(stored: Mapping[str, object]) -> dict[str, object]:
     """Settings with each mark as its text alone: {"content": "!", …} becomes "!"."""
     marks = {key: one for key, one in stored.items() if key.endswith("_token")}
     return {**stored, **{key: one["content"] for key, one in marks.items() if type(one) is dict}}
 
 
-def stage(content: dict | None, name: str) -> str:
+def describe_stage(content: dict | None, name: str) -> str:
     """One stage of a tokenizer.json in a word: "CLIP's", or all of it."""
     steps = content or {}
     steps = steps.get("normalizers") or steps.get("pretokenizers") or [steps]
@@ -193,7 +198,7 @@ def vocabulary(
     return fast if model["vocab"] else slow
 
 
-def mark(name: str, config: Mapping[str, object], special: Mapping[str, object]) -> str:
+def find_mark(name: str, config: Mapping[str, object], special: Mapping[str, object]) -> str:
     """Which token pads, or stands for what is unknown: by default the end mark.
 
     Where the two files differ, as in SD v2's official folder, the older special_tokens_map.json is
@@ -218,9 +223,9 @@ def added_words(
 
     A word that only a list of special tokens names has the next id.
     """
-    extra = extras(config, special)
+    extra = special_tokens(config, special)
     # transformers 5 overlooks this one list when it asks whether a listed word is special
-    overlooked = special["additional_special_tokens"] and extra != extras(config, {})
+    overlooked = special["additional_special_tokens"] and extra != special_tokens(config, {})
     specials = marks | (set() if overlooked else {token["content"] for token in extra})
     found = stated_words(config, fast, listed, specials)
     tokens = sorted(found.values(), key=lambda token: token["id"])
@@ -246,7 +251,7 @@ def added_words(
     return words
 
 
-def extras(config: Mapping[str, object], special: Mapping[str, object]) -> list[dict]:
+def special_tokens(config: Mapping[str, object], special: Mapping[str, object]) -> list[dict]:
     """The special tokens beyond the marks. transformers 5 gave the list another name."""
     names = ("additional_special_tokens", "extra_special_tokens")
     lists = [stored[name] for stored in (config, special) for name in names if stored.get(name)]
