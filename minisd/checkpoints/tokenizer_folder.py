@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from minisd.checkpoints.known_settings import REQUIRED, KnownSettings
+from minisd.checkpoints.known_settings import REQUIRED, KnownSettings, because
 from minisd.checkpoints.read import read_json
 from minisd.tokenizer import BEGIN, END, AddedWord, Pair, Tokenizer
 
@@ -17,7 +17,6 @@ FILES = ("tokenizer_config", "special_tokens_map", "tokenizer", "added_tokens", 
 FILES = tuple(f"{name}.json" for name in FILES)
 
 BY_ITS_CALL = "whoever calls the tokenizer says it: every prompt is cut and padded to 77"
-SAVING = "a note about how the folder was saved"
 SPECIAL = {"pad_token": None, "unk_token": None}
 SPECIAL |= {"additional_special_tokens": None, "extra_special_tokens": None}
 MARKS = {"bos_token": ((BEGIN,), BEGIN), "eos_token": ((END,), END)}
@@ -38,15 +37,18 @@ CONFIG = KnownSettings(
         "truncation_side": (("right",), "right"),
     },
     ignored={
-        **dict.fromkeys(("max_length", "padding", "truncation", "stride"), BY_ITS_CALL),
-        **dict.fromkeys(("truncation_strategy", "pad_to_multiple_of"), BY_ITS_CALL),
-        **dict.fromkeys(("name_or_path", "special_tokens_map_file", "tokenizer_file"), SAVING),
-        **dict.fromkeys(("backend", "is_local", "local_files_only", "use_fast"), SAVING),
-        **dict.fromkeys(("init_inputs", "processor_class", "from_slow", "files_loaded"), SAVING),
-        **dict.fromkeys(("trust_remote_code", "vocab_file", "merges_file"), SAVING),
+        **because(
+            BY_ITS_CALL,
+            "max_length padding truncation stride truncation_strategy pad_to_multiple_of",
+        ),
+        **because(
+            "a note about how the folder was saved",
+            "backend files_loaded from_slow init_inputs is_local local_files_only merges_file"
+            " name_or_path processor_class special_tokens_map_file tokenizer_file"
+            " trust_remote_code use_fast vocab_file",
+        ),
+        **because("turns ids into text only", "clean_up_tokenization_spaces errors"),
         "chat_template": "a prompt is no chat",
-        "clean_up_tokenization_spaces": "turns ids into text only",
-        "errors": "turns ids into text only",
         "model_input_names": "names what the text transformer is given",
         "pad_token_type_id": "CLIP has no token types",
     },
