@@ -129,13 +129,10 @@ def read_tokenizer(path: Path) -> Tokenizer:
     try:
         config, special, fast, listed, ids = (read_json_if_there(path / name) for name in FILES)
         merges = read_merges(path / "merges.txt")
-        config, special = (
-            CONFIG.read(with_plain_marks(config)),
-            SPECIAL_MAP.read(with_plain_marks(special)),
-        )
-        fast = FAST.read(
-            fast | {name: describe_stage(fast[name], name) for name in STAGES if name in fast}
-        )
+        config = CONFIG.read(with_plain_marks(config))
+        special = SPECIAL_MAP.read(with_plain_marks(special))
+        stages = {name: describe_stage(fast[name], name) for name in STAGES if name in fast}
+        fast = FAST.read(fast | stages)
         ids, merges = vocabulary(ids, merges, MODEL.read(fast["model"] or {}))
         marks = {name: find_mark(name, config, special) for name in ("pad_token", "unk_token")}
         words = added_words(config, special, fast, listed, ids, set(marks.values()))
