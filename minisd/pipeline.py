@@ -15,9 +15,10 @@ from minisd.clip import TextTransformer
 from minisd.config import ModelConfig
 from minisd.guidance import Network, guided_denoiser
 from minisd.pictures import check_tensor, colours
+from minisd.prompt import emphasize, weighted
 from minisd.samplers import Step, from_noise, sampler_levels
 from minisd.schedule import Denoiser, Schedule
-from minisd.tokenizer import Tokenizer, emphasize, weighted
+from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
 from minisd.vae import VAE
 

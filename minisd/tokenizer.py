@@ -9,16 +9,19 @@ import html
 import json
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from itertools import islice, pairwise, takewhile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from itertools import accumulate, chain, islice, pairwise, takewhile
 from math import inf
 from pathlib import Path
+from types import ModuleType
+from unicodedata import normalize
 
 import ftfy
 import regex
 import torch
-from einops import rearrange, reduce
-from torch import LongTensor, Tensor
+from torch import LongTensor
 
 from minisd.config import WEIGHTS, TextConfig
 
@@ -134,11 +137,65 @@ def learn_merges(word_counts: dict[str, int], amount: int) -> list[Pair]:
     return merges
 
 
-def standing_alone(word: str) -> str:
-    """A pattern that finds the word, but not as a part of a longer one: "toy" not in "toys"."""
-    before = r"(?<!\w)" if regex.match(r"\w", word) else ""
-    after = r"(?!\w)" if regex.match(r"\w", word[-1]) else ""
-    return before + regex.escape(word) + after
+# ---- words that were added to a vocabulary -----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AddedWord:
+    """A word with ids of its own, and how it is looked for: the flags of transformers' AddedToken.
+
+    ids: one, or one for each vector of a textual inversion
+    normalized: found whatever its case, its spaces and how accents are composed; else as it stands
+    single_word: found only where no letter, digit or "_" touches it; else also inside words
+    lstrip, rstrip: the spaces on that side belong to it
+    special: for programs that leave such words out when they turn ids into text
+    """
+
+    word: str
+    ids: tuple[int, ...]
+    normalized: bool = True
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    special: bool = False
+
+    @property
+    def form(self) -> str:
+        """What a text is searched for."""
+        return lower_each(compose(self.word)) if self.normalized else self.word
+
+
+def compose(text: str) -> str:
+    """Compose accents, make every gap one space: what transformers' CLIPTokenizer does first."""
+    composed = normalize("NFC", text).replace("\u0130", "i\u0307")  # grows when it is lowered
+    return regex.sub(r"\s+", " ", composed)
+
+
+def lower_each(text: str) -> str:
+    """Lower the case of each character by itself: the length stays, and every sigma is alike."""
+    return "".join(character.lower() for character in text)
+
+
+def cut_at(text: str, searched: str, words: Mapping[str, AddedWord]) -> Iterator[str | AddedWord]:
+    """The words in a text and what is between them, in order. The longest word wins.
+
+    searched: the text as it is compared, of the same length    words: by their form
+    """
+    longest_first = sorted(words, key=len, reverse=True)
+    done = 0
+    for match in regex.finditer("|".join(map(regex.escape, longest_first)) or "(?!)", searched):
+        word, (start, end) = words[match[0]], match.span()
+        touched = searched[:start][-1:] + " " + searched[end : end + 1]
+        if word.single_word and regex.search(r"\w", touched):
+            continue
+        start = len(searched[:start].rstrip()) if word.lstrip else start
+        end = len(searched) - len(searched[end:].lstrip()) if word.rstrip else end
+        yield from (text[done:start], word)
+        done = end
+    yield text[done:]
+
+
+MARKS = {mark: AddedWord(mark, (), normalized=False) for mark in (BEGIN, END)}
 
 
 class Tokenizer:
@@ -147,13 +204,20 @@ class Tokenizer:
     merges: pairs in the order learnt. The ids: 256 characters, the same 256 with the end-of-word
     mark, one per merge, then the begin and the end mark.
     pad_token: fills a row up to max_length; None = the end mark (SD v1), 0 in SD v2.
-    Raises ValueError for merges that do not build on one another, or a pad_token out of range.
+    words: added to the vocabulary for good, with the ids that follow it
+    Raises ValueError for merges that do not build on one another, words whose ids leave a gap, or a
+    pad_token out of range.
     """
 
     max_length = TextConfig.max_length
     room = max_length - 2  # for pieces, beside the begin and the end mark
 
-    def __init__(self, merges: Iterable[Pair], pad_token: int | None = None):
+    def __init__(
+        self,
+        merges: Iterable[Pair],
+        pad_token: int | None = None,
+        words: Iterable[AddedWord] = (),
+    ):
         self.merges = [tuple(pair) for pair in merges]
         self.ids = {piece: index for index, piece in enumerate(ALPHABET)}
         for pair in self.merges:
@@ -166,11 +230,17 @@ class Tokenizer:
         self.end = self.ids[END] = len(self.ids)
         self.vocabulary = list(self.ids)
         self.vocab_size = len(self.vocabulary)
-        self.pad_token = self.end if pad_token is None else pad_token
-        if not 0 <= self.pad_token < self.vocab_size:
-            raise ValueError(f"pad_token {pad_token} is no id: they go from 0 to {self.end}")
         self.cache: dict[str, list[str]] = {}
-        self.added: dict[str, list[int]] = {}  # words of textual inversion and their ids
+        self.words = list(words)
+        self.words_by_form: dict[
+            str, AddedWord
+        ] = {}  # these and those of textual inversion, by form
+        for word in self.words:
+            self._add(word)
+        self.pad_token = self.end if pad_token is None else pad_token
+        if not 0 <= self.pad_token < len(self.vocabulary):
+            last = len(self.vocabulary) - 1
+            raise ValueError(f"pad_token {pad_token} is no id: they go from 0 to {last}")
 
     @classmethod
     def clip(cls, pad_token: int | None = None) -> "Tokenizer":
@@ -209,39 +279,76 @@ class Tokenizer:
             symbols = join(symbols, first)
         return symbols
 
-    def add_word(self, word: str, count: int = 1) -> list[int]:
-        """Let the word be `count` ids of its own wherever it stands, whatever its letters.
+    @property
+    def added(self) -> dict[str, list[int]]:
+        """The added words as they are looked for, and their ids."""
+        return {form: list(word.ids) for form, word in self.words_by_form.items()}
 
+    def add_word(self, word: str, count: int = 1) -> list[int]:
+        """Let the word be `count` ids of its own wherever its letters stand, in any case.
+
+        It is found inside longer words, too, as transformers finds it: "zib" in "zibs".
         The ids lie beyond the vocabulary: someone must know vectors for them (textual inversion).
-        Raises ValueError for a word that is empty or added already.
+        Raises ValueError for a word that is empty, taken or longer than a row.
         """
-        word = clean(word)
-        if not word or word in self.added:
-            raise ValueError(f"the word {word!r} is {'taken' if word else 'empty'}: give another.")
-        ids = [len(self.vocabulary) + i for i in range(count)]
-        piece = "".join(BYTE_TO_CHARACTER[byte] for byte in word.encode()) + END_OF_WORD
-        self.vocabulary += [piece] + [""] * (count - 1)
-        self.added[word] = ids
-        return ids
+        if word in self.ids:
+            raise ValueError(
+                f"the word {word!r} is in the vocabulary already: give another, such as '<{word}>'."
+            )
+        if not 0 < count <= self.room:
+            raise ValueError(
+                f"the word {word!r} has {count} vectors: a row has {self.room} places."
+            )
+        start = len(self.vocabulary)
+        self._add(AddedWord(word, tuple(range(start, start + count))))
+        return list(range(start, start + count))
+
+    def _add(self, word: AddedWord) -> None:
+        if not word.word.strip():
+            raise ValueError(f"the word {word.word!r} is empty: give another.")
+        taken = {*MARKS, *self.words_by_form, *(one.word for one in self.words_by_form.values())}
+        if taken & {word.form, word.word}:
+            raise ValueError(f"the word {word.word!r} is taken: give another.")
+        if word.word not in self.ids:
+            new = tuple(range(len(self.vocabulary), len(self.vocabulary) + len(word.ids)))
+            if word.ids != new:
+                one = f"the word {word.word!r} has the id {word.ids[0]}"
+                raise ValueError(f"{one}, and its place in the vocabulary is {new[0]}")
+            spelt_out = "".join(BYTE_TO_CHARACTER[byte] for byte in word.form.encode())
+            self.vocabulary += [spelt_out + END_OF_WORD] + [""] * (len(new) - 1)
+        self.words_by_form[word.form] = word
 
     def remove_word(self, word: str) -> None:
         """Undo add_word. The ids are not given out again."""
-        del self.added[clean(word)]
+        del self.words_by_form[AddedWord(word, ()).form]
 
-    def _parts(self, text: str) -> list[str]:
-        """The text cut at the added words, these by themselves."""
-        text = clean(text)
-        if not self.added:
-            return [text]
-        longest_first = sorted(self.added, key=len, reverse=True)
-        return regex.split("(" + "|".join(map(standing_alone, longest_first)) + ")", text)
+    def _parts(self, text: str) -> Iterator[str | AddedWord]:
+        """The text cut at the added words: at those that are looked for as they stand, first."""
+        if not self.words_by_form:
+            yield text
+            return
+        exact = {form: word for form, word in self.words_by_form.items() if not word.normalized}
+        others = {form: word for form, word in self.words_by_form.items() if word.normalized}
+        for part in cut_at(text, text, exact | MARKS):
+            if isinstance(part, AddedWord):
+                yield part if part.ids else part.word
+            else:
+                same = compose(part)
+                yield from cut_at(same, lower_each(same), others)
 
     def encode(self, text: str) -> list[int]:
         """The ids of the pieces alone, without begin and end mark, however many there are."""
-        ids = []
+        return list(chain(*self.units(text)))
+
+    def units(self, text: str) -> list[list[int]]:
+        """The ids of a text, those of one added word together: [[320], [49408, 49409], [2368]]."""
+        units = []
         for part in self._parts(text):
-            ids += self.added.get(part) or [self.ids[piece] for piece in self._pieces(part)]
-        return ids
+            if isinstance(part, AddedWord):
+                units.append(list(part.ids))
+            else:
+                units += [[self.ids[piece]] for piece in self._pieces(clean(part))]
+        return units
 
     def _pieces(self, text: str) -> list[str]:
         pieces = []
@@ -266,12 +373,12 @@ class Tokenizer:
         texts = [texts] if isinstance(texts, str) else texts
         if not texts:
             raise ValueError("there is no text: give one or more.")
-        ids = [self.encode(text) for text in texts]
-        lost = [self.decode(one[self.room :]) for one in ids if len(one) > self.room]
-        if lost:
+        units = [self.units(text) for text in texts]
+        too_long = filter(None, (ids_beyond(one, self.room) for one in units))
+        if lost := [self.decode(ids) for ids in too_long]:
             words = " | ".join(dict.fromkeys(lost))
             warnings.warn(f"the prompt is too long, its end is not read: {words!r}", stacklevel=2)
-        return torch.tensor([self.row(one) for one in ids])
+        return torch.tensor([self.row(list(chain(*one))) for one in units])
 
     def pieces(self, text: str) -> list[str]:
         """The pieces as one reads them: "my kitten" -> ["my</w>", "kitten</w>"].
@@ -293,7 +400,8 @@ class Tokenizer:
     def to_json(self) -> str:
         """The whole tokenizer as text, one merge a line, e.g. for a checkpoint's metadata."""
         merges = [" ".join(pair) for pair in self.merges]
-        stored = {"pad_token": self.pad_token, "merges": merges}
+        words = {"words": [asdict(word) for word in self.words]} if self.words else {}
+        stored = {"pad_token": self.pad_token, **words, "merges": merges}
         return json.dumps(stored, ensure_ascii=False, indent=0)
 
     @classmethod
@@ -303,9 +411,12 @@ class Tokenizer:
             stored = json.loads(text)
             merges = [tuple(merge.split(" ")) for merge in stored["merges"]]
             pad_token = int(stored["pad_token"])
+            words = [
+                AddedWord(**word | {"ids": (*word["ids"],)}) for word in stored.get("words", [])
+            ]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"no tokenizer as Tokenizer.save writes it ({error!r})") from error
-        return cls(merges, pad_token)
+        return cls(merges, pad_token, words)
 
     def save(self, path: str | Path) -> None:
         """Write one small JSON file that load reads."""
@@ -318,126 +429,31 @@ class Tokenizer:
         Raises ValueError where the file or folder holds something else.
         """
         path = Path(path)
+        if path.is_dir():
+            return folder_code().read_tokenizer(path)
         try:
-            return read_folder(path) if path.is_dir() else cls.from_json(path.read_bytes())
+            return cls.from_json(path.read_bytes())
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
     def save_folder(self, path: str | Path) -> None:
         """Write a diffusers model's tokenizer/ folder, which transformers' CLIPTokenizer opens."""
-        path = Path(path)
-        path.mkdir(parents=True, exist_ok=True)
-        merges = ["#version: 0.2", *(" ".join(pair) for pair in self.merges), ""]
-        (path / "merges.txt").write_text("\n".join(merges), encoding="utf-8")
-        settings = {
-            "tokenizer_class": "CLIPTokenizer",
-            "model_max_length": self.max_length,
-            "bos_token": BEGIN,
-            "eos_token": END,
-            "unk_token": END,
-            "pad_token": self.vocabulary[self.pad_token],
-        }
-        for name, content in {"vocab": self.ids, "tokenizer_config": settings}.items():
-            text = json.dumps(content, ensure_ascii=False, indent=2)
-            (path / f"{name}.json").write_text(text, encoding="utf-8")
+        folder_code().write_tokenizer(Path(path), self)
 
 
-def read_folder(path: Path) -> Tokenizer:
-    """Read vocab.json and merges.txt, or the one tokenizer.json that transformers 5 writes.
-
-    Raises ValueError where both are absent, or the ids are not laid out as CLIP's.
-    """
-    if (path / "merges.txt").exists():
-        ids = _read_json(path / "vocab.json")
-        lines = (path / "merges.txt").read_text(encoding="utf-8").strip().split("\n")
-        merges = [tuple(line.split()) for line in lines if not line.startswith("#version")]
-    else:
-        model = _read_json(path / "tokenizer.json").get("model", {})
-        ids, merges = model.get("vocab"), model.get("merges", [])
-        merges = [tuple(m.split(" ")) if isinstance(m, str) else m for m in merges]
-    if not ids:
-        raise ValueError("holds neither vocab.json with merges.txt nor a tokenizer.json")
-    marks = _read_json(path / "tokenizer_config.json")
-    # Where the two differ, as in the official folder of SD v2, this older file is the right one.
-    marks = marks | _read_json(path / "special_tokens_map.json")
-    pad = marks.get("pad_token") or END
-    pad = pad["content"] if isinstance(pad, dict) else pad
-    if pad not in ids:
-        raise ValueError(f"its pad_token {pad!r} is not in its vocabulary")
-    tokenizer = Tokenizer(merges, ids[pad])
-    if tokenizer.ids != ids:
-        raise ValueError("its ids are not laid out as CLIP's: characters, merges, begin, end")
-    return tokenizer
+def ids_beyond(units: list[list[int]], room: int) -> list[int]:
+    """The ids of what does not fit into the room, words that are cut included."""
+    ends = accumulate(map(len, units))
+    return [index for unit, end in zip(units, ends) if end > room for index in unit]
 
 
-def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def folder_code() -> ModuleType:
+    """The code for other programs' folders; it builds on this file, so it is imported late."""
+    return import_module("minisd.checkpoints.tokenizer_folder")
 
 
-def chunks(tokenizer: Tokenizer, text: str) -> LongTensor:
-    """A prompt of any length as several full rows, 75 pieces in each; nothing is cut.
-
-    returns: chunk 77, at least one row. Each row goes through the text tower by itself; the
-    contexts are then laid end to end: rearrange(context, "chunk m c -> 1 (chunk m) c").
-    """
-    ids = tokenizer.encode(text)
-    return torch.tensor([tokenizer.row(part) for part in _split(ids, tokenizer.room)])
-
-
-def _split(values: list, size: int) -> list[list]:
-    return [values[start : start + size] for start in range(0, max(len(values), 1), size)]
-
-
-# A backslash before a parenthesis makes it an ordinary character.
-_LETTERS = r"(?:\\[()]|[^()])+"
-_NUMBER = r"[+-]?\d*\.?\d+"
-WEIGHTED = regex.compile(rf"\(({_LETTERS}):\s*({_NUMBER})\s*\)|({_LETTERS})|([()].{{0,20}})")
-
-
-def parse_weights(text: str) -> list[tuple[str, float]]:
-    r"""Split "a (red:1.3) cat" into [("a ", 1.0), ("red", 1.3), (" cat", 1.0)].
-
-    Raises ValueError for any other parenthesis, unbalanced, nested or without a number; those
-    meant as text are written \( and \).
-    """
-    parts = []
-    for words, number, plain, wrong in WEIGHTED.findall(text):
-        if wrong:
-            raise ValueError(
-                rf"cannot read the weight at {wrong!r}: write (words:1.2), and \( \) for"
-                " parentheses that are part of the text"
-            )
-        letters = regex.sub(r"\\([()])", r"\1", words or plain)
-        parts.append((letters, float(number or 1)))
-    return parts
-
-
-def weighted(tokenizer: Tokenizer, text: str) -> tuple[LongTensor, Tensor]:
-    """The rows of chunks() for a text with (words:1.2) in it, and the weight of every token.
-
-    returns: tokens, chunk 77, and weights, chunk 77: 1 on plain words, marks and padding.
-    Raises ValueError as parse_weights does.
-    """
-    ids, weights = [], []
-    for words, weight in parse_weights(text):
-        part = tokenizer.encode(words)
-        ids += part
-        weights += [weight] * len(part)
-    tokens = [tokenizer.row(part) for part in _split(ids, tokenizer.room)]
-    ones = [1.0] * tokenizer.max_length
-    rows = [[1.0, *part, *ones][: tokenizer.max_length] for part in _split(weights, tokenizer.room)]
-    return torch.tensor(tokens), torch.tensor(rows)
-
-
-def emphasize(context: Tensor, weights: Tensor) -> Tensor:
-    """Scale each token's context by its weight, then the whole back to the mean it had.
-
-    context: b m c    weights: b m    returns: b m c
-    The convention of AUTOMATIC1111's web UI, except that the mean is each prompt's own and not
-    the batch's, so that a prompt's context does not depend on its neighbours.
-    """
-    louder = context * rearrange(weights, "b m -> b m 1").to(context)
-    mean = reduce(context, "b m c -> b 1 1", "mean")
-    louder_mean = reduce(louder, "b m c -> b 1 1", "mean")
-    ratio = torch.where(mean == louder_mean, 1, mean / louder_mean)  # a mean may be 0
-    return louder * ratio
+def __getattr__(name: str) -> object:
+    """Prompt weights moved to minisd/prompt.py; they are still found here."""
+    if name in ("chunks", "parse_weights", "weighted", "emphasize", "WEIGHTED"):
+        return getattr(import_module("minisd.prompt"), name)
+    raise AttributeError(f"module {__name__} has no attribute {name}")

@@ -365,7 +365,7 @@ def test_several_words_go_in_any_order(sd, tmp_path):
     [
         ({"emb_params": torch.ones(1, 7)}, "vectors 7 wide, .* expects 64"),
         ({"emb_params": torch.full((1, 64), torch.nan)}, "NaN or infinity"),
-        ({"a": torch.ones(64), "b": torch.ones(64)}, "holds no word"),
+        ({"a": torch.ones(64), "<b>": torch.ones(64)}, "'a' is in the vocabulary already"),
         ({"emb_params": torch.ones(1, 2, 3)}, "holds no word"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "minisd"
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODELS = ["attention", "clip", "unet", "vae"]
-TEXT_AND_NOISE = ["config", "tokenizer", "schedule", "guidance", "samplers"]
+TEXT_AND_NOISE = ["config", "tokenizer", "prompt", "schedule", "guidance", "samplers"]
 CORE = [*MODELS, *TEXT_AND_NOISE, "pictures", "trace", "checkpoints"]
 REFERENCES = {"diffusers", "transformers", "open_clip", "clip", "ldm", "k_diffusion", "torchvision"}
 
@@ -17,6 +17,7 @@ REFERENCES = {"diffusers", "transformers", "open_clip", "clip", "ldm", "k_diffus
 MAY_IMPORT = {
     "config": [],
     "tokenizer": [],
+    "prompt": ["tokenizer"],
     "attention": [],
     "trace": [],
     "schedule": [],
@@ -80,6 +81,16 @@ def test_imports_follow_the_rule(path):
     for name in imported(path):
         if name.startswith("minisd.") and name != "minisd.__version__":
             assert name.split(".")[1] in allowed, f"{part} must not import {name}"
+
+
+def test_only_the_tokenizer_imports_while_it_runs():
+    """What moved to prompt.py and checkpoints/ keeps its old names. Nothing else evades it."""
+    late = {
+        path.name: re.findall(r"import_module\((.*?)\)", path.read_text(encoding="utf-8"))
+        for path in FILES
+        if "import_module(" in path.read_text(encoding="utf-8")
+    }
+    assert late == {"tokenizer.py": ['"minisd.checkpoints.tokenizer_folder"', '"minisd.prompt"']}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

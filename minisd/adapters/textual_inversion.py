@@ -1,9 +1,11 @@
 """Textual inversion: a new word, made of one or more vectors that were learnt from pictures.
 
 Nothing else changes: the vectors stand where a token's embedding would (Gal et al. 2023, section
-3). Three kinds of file: diffusers' {word: vector}, AUTOMATIC1111's string_to_param, and emb_params.
+3). Three kinds of file: diffusers' {word: vector, …}, AUTOMATIC1111's string_to_param, emb_params.
 """
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,7 +18,10 @@ from minisd.checkpoints.official import local
 from minisd.checkpoints.read import read
 from minisd.pipeline import StableDiffusion
 
-NAMELESS = ("string_to_param.", "emb_params")  # such a file's word is the file's own name
+# A file with one of these has its own name for the word: web UI's two kinds, ComfyUI's, a bare
+# tensor. Of several string_to_param, each is a word.
+NAMELESS = r"string_to_param\.(?P<word>.*)|emb_params|clip_l|"
+NOT_NEEDED = r"string_to_token\..*"  # the id of the word that training began with
 
 
 class Word(Handle):
@@ -35,40 +40,77 @@ class Word(Handle):
         super().remove()
 
 
-def textual_inversion(sd: StableDiffusion, path: str | Path, word: str | None = None) -> Word:
+class Words(Handle):
+    """The words of a file that holds several. words: a handle for each."""
+
+    def __init__(self, sd: StableDiffusion, vectors: Mapping[str, Tensor]):
+        """vectors: by word, n width. Raises ValueError, and adds none, if one cannot be added."""
+        super().__init__([])
+        self.words: list[Word] = []
+        try:
+            for word, own in vectors.items():
+                self.words.append(Word(sd, word, own))
+        except ValueError:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        for word in self.words:
+            word.remove()
+
+
+def textual_inversion(
+    sd: StableDiffusion, path: str | Path, word: str | None = None
+) -> Word | Words:
     """Teach the model the word of a file, for use in any prompt, until the handle is removed.
 
-    word: how to call it. None: as the file says, else by the file's own name
+    word: how to call it. None: as the file says, else by the file's own name. Of several words in a
+        file, the one to take; None: all of them
 
     Raises ValueError, and leaves the model as it is, for a file that holds no word, or vectors of
     another width than the text transformer's, and for a word that is taken.
     """
     path = local(path)
-    named, vectors = read_word(path)
+    words = read_words(path)
+    if word is not None and len(words) > 1 and word not in words:
+        raise ValueError(f"{path.name} holds the words {', '.join(words)}: give one of them.")
+    if word is not None:
+        words = {word: words.get(word, next(iter(words.values())))}
     width = sd.config.text.width
-    if vectors.shape[1] != width:
-        raise ValueError(
-            f"{path.name} has vectors {vectors.shape[1]} wide, and {sd.config.name} expects "
-            f"{width}: it is made for another model."
-        )
-    return Word(sd, word or named, vectors)
+    for vectors in words.values():
+        if vectors.shape[1] != width:
+            raise ValueError(
+                f"{path.name} has vectors {vectors.shape[1]} wide, and {sd.config.name} expects "
+                f"{width}: it is made for another model."
+            )
+    if len(words) == 1:
+        return Word(sd, *words.popitem())
+    return Words(sd, words)
 
 
-def read_word(path: Path) -> tuple[str, Tensor]:
-    """The word of a file and its vectors, n width. ValueError: there is none, or several."""
-    tensors = read(path)
-    refuse_other_kinds(path.name, tensors, "textual inversion")
-    tensors = {key: tensor for key, tensor in tensors.items() if tensor.is_floating_point()}
-    nameless = [key for key in tensors if key.startswith(NAMELESS)]
-    named = nameless or list(tensors)
-    key = named[0] if len(named) == 1 else ""
-    vectors = tensors.get(key, torch.empty(0))
-    if vectors.ndim not in (1, 2) or not vectors.numel():
+def read_words(path: Path) -> dict[str, Tensor]:
+    """The words of a file and their vectors, n width. Raises ValueError for anything else in it."""
+    stored = read(path)
+    refuse_other_kinds(path.name, stored, "textual inversion")
+    tensors = {key: tensor for key, tensor in stored.items() if not re.fullmatch(NOT_NEEDED, key)}
+    found = {key: re.fullmatch(NAMELESS, key) for key in tensors}
+    others = [key for key, match in found.items() if not match]
+    if others and len(others) < len(tensors):
+        names = ", ".join(others)
+        raise ValueError(f"{path.name} holds {names} next to its word, which is unknown here.")
+    if not others and len(tensors) == 1:
+        tensors = dict(zip([path.stem], tensors.values()))
+    if not others and len(tensors) > 1:
+        tensors = {found[key]["word"] or key: tensor for key, tensor in tensors.items()}
+    shapes_fit = all(tensor.ndim in (1, 2) and tensor.numel() for tensor in tensors.values())
+    if not tensors or not shapes_fit:
         raise ValueError(f"{path.name} holds no word of textual inversion: check the path.")
-    if not vectors.isfinite().all():
+    if not all(tensor.float().isfinite().all() for tensor in tensors.values()):
         raise ValueError(f"{path.name} holds NaN or infinity: get another copy.")
-    word = path.stem if nameless else key
-    return word, vectors if vectors.ndim == 2 else rearrange(vectors, "width -> 1 width")
+    return {
+        word: vectors if vectors.ndim == 2 else rearrange(vectors, "width -> 1 width")
+        for word, vectors in tensors.items()
+    }
 
 
 def standing_for(embedding: nn.Embedding, ids: list[int], vectors: Tensor) -> list:

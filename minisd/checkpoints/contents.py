@@ -6,6 +6,7 @@ whatever else the file holds is of a kind known not to be needed.
 
 import hashlib
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from minisd.checkpoints.names import (
 )
 from minisd.checkpoints.read import metadata, read, read_json
 from minisd.checkpoints.settings import checked, from_folder, from_metadata
+from minisd.checkpoints.tokenizer_folder import read_tokenizer
 from minisd.clip import TextTransformer
 from minisd.config import ModelConfig, ScheduleConfig
 from minisd.tokenizer import Tokenizer
@@ -84,14 +86,30 @@ def lay_open(path: Path, prediction: str | None = None, ema: bool = False) -> Co
     if ema and path.is_dir():
         raise ValueError(f"{path} is a folder, which holds one kind of weights: leave ema out.")
     contents = open_folder(path) if path.is_dir() else open_file(path, prediction, ema)
-    rows, ids = contents.config.text.vocab_size, contents.tokenizer.vocab_size
-    if ids > rows:
-        raise ValueError(f"{path.name} has vectors for {rows} tokens, but a tokenizer of {ids}.")
+    check_vocabulary(path.name, contents.config.text.vocab_size, contents.tokenizer)
     if prediction is None:
         return contents
     schedule = replace(contents.config.schedule, prediction=prediction)
     config = replace(contents.config, schedule=schedule)
     return replace(contents, config=config, known_by="the argument prediction=")
+
+
+def check_vocabulary(name: str, rows: int, tokenizer: Tokenizer) -> None:
+    """Raises ValueError for ids without a vector. Warns where a vector has no id.
+
+    rows: of the table of vectors
+    """
+    ids = len(tokenizer.vocabulary)
+    if ids > rows:
+        without = [repr(word.word) for word in tokenizer.words if word.ids[0] >= rows]
+        words = f": the words {', '.join(without)} have none" if without else ""
+        raise ValueError(f"{name} has vectors for {rows} tokens, but a tokenizer of {ids}{words}.")
+    if ids < rows:
+        warnings.warn(
+            f"{name} has vectors for {rows} tokens and a tokenizer of {ids}: no word reaches the "
+            f"last {rows - ids}. If words were added to it, the file that names them is missing.",
+            stacklevel=4,
+        )
 
 
 def blank(config: ModelConfig) -> dict[str, nn.Module]:
@@ -219,10 +237,7 @@ def open_folder(path: Path) -> Contents:
             f"{path} is an SDXL model: minisd loads Stable Diffusion v1 and v2 models."
         )
     config = from_folder(path)
-    try:
-        tokenizer = Tokenizer.load(path / "tokenizer")
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{error}: fetch that folder again.") from error
+    tokenizer = read_tokenizer(path / "tokenizer")
     tensors = {}
     for part, prefix in OUR_PREFIXES.items():
         for file in weight_files(path / part):

@@ -22,7 +22,7 @@ from minisd.tokenizer import Tokenizer
 def to_metadata(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, str]:
     """What load() needs beside the tensors. CLIP's vocabulary ships with the package: left out."""
     stored = {"format": "pt", "minisd": json.dumps(asdict(config))}
-    if tokenizer.merges != Tokenizer.clip().merges:
+    if tokenizer.words or tokenizer.merges != Tokenizer.clip().merges:
         stored["tokenizer"] = tokenizer.to_json()
     return stored
 
@@ -233,12 +233,12 @@ def text_config(stored: dict) -> TextConfig:
     )
 
 
-def to_folder(config: ModelConfig) -> dict[str, dict]:
+def to_folder(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, dict]:
     """The JSON files of a diffusers folder, by their path in it. Undoes from_folder."""
     parts = {
         "unet": unet_json(config),
         "vae": vae_json(config),
-        "text_encoder": text_json(config),
+        "text_encoder": text_json(config, tokenizer),
     }
     scheduler = scheduler_json(config)
     files = {"model_index.json": index_json(config, scheduler["_class_name"]), FILE: scheduler}
@@ -297,12 +297,12 @@ def vae_json(config: ModelConfig) -> dict:
     }
 
 
-def text_json(config: ModelConfig) -> dict:
+def text_json(config: ModelConfig, tokenizer: Tokenizer) -> dict:
     text = config.text
     return {
         "architectures": [CLASSES["text_encoder"]],
-        "bos_token_id": text.vocab_size - 2,
-        "eos_token_id": text.vocab_size - 1,
+        "bos_token_id": tokenizer.begin,
+        "eos_token_id": tokenizer.end,
         "hidden_act": text.activation,
         "hidden_size": text.width,
         "intermediate_size": text.mlp_width or 4 * text.width,

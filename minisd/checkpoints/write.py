@@ -112,7 +112,7 @@ def write_file(
 
 def write_folder(path: Path, contents: Contents, dtype: torch.dtype | None):
     """Each part in a folder of its own, beside its settings."""
-    for name, settings in to_folder(contents.config).items():
+    for name, settings in to_folder(contents.config, contents.tokenizer).items():
         file = path / name
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps(settings, indent=2), encoding="utf-8")

@@ -1,0 +1,182 @@
+"""Textual inversion: several words in a file, words inside words, long words, what is refused."""
+
+import re
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import save_file
+from test_adapters import drawn, drawn_by_diffusers
+from test_pipeline import V1, relative_error
+from test_tasks import NO_FILTER, both
+
+from minisd.adapters.textual_inversion import Word, Words, textual_inversion
+
+END_TO_END = 1e-4  # float32, largest error over the reference's spread
+WIDTH = V1.text.width
+
+
+@pytest.fixture(scope="module")
+def pair_of(tmp_path_factory):
+    return both(V1, StableDiffusionPipeline, tmp_path_factory.mktemp("pair"), **NO_FILTER)
+
+
+@pytest.fixture(scope="module")
+def sd(pair_of):
+    return pair_of[0]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(sd):
+    yield
+    assert sd.tokenizer.added == {}
+    assert not sd.text_encoder.token_embedding._forward_hooks
+
+
+def vectors(count, seed=0):
+    return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def saved(path, content):
+    if path.suffix == ".safetensors":
+        save_file({key: tensor.clone() for key, tensor in content.items()}, path)
+    else:
+        torch.save(content, path)
+    return path
+
+
+def looked_up(sd, text):
+    with torch.no_grad():
+        return sd.text_encoder.token_embedding(torch.tensor([sd.tokenizer.encode(text)]))[0]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_word_touched_by_letters_is_drawn_as_by_diffusers(pair_of, tmp_path, count):
+    """diffusers puts "<toy> <toy>_1 <toy>_2" into the prompt itself (maybe_convert_prompt)."""
+    ours, theirs = pair_of
+    path = saved(tmp_path / "toy.safetensors", {"<toy>": vectors(count)})
+    plural = saved(tmp_path / "zib.safetensors", {"zib": vectors(count, 1)})
+    theirs.load_textual_inversion(str(path))
+    theirs.load_textual_inversion(str(plural))
+    prompts = ["a<toy>b, <toy><toy>s", "zibs and a zib's <toy>"]
+    expected = drawn_by_diffusers(theirs, prompts)
+    theirs.unload_textual_inversion()
+    with textual_inversion(ours, path), textual_inversion(ours, plural):
+        assert relative_error(drawn(ours, prompts), expected) < END_TO_END
+    assert relative_error(drawn(ours, prompts), expected) > 100 * END_TO_END
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_several_words_in_a_file_are_all_learnt_or_one_is_chosen(sd, tmp_path, ending):
+    own = {"<a>": vectors(1, 1), "<b>": vectors(3, 2)[0], "zib": vectors(2, 3)}
+    path = saved(tmp_path / f"learned_embeds.{ending}", own)
+    expected = {word: own[word].reshape(-1, WIDTH) for word in own}
+    with textual_inversion(sd, path) as words:
+        assert isinstance(words, Words)
+        assert [word.word for word in words.words] == list(own)
+        for word in own:
+            assert torch.equal(looked_up(sd, word), expected[word])
+    with textual_inversion(sd, path, word="<b>") as word:
+        assert isinstance(word, Word)
+        assert list(sd.tokenizer.added) == ["<b>"]
+        assert torch.equal(looked_up(sd, "<b>"), expected["<b>"])
+    with pytest.raises(ValueError, match="holds the words <a>, <b>, zib: give one of them"):
+        textual_inversion(sd, path, word="<c>")
+    words.remove()
+    words.remove()
+
+
+def test_one_word_that_cannot_be_learnt_leaves_none(sd, tmp_path):
+    path = saved(tmp_path / "words.pt", {"<a>": vectors(1), "toy": vectors(1)})
+    with pytest.raises(ValueError, match="'toy' is in the vocabulary already: give another"):
+        textual_inversion(sd, path)
+    with textual_inversion(sd, path, word="<a>"):
+        assert list(sd.tokenizer.added) == ["<a>"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("<toy>.pt", vectors(2)),
+        ("<toy>.safetensors", {"clip_l": vectors(2)}),
+        ("<toy>.safetensors", {"emb_params": vectors(2)}),
+        ("any.pt", {"<toy>": torch.nn.Parameter(vectors(2))}),
+        (
+            "<toy>.pt",
+            {
+                "string_to_token": {"*": torch.tensor(265)},
+                "string_to_param": torch.nn.ParameterDict({"*": torch.nn.Parameter(vectors(2))}),
+                "name": "toy",
+                "step": 500,
+            },
+        ),
+    ],
+)
+def test_every_kind_of_file_names_its_word(sd, tmp_path, name, content):
+    with textual_inversion(sd, saved(tmp_path / name, content)) as word:
+        assert word.word == "<toy>"
+        assert torch.equal(looked_up(sd, "a <toy>")[1:], vectors(2))
+
+
+def test_several_placeholders_of_one_training_are_words(sd, tmp_path):
+    content = {"string_to_param": {"<a>": vectors(1), "<b>": vectors(1, 1)}}
+    with textual_inversion(sd, saved(tmp_path / "embeddings.pt", content)):
+        assert torch.equal(looked_up(sd, "<a><b>"), torch.cat([vectors(1), vectors(1, 1)]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int32])
+def test_vectors_of_any_dtype_are_numbers(sd, tmp_path, dtype):
+    path = saved(tmp_path / "zib.pt", {"zib": (3 * vectors(2)).to(dtype)})
+    with textual_inversion(sd, path):
+        assert torch.equal(looked_up(sd, "zib"), (3 * vectors(2)).to(dtype).float())
+
+
+@pytest.mark.parametrize(
+    ("content", "word", "sentence"),
+    [
+        ({"<a>": vectors(1), "emb_params": vectors(1)}, None, "holds <a> next to its word"),
+        ({"emb_params": vectors(1), "optimizer": torch.tensor(1)}, None, "holds optimizer next to"),
+        ({"emb_params": vectors(76)}, None, "has 76 vectors: a row has 75 places"),
+        ({"emb_params": vectors(1)}, "<|endoftext|>", "in the vocabulary already"),
+        ({"emb_params": vectors(1)}, "cat", "'cat' is in the vocabulary already"),
+        ({"emb_params": vectors(1)}, "", "is empty"),
+        ({"<a>": vectors(1), "<b>": torch.ones(7)}, None, "vectors 7 wide"),
+        ({"<a>": vectors(1), "<b>": torch.full((WIDTH,), torch.inf)}, None, "NaN or infinity"),
+        ({"<a>": torch.ones(2, 2, WIDTH)}, None, "holds no word"),
+        ({"string_to_token": {"*": torch.tensor(265)}}, None, "holds no word"),
+        ({"lora_unet_x.lora_down.weight": vectors(4)}, None, "is a LoRA, not a textual inversion"),
+        ({"768.0.linear.weight": vectors(4)}, None, "is a hypernetwork, not a textual inversion"),
+    ],
+)
+def test_a_file_that_holds_anything_else_is_refused(sd, tmp_path, content, word, sentence):
+    path = saved(tmp_path / "zib.pt", content)
+    with pytest.raises(ValueError, match=sentence):
+        textual_inversion(sd, path, word)
+
+
+def test_a_word_that_a_folder_added_is_taken(sd, tmp_path):
+    from minisd.tokenizer import AddedWord, Tokenizer
+
+    before = sd.tokenizer
+    sd.tokenizer = Tokenizer(before.merges, None, [AddedWord("<Toy>", (before.vocab_size,))])
+    path = saved(tmp_path / "<toy>.pt", vectors(1))
+    try:
+        with pytest.raises(ValueError, match="the word '<toy>' is taken"):
+            textual_inversion(sd, path)
+        with textual_inversion(sd, path, word="zib"):
+            assert sd.tokenizer.encode("<toy> zib") == [before.vocab_size, before.vocab_size + 1]
+            assert re.search("<Toy>", sd.tokenizer.to_json())
+            assert not re.search("zib", sd.tokenizer.to_json().partition("merges")[0])
+    finally:
+        sd.tokenizer = before
+
+
+def test_a_long_prompt_keeps_a_word_s_vectors_together_and_weighs_all(sd, tmp_path):
+    path = saved(tmp_path / "<toy>.pt", vectors(3))
+    with textual_inversion(sd, path):
+        moved = sd.embed("cat " * 74 + "(<toy>:1.3) dog", extended=True)
+        assert moved.shape == (1, 2 * 77, WIDTH)
+        alone = sd.embed("(<toy>:1.3) dog", extended=True)
+        # each chunk goes through the tower by itself; the mean that emphasis keeps is the prompt's
+        ratio = moved[:, 77:] / alone
+        assert ratio.std() < 1e-4
