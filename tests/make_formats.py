@@ -1,13 +1,8 @@
 """Writes docs/formats.md, what is read of each settings file: python tests/make_formats.py"""
 
-import importlib
-import pkgutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import minisd.adapters
-import minisd.checkpoints
-from minisd.checkpoints.known_settings import REQUIRED, KnownSettings
+from minisd.checkpoints.known_settings import REQUIRED, KnownSettings, tables
 
 PAGE = Path(__file__).parents[1] / "docs" / "formats.md"
 HAND_WRITTEN = PAGE.with_name("formats-head.md")
@@ -20,35 +15,16 @@ SECTION = """
 """
 
 
-def tables() -> dict[str, KnownSettings]:
-    """Every table of settings in the package, by "module.NAME", each table once."""
-    found = {}
-    for name in module_names():
-        for constant, value in vars(importlib.import_module(name)).items():
-            several = value.values() if isinstance(value, dict) else [value]
-            for table in several:
-                if isinstance(table, KnownSettings) and table not in found.values():
-                    key = table.file if isinstance(value, dict) else constant
-                    found[f"{name}.{key}"] = table
-    return found
-
-
-def module_names() -> Iterator[str]:
-    for package in (minisd.checkpoints, minisd.adapters):
-        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-            yield module.name
-
-
 def page() -> str:
     head = HAND_WRITTEN.read_text(encoding="utf-8")
-    return head + "".join(section(table) for table in tables().values())
+    return head + "".join(section(name, table) for name, table in tables().items())
 
 
-def section(table: KnownSettings) -> str:
+def section(name: str, table: KnownSettings) -> str:
     rows = [obeyed_row(name, default) for name, default in sorted(table.obeyed.items())]
     rows += [fixed_row(name, *values) for name, values in sorted(table.fixed.items())]
     rows += ignored_rows(table)
-    return SECTION.format(file=table.file) + "".join(rows)
+    return SECTION.format(file=name) + "".join(rows)
 
 
 def obeyed_row(name: str, default: object) -> str:

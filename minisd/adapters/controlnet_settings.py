@@ -13,85 +13,17 @@ from pathlib import Path
 
 import yaml
 
-from minisd.checkpoints.known_settings import REQUIRED, KnownSettings, because
+from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.read import metadata, read_json
 from minisd.checkpoints.settings import checked, tuples, unet_config, unet_json
 from minisd.config import ModelConfig, UNetConfig
 
 STEM = "diffusion_pytorch_model"  # diffusers' name of every file: its folder bears the real one
-NO, NONE, YES = ((False,), False), ((None,), None), ((True,), True)
-ONE = ((1, [1, 1], [1, 1, 1, 1]), 1)  # for all levels, or for each
-SILU, MID = (("silu", "swish"), "silu"), (("UNetMidBlock2DCrossAttn",), "UNetMidBlock2DCrossAttn")
-
-# Every parameter of diffusers' ControlNetModel (models/controlnets/controlnet.py).
-CONFIG_JSON = KnownSettings(
-    "config.json",
-    obeyed={
-        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-        **{"in_channels": 4, "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2},
-        **{"norm_num_groups": 32, "cross_attention_dim": 1280, "use_linear_projection": False},
-        **{"attention_head_dim": 8, "num_attention_heads": None, "global_pool_conditions": False},
-        "controlnet_conditioning_channel_order": "rgb",
-        "conditioning_embedding_out_channels": [16, 32, 96, 256],
-    },
-    fixed={
-        "_class_name": (("ControlNetModel", "FlaxControlNetModel"), "ControlNetModel"),
-        "only_cross_attention": ((False, [False] * 2, [False] * 4), False),
-        **{"conditioning_channels": ((3,), 3), "act_fn": SILU, "mid_block_type": MID},
-        **{"flip_sin_to_cos": YES, "freq_shift": ((0,), 0), "norm_eps": ((1e-5,), 1e-5)},
-        **{"downsample_padding": ((1,), 1), "mid_block_scale_factor": ((1,), 1)},
-        **{"transformer_layers_per_block": ONE, "encoder_hid_dim": NONE},
-        **{"encoder_hid_dim_type": NONE, "class_embed_type": NONE, "num_class_embeds": NONE},
-        **{"addition_embed_type": NONE, "resnet_time_scale_shift": (("default",), "default")},
-    },
-    ignored={
-        **because(
-            "a setting of an input that is refused",
-            "addition_time_embed_dim addition_embed_type_num_heads "
-            "projection_class_embeddings_input_dim",
-        ),
-        **because("it matters in half precision only", "upcast_attention"),
-    },
-)
-# "model: params:" of the original's .yaml (cldm/cldm.py, ControlLDM and the classes below it).
-YAML = KnownSettings(
-    ".yaml",
-    obeyed={"control_stage_config": REQUIRED, "global_average_pooling": False},
-    fixed={"only_mid_control": NO},
-    ignored=because(
-        "it is for the model around the ControlNet, or for training",
-        "unet_config first_stage_config cond_stage_config linear_start linear_end timesteps "
-        "beta_schedule parameterization image_size channels scale_factor scale_by_std cosine_s "
-        "given_betas conditioning_key first_stage_key cond_stage_key control_key concat_mode "
-        "force_null_conditioning num_timesteps_cond log_every_t monitor use_ema "
-        "cond_stage_trainable cond_stage_forward scheduler_config ckpt_path ignore_keys "
-        "load_only_unet loss_type original_elbo_weight v_posterior l_simple_weight learn_logvar "
-        "logvar_init clip_denoised use_positional_encodings make_it_fit ucg_training reset_ema "
-        "reset_num_ema_updates sd_locked",
-    ),
-)
-# Its "control_stage_config: params:", every parameter of the original's ControlNet.
-STAGE_YAML = KnownSettings(
-    "control_stage_config in the .yaml",
-    obeyed={
-        **{"in_channels": REQUIRED, "model_channels": REQUIRED, "channel_mult": [1, 2, 4, 8]},
-        **{"attention_resolutions": REQUIRED, "num_res_blocks": REQUIRED, "context_dim": REQUIRED},
-        **{"num_heads": -1, "num_head_channels": -1, "use_linear_in_transformer": False},
-    },
-    fixed={
-        **{"hint_channels": ((3,), None), "use_spatial_transformer": ((True,), False)},
-        **{"transformer_depth": ((1,), 1), "dims": ((2,), 2), "conv_resample": YES},
-        **{"use_scale_shift_norm": NO, "resblock_updown": NO, "disable_middle_self_attn": NO},
-        **{"n_embed": NONE, "disable_self_attentions": NONE, "num_attention_blocks": NONE},
-    },
-    ignored={
-        **because("the original never reads it", "image_size"),
-        **because("it matters in training only", "dropout use_checkpoint"),
-        **because("a precision, which the caller chooses here", "use_fp16"),
-        **because("a ControlNet has no way up", "num_heads_upsample"),
-        **because("only attention without a text reads it", "use_new_attention_order legacy"),
-    },
-)
+# Every parameter of diffusers' ControlNetModel (models/controlnets/controlnet.py). "model: params:"
+# of the original's .yaml (cldm/cldm.py, ControlLDM and the classes below it), and within it
+# "control_stage_config: params:", every parameter of the original's ControlNet.
+CONFIG_JSON, YAML = tables()["config.json (ControlNet)"], tables()[".yaml (ControlNet)"]
+STAGE_YAML = tables()["control_stage_config in the .yaml (ControlNet)"]
 
 
 @dataclass(frozen=True)

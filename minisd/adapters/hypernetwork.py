@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from minisd.adapters.handle import Handle, refuse_non_finite
 from minisd.attention import Attention
 from minisd.checkpoints.kinds import refuse_other_kinds
-from minisd.checkpoints.known_settings import KnownSettings, because
+from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.official import local
 from minisd.checkpoints.read import is_safetensors, named_tensors, read, unpickle
 from minisd.pipeline import StableDiffusion
@@ -30,22 +30,7 @@ LAYER = re.compile(r"\d+\.[01]\.(linear\.\d+|linear[12])\.(weight|bias)")
 OLD_NAMES = {"linear1": "linear.0", "linear2": "linear.1"}
 # What the web UI writes next to the networks (Hypernetwork.save). Files from before some of it
 # existed say nothing of it: then the tensors tell.
-SETTINGS = KnownSettings(
-    "list of settings",
-    obeyed={
-        **{"layer_structure": None, "activation_func": None},
-        **{"is_layer_norm": None, "activate_output": True},
-    },
-    ignored={
-        **because(
-            "it acts in training only",
-            "use_dropout dropout_structure last_layer_dropout weight_initialization step "
-            "optimizer_name optimizer_state_dict",
-        ),
-        **because("a note", "name sd_checkpoint sd_checkpoint_name optional_info hash"),
-        **because("a note of minisd's training", "notes command"),
-    },
-)
+SETTINGS = tables()["list of settings (hypernetwork)"]
 
 
 @dataclass(frozen=True)

@@ -10,49 +10,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from minisd.checkpoints.known_settings import KnownSettings, because
+from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.read import metadata, read_json
 
 FILE = "adapter_config.json"
 OWNERS = ("adapter_model", "pytorch_lora_weights")  # the names of the files that it describes
-NO, NONE, NO_LIST = ((False, None), False), ((None,), None), ((None, []), None)
-KEPT = (True, False, "gaussian", "eva", "orthogonal", "mica")  # these leave the base weights alone
-
-# Every field of PEFT's LoraConfig (peft/tuners/lora/config.py).
-LORA_CONFIG = KnownSettings(
-    FILE,
-    obeyed={
-        **{"r": 8, "lora_alpha": 8, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}},
-        **{"target_modules": None, "exclude_modules": None},
-    },
-    fixed={
-        **{"peft_type": (("LORA",), "LORA"), "bias": (("none",), "none")},
-        **{"lora_bias": NO, "use_dora": NO, "use_qalora": NO, "init_lora_weights": (KEPT, True)},
-        **{"modules_to_save": NO_LIST, "target_parameters": NO_LIST, "layer_replication": NO_LIST},
-        **{"trainable_token_indices": NO_LIST, "alora_invocation_tokens": NO_LIST},
-        **{"megatron_config": NONE, "monteclora_config": NONE, "arrow_config": NONE},
-        **{"kasa_config": NONE, "use_bdlora": NONE},
-    },
-    ignored={
-        **because("the tensors show which layers change", "layers_to_transform layers_pattern"),
-        **because(
-            "it acts before training; init_lora_weights tells if it changed the base weights",
-            "loftq_config eva_config corda_config lora_ga_config",
-        ),
-        **because("it acts in training only", "lora_dropout velora_config inference_mode"),
-        **because("PEFT itself resets it for layers of these networks", "fan_in_fan_out"),
-        **because(
-            "it counts only with a setting that is refused", "megatron_core qalora_group_size"
-        ),
-        **because("no layer of these networks is tied to another", "ensure_weight_tying"),
-        **because("how PEFT computes, not what", "runtime_config merge_weights"),
-        **because("for fused layers, which these networks lack", "enable_lora"),
-        **because(
-            "a note on the base model and on PEFT",
-            "task_type auto_mapping base_model_name_or_path revision peft_version",
-        ),
-    },
-)
+LORA_CONFIG = tables()[FILE]  # every field of PEFT's LoraConfig (peft/tuners/lora/config.py)
 
 
 def stated_settings(path: Path, keys: Iterable[str]) -> list[tuple[str, dict[str, object]]]:

@@ -1,11 +1,14 @@
 """Settings in the JSON files of other programs: obeyed, known not to matter, or refused by name.
 
-One table for each kind of file. A name that no table has is refused, so that nothing written in a
-file is passed over in silence. docs/formats.md shows the tables.
+known_settings.json holds one table for each kind of file. A name that no table has is refused, so
+that nothing written in a file is passed over in silence. docs/formats.md shows the tables.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 REQUIRED = object()  # in place of a default: the reference has none that fits, so say it
 
@@ -22,8 +25,8 @@ class KnownSettings:
 
     file: str
     obeyed: Mapping[str, object]
-    fixed: Mapping[str, tuple[tuple, object]] = field(default_factory=dict)
-    ignored: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, tuple[tuple, object]]
+    ignored: Mapping[str, str]
 
     def read(self, stored: Mapping[str, object]) -> dict[str, object]:
         """The obeyed settings, the absent ones filled in.
@@ -62,10 +65,16 @@ def same(a: object, b: object) -> bool:
     return a == b
 
 
-def because(meaning: object, names: str) -> dict[str, object]:
-    """One meaning for several names, written as one text: why they are ignored, or what is fixed.
+@cache
+def tables() -> dict[str, KnownSettings]:
+    """All tables, by the file and, in parentheses, what it belongs to where that is not plain."""
+    stored = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    return {name: table_of(name, parts) for name, parts in stored.items()}
 
-    >>> because("training only", "dropout seed")
-    {'dropout': 'training only', 'seed': 'training only'}
-    """
-    return dict.fromkeys(names.split(), meaning)
+
+def table_of(name: str, stored: Mapping[str, Mapping]) -> KnownSettings:
+    """One table. The file has name -> [allowed values, absent] for fixed, why -> names for ignored."""
+    required = dict.fromkeys(stored.get("required", ()), REQUIRED)
+    fixed = {key: (tuple(some), absent) for key, (some, absent) in stored.get("fixed", {}).items()}
+    ignored = {key: why for why, keys in stored.get("ignored", {}).items() for key in keys}
+    return KnownSettings(name.partition(" (")[0], required | stored["obeyed"], fixed, ignored)

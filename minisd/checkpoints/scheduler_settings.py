@@ -7,9 +7,8 @@ chosen, as `X.from_config(pipe.scheduler.config)` has it.
 
 import warnings
 from collections.abc import Mapping
-from math import inf
 
-from minisd.checkpoints.known_settings import KnownSettings, same
+from minisd.checkpoints.known_settings import same, tables
 from minisd.config import ModelConfig, ScheduleConfig
 
 FILE = "scheduler/scheduler_config.json"
@@ -30,89 +29,9 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 SPACINGS = ("leading", "linspace", "trailing")
 FINALS = ("zero", "sigma_min")
 
-OBEYED = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "trained_betas": None,
-    "prediction_type": "epsilon",
-    "timestep_spacing": "linspace",
-    "steps_offset": 0,
-    "rescale_betas_zero_snr": False,
-    "use_karras_sigmas": False,
-    "set_alpha_to_one": None,
-    "final_sigmas_type": None,
-}
+LAST_STEP = {"euler_at_final": False, "lower_order_final": True}  # DPM++'s usual way to end
 NO = (False, None)
-FIXED = {
-    "interpolation_type": (("linear", None), "linear"),
-    "predict_epsilon": ((True, None), None),
-    "sigma_max": ((None,), None),
-    "sigma_min": ((None,), None),
-    "thresholding": (NO, False),
-    "timestep_type": (("discrete", None), "discrete"),
-    "use_beta_sigmas": (NO, False),
-    "use_dynamic_shifting": (NO, False),
-    "use_exponential_sigmas": (NO, False),
-    "use_flow_sigmas": (NO, False),
-    "use_lu_lambdas": (NO, False),
-}
-CLIPS = {"clip_sample": (NO, True)}
-ONLY_DPM = {
-    "algorithm_type": (("dpmsolver++", "deis"), "dpmsolver++"),  # diffusers reads one as the other
-    "lambda_min_clipped": ((-inf, None), -inf),
-    "solver_order": ((2,), 2),
-    "solver_type": (("midpoint", "logrho", "bh1", "bh2"), "midpoint"),
-    "variance_type": ((None,), None),
-}
-BY_DPM_ALONE = "only DPMSolverMultistepScheduler has it"
-IGNORED = {
-    "clip_sample": "the class does not clip",
-    "clip_sample_range": "read only with clip_sample",
-    "dynamic_thresholding_ratio": "read only with thresholding",
-    "sample_max_value": "read only with thresholding",
-    "skip_prk_steps": "only PNDMScheduler has Runge-Kutta steps",
-    "flow_shift": "read only with use_flow_sigmas",
-    "time_shift_type": "read only with use_dynamic_shifting",
-    "tensor_format": "of diffusers before 0.4, which could compute with numpy",
-    **dict.fromkeys(ONLY_DPM, BY_DPM_ALONE),
-    "euler_at_final": BY_DPM_ALONE,
-    "lower_order_final": BY_DPM_ALONE,
-    "disable_corrector": "only UniPCMultistepScheduler has it",
-    "predict_x0": "only UniPCMultistepScheduler has it",
-    "solver_p": "only UniPCMultistepScheduler has it",
-    "original_inference_steps": "only LCMScheduler has it",
-    "timestep_scaling": "only LCMScheduler has it",
-}
-NOT_RESCALED = {"rescale_betas_zero_snr": (NO, None)}  # the class does not know it
-
-
-def known(obeyed: Mapping, fixed: Mapping) -> KnownSettings:
-    """What one class may say: what all may, with its own defaults, and what it alone has."""
-    fixed = {**FIXED, **fixed}
-    obeyed = {name: value for name, value in {**OBEYED, **obeyed}.items() if name not in fixed}
-    ignored = {name: why for name, why in IGNORED.items() if name not in {**obeyed, **fixed}}
-    return KnownSettings(FILE, obeyed, fixed, ignored)
-
-
-LEADING = {"timestep_spacing": "leading"}
-TO_ZERO = {"final_sigmas_type": "zero"}
-LAST_STEP = {"euler_at_final": False, "lower_order_final": True}
-HEUN_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
-SETTINGS = {
-    "DDIMScheduler": known(LEADING | {"set_alpha_to_one": True}, CLIPS),
-    "PNDMScheduler": known(
-        LEADING | {"set_alpha_to_one": False},
-        NOT_RESCALED | {"skip_prk_steps": ((True,), False)},
-    ),
-    "LMSDiscreteScheduler": known({}, NOT_RESCALED),
-    "EulerDiscreteScheduler": known(TO_ZERO, {}),
-    "EulerAncestralDiscreteScheduler": known({}, {}),
-    "HeunDiscreteScheduler": known(HEUN_BETAS, NOT_RESCALED | {"clip_sample": (NO, False)}),
-    "DPMSolverMultistepScheduler": known(TO_ZERO | LAST_STEP, ONLY_DPM),
-    "DDPMScheduler": known(LEADING, CLIPS | {"variance_type": (("fixed_small",), "fixed_small")}),
-}
+SETTINGS = {name: tables()[f"{FILE} ({name})"] for name in SAMPLER_OF}
 # What the pipeline for a U-Net of so many channels sets in place of what the file says.
 PIPELINE_SETS = {
     4: {"clip_sample": False, "steps_offset": 1},

@@ -9,92 +9,16 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from minisd.checkpoints.known_settings import REQUIRED, KnownSettings, because
+from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.read import read_json
 from minisd.tokenizer import BEGIN, END, AddedWord, Pair, Tokenizer
 
 FILES = ("tokenizer_config", "special_tokens_map", "tokenizer", "added_tokens", "vocab")
 FILES = tuple(f"{name}.json" for name in FILES)
 
-BY_ITS_CALL = "whoever calls the tokenizer says it: every prompt is cut and padded to 77"
-SPECIAL = {"pad_token": None, "unk_token": None}
-SPECIAL |= {"additional_special_tokens": None, "extra_special_tokens": None}
-MARKS = {"bos_token": ((BEGIN,), BEGIN), "eos_token": ((END,), END)}
-
-CONFIG = KnownSettings(
-    "tokenizer_config.json",
-    obeyed={**SPECIAL, "added_tokens_decoder": None},
-    fixed={
-        **MARKS,
-        "add_bos_token": ((True,), True),
-        "add_eos_token": ((True,), True),
-        "add_prefix_space": ((False,), False),
-        "do_lower_case": ((True,), True),
-        "model_max_length": ((Tokenizer.max_length,), Tokenizer.max_length),
-        "padding_side": (("right",), "right"),
-        "split_special_tokens": ((False,), False),
-        "tokenizer_class": (("CLIPTokenizer", "CLIPTokenizerFast"), "CLIPTokenizer"),
-        "truncation_side": (("right",), "right"),
-    },
-    ignored={
-        **because(
-            BY_ITS_CALL,
-            "max_length padding truncation stride truncation_strategy pad_to_multiple_of",
-        ),
-        **because(
-            "a note about how the folder was saved",
-            "backend files_loaded from_slow init_inputs is_local local_files_only merges_file"
-            " name_or_path processor_class special_tokens_map_file tokenizer_file"
-            " trust_remote_code use_fast vocab_file",
-        ),
-        **because("turns ids into text only", "clean_up_tokenization_spaces errors"),
-        "chat_template": "a prompt is no chat",
-        "model_input_names": "names what the text transformer is given",
-        "pad_token_type_id": "CLIP has no token types",
-    },
-)
-SPECIAL_MAP = KnownSettings("special_tokens_map.json", obeyed=SPECIAL, fixed=MARKS)
-FAST = KnownSettings(
-    "tokenizer.json",
-    obeyed={"model": None, "added_tokens": ()},
-    fixed={
-        "version": (("1.0",), "1.0"),
-        "normalizer": (("CLIP's",), "CLIP's"),
-        "pre_tokenizer": (("CLIP's",), "CLIP's"),
-        "post_processor": (("CLIP's",), "CLIP's"),
-    },
-    ignored={
-        "decoder": "turns ids into text only",
-        "padding": BY_ITS_CALL,
-        "truncation": BY_ITS_CALL,
-    },
-)
-MODEL = KnownSettings(
-    "tokenizer.json under model",
-    obeyed={"vocab": None, "merges": ()},
-    fixed={
-        "type": (("BPE",), "BPE"),
-        "dropout": ((None, 0), None),
-        "continuing_subword_prefix": (("", None), ""),
-        "end_of_word_suffix": (("</w>",), "</w>"),
-        "fuse_unk": ((False,), False),
-        "byte_fallback": ((False,), False),
-        "ignore_merges": ((False,), False),
-    },
-    ignored={"unk_token": "every byte is in the vocabulary, so nothing is unknown"},
-)
-WORD = KnownSettings(
-    "list of added words",
-    obeyed={
-        "content": REQUIRED,
-        "id": None,
-        "normalized": None,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "special": False,
-    },
-)
+CONFIG, SPECIAL_MAP = tables()["tokenizer_config.json"], tables()["special_tokens_map.json"]
+FAST, MODEL = tables()["tokenizer.json"], tables()["tokenizer.json under model"]
+WORD = tables()["list of added words (tokenizer)"]
 
 # What tokenizer.json says of CLIP's cleaning and cutting; its older files do not name the marks.
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
