@@ -73,7 +73,7 @@ def tables() -> dict[str, KnownSettings]:
 
 
 def table_of(name: str, stored: Mapping[str, Mapping]) -> KnownSettings:
-    """One table. The file has name -> [allowed values, absent] for fixed, why -> names for ignored."""
+    """One table. In JSON, fixed is name -> [allowed values, absent], ignored is why -> names."""
     required = dict.fromkeys(stored.get("required", ()), REQUIRED)
     fixed = {key: (tuple(some), absent) for key, (some, absent) in stored.get("fixed", {}).items()}
     ignored = {key: why for why, keys in stored.get("ignored", {}).items() for key in keys}
