@@ -34,6 +34,7 @@ from minisd.training.loop import Recipe, for_minutes, train
 from minisd.unet import UNet
 from minisd.vae import VAE
 
+TINY = replace(SMALL, unet=replace(SMALL.unet, channels=(32,), attention=(True,)))
 COMMANDS = {"word": 60, "lora": 12, "hypernetwork": 12}  # stage -> steps
 KILLS = [
     ("word", 41, "SIGKILL"),
@@ -45,10 +46,10 @@ STATUS = {"SIGKILL": -signal.SIGKILL, "SIGINT": 130, "SIGTERM": 143}
 
 
 def shrink(patch, vocabulary):
-    """`minisd train` with a model of test_training's sizes and few pictures: quick, and exact."""
+    """`minisd train` with a tiny model and few pictures."""
     torch.manual_seed(0)
-    networks = TextTransformer(SMALL.text), UNet(SMALL.unet), VAE(SMALL.vae)
-    sd = StableDiffusion(SMALL, vocabulary, *networks)
+    networks = TextTransformer(TINY.text), UNet(TINY.unet), VAE(TINY.vae)
+    sd = StableDiffusion(TINY, vocabulary, *networks)
     patch.setattr(minisd, "load", lambda name: sd)
     patch.setattr(afterwards, "FEW", 3)
     patch.setattr(afterwards, "MANY", 6)
