@@ -120,6 +120,7 @@ def fork(folder, task, *given):
     folder.mkdir()
     if pid := os.fork():
         return pid
+    signal.alarm(200)  # one that waits for another in vain ends too
     sys.stderr = open(folder / "stderr", "w", buffering=1)  # noqa: SIM115
     sys.stdout = sys.stderr
     try:

@@ -206,8 +206,8 @@ class Rewriters(nn.Module):
         }
         content |= {"layer_structure": [1, 2, 1], "activation_func": "relu"}
         content |= {"is_layer_norm": False, "activate_output": False, "use_dropout": False}
-        with written_whole(path) as unfinished, open(unfinished, "wb") as file:
-            torch.save({**content, **notes}, file)  # a path's name would become part of the file
+        with written_whole(path) as unfinished:
+            torch.save({**content, **notes}, unfinished)
 
     @staticmethod
     def numbered(layers: list[nn.Linear]) -> dict[str, Tensor]:
