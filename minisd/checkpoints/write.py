@@ -150,6 +150,22 @@ def write_tensors(
         ready[key] = stored.clone() if address in memory else stored  # the format shares nothing
         memory.add(address)
     save_file(ready, path, dict(settings))
+    if len(settings) > 1:
+        sort_settings(path)
+
+
+def sort_settings(path: Path) -> None:
+    """Bring a header's settings into order: safetensors shuffles them, so that equal content would
+    be other bytes each time.
+    """
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= length, f"{path.name}: a header of {len(text)} bytes, not {length}"
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def not_finite(key: str, tensor: Tensor, dtype: torch.dtype | None) -> str:

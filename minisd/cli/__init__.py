@@ -23,8 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"minisd {options.command}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as stop:
+        if str(stop):  # a training, which has saved
+            print(f"minisd {options.command}: {stop}", file=sys.stderr)
+        return 128 + getattr(stop, "number", 2)  # as shells do: 130 for ctrl-C
     return 0
 
 
@@ -104,7 +106,8 @@ def download(options: argparse.Namespace) -> None:
         print(official.download(options.name))
 
 
-FOLDER_ONLY = ("tokenizer", "vae", "diffusion")  # stages that write no file of their own
+# what stages leave in the folder that write no file of their own
+FOLDER_ONLY = {"tokenizer": "tokenizer.json", "vae": "vae", "diffusion": "diffusion"}
 MEASURES = ("evaluate", "steering", "sizes")  # stages that write a page into a folder
 
 
@@ -114,19 +117,20 @@ def add_train(command: argparse.ArgumentParser) -> None:
     adapters = ("lora", "word", "hypernetwork", "controlnet", "controlnet-half")
     others = ("inpaint", "depth", "cats-and-dogs")
     choices = (*stages, *adapters, *others, *MEASURES)
-    add("stage", choices=choices, help="in this order; each resumes")
+    add("stage", choices=choices, help="in this order; the same command again resumes")
     add("--folder", type=Path, default=Path("runs/mini"), help="of checkpoints, logs (runs/mini)")
     length = command.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="of training in all (the recipe's)")
     length.add_argument("--minutes", type=float, help="train about so long, in place of --steps")
     add("--seed", type=int, default=0, help="of the first weights and all batches (0)")
-    add("-o", "--output", type=Path, help="the file, or evaluate's folder, to write")
+    where = "the file to write (STAGE/STAGE.safetensors in --folder), or evaluate's folder"
+    add("-o", "--output", type=Path, help=where)
     command.set_defaults(run=train)
 
 
 def train(options: argparse.Namespace) -> None:
     """Train one stage of the mini model, export what is trained, or measure what is shipped."""
-    from minisd.training.afterwards import ALL_STAGES
+    from minisd.training.afterwards import carry_out, with_output
     from minisd.training.mini import Order
     from minisd.training.parallel import meet, place
 
@@ -138,10 +142,13 @@ def train(options: argparse.Namespace) -> None:
     if options.output and options.stage not in MEASURES:
         check_writable(options.output)
     meet()  # where torchrun started several processes: the first alone writes files
-    if place()[0] > 0:
-        options.output = None
     names = ("folder", "output", "steps", "minutes", "seed")
     order = Order(**{name: getattr(options, name) for name in names})
-    made = ALL_STAGES[options.stage](order)
-    if options.output or isinstance(made, Path):
-        print(options.output or made)
+    if options.stage not in (*FOLDER_ONLY, *MEASURES):
+        order = with_output(options.stage, order)
+    carry_out(options.stage, order)
+    written = order.output
+    if options.stage in FOLDER_ONLY:
+        written = order.folder / FOLDER_ONLY[options.stage]
+    if written and place()[0] == 0:
+        print(written)

@@ -1,5 +1,7 @@
 """What is taught to the mini once it is trained, each a small file. They too resume.
 
+Without -o the file goes into the run's own folder, as default_output() says.
+
 For minisd.adapters:
 
 minisd train lora -o weights/mini-blueprint.safetensors
@@ -18,7 +20,10 @@ mini's 64 pixels with larger pictures, in docs/mini.md.
 """
 
 import json
+import shutil
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +31,9 @@ import torch
 from torch import nn
 
 import minisd
+from minisd.checkpoints.contents import sha256
+from minisd.checkpoints.write import written_whole
+from minisd.config import WEIGHTS
 from minisd.pipeline import StableDiffusion
 from minisd.tasks.depth2img import DEPTH_CHANNELS
 from minisd.tasks.depth_small import PREFIX
@@ -33,11 +41,14 @@ from minisd.tasks.inpaint import INPAINTING_CHANNELS
 from minisd.training import adapters as teach
 from minisd.training import cats_and_dogs, channels, depth
 from minisd.training.data import Emoji
+from minisd.training.folder import writing
 from minisd.training.loop import Recipe
 from minisd.training.mini import STAGES, VAE_RECIPE, Order, made_by, tokenizer_stage
+from minisd.training.parallel import place
+from minisd.training.threads import threads_of
 from minisd.unet import UNet
 
-SHORT = {"ema": 0.98, "warmup": 20, "save_every": 100, "log_every": 10}
+SHORT = {"ema": 0.98, "warmup": 20, "save_every": 10, "log_every": 10}
 RECIPES = {
     "lora": Recipe(steps=300, rate=0.01, **SHORT),
     "word": Recipe(steps=150, adam_rate=0.05, **SHORT),
@@ -104,6 +115,7 @@ def half_stage(order: Order) -> nn.Module:
 
 def inpaint_stage(order: Order) -> UNet:
     """Teach the mini to read a mask and what surrounds the hole."""
+    put_base_next_to(order.output)
     sd, emoji = minisd.load("mini"), Emoji.load()
     beside = channels.mask_and_surroundings(sd, order.seed)
     trained = wider(sd, emoji, order, "inpaint", INPAINTING_CHANNELS, beside)
@@ -115,6 +127,7 @@ def inpaint_stage(order: Order) -> UNet:
 
 def depth_stage(order: Order) -> UNet:
     """Train the estimator of depth, then teach the mini to read what it says."""
+    put_base_next_to(order.output)
     sd, emoji = minisd.load("mini"), Emoji.load()
 
     def train_in(recipe: Recipe, folder: Path) -> nn.Module:
@@ -142,6 +155,26 @@ def wider(
         return channels.train_wider(sd, unet, lesson, folder, recipe, seed=order.seed)
 
     return train_in(order.fitted(RECIPES[kind], kind, train_in), order.folder / kind)
+
+
+def put_base_next_to(output: Path | None) -> None:
+    """Copy the shipped mini next to a file that will hold only what differs from it.
+
+    ValueError: another model of that name is there, and would be taken for it.
+    """
+    if output is None:
+        return
+    shipped, base = WEIGHTS / "mini.safetensors", output.with_name("mini.safetensors")
+    if base.exists() and sha256(base) != sha256(shipped):
+        raise ValueError(
+            f"{output} would be read together with {base}, which is not the shipped mini: choose "
+            "another folder with -o."
+        )
+    if not base.exists():
+        with written_whole(base) as unfinished:
+            shutil.copyfile(shipped, unfinished)
+        said = f"{base} is put there, since {output.name} holds only what differs from it."
+        warnings.warn(said, stacklevel=2)
 
 
 def cats_and_dogs_stage(order: Order) -> nn.Module:
@@ -187,3 +220,26 @@ ALL_STAGES = {
     "steering": steering_stage,
     "sizes": sizes_stage,
 }
+BEGINS_WITH = {"depth": "estimator"}  # the run of a stage that has more than one
+
+
+def default_output(stage: str, folder: Path) -> Path:
+    """Where a stage's file goes: into the run's own folder, where no other run writes."""
+    if stage == "export":
+        return folder / "mini.safetensors"
+    return folder / stage / (stage + (".pt" if stage == "hypernetwork" else ".safetensors"))
+
+
+def with_output(stage: str, order: Order) -> Order:
+    """The order with a file to write: the one that it names, else the default, its folder made."""
+    if order.output is None:
+        order = replace(order, output=default_output(stage, order.folder))
+        with writing(order.output.parent):
+            order.output.parent.mkdir(parents=True, exist_ok=True)
+    return order
+
+
+def carry_out(stage: str, order: Order) -> None:
+    """Do one stage with the threads that its run began with; the first process writes the file."""
+    with threads_of(order.folder / BEGINS_WITH.get(stage, stage)):
+        ALL_STAGES[stage](order if place()[0] == 0 else replace(order, output=None))

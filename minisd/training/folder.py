@@ -71,9 +71,12 @@ def refuse_another(folder: Path, before: dict, now: dict) -> None:
     """ValueError unless a run so described may go on as the run described now.
 
     Only recipe.steps may differ, and only be more: the rest of the run then follows the longer
-    cosine, and its rate rises once, at the step where it goes on.
+    cosine, and its rate rises once, at the step where it goes on. The number of threads is no
+    reason either: threads.py follows the recorded one where it can.
     """
-    may_differ = {"recipe.steps"} if now["recipe.steps"] >= before["recipe.steps"] else set()
+    may_differ = {"threads"}
+    if now["recipe.steps"] >= before["recipe.steps"]:
+        may_differ.add("recipe.steps")
     shared = [name for name in before if name in now and name not in may_differ]
     parted = [
         f"{name} is {before[name]} there and {now[name]} here"

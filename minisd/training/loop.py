@@ -1,23 +1,28 @@
 """The loop that every training here shares: schedule the rate, step, average, log, save, resume.
 
 All randomness of a step comes from (seed, step), so a run that was killed and resumed computes what
-an unbroken run would have computed. Several processes can share the work (parallel.py).
+an unbroken run would have computed. A kill loses a few seconds, ctrl-C nothing (interrupt.py).
+Several processes can share the work (parallel.py).
 """
 
 import copy
 import math
+import signal
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from minisd.checkpoints.load import is_finite
 from minisd.training.folder import (
     commit,
     last_state,
@@ -27,8 +32,19 @@ from minisd.training.folder import (
     refuse_another,
     save,
 )
+from minisd.training.interrupt import Interrupted, StopRequest, stop_request
 from minisd.training.muon import Muon, split_for_muon
-from minisd.training.parallel import average_gradients, averaged, from_first, meet, place
+from minisd.training.parallel import (
+    anyone,
+    average_gradients,
+    averaged,
+    from_first,
+    meet,
+    place,
+)
+from minisd.training.threads import threads_of
+
+SAVE_SECONDS = 5  # at least between two checkpoints, but for those that a recipe asks for
 
 
 @dataclass(frozen=True)
@@ -77,6 +93,69 @@ def generator_at(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(1_000_003 * seed + step)
 
 
+@dataclass
+class Run:
+    """A training on its way, and the folder that keeps it.
+
+    began: seconds of the monotonic clock, earlier by what was spent before a resume
+    saved, cost: when the last checkpoint was written, and how many seconds that took
+    """
+
+    folder: Path
+    about: dict
+    model: nn.Module
+    average: nn.Module
+    both: list[torch.optim.Optimizer]
+    began: float = 0.0
+    saved: float = 0.0
+    cost: float = 0.0
+
+    def seconds(self) -> float:
+        """How long the run has taken, pauses between two calls left out."""
+        return round(time.monotonic() - self.began, 3)
+
+    def is_due(self) -> bool:
+        """Whether the first process wants a checkpoint. Saving takes 2 % of the time at most."""
+        pause = max(SAVE_SECONDS, 50 * self.cost)
+        return place()[0] == 0 and time.monotonic() - self.saved > pause
+
+    def save(self, step: int) -> None:
+        """Write the state after so many steps. ValueError: it cannot be, or is not worth it."""
+        begun = time.monotonic()
+        for network in (self.model, self.average):
+            for name, tensor in network.state_dict().items():
+                if not is_finite(tensor):
+                    raise ValueError(diverged(step - 1, f"{name} holds NaN or infinity"))
+        if place()[0] == 0:
+            state = state_of(step, self.seconds(), self.about, self.model, self.average, self.both)
+            save(self.folder, state)
+        self.saved = time.monotonic()
+        self.cost = self.saved - begun
+
+    def stop(self, step: int, number: int) -> NoReturn:
+        """Save, and end the training as the signal of this number asked. Raises Interrupted."""
+        self.save(step)
+        meet()  # the first has written it before any process ends
+        raise Interrupted(
+            f"stopped after {step} of {self.about['recipe.steps']} steps, which are saved in "
+            f"{self.folder}. Give the same command again to go on.",
+            number,
+        ) from None
+
+
+def begin(model: nn.Module, recipe: Recipe, folder: Path, about: dict) -> tuple[Run, int]:
+    """The run in this folder, new or as it was saved last, and the step to go on from."""
+    about = description(recipe, about)
+    average = copy.deepcopy(model).requires_grad_(False)
+    both = optimizers(model, recipe)
+    start, spent, about["commit"] = resume(folder, about, model, average, both)
+    if start >= recipe.steps and place()[0] == 0:
+        done = f"the training in {folder} is complete, {start} of {recipe.steps} steps: "
+        warnings.warn(f"{done}ask for more steps to train it further.", stacklevel=3)
+    now = time.monotonic()
+    return Run(folder, about, model, average, both, began=now - spent, saved=now), start
+
+
 def train(
     model: nn.Module,
     loss_at: Callable[[int], dict[str, Tensor]],
@@ -89,34 +168,55 @@ def train(
     loss_at(step) gives the terms of the loss by name; their sum is minimised.
     about: what else, besides the recipe, makes this run: plain values by name.
     Returns the averaged model (EMA). Writes state.pt, log.jsonl and loss.png into the folder.
-    ValueError: nothing can be written there, or what is there cannot be continued.
+    ValueError: nothing can be written there; what is there cannot be continued; or the loss, the
+        gradient or the weights are not finite, and then the last checkpoint stays as it is.
+    Interrupted: by ctrl-C or SIGTERM; the state after the last whole step is saved.
     """
     folder.mkdir(parents=True, exist_ok=True)
     meet()
     first = place()[0] == 0  # of the processes; it alone shows, logs and saves
-    run = description(recipe, about or {})
-    average = copy.deepcopy(model).requires_grad_(False)
-    both = optimizers(model, recipe)
-    start, spent, begun_at = resume(folder, run, model, average, both)
-    run["commit"] = begun_at
-    began = time.monotonic() - spent
-    steps = range(start, recipe.steps)
-    bar = tqdm(steps, initial=start, total=recipe.steps, mininterval=5, disable=not first)
-    for step in bar:
-        terms = descend(model, loss_at, both, recipe, step)
-        update_average(average, model, keep=min(recipe.ema, (1 + step) / (10 + step)))
-        seconds = round(time.monotonic() - began, 3)
-        if step % recipe.log_every == 0:
-            numbers = {name: round(averaged(term).item(), 5) for name, term in terms.items()}
-            bar.set_postfix(numbers)
-            if first:
-                log(folder, {"step": step, **numbers, "seconds": seconds})
-        if first and ((step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps):
-            save(folder, state_of(step + 1, seconds, run, model, average, both))
+    with threads_of(folder) as threads:
+        run, start = begin(model, recipe, folder, {**(about or {}), "threads": threads})
+        steps = range(start, recipe.steps)
+        bar = tqdm(steps, initial=start, total=recipe.steps, mininterval=5, disable=not first)
+        with stop_request() as stop, bar:
+            for step in bar:
+                terms = take_step(run, loss_at, recipe, step, stop)
+                if step % recipe.log_every == 0:
+                    numbers = {
+                        name: round(averaged(term).item(), 5) for name, term in terms.items()
+                    }
+                    bar.set_postfix(numbers)
+                    if first:
+                        log(folder, {"step": step, **numbers, "seconds": run.seconds()})
+                keep(run, recipe, step + 1, stop)
     if first:
         plot_losses(folder)
     meet()  # the others go on when all is saved
-    return average
+    return run.average
+
+
+def take_step(
+    run: Run, loss_at: Callable, recipe: Recipe, step: int, stop: StopRequest
+) -> dict[str, Tensor]:
+    """Change the model and its average once. Returns the terms of the loss before it."""
+    try:
+        terms = descend(run.model, loss_at, run.both, recipe, step)
+    except KeyboardInterrupt:
+        if stop.number is None:  # loss_at raised it itself, and no weight has changed
+            run.stop(step, signal.SIGINT)
+        raise
+    update_average(run.average, run.model, keep=min(recipe.ema, (1 + step) / (10 + step)))
+    return terms
+
+
+def keep(run: Run, recipe: Recipe, step: int, stop: StopRequest) -> None:
+    """Save if it is time, in the opinion of the first process; stop if any was asked to."""
+    asked, due = anyone(stop.number is not None, run.is_due())
+    if asked:
+        run.stop(step, stop.number or signal.SIGTERM)
+    if due or step % recipe.save_every == 0 or step == recipe.steps:
+        run.save(step)
 
 
 def descend(
@@ -126,19 +226,43 @@ def descend(
     recipe: Recipe,
     step: int,
 ) -> dict[str, Tensor]:
-    """One step down the slope of the loss. Returns the terms of the loss before it."""
+    """One step down the slope of the loss. Returns the terms of the loss before it.
+
+    ValueError: the loss or its gradient is not finite. No weight has changed then.
+    """
     for optimizer, rate in zip(both, (recipe.rate, recipe.adam_rate), strict=True):
         optimizer.param_groups[0]["lr"] = rate * recipe.share_at(step)
     model.zero_grad(set_to_none=True)
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernel's backward is 2x slower on a CPU
         terms = loss_at(step)
         sum(terms.values()).backward()
+    terms = {name: term.detach() for name, term in terms.items()}
     average_gradients(model)
-    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+    check_finite(terms, norm, step)
     with fast_precision():  # Muon is mostly products of matrices, and forgives their rounding
         for optimizer in both:
             optimizer.step()
-    return {name: term.detach() for name, term in terms.items()}
+    return terms
+
+
+def check_finite(terms: dict[str, Tensor], norm: Tensor, step: int) -> None:
+    """ValueError, in every process, unless each term of the loss and the gradient are finite."""
+    loss = averaged(sum(terms.values()))
+    if loss.isfinite() and norm.isfinite():
+        return
+    found = {f"the loss {name}": averaged(term).item() for name, term in terms.items()}
+    found |= {"the norm of the gradient": norm.item()}
+    broken = [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]
+    raise ValueError(diverged(step, " and ".join(broken) or f"the whole loss is {loss}"))
+
+
+def diverged(step: int, what: str) -> str:
+    """The sentence for a run that has left all bounds."""
+    return (
+        f"the training broke off at step {step}: {what}. The last checkpoint is from before that. "
+        "Try a lower rate, or another seed in a fresh folder."
+    )
 
 
 @torch.no_grad()
@@ -172,6 +296,7 @@ def state_of(
         "step": step,
         "seconds": seconds,
         "run": run,
+        "processes": place()[1],
         "model": model.state_dict(),
         "average": average.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in both],
@@ -208,6 +333,12 @@ def resume(
 TRIAL = 8  # steps
 
 
+def check_minutes(minutes: float) -> None:
+    """ValueError unless one can train for so long."""
+    if not 0 < minutes < math.inf:
+        raise ValueError(f"cannot train for {minutes} minutes: give a number above 0.")
+
+
 def for_minutes(
     recipe: Recipe, minutes: float, folder: Path, train_in: Callable[[Recipe, Path], nn.Module]
 ) -> Recipe:
@@ -217,8 +348,7 @@ def for_minutes(
     comes on top. A run that this folder already holds keeps its steps, and so can be resumed.
     ValueError: no minutes.
     """
-    if not 0 < minutes < math.inf:
-        raise ValueError(f"cannot train for {minutes} minutes: give a number above 0.")
+    check_minutes(minutes)
     begun = (last_state(folder) or {}).get("run")
     pace = None if begun else seconds_a_step(recipe, train_in)
     steps = begun["recipe.steps"] if begun else max(1, int(60 * minutes / pace))
@@ -234,6 +364,10 @@ def for_minutes(
 def seconds_a_step(recipe: Recipe, train_in: Callable[[Recipe, Path], nn.Module]) -> float:
     """How long a step takes, measured on a few after the first two, which are slower."""
     with TemporaryDirectory() as scratch:
-        train_in(replace(recipe, steps=TRIAL, log_every=1), Path(scratch))
+        try:
+            train_in(replace(recipe, steps=TRIAL, log_every=1), Path(scratch))
+        except Interrupted as stop:
+            sentence = "stopped while it measured the pace: nothing has been trained yet."
+            raise Interrupted(sentence, stop.number) from None
         at = [record["seconds"] for record in logged(Path(scratch))]
     return from_first(max((at[-1] - at[1]) / (len(at) - 2), 1e-4) if at else 0.0)

@@ -28,7 +28,7 @@ from minisd.training import classifier, judge, judge_training
 from minisd.training.data import Emoji, batch, captions
 from minisd.training.diffusion import Conditioned, encode_bank, train_diffusion
 from minisd.training.folder import fingerprint, last_state, logged
-from minisd.training.loop import Recipe, for_minutes
+from minisd.training.loop import Recipe, check_minutes, for_minutes
 from minisd.training.parallel import meet, place
 from minisd.training.vae import ALIKE, measure_scale, psnr, train_decoder, train_vae
 from minisd.vae import VAE
@@ -38,6 +38,7 @@ DIFFUSION_RECIPE = Recipe(steps=12_500, rate=0.02)
 # 0.46 s of two cores a step, and a fifth as many for the last part: 83 minutes.
 DECODER_RECIPE = Recipe(steps=9_000, rate=0.02, adam_rate=1e-3)
 PICTURES = 60_000  # composed and encoded once, before the training on latents
+SEEDS = 2**40  # as many as generator_at() keeps apart within 64 bits
 PICTURES_A_MINUTE = 1500  # of a short run, so that most of its time is training
 
 
@@ -54,6 +55,10 @@ class Order:
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"cannot train for {self.steps} steps: give 1 or more.")
+        if self.minutes is not None:
+            check_minutes(self.minutes)
+        if not 0 <= self.seed < SEEDS:
+            raise ValueError(f"the seed of a training is 0 to {SEEDS - 1}, got {self.seed}.")
 
     def fitted(self, recipe: Recipe, stage: str, train_in: Callable) -> Recipe:
         """The recipe, made as long as asked. train_in(recipe, folder) trains, for a trial."""
@@ -185,8 +190,7 @@ def export(order: Order) -> Path:
     from minisd.checkpoints.load import Parts
     from minisd.checkpoints.write import save
 
-    output = order.output or Path("mini.safetensors")
-    emoji = Emoji.load()
+    output, emoji = order.output or order.folder / "mini.safetensors", Emoji.load()
     vae, config = trained_vae(order.folder, emoji)
     network = averaged(Conditioned(config), order.folder / "diffusion")
     parts = Parts(config, tokenizer_stage(order), network.text_encoder, network.unet, vae)
@@ -211,12 +215,17 @@ STAGES = {
 
 
 def made_by(stage: str, folder: Path) -> dict:
-    """How a stage was trained: command, commit, seed, and what its log says last."""
+    """How a stage was trained: command, commit, seed, threads, and what its log says last.
+
+    Not how long it took: a run that was interrupted gives the same file as one that was not.
+    """
     run = (last_state(folder / stage) or {}).get("run", {})
     command = f"minisd train {stage} --steps {run.get('recipe.steps', 'unknown')}"
     about = {"command": f"{command} --seed {run.get('seed', 0)}", "seed": run.get("seed", 0)}
     about["commit"] = run.get("commit", "unknown")  # of the code that began the training
-    return about | (logged(folder / stage) or [{}])[-1]
+    about["threads"] = run.get("threads", "unknown")
+    last = (logged(folder / stage) or [{}])[-1]
+    return about | {name: number for name, number in last.items() if name != "seconds"}
 
 
 def vocabulary(emoji: Emoji) -> Tokenizer:

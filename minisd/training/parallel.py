@@ -63,6 +63,11 @@ def average_gradients(model: nn.Module) -> None:
             gradient.copy_(part.view_as(gradient))
 
 
+def anyone(*flags: bool) -> list[bool]:
+    """For each flag, whether it is set in any process."""
+    return (averaged(torch.tensor(flags, dtype=torch.float32)) > 0).tolist()
+
+
 def from_first(number: float) -> float:
     """The first process's number, for everyone."""
     if not dist.is_initialized():

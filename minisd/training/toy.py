@@ -248,9 +248,13 @@ def descend(d: int, c_out: int, loss_of, steps: int, seed: int) -> tuple[PointNe
     adam = torch.optim.Adam(network.parameters(), lr=4e-3)
     fall = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     losses = []
-    for _ in range(steps):
+    for step in range(steps):
         adam.zero_grad()
         loss = loss_of(network, generator)
+        if not loss.isfinite():
+            raise ValueError(
+                f"the loss is {loss.item()} at step {step}: check loss_of or its data."
+            )
         loss.backward()
         adam.step()
         fall.step()
