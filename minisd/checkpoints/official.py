@@ -14,6 +14,7 @@ from pathlib import Path
 
 from minisd.checkpoints.contents import sha256
 from minisd.checkpoints.read import size_in_words
+from minisd.config import WEIGHTS
 
 NOTE = "source.json"  # beside a download: where it came from, and its sha256
 FOLDER = "MINISD_WEIGHTS"  # environment variable: where downloads are kept
@@ -45,6 +46,21 @@ def published() -> dict[str, Official]:
 
 OFFICIAL = published()
 
+# What comes with minisd, name -> file in weights/. A name means this file wherever a path may
+# stand, even if a file or folder here is called the same: write ./mini for that.
+SHIPPED = {
+    "mini": "mini.safetensors",
+    "mini-inpaint": "mini-inpaint.safetensors",  # 9 channels: reads a mask
+    "mini-depth": "mini-depth.safetensors",  # 5 channels: reads a depth; holds an estimator of it
+    "mini-edges": "mini-edges.safetensors",  # a ControlNet for edges
+    "mini-edges-half": "mini-edges-half.safetensors",  # its new parts, half trained: for a lesson
+    "mini-blueprint": "mini-blueprint.safetensors",  # a LoRA: white lines on blue paper
+    "mini-sepia": "mini-sepia.pt",  # a hypernetwork: an old photograph's brown
+    "mini-blorp": "mini-blorp.safetensors",  # textual inversion: the word <blorp>, a fox
+    "mini-decoder": "mini-decoder.safetensors",  # a VAE file with a better decoder
+    "mini-classifier": "mini-classifier.safetensors",  # guides towards one of the mini's things
+}
+
 
 def kept() -> Path:
     """Where downloads are kept."""
@@ -52,10 +68,12 @@ def kept() -> Path:
 
 
 def local(source: str | Path) -> Path:
-    """The path of a source: of a published file, given by name, or of any other, given by path.
+    """The path of a source: of a shipped or published file, given by name, or of any other.
 
     ValueError: a published one that was not downloaded yet.
     """
+    if source in SHIPPED:
+        return WEIGHTS / SHIPPED[str(source)]
     if source not in OFFICIAL:
         return Path(source)
     path = kept() / str(source) / OFFICIAL[source].file
