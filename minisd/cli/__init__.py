@@ -176,7 +176,8 @@ def add_train(command: argparse.ArgumentParser) -> None:
     adapters = ("lora", "word", "hypernetwork", "controlnet", "controlnet-half")
     others = ("inpaint", "depth", "cats-and-dogs")
     choices = (*stages, *adapters, *others, *MEASURES)
-    add("stage", choices=choices, help="in this order; each resumes")
+    known = f"{', '.join(choices)}; in this order, and each resumes"
+    add("stage", choices=choices, metavar="STAGE", help=known)
     add("--folder", type=Path, default=Path("runs/mini"), help="of checkpoints, logs (runs/mini)")
     length = command.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="of training in all (the recipe's)")

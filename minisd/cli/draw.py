@@ -10,7 +10,7 @@ from pathlib import Path
 from minisd.cli.adapters import adapt, read_hints
 from minisd.cli.checks import check_before_loading
 from minisd.cli.memory import check_memory
-from minisd.cli.metadata import check_hashes, follow, settings_of
+from minisd.cli.metadata import check_hashes, follow, settings_of, warn_of_model
 from minisd.cli.options import WORDS, fill_in, given_options
 from minisd.cli.parser import place_words
 from minisd.cli.pictures import (
@@ -31,6 +31,7 @@ def draw(options: argparse.Namespace, extra: list[str]) -> None:
     fill_in(options, recorded)
     outputs = check_before_loading(options)
     check_hashes(options, recorded.get("hashes", {}), given)
+    warn_of_model(options, recorded.get("model_hash", ""))
     with threads(recorded.get("threads")):
         COMMANDS[options.command](options, outputs)
 

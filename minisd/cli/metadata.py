@@ -115,7 +115,7 @@ def follow(options: argparse.Namespace, given: set[str]) -> dict[str, object]:
     path = options.like
     about = written_settings(path)
     if about is None:
-        return values_of(path, of_another_program(path, options.command, given))
+        return of_another_program(path, options.command, given)
     if (command := about.get("command", "generate")) != options.command:
         raise ValueError(f"{path} was drawn by another command: minisd {command} --like {path}.")
     unknown = about.keys() - SETTINGS.keys() - set(FACTS)
@@ -143,7 +143,7 @@ def of_another_program(path: Path, command: str, given: set[str]) -> dict[str, o
         raise ValueError(f"{path} {error}.") from error
     for warning in warnings:
         print(f"minisd: {path}: {warning}", file=sys.stderr)
-    return about
+    return values_of(path, about) | {"model_hash": webui.model_hash(text)}
 
 
 def values_of(path: Path, about: dict[str, object]) -> dict[str, object]:
@@ -190,6 +190,16 @@ def check_hashes(options: argparse.Namespace, hashes: dict[str, str], given: set
                     f"(sha256 {recorded[:10]}…): give the right one with --{name}, or this one "
                     "there to draw another picture."
                 )
+
+
+def warn_of_model(options: argparse.Namespace, digest: str) -> None:
+    """digest: the beginning of the model's sha256, "" where it is not known"""
+    if digest and not hash_of(options.model).startswith(digest):
+        print(
+            f"minisd: {options.like} was drawn by a model with the sha256 {digest}…, which "
+            f"{options.model} is not: the new picture will be another one.",
+            file=sys.stderr,
+        )
 
 
 def describe(path: Path) -> str:

@@ -4,15 +4,19 @@
     Negative prompt: blurry
     Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Model hash: 6ce0161689, …
 
-As in its modules/infotext_utils.py (quote, parse_generation_parameters) and processing.py
-(create_infotext).
+What is in it stands in its modules/processing.py (create_infotext), how values are quoted in its
+modules/infotext_utils.py.
 """
 
 import json
 import re
 from pathlib import PurePath
 
-PARAMETER = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+from minisd.cli.options import SPACINGS
+
+PARAMETER = re.compile(r'(\w[\w /-]*): *("(?:[^"\\]|\\.)*"|[^,]*)(?:, *|$)')  # Name: value, …
+DIGITS = 10  # of a sha256, as the web UI shows it
+FEWEST = 3  # parameters in the last line; with fewer it belongs to the prompt
 TAG = re.compile(r"<(lora|hypernet):([^:>]+)(?::([^>]*))?>")
 # Parts of a prompt that change while it draws, or are drawn apart: unknown here.
 PROMPT_PROGRAMS = re.compile(r"\bAND\b|\bBREAK\b|\[[^\[\]]*[:|][^\[\]]*\]")
@@ -27,8 +31,7 @@ SAMPLERS = {  # the web UI's name -> ours
     "DPM++ 2M": "dpmpp_2m",
 }
 NAMES = {ours: theirs for theirs, ours in SAMPLERS.items()} | {"ddpm": "DDPM"}
-SPACINGS = {"Uniform": "uniform", "Karras": "karras"}
-OWN_SPACING = {"DDIM": None, "PLMS": None}  # "leading", which is also ours
+ONE_SPACING = ("DDIM", "PLMS")  # there always leading, which is our default for them
 HARMLESS = {
     "Version": "of the web UI",
     "User": "who drew it",
@@ -54,14 +57,14 @@ def parameters_text(about: dict) -> str:
         "CFG scale": f"{about['cfg_scale']:g}",
         "Seed": about["seed"],
         "Size": f"{about['width']}x{about['height']}",
-        "Model hash": hashes.get(about["model"], "")[:10],
+        "Model hash": hashes.get(about["model"], "")[:DIGITS],
         "Model": plain_name(about["model"]),
-        "VAE hash": ", ".join(hashes.get(one, "")[:10] for one in about.get("vae", [])),
+        "VAE hash": ", ".join(hashes.get(one, "")[:DIGITS] for one in about.get("vae", [])),
         "VAE": ", ".join(PurePath(one).name for one in about.get("vae", [])),
         "Denoising strength": about.get("strength"),
         "Clip skip": about["clip_skip"] + 1 if about.get("clip_skip") else None,
         "Lora hashes": ", ".join(
-            f"{plain_name(one)}: {hashes.get(one, '')[:10]}" for one, _ in loras(about)
+            f"{plain_name(one)}: {hashes.get(one, '')[:DIGITS]}" for one, _ in loras(about)
         ),
         "RNG": "CPU",
         "Version": f"minisd {about['minisd']}",
@@ -108,7 +111,7 @@ def loras(about: dict) -> list[tuple[str, float]]:
 def parsed(text: str) -> dict[str, str]:
     """Prompt, negative prompt and every parameter, by the web UI's names."""
     *lines, last = text.strip().split("\n")
-    if len(PARAMETER.findall(last)) < 3:
+    if len(PARAMETER.findall(last)) < FEWEST:
         lines, last = [*lines, last], ""
     prompts: dict[str, list[str]] = {"Prompt": [], "Negative prompt": []}
     current = "Prompt"
@@ -172,20 +175,20 @@ def numbers(text: str, pattern: str, name: str, kind: type = int) -> list:
 def sampler_of(said: dict[str, str]) -> tuple[str, str | None]:
     """The sampler and the spacing of its noise levels.
 
-    Since version 1.9 they are told apart, and DPM++ 2M means Karras; before, names end in Karras.
+    Since version 1.9 they stand apart, and automatic means Karras for DPM++ 2M; before, the names
+    of samplers end in Karras.
     """
-    name, told = said["Sampler"], said.get("Schedule type")
-    if name.endswith(" Karras"):
-        name, told = name.removesuffix(" Karras"), "Karras"
+    name = said["Sampler"].removesuffix(" Karras")
     if name not in SAMPLERS:
-        raise ValueError(f"was drawn by {name}, a sampler that minisd lacks")
-    if name in OWN_SPACING:
-        return SAMPLERS[name], OWN_SPACING[name]
-    if told == "Automatic":
-        told = "Karras" if name == "DPM++ 2M" else "Uniform"
-    if (told or "Uniform") not in SPACINGS:
+        raise ValueError(f"was drawn by {said['Sampler']}, a sampler that minisd lacks")
+    told = "karras" if said["Sampler"] != name else said.get("Schedule type", "").lower()
+    if told in ("", "automatic"):
+        if name in ONE_SPACING:
+            return SAMPLERS[name], None
+        told = "karras" if told and name == "DPM++ 2M" else "uniform"
+    if told not in SPACINGS:
         raise ValueError(f"was drawn with Schedule type: {told}, which minisd lacks")
-    return SAMPLERS[name], SPACINGS[told or "Uniform"]
+    return SAMPLERS[name], told
 
 
 def prompt_of(prompt: str, given: set[str]) -> str:
@@ -206,14 +209,23 @@ def model_of(said: dict[str, str], given: set[str]) -> dict[str, str]:
 
     if "model" in given:
         return {}
-    digest, name = said.get("Model hash", ""), said.get("Model", "")
-    same = [
-        one for one, file in OFFICIAL.items() if digest and (file.sha256 or "").startswith(digest)
-    ]
-    if same or name in SHIPPED:
-        return {"model": same[0] if same else name}
+    name, digest = said.get("Model", ""), said.get("Model hash", "")
+    if name in SHIPPED:
+        return {"model": name}
+    if len(digest) == DIGITS:
+        for one, file in OFFICIAL.items():
+            if file.sha256 and file.sha256.startswith(digest):
+                return {"model": one}
     told = f"{name} (hash {digest})" if digest else name or "a model that it does not name"
     raise ValueError(f"was drawn by {told}: give that file with --model")
+
+
+def model_hash(text: str) -> str:
+    """The first ten digits of the model's sha256; "" where it says none, or eight of another sum,
+    as the web UI did until 2023.
+    """
+    digest = parsed(text).get("Model hash", "")
+    return digest if len(digest) == DIGITS else ""
 
 
 def warnings_for(said: dict[str, str]) -> list[str]:
