@@ -153,12 +153,26 @@ def values_of(path: Path, about: dict[str, object]) -> dict[str, object]:
         value = about.get(name)
         if value is None:
             continue
-        number = kind is float and isinstance(value, int | str) and not isinstance(value, bool)
-        right = isinstance(value, str if kind is Path else kind)
-        if (kind is int and isinstance(value, bool)) or not (right or number):
-            raise ValueError(f"{path} has damaged settings ({name} is {value!r}): give another.")
-        values[dest] = value if kind is list else kind(value)
+        try:
+            values[dest] = of_kind(value, kind)
+        except ValueError as error:
+            told = f"{path} has damaged settings ({name} is {value!r}): give another picture."
+            raise ValueError(told) from error
     return values
+
+
+def of_kind(value: object, kind: type) -> object:
+    """The value as an option has it: paths and some numbers are strings in the file.
+
+    ValueError: it is none of that kind.
+    """
+    if kind is float and not isinstance(value, bool | list | dict):
+        return float(value)
+    stored = {Path: str, list: list}.get(kind, kind)
+    strings = not isinstance(value, list) or all(isinstance(one, str) for one in value)
+    if type(value) is not stored or not strings:
+        raise ValueError(f"{value!r} is no {kind.__name__}")
+    return kind(value)
 
 
 def warn_of_versions(path: Path, about: dict[str, object]) -> None:

@@ -10,6 +10,7 @@ modules/infotext_utils.py.
 
 import json
 import re
+from itertools import groupby
 from pathlib import PurePath
 
 from minisd.cli.options import SPACINGS
@@ -20,6 +21,12 @@ FEWEST = 3  # parameters in the last line; with fewer it belongs to the prompt
 TAG = re.compile(r"<(lora|hypernet):([^:>]+)(?::([^>]*))?>")
 # Parts of a prompt that change while it draws, or are drawn apart: unknown here.
 PROMPT_PROGRAMS = re.compile(r"\bAND\b|\bBREAK\b|\[[^\[\]]*[:|][^\[\]]*\]")
+
+# Of a prompt: an escaped bracket, the end ":1.2)" of a weight, a bracket, or plain text.
+WEIGHTS = re.compile(
+    r"(\\[\\()\[\]])|:\s*([+-]?[\d.]+)\s*\)|([()\[\]])|([^\\()\[\]:]+|.)", re.DOTALL
+)
+FACTOR = {"(": 1.1, "[": 1 / 1.1}
 
 SAMPLERS = {  # the web UI's name -> ours
     "DDIM": "ddim",
@@ -96,7 +103,8 @@ def schedule_type(about: dict) -> str | None:
 
 def in_their_syntax(prompt: str, about: dict) -> str:
     """Where brackets are only brackets to us, they are escaped: to the web UI they are weights."""
-    return prompt if about.get("extended") else re.sub(r"([\\()\[\]])", r"\\\1", prompt)
+    plain = r"([\[\]])" if about.get("extended") else r"([\\()\[\]])"
+    return re.sub(plain, r"\\\1", prompt)
 
 
 def loras(about: dict) -> list[tuple[str, float]]:
@@ -200,7 +208,45 @@ def prompt_of(prompt: str, given: set[str]) -> str:
             raise ValueError(f"was drawn with {name}: give it with --{option} FILE{scaled}")
     if found := PROMPT_PROGRAMS.search(prompt):
         raise ValueError(f"has {found[0]} in its prompt, which minisd does not read")
-    return TAG.sub("", prompt).strip()
+    return in_our_syntax(TAG.sub("", prompt).strip())
+
+
+def in_our_syntax(prompt: str) -> str:
+    r"""Its weights written out: (a) counts 1.1 times, [a] a 1.1th, and they multiply.
+
+    A bracket that is never closed reaches to the end; one that was never opened is a letter.
+
+    >>> in_our_syntax(r"a ((big) cat:1.5) [far] \(here\)")
+    'a (big:1.65)( cat:1.5) (far:0.9090909) \\(here\\)'
+    """
+    pieces: list[list] = []  # each a text and its weight
+    opened: list[tuple[str, int]] = []  # brackets not yet closed, each with its place in pieces
+    for escaped, number, bracket, text in WEIGHTS.findall(prompt):
+        kind = "(" if number or bracket in "()" else "["
+        places = [at for which, at in opened if which == kind]
+        if bracket in ("(", "["):
+            opened.append((bracket, len(pieces)))
+        elif (bracket or number) and places:
+            multiply(pieces[places[-1] :], float(number) if number else FACTOR[kind])
+            opened.remove((kind, places[-1]))
+        else:
+            pieces.append([escaped[1:] or text or bracket or f":{number})", 1.0])
+    for kind, at in opened:
+        multiply(pieces[at:], FACTOR[kind])
+    weighted = ((words, f"{weight:.7g}") for words, weight in merged(pieces))
+    return "".join(words if weight == "1" else f"({words}:{weight})" for words, weight in weighted)
+
+
+def multiply(pieces: list[list], factor: float) -> None:
+    for piece in pieces:
+        piece[1] *= factor
+
+
+def merged(pieces: list[list]) -> list[tuple[str, float]]:
+    """Neighbours of one weight as one text, its parentheses escaped as we read them."""
+    runs = groupby(pieces, key=lambda piece: piece[1])
+    texts = [("".join(words for words, _ in run), weight) for weight, run in runs]
+    return [(re.sub(r"([()])", r"\\\1", text), weight) for text, weight in texts]
 
 
 def model_of(said: dict[str, str], given: set[str]) -> dict[str, str]:
