@@ -1,5 +1,8 @@
 """The first hour at the command line: what is wrong is said at once, and nothing is lost."""
 
+import errno
+import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import file_download
 from PIL import Image
 from test_pipeline import V1
 from torch import nn
@@ -17,7 +21,7 @@ from minisd import cli, samplers
 from minisd.adapters.controlnet import ControlNet
 from minisd.checkpoints import official, write
 from minisd.checkpoints.load import Parts
-from minisd.cli import memory, options
+from minisd.cli import doctor, lessons, memory, options
 from minisd.cli.checks import SEEDS
 from minisd.clip import TextTransformer
 from minisd.config import MINI, WEIGHTS, VAEConfig
@@ -429,6 +433,104 @@ def test_seeds_at_both_ends_draw(here, model):
     for seed in (SEEDS[0], SEEDS[-1]):
         given = ["--seed", seed, "--model", model, "--steps", 1, "-o", f"at{seed}.png"]
         assert run("generate", "a cat", *given) == 0
+
+
+# ---- other commands --------------------------------------------------------------------------
+
+
+def unreachable(cause):
+    """As the hub's library raises it: an error of its own, because of the system's."""
+
+    def look(*_, **__):
+        try:
+            raise cause
+        except OSError as error:
+            raise RuntimeError("the hub's own words") from error
+
+    return look
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [socket.gaierror(-2, "Name or service not known"), OSError(errno.ENETUNREACH, "unreachable")],
+    ids=str,
+)
+def test_no_network_is_said(here, capsys, monkeypatch, cause):
+    monkeypatch.setenv("MINISD_WEIGHTS", str(here / "kept"))
+    monkeypatch.setattr(file_download, "get_hf_file_metadata", unreachable(cause))
+    assert run("download", "sd15") == 2
+    told = capsys.readouterr().err.strip()
+    assert "there is no network to fetch v1-5-pruned-emaonly.safetensors by" in told
+    assert "\n" not in told
+    part = here / "kept/sd15/v1-5-pruned-emaonly.safetensors.from-stable-diffusion-v1-5-stable-"
+    Path(f"{part}diffusion-v1-5.part").write_bytes(b"begun")
+    assert run("download", "sd15") == 2  # in the middle, the next call goes on
+    assert "5 bytes of it are kept" in capsys.readouterr().err
+
+
+@pytest.fixture
+def course(here, monkeypatch):
+    (here / "course").mkdir()
+    (here / "course/00_tour.ipynb").write_text("{}", encoding="utf-8")
+    monkeypatch.setattr(lessons, "NOTEBOOKS", here / "course")
+    monkeypatch.setattr(lessons, "find_spec", lambda name: name == "jupyterlab" or None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "passed_on"),
+    [
+        ([], ["minisd-lessons"]),
+        (["mine"], ["mine"]),
+        (["--port", "9999", "--no-browser"], ["minisd-lessons", "--port", "9999", "--no-browser"]),
+        (["mine", "--port=9999"], ["mine", "--port=9999"]),
+        (["mine", "--", "--port", "9999"], ["mine", "--port", "9999"]),
+        (["--", "-y"], ["minisd-lessons", "-y"]),
+    ],
+)
+def test_options_of_jupyter_are_passed_on(course, monkeypatch, arguments, passed_on):
+    ran = []
+    monkeypatch.setattr(lessons.subprocess, "run", lambda command, check: ran.append(command))
+    assert run("lessons", *arguments) == 0
+    assert ran[0][1:] == ["-m", "jupyterlab", *passed_on]
+
+
+def test_jupyter_that_does_not_start_is_said(course, capsys, monkeypatch):
+    monkeypatch.setattr(lessons.sys, "executable", shutil.which("false"))
+    assert run("lessons", "mine") == 2
+    told = capsys.readouterr().err
+    assert "the lessons are in mine, but Jupyter stopped with exit status 1" in told
+
+
+@pytest.mark.parametrize(
+    ("threads", "cores", "load", "advice"),
+    [
+        (2, 2, 0.0, None),
+        (2, 2, 0.4, None),
+        (1, 2, 0.0, None),
+        (2, 2, 1.0, "2 threads are too many here (1.0 of 2 cores are busy): set OMP_NUM_THREADS=1"),
+        (8, 8, 20.0, "set OMP_NUM_THREADS=1 "),
+        (8, 8, 3.0, "set OMP_NUM_THREADS=5 "),
+        (8, 2, None, "8 threads are too many here (2 cores): set OMP_NUM_THREADS=2"),
+        (1, 8, 0.0, "torch uses 1 of 8 free cores: set OMP_NUM_THREADS=8"),
+        (1, 8, 6.9, None),
+        (8, 8, None, None),
+    ],
+)
+def test_the_doctor_recommends_a_number_of_threads(threads, cores, load, advice):
+    told = doctor.advice_on_threads(threads, cores, load)
+    assert told == [] if advice is None else advice in told[0] and len(told) == 1
+
+
+def test_the_doctor_shows_load_and_the_cores_of_a_container(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "QUOTA", tmp_path / "cpu.max")
+    free = doctor.usable_cores()
+    for text, cores in (("max 100000", free), ("100000 100000", 1), ("50000 100000", 1)):
+        (tmp_path / "cpu.max").write_text(text, encoding="utf-8")
+        assert doctor.usable_cores() == cores
+    monkeypatch.setattr(doctor, "others_load", lambda: 0.0)
+    assert run("doctor") == 0
+    told = capsys.readouterr().out
+    assert "0.0 cores are busy" in told and f"{torch.get_num_threads()}, on 1 cores" in told
 
 
 # ---- help ------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ name; where none is published, the first download's is noted beside it and holds
 import errno
 import json
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,12 +174,27 @@ def fetch(repository: str, official: Official, part: Path, endpoint: str | None)
     except Exception as error:  # the library below may raise its own, or the system's
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ValueError(f"{part.parent} has no room left for {file}: make some.") from error
+        if is_offline(error) and not part.exists():
+            raise ValueError(
+                f"there is no network to fetch {file} by ({error}): connect this machine, or fetch "
+                f"the file on another one from {repository} and give minisd its path."
+            ) from error
         got = size_in_words(part.stat().st_size) if part.exists() else "nothing"
         raise ValueError(
             f"the download of {file} broke off, {got} of it are kept ({error}): give the same "
             "command again to go on from there."
         ) from error
     return there.commit_hash or "unknown"
+
+
+def is_offline(error: BaseException | None) -> bool:
+    """Whether no name could be looked up or no network be reached, by what caused the error."""
+    if error is None:
+        return False
+    unreachable = (errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH)
+    if isinstance(error, socket.gaierror) or getattr(error, "errno", None) in unreachable:
+        return True
+    return is_offline(error.__cause__ or error.__context__)
 
 
 def checked(part: Path, name: str) -> str:

@@ -47,8 +47,7 @@ def base_of(path: Path) -> list[Path]:
 @cache
 def kept_hash(path: Path, size: int, changed: int) -> str:
     """Of one file; a large one's is looked up, as long as its size and date stay as they were."""
-    from minisd.checkpoints.contents import sha256
-    from minisd.checkpoints.official import kept
+    from minisd.checkpoints.official import kept, sha256
 
     if size < LARGE:
         return sha256(path)
