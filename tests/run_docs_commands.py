@@ -9,12 +9,15 @@ with the reason. On the way it looks whether weights are in the wheel, and not c
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
 import venv
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -129,7 +132,7 @@ def check_what_is_installed(work: Path) -> Path:
     return python
 
 
-def run_page(name: str, python: Path, folder: Path, environment: dict[str, str]) -> int:
+def run_page(name: str, folder: Path, python: Path, environment: dict[str, str]) -> int:
     """How many commands were run."""
     folder.mkdir()
     wanted = [
@@ -143,8 +146,8 @@ def run_page(name: str, python: Path, folder: Path, environment: dict[str, str])
         if waiting:
             script = python.with_name("minisd")
             first, *rest = waiting
-            words = subprocess.list2cmdline([script]) + first.removeprefix("minisd")
-            subprocess.run(words, shell=True, cwd=folder, env=environment, check=True)
+            line = shlex.quote(str(script)) + first.removeprefix("minisd")
+            subprocess.run(line, shell=True, cwd=folder, env=environment, check=True)
             check([python, "-c", RUNNER, json.dumps(rest)], folder, environment)
             waiting = []
         if command:
@@ -158,9 +161,11 @@ def main() -> None:
     environment["PYTHONWARNINGS"] = "default"
     with tempfile.TemporaryDirectory() as work:
         python = check_what_is_installed(Path(work))
-        for name in PAGES:
-            count = run_page(name, python, Path(work, Path(name).stem), environment)
-            print(f"{name}: {count} commands ran.")
+        folders = [Path(work, Path(name).stem) for name in PAGES]
+        with ThreadPoolExecutor() as pool:  # each page in order, the pages at the same time
+            run = partial(run_page, python=python, environment=environment)
+            counts = list(pool.map(run, PAGES, folders))
+    print(f"commands that ran: {dict(zip(PAGES, counts))}")
     print(f"{time.perf_counter() - began:.0f} s")
 
 

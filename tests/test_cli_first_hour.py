@@ -507,10 +507,15 @@ def test_jupyter_that_does_not_start_is_said(course, capsys, monkeypatch):
         (2, 2, 0.0, None),
         (2, 2, 0.4, None),
         (1, 2, 0.0, None),
-        (2, 2, 1.0, "2 threads are too many here (1.0 of 2 cores are busy): set OMP_NUM_THREADS=1"),
+        (
+            2,
+            2,
+            1.0,
+            "2 threads are too many for 2 cores, which 1.0 processes want: set OMP_NUM_THREADS=1",
+        ),
         (8, 8, 20.0, "set OMP_NUM_THREADS=1 "),
         (8, 8, 3.0, "set OMP_NUM_THREADS=5 "),
-        (8, 2, None, "8 threads are too many here (2 cores): set OMP_NUM_THREADS=2"),
+        (8, 2, None, "8 threads are too many for 2 cores: set OMP_NUM_THREADS=2"),
         (1, 8, 0.0, "torch uses 1 of 8 free cores: set OMP_NUM_THREADS=8"),
         (1, 8, 6.9, None),
         (8, 8, None, None),
@@ -530,7 +535,7 @@ def test_the_doctor_shows_load_and_the_cores_of_a_container(capsys, tmp_path, mo
     monkeypatch.setattr(doctor, "others_load", lambda: 0.0)
     assert run("doctor") == 0
     told = capsys.readouterr().out
-    assert "0.0 cores are busy" in told and f"{torch.get_num_threads()}, on 1 cores" in told
+    assert "0.0 processes want a core" in told and f"{torch.get_num_threads()}, on 1 cores" in told
 
 
 # ---- help ------------------------------------------------------------------------------------

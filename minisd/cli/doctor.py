@@ -24,7 +24,7 @@ def examine() -> str:
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "threads": f"{torch.get_num_threads()}, on {usable_cores()} cores",
-        "load": "unknown" if load is None else f"{load:.1f} cores are busy",
+        "load": "unknown" if load is None else f"{load:.1f} processes want a core",
         "float32": f"{speed:.0f} GFLOPS",
         "bfloat16": f"{gigaflops(torch.bfloat16):.0f} GFLOPS",
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
@@ -79,7 +79,7 @@ def usable_cores() -> int:
 
 
 def others_load() -> float | None:
-    """How many cores were busy in the last minute. None on Windows, which does not say."""
+    """How many processes wanted a core in the last minute. None on Windows, which does not say."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
@@ -92,9 +92,9 @@ def advice_on_threads(threads: int, cores: int, load: float | None) -> list[str]
     """More threads than free cores wait for each other at every step, which costs most."""
     good = good_threads(cores, load)
     if threads > good:
-        why = f"{load:.1f} of {cores} cores are busy" if threads <= cores else f"{cores} cores"
+        others = f", which {load:.1f} processes want" if threads <= cores else ""
         return [
-            f"{threads} threads are too many here ({why}): set OMP_NUM_THREADS={good} before "
+            f"{threads} threads are too many for {cores} cores{others}: set OMP_NUM_THREADS={good} before "
             "Python starts. Who shares a machine reads docs/setup.md."
         ]
     if threads < good // 2:

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 LARGE = 10**9  # bytes: from here on a digest is kept for the next command
-KEPT = "hashes.json"  # beside the downloads
+KEPT = "hashes.json"  # next to the downloads
 FOLDERS = ("text_encoder", "tokenizer", "unet", "vae", "scheduler", "depth_estimator")
 
 

@@ -156,8 +156,8 @@ def values_of(path: Path, about: dict[str, object]) -> dict[str, object]:
         try:
             values[dest] = of_kind(value, kind)
         except ValueError as error:
-            told = f"{path} has damaged settings ({name} is {value!r}): give another picture."
-            raise ValueError(told) from error
+            sentence = f"{path} has damaged settings ({name} is {value!r}): give another picture."
+            raise ValueError(sentence) from error
     return values
 
 

@@ -81,8 +81,8 @@ def add_own(command: argparse.ArgumentParser, name: str) -> None:
         add("--clip-skip", type=int, metavar="N", help="text layers to leave out at the end (0)")
         add("--every-step", action="store_true", help="also write each step's guess, as a strip")
     if name in STRENGTHS:
-        told = f"0 keeps the picture, 1 forgets it ({STRENGTHS[name]:g})"
-        add("--strength", type=float, metavar="X", help=told)
+        meaning = f"0 keeps the picture, 1 forgets it ({STRENGTHS[name]:g})"
+        add("--strength", type=float, metavar="X", help=meaning)
     if name == "inpaint":
         add("--paste", action=switch, help="put the original pixels back outside the mask")
     if name == "depth":

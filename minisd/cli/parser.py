@@ -69,5 +69,5 @@ def too_many(command: str, words: list[str], files: int) -> str:
         return f'"{words[-1]}" is one word too many: put what belongs together in quotes.'
     split = len(words) - files
     prompt = " ".join(words[:split]).strip("'‘’“”\"")
-    told = " ".join(["minisd", command, f'"{prompt}"', *words[split:]])
-    return f"put the prompt in quotes: {told}"
+    example = " ".join(["minisd", command, f'"{prompt}"', *words[split:]])
+    return f"put the prompt in quotes: {example}"

@@ -37,7 +37,7 @@ SAMPLERS = {  # the web UI's name -> ours
     "Heun": "heun",
     "DPM++ 2M": "dpmpp_2m",
 }
-NAMES = {ours: theirs for theirs, ours in SAMPLERS.items()} | {"ddpm": "DDPM"}
+NAMES = {ours: theirs for theirs, ours in SAMPLERS.items()}  # of others it has none
 ONE_SPACING = ("DDIM", "PLMS")  # there always leading, which is our default for them
 HARMLESS = {
     "Version": "of the web UI",
@@ -59,7 +59,7 @@ def parameters_text(about: dict) -> str:
     hashes = about.get("hashes", {})
     values = {
         "Steps": about["steps"],
-        "Sampler": NAMES[about["sampler"]],
+        "Sampler": NAMES.get(about["sampler"], about["sampler"]),
         "Schedule type": schedule_type(about),
         "CFG scale": f"{about['cfg_scale']:g}",
         "Seed": about["seed"],
@@ -189,14 +189,14 @@ def sampler_of(said: dict[str, str]) -> tuple[str, str | None]:
     name = said["Sampler"].removesuffix(" Karras")
     if name not in SAMPLERS:
         raise ValueError(f"was drawn by {said['Sampler']}, a sampler that minisd lacks")
-    told = "karras" if said["Sampler"] != name else said.get("Schedule type", "").lower()
-    if told in ("", "automatic"):
+    spacing = "karras" if said["Sampler"] != name else said.get("Schedule type", "").lower()
+    if spacing in ("", "automatic"):
         if name in ONE_SPACING:
             return SAMPLERS[name], None
-        told = "karras" if told and name == "DPM++ 2M" else "uniform"
-    if told not in SPACINGS:
-        raise ValueError(f"was drawn with Schedule type: {told}, which minisd lacks")
-    return SAMPLERS[name], told
+        spacing = "karras" if spacing and name == "DPM++ 2M" else "uniform"
+    if spacing not in SPACINGS:
+        raise ValueError(f"was drawn with Schedule type: {spacing}, which minisd lacks")
+    return SAMPLERS[name], spacing
 
 
 def prompt_of(prompt: str, given: set[str]) -> str:
@@ -262,8 +262,8 @@ def model_of(said: dict[str, str], given: set[str]) -> dict[str, str]:
         for one, file in OFFICIAL.items():
             if file.sha256 and file.sha256.startswith(digest):
                 return {"model": one}
-    told = f"{name} (hash {digest})" if digest else name or "a model that it does not name"
-    raise ValueError(f"was drawn by {told}: give that file with --model")
+    model = f"{name} (hash {digest})" if digest else name or "a model that it does not name"
+    raise ValueError(f"was drawn by {model}: give that file with --model")
 
 
 def model_hash(text: str) -> str:
