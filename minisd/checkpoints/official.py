@@ -172,19 +172,24 @@ def fetch(repository: str, official: Official, part: Path, endpoint: str | None)
         reason = str(error).splitlines()[0]
         raise ValueError(f"{repository} cannot give {file} ({reason}): try again later.") from error
     except Exception as error:  # the library below may raise its own, or the system's
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ValueError(f"{part.parent} has no room left for {file}: make some.") from error
-        if is_offline(error) and not part.exists():
-            raise ValueError(
-                f"there is no network to fetch {file} by ({error}): connect this machine, or fetch "
-                f"the file on another one from {repository} and give minisd its path."
-            ) from error
-        got = size_in_words(part.stat().st_size) if part.exists() else "nothing"
-        raise ValueError(
-            f"the download of {file} broke off, {got} of it are kept ({error}): give the same "
-            "command again to go on from there."
-        ) from error
+        raise ValueError(what_broke(error, part, repository, file)) from error
     return there.commit_hash or "unknown"
+
+
+def what_broke(error: Exception, part: Path, repository: str, file: str) -> str:
+    """The sentence for a download that did not begin, or did not get to its end."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{part.parent} has no room left for {file}: make some."
+    if is_offline(error) and not part.exists():
+        return (
+            f"there is no network to fetch {file} by ({error}): connect this machine, or fetch the "
+            f"file on another one from {repository} and give minisd its path."
+        )
+    got = size_in_words(part.stat().st_size) if part.exists() else "nothing"
+    return (
+        f"the download of {file} broke off, {got} of it are kept ({error}): give the same command "
+        "again to go on from there."
+    )
 
 
 def is_offline(error: BaseException | None) -> bool:

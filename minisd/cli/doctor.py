@@ -94,8 +94,8 @@ def advice_on_threads(threads: int, cores: int, load: float | None) -> list[str]
     if threads > good:
         others = f", which {load:.1f} processes want" if threads <= cores else ""
         return [
-            f"{threads} threads are too many for {cores} cores{others}: set OMP_NUM_THREADS={good} before "
-            "Python starts. Who shares a machine reads docs/setup.md."
+            f"{threads} threads are too many for {cores} cores{others}: set "
+            f"OMP_NUM_THREADS={good} before Python starts. On a shared machine, see docs/setup.md."
         ]
     if threads < good // 2:
         return [f"torch uses {threads} of {good} free cores: set OMP_NUM_THREADS={good}."]
