@@ -377,7 +377,8 @@ def test_too_little_memory_is_one_sentence(here, model, capsys, monkeypatch, err
     monkeypatch.setattr(StableDiffusion, "txt2img_steps", exhausted(error))
     assert run("generate", "a cat", "--model", model) == 2
     told = capsys.readouterr().err.strip()
-    assert told.startswith("minisd generate: there is too little memory: ask for a smaller picture")
+    assert told.startswith("minisd generate: there is too little memory: close other programs, or ")
+    assert "ask for a smaller picture" in told
     assert "\n" not in told
 
 

@@ -21,7 +21,7 @@ DRAWING = {
     "depth": "draw a picture again, keeping its depth",
     "control": "draw along a hint with a ControlNet",
 }
-TOO_LITTLE = "there is too little memory: ask for a smaller picture, or close other programs"
+TOO_LITTLE = "there is too little memory: close other programs"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         if not is_out_of_memory(error):
             raise
         reason = (str(error) or "MemoryError").splitlines()[0]
-        print(f"{name}: {TOO_LITTLE} ({reason}).", file=sys.stderr)
+        smaller = ", or ask for a smaller picture" if arguments[0] in WORDS else ""
+        print(f"{name}: {TOO_LITTLE}{smaller} ({reason}).", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
