@@ -142,7 +142,13 @@ def draw_from_picture(
 def load(options: argparse.Namespace):
     import minisd
 
-    return minisd.load(options.model, device=options.device, prediction=options.prediction)
+    settings = {"device": options.device, "prediction": options.prediction}
+    try:
+        return minisd.load(options.model, **settings)
+    except ValueError:
+        if not options.vae:
+            raise
+    return minisd.load(options.model, **settings, vae=options.vae[0])  # the file has none itself
 
 
 def common_settings(sd, options: argparse.Namespace) -> dict:
