@@ -15,7 +15,7 @@ from minisd.checkpoints.names import vae as vae_rows
 from minisd.checkpoints.official import local
 from minisd.checkpoints.read import read
 from minisd.clip import TextTransformer
-from minisd.config import WEIGHTS, ModelConfig, VAEConfig
+from minisd.config import ModelConfig, VAEConfig
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
 from minisd.vae import VAE
@@ -26,7 +26,6 @@ SURELY_EPS = 0.7
 SURELY_V = 0.3
 
 VAE_PREFIX = "first_stage_model."  # of the autoencoder in whole models, and in some VAE files
-SHIPPED = ("mini", "mini-inpaint", "mini-depth")  # in weights/
 ONLY_TRAINING = ("loss.", "model_ema.", "logvar")
 
 
@@ -100,7 +99,7 @@ def load_vae(
 
 def locate(source: str | Path) -> Path:
     """Where the weights lie. Raises ValueError if there is nothing."""
-    path = WEIGHTS / f"{source}.safetensors" if source in SHIPPED else local(source)
+    path = local(source)
     if not path.exists():
         wanted = 'a .safetensors or .ckpt file, a diffusers folder, "mini", or a published name'
         raise ValueError(f"There is no file or folder {path}: give {wanted}.")

@@ -8,12 +8,14 @@ name; where none is published, the first download's is noted beside it and holds
 import errno
 import json
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from minisd.checkpoints.contents import sha256
 from minisd.checkpoints.read import size_in_words
+from minisd.config import WEIGHTS
 
 NOTE = "source.json"  # beside a download: where it came from, and its sha256
 FOLDER = "MINISD_WEIGHTS"  # environment variable: where downloads are kept
@@ -45,6 +47,21 @@ def published() -> dict[str, Official]:
 
 OFFICIAL = published()
 
+# What comes with minisd, name -> file in weights/. A name means this file wherever a path may
+# stand, even if a file or folder here is called the same: write ./mini for that.
+SHIPPED = {
+    "mini": "mini.safetensors",
+    "mini-inpaint": "mini-inpaint.safetensors",  # 9 channels: reads a mask
+    "mini-depth": "mini-depth.safetensors",  # 5 channels: reads a depth; holds an estimator of it
+    "mini-edges": "mini-edges.safetensors",  # a ControlNet for edges
+    "mini-edges-half": "mini-edges-half.safetensors",  # its new parts, half trained: for a lesson
+    "mini-blueprint": "mini-blueprint.safetensors",  # a LoRA: white lines on blue paper
+    "mini-sepia": "mini-sepia.pt",  # a hypernetwork: an old photograph's brown
+    "mini-blorp": "mini-blorp.safetensors",  # textual inversion: the word <blorp>, a fox
+    "mini-decoder": "mini-decoder.safetensors",  # a VAE file with a better decoder
+    "mini-classifier": "mini-classifier.safetensors",  # guides towards one of the mini's things
+}
+
 
 def kept() -> Path:
     """Where downloads are kept."""
@@ -52,10 +69,12 @@ def kept() -> Path:
 
 
 def local(source: str | Path) -> Path:
-    """The path of a source: of a published file, given by name, or of any other, given by path.
+    """The path of a source: of a shipped or published file, given by name, or of any other.
 
     ValueError: a published one that was not downloaded yet.
     """
+    if source in SHIPPED:
+        return WEIGHTS / SHIPPED[str(source)]
     if source not in OFFICIAL:
         return Path(source)
     path = kept() / str(source) / OFFICIAL[source].file
@@ -153,14 +172,34 @@ def fetch(repository: str, official: Official, part: Path, endpoint: str | None)
         reason = str(error).splitlines()[0]
         raise ValueError(f"{repository} cannot give {file} ({reason}): try again later.") from error
     except Exception as error:  # the library below may raise its own, or the system's
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ValueError(f"{part.parent} has no room left for {file}: make some.") from error
-        got = size_in_words(part.stat().st_size) if part.exists() else "nothing"
-        raise ValueError(
-            f"the download of {file} broke off, {got} of it are kept ({error}): give the same "
-            "command again to go on from there."
-        ) from error
+        raise ValueError(what_broke(error, part, repository, file)) from error
     return there.commit_hash or "unknown"
+
+
+def what_broke(error: Exception, part: Path, repository: str, file: str) -> str:
+    """The sentence for a download that did not begin, or did not get to its end."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{part.parent} has no room left for {file}: make some."
+    if is_offline(error) and not part.exists():
+        return (
+            f"there is no network to fetch {file} by ({error}): connect this machine, or fetch the "
+            f"file on another one from {repository} and give minisd its path."
+        )
+    got = size_in_words(part.stat().st_size) if part.exists() else "nothing"
+    return (
+        f"the download of {file} broke off, {got} of it are kept ({error}): give the same command "
+        "again to go on from there."
+    )
+
+
+def is_offline(error: BaseException | None) -> bool:
+    """Whether no name could be looked up or no network be reached, by what caused the error."""
+    if error is None:
+        return False
+    unreachable = (errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH)
+    if isinstance(error, socket.gaierror) or getattr(error, "errno", None) in unreachable:
+        return True
+    return is_offline(error.__cause__ or error.__context__)
 
 
 def checked(part: Path, name: str) -> str:

@@ -5,29 +5,66 @@ import sys
 import warnings
 from pathlib import Path
 
-from minisd.cli import doctor, draw
-from minisd.cli.lessons import add_lessons
-from minisd.cli.pictures import check_writable
+import minisd
+from minisd.cli import doctor, draw, lessons
+from minisd.cli.memory import is_out_of_memory
+from minisd.cli.options import WORDS, add_drawing
+from minisd.cli.parser import Parser
+from minisd.cli.pictures import check_writable, is_picture
 
 # torch and the models are imported by the commands that need them: `minisd --help` is instant.
+
+DRAWING = {
+    "generate": "draw a picture from a prompt",
+    "img2img": "draw a picture again, following a prompt",
+    "inpaint": "draw a part of a picture again",
+    "depth": "draw a picture again, keeping its depth",
+    "control": "draw along a hint with a ControlNet",
+}
+TOO_LITTLE = "there is too little memory: close other programs"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, or 2 after a one-sentence error."""
-    options = parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    name = f"minisd {arguments[0]}" if arguments and arguments[0].isidentifier() else "minisd"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = in_a_line
-            options.run(options)
+            run(arguments)
     except (ValueError, OSError) as error:
-        print(f"minisd {options.command}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = (str(error) or "MemoryError").splitlines()[0]
+        smaller = ", or ask for a smaller picture" if arguments[0] in WORDS else ""
+        print(f"{name}: {TOO_LITTLE}{smaller} ({reason}).", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         if str(stop):  # a training, which has saved
-            print(f"minisd {options.command}: {stop}", file=sys.stderr)
+            print(f"{name}: {stop}", file=sys.stderr)
         return 128 + getattr(stop, "number", 2)  # as shells do: 130 for ctrl-C
     return 0
+
+
+def run(arguments: list[str]) -> None:
+    """Find the command and run it."""
+    if not arguments:
+        parser().print_help()
+        return
+    ours, passed_on = lessons.split_arguments(arguments)
+    options, extra = parser().parse_known_args(ours)
+    if options.command in WORDS:
+        draw.draw(options, extra)
+    elif options.command == "lessons":
+        lessons.lessons(options, extra + passed_on)
+    elif extra:
+        raise ValueError(f"{extra[0]!r} is one too many: see minisd {options.command} --help.")
+    else:
+        options.run(options)
 
 
 def in_a_line(message: Warning, *where: object, **more: object) -> None:
@@ -36,18 +73,19 @@ def in_a_line(message: Warning, *where: object, **more: object) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="minisd", description="Stable Diffusion, small and exact.")
+    top = Parser(prog="minisd", description="Stable Diffusion, small and exact.")
+    top.add_argument("--version", action="version", version=f"minisd {minisd.__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    draw.add_generate(commands.add_parser("generate", help="draw a picture from a prompt"))
-    draw.add_img2img(commands.add_parser("img2img", help="draw a picture anew after a prompt"))
-    draw.add_inpaint(commands.add_parser("inpaint", help="draw a part of a picture anew"))
-    draw.add_depth(commands.add_parser("depth", help="draw anew, keeping a picture's depth"))
-    draw.add_control(commands.add_parser("control", help="draw along a hint with a ControlNet"))
+    for name, purpose in DRAWING.items():
+        add_drawing(commands.add_parser(name, help=purpose, description=purpose), name)
     add_convert(commands.add_parser("convert", help="write a model in another file layout"))
-    add_info(commands.add_parser("info", help="say what is in a checkpoint"))
+    add_info(commands.add_parser("info", help="say what is in a checkpoint, or in a picture"))
     add_download(commands.add_parser("download", help="fetch published weights by name"))
-    add_lessons(commands.add_parser("lessons", help="copy the course to a folder and open it"))
-    look = commands.add_parser("doctor", help="check this machine, and say what to mend")
+    lessons.add_lessons(
+        commands.add_parser("lessons", help="copy the course to a folder and open it")
+    )
+    add_examples(commands.add_parser("examples", help="write the pictures of docs/steering.md"))
+    look = commands.add_parser("doctor", help="check this machine, and say what to fix")
     look.set_defaults(run=lambda options: print(doctor.examine()))
     add_train(commands.add_parser("train", help="train the mini model's parts"))
     return top
@@ -80,15 +118,20 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def add_info(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", help="FILE, FOLDER or NAME")
+    command.add_argument("model", help="FILE, FOLDER or NAME, or a picture")
     command.set_defaults(run=info)
 
 
 def info(options: argparse.Namespace) -> None:
-    """Print what a checkpoint is, what it holds, and what of it is not needed."""
+    """Print what a checkpoint is and holds, or how a picture was drawn."""
     from minisd.checkpoints.info import info as describe
+    from minisd.cli import metadata
 
-    print(describe(options.model))
+    path = Path(options.model)
+    if path.is_file() and is_picture(path):
+        print(metadata.describe(path))
+    else:
+        print(describe(options.model))
 
 
 def add_download(command: argparse.ArgumentParser) -> None:
@@ -100,10 +143,30 @@ def download(options: argparse.Namespace) -> None:
     """Say what a published file is and whose licence it bears, then fetch it."""
     from minisd.checkpoints import official
 
+    if options.name in official.SHIPPED:
+        print(f"minisd: {options.name} came with minisd.", file=sys.stderr)
+        print(official.local(options.name))
+        return
     for name in [options.name] if options.name else official.OFFICIAL:
         print(official.about(name), flush=True)
     if options.name:
         print(official.download(options.name))
+    else:
+        print(f"minisd: these came with minisd: {', '.join(official.SHIPPED)}.", file=sys.stderr)
+
+
+def add_examples(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("folder", nargs="?", type=Path, default=Path("examples"), help="(examples)")
+    command.set_defaults(run=examples)
+
+
+def examples(options: argparse.Namespace) -> None:
+    """Write the pictures that docs/steering.md starts from; what is there stays as it is."""
+    from minisd.training.steering import given_pictures
+
+    for path in given_pictures(options.folder):
+        print(path)
 
 
 # what stages leave in the folder that write no file of their own
@@ -117,7 +180,8 @@ def add_train(command: argparse.ArgumentParser) -> None:
     adapters = ("lora", "word", "hypernetwork", "controlnet", "controlnet-half")
     others = ("inpaint", "depth", "cats-and-dogs")
     choices = (*stages, *adapters, *others, *MEASURES)
-    add("stage", choices=choices, help="in this order; the same command again resumes")
+    known = f"{', '.join(choices)}; in this order; the same command again resumes"
+    add("stage", choices=choices, metavar="STAGE", help=known)
     add("--folder", type=Path, default=Path("runs/mini"), help="of checkpoints, logs (runs/mini)")
     length = command.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="of training in all (the recipe's)")

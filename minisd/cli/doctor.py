@@ -1,4 +1,4 @@
-"""What a run depends on, and what of it should be mended."""
+"""What a run depends on, and what of it needs fixing."""
 
 import os
 import sys
@@ -6,21 +6,25 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # how much of the cores a container may use
+
 
 def examine() -> str:
-    """What a run depends on, a line each, and below it what should be mended."""
+    """What a run depends on, a line each, and below it what needs fixing."""
     import torch
 
     from minisd import __version__
     from minisd.config import WEIGHTS
 
     mini = WEIGHTS / "mini.safetensors"
+    load = others_load()  # before the measurement, which is load as well
     speed = gigaflops(torch.float32)
     facts = {
         "minisd": __version__,
         "python": sys.version.split()[0],
         "torch": torch.__version__,
-        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
+        "threads": f"{torch.get_num_threads()}, on {usable_cores()} cores",
+        "load": "unknown" if load is None else f"{load:.1f} processes want a core",
         "float32": f"{speed:.0f} GFLOPS",
         "bfloat16": f"{gigaflops(torch.bfloat16):.0f} GFLOPS",
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
@@ -30,7 +34,8 @@ def examine() -> str:
     facts |= {name: installed(name) for name in ("diffusers", "transformers", "huggingface_hub")}
     lines = [f"{name:16}{value}" for name, value in facts.items()]
     advice = to_mend(torch.__version__, speed, mini)
-    return "\n".join([*lines, "", *(advice or ["Nothing to mend."])])
+    advice += advice_on_threads(torch.get_num_threads(), usable_cores(), load)
+    return "\n".join([*lines, "", *(advice or ["Nothing to fix."])])
 
 
 def installed(package: str) -> str:
@@ -43,15 +48,12 @@ def installed(package: str) -> str:
 
 def to_mend(torch_version: str, speed: float, mini: Path) -> list[str]:
     """One sentence for each thing that stands in the way."""
-    import torch
 
     advice = []
     if tuple(int(part) for part in torch_version.split(".")[:2]) < (2, 4):
         advice.append(f"torch {torch_version} is too old: pip install -U 'torch>=2.4'.")
     if not mini.exists():
-        advice.append(f"{mini} is missing: clone the repository anew, with its weights folder.")
-    if torch.get_num_threads() < (os.cpu_count() or 1) // 2:
-        advice.append("torch uses few of the cores: unset OMP_NUM_THREADS.")
+        advice.append(f"{mini} is missing: clone the repository again, with its weights folder.")
     if speed < 20:
         advice.append(f"{speed:.0f} GFLOPS is slow: close other programs, or lower --steps.")
     try:
@@ -61,6 +63,43 @@ def to_mend(torch_version: str, speed: float, mini: Path) -> list[str]:
     except RuntimeError:
         advice.append("torchvision does not match torch and breaks transformers: uninstall it.")
     return advice
+
+
+def usable_cores() -> int:
+    """The cores that this process may use: fewer than the machine has, in a container or a job."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        cores = os.cpu_count() or 1
+    try:  # such as "150000 100000": 1.5 cores
+        quota, period = QUOTA.read_text(encoding="utf-8").split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or "max 100000"
+        return cores
+
+
+def others_load() -> float | None:
+    """How many processes wanted a core in the last minute. None on Windows, which does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def good_threads(cores: int, load: float | None) -> int:
+    """The cores that others leave free, at least one."""
+    return max(1, cores - round(load or 0))
+
+
+def advice_on_threads(threads: int, cores: int, load: float | None) -> list[str]:
+    """More threads than free cores wait for each other at every step, which costs most."""
+    good = good_threads(cores, load)
+    if threads > good:
+        others = f", which {load:.1f} processes want" if threads <= cores else ""
+        return [
+            f"{threads} threads are too many for {cores} cores{others}: set "
+            f"OMP_NUM_THREADS={good} before Python starts. On a shared machine, see docs/setup.md."
+        ]
+    if threads < good // 2:
+        return [f"torch uses {threads} of {good} free cores: set OMP_NUM_THREADS={good}."]
+    return []
 
 
 def gigaflops(dtype, size: int = 1024, seconds: float = 0.3) -> float:

@@ -9,15 +9,38 @@ from pathlib import Path
 
 from minisd.config import NOTEBOOKS
 
+OWN_OPTIONS = ("--no-open", "-h", "--help")
+
 
 def add_lessons(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
+    command.usage = "minisd lessons [FOLDER] [--no-open] [options of Jupyter]"
     add("folder", nargs="?", type=Path, default=Path("minisd-lessons"), help="(minisd-lessons)")
     add("--no-open", action="store_true", help="only copy them")
-    command.set_defaults(run=lessons)
+    command.epilog = (
+        "All other options, and what follows --, go to Jupyter: minisd lessons --port 9999 "
+        "--no-browser. Name the folder before them."
+    )
 
 
-def lessons(options: argparse.Namespace) -> None:
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What is for us, and what `minisd lessons` passes on to Jupyter: all from the first of its
+    options on.
+
+    >>> split_arguments(["lessons", "mine", "--port", "9999"])
+    (['lessons', 'mine'], ['--port', '9999'])
+    """
+    if arguments[:1] != ["lessons"]:
+        return arguments, []
+    for at, word in enumerate(arguments):
+        if word == "--":
+            return arguments[:at], arguments[at + 1 :]
+        if word.startswith("-") and word not in OWN_OPTIONS:
+            return arguments[:at], arguments[at:]
+    return arguments, []
+
+
+def lessons(options: argparse.Namespace, passed_on: list[str]) -> None:
     """Copy the notebooks and open them in Jupyter. What the student has changed is kept."""
     for line in copy(NOTEBOOKS, options.folder):
         print(line)
@@ -29,7 +52,14 @@ def lessons(options: argparse.Namespace) -> None:
             "pip install jupyter, or open them in an editor that shows notebooks."
         )
     module = "jupyterlab" if find_spec("jupyterlab") else "notebook"
-    subprocess.run([sys.executable, "-m", module, str(options.folder)], check=False)
+    command = [sys.executable, "-m", module, str(options.folder), *passed_on]
+    try:
+        subprocess.run(command, check=True)
+    except subprocess.CalledProcessError as error:
+        raise ValueError(
+            f"the lessons are in {options.folder}, but Jupyter stopped with exit status "
+            f"{error.returncode}: see its own words above, or open them in another editor."
+        ) from error
 
 
 def copy(source: Path, folder: Path) -> list[str]:

@@ -15,6 +15,13 @@ def open_picture(path: Path):
     return opened(path)
 
 
+def is_picture(path: Path) -> bool:
+    """Whether its first bytes are those of a PNG, JPEG or WebP; its name plays no part."""
+    with open(path, "rb") as file:
+        start = file.read(12)
+    return start.startswith((b"\x89PNG", b"\xff\xd8\xff")) or start[8:] == b"WEBP"
+
+
 def fitting(size: tuple[int, int], options: argparse.Namespace, multiple: int) -> tuple[int, int]:
     """The width and height to draw: as asked, else the picture's, to the nearest that fit."""
     asked = (options.width, options.height)
@@ -38,9 +45,11 @@ def progress_bar(walk, options: argparse.Namespace):
     return tqdm(walk, total=options.steps, disable=not sys.stderr.isatty())
 
 
-def output_paths(output: Path, number: int, every_step: bool) -> list[Path]:
+def output_paths(output: Path, number: int, every_step: bool, force: bool = False) -> list[Path]:
     """Where the pictures go: the output itself, or output-1, output-2, …
 
+    A picture that is there stays, unless force: the new one is called output-2, and several take
+    the next numbers that are free, all together. That is said.
     ValueError: not a PNG, no pictures asked for, or a place where nothing can be written. Asked
     before the work, so that none is lost.
     """
@@ -48,11 +57,34 @@ def output_paths(output: Path, number: int, every_step: bool) -> list[Path]:
         raise ValueError(f"the number of pictures must be 1 or more, got {number}.")
     if output.suffix.lower() != ".png":
         raise ValueError(f"pictures are written as PNG: name the output {output.stem}.png.")
-    numbered = [output.with_stem(f"{output.stem}-{i}") for i in range(1, number + 1)]
-    paths = [output] if number == 1 else numbered
-    for path in paths + [strip_path(path) for path in paths if every_step]:
+    first = 1
+    paths = numbered(output, number, first)
+    while not force and (there := [one for one in files_of(paths, every_step) if one.is_file()]):
+        first, taken = first + 1, there[0]
+        paths = numbered(output, number, first)
+    for path in files_of(paths, every_step):
         check_writable(path)
+    if first > 1:
+        print(
+            f"minisd: {taken} exists: drawing {names(paths)} (--force overwrites).", file=sys.stderr
+        )
     return paths
+
+
+def numbered(output: Path, number: int, first: int) -> list[Path]:
+    """`number` names from output-first on; a lone first one is the output itself."""
+    if number == 1 and first == 1:
+        return [output]
+    return [output.with_stem(f"{output.stem}-{i}") for i in range(first, first + number)]
+
+
+def files_of(paths: list[Path], every_step: bool) -> list[Path]:
+    """All that will be written: the pictures, and their strips."""
+    return paths + [strip_path(path) for path in paths if every_step]
+
+
+def names(paths: list[Path]) -> str:
+    return paths[0].name if len(paths) == 1 else f"{paths[0].name} to {paths[-1].name}"
 
 
 def check_writable(path: Path) -> None:
@@ -71,11 +103,16 @@ def check_writable(path: Path) -> None:
 
 
 def write_png(picture, path: Path, settings: dict) -> None:
-    """Save the picture with its settings as JSON in the PNG's text chunk named minisd."""
+    """Save the picture with its settings: as JSON in the text chunk named minisd, and in one named
+    parameters, as other programs read them.
+    """
     from PIL.PngImagePlugin import PngInfo
+
+    from minisd.cli.webui import parameters_text
 
     info = PngInfo()
     info.add_text("minisd", json.dumps(settings))
+    info.add_text("parameters", parameters_text(settings))
     picture.save(path, pnginfo=info)
     print(path)
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from minisd.adapters.handle import Handle
 from minisd.checkpoints.kinds import refuse_other_kinds
+from minisd.checkpoints.official import local
 from minisd.checkpoints.read import metadata, read
 from minisd.checkpoints.settings import tuples
 from minisd.checkpoints.write import write_tensors, written_whole
@@ -233,8 +234,9 @@ def save(path: Path, classifier: LatentClassifier, notes: Mapping[str, object]) 
         write_tensors(unfinished, classifier.state_dict(), header, torch.float16)
 
 
-def load(path: Path) -> LatentClassifier:
+def load(path: str | Path) -> LatentClassifier:
     """Read what save() wrote, ready to guide. Raises ValueError for any other file."""
+    path = local(path)
     header = metadata(path)
     if "classifier" not in header:
         refuse_other_kinds(path.name, read(path), "classifier of latents")

@@ -1,6 +1,6 @@
 """docs/steering.md: every way to steer the mini, as commands with what they draw, and in figures.
 
-The pictures are made by the very commands that the page shows, run from the repository's root.
+The pictures are made by the very commands that the page shows, run in a folder of their own.
 """
 
 import json
@@ -17,7 +17,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 import minisd
-from minisd.pipeline import StableDiffusion, from_pil, to_pil
+from minisd.config import MINI
+from minisd.pipeline import from_pil, to_pil
 from minisd.tasks.edges import canny
 from minisd.tasks.inpaint import as_mask, picture_with_hole
 from minisd.training.captions import Scene
@@ -35,7 +36,8 @@ from minisd.training.steering_figures import (
 )
 
 SEED = 3
-WORK = Path("runs/steering")  # the commands' pictures; the page shows them side by side
+WORK = Path("runs/steering")  # where the commands run; the page shows their pictures side by side
+EXAMPLES = "examples"  # what they are given, as `minisd examples` writes it
 IMAGES = Path("docs/images")
 
 
@@ -49,9 +51,9 @@ class Row:
 
 
 def strength_row(prompt: str, picture: str) -> Row:
-    command = f'minisd img2img "{prompt}" docs/images/{picture}.png --seed 1 --strength'
+    command = f'minisd img2img "{prompt}" examples/{picture}.png --seed 1 --strength'
     strengths = (0.25, 0.5, 0.75, 1)
-    given = ((f"docs/images/{picture}.png", "given"),)
+    given = ((f"examples/{picture}.png", "given"),)
     return Row(given, tuple((f"{command} {s}", f"strength {s}") for s in strengths))
 
 
@@ -74,14 +76,14 @@ ROWS = {
     "img2img": strength_row("a green apple on a white background", "crude-apple"),
     "inpaint": Row(
         (
-            ("docs/images/santa.png", "given"),
-            ("docs/images/hat-mask.png", "mask"),
-            ("docs/images/santa-hole.png", "what is left"),
+            ("examples/santa.png", "given"),
+            ("examples/hat-mask.png", "mask"),
+            ("examples/santa-hole.png", "what is left"),
         ),
         tuple(
             (
-                f'minisd inpaint "a santa on a cyan background" docs/images/santa.png '
-                f"docs/images/hat-mask.png --model {model} --seed {seed} --paste",
+                f'minisd inpaint "a santa on a cyan background" examples/santa.png '
+                f"examples/hat-mask.png --model {model} --seed {seed} --paste",
                 f"{model}, seed {seed}",
             )
             for model in ("mini", "mini-inpaint")
@@ -89,9 +91,9 @@ ROWS = {
         ),
     ),
     "depth": led_row(
-        (("docs/images/pair.png", "given"),),
-        'depth "{}" docs/images/pair.png --model mini-depth --strength 1',
-        'img2img "{}" docs/images/pair.png --strength 1',
+        (("examples/pair.png", "given"),),
+        'depth "{}" examples/pair.png --model mini-depth --strength 1',
+        'img2img "{}" examples/pair.png --strength 1',
         (
             "a lemon on a pink background",
             "a flat panda on a green background",
@@ -99,9 +101,9 @@ ROWS = {
         ),
     ),
     "depth-styles": led_row(
-        (("docs/images/rabbit.png", "given"),),
-        'depth "{}" docs/images/rabbit.png --model mini-depth --strength 1',
-        'img2img "{}" docs/images/rabbit.png --strength 1',
+        (("examples/rabbit.png", "given"),),
+        'depth "{}" examples/rabbit.png --model mini-depth --strength 1',
+        'img2img "{}" examples/rabbit.png --strength 1',
         (
             "a noto pink rabbit on a yellow background",
             "a twemoji blue rabbit on a white background",
@@ -109,8 +111,8 @@ ROWS = {
         ),
     ),
     "control": led_row(
-        (("docs/images/ears.png", "given"), ("docs/images/ears-edges.png", "its edges")),
-        'control "{}" weights/mini-edges.safetensors docs/images/ears-edges.png',
+        (("examples/ears.png", "given"), ("examples/ears-edges.png", "its edges")),
+        'control "{}" mini-edges examples/ears-edges.png',
         'generate "{}"',
         (
             "a green rabbit on a white background",
@@ -118,12 +120,12 @@ ROWS = {
             "a purple rabbit on a yellow background",
         ),
     ),
-    "lora": scale_row(CAT, "--lora weights/mini-blueprint.safetensors:{}", (0, 0.5, 1)),
-    "hypernetwork": scale_row(CAT, "--hypernetwork weights/mini-sepia.pt:{}", (0, 0.5, 1)),
+    "lora": scale_row(CAT, "--lora mini-blueprint:{}", (0, 0.5, 1)),
+    "hypernetwork": scale_row(CAT, "--hypernetwork mini-sepia:{}", (0, 0.5, 1)),
     "word": Row(
         (),
         tuple(
-            (f'minisd generate "{prompt}" --embedding weights/mini-blorp.safetensors', prompt)
+            (f'minisd generate "{prompt}" --embedding mini-blorp', prompt)
             for prompt in (
                 "a <blorp> on a green background",
                 "a blue <blorp> on a white background",
@@ -133,17 +135,17 @@ ROWS = {
     ),
     "classifier": scale_row(
         'minisd generate "" --seed 4 --scale 1 --classifier',
-        "weights/mini-classifier.safetensors:cat:{}",
+        "mini-classifier:cat:{}",
         CLASSIFIER_SCALES,
     ),
     "scale": scale_row(CAT, "--scale {}", (0, 1, 2, 3, 5, 7.5, 15)),
     "vae": Row(
-        (("docs/images/strawberry.png", "given"),),
+        (("examples/strawberry.png", "given"),),
         tuple(
-            (f'minisd img2img "" docs/images/strawberry.png --strength 0{more}', word)
+            (f'minisd img2img "" examples/strawberry.png --strength 0{more}', word)
             for more, word in (
                 ("", "the mini's decoder"),
-                (" --vae weights/mini-decoder.safetensors", "fine-tuned"),
+                (" --vae mini-decoder", "fine-tuned"),
             )
         ),
         detail=(20, 14, 52, 46),
@@ -167,38 +169,41 @@ def hat_mask(size: int = 64) -> Image.Image:
     return mask
 
 
-def given_pictures(sd: StableDiffusion) -> None:
-    """Draw what the commands are given."""
-    WORK.mkdir(parents=True, exist_ok=True)
-    crude_apple().save(IMAGES / "crude-apple.png")
-    hat_mask().save(IMAGES / "hat-mask.png")
-    emoji = Emoji.load()
-    for name, scene, shade in (  # shade: of the ground; ears stand out best from number 4
+def given_pictures(folder: Path) -> list[Path]:
+    """Draw what the commands are given, unless it is there. Returns where all of it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures, emoji = {"crude-apple": crude_apple(), "hat-mask": hat_mask()}, Emoji.load()
+    for name, scene, shade in (  # shade: of the background; ears stand out best from number 4
         ("santa", Scene(("santa",), (None,), "noto", "cyan"), 1),
         ("pair", Scene(("cat", "dog"), (None, None), "noto", "white"), 1),
         ("rabbit", Scene(("rabbit",), (None,), "glossy", "white"), 1),
         ("strawberry", Scene(("strawberry",), (None,), "twemoji", "blue"), 1),
         ("ears", Scene(("rabbit",), (None,), "twemoji", "white"), 4),
     ):
-        picture, _ = compose(emoji, scene, sd.config.size, default_rng(shade))
-        to_pil(to_tensor([picture]))[0].save(IMAGES / f"{name}.png")
-    santa = opened(IMAGES / "santa.png")[None]
-    hole = picture_with_hole(santa, as_mask(hat_mask(), santa))
-    to_pil(hole)[0].save(IMAGES / "santa-hole.png")
-    edges = canny(opened(IMAGES / "ears.png")[None])
-    to_pil(edges * 2 - 1)[0].save(IMAGES / "ears-edges.png")
+        picture, _ = compose(emoji, scene, MINI.size, default_rng(shade))
+        pictures[name] = to_pil(to_tensor([picture]))[0]
+    santa, ears = from_pil(pictures["santa"]), from_pil(pictures["ears"])
+    pictures["santa-hole"] = to_pil(picture_with_hole(santa, as_mask(hat_mask(), santa)))[0]
+    pictures["ears-edges"] = to_pil(canny(ears) * 2 - 1)[0]
+    paths = {name: folder / f"{name}.png" for name in pictures}
+    for name, path in paths.items():
+        if not path.exists():
+            pictures[name].save(path)
+    return list(paths.values())
 
 
 def strip(name: str, row: Row) -> tuple[str, Image.Image]:
     """Run a row's commands. Returns them as they are to be typed, and their pictures in a row."""
-    cells = [Cell(opened(path), word) for path, word in row.given]
+    cells = [Cell(opened(WORK / path), word) for path, word in row.given]
     typed = []
     for number, (command, word) in enumerate(row.commands):
-        output = WORK / f"{name}-{number}.png"
-        typed.append(f"{command} -o {output.as_posix()}")
-        if subprocess.run([sys.executable, "-m", *shlex.split(typed[-1])], check=False).returncode:
+        output = f"{name}-{number}.png"
+        (WORK / output).unlink(missing_ok=True)  # minisd writes over nothing
+        typed.append(f"{command} -o {output}")
+        words = [sys.executable, "-m", *shlex.split(typed[-1])]
+        if subprocess.run(words, cwd=WORK, check=False).returncode:
             raise ValueError(f"this command failed: {typed[-1]}")
-        cells.append(Cell(opened(output), word))
+        cells.append(Cell(opened(WORK / output), word))
     if row.detail:
         cells += [Cell(enlarged(cell.image, row.detail), "larger") for cell in cells]
     return "\n".join(typed), sheet(cells, len(cells))
@@ -225,7 +230,7 @@ def write(folder: Path = Path("docs")) -> dict:
     """Renew folder/steering.md, steering.json and the pictures. Returns the figures."""
     path, sd = folder / "steering.md", minisd.load("mini")
     path.read_text(encoding="utf-8")  # before the work: is there a page?
-    given_pictures(sd)
+    given_pictures(WORK / EXAMPLES)
     computed = {}
     for name, row in ROWS.items():
         commands, picture = strip(name, row)

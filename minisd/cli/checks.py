@@ -1,0 +1,72 @@
+"""What can be said of a drawing before a model is loaded: settings, files, and where it goes."""
+
+import argparse
+from math import isfinite
+from pathlib import Path
+
+from minisd.cli.adapters import existing, sources
+from minisd.cli.memory import check_memory_at_least
+from minisd.cli.pictures import output_paths
+
+SEEDS = range(-(2**63), 2**64)  # what torch.Generator takes
+PICTURES = ("image", "mask", "depth", "hint")  # opened by another function, which says more
+
+
+def check_before_loading(options: argparse.Namespace) -> list[Path]:
+    """Where the pictures will go. ValueError: a setting that no model can obey, or no such file."""
+    check_numbers(options)
+    paths = output_paths(
+        options.output, options.number, getattr(options, "every_step", False), options.force
+    )
+    check_seeds(options.seed, options.number)
+    check_size(options.width, options.height)
+    if getattr(options, "depth", None) and options.estimator:
+        raise ValueError("--depth and --estimator exclude each other: give one of them.")
+    check_files(options)
+    return paths
+
+
+def check_numbers(options: argparse.Namespace) -> None:
+    if not 1 <= options.steps <= 1000:
+        raise ValueError(f"steps must be 1 to 1000, got {options.steps}.")
+    for name in ("scale", "weight"):
+        value = getattr(options, name, None)
+        if value is not None and not isfinite(value):
+            raise ValueError(f"--{name} must be a finite number, got {value}.")
+    strength = getattr(options, "strength", None)
+    if strength is not None and not 0 <= strength <= 1:
+        raise ValueError(
+            f"strength must be 0 (keep the picture) to 1 (draw all of it again), got {strength}."
+        )
+    if getattr(options, "clip_skip", 0) < 0:
+        raise ValueError(f"--clip-skip must be 0 or more, got {options.clip_skip}.")
+
+
+def check_seeds(first: int, number: int) -> None:
+    """Of several pictures the last one counts as well."""
+    last = first + number - 1
+    if first not in SEEDS or last not in SEEDS:
+        wrong = f"got {first}" if first not in SEEDS else f"but picture {number} would have {last}"
+        raise ValueError(f"seeds go from -2**63 to 2**64 - 1, {wrong}: choose a smaller one.")
+
+
+def check_size(width: int | None, height: int | None) -> None:
+    """What is impossible for any model; what fits this one is asked when it is loaded."""
+    for name, length in (("width", width), ("height", height)):
+        if length is not None and length < 8:
+            raise ValueError(f"--{name} {length} is too small: ask for more, in multiples of 8.")
+    if width and height:
+        check_memory_at_least(width, height)
+
+
+def check_files(options: argparse.Namespace) -> None:
+    """Raise ValueError for the first file that is not there."""
+    for name, named in sources(options).items():
+        for source in named:
+            if name not in PICTURES:
+                existing(source)
+            elif not Path(source).exists() and not Path(source).suffix:
+                raise ValueError(
+                    f"There is no picture {source}: check the path, and put a prompt of several "
+                    "words in quotes."
+                )

@@ -1,0 +1,239 @@
+"""What a picture's file says of how it was drawn: written, shown, and followed by --like.
+
+It is JSON in the PNG's text chunk "minisd": every setting that plays a part, with the sha256 of
+every file. Nothing in it changes from run to run, such as a date, so the same picture is the same
+file.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from minisd.cli import webui
+from minisd.cli.adapters import sources
+from minisd.cli.hashes import hash_of
+from minisd.cli.pictures import open_picture
+
+# Name in the file -> the option's name, and its type.
+SETTINGS = {
+    "prompt": ("prompt", str),
+    "negative_prompt": ("negative", str),
+    "seed": ("seed", int),
+    "steps": ("steps", int),
+    "cfg_scale": ("scale", float),
+    "sampler": ("sampler", str),
+    "spacing": ("spacing", str),
+    "width": ("width", int),
+    "height": ("height", int),
+    "clip_skip": ("clip_skip", int),
+    "extended": ("extended", bool),
+    "strength": ("strength", float),
+    "paste": ("paste", bool),
+    "image": ("image", str),
+    "mask": ("mask", str),
+    "depth": ("depth", Path),
+    "estimator": ("estimator", str),
+    "network": ("network", str),
+    "hint": ("hint", str),
+    "weight": ("weight", float),
+    "edges": ("edges", bool),
+    "model": ("model", str),
+    "prediction": ("prediction", str),
+    "device": ("device", str),
+    **{name: (name, list) for name in ("lora", "embedding", "hypernetwork", "vae")},
+    **{name: (name, list) for name in ("control", "classifier")},
+}
+FACTS = ("minisd", "command", "hashes", "dtype", "threads", "torch")  # what is no option
+
+
+def settings_of(options: argparse.Namespace, sd, settings: dict) -> dict[str, object]:
+    """Everything but the seed. settings: those that the model had a word in, by name in the file"""
+    import torch
+
+    import minisd
+
+    own = {name: getattr(options, dest, None) for name, (dest, _) in SETTINGS.items()}
+    own |= settings | {"prediction": sd.config.schedule.prediction}
+    own["strength"] = None if own["strength"] is None else str(own["strength"])
+    named = {source for all_of_a_kind in sources(options).values() for source in all_of_a_kind}
+    kept = {name: plain(value) for name, value in own.items() if value not in (None, [])}
+    return kept | {
+        "minisd": minisd.__version__,
+        "command": options.command,
+        "hashes": {source: hash_of(source) for source in sorted(named)},
+        "dtype": str(sd.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def plain(value: object) -> object:
+    """As JSON has it."""
+    return str(value) if isinstance(value, Path) else value
+
+
+# ---- reading ---------------------------------------------------------------------------------
+
+
+def written_settings(path: Path) -> dict[str, object] | None:
+    """What minisd wrote into a picture; None where it did not.
+
+    Raises ValueError where there is no picture, and where that was changed into something else.
+    """
+    text = open_picture(path).info.get("minisd")
+    if text is None:
+        return None
+    try:
+        about = json.loads(text)
+    except ValueError:
+        about = None
+    if not isinstance(about, dict) or not isinstance(about.get("hashes", {}), dict):
+        raise ValueError(f"{path} has damaged settings: give another picture.")
+    return about
+
+
+def written_text(path: Path) -> str | None:
+    """The web UI's text: of a PNG, or of the comment in a JPEG's or WebP's EXIF data."""
+    picture = open_picture(path)
+    if "parameters" in picture.info:
+        return str(picture.info["parameters"])
+    comment = picture.getexif().get_ifd(0x8769).get(0x9286)  # Exif, UserComment
+    if not isinstance(comment, bytes):
+        return None
+    code, text = comment[:8], comment[8:]
+    return text.decode("utf-16-be" if code == b"UNICODE\0" else "utf-8", errors="replace")
+
+
+def follow(options: argparse.Namespace, given: set[str]) -> dict[str, object]:
+    """The options that drew the picture --like names, by their names here.
+
+    given: the options that are on the command line
+    Raises ValueError where the picture does not say, was drawn by another command, or by other
+    files than those of the same name here.
+    """
+    path = options.like
+    about = written_settings(path)
+    if about is None:
+        return of_another_program(path, options.command, given)
+    if (command := about.get("command", "generate")) != options.command:
+        raise ValueError(f"{path} was drawn by another command: minisd {command} --like {path}.")
+    unknown = about.keys() - SETTINGS.keys() - set(FACTS)
+    if unknown:
+        raise ValueError(
+            f"{path} has the setting {min(unknown)}, which this minisd does not know: it was drawn "
+            f"by minisd {about.get('minisd', 'of another version')}."
+        )
+    warn_of_versions(path, about)
+    threads = about.get("threads")
+    if not isinstance(threads, int | None) or (threads is not None and threads < 1):
+        raise ValueError(f"{path} has damaged settings (threads is {threads!r}): give another.")
+    return values_of(path, about) | {"hashes": about.get("hashes", {}), "threads": threads}
+
+
+def of_another_program(path: Path, command: str, given: set[str]) -> dict[str, object]:
+    text = written_text(path)
+    if text is None:
+        raise ValueError(f"{path} does not say how it was drawn: give the settings as options.")
+    if command != "generate":
+        raise ValueError(f"{path} was drawn from a prompt alone: minisd generate --like {path}.")
+    try:
+        about, warnings = webui.settings_of(text, given)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}.") from error
+    for warning in warnings:
+        print(f"minisd: {path}: {warning}", file=sys.stderr)
+    return values_of(path, about) | {"model_hash": webui.model_hash(text)}
+
+
+def values_of(path: Path, about: dict[str, object]) -> dict[str, object]:
+    """The settings by the options' names, each of its type. ValueError: one has another."""
+    values = {}
+    for name, (dest, kind) in SETTINGS.items():
+        value = about.get(name)
+        if value is None:
+            continue
+        try:
+            values[dest] = of_kind(value, kind)
+        except ValueError as error:
+            sentence = f"{path} has damaged settings ({name} is {value!r}): give another picture."
+            raise ValueError(sentence) from error
+    return values
+
+
+def of_kind(value: object, kind: type) -> object:
+    """The value as an option has it: paths and some numbers are strings in the file.
+
+    ValueError: it is none of that kind.
+    """
+    if kind is float and not isinstance(value, bool | list | dict):
+        return float(value)
+    stored = {Path: str, list: list}.get(kind, kind)
+    strings = not isinstance(value, list) or all(isinstance(one, str) for one in value)
+    if type(value) is not stored or not strings:
+        raise ValueError(f"{value!r} is no {kind.__name__}")
+    return kind(value)
+
+
+def warn_of_versions(path: Path, about: dict[str, object]) -> None:
+    import torch
+
+    import minisd
+
+    here = {"minisd": minisd.__version__, "torch": torch.__version__}
+    other = [f"{name} {about[name]}" for name in here if about.get(name, here[name]) != here[name]]
+    if other:
+        print(
+            f"minisd: {path} was drawn by {' and '.join(other)}: the new picture may differ a "
+            "little.",
+            file=sys.stderr,
+        )
+
+
+def check_hashes(options: argparse.Namespace, hashes: dict[str, str], given: set[str]) -> None:
+    """Raise ValueError for a file that is another one than when the picture was drawn.
+
+    A file that the command line itself names is what is wanted, whatever it is.
+    """
+    for name, named in sources(options).items():
+        for source in named:
+            recorded = hashes.get(source)
+            if name not in given and recorded and hash_of(source) != recorded:
+                raise ValueError(
+                    f"{source} is another file than the one that {options.like} was drawn with "
+                    f"(sha256 {recorded[:10]}…): give the right one with --{name}, or this one "
+                    "there to draw another picture."
+                )
+
+
+def warn_of_model(options: argparse.Namespace, digest: str) -> None:
+    """digest: the beginning of the model's sha256, "" where it is not known"""
+    if digest and not hash_of(options.model).startswith(digest):
+        print(
+            f"minisd: {options.like} was drawn by a model with the sha256 {digest}…, which "
+            f"{options.model} is not: the new picture will be another one.",
+            file=sys.stderr,
+        )
+
+
+def describe(path: Path) -> str:
+    """What a picture's file says of how it was drawn, in rows, for a person."""
+    width, height = open_picture(path).size
+    size = f"{path.name}: {width} x {height} pixels"
+    about, text = written_settings(path), written_text(path)
+    if about is not None:
+        rows = [(name, shown(value)) for name, value in about.items() if name != "hashes"]
+        rows += [(f"sha256 of {name}", digest) for name, digest in about.get("hashes", {}).items()]
+        command = about.get("command", "generate")
+        head, again = f"{size}, drawn by minisd {about.get('minisd', '')}".rstrip(), command
+    elif text is not None:
+        rows, again = list(webui.parsed(text).items()), "generate"
+        head = f"{size}, with the settings of another program"
+    else:
+        return f"{size}; it does not say how it was drawn"
+    rows += [("draw it again", f"minisd {again} --like {path}")]
+    return "\n".join([head, *(f"  {name:<16} {value}" for name, value in rows)])
+
+
+def shown(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
