@@ -180,7 +180,7 @@ def test_no_parameter_of_diffusers_is_missed_and_absent_ones_have_its_defaults(v
     for name in ("attention_head_dim", "norm_num_groups", "layers_per_block"):
         (tmp_path / "config.json").unlink()
         stored = {k: v for k, v in dict(network.config).items() if k != name}
-        (tmp_path / "config.json").write_text(json.dumps(stored))
+        (tmp_path / "config.json").write_text(json.dumps(stored), encoding="utf-8")
         if name == "layers_per_block":  # diffusers' default is 2, which these tensors do not have
             with pytest.raises(ValueError, match="does not fit the networks"):
                 ControlNet.load(tmp_path)
@@ -221,8 +221,8 @@ REFUSED = {
 def test_a_setting_that_means_another_network_is_refused_by_name(v1, tmp_path, name, value):
     sd, theirs = v1
     reference(theirs).save_pretrained(tmp_path)
-    stored = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(stored | {name: value}))
+    stored = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(stored | {name: value}), encoding="utf-8")
     said = {
         "controlnet_conditioning_channel_order": "channel order 'grb'",
         "global_pool_conditions": "pooling",
@@ -250,8 +250,8 @@ def test_a_setting_that_means_the_same_is_taken(v1, tmp_path, name, value):
     sd, theirs = v1
     network = reference(theirs)
     network.save_pretrained(tmp_path)
-    stored = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(stored | {name: value}))
+    stored = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(stored | {name: value}), encoding="utf-8")
     assert error(ControlNet.load(tmp_path), network, sd.config) < SAME
 
 
@@ -260,7 +260,7 @@ def test_config_json_describes_diffusers_files_alone(v1, tmp_path):
     sd, theirs = v1
     network = reference(theirs)
     torch.save(original_state(network, sd.config.unet), tmp_path / "canny.pth")
-    (tmp_path / "config.json").write_text('{"global_pool_conditions": true}')
+    (tmp_path / "config.json").write_text('{"global_pool_conditions": true}', encoding="utf-8")
     assert error(ControlNet.load(tmp_path / "canny.pth", sd.config.unet), network, sd.config) < SAME
 
 
@@ -318,7 +318,9 @@ def test_the_yaml_next_to_an_original_file(eighth, tmp_path, pools, ending):
     torch.save(state, path) if ending == ".pth" else save_file(state, path)
     more = {} if pools is None else {"global_average_pooling": pools}
     for suffix in (".yaml", ".yml"):
-        path.with_suffix(suffix).write_text(yaml.safe_dump(yaml_of(sd.config, **more)))
+        path.with_suffix(suffix).write_text(
+            yaml.safe_dump(yaml_of(sd.config, **more)), encoding="utf-8"
+        )
         for config in (None, sd.config.unet):
             assert error(ControlNet.load(path, config), network, sd.config) < SAME
         path.with_suffix(suffix).unlink()
@@ -328,7 +330,7 @@ def test_a_comment_in_a_yaml_says_nothing(v1, tmp_path):
     sd, theirs = v1
     save_file(original_state(reference(theirs), sd.config.unet), tmp_path / "c.safetensors")
     text = yaml.safe_dump(yaml_of(sd.config))
-    (tmp_path / "c.yaml").write_text(text + "\n# global_average_pooling: True\n")
+    (tmp_path / "c.yaml").write_text(text + "\n# global_average_pooling: True\n", encoding="utf-8")
     loaded = ControlNet.load(tmp_path / "c.safetensors")
     assert loaded.settings == PLAIN
     assert loaded.config == sd.config.unet
@@ -359,7 +361,7 @@ def test_a_comment_in_a_yaml_says_nothing(v1, tmp_path):
 def test_a_yaml_of_another_network_is_refused_by_name(v1, tmp_path, more, sentence):
     sd, theirs = v1
     save_file(original_state(reference(theirs), sd.config.unet), tmp_path / "c.safetensors")
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(yaml_of(sd.config, **more)))
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(yaml_of(sd.config, **more)), encoding="utf-8")
     with pytest.raises(ValueError, match=sentence) as told:
         ControlNet.load(tmp_path / "c.safetensors", sd.config.unet)
     assert "\n" not in str(told.value)
@@ -369,7 +371,7 @@ def test_a_yaml_of_another_network_is_refused_by_name(v1, tmp_path, more, senten
 def test_a_damaged_yaml_is_refused(v1, tmp_path, text):
     sd, theirs = v1
     save_file(original_state(reference(theirs), sd.config.unet), tmp_path / "c.safetensors")
-    (tmp_path / "c.yaml").write_text(text)
+    (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"c\.safetensors (has|lacks)") as told:
         ControlNet.load(tmp_path / "c.safetensors", sd.config.unet)
     assert "\n" not in str(told.value)
@@ -379,9 +381,11 @@ def test_settings_in_two_places_must_agree(v1, tmp_path):
     sd, theirs = v1
     reference(theirs, global_pool_conditions=True).save_pretrained(tmp_path)
     beside = tmp_path / "diffusion_pytorch_model.yaml"
-    beside.write_text(yaml.safe_dump(yaml_of(sd.config, global_average_pooling=True)))
+    beside.write_text(
+        yaml.safe_dump(yaml_of(sd.config, global_average_pooling=True)), encoding="utf-8"
+    )
     assert ControlNet.load(tmp_path).settings.pools
-    beside.write_text(yaml.safe_dump(yaml_of(sd.config)))
+    beside.write_text(yaml.safe_dump(yaml_of(sd.config)), encoding="utf-8")
     with pytest.raises(ValueError, match="settings in two places that differ"):
         ControlNet.load(tmp_path)
 
@@ -416,7 +420,7 @@ def test_without_settings_the_published_name_counts(v1, tmp_path, name, pools):
         loaded = ControlNet.load(path, sd.config.unet)
     assert loaded.settings.pools == pools
     assert [str(one.message).count("global_average_pooling") for one in seen] == [1] * pools
-    path.with_suffix(".yaml").write_text(yaml.safe_dump(yaml_of(sd.config)))
+    path.with_suffix(".yaml").write_text(yaml.safe_dump(yaml_of(sd.config)), encoding="utf-8")
     assert not ControlNet.load(path, sd.config.unet).settings.pools
 
 

@@ -244,7 +244,7 @@ def test_added_words_are_read_and_kept_as_transformers_reads_them(small, folder,
     assert_alike(ours, again, texts)
     new = {i: token for i, token in again.added_tokens_decoder.items() if i >= 530}
     assert new == {i: t for i, t in reference.added_tokens_decoder.items() if i >= 530}
-    listed = json.loads((tmp_path / "again/added_tokens.json").read_text())
+    listed = json.loads((tmp_path / "again/added_tokens.json").read_text(encoding="utf-8"))
     assert listed == added
     for copy in (Tokenizer.load(tmp_path / "again"), Tokenizer.from_json(ours.to_json())):
         assert (copy.words, copy.pad_token) == (ours.words, ours.pad_token)
@@ -341,7 +341,7 @@ PUBLISHED_TURBO = {
 @pytest.mark.parametrize("settings", [PUBLISHED_V2, PUBLISHED_TURBO], ids=["sd2", "sd-turbo"])
 def test_the_settings_of_published_folders_are_known(tmp_path, settings):
     Tokenizer.clip().save_folder(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     marks = {"bos_token": token(BEGIN), "eos_token": token(END), "unk_token": token(END)}
     change(tmp_path / "special_tokens_map.json", **marks, pad_token="!")
     ours, reference = Tokenizer.load(tmp_path), theirs(tmp_path)
@@ -370,9 +370,9 @@ def test_a_setting_that_would_change_the_ids_is_refused_by_name(folder, file, na
     if file == "tokenizer":
         reference.save_pretrained(folder)
     path = folder / f"{file}.json"
-    absent = json.loads(path.read_text()) if path.exists() else {}
+    absent = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     absent.pop(name, None)
-    path.write_text(json.dumps(absent))
+    path.write_text(json.dumps(absent), encoding="utf-8")
     before = Tokenizer.load(folder)
     assert_alike(before, reference)  # an absent setting means the reference's default
     change(path, **{name: ODD.get(name, "odd")})
@@ -396,7 +396,7 @@ def test_settings_that_cannot_matter_are_ignored_and_unknown_ones_refused(folder
 @pytest.mark.parametrize("name", [*MODEL.fixed, "odd"])
 def test_another_kind_of_merging_is_refused_by_name(folder, name):
     theirs(folder).save_pretrained(folder)
-    stored = json.loads((folder / "tokenizer.json").read_text())
+    stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     change(folder / "tokenizer.json", model=stored["model"] | {name: "odd"})
     with pytest.raises(ValueError, match=f"has {name} = 'odd' in its tokenizer.json under model"):
         Tokenizer.load(folder)
@@ -450,7 +450,7 @@ def test_a_model_s_added_words_have_their_vectors_and_survive_convert(config, tm
         pipe.register_modules(tokenizer=tokenizer, text_encoder=tower)
         assert torch.equal(contexts(pipe, SENTENCES)[0], ids)
         assert torch.equal(contexts(pipe, SENTENCES)[1], expected)
-        stored = json.loads((path / "text_encoder/config.json").read_text())
+        stored = json.loads((path / "text_encoder/config.json").read_text(encoding="utf-8"))
         assert (stored["bos_token_id"], stored["eos_token_id"]) == (49406, 49407)
         assert stored["vocab_size"] == 49410
 
@@ -459,7 +459,7 @@ def test_vectors_without_a_word_and_words_without_a_vector_are_named(tmp_path):
     source, _ = with_words(V1, tmp_path, **{"<a>": {}, "<b>": {}})
     convert(source, tmp_path / "file.safetensors")
     fast = source / "tokenizer/tokenizer.json"
-    stored = json.loads(fast.read_text())
+    stored = json.loads(fast.read_text(encoding="utf-8"))
     extra = {"id": 49410, "content": "<c>", "special": False}
     change(fast, added_tokens=[*stored["added_tokens"], extra])
     with pytest.raises(

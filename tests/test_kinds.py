@@ -110,7 +110,9 @@ def test_every_kind_is_called_by_its_name(name, n):
 def test_every_kind_has_an_example_and_a_source():
     written = {entry.name for entry in kinds.KINDS}
     assert written == EXAMPLES.keys() | set(SHIPPED.values()) | BY_OTHERS
-    listed = json.loads((WEIGHTS.parent / "minisd/checkpoints/kinds.json").read_text())
+    listed = json.loads(
+        (WEIGHTS.parent / "minisd/checkpoints/kinds.json").read_text(encoding="utf-8")
+    )
     assert all("from" in one or "use" in one for one in listed)
     assert {key for one in listed for key in one} == {
         "is",

@@ -121,7 +121,7 @@ def fork(folder, task, *given):
     if pid := os.fork():
         return pid
     signal.alarm(200)  # one that waits for another in vain ends too
-    sys.stderr = open(folder / "stderr", "w", buffering=1)  # noqa: SIM115
+    sys.stderr = open(folder / "stderr", "w", buffering=1, encoding="utf-8")  # noqa: SIM115
     sys.stdout = sys.stderr
     try:
         os._exit(task(folder, *given) or 0)
@@ -154,7 +154,7 @@ def test_a_run_that_was_killed_gives_the_file_of_an_unbroken_one(whole, died, ki
     """To the last byte. SIGKILL loses the steps since the last checkpoint, ctrl-C none."""
     stage, at, name = kill
     folder = died[0] / str(KILLS.index(kill))
-    said = (folder / "stderr").read_text()
+    said = (folder / "stderr").read_text(encoding="utf-8")
     assert died[1][KILLS.index(kill)] == STATUS[name], said
     done = at // 10 * 10 if name == "SIGKILL" else at + 1
     assert state_in(folder / stage)["step"] == done
@@ -397,20 +397,25 @@ def share_work(folder, rank, shared):
         except (ValueError, Interrupted) as error:
             said[name] = str(error)
     learn(shared / "stopped")
-    (folder / "said.json").write_text(json.dumps(said))
+    (folder / "said.json").write_text(json.dumps(said), encoding="utf-8")
 
 
 def test_of_two_processes_both_stop_when_one_has_to(died):
     folder, status = died
-    assert status[-2:] == [0, 0], [(folder / f"rank{i}" / "stderr").read_text() for i in (0, 1)]
-    said = [json.loads((folder / f"rank{rank}" / "said.json").read_text()) for rank in range(2)]
+    assert status[-2:] == [0, 0], [
+        (folder / f"rank{i}" / "stderr").read_text(encoding="utf-8") for i in (0, 1)
+    ]
+    said = [
+        json.loads((folder / f"rank{rank}" / "said.json").read_text(encoding="utf-8"))
+        for rank in range(2)
+    ]
     assert said[0] == said[1]
     assert "stopped after 4 of 8 steps" in said[0]["stopped"]
     assert "broke off at step 4: the loss size is inf." in said[0]["broken"]
     state = state_in(folder / "stopped")
     assert (state["step"], state["processes"], state["run"]["threads"]) == (8, 2, 1)
     assert not (folder / "broken" / "state.pt").exists()
-    assert not (folder / "rank1" / "stderr").read_text()
+    assert not (folder / "rank1" / "stderr").read_text(encoding="utf-8")
 
 
 # ---- threads -----------------------------------------------------------------------------------
