@@ -25,6 +25,7 @@ def load(
     dtype: torch.dtype | None = None,
     prediction: str | None = None,
     ema: bool = False,
+    vae: str | Path | None = None,
 ) -> StableDiffusion:
     """A model, ready to draw.
 
@@ -32,6 +33,8 @@ def load(
     dtype: of the weights in memory; None means float32, whatever the file holds
     prediction: "eps" or "v", for a file that cannot say which its U-Net learnt
     ema: take the averaged weights (model_ema.*) that some training checkpoints carry
+    vae: a VAE file, a folder with one or a published name, in place of the model's own VAE, which
+        some files lack
 
     Raises ValueError where the file is no model, is cut off, or does not fit; it names the mend.
     """
@@ -45,5 +48,5 @@ def load(
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(device)!r} cannot be used ({reason}): try cpu.") from error
-    parts = load_parts(source, device, dtype or torch.float32, prediction, ema)
+    parts = load_parts(source, device, dtype or torch.float32, prediction, ema, vae)
     return StableDiffusion(parts.config, parts.tokenizer, parts.text_encoder, parts.unet, parts.vae)

@@ -93,6 +93,9 @@ class ModelConfig:
     size: int = 512
     cfg_scale: float = 7.5
     sampler: str = "ddim"
+    # whether single files name the text transformer as open_clip does, as SD v2's do, or as
+    # transformers does, as v1's do; None: open_clip's where unet.linear_projection
+    open_clip_text: bool | None = None
 
     @property
     def size_multiple(self) -> int:

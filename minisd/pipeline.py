@@ -95,11 +95,11 @@ class StableDiffusion:
         check_tensor(image, "picture", 3, -1, 1)
         gaussian = self.vae.encode(image.to(self.device, self.dtype))
         z = gaussian.mode() if generator is None else gaussian.sample(generator)
-        return z * self.config.vae.scale
+        return z * self.vae.config.scale
 
     def decode(self, latent: Tensor) -> Tensor:
         """latent: b 4 h w    returns: image, b 3 8h 8w, about [-1, 1]."""
-        return self.vae.decode(latent / self.config.vae.scale)
+        return self.vae.decode(latent / self.vae.config.scale)
 
     def txt2img_steps(
         self,

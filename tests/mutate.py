@@ -77,8 +77,8 @@ MUTATIONS = [
     Mutation(
         "latent scale",
         "pipeline.py",
-        "self.vae.decode(latent / self.config.vae.scale)",
-        "self.vae.decode(latent * self.config.vae.scale)",
+        "self.vae.decode(latent / self.vae.config.scale)",
+        "self.vae.decode(latent * self.vae.config.scale)",
         "test_pipeline",
     ),
     Mutation(

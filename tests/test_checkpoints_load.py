@@ -549,7 +549,7 @@ SETTINGS = {
     ("scheduler/scheduler_config.json", "beta_schedule", "laplace"): "beta_schedule = 'laplace'",
     ("scheduler/scheduler_config.json", "prediction_type", "sample"): "lacks 'sample'",
     ("text_encoder/config.json", "hidden_size", None): "lacks 'hidden_size'",
-    ("vae/config.json", "latent_channels", None): "lacks 'latent_channels'",
+    ("vae/config.json", "block_out_channels", None): "DownEncoderBlock2D'] in its vae for 1 lev",
 }
 
 

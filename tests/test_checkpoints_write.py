@@ -379,7 +379,7 @@ def test_info_lists_the_parts_and_what_is_not_needed(sources):
 
 
 def test_info_says_what_is_predicted_and_how_that_is_known(sources, tmp_path):
-    assert "predicts      eps, by its family: all v1 models do" in str(info(sources["v1"]))
+    assert "predicts      eps or v: no word of it; loading tries" in str(info(sources["v1"]))
     convert(sources["v2"], tmp_path / "a", prediction="v")
     assert "predicts      v, by its scheduler's settings" in str(info(tmp_path / "a"))
     assert "made for      768 x 768 pixels" in str(info(tmp_path / "a"))

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import yaml
 
+from minisd.checkpoints.folder_settings import unet_config, unet_json
 from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.read import metadata, read_json
-from minisd.checkpoints.settings import checked, tuples, unet_config, unet_json
+from minisd.checkpoints.settings import checked, tuples
 from minisd.config import ModelConfig, UNetConfig
 
 STEM = "diffusion_pytorch_model"  # diffusers' name of every file: its folder bears the real one

@@ -4,7 +4,6 @@ The cover is exact: every weight that the networks need is there once and in the
 whatever else the file holds is of a kind known not to be needed.
 """
 
-import hashlib
 import re
 import warnings
 from collections.abc import Mapping
@@ -14,22 +13,28 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from minisd.checkpoints import variants
 from minisd.checkpoints.detect import config_from_tensors
+from minisd.checkpoints.folder_settings import absent_sizes, from_folder
 from minisd.checkpoints.kinds import MODEL, refuse_other_kinds
 from minisd.checkpoints.names import (
+    PREFIXES_V1,
     Row,
+    flat,
     from_official,
-    is_v2,
     model_rows,
     prefixes,
     to_official,
     usual_name,
+    usual_single_file_name,
 )
-from minisd.checkpoints.read import metadata, read, read_json
-from minisd.checkpoints.settings import checked, from_folder, from_metadata
+from minisd.checkpoints.names import vae as vae_rows
+from minisd.checkpoints.prediction import PUBLISHED, sha256, with_stated_settings  # noqa: F401
+from minisd.checkpoints.read import metadata, read, read_json, rename
+from minisd.checkpoints.settings import checked, from_metadata
 from minisd.checkpoints.tokenizer_folder import read_tokenizer
 from minisd.clip import TextTransformer
-from minisd.config import ModelConfig, ScheduleConfig
+from minisd.config import ModelConfig, VAEConfig
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
 from minisd.vae import VAE
@@ -43,22 +48,24 @@ OUR_PREFIXES = {part: f"{part}." for part in ("text_encoder", "unet", "vae")}  #
 # What published files hold beside the weights we use, whole names. Anything else is an error.
 NOT_NEEDED = {
     "averaged U-Net weights, read with ema=True": r"model_ema\..*",
-    "the noise schedule, computed anew": r"betas|\w*alphas_cumprod\w*|posterior_\w*|lvlb_weights",
+    "the noise schedule, computed again": (
+        r"betas|\w*alphas_cumprod\w*|posterior_\w*|lvlb_weights|ddim_\w+|(log_)?sigmas"
+    ),
+    "what the U-Net predicts, in marker tensors": r"(model\.)?(v_pred|ztsnr)",
+    "the scale of the latents, in the config": r"scale_factor",
     "position numbers": r".*\.position_ids",
     "the causal mask": r"cond_stage_model\.model\.attn_mask",
     "what compares text with pictures": r".*\.(logit_scale|text_projection(\.weight)?)",
     "the last text layer, which v2 does not use": r"cond_stage_model\.model\.transformer\.LAST.*",
-    "what only training needs": r"(first_stage_model\.)?(loss|model_ema)\..*|logvar",
+    "what only training needs": (
+        r"(first_stage_model\.)?(loss|model_ema)\..*|logvar|global_step"
+        r"|embedding_manager\..*|(optimizer|lr_scheduler)\w*\..*"
+    ),
+    "the half of CLIP that looks at pictures": (
+        r"cond_stage_model\.(transformer\.(vision_model|visual_projection)|model\.visual)\..*"
+    ),
+    "a safety checker": r"safety_checker\..*",
     "a depth estimator": r"depth_model\..*",
-}
-
-
-# The published v2 files that nothing but their sha256 tells apart.
-PUBLISHED = {
-    # 512-base-ema.ckpt, 768-v-ema.ckpt, v2-1_768-ema-pruned.safetensors
-    "d635794c1fedfdfa261e065370bea59c651fc9bfa65dc6d67ad29e11869a1824": "eps",
-    "bfcaf0755797b0c30eb00a3787e8b423eb1f5decd8de76c4d824ac2dd27e139f": "v",
-    "dcd690123cfc64383981a31d955694f6acf2072a80537fdb612c8e58ec87a8ac": "v",
 }
 
 
@@ -79,19 +86,48 @@ class Contents:
     known_by: str | None
 
 
-def lay_open(path: Path, prediction: str | None = None, ema: bool = False) -> Contents:
-    """Read a model without building it. Raises ValueError as load() does."""
+@dataclass(frozen=True)
+class OtherVAE:
+    """An autoencoder of another file, its tensors by our names."""
+
+    config: VAEConfig
+    state: dict[str, Tensor]
+
+
+def lay_open(
+    path: Path, prediction: str | None = None, ema: bool = False, vae: OtherVAE | None = None
+) -> Contents:
+    """Read a model without building it. Raises ValueError as load() does.
+
+    vae: in place of the model's own, which then may be absent
+    """
     if prediction not in (None, "eps", "v"):
         raise ValueError(f'prediction is {prediction!r}: only "eps" and "v" are known.')
     if ema and path.is_dir():
         raise ValueError(f"{path} is a folder, which holds one kind of weights: leave ema out.")
-    contents = open_folder(path) if path.is_dir() else open_file(path, prediction, ema)
+    contents = open_folder(path, vae) if path.is_dir() else open_file(path, prediction, ema, vae)
     check_vocabulary(path.name, contents.config.text.vocab_size, contents.tokenizer)
-    if prediction is None:
-        return contents
-    schedule = replace(contents.config.schedule, prediction=prediction)
-    config = replace(contents.config, schedule=schedule)
-    return replace(contents, config=config, known_by="the argument prediction=")
+    return contents if prediction is None else predicting(contents, prediction, path.name)
+
+
+def predicting(contents: Contents, prediction: str, name: str) -> Contents:
+    """With what the argument says in place of what the file says, and a warning where they differ.
+
+    Raises ValueError where the noise levels do not allow it.
+    """
+    argument, schedule = "the argument prediction=", contents.config.schedule
+    if contents.known_by not in (None, argument) and schedule.prediction != prediction:
+        warnings.warn(
+            f"{name} predicts {schedule.prediction} by {contents.known_by}: taken as {prediction}, "
+            f"as {argument} says.",
+            stacklevel=3,
+        )
+    config = replace(contents.config, schedule=replace(schedule, prediction=prediction))
+    try:
+        checked(config)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}.") from error
+    return replace(contents, config=config, known_by=argument)
 
 
 def check_vocabulary(name: str, rows: int, tokenizer: Tokenizer) -> None:
@@ -125,29 +161,49 @@ def blank(config: ModelConfig) -> dict[str, nn.Module]:
 # ---- single files ----------------------------------------------------------------------------
 
 
-def open_file(path: Path, prediction: str | None, ema: bool) -> Contents:
+def open_file(path: Path, prediction: str | None, ema: bool, vae: OtherVAE | None) -> Contents:
     """An original single file, or one of our own."""
-    tensors, stored = read(path), metadata(path)
+    stored, tensors = metadata(path), read(path)
     if "base" in stored:
         tensors = read_base(path, stored["base"]) | tensors
     refuse_other_kinds(path.name, tensors, MODEL)
     try:
+        layout = "ours" if any(key.startswith("unet.") for key in tensors) else "original"
+        tensors = usual_form(tensors, ema)
+        if vae:
+            start = PREFIXES_V1["vae"] if layout == "original" else OUR_PREFIXES["vae"]
+            tensors = with_other_vae(tensors, vae, layout, start)
         if "minisd" in stored:
             config, tokenizer = from_metadata(stored)
             known_by = "the settings in its header"
         else:
-            tensors = {usual_v1_name(key): tensor for key, tensor in tensors.items()}
             config = config_from_tensors(tensors, path.stem)
             tokenizer = Tokenizer.clip(config.text.pad_token)
-            said, known_by = stated_prediction(path, stored, config, prediction)
-            config = settled(config, said)
-        checked(config)
-        tensors = averaged(tensors) if ema else tensors
+            config, known_by = with_stated_settings(config, path, stored, tensors, prediction)
+        config = checked(replace(config, vae=vae.config) if vae else config)
     except ValueError as error:
         raise ValueError(f"{path.name} {error}") from error
-    layout = "ours" if any(key.startswith("unet.") for key in tensors) else "original"
     parts, rest = cover(tensors, config, layout, path.name)
     return Contents(layout, config, tokenizer, parts, rest, known_by)
+
+
+def usual_form(tensors: dict[str, Tensor], ema: bool) -> dict[str, Tensor]:
+    """A file's tensors under the usual names, whatever form it has. Raises ValueError."""
+    if variants.holds_only_averaged(tensors) and not ema:
+        raise ValueError(
+            "holds only the averaged weights of its U-Net (model_ema.…): load it with ema=True"
+        )
+    tensors = variants.with_scales_applied(rename(tensors.items(), usual_single_file_name))
+    return variants.with_averaged_unet(tensors) if ema else tensors
+
+
+def with_other_vae(
+    tensors: Mapping[str, Tensor], vae: OtherVAE, layout: str, start: str
+) -> dict[str, Tensor]:
+    """The tensors of a model with those of another autoencoder in place of its own, if any."""
+    official = to_official(vae.state, flat(vae_rows(vae.config)), layout)
+    others = {key: tensor for key, tensor in tensors.items() if not key.startswith(start)}
+    return others | {start + key: tensor for key, tensor in official.items()}
 
 
 def read_base(path: Path, name: str) -> dict[str, Tensor]:
@@ -160,75 +216,37 @@ def read_base(path: Path, name: str) -> dict[str, Tensor]:
     return read(base)
 
 
-def usual_v1_name(key: str) -> str:
-    """Some programs wrote v1's text names without "text_model."."""
-    prefix = "cond_stage_model.transformer."
-    if not key.startswith(prefix):
-        return key
-    return prefix + usual_name(key.removeprefix(prefix), "text_encoder")
-
-
-def averaged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Put the averaged weights, whose names were flattened, in place of the U-Net's last ones."""
-    unet = [key for key in tensors if key.startswith("model.diffusion_model.")]
-    names = {key: "model_ema." + key.removeprefix("model.").replace(".", "") for key in unet}
-    absent = [name for name in names.values() if name not in tensors]
-    if absent or not unet:
-        raise ValueError("lacks averaged weights (model_ema.…): load without ema=True")
-    return dict(tensors) | {key: tensors[name] for key, name in names.items()}
-
-
-# ---- eps or v --------------------------------------------------------------------------------
-
-
-def stated_prediction(
-    path: Path, stored: Mapping[str, str], config: ModelConfig, prediction: str | None
-) -> tuple[str | None, str | None]:
-    """What the U-Net of an original file predicts and who says so; (None, None) if nobody does.
-
-    The checksum comes last, since 5 GB take it some 20 s; where it is known, it never differs.
-    """
-    if prediction:
-        return prediction, "the argument prediction="
-    header = stored.get("modelspec.prediction_type", "")  # as Kohya's trainer writes it
-    if header in ("epsilon", "v"):
-        return ("v" if header == "v" else "eps"), "modelspec.prediction_type in its header"
-    yaml = path.with_suffix(".yaml")
-    if yaml.exists():
-        text = yaml.read_text(encoding="utf-8")
-        is_v = re.search(r"""parameterization:\s*["']?v\b""", text)  # eps is the default
-        return ("v" if is_v else "eps"), f"{yaml.name} beside it"
-    if not is_v2(config):
-        return "eps", "its family: all v1 models do"
-    if config.unet.in_channels != 4:
-        return "eps", f"its {config.unet.in_channels} input channels"
-    published = PUBLISHED.get(sha256(path))
-    return (published, "its sha256, a published file's") if published else (None, None)
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**24):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def settled(config: ModelConfig, prediction: str | None) -> ModelConfig:
-    """With what no tensor tells: the published models that predict v are made for 768 pixels."""
-    schedule = ScheduleConfig(prediction=prediction or "eps")
-    return replace(config, schedule=schedule, size=768 if prediction == "v" else 512)
-
-
 # ---- diffusers folders -----------------------------------------------------------------------
 
 
-def open_folder(path: Path) -> Contents:
+def open_folder(path: Path, vae: OtherVAE | None) -> Contents:
     """A diffusers folder. The safety checker and what else it may hold is not looked at."""
-    absent = [part for part in (*OUR_PREFIXES, "tokenizer") if not (path / part).is_dir()]
+    needed = [part for part in OUR_PREFIXES if not (vae and part == "vae")]
+    refuse_other_folders(path, [*needed, "tokenizer"])
+    config = from_folder(path, vae.config if vae else None)
+    tokenizer = read_tokenizer(path / "tokenizer")
+    tensors = {}
+    for part in needed:
+        tensors |= read_part(path, part)
+    if vae:
+        tensors = with_other_vae(tensors, vae, "diffusers", OUR_PREFIXES["vae"])
+    try:
+        parts, rest = cover(tensors, config, "diffusers", path.name)
+    except ValueError as error:
+        raise ValueError(f"{error}{absent_sizes(path)}") from error
+    pad = None if tokenizer.pad_token == tokenizer.end else tokenizer.pad_token
+    config = replace(config, text=replace(config.text, pad_token=pad))
+    return Contents("diffusers", config, tokenizer, parts, rest, "its scheduler's settings")
+
+
+def refuse_other_folders(path: Path, needed: list[str]) -> None:
+    """Raises ValueError for a folder that is no diffusers model of SD v1 or v2."""
+    absent = [part for part in needed if not (path / part).is_dir()]
     if absent:
         files = [file.name for file in sorted(path.glob("*.*")) if file.suffix in ENDINGS]
         hint = f"did you mean the file {files[0]} in it?" if files else "check the path."
+        if absent == ["vae"]:
+            hint = "give an autoencoder with vae=FILE or --vae FILE."
         raise ValueError(
             f"The folder {path} is no diffusers model (it has no {', '.join(absent)}): {hint}"
         )
@@ -236,16 +254,15 @@ def open_folder(path: Path) -> Contents:
         raise ValueError(
             f"{path} is an SDXL model: minisd loads Stable Diffusion v1 and v2 models."
         )
-    config = from_folder(path)
-    tokenizer = read_tokenizer(path / "tokenizer")
-    tensors = {}
-    for part, prefix in OUR_PREFIXES.items():
-        for file in weight_files(path / part):
-            tensors |= {prefix + usual_name(key, part): value for key, value in read(file).items()}
-    parts, rest = cover(tensors, config, "diffusers", path.name)
-    pad = None if tokenizer.pad_token == tokenizer.end else tokenizer.pad_token
-    config = replace(config, text=replace(config.text, pad_token=pad))
-    return Contents("diffusers", config, tokenizer, parts, rest, "its scheduler's settings")
+
+
+def read_part(folder: Path, part: str) -> dict[str, Tensor]:
+    """The tensors of a folder's part under our prefix. ValueError: a shard holds another's key."""
+    shards = [pair for file in weight_files(folder / part) for pair in read(file).items()]
+    try:
+        return rename(shards, lambda key: OUR_PREFIXES[part] + usual_name(key, part))
+    except ValueError as error:
+        raise ValueError(f"{folder.name} {error} (in its {part}).") from error
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -292,6 +309,7 @@ def cover(
     rest = {key: tensor for key, tensor in tensors.items() if key not in needed}
     unknown = [key for key in rest if purpose(key, config) is None]
     mend = "It is not whole, or a variant of SD v1 or v2 that is unknown here."
+    tensors = as_needed(tensors, needed)
     refuse_misfits(name, tensors, needed, unknown, mend)
     parts = {}
     for part, start in starts.items():
@@ -311,8 +329,20 @@ def cover_part(
     needed = to_official(network.state_dict(), rows, layout)
     unknown = [key for key in tensors if key not in needed]
     mend = "It is not whole, or made for another model: get one of the model's sizes."
+    tensors = as_needed(tensors, needed)
     refuse_misfits(name, tensors, needed, unknown, mend)
     return from_official(tensors, rows, layout)
+
+
+def as_needed(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, with matrices as 1x1 convolutions and the reverse: both are the same map."""
+    fitting = {}
+    for key, tensor in tensors.items():
+        shape = needed[key].shape if key in needed else tensor.shape
+        plain = tensor.shape[2:] in ((), (1, 1)) and shape[2:] in ((), (1, 1))
+        same = plain and tensor.ndim in (2, 4) and tensor.shape[:2] == shape[:2]
+        fitting[key] = tensor.reshape(shape) if same and tensor.shape != shape else tensor
+    return fitting
 
 
 def purpose(key: str, config: ModelConfig) -> str | None:

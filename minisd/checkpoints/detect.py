@@ -11,6 +11,9 @@ from minisd.checkpoints.kinds import kind as kind
 from minisd.checkpoints.names import PREFIXES_V1, PREFIXES_V2
 from minisd.config import OPENCLIP_H, ModelConfig, TextConfig, UNetConfig, VAEConfig
 
+ABSENT = {
+    "vae": "the autoencoder that turns latents into pictures: give one with vae=FILE or --vae FILE"
+}
 NORM_GROUPS = 32  # in every v1 and v2 network; no tensor shows it
 HEAD_WIDTH = 64  # of v2's U-Net and of both text transformers
 
@@ -27,17 +30,27 @@ def config_from_tensors(tensors: Mapping[str, Tensor], name: str) -> ModelConfig
     Raises ValueError where a tensor that must tell a size is absent or has too few axes.
     """
     v2 = has(tensors, PREFIXES_V2["text_encoder"])
+    if v2 and has(tensors, PREFIXES_V1["text_encoder"]):
+        both = " and ".join(each["text_encoder"] for each in (PREFIXES_V1, PREFIXES_V2))
+        raise ValueError(f"holds two text transformers, {both}: delete the one that is not meant")
     prefixes = PREFIXES_V2 if v2 else PREFIXES_V1
     for part, prefix in prefixes.items():
         if not has(tensors, prefix):
-            raise ValueError(f"holds no {part} (no tensor's name begins with {prefix})")
+            raise ValueError(f"holds no {part} ({ABSENT.get(part, 'nothing under ' + prefix)})")
     text = text_v2 if v2 else text_v1
-    return ModelConfig(
+    config = ModelConfig(
         name=name,
         text=text(tensors, prefixes["text_encoder"]),
         unet=unet(tensors, prefixes["unet"]),
         vae=vae(tensors, prefixes["vae"]),
     )
+    return with_text_layout(config, open_clip=v2)
+
+
+def with_text_layout(config: ModelConfig, open_clip: bool) -> ModelConfig:
+    """open_clip: whether the text transformer is one of open_clip's, as SD v2's is."""
+    usual = open_clip == config.unet.linear_projection
+    return replace(config, open_clip_text=None if usual else open_clip)
 
 
 def has(tensors: Mapping[str, Tensor], prefix: str) -> bool:
@@ -109,13 +122,20 @@ def unet_levels(tensors: Mapping[str, Tensor], prefix: str) -> list[list[str]]:
     return levels
 
 
-def vae(tensors: Mapping[str, Tensor], prefix: str) -> VAEConfig:
-    down = f"{prefix}encoder.down."
+def vae(tensors: Mapping[str, Tensor], prefix: str, layout: str = "original") -> VAEConfig:
+    """layout: "original" or "diffusers", of the names within."""
+    level, block = {"original": ("down", "block"), "diffusers": ("down_blocks", "resnets")}[layout]
+    if not has(tensors, f"{prefix}encoder."):  # as programs that never encode a picture save it
+        raise ValueError(
+            "holds a VAE's decoder without its encoder: give a whole autoencoder with vae=FILE or "
+            "--vae FILE"
+        )
+    down = f"{prefix}encoder.{level}."
     levels = range(count(tensors, down))
     return VAEConfig(
-        channels=tuple(axis(tensors, f"{down}{i}.block.0.conv2.weight", 0) for i in levels),
+        channels=tuple(axis(tensors, f"{down}{i}.{block}.0.conv2.weight", 0) for i in levels),
         latent_channels=axis(tensors, f"{prefix}decoder.conv_in.weight", 1),
-        res_blocks=count(tensors, f"{down}0.block."),
+        res_blocks=count(tensors, f"{down}0.{block}."),
     )
 
 
@@ -129,6 +149,7 @@ def text_v1(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
         layers=text_layers(tensors, f"{prefix}text_model.encoder.layers.", width),
         heads=heads(width),
         max_length=axis(tensors, f"{embeddings}position_embedding.weight", 0),
+        mlp_width=mlp_width(tensors, f"{prefix}text_model.encoder.layers.0.mlp.fc1.weight", width),
     )
 
 
@@ -149,6 +170,7 @@ def text_v2(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
         layers=layers - 1 if whole else layers,
         heads=heads(width),
         max_length=axis(tensors, f"{prefix}positional_embedding", 0),
+        mlp_width=mlp_width(tensors, f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", width),
     )
 
 
@@ -164,6 +186,12 @@ def text_layers(tensors: Mapping[str, Tensor], prefix: str, width: int) -> int:
             "are needed: get another copy"
         )
     return layers
+
+
+def mlp_width(tensors: Mapping[str, Tensor], key: str, width: int) -> int | None:
+    """The text MLP's width, None where it is the usual one. A missing tensor is named later."""
+    found = axis(tensors, key, 0) if key in tensors else 4 * width
+    return None if found == 4 * width else found
 
 
 def heads(width: int) -> int:

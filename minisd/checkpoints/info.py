@@ -12,6 +12,7 @@ from minisd.checkpoints.kinds import MODEL, kind, way_out
 from minisd.checkpoints.load import locate
 from minisd.checkpoints.names import is_v2
 from minisd.checkpoints.read import read, size_in_words
+from minisd.checkpoints.variants import holds_only_averaged
 from minisd.config import ModelConfig
 
 LAYOUTS = {
@@ -71,15 +72,15 @@ def info(source: str | Path) -> Info:
 
     Raises ValueError for what is no file of weights, or is a model that would not load.
     """
-    path = locate(source)
+    path, averaged = locate(source), False
     if path.is_file():
         tensors = read(path)
-        what = kind(tensors)
+        what, averaged = kind(tensors), holds_only_averaged(tensors)
         if what != MODEL:
             numbers = {"in all": count_numbers(tensors.values())}
             stored = dtypes(tensors.values())
             return Info(path.name, what, size_of(path), numbers, stored, way_out(tensors))
-    contents = lay_open(path)
+    contents = lay_open(path, ema=averaged)
     stored = [tensor for part in contents.parts.values() for tensor in part.values()]
     return Info(
         name=path.name,

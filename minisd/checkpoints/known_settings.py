@@ -41,7 +41,7 @@ class KnownSettings:
             if not any(same(value, one) for one in allowed):
                 known = " or ".join(repr(one) for one in allowed)
                 said = f"{name} = {value!r}" + ("" if name in stored else ", as it says nothing")
-                raise ValueError(f"has {said} in its {self.file}: only {known} is known here")
+                raise ValueError(f"has {said} in its {self.part}: only {known} is known here")
         for name, value in stored.items():
             known = name in self.obeyed or name in self.fixed or name in self.ignored
             if not known and not name.startswith("_") and value is not None:
@@ -52,8 +52,13 @@ class KnownSettings:
         values = {name: stored.get(name, default) for name, default in self.obeyed.items()}
         for name, value in values.items():
             if value is REQUIRED:
-                raise ValueError(f"lacks {name} in its {self.file}: get another copy")
+                raise ValueError(f"lacks {name!r} in its {self.file}: get another copy")
         return values
+
+    @property
+    def part(self) -> str:
+        """The file's name in a sentence: of a folder's part, that of the part."""
+        return self.file.removesuffix("/config.json")
 
 
 def same(a: object, b: object) -> bool:

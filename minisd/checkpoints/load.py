@@ -8,12 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minisd.checkpoints.contents import Contents, blank, cover_part, lay_open, settled
-from minisd.checkpoints.kinds import refuse_other_kinds
-from minisd.checkpoints.names import flat, usual_name
-from minisd.checkpoints.names import vae as vae_rows
+from minisd.checkpoints.contents import Contents, blank, lay_open
+from minisd.checkpoints.names import is_v2
 from minisd.checkpoints.official import local
-from minisd.checkpoints.read import read
+from minisd.checkpoints.prediction import alpha_bar, with_prediction
+from minisd.checkpoints.vae_file import open_vae
 from minisd.clip import TextTransformer
 from minisd.config import ModelConfig, VAEConfig
 from minisd.tokenizer import Tokenizer
@@ -24,9 +23,7 @@ from minisd.vae import VAE
 # noise, near 1; a v network returns minus the picture it imagines, near 0.
 SURELY_EPS = 0.7
 SURELY_V = 0.3
-
-VAE_PREFIX = "first_stage_model."  # of the autoencoder in whole models, and in some VAE files
-ONLY_TRAINING = ("loss.", "model_ema.", "logvar")
+LITTLE_NOISE = 0.25  # of the way up to the last t: where a v network returns the noise as well
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     prediction: str | None = None,
     ema: bool = False,
+    vae: str | Path | None = None,
 ) -> Parts:
     """Read a whole model: "mini", a .safetensors or .ckpt file, or a diffusers folder.
 
@@ -53,11 +51,14 @@ def load(
 
     prediction: "eps" or "v", where the file does not say it or says it wrongly
     ema: the U-Net's averaged weights, which training checkpoints keep beside the last ones
+    vae: a VAE file, a folder with one or a published name, in place of the model's own VAE, which
+        some files lack
 
     Raises ValueError, in one sentence, for anything but a whole and healthy SD v1 or v2 model.
     """
     path = locate(source)
-    return build(lay_open(path, prediction, ema), path.name, device, dtype)
+    other = None if vae is None else open_vae(vae)
+    return build(lay_open(path, prediction, ema, other), path.name, device, dtype)
 
 
 def build(
@@ -80,20 +81,16 @@ def load_vae(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> VAE:
-    """The autoencoder of a VAE file, named as in the original or in diffusers.
+    """The autoencoder of a VAE file or folder, named as in the original or in diffusers.
 
-    config: the sizes it must have. Raises ValueError for any other file.
+    config: the sizes it must have. The scale of its latents (vae.config.scale) is that of the
+        config.json in the folder or next to the file, else the config's
+    Raises ValueError for any other file.
     """
-    path = local(path)
-    tensors = read(path)
-    refuse_other_kinds(path.name, tensors, "VAE")
-    tensors = {usual_name(key.removeprefix(VAE_PREFIX), "vae"): t for key, t in tensors.items()}
-    tensors = {key: t for key, t in tensors.items() if not key.startswith(ONLY_TRAINING)}
-    layout = "diffusers" if any(".down_blocks." in key for key in tensors) else "original"
+    opened = open_vae(path, config)
     with torch.device("meta"):
-        vae = VAE(config)
-    state = cover_part(tensors, vae, flat(vae_rows(config)), layout, path.name)
-    fill(vae, state, device, dtype, path.name)
+        vae = VAE(opened.config)
+    fill(vae, opened.state, device, dtype, Path(path).name)
     return vae.eval().requires_grad_(False)
 
 
@@ -140,27 +137,49 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def try_prediction(parts: Parts, name: str) -> Parts:
-    """Tell eps from v by one call of the U-Net on noise, and say so in a warning."""
+    """Tell eps from v by calls of the U-Net on noise, and say so in a warning.
+
+    Of v2's files with the latent alone as input, an answer unlike the noise is enough for v. Others
+    nearly always predict eps, and an untrained network's answer is unlike it as well: so v must
+    show, by an answer that is like the noise once there is little of it (v = signal rate * noise -
+    noise rate * picture).
+    """
     likeness = likeness_to_noise(parts)
-    prediction = "v" if abs(likeness) < SURELY_V else "eps"
-    sure = prediction == "v" or likeness > SURELY_EPS
-    outcome = f"correlates {likeness:.2f} with it" + ("" if sure else ", which decides nothing")
+    v2 = is_v2(parts.config) and parts.config.unet.in_channels == 4
+    v = v2 and abs(likeness) < SURELY_V
+    if not v and likeness <= SURELY_EPS:
+        v = likeness_to_noise(parts, LITTLE_NOISE) > SURELY_EPS
+    outcome = f"correlates {likeness:.2f} with it"
+    if not (v or likeness > SURELY_EPS):
+        outcome += ", which decides nothing"
+    prediction = "v" if v else "eps"
     warnings.warn(
         f"{name} does not say whether it predicts eps or v. Tried on noise, its output {outcome}: "
         f'taken as {prediction}. If pictures come out wrong, give prediction="eps" or "v".',
         stacklevel=4,
     )
-    return replace(parts, config=settled(parts.config, prediction))
+    return replace(parts, config=with_prediction(parts.config, prediction))
 
 
 @torch.no_grad()
-def likeness_to_noise(parts: Parts) -> float:
-    """The correlation of the U-Net's output at the last t with its input, pure noise."""
+def likeness_to_noise(parts: Parts, amount: float = 1.0) -> float:
+    """The correlation of the U-Net's output with the noise in its input.
+
+    amount: where on the way up to the last t, there pure noise; below it, noise on an empty latent
+    What inpainting and depth models see besides says: all is to be drawn, and nothing is known.
+    """
     config, weight = parts.config, parts.unet.conv_in.weight
     side = 4 * config.size_multiple // config.vae.factor  # small, and every level halves evenly
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, config.unet.in_channels, side, side, generator=generator).to(weight)
-    t = torch.tensor([config.schedule.timesteps - 1], device=weight.device)
+    shape = (1, config.unet.in_channels, side, side)
+    x = torch.randn(shape, generator=generator).to(weight)
+    noise = x[:, : config.unet.out_channels]
+    t = round(amount * (config.schedule.timesteps - 1))
+    if amount < 1:
+        x = x * (1 - alpha_bar(config.schedule)[t]).sqrt().to(weight)
+    x[:, 4:] = 0
+    if config.unet.in_channels == 9:
+        x[:, 4] = 1  # the mask
     context = parts.text_encoder(parts.tokenizer("").to(weight.device))
-    both = torch.stack([x.flatten(), parts.unet(x, t, context).flatten()])
-    return both.float().corrcoef()[0, 1].item()
+    output = parts.unet(x, torch.tensor([t], device=weight.device), context)
+    return torch.stack([noise.flatten(), output.flatten()]).float().corrcoef()[0, 1].item()

@@ -69,8 +69,12 @@ def prefixes(config: ModelConfig) -> dict[str, str]:
 
 
 def is_v2(config: ModelConfig) -> bool:
-    """Whether files of this model are in SD v2's layout: linear projections, open_clip's text."""
-    return config.unet.linear_projection
+    """Whether single files of this model are in SD v2's layout: with open_clip's text names.
+
+    The text transformer decides. How the U-Net's projections are stored is a matter of their own.
+    """
+    linear = config.unet.linear_projection
+    return linear if config.open_clip_text is None else config.open_clip_text
 
 
 def flat(rows: list[Row]) -> list[Row]:
@@ -123,21 +127,41 @@ def to_official(state: Mapping[str, Tensor], rows: list[Row], layout: str) -> di
 # Spellings that other versions wrote: VAE attention in folders before diffusers 0.15, and the text
 # transformer in folders since transformers 5, which leaves the "text_model." out.
 OLD_VAE_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+# diffusers' converter to single files left its own names in the attention of the VAE.
+ORIGINAL_VAE_NAMES = {
+    **{"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"},
+    **{"query": "q", "key": "k", "value": "v", "proj_attn": "proj_out", "group_norm": "norm"},
+}
 
 
 def usual_name(key: str, part: str) -> str:
-    """A folder's key as the table spells it.
+    """A key of a folder, or of a VAE file, as the table spells it.
 
     >>> usual_name("decoder.mid_block.attentions.0.proj_attn.bias", "vae")
     'decoder.mid_block.attentions.0.to_out.0.bias'
+    >>> usual_name("decoder.mid.attn_1.to_out.0.bias", "vae")
+    'decoder.mid.attn_1.proj_out.bias'
     >>> usual_name("final_layer_norm.bias", "text_encoder")
     'text_model.final_layer_norm.bias'
     """
     if part == "vae" and ".attentions." in key:
         names = [OLD_VAE_NAMES.get(name, name) for name in key.split(".")]
         return ".".join(names)
+    if part == "vae" and ".attn_1." in key:
+        start, _, inside = key.partition(".attn_1.")
+        name, _, leaf = inside.rpartition(".")
+        return f"{start}.attn_1.{ORIGINAL_VAE_NAMES.get(name, name)}.{leaf}"
     if part == "text_encoder" and key.startswith(("embeddings.", "encoder.", "final_layer_norm.")):
         return f"text_model.{key}"
+    return key
+
+
+def usual_single_file_name(key: str) -> str:
+    """A key of an original single file as the table spells it, with its prefix."""
+    for part in ("vae", "text_encoder"):
+        prefix = PREFIXES_V1[part]
+        if key.startswith(prefix):
+            return prefix + usual_name(key.removeprefix(prefix), part)
     return key
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minisd.checkpoints.contents import sha256
+from minisd.checkpoints.prediction import sha256
 from minisd.checkpoints.read import size_in_words
 from minisd.config import WEIGHTS
 

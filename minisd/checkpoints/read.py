@@ -10,7 +10,7 @@ import pickle
 import pickletools
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -38,7 +38,10 @@ def read(path: str | Path) -> dict[str, Tensor]:
     content = unpickle(path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]  # beside it: optimizer, epoch, callbacks
-    return dict(named_tensors(content))
+    try:
+        return rename(named_tensors(content))
+    except ValueError as error:
+        raise ValueError(f"{path.name} {error}.") from error
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -65,10 +68,39 @@ def named_tensors(content: object, name: str = "") -> Iterator[tuple[str, Tensor
             yield from named_tensors(value, f"{name}.{key}" if name else str(key))
 
 
+def rename(
+    tensors: Iterable[tuple[str, Tensor]], spell: Callable[[str], str] = str
+) -> dict[str, Tensor]:
+    """The tensors under their usual names. Every renaming goes through here: it loses nothing.
+
+    spell: from a name to the usual one
+    A tensor that is there under two names counts once. Raises ValueError, naming both, where the
+    two have different values.
+    """
+    found, names = {}, {}
+    for name, tensor in tensors:
+        usual = spell(name)
+        if usual in found and not same_values(found[usual], tensor):
+            raise ValueError(
+                f"holds {usual} twice with different values, as {names[usual]} and as {name}: "
+                "delete the one that is not meant, or get another copy"
+            )
+        found.setdefault(usual, tensor)
+        names.setdefault(usual, name)
+    return found
+
+
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers. A matrix equals the same 1x1 convolution."""
+    if a.numel() != b.numel() or a.shape[:1] != b.shape[:1]:
+        return False
+    return torch.equal(a.double().flatten(), b.double().flatten())
+
+
 def metadata(path: str | Path) -> dict[str, str]:
     """What the header of a .safetensors file says beside its tensors; {} for other files."""
     path = Path(path)
-    return header(path).get("__metadata__", {}) if is_safetensors(path) else {}
+    return (header(path).get("__metadata__") or {}) if is_safetensors(path) else {}
 
 
 def read_json(path: Path) -> dict:
@@ -133,10 +165,17 @@ def header(path: Path) -> dict:
         raise ValueError(cut_off(path))
     try:
         content = json.loads(text)
+        said = content.get("__metadata__")
         entries = [entry for name, entry in content.items() if name != "__metadata__"]
         end = 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path.name} has a damaged header: fetch it again.") from error
+    named = said is None or isinstance(said, dict)  # some programs write null
+    if not named or not all(isinstance(each, str) for each in (said or {}).values()):
+        raise ValueError(
+            f"{path.name} has a header whose __metadata__ is not names with texts, as the format "
+            "demands: get another copy."
+        )
     if end > size:
         raise ValueError(cut_off(path, end))
     return content

@@ -16,10 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minisd.checkpoints.contents import OUR_PREFIXES, Contents, lay_open
+from minisd.checkpoints.folder_settings import to_folder
 from minisd.checkpoints.load import Parts, build, is_finite, locate
 from minisd.checkpoints.names import flat, model_rows, prefixes, to_official
 from minisd.checkpoints.names import vae as vae_rows
-from minisd.checkpoints.settings import to_folder, to_metadata
+from minisd.checkpoints.settings import to_metadata
+from minisd.checkpoints.vae_file import open_vae
 from minisd.vae import VAE
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # nobody calls a folder so
@@ -65,6 +67,7 @@ def convert(
     keep_unused: bool = False,
     dtype: torch.dtype | None = None,
     prediction: str | None = None,
+    vae: str | Path | None = None,
 ):
     """Write a model in another layout. Its weights stay what they are, bit for bit.
 
@@ -72,7 +75,7 @@ def convert(
     layout: "original" (single file), "diffusers" (folder) or "ours" (single file); None goes by
         the destination: original if it is called .safetensors, else a folder
     keep_unused: copy what the model does not use as well, from one original file to another
-    dtype: None keeps the stored ones    prediction: as for load()
+    dtype: None keeps the stored ones    prediction, vae: as for load()
 
     Raises ValueError, before the work, where that cannot be written, and as load() does; also for
     weights that dtype is too narrow for.
@@ -86,7 +89,7 @@ def convert(
     if destination.exists():
         raise ValueError(f"{destination} exists already: give another name, or remove it first.")
     with written_whole(destination, folder=layout == "diffusers") as unfinished:
-        contents = lay_open(path, prediction)
+        contents = lay_open(path, prediction, vae=None if vae is None else open_vae(vae))
         if keep_unused and (contents.layout, layout) != ("original", "original"):
             raise ValueError("keep_unused works from one original file to another: leave it out.")
         if contents.known_by is None:

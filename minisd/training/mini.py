@@ -247,7 +247,8 @@ def trained_vae(folder: Path, emoji: Emoji) -> tuple[VAE, ModelConfig]:
     begun = (last_state(folder / "diffusion") or {}).get("run", {})
     images = batch(emoji, MINI.size, 256, seed=1, step=0).images
     scale = begun.get("vae.scale") or round(measure_scale(vae, images), 5)
-    return vae, replace(MINI, vae=replace(MINI.vae, scale=scale))
+    vae.config = replace(MINI.vae, scale=scale)
+    return vae, replace(MINI, vae=vae.config)
 
 
 def averaged(network: nn.Module, folder: Path) -> nn.Module:
