@@ -14,6 +14,7 @@ import pytest
 import torch
 from huggingface_hub import file_download
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_pipeline import V1
 from torch import nn
 
@@ -571,3 +572,20 @@ def test_the_version_is_told(capsys):
 def test_no_command_shows_the_help(capsys):
     assert run() == 0
     assert "generate" in capsys.readouterr().out
+
+
+def test_a_model_without_a_vae_takes_one(here, model, capsys):
+    """A checkpoint may hold the U-Net and the text transformer alone."""
+    assert run("convert", model, "whole.safetensors") == 0
+    tensors = load_file("whole.safetensors")
+    vae = {key: tensor for key, tensor in tensors.items() if key.startswith("first_stage_model.")}
+    save_file({k: t for k, t in tensors.items() if k not in vae}, "without.safetensors")
+    save_file(vae, "vae.safetensors")
+    plain = ["generate", "a cat", "--steps", 1, "--width", 64, "--height", 64, "--scale", 2, "-o"]
+    assert run(*plain, "no.png", "--model", "without.safetensors") == 2
+    assert "--vae" in capsys.readouterr().err
+    given = ["--model", "without.safetensors", "--vae", "vae.safetensors"]
+    assert run(*plain, "with.png", *given) == 0
+    assert run(*plain, "whole.png", "--model", "whole.safetensors") == 0
+    both = zip(Image.open("with.png").tobytes(), Image.open("whole.png").tobytes(), strict=True)
+    assert max(abs(a - b) for a, b in both) <= 1  # where a file's tensors lie moves the last bit

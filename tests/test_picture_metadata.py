@@ -162,6 +162,22 @@ def test_a_folder_and_a_file_with_a_base_are_hashed_whole(here):
     assert hashes.hash_of("mini-inpaint.safetensors") != hashes.hash_of("mini-inpaint")
 
 
+def test_the_levels_that_a_folder_asks_for_are_written(here):
+    assert run("convert", "tiny.safetensors", "folder") == 0
+    path = Path("folder/scheduler/scheduler_config.json")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config |= {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True}
+    config = {name: value for name, value in config.items() if name != "set_alpha_to_one"}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    plain = ["generate", "a cat", "--model", "folder", "--steps", 2, "-o"]
+    assert run(*plain, "cat.png") == 0 and run(*plain, "other.png", "--spacing", "uniform") == 0
+    assert about("cat.png")["schedule"] == "karras" and "schedule" not in about("other.png")
+    assert "Sampler: Euler, Schedule type: Karras" in Image.open("cat.png").info["parameters"]
+    assert "Schedule type: Uniform" in Image.open("other.png").info["parameters"]
+    assert run("generate", "--like", "cat.png", "-o", "again.png") == 0
+    assert Path("again.png").read_bytes() == Path("cat.png").read_bytes()
+
+
 def test_a_large_file_is_hashed_once(here, monkeypatch, capsys):
     monkeypatch.setenv("MINISD_WEIGHTS", str(here / "kept"))
     monkeypatch.setattr(hashes, "LARGE", 0)

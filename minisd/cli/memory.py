@@ -3,9 +3,8 @@
 import os
 from pathlib import Path
 
-FLOATS = (
-    3.6  # measured: how many full-size maps of its widest layer the VAE's decoder holds at once
-)
+# Measured: how many full-size maps of its widest layer the VAE's decoder holds at once.
+FLOATS = 3.6
 CONTAINER = Path("/sys/fs/cgroup/memory.max")  # what a container may use, where there is a limit
 
 # How torch says it: on the CPU (Linux and Windows), on CUDA and MPS, of more than can be counted.

@@ -44,7 +44,8 @@ SETTINGS = {
     **{name: (name, list) for name in ("lora", "embedding", "hypernetwork", "vae")},
     **{name: (name, list) for name in ("control", "classifier")},
 }
-FACTS = ("minisd", "command", "hashes", "dtype", "threads", "torch")  # what is no option
+# What is no option. schedule: the spacing that the model's folder says, where none is asked for.
+FACTS = ("minisd", "command", "hashes", "dtype", "threads", "torch", "schedule")
 
 
 def settings_of(options: argparse.Namespace, sd, settings: dict) -> dict[str, object]:
@@ -57,6 +58,9 @@ def settings_of(options: argparse.Namespace, sd, settings: dict) -> dict[str, ob
     own |= settings | {"prediction": sd.config.schedule.prediction}
     own["strength"] = None if own["strength"] is None else str(own["strength"])
     named = {source for all_of_a_kind in sources(options).values() for source in all_of_a_kind}
+    levels = sd.config.schedule
+    if options.spacing is None and levels.spacing is not None:
+        own["schedule"] = "karras" if levels.karras else levels.spacing
     kept = {name: plain(value) for name, value in own.items() if value not in (None, [])}
     return kept | {
         "minisd": minisd.__version__,

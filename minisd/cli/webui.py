@@ -97,7 +97,7 @@ def plain_name(source: str) -> str:
 def schedule_type(about: dict) -> str | None:
     """The web UI's word for the spacing of the noise levels; its DDIM and PLMS have but one."""
     own = None if about["sampler"] in ("ddpm", "ddim", "plms") else "uniform"
-    spacing = about.get("spacing") or own
+    spacing = about.get("spacing") or about.get("schedule") or own
     return spacing and spacing.capitalize()
 
 
