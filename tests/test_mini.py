@@ -108,7 +108,7 @@ def test_the_readmes_lines_run_and_say_what_they_give(tmp_path, monkeypatch):
     snippet = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[1]
     names: dict = {}
     exec(snippet, names)
-    assert (tmp_path / "cat.png").exists()
+    assert (tmp_path / "another-cat.png").exists()
     claims = re.findall(r"^(\S.*?)\s+# (.+)$", snippet, flags=re.MULTILINE)
     checked = 0
     for line, claim in claims:
