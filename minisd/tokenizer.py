@@ -59,6 +59,11 @@ CHARACTER_TO_BYTE = {character: byte for byte, character in BYTE_TO_CHARACTER.it
 ALPHABET = [*CHARACTER_TO_BYTE, *(character + END_OF_WORD for character in CHARACTER_TO_BYTE)]
 
 
+def clip_layout(merges: Iterable[Pair]) -> list[str]:
+    """The vocabulary as CLIP orders it: characters, the same at a word's end, merges, marks."""
+    return [*ALPHABET, *map("".join, merges), BEGIN, END]
+
+
 def clean(text: str) -> str:
     """Mend broken Unicode, resolve HTML entities, make every gap one space, lower the case."""
     text = ftfy.fix_text(text)
@@ -101,7 +106,8 @@ def join(symbols: list[str], pair: Pair) -> list[str]:
 
 def to_bytes(piece: str) -> bytes:
     r"""Undo the byte alphabet: "cafÃ©</w>" -> b"caf\xc3\xa9</w>"."""
-    return bytes(CHARACTER_TO_BYTE[character] for character in piece)
+    pairs = ((CHARACTER_TO_BYTE.get(character), character) for character in piece)
+    return b"".join(c.encode() if byte is None else bytes([byte]) for byte, c in pairs)
 
 
 def learn_merges(word_counts: dict[str, int], amount: int) -> list[Pair]:
@@ -123,10 +129,8 @@ def learn_merges(word_counts: dict[str, int], amount: int) -> list[Pair]:
     for word, times in word_counts.items():
         tally(word, times)
     merges: list[Pair] = []
-    while len(merges) < amount:
-        present = +counts  # without the pairs that have been joined away
-        if not present:
-            break
+    # + leaves out the pairs that have been joined away
+    while len(merges) < amount and (present := +counts):
         best = min(present, key=lambda pair: (-counts[pair], ids[pair[0]], ids[pair[1]]))
         merges.append(best)
         ids["".join(best)] = len(ids)
@@ -201,12 +205,15 @@ MARKS = {mark: AddedWord(mark, (), normalized=False) for mark in (BEGIN, END)}
 class Tokenizer:
     """Turns a prompt into the ids of its pieces, and ids into text.
 
-    merges: pairs in the order learnt. The ids: 256 characters, the same 256 with the end-of-word
-    mark, one per merge, then the begin and the end mark.
+    merges: pairs in the order learnt
     pad_token: fills a row up to max_length; None = the end mark (SD v1), 0 in SD v2.
     words: added to the vocabulary for good, with the ids that follow it
-    Raises ValueError for merges that do not build on one another, words whose ids leave a gap, or a
-    pad_token out of range.
+    vocabulary: every piece in the order of the ids; None = as CLIP: 256 characters, the same 256
+    with the end-of-word mark, one piece per merge, then the begin and the end mark.
+    unk_token: stands for a character that the vocabulary lacks; None = the end mark
+    Raises ValueError for merges that do not build on one another or on the vocabulary, a vocabulary
+    with a piece twice or without the marks, words whose ids leave a gap, or a pad_token or
+    unk_token out of range.
     """
 
     max_length = TextConfig.max_length
@@ -217,30 +224,34 @@ class Tokenizer:
         merges: Iterable[Pair],
         pad_token: int | None = None,
         words: Iterable[AddedWord] = (),
+        vocabulary: Iterable[str] | None = None,
+        unk_token: int | None = None,
     ):
         self.merges = [tuple(pair) for pair in merges]
-        self.ids = {piece: index for index, piece in enumerate(ALPHABET)}
-        for pair in self.merges:
-            piece = "".join(pair)
-            if len(pair) != 2 or piece in self.ids or not self.ids.keys() >= set(pair):
-                raise ValueError(f"merge {pair} must join two earlier pieces into a new one")
-            self.ids[piece] = len(self.ids)
-        self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
-        self.begin = self.ids[BEGIN] = len(self.ids)
-        self.end = self.ids[END] = len(self.ids)
-        self.vocabulary = list(self.ids)
+        self.vocabulary = list(clip_layout(self.merges) if vocabulary is None else vocabulary)
         self.vocab_size = len(self.vocabulary)
+        self.ids = {piece: index for index, piece in enumerate(self.vocabulary)}
+        rule = "join two earlier pieces into a new one"
+        for pair in self.merges:
+            if len(pair) != 2 or not self.ids.keys() >= {*pair, "".join(pair)}:
+                raise ValueError(f"merge {pair} must {rule}")
+        if len(self.ids) < self.vocab_size or not self.ids.keys() >= {BEGIN, END}:
+            raise ValueError(f"a piece is there twice, or {BEGIN} or {END} is not: merges {rule}")
+        ranks = self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
+        used = {part: rank for pair, rank in reversed(ranks.items()) for part in pair}
+        self.reused = {pair for pair in ranks if used.get("".join(pair), inf) < ranks[pair]}
+        self.begin, self.end = self.ids[BEGIN], self.ids[END]
         self.cache: dict[str, list[str]] = {}
         self.words = list(words)
-        self.words_by_form: dict[
-            str, AddedWord
-        ] = {}  # these and those of textual inversion, by form
+        self.words_by_form: dict[str, AddedWord] = {}  # these and those of textual inversion
         for word in self.words:
             self._add(word)
         self.pad_token = self.end if pad_token is None else pad_token
-        if not 0 <= self.pad_token < len(self.vocabulary):
-            last = len(self.vocabulary) - 1
-            raise ValueError(f"pad_token {pad_token} is no id: they go from 0 to {last}")
+        self.unk_token = self.end if unk_token is None else unk_token
+        last = len(self.vocabulary) - 1
+        for name, index in {"pad_token": self.pad_token, "unk_token": self.unk_token}.items():
+            if not 0 <= index <= last:
+                raise ValueError(f"{name} {index} is no id: they go from 0 to {last}")
 
     @classmethod
     def clip(cls, pad_token: int | None = None) -> "Tokenizer":
@@ -276,7 +287,11 @@ class Tokenizer:
             first = min(pairwise(symbols), key=lambda pair: self.ranks.get(pair, inf))
             if first not in self.ranks:
                 break
-            symbols = join(symbols, first)
+            if first in self.reused:  # another merge may want the new piece before the next join
+                at = list(pairwise(symbols)).index(first)
+                symbols[at : at + 2] = ["".join(first)]
+            else:
+                symbols = join(symbols, first)
         return symbols
 
     @property
@@ -291,17 +306,14 @@ class Tokenizer:
         The ids lie beyond the vocabulary: someone must know vectors for them (textual inversion).
         Raises ValueError for a word that is empty, taken or longer than a row.
         """
+        named = f"the word {word!r}"
         if word in self.ids:
-            raise ValueError(
-                f"the word {word!r} is in the vocabulary already: give another, such as '<{word}>'."
-            )
+            raise ValueError(f"{named} is in the vocabulary already: give '<{word}>', or another.")
         if not 0 < count <= self.room:
-            raise ValueError(
-                f"the word {word!r} has {count} vectors: a row has {self.room} places."
-            )
-        start = len(self.vocabulary)
-        self._add(AddedWord(word, tuple(range(start, start + count))))
-        return list(range(start, start + count))
+            raise ValueError(f"{named} has {count} vectors: a row has {self.room} places.")
+        ids = range(len(self.vocabulary), len(self.vocabulary) + count)
+        self._add(AddedWord(word, tuple(ids)))
+        return list(ids)
 
     def _add(self, word: AddedWord) -> None:
         if not word.word.strip():
@@ -347,7 +359,8 @@ class Tokenizer:
             if isinstance(part, AddedWord):
                 units.append(list(part.ids))
             else:
-                units += [[self.ids[piece]] for piece in self._pieces(clean(part))]
+                pieces = self._pieces(clean(part))
+                units += [[self.ids.get(piece, self.unk_token)] for piece in pieces]
         return units
 
     def _pieces(self, text: str) -> list[str]:
@@ -402,6 +415,10 @@ class Tokenizer:
         merges = [" ".join(pair) for pair in self.merges]
         words = {"words": [asdict(word) for word in self.words]} if self.words else {}
         stored = {"pad_token": self.pad_token, **words, "merges": merges}
+        if self.unk_token != self.end:
+            stored["unk_token"] = self.unk_token
+        if self.vocabulary[: self.vocab_size] != clip_layout(self.merges):
+            stored["vocabulary"] = self.vocabulary[: self.vocab_size]
         return json.dumps(stored, ensure_ascii=False, indent=0)
 
     @classmethod
@@ -411,12 +428,12 @@ class Tokenizer:
             stored = json.loads(text)
             merges = [tuple(merge.split(" ")) for merge in stored["merges"]]
             pad_token = int(stored["pad_token"])
-            words = [
-                AddedWord(**word | {"ids": (*word["ids"],)}) for word in stored.get("words", [])
-            ]
+            words = stored.get("words", [])
+            words = [AddedWord(**word | {"ids": (*word["ids"],)}) for word in words]
+            more = {name: stored.get(name) for name in ("vocabulary", "unk_token")}
+            return cls(merges, pad_token, words, **more)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"no tokenizer as Tokenizer.save writes it ({error!r})") from error
-        return cls(merges, pad_token, words)
 
     def save(self, path: str | Path) -> None:
         """Write one small JSON file that load reads."""

@@ -14,7 +14,8 @@ from minisd.tokenizer import Tokenizer
 def to_metadata(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, str]:
     """What load() needs beside the tensors. CLIP's vocabulary ships with the package: left out."""
     stored = {"format": "pt", "minisd": json.dumps(asdict(config))}
-    if tokenizer.words or tokenizer.merges != Tokenizer.clip().merges:
+    usual = Tokenizer.clip()
+    if tokenizer.words or (tokenizer.merges, tokenizer.ids) != (usual.merges, usual.ids):
         stored["tokenizer"] = tokenizer.to_json()
     return stored
 
