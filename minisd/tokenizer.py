@@ -308,7 +308,7 @@ class Tokenizer:
         """
         named = f"the word {word!r}"
         if word in self.ids:
-            raise ValueError(f"{named} is in the vocabulary already: give '<{word}>', or another.")
+            raise ValueError(f"{named} is in the vocabulary already: give another, as '<{word}>'.")
         if not 0 < count <= self.room:
             raise ValueError(f"{named} has {count} vectors: a row has {self.room} places.")
         ids = range(len(self.vocabulary), len(self.vocabulary) + count)

@@ -1,7 +1,7 @@
 """Vocabularies whose ids are not laid out as CLIP's: those of tiny test models.
 
-The reference is the installed CLIPTokenizer on the same folder. The vocabularies are trained by the
-tokenizers library, as that of hf-internal-testing/tiny-random-clip was, or transformers' test's.
+The reference is the installed CLIPTokenizer on the same folder. The tokenizers library trains the
+vocabularies, as it did that of hf-internal-testing/tiny-random-clip; one is of transformers' test.
 """
 
 import inspect
@@ -90,6 +90,12 @@ def merges_in_any_order(folder):
     return write(folder, pieces, merges)
 
 
+def a_merge_that_an_earlier_one_uses(folder):
+    """ "ababb" is "aba b b</w>": after the first "ab", the earlier merge comes before the second."""
+    pieces = ["a", "b", "a</w>", "b</w>", "ab", "aba", BEGIN, END]
+    return write(folder, pieces, [("ab", "a"), ("a", "b")])
+
+
 def no_merges(folder):
     return write(folder, ["a", "a</w>", "b", END, BEGIN], [])
 
@@ -107,7 +113,8 @@ def trained_by_transformers(folder):
 
 
 KINDS = (classic, marks_first, few_characters, end_for_the_unknown, own_padding)
-KINDS += (merges_in_any_order, no_merges, trained_by_transformers)
+KINDS += (merges_in_any_order, a_merge_that_an_earlier_one_uses, no_merges)
+KINDS += (trained_by_transformers,)
 
 
 def random_texts():
