@@ -91,7 +91,7 @@ def merges_in_any_order(folder):
 
 
 def a_merge_that_an_earlier_one_uses(folder):
-    """ "ababb" is "aba b b</w>": after the first "ab", the earlier merge comes before the second."""
+    """After the first "ab" of "ababb" comes the earlier merge, not the second: "aba b b</w>"."""
     pieces = ["a", "b", "a</w>", "b</w>", "ab", "aba", BEGIN, END]
     return write(folder, pieces, [("ab", "a"), ("a", "b")])
 
