@@ -143,3 +143,10 @@ def test_a_file_without_an_estimator_is_refused(tmp_path):
     save_file({"dpt.x": torch.ones(1), **state}, tmp_path / "b.safetensors")
     with pytest.raises(ValueError, match=r"1 unknown \(dpt\.x\)"):
         DepthEstimator.load(tmp_path / "b.safetensors", SMALL)
+    both = {
+        "pretrained.model.cls_token": torch.ones(1, 1, 48),
+        "class_token": torch.zeros(1, 1, 48),
+    }
+    save_file({**state, **both}, tmp_path / "c.safetensors")
+    with pytest.raises(ValueError, match=r"holds class_token twice .*, as class_token and as pre"):
+        DepthEstimator.load(tmp_path / "c.safetensors", SMALL)
