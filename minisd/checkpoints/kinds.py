@@ -1,6 +1,7 @@
 """Every kind of file that people give to minisd: what it is, and what to do with it.
 
-kinds.json lists them with the names that other programs write, the particular before the general.
+kinds.json lists them with the names that other programs write, the particular before the general;
+refusals.json has what each reader says of what it does not want, and of files that hold no tensors.
 A sign is the name of a tensor, maybe with its shape: "body.#.block1.*", "*.to_k.weight *x2048". In
 it * stands for anything and # for a number. Every reader asks here before it looks further.
 """
@@ -28,8 +29,8 @@ class Kind:
 
     called: str
     signs: re.Pattern
-    also: re.Pattern | None
-    without: re.Pattern | None
+    also: re.Pattern
+    without: re.Pattern
     every: bool
     use: str
     instead: str
@@ -39,107 +40,45 @@ class Kind:
         return re.sub(r"^(an?|the) ", "", self.called)
 
 
-@dataclass(frozen=True)
-class Reader:
-    """What one reader wants. not_this, no_such: in an error; no_such: of a file of unknown kind."""
-
-    not_this: str
-    instead: str
-    no_such: str = ""  # the reader itself judges files of unknown kinds
-
-
-READERS = {
-    MODEL: Reader("not a whole model", "give a Stable Diffusion v1 or v2 model", "no whole model"),
-    "LoRA": Reader("not a LoRA", "give a plain LoRA for Stable Diffusion v1 or v2"),
-    "ControlNet": Reader(
-        "not a ControlNet", "give a ControlNet for Stable Diffusion v1 or v2", "no ControlNet"
-    ),
-    "VAE": Reader("not a VAE file", "give a VAE file, such as vae-ft-mse", "no VAE file"),
-    "textual inversion": Reader(
-        "not a textual inversion", "give a textual inversion for Stable Diffusion v1 or v2"
-    ),
-    "hypernetwork": Reader("not a hypernetwork", "give the .pt file of a hypernetwork"),
-    "depth estimator": Reader(
-        "not a DPT-hybrid depth estimator",
-        "give a depth model, such as sd20-depth, or a DPT-hybrid",
-    ),
-    "classifier of latents": Reader(
-        "which holds no classifier", "give a file that `minisd train classifier` made"
-    ),
-}
-
-
-def pattern(signs: Iterable[str]) -> re.Pattern | None:
-    """Finds the first line of shown() that has one of the signs. None: there are no signs."""
+def pattern(signs: Iterable[str]) -> re.Pattern:
+    """Finds the first line of shown() that has one of the signs."""
     lines = []
     for sign in signs:
         name, _, shape = sign.partition(" ")
         escaped = re.escape(f"{name}\t{shape or '*'}").replace(r"\[", "[").replace(r"\]", "]")
         lines.append(escaped.replace(r"\*", ".*").replace(r"\#", r"\d+"))
-    return re.compile(f"^(?:{'|'.join(lines)})$", re.MULTILINE) if lines else None
+    return re.compile(f"^(?:{'|'.join(lines)})$", re.MULTILINE)
 
 
-def read_kinds() -> tuple[Kind, ...]:
-    listed = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-    return tuple(
-        Kind(
-            called=one["is"],
-            signs=pattern(one["signs"]),
-            also=pattern(one.get("also", ())),
-            without=pattern(one.get("without", ())),
-            every=one.get("all", False),
-            use=one.get("use", ""),
-            instead=one.get("instead", ""),
-        )
-        for one in listed
+def stored(name: str) -> list | dict:
+    return json.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+
+
+KINDS = [
+    Kind(
+        called=one["is"],
+        signs=pattern(one["signs"]),
+        also=pattern(one.get("also", ["*"])),
+        without=pattern(one.get("without", ())),
+        every=one.get("all", False),
+        use=one.get("use", ""),
+        instead=one.get("instead", ""),
     )
+    for one in stored("kinds.json")
+]
+REFUSALS = stored("refusals.json")
 
 
-KINDS = read_kinds()
+def foreign(what: str, beginning: str) -> str:
+    """What a file that holds no tensors for us is, and what to do.
 
-# What files begin with that hold no tensors for us, whatever their names end in.
-PICTURES = rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF.{4}WEBP|BM.{4}\0{4}|II\*\0|MM\0\*"
-ARCHIVES = rb"\x1f\x8b|7z\xbc\xaf|Rar!|\xfd7zXZ|BZh|\x28\xb5\x2f\xfd|.{257}ustar"
-FORMATS = {
-    rb"GGUF": "is a GGUF file, whose weights are quantised: get the same model as .safetensors",
-    PICTURES: "is no file of weights but a picture: give it where a picture is asked for",
-    ARCHIVES: "is a packed archive: unpack it first",
-    rb"\x89HDF": "is a file of Keras or TensorFlow (HDF5): get PyTorch weights",
-    rb"\x08[\x01-\x1f][\x12\x1a\x22\x2a:B]": "is an ONNX or TensorFlow graph: get PyTorch weights",
-    rb"([\x81-\x8f]|\xde..)[\xa1-\xbf\xd9]": "is a file of Flax (msgpack): get PyTorch weights",
-    rb"\x93NUMPY": "is a NumPy array, without names: get the weights as .safetensors",
-    rb"%PDF": "is no file of weights but a PDF: check the path",
-}
-ZIPPED = {
-    r"\.npy$": "is a NumPy archive (.npz): get the weights as .safetensors",
-    r"/code/": "is a program (TorchScript), and was not run: get its weights as .safetensors",
-    r"": "is a zip, but not from torch.save: unpack it first",
-}
+    what: "first bytes", as Latin-1, or "members of a zip" that torch.save did not write, in lines
 
-
-def foreign_format(start: bytes) -> str | None:
-    """What a file that starts so is, and what to do; None: nothing known.
-
-    >>> foreign_format(b"GGUF" + bytes(9))
+    >>> foreign("first bytes", "GGUF\\0\\0\\0")
     'is a GGUF file, whose weights are quantised: get the same model as .safetensors'
     """
-    for magic, sentence in FORMATS.items():
-        if re.match(magic, start, re.DOTALL):
-            return sentence
-    text = start.decode("utf-8", errors="ignore")
-    if len(text.encode()) < len(start) - 3 or not all(c.isprintable() or c.isspace() for c in text):
-        return None  # 3: the end may cut a letter in two
-    if text.lstrip().startswith(("{", "[")):
-        return (
-            "is no file of weights but settings (JSON): give the weights next to it, or the folder"
-        )
-    return "is no file of weights but text: check the path"
-
-
-def foreign_zip(members: Iterable[str]) -> str:
-    """The same for a zip of these members that torch.save did not write."""
-    names = "\n".join(members)
-    return next(what for sign, what in ZIPPED.items() if re.search(sign, names, re.MULTILINE))
+    signs = REFUSALS[what]
+    return next(signs[sign] for sign in signs if re.match(sign, beginning, re.DOTALL))
 
 
 def shown(tensors: Mapping[str, Tensor] | Iterable[str]) -> str:
@@ -158,13 +97,10 @@ def find(tensors: Mapping[str, Tensor] | Iterable[str]) -> tuple[Kind | None, st
     lines = shown(tensors)
     for kind in KINDS:
         sign = kind.signs.search(lines)
-        if not sign or (kind.also and not kind.also.search(lines)):
+        if not sign or not kind.also.search(lines) or kind.without.search(lines):
             continue
-        if kind.without and kind.without.search(lines):
-            continue
-        if kind.every and len(kind.signs.findall(lines)) < lines.count("\n") + 1:
-            continue
-        return kind, sign[0].partition("\t")[0]
+        if not kind.every or len(kind.signs.findall(lines)) == len(lines.splitlines()):
+            return kind, sign[0].partition("\t")[0]
     return None, ""
 
 
@@ -181,50 +117,31 @@ def kind(tensors: Mapping[str, Tensor] | Iterable[str]) -> str:
 def way_out(tensors: Mapping[str, Tensor]) -> str:
     """What to do with a file of these tensors, in words."""
     found, _ = find(tensors)
-    if found is None:
-        return "unknown here"
-    return found.use or found.instead or "minisd has no use for it"
+    return (found.use or found.instead or "minisd has no use for it") if found else "unknown here"
 
 
 def refuse_other_kinds(name: str, tensors: Mapping[str, Tensor], wanted: str) -> None:
     """Raise ValueError where a file is surely not what its reader wants: what it is, what to do.
 
-    name: of the file    wanted: a key of READERS
+    name: of the file    wanted: a reader of refusals.json
     A file of unknown kind is refused where no good file could be one.
     """
     found, sign = find(tensors)
-    reader = READERS[wanted]
+    reader = REFUSALS["readers"][wanted]
     if (found and found.name == wanted) or not tensors:
         return
+    holds = sign or ", ".join(list(tensors)[:SHOWN])
     if wanted == MODEL:
-        raise ValueError(no_whole_model(name, found, sign, tensors))
-    if found and found.use:
-        raise ValueError(f"{name} is {found.called}, {reader.not_this}: {found.use}.")
-    if found:
-        seen = f"which is unknown here (it holds {sign})"
-        raise ValueError(f"{name} is {found.called}, {seen}: {found.instead or reader.instead}.")
-    if reader.no_such:
-        seen = f"its kind is unknown here (it holds {some_of(tensors)})"
-        raise ValueError(f"{name} is {reader.no_such}: {seen}. {capitalised(reader.instead)}.")
-
-
-def no_whole_model(name: str, found: Kind | None, sign: str, tensors: Mapping[str, Tensor]) -> str:
-    """The sentence for a file from which no model can be loaded."""
-    way = (found.use or found.instead) if found else ""
-    if found and found.use:
-        seen = "."
+        loads = "minisd loads whole Stable Diffusion v1 and v2 models"
+        called = found.name if found else UNKNOWN
+        what = f"no whole model ({called}): {loads}, and this file holds {holds}"
+    elif found and found.use:
+        what = f"{found.called}, {reader['not_this']}"
+    elif found:
+        what = f"{found.called}, which is unknown here (it holds {holds})"
+    elif "no_such" in reader:
+        what = f"{reader['no_such']}: its kind is unknown here (it holds {holds})"
     else:
-        seen = f", so give one of those (this file holds {sign or some_of(tensors)})."
-    return (
-        f"{name} is no whole model ({found.name if found else UNKNOWN}): minisd loads whole Stable "
-        f"Diffusion v1 and v2 models{seen}" + (f" {capitalised(way)}." if way else "")
-    )
-
-
-def some_of(tensors: Mapping[str, Tensor]) -> str:
-    names = list(tensors)
-    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
-
-
-def capitalised(text: str) -> str:
-    return text[:1].upper() + text[1:]
+        return  # the reader itself judges it
+    way = (found and (found.use or found.instead)) or reader["instead"]
+    raise ValueError(f"{name} is {what}. {way[:1].upper()}{way[1:]}.")

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from minisd.checkpoints.kinds import foreign_format, foreign_zip
+from minisd.checkpoints.kinds import foreign
 
 UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "bytes": 1}
 
@@ -129,16 +129,10 @@ def first_bytes(path: Path, count: int = 512) -> bytes:
         start = file.read(count)
     if not start:
         raise ValueError(f"{path.name} is empty: fetch it again.")
-    if start.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path.name} is a Git LFS pointer: fetch the file with `git lfs pull`.")
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise ValueError(f"{path.name} is a web page, perhaps a login: download the file itself.")
     if len(start) < 9:
         raise ValueError(cut_off(path))
     if not (starts_safetensors(start) or start.startswith((b"PK", b"\x80"))):
-        expected = "expected .safetensors, or what torch.save writes (.ckpt, .pt, .bin)"
-        foreign = foreign_format(start) or f"is no file of weights ({expected}): check the path"
-        raise ValueError(f"{path.name} {foreign}.")
+        raise ValueError(f"{path.name} {foreign('first bytes', start.decode('latin-1'))}.")
     return start
 
 
@@ -301,8 +295,9 @@ def pickled_names(path: Path) -> list[str]:
         raise ValueError(cut_off(path))
     with zipfile.ZipFile(path) as archive:
         pickled = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        if not pickled or any("/code/" in name for name in archive.namelist()):
-            raise ValueError(f"{path.name} {foreign_zip(archive.namelist())}.")
+        members = "\n".join(archive.namelist())
+        if not pickled or "/code/" in members:
+            raise ValueError(f"{path.name} {foreign('members of a zip', members)}.")
         with archive.open(pickled[0]) as file:
             return list(named_globals(file))
 
