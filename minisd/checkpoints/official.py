@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from minisd.checkpoints.prediction import sha256
-from minisd.checkpoints.read import size_in_words
+from minisd.checkpoints.read import read_json, size_in_words
 from minisd.config import WEIGHTS
 
 NOTE = "source.json"  # beside a download: where it came from, and its sha256
@@ -39,27 +39,15 @@ class Official:
         return self.revisions.get(repository, "main")
 
 
-def published() -> dict[str, Official]:
-    """All that is known here, by name: official.json."""
-    stored = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-    return {name: Official(**fields) for name, fields in stored.items()}
-
-
-OFFICIAL = published()
+OFFICIAL = {
+    name: Official(**fields)
+    for name, fields in read_json(Path(__file__).with_suffix(".json")).items()
+}
 
 # What comes with minisd, name -> file in weights/. A name means this file wherever a path may
 # stand, even if a file or folder here is called the same: write ./mini for that.
 SHIPPED = {
-    "mini": "mini.safetensors",
-    "mini-inpaint": "mini-inpaint.safetensors",  # 9 channels: reads a mask
-    "mini-depth": "mini-depth.safetensors",  # 5 channels: reads a depth; holds an estimator of it
-    "mini-edges": "mini-edges.safetensors",  # a ControlNet for edges
-    "mini-edges-half": "mini-edges-half.safetensors",  # its new parts, half trained: for a lesson
-    "mini-blueprint": "mini-blueprint.safetensors",  # a LoRA: white lines on blue paper
-    "mini-sepia": "mini-sepia.pt",  # a hypernetwork: an old photograph's brown
-    "mini-blorp": "mini-blorp.safetensors",  # textual inversion: the word <blorp>, a fox
-    "mini-decoder": "mini-decoder.safetensors",  # a VAE file with a better decoder
-    "mini-classifier": "mini-classifier.safetensors",  # guides towards one of the mini's things
+    name: file for name, (file, _) in read_json(Path(__file__).with_name("shipped.json")).items()
 }
 
 
@@ -79,9 +67,8 @@ def local(source: str | Path) -> Path:
         return Path(source)
     path = kept() / str(source) / OFFICIAL[source].file
     if not path.exists():
-        raise ValueError(
-            f"{source} is not on this machine: fetch it with `minisd download {source}`."
-        )
+        fetch = f"fetch it with `minisd download {source}`"
+        raise ValueError(f"{source} is not on this machine: {fetch}.")
     return path
 
 
@@ -96,10 +83,8 @@ def about(name: str) -> str:
     size = size_in_words(official.size) if official.size else "size unknown"
     checksum = official.sha256 or "unknown: it will be noted the first time, and checked from then"
     sources = " or ".join(f"{one} at {official.revision(one)}" for one in official.repositories)
-    return (
-        f"{name}: {official.file}, {size}, licence {official.licence}, from {sources}, "
-        f"sha256 {checksum}"
-    )
+    what = f"{official.file}, {size}, licence {official.licence}"
+    return f"{name}: {what}, from {sources}, sha256 {checksum}"
 
 
 def download(name: str, endpoint: str | None = None) -> Path:
@@ -116,80 +101,65 @@ def download(name: str, endpoint: str | None = None) -> Path:
     path = folder / official.file
     if path.exists():
         return path
-    try:
-        import huggingface_hub  # noqa: F401
-    except ImportError as error:
-        raise ValueError("downloads need huggingface_hub: pip install 'minisd[hub]'.") from error
     for repository in official.repositories:
         part = folder / f"{official.file}.from-{repository.replace('/', '-')}.part"
-        try:
-            revision = fetch(repository, official, part, endpoint)
-        except gone():
+        revision = fetch(repository, official, part, endpoint)
+        if revision is None:
             continue
         digest = checked(part, name)
         note = {"repository": repository, "revision": revision, "sha256": digest}
         (folder / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
         os.replace(part, path)
         return path
-    raise ValueError(
-        f"{name} is no longer at {' or '.join(official.repositories)}: find {official.file} "
-        "elsewhere, and give minisd its path."
-    )
+    sources = " or ".join(official.repositories)
+    way = f"find {official.file} elsewhere, and give minisd its path"
+    raise ValueError(f"{name} is no longer at {sources}: {way}.")
 
 
-def gone() -> tuple[type[Exception], ...]:
-    """What the hub's library raises where there is no such repository, commit or file."""
-    from huggingface_hub import errors
+def fetch(repository: str, official: Official, part: Path, endpoint: str | None) -> str | None:
+    """Append what is missing to the part. ValueError as download().
 
-    return (
-        errors.RepositoryNotFoundError,
-        errors.RevisionNotFoundError,
-        errors.EntryNotFoundError,
-    )
-
-
-def fetch(repository: str, official: Official, part: Path, endpoint: str | None) -> str:
-    """Append what is missing to the part. Returns the revision. ValueError as download()."""
-    from huggingface_hub import errors, file_download, hf_hub_url
-
-    file = official.file
-    url = hf_hub_url(repository, file, revision=official.revision(repository), endpoint=endpoint)
+    Returns the revision; None where there is no such repository, commit or file.
+    """
     try:
+        from huggingface_hub import errors, file_download, hf_hub_url
+    except ImportError as error:
+        raise ValueError("downloads need huggingface_hub: pip install 'minisd[hub]'.") from error
+    file, revision = official.file, official.revision(repository)
+    absent = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
+    try:
+        url = hf_hub_url(repository, file, revision=revision, endpoint=endpoint)
         part.parent.mkdir(parents=True, exist_ok=True)
         there = file_download.get_hf_file_metadata(url, endpoint=endpoint)
         with open(part, "ab") as growing:
-            done = growing.tell()
-            file_download.http_get(
-                there.location, growing, resume_size=done, expected_size=there.size
-            )
-    except errors.OfflineModeIsEnabled as error:
-        raise ValueError(f"offline mode is on: switch it off to fetch {file}.") from error
-    except errors.GatedRepoError as error:
-        raise ValueError(f"{repository} wants a login: `hf auth login` first.") from error
-    except gone():
-        raise  # for download() to try the next
-    except errors.HfHubHTTPError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{repository} cannot give {file} ({reason}): try again later.") from error
+            size = {"resume_size": growing.tell(), "expected_size": there.size}
+            file_download.http_get(there.location, growing, **size)
     except Exception as error:  # the library below may raise its own, or the system's
+        gated = isinstance(error, errors.GatedRepoError)
+        if isinstance(error, (*absent, errors.EntryNotFoundError)) and not gated:
+            return None
         raise ValueError(what_broke(error, part, repository, file)) from error
     return there.commit_hash or "unknown"
 
 
 def what_broke(error: Exception, part: Path, repository: str, file: str) -> str:
     """The sentence for a download that did not begin, or did not get to its end."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return f"offline mode is on: switch it off to fetch {file}."
+    if isinstance(error, errors.GatedRepoError):
+        return f"{repository} wants a login: `hf auth login` first."
+    if isinstance(error, errors.HfHubHTTPError):
+        return f"{repository} cannot give {file} ({str(error).splitlines()[0]}): try again later."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{part.parent} has no room left for {file}: make some."
     if is_offline(error) and not part.exists():
-        return (
-            f"there is no network to fetch {file} by ({error}): connect this machine, or fetch the "
-            f"file on another one from {repository} and give minisd its path."
-        )
+        way = f"connect this machine, or fetch the file on another one from {repository}"
+        return f"there is no network to fetch {file} by ({error}): {way} and give minisd its path."
     got = size_in_words(part.stat().st_size) if part.exists() else "nothing"
-    return (
-        f"the download of {file} broke off, {got} of it are kept ({error}): give the same command "
-        "again to go on from there."
-    )
+    again = "give the same command again to go on from there"
+    return f"the download of {file} broke off, {got} of it are kept ({error}): {again}."
 
 
 def is_offline(error: BaseException | None) -> bool:
@@ -207,14 +177,13 @@ def checked(part: Path, name: str) -> str:
     published, the one noted at the first download; the part is deleted.
     """
     digest, note = sha256(part), part.parent / NOTE
-    published, first = OFFICIAL[name].sha256, None
-    if published is None and note.exists():
-        first = json.loads(note.read_text(encoding="utf-8"))["sha256"]
-    if digest == (published or first or digest):
-        return digest
-    part.unlink()
-    mend = "try again later" if published else f"if that is meant, delete {note} and fetch it again"
-    raise ValueError(
-        f"{OFFICIAL[name].file} arrived with the sha256 {digest}, which is not the "
-        f"{'published one' if published else 'one of the first download'}, and was deleted: {mend}."
-    )
+    expected = OFFICIAL[name].sha256
+    whose, way = "published one", "try again later"
+    if expected is None:
+        whose, way = "one of the first download", f"if that is meant, delete {note} and fetch again"
+        expected = read_json(note)["sha256"] if note.exists() else digest
+    if digest != expected:
+        part.unlink()
+        arrived = f"{OFFICIAL[name].file} arrived with the sha256 {digest}"
+        raise ValueError(f"{arrived}, which is not the {whose}, and was deleted: {way}.")
+    return digest
