@@ -72,31 +72,19 @@ def info(source: str | Path) -> Info:
 
     Raises ValueError for what is no file of weights, or is a model that would not load.
     """
-    path, averaged = locate(source), False
+    path, averaged, what = locate(source), False, MODEL
     if path.is_file():
         tensors = read(path)
         what, averaged = kind(tensors), holds_only_averaged(tensors)
-        if what != MODEL:
-            numbers = {"in all": count_numbers(tensors.values())}
-            stored = dtypes(tensors.values())
-            return Info(path.name, what, size_of(path), numbers, stored, way_out(tensors))
-    contents = lay_open(path, ema=averaged)
-    stored = [tensor for part in contents.parts.values() for tensor in part.values()]
-    return Info(
-        name=path.name,
-        kind=MODEL,
-        bytes=size_of(path),
-        numbers={part: count_numbers(ours.values()) for part, ours in contents.parts.items()},
-        tensors=dtypes(stored),
-        layout=contents.layout,
-        config=contents.config,
-        known_by=contents.known_by,
-        not_needed=grouped(contents),
-    )
-
-
-def count_numbers(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() for tensor in tensors)
+    if what != MODEL:
+        parts, more = {"in all": tensors}, {"use": way_out(tensors)}
+    else:
+        contents = lay_open(path, ema=averaged)
+        about = {name: getattr(contents, name) for name in ("layout", "config", "known_by")}
+        parts, more = contents.parts, {**about, "not_needed": grouped(contents)}
+    stored = [tensor for part in parts.values() for tensor in part.values()]
+    numbers = {name: sum(t.numel() for t in part.values()) for name, part in parts.items()}
+    return Info(path.name, what, size_of(path), numbers, dtypes(stored), **more)
 
 
 def dtypes(tensors: Iterable[Tensor]) -> dict[str, int]:

@@ -145,8 +145,7 @@ def usual_name(key: str, part: str) -> str:
     'text_model.final_layer_norm.bias'
     """
     if part == "vae" and ".attentions." in key:
-        names = [OLD_VAE_NAMES.get(name, name) for name in key.split(".")]
-        return ".".join(names)
+        return ".".join(OLD_VAE_NAMES.get(name, name) for name in key.split("."))
     if part == "vae" and ".attn_1." in key:
         start, _, inside = key.partition(".attn_1.")
         name, _, leaf = inside.rpartition(".")
@@ -176,15 +175,10 @@ RES_BLOCK = (
     Row("conv2", "out_layers.3", "conv2"),
 )
 ATTENTION = (
-    Row("to_q", "to_q", "to_q"),
-    Row("to_k", "to_k", "to_k"),
-    Row("to_v", "to_v", "to_v"),
+    *[Row(name, name, name) for name in ("to_q", "to_k", "to_v")],
     Row("to_out", "to_out.0", "to_out.0"),
 )
-GEGLU = (
-    Row("widen", "net.0.proj", "net.0.proj"),
-    Row("narrow", "net.2", "net.2"),
-)
+GEGLU = (Row("widen", "net.0.proj", "net.0.proj"), Row("narrow", "net.2", "net.2"))
 CONV = (Row("conv", "conv", "conv"),)
 
 
@@ -210,21 +204,15 @@ def transformer(config: UNetConfig) -> tuple[Row, ...]:
 
 def unet(config: UNetConfig) -> list[Row]:
     """The U-Net's rows. The original counts blocks through: input_blocks.0 is the first conv."""
-    time = (
-        Row("linear1", "0", "linear_1"),
-        Row("linear2", "2", "linear_2"),
-    )
-    mid = [
-        Row("mid.res.0", "middle_block.0", "mid_block.resnets.0", RES_BLOCK),
-        Row("mid.attn", "middle_block.1", "mid_block.attentions.0", transformer(config)),
-        Row("mid.res.1", "middle_block.2", "mid_block.resnets.1", RES_BLOCK),
-        Row("mid", "middle_block", "mid_block"),
-    ]
+    time = (Row("linear1", "0", "linear_1"), Row("linear2", "2", "linear_2"))
     return [
         Row("time", "time_embed", "time_embedding", time),
         Row("conv_in", "input_blocks.0.0", "conv_in"),
         *unet_down(config),
-        *mid,
+        Row("mid.res.0", "middle_block.0", "mid_block.resnets.0", RES_BLOCK),
+        Row("mid.attn", "middle_block.1", "mid_block.attentions.0", transformer(config)),
+        Row("mid.res.1", "middle_block.2", "mid_block.resnets.1", RES_BLOCK),
+        Row("mid", "middle_block", "mid_block"),
         *unet_up(config),
         Row("norm_out", "out.0", "conv_norm_out"),
         Row("conv_out", "out.2", "conv_out"),
@@ -286,20 +274,14 @@ def attn_block(level: Row, j: int, config: UNetConfig) -> Row:
 
 VAE_RES_BLOCK = tuple(Row(name, name, name) for name in ("norm1", "conv1", "norm2", "conv2"))
 VAE_SHORTCUT = Row("shortcut", "nin_shortcut", "conv_shortcut")
+VAE_ATTENTION = (
+    Row("norm", "norm", "group_norm"),
+    *[Row(f"to_{name}", name, f"to_{name}", convolution=("original",)) for name in "qkv"],
+    Row("to_out", "proj_out", "to_out.0", convolution=("original",)),
+)
 VAE_MID = (
     Row("res.0", "block_1", "resnets.0", VAE_RES_BLOCK),
-    Row(
-        "attn",
-        "attn_1",
-        "attentions.0",
-        (
-            Row("norm", "norm", "group_norm"),
-            Row("to_q", "q", "to_q", convolution=("original",)),
-            Row("to_k", "k", "to_k", convolution=("original",)),
-            Row("to_v", "v", "to_v", convolution=("original",)),
-            Row("to_out", "proj_out", "to_out.0", convolution=("original",)),
-        ),
-    ),
+    Row("attn", "attn_1", "attentions.0", VAE_ATTENTION),
     Row("res.1", "block_2", "resnets.1", VAE_RES_BLOCK),
 )
 

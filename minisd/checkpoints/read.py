@@ -81,10 +81,9 @@ def rename(
     for name, tensor in tensors:
         usual = spell(name)
         if usual in found and not same_values(found[usual], tensor):
-            raise ValueError(
-                f"holds {usual} twice with different values, as {names[usual]} and as {name}: "
-                "delete the one that is not meant, or get another copy"
-            )
+            twice = f"twice with different values, as {names[usual]} and as {name}"
+            way = "delete the one that is not meant, or get another copy"
+            raise ValueError(f"holds {usual} {twice}: {way}")
         found.setdefault(usual, tensor)
         names.setdefault(usual, name)
     return found
@@ -166,10 +165,8 @@ def header(path: Path) -> dict:
         raise ValueError(f"{path.name} has a damaged header: fetch it again.") from error
     named = said is None or isinstance(said, dict)  # some programs write null
     if not named or not all(isinstance(each, str) for each in (said or {}).values()):
-        raise ValueError(
-            f"{path.name} has a header whose __metadata__ is not names with texts, as the format "
-            "demands: get another copy."
-        )
+        wrong = "whose __metadata__ is not names with texts, as the format demands"
+        raise ValueError(f"{path.name} has a header {wrong}: get another copy.")
     if end > size:
         raise ValueError(cut_off(path, end))
     return content
@@ -177,11 +174,7 @@ def header(path: Path) -> dict:
 
 def cut_off(path: Path, whole: int | None = None) -> str:
     """The sentence for a file that ends too early. whole: its full size, where that is known."""
-    size = path.stat().st_size
-    got = size_in_words(size)
-    if whole:
-        unit = unit_of(whole)
-        got = f"{size / UNITS[unit]:.3g} of {size_in_words(whole)}"
+    got = size_in_words(path.stat().st_size, whole or 0)
     return f"{path.name} ends after {got}: the download was cut off. Fetch it again."
 
 
@@ -191,17 +184,14 @@ def damaged(path: Path) -> str:
     return f"{path.name} is damaged, or cut off after {size}: fetch it again."
 
 
-def size_in_words(size: int) -> str:
+def size_in_words(size: int, whole: int = 0) -> str:
     """
-    >>> size_in_words(4_265_380_512)
-    '4.27 GB'
+    >>> size_in_words(4_265_380_512), size_in_words(500_000, 1_200_000)
+    ('4.27 GB', '0.5 of 1.2 MB')
     """
-    unit = unit_of(size)
-    return f"{size / UNITS[unit]:.3g} {unit}"
-
-
-def unit_of(size: int) -> str:
-    return next(unit for unit in UNITS if size >= UNITS[unit] or unit == "bytes")
+    unit = next(unit for unit in UNITS if max(size, whole) >= UNITS[unit] or unit == "bytes")
+    of = f" of {whole / UNITS[unit]:.3g}" if whole else ""
+    return f"{size / UNITS[unit]:.3g}{of} {unit}"
 
 
 # ---- pickles ---------------------------------------------------------------------------------
@@ -322,9 +312,7 @@ def refusal(path: Path, names: list[str], error: str) -> str:
     """The sentence for a pickle whose interpreter refused: for whose sake, if that can be told."""
     blamed = [name for name in names if name.removeprefix("builtins.") in error]
     foreign = [name for name in names if not name.startswith((*PLAIN, *LEFT_BEHIND))]
-    for name in blamed + foreign:
-        return (
-            f"{path.name} asks for {name}, which could run code, and was not loaded: "
-            "get the same weights as .safetensors."
-        )
-    return damaged(path)
+    if not blamed + foreign:
+        return damaged(path)
+    asks = f"asks for {(blamed + foreign)[0]}, which could run code, and was not loaded"
+    return f"{path.name} {asks}: get the same weights as .safetensors."

@@ -27,11 +27,7 @@ class DepthConfig:
     """Sizes of the estimator. The defaults are DPT-hybrid's."""
 
     stem: int = 64
-    stages: tuple[int, ...] = (
-        256,
-        512,
-        1024,
-    )  # of the ResNet, each half as large as the one before
+    stages: tuple[int, ...] = (256, 512, 1024)  # of the ResNet, each half as large as before
     blocks: tuple[int, ...] = (3, 4, 9)
     width: int = 768  # of the transformer
     layers: int = 12
@@ -68,9 +64,8 @@ class StandardisedConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
         weight = (self.weight - mean) / (variance + 1e-8).sqrt()
-        return F.conv2d(
-            pad_same(x, self.kernel_size[0], self.stride[0]), weight, stride=self.stride
-        )
+        x = pad_same(x, self.kernel_size[0], self.stride[0])
+        return F.conv2d(x, weight, stride=self.stride)
 
 
 class Bottleneck(nn.Module):
@@ -111,8 +106,8 @@ class ResNet(nn.Module):
         self.norm = nn.GroupNorm(groups, config.stem)
         self.stages = nn.ModuleList()
         c = config.stem
-        for i, (c_out, count) in enumerate(zip(config.stages, config.blocks)):
-            stride = 1 if i == 0 else 2
+        for c_out, count in zip(config.stages, config.blocks):
+            stride = 2 if self.stages else 1
             first = Bottleneck(c, c_out, stride, groups, first=True)
             rest = [Bottleneck(c_out, c_out, 1, groups, first=False) for _ in range(count - 1)]
             self.stages.append(nn.ModuleList([first, *rest]))
