@@ -23,10 +23,8 @@ class SwappedVAE(Handle):
         An autoencoder that was swapped in later stays until its own handle is removed.
         """
         self.removed = True
-        handle = getattr(self.sd.vae, "brought_by", None)
-        while handle is not None and handle.removed:
+        while (handle := getattr(self.sd.vae, "brought_by", None)) and handle.removed:
             self.sd.vae = handle.before
-            handle = getattr(self.sd.vae, "brought_by", None)
 
 
 def swap_vae(sd: StableDiffusion, path: str | Path) -> SwappedVAE:
