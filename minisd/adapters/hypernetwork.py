@@ -74,10 +74,8 @@ def hypernetwork(sd: StableDiffusion, path: str | Path, strength: float = 1.0) -
     widths = {layer.to_k.in_features for layer in attentions(sd.unet).values()}
     if not networks.keys() <= widths and sd.config.unet.context_dim not in networks:
         known, needed = (", ".join(map(str, sorted(all))) for all in (networks, widths))
-        raise ValueError(
-            f"{Path(path).name} rewrites contexts {known} wide, and the model's are {needed}: "
-            "it is made for another model."
-        )
+        what = f"rewrites contexts {known} wide, and the model's are {needed}"
+        raise ValueError(f"{Path(path).name} {what}: it is made for another model.")
     return put_on(sd.unet, networks, strength)
 
 
@@ -109,45 +107,36 @@ def rewriting(net: Rewriter, strength: float) -> Callable:
 def read_hypernetwork(path: str | Path) -> dict[int, tuple[Rewriter, Rewriter]]:
     """Width -> the network for keys and the one for values. ValueError as hypernetwork()."""
     path = local(path)
-    tensors, about = layers_and_settings(path)
-    said = settings_of(about, path.name)
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise ValueError(f"{path.name} holds NaN or infinity: get another copy.")
+    content = read(path) if is_safetensors(path) else unpickle(path)
+    content = content if isinstance(content, dict) else {}
+    refuse_other_kinds(path.name, dict(named_tensors(content)), "hypernetwork")
+    try:
+        if is_safetensors(path):
+            raise ValueError("is no .pt of a hypernetwork, which alone says its activation: get it")
+        return networks_in(content)
+    except ValueError as error:
+        raise ValueError(f"{path.name} {error}.") from error
+
+
+def networks_in(content: Mapping) -> dict[int, tuple[Rewriter, Rewriter]]:
+    """Width -> its two networks. Raises ValueError for anything else in the file's content."""
+    layers = {key: each for key, each in content.items() if key not in SETTINGS.ignored}
     held: defaultdict = defaultdict(lambda: defaultdict(dict))
-    for key, tensor in tensors.items():
+    for key, tensor in rename(named_tensors(layers), usual_layer).items():
+        if not LAYER.fullmatch(key):
+            raise ValueError(f"holds {key}, which is no layer of a hypernetwork: get another copy")
+        if not tensor.isfinite().all():
+            raise ValueError(f"holds NaN or infinity in {key}: get another copy")
         width, which, _, number, leaf = key.split(".")
         held[int(width), int(which)][int(number)][leaf] = tensor
+    said = settings_in({str(key): each for key, each in content.items() if not str(key).isdigit()})
     networks = {}
     for width in {width for width, _ in held}:
         networks[width] = tuple(rewriter(held[width, which], width, said) for which in (0, 1))
     if not networks or any(None in pair for pair in networks.values()):
         what = "is no whole hypernetwork, width by width two networks"
-        raise ValueError(f"{path.name} {what}: get another copy.")
+        raise ValueError(f"{what}: get another copy")
     return networks
-
-
-def layers_and_settings(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """The layers' tensors by name, and what else the file says by name.
-
-    Raises ValueError for another kind of file and for tensors that are of no layer.
-    """
-    content = read(path) if is_safetensors(path) else unpickle(path)
-    content = content if isinstance(content, dict) else {}
-    refuse_other_kinds(path.name, dict(named_tensors(content)), "hypernetwork")
-    if is_safetensors(path):
-        what = "is no .pt of a hypernetwork, which alone says its activation: give that"
-        raise ValueError(f"{path.name} {what}.")
-    about = {str(key): value for key, value in content.items() if not str(key).isdigit()}
-    layers = {key: each for key, each in content.items() if key not in SETTINGS.ignored}
-    try:
-        tensors = rename(named_tensors(layers), usual_layer)
-    except ValueError as error:
-        raise ValueError(f"{path.name} {error}.") from error
-    for key in tensors:
-        if not LAYER.fullmatch(key):
-            what = f"holds {key}, which is no layer of a hypernetwork known here"
-            raise ValueError(f"{path.name} {what}: get another copy.")
-    return tensors, about
 
 
 def usual_layer(key: str) -> str:
@@ -155,21 +144,18 @@ def usual_layer(key: str) -> str:
     return key.replace(".linear1.", ".linear.0.").replace(".linear2.", ".linear.1.")
 
 
-def settings_of(stored: Mapping[str, object], name: str) -> dict[str, object]:
+def settings_in(stored: Mapping[str, object]) -> dict[str, object]:
     """What a file says of its networks. Raises ValueError for what is unknown or makes no sense."""
-    try:
-        said = SETTINGS.read(stored)
-    except ValueError as error:
-        raise ValueError(f"{name} {error}.") from error
+    said = SETTINGS.read(stored)
     said["activation_func"] = str(said["activation_func"] or "linear").lower()
     if said["activation_func"] not in {"linear", *ACTIVATIONS}:
         what = f"has the activation {said['activation_func']!r}, which is unknown here"
-        raise ValueError(f"{name} {what}: known are linear, {', '.join(ACTIVATIONS)}.")
+        raise ValueError(f"{what}: known are linear, {', '.join(ACTIVATIONS)}")
     sizes = said["layer_structure"]
     numbers = isinstance(sizes, list | tuple) and all(type(n) in (int, float) for n in sizes)
     flags = [said["is_layer_norm"] or False, said["activate_output"]]
     if not (sizes is None or numbers) or not all(isinstance(flag, bool) for flag in flags):
-        raise ValueError(f"{name} has a setting of a wrong kind: get another copy.")
+        raise ValueError("has a setting of a wrong kind: get another copy")
     return said
 
 

@@ -30,11 +30,9 @@ from minisd.config import ModelConfig
 from minisd.pipeline import StableDiffusion
 
 PARTS = {"unet": "unet", "te": "text_encoder", "text_encoder": "text_encoder"}
-KOHYA = re.compile(r"lora_(?P<part>unet|te)_(?P<layer>.+?)\.(?P<leaf>lora_down|lora_up|alpha)")
-DIFFUSERS = re.compile(
-    r"(?:(?P<part>unet|text_encoder)\.)?(?P<layer>.+?)[._]"
-    r"(?P<leaf>lora_A|lora_B|lora\.down|lora\.up|lora_linear_layer\.down|lora_linear_layer\.up|alpha)"
-)
+LEAVES = r"(?P<leaf>lora_[AB]|lora(_linear_layer)?\.(down|up)|lora_(down|up)|alpha)"
+KOHYA = re.compile(rf"lora_(?P<part>unet|te)_(?P<layer>.+?)\.{LEAVES}")
+DIFFUSERS = re.compile(rf"((?P<part>unet|text_encoder)\.)?(?P<layer>.+?)[._]{LEAVES}")
 READS_CONTEXT = re.compile(r"attn2.*to_[kv][._].*(lora_A|down)\b")
 PEFT = "base_model.model."
 TEXT_LAYERS = ("text_model.", "encoder.layers.")  # newer transformers leave out the first
@@ -140,10 +138,8 @@ def by_layer(
     if strange or halves or not found:
         what = "names that fit no layer" if strange else "layers without both matrices"
         some = ", ".join((strange or halves or ["none at all"])[:3])
-        raise ValueError(
-            f"{file} is no whole LoRA of {config.name}: it holds {what} ({some}). It is "
-            f"damaged, or made for another kind of model{contexts_told(tensors, config)}."
-        )
+        what = f"{file} is no whole LoRA of {config.name}: it holds {what} ({some}). It is damaged"
+        raise ValueError(f"{what}, or made for another model{contexts_told(tensors, config)}.")
     return found
 
 
@@ -154,9 +150,7 @@ def contexts_told(tensors: dict[str, Tensor], config: ModelConfig) -> str:
     return other and f", whose contexts are {other} wide, not {config.unet.context_dim}"
 
 
-def change_of(
-    held: dict[str, Tensor], settings: Sequence[Mapping[str, object]], layer: str
-) -> Change:
+def change_of(held: dict[str, Tensor], settings: Sequence[Mapping], layer: str) -> Change:
     """What a file holds of one layer.
 
     settings: of PEFT's, one for each place that states them    layer: its name in diffusers
@@ -231,10 +225,8 @@ def fit(change: Change, layer: nn.Module, name: str) -> Change:
     shapes = (rank, *weight.shape[1:]), (len(weight), rank, *ends)
     pairs = list(zip((change.down, change.up), shapes))
     if any((*matrix.shape, 1, 1)[:4] != (*shape, 1, 1)[:4] for matrix, shape in pairs):
-        raise ValueError(
-            f"{name} changes {change.down.shape[1]} channels into {len(change.up)}, but the "
-            f"model's layer takes {weight.shape[1]} into {len(weight)}: the file is made for "
-            "another model."
-        )
+        what = f"changes {change.down.shape[1]} channels into {len(change.up)}"
+        own = f"the model's layer takes {weight.shape[1]} into {len(weight)}"
+        raise ValueError(f"{name} {what}, but {own}: the file is made for another model.")
     down, up = (matrix.to(weight).reshape(shape) for matrix, shape in pairs)
     return Change(down, up, change.alpha)

@@ -32,10 +32,9 @@ def stated_settings(path: Path, keys: Iterable[str]) -> list[tuple[str, dict[str
     if config.exists() and path.stem.startswith(OWNERS):
         places.append(("", read_json(config)))
     elif config.exists() and not places and any("lora_A" in key for key in keys):
-        raise ValueError(
-            f"{path.name} lies next to an {FILE} that may be another LoRA's: call the file "
-            f"{OWNERS[0]}{path.suffix} if it is described there, or else move it to another folder."
-        )
+        what = f"{path.name} lies next to an {FILE} that may be another LoRA's"
+        way = f"call it {OWNERS[0]}{path.suffix} if it is described there, else move it elsewhere"
+        raise ValueError(f"{what}: {way}.")
     return [(part, read_settings(fields, path.name)) for part, fields in places]
 
 
