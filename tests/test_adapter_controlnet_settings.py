@@ -693,3 +693,25 @@ def test_a_scale_must_be_finite(v1, picture, scale):
     sd, _ = v1
     with pytest.raises(ValueError, match=r"scale is .*: give a finite number"):
         control(sd, pooled(sd), picture, scale)
+
+
+@pytest.mark.parametrize(("width", "height"), [(104, 72), (40, 120), (8, 8)])
+def test_sizes_that_are_multiples_of_8_alone(v1, picture, width, height):
+    """Odd levels: the network halves them as the U-Net does."""
+    sd, theirs = v1
+    network = reference(theirs)
+    own = same_network(sd, network)
+    hint = picture.resize((width, height))
+    expected = controlled_pipeline(sd, theirs, network)(
+        PROMPTS,
+        image=[hint] * 2,
+        num_inference_steps=2,
+        guidance_scale=5.0,
+        height=height,
+        width=width,
+        generator=of_seeds(3, 4),
+        output_type="latent",
+    ).images
+    with control(sd, own, hint):
+        found = drawn(sd, width=width, height=height, steps=2)
+    assert relative_error(found, expected) < END_TO_END

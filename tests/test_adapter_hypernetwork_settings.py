@@ -146,6 +146,24 @@ def test_a_tensor_next_to_the_layers_is_refused(tmp_path, extra):
         read_hypernetwork(tmp_path / "bad.pt")
 
 
+def test_a_layer_under_its_old_and_its_new_name_is_refused(tmp_path):
+    content = as_the_web_ui_saves()
+    more = {"linear1.weight": torch.ones_like(content[WIDTH][0]["linear.0.weight"])}
+    content[WIDTH] = [state | more for state in content[WIDTH]]
+    torch.save(content, tmp_path / "bad.pt")
+    with pytest.raises(ValueError, match=r"bad\.pt holds 64\.0\.linear\.0\.weight twice"):
+        read_hypernetwork(tmp_path / "bad.pt")
+
+
+@pytest.mark.parametrize("shape", [(), (1, WIDTH, WIDTH)])
+def test_a_layer_that_is_no_matrix_is_refused(tmp_path, shape):
+    content = as_the_web_ui_saves()
+    content[WIDTH] = [state | {"linear.0.weight": torch.ones(shape)} for state in content[WIDTH]]
+    torch.save(content, tmp_path / "bad.pt")
+    with pytest.raises(ValueError, match="no whole hypernetwork"):
+        read_hypernetwork(tmp_path / "bad.pt")
+
+
 def test_the_table_knows_all_that_the_web_ui_writes():
     names = {name for name in as_the_web_ui_saves() if isinstance(name, str)}
     assert names <= {**SETTINGS.obeyed, **SETTINGS.ignored}.keys()

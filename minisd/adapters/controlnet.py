@@ -18,19 +18,12 @@ from einops import reduce, repeat
 from PIL import Image
 from torch import Tensor, nn
 
-from minisd.adapters.controlnet_settings import (
-    PLAIN,
-    HintSettings,
-    refuse_other_heads,
-    stated_settings,
-    to_header,
-)
+from minisd.adapters.controlnet_settings import PLAIN, HintSettings, stated_settings, to_header
 from minisd.adapters.handle import Handle, refuse_non_finite
 from minisd.checkpoints import names
 from minisd.checkpoints.contents import cover_part, purpose, weight_files
 from minisd.checkpoints.kinds import refuse_other_kinds
 from minisd.checkpoints.load import fill
-from minisd.checkpoints.names import Row
 from minisd.checkpoints.official import local
 from minisd.checkpoints.read import read
 from minisd.checkpoints.write import write_tensors, written_whole
@@ -95,10 +88,8 @@ class ControlNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, hint: Tensor) -> list[Tensor]:
         if self.is_difference:
-            raise ValueError(
-                "this ControlNet holds what differs from a U-Net: give it to control(), which adds "
-                "the U-Net's weights."
-            )
+            what = "this ControlNet holds what differs from a U-Net"
+            raise ValueError(f"{what}: give it to control(), which adds the U-Net's weights.")
         if self.settings.channel_order == "bgr":
             hint = hint.flip(1)
         time = self.time(t)
@@ -127,13 +118,10 @@ class ControlNet(nn.Module):
         is_difference = tensors.pop(DIFFERENCE, None) is not None
         layout = "diffusers" if "controlnet_mid_block.weight" in tensors else "original"
         stated, settings = stated_settings(files[0], layout, config)
-        if stated and config:
-            refuse_other_heads(path.name, stated, config)
         config = config or stated or published_config(path, tensors)
         with torch.device("meta"):
             network = cls(config, settings)
-        table = rows(config, settings)
-        state = cover_part(tensors, network, table, layout, path.name)
+        state = cover_part(tensors, network, rows(config, settings), layout, path.name)
         fill(network, state, "cpu", torch.float32, path.name)
         network.is_difference = is_difference
         return network.eval().requires_grad_(False)
@@ -162,20 +150,15 @@ def control(
     """
     refuse_non_finite(scale, "scale")
     if sizes(network.config) != sizes(sd.config.unet):
-        raise ValueError(
-            f"this ControlNet is for a U-Net with {sizes(network.config)}, and {sd.config.name} "
-            f"has {sizes(sd.config.unet)}: it is made for another model."
-        )
-    if scale == 0:
-        return Handle([])
+        needs, has = sizes(network.config), f"{sd.config.name} has {sizes(sd.config.unet)}"
+        what = f"is for a U-Net with {needs}, and {has}"
+        raise ValueError(f"this ControlNet {what}: it is made for another model.")
     shown = (from_pil(hint) + 1) / 2 if isinstance(hint, Image.Image) else hint
     refuse_bad_hint(shown)
     halvings, factor = len(network.settings.widths) - 1, sd.config.vae.factor
     if 2**halvings != factor:
-        raise ValueError(
-            f"this ControlNet makes its hint {2**halvings} times smaller, and {sd.config.name} its "
-            f"pictures {factor} times: it is made for another model."
-        )
+        times = f"{2**halvings} times smaller, and {sd.config.name} its pictures {factor} times"
+        raise ValueError(f"this ControlNet makes its hint {times}: it is made for another model.")
     network = copy.deepcopy(network)
     if network.is_difference:
         add_unet(network, sd)
@@ -185,16 +168,15 @@ def control(
 
 def refuse_bad_hint(hint: Tensor) -> None:
     """Raise ValueError unless it is b 3 h w, each pixel in [0, 1] or -1 in all three channels."""
-    good = hint.ndim == 4 and hint.shape[1] == 3 and hint.numel() > 0
+    shape, seen = tuple(hint.shape), ""
+    good = hint.ndim == 4 and shape[1] == 3 and hint.numel() > 0
     if good:
         masked = (hint == -1).all(dim=1, keepdim=True)
-        good = bool((masked | ((hint >= 0) & (hint <= 1))).all())
+        good = (masked | ((hint >= 0) & (hint <= 1))).all()
+        seen = f" and values from {hint.min():g} to {hint.max():g}"
     if not good:
-        values = f"{hint.min():g} to {hint.max():g}" if hint.numel() else "nothing to nothing"
-        raise ValueError(
-            f"the hint has shape {tuple(hint.shape)}, its values go from {values}: give 1 3 h w in "
-            "[0, 1], where -1 in all three channels marks what is masked."
-        )
+        way = "give 1 3 h w in [0, 1], where -1 in all three channels marks what is masked"
+        raise ValueError(f"the hint has shape {shape}{seen}: {way}.")
 
 
 def add_unet(network: ControlNet, sd: StableDiffusion) -> None:
@@ -204,11 +186,9 @@ def add_unet(network: ControlNet, sd: StableDiffusion) -> None:
     """
     own, theirs = network.state_dict(), sd.unet.state_dict()
     if own["conv_in.weight"].shape != theirs["conv_in.weight"].shape:
-        raise ValueError(
-            f"this ControlNet holds what differs from a U-Net with {network.config.in_channels} "
-            f"input channels, and {sd.config.name} has {sd.config.unet.in_channels}: give the "
-            "whole ControlNet, or a model with as many channels."
-        )
+        needs, has = network.config.in_channels, sd.config.unet.in_channels
+        what = f"what differs from a U-Net with {needs} input channels, and {sd.config.name} has"
+        raise ValueError(f"this ControlNet holds {what} {has}: give a model with as many.")
     shared = {name: own[name] + theirs[name].to(own[name]) for name in own if name in theirs}
     network.load_state_dict(own | shared)
     network.is_difference = False
@@ -222,10 +202,8 @@ def leading(network: ControlNet, hint: Tensor, scale: float, factor: int) -> Cal
         x, t, context, before = (given.get(name) for name in ("x", "t", "context", "control"))
         height, width = factor * x.shape[2], factor * x.shape[3]
         if tuple(hint.shape[2:]) != (height, width):
-            raise ValueError(
-                f"the hint has shape {tuple(hint.shape)} and the picture is {width} x {height}: "
-                "give a hint of the picture's size."
-            )
+            both = f"has shape {tuple(hint.shape)} and the picture is {width} x {height}"
+            raise ValueError(f"the hint {both}: give a hint of the picture's size.")
         free = unconditional_rows(context) if network.settings.pools else 0
         led = len(x) - free  # the last rows
         if led == 0:
@@ -253,14 +231,12 @@ def inside(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     """
     if not any(key.startswith(PREFIX) for key in tensors):
         return dict(tensors)
-    own = {}
-    for key, tensor in tensors.items():
-        if key.startswith(PREFIX) or key == DIFFERENCE:
-            own[key.removeprefix(PREFIX)] = tensor
-        elif not AROUND.fullmatch(key) and purpose(key, SD15) is None:
+    own = {key: t for key, t in tensors.items() if key.startswith(PREFIX) or key == DIFFERENCE}
+    for key in tensors:
+        if key not in own and not AROUND.fullmatch(key) and purpose(key, SD15) is None:
             what = f"holds {key} next to its ControlNet, which is unknown here"
             raise ValueError(f"{name} {what}: get another copy.")
-    return own
+    return {key.removeprefix(PREFIX): tensor for key, tensor in own.items()}
 
 
 def sizes(config: UNetConfig) -> str:
@@ -271,13 +247,12 @@ def sizes(config: UNetConfig) -> str:
 def published_config(path: Path, tensors: dict[str, Tensor]) -> UNetConfig:
     """The sizes of the U-Net that an original file is made for. ValueError: they are not known."""
     widths = {t.shape[1] for key, t in tensors.items() if key.endswith("attn2.to_k.weight")}
-    known = [PUBLISHED[width] for width in widths if width in PUBLISHED]
-    if len(widths) != 1 or not known:
+    if len(widths) != 1 or not widths <= PUBLISHED.keys():
         raise ValueError(f"{path.name} is no ControlNet for Stable Diffusion v1 or v2.")
-    return known[0]
+    return PUBLISHED[widths.pop()]
 
 
-def rows(config: UNetConfig, settings: HintSettings = PLAIN) -> list[Row]:
+def rows(config: UNetConfig, settings: HintSettings = PLAIN) -> list[names.Row]:
     """The table of a ControlNet: the U-Net's way down, the hint's convolutions, the zero ones."""
     shared = [
         row for row in names.unet(config) if not row.ours.startswith(("up.", "norm_", "conv_o"))
@@ -286,12 +261,12 @@ def rows(config: UNetConfig, settings: HintSettings = PLAIN) -> list[Row]:
     theirs = ["conv_in", *(f"blocks.{i}" for i in range(last - 1)), "conv_out"]
     ours = [*(f"convs.{i}" for i in range(last)), "conv_out"]
     hint = [
-        Row(f"hint.{name}", f"input_hint_block.{2 * i}", f"{embedding}.{official}")
+        names.Row(f"hint.{name}", f"input_hint_block.{2 * i}", f"{embedding}.{official}")
         for i, (name, official) in enumerate(zip(ours, theirs, strict=True))
     ]
     zero = [
-        Row(f"zero.{i}", f"zero_convs.{i}.0", f"controlnet_down_blocks.{i}")
+        names.Row(f"zero.{i}", f"zero_convs.{i}.0", f"controlnet_down_blocks.{i}")
         for i in range(len(skip_channels(config)))
     ]
-    middle = Row("zero_mid", "middle_block_out.0", "controlnet_mid_block")
+    middle = names.Row("zero_mid", "middle_block_out.0", "controlnet_mid_block")
     return names.flat([*shared, *hint, *zero, middle])

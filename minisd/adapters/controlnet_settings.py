@@ -64,41 +64,41 @@ def stated_settings(
     published network that pools, and its weights do not show it.
     Raises ValueError for a setting that cannot be obeyed and for places that disagree.
     """
-    header, found = metadata(path), []
-    config_json, name = path.with_name("config.json"), path.name
     try:
-        if "controlnet" in header:
-            found.append(from_header(header))
-        if layout == "diffusers" and config_json.exists():
-            found.append(from_json(read_json(config_json), given))
-        for file in (path.with_suffix(".yaml"), path.with_suffix(".yml")):
-            if file.exists():
-                found.append(from_yaml(file))
+        found = every_statement(path, layout, given)
         for config, _ in found:
             checked(ModelConfig(unet=config))
+        if any(one != found[0] for one in found):
+            raise ValueError("has settings in two places that differ: delete the wrong ones")
+        if found and given and unseen(found[0][0]) != unseen(given):
+            differ = f"its settings say {unseen(found[0][0])}, and the U-Net has {unseen(given)}"
+            raise ValueError(f"does not fit the U-Net: {differ}. It is made for another model")
     except (TypeError, LookupError, AttributeError, ArithmeticError) as error:
         what = f"has a setting of a wrong kind next to it or in its header ({error})"
-        raise ValueError(f"{name} {what}: get another copy.") from error
+        raise ValueError(f"{path.name} {what}: get another copy.") from error
     except ValueError as error:
-        raise ValueError(f"{name} {error}.") from error
-    if any(one != found[0] for one in found):
-        raise ValueError(f"{name} has settings in two places that differ: delete the wrong ones.")
+        raise ValueError(f"{path.name} {error}.") from error
     if found:
         return found[0]
-    pools = is_shuffle(path)
+    called = path.absolute().parent.name if path.stem.startswith(STEM) else path.stem
+    pools = re.search(r"(^|[\W_])shuffle($|[\W_])", called.lower()) is not None
     if pools:
-        warnings.warn(
-            f"{name} has no settings next to it. By its name it is a shuffle ControlNet, so its "
-            "corrections are pooled (global_average_pooling).",
-            stacklevel=4,
-        )
+        what = "By its name it is a shuffle ControlNet, so its corrections are pooled"
+        said = f"{path.name} has no settings next to it. {what} (global_average_pooling)."
+        warnings.warn(said, stacklevel=4)
     return None, replace(PLAIN, pools=pools)
 
 
-def is_shuffle(path: Path) -> bool:
-    """Whether a file is called like ControlNet v1.1's shuffle network."""
-    name = path.absolute().parent.name if path.stem.startswith(STEM) else path.stem
-    return re.search(r"(^|[\W_])shuffle($|[\W_])", name.lower()) is not None
+def every_statement(
+    path: Path, layout: str, given: UNetConfig | None
+) -> list[tuple[UNetConfig, HintSettings]]:
+    """What each place says that describes the file."""
+    header, config_json = metadata(path), path.with_name("config.json")
+    found = [from_header(header)] if "controlnet" in header else []
+    if layout == "diffusers" and config_json.exists():
+        found.append(from_json(read_json(config_json), given))
+    yamls = path.with_suffix(".yaml"), path.with_suffix(".yml")
+    return found + [from_yaml(file) for file in yamls if file.exists()]
 
 
 def from_header(header: Mapping[str, str]) -> tuple[UNetConfig, HintSettings]:
@@ -123,8 +123,7 @@ def from_json(
 ) -> tuple[UNetConfig, HintSettings]:
     """What diffusers' config.json says."""
     sizes = unet_json(ModelConfig(unet=given)) if given else {}
-    known = CONFIG_JSON.obeyed.keys()
-    said = CONFIG_JSON.read({k: v for k, v in sizes.items() if k in known} | stored)
+    said = CONFIG_JSON.read({k: sizes[k] for k in sizes if k in CONFIG_JSON.obeyed} | stored)
     up = [block.replace("Down", "Up") for block in reversed(said["down_block_types"])]
     settings = HintSettings(
         said.pop("global_pool_conditions"),
@@ -156,16 +155,6 @@ def from_yaml(path: Path) -> tuple[UNetConfig, HintSettings]:
         linear_projection=stage["use_linear_in_transformer"],
     )
     return config, HintSettings(pools=said["global_average_pooling"])
-
-
-def refuse_other_heads(name: str, stated: UNetConfig, given: UNetConfig) -> None:
-    """Raise ValueError where two configs differ in what no tensor's shape shows."""
-    says, has = unseen(stated), unseen(given)
-    if says != has:
-        raise ValueError(
-            f"{name} does not fit the U-Net: its settings say {says}, and the U-Net has {has}. It "
-            "is made for another model."
-        )
 
 
 def unseen(config: UNetConfig) -> str:

@@ -6,6 +6,7 @@ layout that of AUTOMATIC1111's web UI (modules/hypernetworks/hypernetwork.py).
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from minisd.attention import Attention
 from minisd.checkpoints.kinds import refuse_other_kinds
 from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.official import local
-from minisd.checkpoints.read import is_safetensors, named_tensors, read, unpickle
+from minisd.checkpoints.read import is_safetensors, named_tensors, read, rename, unpickle
 from minisd.pipeline import StableDiffusion
 
 # Names in files -> functions of torch.nn.functional. The web UI's "swish" is torch's Hardswish.
@@ -26,8 +27,7 @@ ALIKE = """relu relu6 rrelu elu celu selu gelu silu mish tanh tanhshrink sigmoid
 softsign softshrink hardshrink hardsigmoid hardswish hardtanh"""
 ACTIVATIONS = {name: name for name in ALIKE.split()}
 ACTIVATIONS |= {"leakyrelu": "leaky_relu", "swish": "hardswish"}
-LAYER = re.compile(r"\d+\.[01]\.(linear\.\d+|linear[12])\.(weight|bias)")
-OLD_NAMES = {"linear1": "linear.0", "linear2": "linear.1"}
+LAYER = re.compile(r"\d+\.[01]\.linear\.\d+\.(weight|bias)")
 # What the web UI writes next to the networks (Hypernetwork.save). Files from before some of it
 # existed say nothing of it: then the tensors tell.
 SETTINGS = tables()["list of settings (hypernetwork)"]
@@ -74,10 +74,8 @@ def hypernetwork(sd: StableDiffusion, path: str | Path, strength: float = 1.0) -
     widths = {layer.to_k.in_features for layer in attentions(sd.unet).values()}
     if not networks.keys() <= widths and sd.config.unet.context_dim not in networks:
         known, needed = (", ".join(map(str, sorted(all))) for all in (networks, widths))
-        raise ValueError(
-            f"{Path(path).name} rewrites contexts {known} wide, and the model's are {needed}: "
-            "it is made for another model."
-        )
+        what = f"rewrites contexts {known} wide, and the model's are {needed}"
+        raise ValueError(f"{Path(path).name} {what}: it is made for another model.")
     return put_on(sd.unet, networks, strength)
 
 
@@ -88,10 +86,8 @@ def attentions(unet: nn.Module) -> dict[str, Attention]:
 
 def put_on(unet: nn.Module, networks: Mapping[int, Sequence[Rewriter]], strength: float) -> Handle:
     """Let the two networks of each width rewrite keys' and values' context, till it is removed."""
-    if strength == 0:
-        return Handle([])
     hooks = []
-    for layer in attentions(unet).values():
+    for layer in attentions(unet).values() if strength != 0 else ():
         nets = networks.get(layer.to_k.in_features, ())
         for projection, net in zip((layer.to_k, layer.to_v), nets):
             hooks.append(projection.register_forward_pre_hook(rewriting(net, strength)))
@@ -111,99 +107,77 @@ def rewriting(net: Rewriter, strength: float) -> Callable:
 def read_hypernetwork(path: str | Path) -> dict[int, tuple[Rewriter, Rewriter]]:
     """Width -> the network for keys and the one for values. ValueError as hypernetwork()."""
     path = local(path)
-    tensors, about = layers_and_settings(path)
-    said = settings_of(about, path.name)
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise ValueError(f"{path.name} holds NaN or infinity: get another copy.")
-    networks = {}
-    for width in {int(key.partition(".")[0]) for key in tensors}:
-        pair = [layers_of(tensors, f"{width}.{which}.") for which in (0, 1)]
-        if not all(fits(layers, width, said) for layers in pair):
-            break
-        activation, to_output = said["activation_func"], said["activate_output"]
-        networks[width] = tuple(Rewriter(each, activation, to_output) for each in pair)
-    else:
-        if networks:
-            return networks
-    raise ValueError(
-        f"{path.name} is no whole hypernetwork, width by width two networks: get another copy."
-    )
-
-
-def layers_and_settings(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """The layers' tensors by name, and what else the file says by name.
-
-    Raises ValueError for another kind of file and for tensors that are of no layer.
-    """
     content = read(path) if is_safetensors(path) else unpickle(path)
     content = content if isinstance(content, dict) else {}
     refuse_other_kinds(path.name, dict(named_tensors(content)), "hypernetwork")
-    if is_safetensors(path):
-        if any(LAYER.fullmatch(key) for key in content):
-            what = "does not say its activation: give the hypernetwork's .pt"
-            raise ValueError(f"{path.name} {what}.")
-        content = {}
-    content = {str(key): value for key, value in content.items()}
-    about = {key: value for key, value in content.items() if not key.isdigit()}
-    layers = {key: each for key, each in content.items() if key not in SETTINGS.ignored}
-    tensors = dict(named_tensors(layers))
-    strange = [key for key in tensors if not LAYER.fullmatch(key)]
-    if strange:
-        what = f"holds {strange[0]}, which is no layer of a hypernetwork known here"
-        raise ValueError(f"{path.name} {what}: get another copy.")
-    return tensors, about
-
-
-def settings_of(stored: Mapping[str, object], name: str) -> dict[str, object]:
-    """What a file says of its networks. Raises ValueError for what is unknown or makes no sense."""
     try:
-        said = SETTINGS.read(stored)
+        if is_safetensors(path):
+            raise ValueError("is no .pt of a hypernetwork, which alone says its activation: get it")
+        return networks_in(content)
     except ValueError as error:
-        raise ValueError(f"{name} {error}.") from error
+        raise ValueError(f"{path.name} {error}.") from error
+
+
+def networks_in(content: Mapping) -> dict[int, tuple[Rewriter, Rewriter]]:
+    """Width -> its two networks. Raises ValueError for anything else in the file's content."""
+    layers = {key: each for key, each in content.items() if key not in SETTINGS.ignored}
+    held: defaultdict = defaultdict(lambda: defaultdict(dict))
+    for key, tensor in rename(named_tensors(layers), usual_layer).items():
+        if not LAYER.fullmatch(key):
+            raise ValueError(f"holds {key}, which is no layer of a hypernetwork: get another copy")
+        if not tensor.isfinite().all():
+            raise ValueError(f"holds NaN or infinity in {key}: get another copy")
+        width, which, _, number, leaf = key.split(".")
+        held[int(width), int(which)][int(number)][leaf] = tensor
+    said = settings_in({str(key): each for key, each in content.items() if not str(key).isdigit()})
+    networks = {}
+    for width in {width for width, _ in held}:
+        networks[width] = tuple(rewriter(held[width, which], width, said) for which in (0, 1))
+    if not networks or any(None in pair for pair in networks.values()):
+        what = "is no whole hypernetwork, width by width two networks"
+        raise ValueError(f"{what}: get another copy")
+    return networks
+
+
+def usual_layer(key: str) -> str:
+    """A tensor's usual name: the first hypernetworks had just "linear1" and "linear2"."""
+    return key.replace(".linear1.", ".linear.0.").replace(".linear2.", ".linear.1.")
+
+
+def settings_in(stored: Mapping[str, object]) -> dict[str, object]:
+    """What a file says of its networks. Raises ValueError for what is unknown or makes no sense."""
+    said = SETTINGS.read(stored)
     said["activation_func"] = str(said["activation_func"] or "linear").lower()
     if said["activation_func"] not in {"linear", *ACTIVATIONS}:
-        raise ValueError(
-            f"{name} has the activation {said['activation_func']!r}, which is unknown here: known "
-            f"are {', '.join(ACTIVATIONS)}."
-        )
+        what = f"has the activation {said['activation_func']!r}, which is unknown here"
+        raise ValueError(f"{what}: known are linear, {', '.join(ACTIVATIONS)}")
     sizes = said["layer_structure"]
     numbers = isinstance(sizes, list | tuple) and all(type(n) in (int, float) for n in sizes)
     flags = [said["is_layer_norm"] or False, said["activate_output"]]
     if not (sizes is None or numbers) or not all(isinstance(flag, bool) for flag in flags):
-        raise ValueError(f"{name} has a setting of a wrong kind: get another copy.")
+        raise ValueError("has a setting of a wrong kind: get another copy")
     return said
 
 
-def layers_of(tensors: dict[str, Tensor], prefix: str) -> list[tuple[Tensor | None, Tensor | None]]:
-    """(weight, bias) of one network's layers in order, None for what is lacking.
+def rewriter(
+    held: Mapping[int, Mapping[str, Tensor]], width: int, said: Mapping[str, object]
+) -> Rewriter | None:
+    """The network of these layers; None unless they lead from the width back to it, as is said.
 
-    Their numbers have gaps, since activations and dropout count as well.
+    held: number of a layer -> its weight and bias. Their numbers have gaps, since activations and
+        dropout count as well
     """
-    inside = {}
-    for key, tensor in tensors.items():
-        if key.startswith(prefix):
-            layer, _, leaf = key.removeprefix(prefix).rpartition(".")
-            inside[OLD_NAMES.get(layer, layer), leaf] = tensor
-    numbers = sorted({int(layer.removeprefix("linear.")) for layer, _ in inside})
-    return [
-        (inside.get((f"linear.{n}", "weight")), inside.get((f"linear.{n}", "bias")))
-        for n in numbers
-    ]
-
-
-def fits(
-    layers: list[tuple[Tensor | None, Tensor | None]], width: int, said: Mapping[str, object]
-) -> bool:
-    """Whether whole layers lead from the width back to the width, as the settings say."""
-    if any(part is None for layer in layers for part in layer):
-        return False
-    reached = width
+    layers = [(held[number].get("weight"), held[number].get("bias")) for number in sorted(held)]
+    sizes = [width]
     for weight, bias in layers:
-        if weight.shape[-1] != reached or bias.shape != weight.shape[:1]:
-            return False
-        reached = weight.shape[0]
-    sizes = [width] + [weight.shape[0] for weight, _ in layers if weight.ndim == 2]
+        if weight is None or bias is None or weight.ndim not in (1, 2):
+            return None
+        if weight.shape[-1] != sizes[-1] or bias.shape != weight.shape[:1]:
+            return None
+        sizes += weight.shape[: weight.ndim - 1]  # a norm, a vector, keeps the size
     structure, norms = said["layer_structure"], any(weight.ndim == 1 for weight, _ in layers)
     as_said = structure is None or sizes == [int(width * multiple) for multiple in structure]
     as_said = as_said and said["is_layer_norm"] in (None, norms)
-    return as_said and reached == width and len(sizes) > 1
+    if not as_said or len(sizes) == 1 or sizes[-1] != width:
+        return None
+    return Rewriter(layers, said["activation_func"], said["activate_output"])

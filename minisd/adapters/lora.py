@@ -11,30 +11,28 @@ where 0 means 0. Where nothing states it, it is the rank.
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from minisd.adapters.handle import Handle, refuse_non_finite
 from minisd.adapters.peft_settings import OWNERS, alpha_of, stated_settings
 from minisd.checkpoints.kinds import refuse_other_kinds
 from minisd.checkpoints.load import is_finite
-from minisd.checkpoints.names import model_rows, usual_name
+from minisd.checkpoints.names import Row, model_rows, usual_name
 from minisd.checkpoints.official import local
 from minisd.checkpoints.read import read
 from minisd.config import ModelConfig
 from minisd.pipeline import StableDiffusion
 
 PARTS = {"unet": "unet", "te": "text_encoder", "text_encoder": "text_encoder"}
-KOHYA = re.compile(r"lora_(?P<part>unet|te)_(?P<layer>.+?)\.(?P<leaf>lora_down|lora_up|alpha)")
-DIFFUSERS = re.compile(
-    r"(?:(?P<part>unet|text_encoder)\.)?(?P<layer>.+?)[._]"
-    r"(?P<leaf>lora_A|lora_B|lora\.down|lora\.up|lora_linear_layer\.down|lora_linear_layer\.up|alpha)"
-)
+LEAVES = r"(?P<leaf>lora_[AB]|lora(_linear_layer)?\.(down|up)|lora_(down|up)|alpha)"
+KOHYA = re.compile(rf"lora_(?P<part>unet|te)_(?P<layer>.+?)\.{LEAVES}")
+DIFFUSERS = re.compile(rf"((?P<part>unet|text_encoder)\.)?(?P<layer>.+?)[._]{LEAVES}")
 READS_CONTEXT = re.compile(r"attn2.*to_[kv][._].*(lora_A|down)\b")
 PEFT = "base_model.model."
 TEXT_LAYERS = ("text_model.", "encoder.layers.")  # newer transformers leave out the first
@@ -68,32 +66,25 @@ def lora(sd: StableDiffusion, path: str | Path, scale: float = 1.0) -> Handle:
     unknown here, or is made for another model, and for a scale that is no finite number.
     """
     refuse_non_finite(scale, "scale")
-    changes = read_lora(path, sd.config)
-    networks = {"unet": sd.unet, "text_encoder": sd.text_encoder}
     fitted = {}
-    for (part, name), change in changes.items():
-        layer = networks[part].get_submodule(name)
+    for (part, name), change in read_lora(path, sd.config).items():
+        layer = getattr(sd, part).get_submodule(name)
         fitted[layer] = fit(change, layer, f"{Path(path).name}: {part}.{name}")
     return put_on(fitted, scale)
 
 
 def put_on(changes: Mapping[nn.Module, Change], scale: float) -> Handle:
     """Add each layer's change, `scale` times, until the handle is removed."""
-    if scale == 0:
-        return Handle([])
     return Handle(
-        layer.register_forward_hook(adding(change, scale), prepend=True)
+        layer.register_forward_hook(partial(add, change, scale), prepend=True)
         for layer, change in changes.items()
+        if scale != 0
     )
 
 
-def adding(change: Change, scale: float) -> Callable:
-    """A hook that adds the change to the layer's output."""
-
-    def hook(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        return output + scale * change(layer, inputs[0])
-
-    return hook
+def add(change: Change, scale: float, layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    """A hook, after its first two arguments: it adds the change to the layer's output."""
+    return output + scale * change(layer, inputs[0])
 
 
 def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], Change]:
@@ -102,14 +93,14 @@ def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], Ch
     tensors = read(path)
     refuse_other_kinds(path.name, tensors, "LoRA")
     stated = stated_settings(path, tensors)
-    found = by_layer(tensors, config, path.name)
-    rows = model_rows(config)
-    official = {(part, row.ours): row.diffusers for part in rows for row in rows[part]}
     changes = {}
-    for (part, name), held in found.items():
+    for (part, row), keys in by_layer(tensors, config, path.name).items():
         settings = [values for where, values in stated if where in ("", part)]
-        what = f"{path.name}: {part}.{name}"
-        changes[part, name] = change_of(held, settings, official[part, name], what)
+        held = {leaf: tensors[key] for leaf, key in keys.items()}
+        try:
+            changes[part, row.ours] = change_of(held, settings, row.diffusers)
+        except ValueError as error:
+            raise ValueError(f"{path.name}: {part}.{row.ours} {error}.") from error
     return changes
 
 
@@ -120,85 +111,68 @@ def file_of(path: Path) -> Path:
     files = [path / f"{stem}{ending}" for stem in OWNERS for ending in (".safetensors", ".bin")]
     files = [file for file in files if file.exists()]
     if len({file.stem for file in files}) != 1:
-        wanted = " or ".join(OWNERS)
-        raise ValueError(f"{path} must hold one file named {wanted}: give the file's own path.")
+        what = f"{path} must hold one file named {' or '.join(OWNERS)}"
+        raise ValueError(f"{what}: give the file's own path.")
     return files[0]
 
 
 def by_layer(
     tensors: dict[str, Tensor], config: ModelConfig, file: str
-) -> dict[tuple[str, str], dict[str, Tensor]]:
-    """(part, our name of a layer) -> its tensors: down, up, and alpha where there is one.
+) -> dict[tuple[str, Row], dict[str, str]]:
+    """(part, a layer) -> the keys of its tensors: down, up, and alpha where there is one.
 
     ValueError: they do not cover whole layers of the model, each once.
     """
-    found: defaultdict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-    names, strange = layer_names(config), []
+    found: defaultdict[tuple[str, Row], dict[str, str]] = defaultdict(dict)
+    layers, strange = named_layers(config), []
     for key in tensors:
         part, layer, leaf = taken_apart(key)
-        if (part, layer) not in names or not leaf:
+        if (part, layer) not in layers:
             strange.append(key)
             continue
-        held = found[part, names[part, layer]]
-        if leaf in held:
-            raise ValueError(
-                f"{file} changes a layer twice, as {held[leaf]} and as {key}: keep one of the two."
-            )
-        held[leaf] = key
-    halves = [name for (_, name), held in found.items() if not {"down", "up"} <= held.keys()]
+        first = found[part, layers[part, layer]].setdefault(leaf, key)
+        if first != key:
+            what = f"{file} changes a layer twice, as {first} and as {key}"
+            raise ValueError(f"{what}: keep one of the two.")
+    halves = [row.ours for (_, row), held in found.items() if not {"down", "up"} <= held.keys()]
     if strange or halves or not found:
         what = "names that fit no layer" if strange else "layers without both matrices"
         some = ", ".join((strange or halves or ["none at all"])[:3])
-        raise ValueError(
-            f"{file} is no whole LoRA of {config.name}: it holds {what} ({some}). It is "
-            f"damaged, or made for another kind of model{contexts_told(tensors, config)}."
-        )
-    return {
-        layer: {leaf: tensors[key] for leaf, key in held.items()} for layer, held in found.items()
-    }
+        what = f"{file} is no whole LoRA of {config.name}: it holds {what} ({some}). It is damaged"
+        raise ValueError(f"{what}, or made for another model{contexts_told(tensors, config)}.")
+    return found
 
 
 def contexts_told(tensors: dict[str, Tensor], config: ModelConfig) -> str:
     """How wide the contexts are that the file changes, if that shows another model's, in words."""
     widths = {t.shape[1] for key, t in tensors.items() if READS_CONTEXT.search(key) and t.ndim > 1}
-    other = sorted(widths - {config.unet.context_dim})
-    wide = f", whose contexts are {', '.join(map(str, other))} wide, not {config.unet.context_dim}"
-    return wide if other else ""
+    other = ", ".join(map(str, sorted(widths - {config.unet.context_dim})))
+    return other and f", whose contexts are {other} wide, not {config.unet.context_dim}"
 
 
-def change_of(
-    held: dict[str, Tensor], settings: Sequence[Mapping[str, object]], layer: str, name: str
-) -> Change:
+def change_of(held: dict[str, Tensor], settings: Sequence[Mapping], layer: str) -> Change:
     """What a file holds of one layer.
 
     settings: of PEFT's, one for each place that states them    layer: its name in diffusers
     ValueError: these are no two matrices of finite numbers, or two alphas are stated.
     """
     down, up = held["down"], held["up"]
-    good = all(m.ndim in (2, 4) and m.is_floating_point() and is_finite(m) for m in (down, up))
-    if not good:
-        raise ValueError(f"{name} is no pair of matrices of finite numbers: get another copy.")
+    if not all(m.ndim in (2, 4) and m.is_floating_point() and is_finite(m) for m in (down, up)):
+        raise ValueError("is no pair of matrices of finite numbers: get another copy")
     rank = len(down)
     if rank == 0:
-        raise ValueError(f"{name} has rank 0, so its matrices are empty: get another copy.")
-    try:
-        alphas = [alpha_of(values, layer, rank) for values in settings]
-    except ValueError as error:
-        raise ValueError(f"{name} {error}.") from error
+        raise ValueError("has rank 0, so its matrices are empty: get another copy")
+    alphas = [alpha_of(values, layer, rank) for values in settings]
     if "alpha" in held:
-        alphas.append(alpha_in(held["alpha"], rank, name))
+        alpha = held["alpha"]
+        if alpha.numel() != 1 or not is_finite(alpha):
+            raise ValueError("has an alpha that is no finite number: get another copy")
+        alphas.append(alpha.item() or rank)  # 0 means the rank (kohya's networks/lora.py)
     alphas = alphas or [rank]
     if not all(math.isclose(alpha, alphas[0], rel_tol=1e-3) for alpha in alphas):
         some = " and ".join(f"{alpha:g}" for alpha in alphas)
-        raise ValueError(f"{name} has two alphas, {some}: keep the right one.")
+        raise ValueError(f"has two alphas, {some}: keep the right one")
     return Change(down, up, float(alphas[0]))
-
-
-def alpha_in(stored: Tensor, rank: int, name: str) -> float:
-    """An alpha that is stored as a tensor; 0 means the rank (kohya's networks/lora.py)."""
-    if stored.numel() != 1 or not math.isfinite(stored.item()):
-        raise ValueError(f"{name} has an alpha that is no finite number: get another copy.")
-    return stored.item() or rank
 
 
 def taken_apart(key: str) -> tuple[str, str, str]:
@@ -225,15 +199,15 @@ def taken_apart(key: str) -> tuple[str, str, str]:
     return part, layer.replace(".", "_"), leaf
 
 
-def layer_names(config: ModelConfig) -> dict[tuple[str, str], str]:
-    """(part, a layer's official name with its dots as underscores) -> our name.
+def named_layers(config: ModelConfig) -> dict[tuple[str, str], Row]:
+    """(part, a layer's official name with its dots as underscores) -> all its names.
 
     Of the U-Net both official names, since kohya's files have either.
     """
     rows = model_rows(config)
     spellings = [("unet", "original"), ("unet", "diffusers"), ("text_encoder", "diffusers")]
     return {
-        (part, getattr(row, layout).replace(".", "_")): row.ours
+        (part, getattr(row, layout).replace(".", "_")): row
         for part, layout in spellings
         for row in rows[part]
     }
@@ -246,22 +220,13 @@ def fit(change: Change, layer: nn.Module, name: str) -> Change:
     """
     if not isinstance(layer, (nn.Linear, nn.Conv2d)):
         raise ValueError(f"{name} has no matrix to change: the file is made for another model.")
-    weight = layer.weight
-    down, up = (shaped_like(weight, matrix) for matrix in (change.down, change.up))
+    weight, rank = layer.weight, len(change.down)
     ends = [1] * (weight.ndim - 2)  # up looks at one place only
-    expected = [(len(down), *weight.shape[1:]), (len(weight), len(down), *ends)]
-    if [tuple(down.shape), tuple(up.shape)] != expected:
-        raise ValueError(
-            f"{name} changes {down.shape[1]} channels into {up.shape[0]}, but the model's layer "
-            f"takes {weight.shape[1]} into {weight.shape[0]}: the file is made for another model."
-        )
-    return Change(down.to(weight), up.to(weight), change.alpha)
-
-
-def shaped_like(weight: Tensor, matrix: Tensor) -> Tensor:
-    """A thin matrix with as many axes as the layer's weight has."""
-    if weight.ndim == 2 and matrix.ndim == 4 and matrix.shape[2:] == (1, 1):
-        return rearrange(matrix, "a b 1 1 -> a b")
-    if weight.ndim == 4 and matrix.ndim == 2:
-        return rearrange(matrix, "a b -> a b 1 1")
-    return matrix
+    shapes = (rank, *weight.shape[1:]), (len(weight), rank, *ends)
+    pairs = list(zip((change.down, change.up), shapes))
+    if any((*matrix.shape, 1, 1)[:4] != (*shape, 1, 1)[:4] for matrix, shape in pairs):
+        what = f"changes {change.down.shape[1]} channels into {len(change.up)}"
+        own = f"the model's layer takes {weight.shape[1]} into {len(weight)}"
+        raise ValueError(f"{name} {what}, but {own}: the file is made for another model.")
+    down, up = (matrix.to(weight).reshape(shape) for matrix, shape in pairs)
+    return Change(down, up, change.alpha)

@@ -28,34 +28,28 @@ def stated_settings(path: Path, keys: Iterable[str]) -> list[tuple[str, dict[str
     keys: the names of the file's tensors
     Raises ValueError for an unknown setting, or one that cannot be obeyed.
     """
-    in_header = header_settings(path)
-    stated = [(part, read_settings(fields, path.name)) for part, fields in in_header.items()]
-    config = path.parent / FILE
-    if path.stem.startswith(OWNERS) and config.exists():
-        return [*stated, ("", read_settings(read_json(config), path.name))]
-    if config.exists() and not stated and any("lora_A" in key for key in keys):
-        raise ValueError(
-            f"{path.name} lies next to an {FILE} that may be another LoRA's: call the file "
-            f"{OWNERS[0]}{path.suffix} if it is described there, or else move it to another folder."
-        )
-    return stated
+    places, config = list(header_settings(path).items()), path.parent / FILE
+    if config.exists() and path.stem.startswith(OWNERS):
+        places.append(("", read_json(config)))
+    elif config.exists() and not places and any("lora_A" in key for key in keys):
+        what = f"{path.name} lies next to an {FILE} that may be another LoRA's"
+        way = f"call it {OWNERS[0]}{path.suffix} if it is described there, else move it elsewhere"
+        raise ValueError(f"{what}: {way}.")
+    return [(part, read_settings(fields, path.name)) for part, fields in places]
 
 
 def header_settings(path: Path) -> dict[str, dict[str, object]]:
     """Part -> its settings as the header has them; the part is "" where a setting names none."""
-    text = metadata(path).get("lora_adapter_metadata", "{}")
-    try:
-        stored = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path.name} has a damaged header: get another copy.") from error
-    if not isinstance(stored, dict):
-        raise ValueError(f"{path.name} has a damaged header: get another copy.")
     parts: dict[str, dict[str, object]] = {}
-    for key, value in stored.items():
+    try:
+        stored = json.loads(metadata(path).get("lora_adapter_metadata", "{}")).items()
+    except (ValueError, AttributeError) as error:  # no JSON, or another value than an object
+        raise ValueError(f"{path.name} has a damaged header: get another copy.") from error
+    for key, value in stored:
         part, _, name = key.rpartition(".")
         if part not in ("", "unet", "text_encoder"):
-            what = f"settings of a part named {part}"
-            raise ValueError(f"{path.name} has {what}: it is made for another kind of model.")
+            what = f"{path.name} has settings of a part named {part}"
+            raise ValueError(f"{what}: it is made for another kind of model.")
         parts.setdefault(part, {})[name] = value
     return parts
 
@@ -84,15 +78,14 @@ def is_rank(value: object) -> bool:
 def is_pattern(value: object) -> bool:
     """Whether it is a regular expression."""
     try:
-        return isinstance(value, str) and bool(re.compile(value))
-    except re.error:
+        return bool(re.compile(value))
+    except (re.error, TypeError):
         return False
 
 
 def maps_patterns(value: object, makes_sense: Callable[[object], bool]) -> bool:
-    if value is None:
-        return True
-    pairs = value.items() if isinstance(value, dict) else [(None, None)]
+    """Whether it is None, or a dictionary from patterns to what makes sense."""
+    pairs = value.items() if isinstance(value, dict) else [] if value is None else [(None, None)]
     return all(is_pattern(pattern) and makes_sense(one) for pattern, one in pairs)
 
 
@@ -122,8 +115,8 @@ def alpha_of(values: Mapping[str, object], layer: str, rank: int) -> float:
     stated = of_pattern(values["rank_pattern"], layer, values["r"])
     if stated != rank:
         raise ValueError(f"has rank {rank}, and the settings say {stated}: get another copy")
-    chosen = values["target_modules"] in (None, "all-linear")
-    chosen = chosen or is_among(values["target_modules"], layer)
+    targets = values["target_modules"]
+    chosen = targets in (None, "all-linear") or is_among(targets, layer)
     if not chosen or is_among(values["exclude_modules"] or [], layer):
         raise ValueError("is left out by target_modules or exclude_modules: get another copy")
     alpha = of_pattern(values["alpha_pattern"], layer, values["lora_alpha"])

@@ -46,17 +46,13 @@ class Words(Handle):
     def __init__(self, sd: StableDiffusion, vectors: Mapping[str, Tensor]):
         """vectors: by word, n width. Raises ValueError, and adds none, if one cannot be added."""
         super().__init__([])
-        self.words: list[Word] = []
+        self.words = self.hooks  # a word is taken off as a hook is
         try:
             for word, own in vectors.items():
                 self.words.append(Word(sd, word, own))
         except ValueError:
             self.remove()
             raise
-
-    def remove(self) -> None:
-        for word in self.words:
-            word.remove()
 
 
 def textual_inversion(
@@ -76,16 +72,10 @@ def textual_inversion(
         raise ValueError(f"{path.name} holds the words {', '.join(words)}: give one of them.")
     if word is not None:
         words = {word: words.get(word, next(iter(words.values())))}
-    width = sd.config.text.width
-    for vectors in words.values():
-        if vectors.shape[1] != width:
-            raise ValueError(
-                f"{path.name} has vectors {vectors.shape[1]} wide, and {sd.config.name} expects "
-                f"{width}: it is made for another model."
-            )
-    if len(words) == 1:
-        return Word(sd, *words.popitem())
-    return Words(sd, words)
+    for wide in {vectors.shape[1] for vectors in words.values()} - {sd.config.text.width}:
+        what = f"vectors {wide} wide, and {sd.config.name} expects {sd.config.text.width}"
+        raise ValueError(f"{path.name} has {what}: it is made for another model.")
+    return Word(sd, *words.popitem()) if len(words) == 1 else Words(sd, words)
 
 
 def read_words(path: Path) -> dict[str, Tensor]:
@@ -96,21 +86,17 @@ def read_words(path: Path) -> dict[str, Tensor]:
     found = {key: re.fullmatch(NAMELESS, key) for key in tensors}
     others = [key for key, match in found.items() if not match]
     if others and len(others) < len(tensors):
-        names = ", ".join(others)
-        raise ValueError(f"{path.name} holds {names} next to its word, which is unknown here.")
+        what = f"{', '.join(others)} next to its word, which is unknown here"
+        raise ValueError(f"{path.name} holds {what}: get another copy.")
     if not others and len(tensors) == 1:
         tensors = dict(zip([path.stem], tensors.values()))
-    if not others and len(tensors) > 1:
+    elif not others:
         tensors = {found[key]["word"] or key: tensor for key, tensor in tensors.items()}
-    shapes_fit = all(tensor.ndim in (1, 2) and tensor.numel() for tensor in tensors.values())
-    if not tensors or not shapes_fit:
+    if not tensors or not all(t.ndim in (1, 2) and t.numel() for t in tensors.values()):
         raise ValueError(f"{path.name} holds no word of textual inversion: check the path.")
     if not all(tensor.float().isfinite().all() for tensor in tensors.values()):
         raise ValueError(f"{path.name} holds NaN or infinity: get another copy.")
-    return {
-        word: vectors if vectors.ndim == 2 else rearrange(vectors, "width -> 1 width")
-        for word, vectors in tensors.items()
-    }
+    return {word: torch.atleast_2d(vectors) for word, vectors in tensors.items()}
 
 
 def standing_for(embedding: nn.Embedding, ids: list[int], vectors: Tensor) -> list:

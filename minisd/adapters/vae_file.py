@@ -23,16 +23,17 @@ class SwappedVAE(Handle):
         An autoencoder that was swapped in later stays until its own handle is removed.
         """
         self.removed = True
-        handle = getattr(self.sd.vae, "brought_by", None)
-        while handle is not None and handle.removed:
+        while (handle := getattr(self.sd.vae, "brought_by", None)) and handle.removed:
             self.sd.vae = handle.before
-            handle = getattr(self.sd.vae, "brought_by", None)
 
 
 def swap_vae(sd: StableDiffusion, path: str | Path) -> SwappedVAE:
     """Encode and decode with the autoencoder of a VAE file, until the handle is removed.
 
-    The file is named as the original's or diffusers' are, and of the sizes of the model's own.
-    Raises ValueError, and leaves the model as it is, for any other file.
+    path: a file in the original's layout or diffusers', or diffusers' folder, of the sizes of the
+        model's own
+    Latents have the scale that the config.json next to it says, else the model's own.
+    Raises ValueError, and leaves the model as it is, for any other file and for a setting that
+    minisd's VAE does not have.
     """
     return SwappedVAE(sd, load_vae(path, sd.config.vae, sd.device, sd.dtype))

@@ -36,7 +36,7 @@ def open_vae(source: str | Path, expected: VAEConfig | None = None) -> OtherVAE:
     tensors = vae_tensors(path.name, files)
     layout = "diffusers" if any(".down_blocks." in key for key in tensors) else "original"
     try:
-        said = stated_config(settings, required=path.is_dir())
+        said = stated_config(settings, path.is_dir(), layout)
         config = expected or said or vae(tensors, "", layout)
         if said and expected:
             config = agreeing(said, expected)
@@ -60,13 +60,15 @@ def vae_tensors(name: str, files: list[Path]) -> dict[str, Tensor]:
     return {key: t for key, t in tensors.items() if not key.startswith(ONLY_TRAINING)}
 
 
-def stated_config(path: Path, required: bool) -> VAEConfig | None:
+def stated_config(path: Path, required: bool, layout: str) -> VAEConfig | None:
     """What a config.json says of a VAE; None if there is none, or it belongs to another network.
 
-    required: whether that is an error
+    required: whether that is an error    layout: of the file; one that names no class belongs to
+        a file in diffusers' layout
     """
     stored = read_json(path) if required or path.exists() else {}
-    belongs = required or "Autoencoder" in str(stored.get("_class_name"))
+    unnamed = "Autoencoder" if layout == "diffusers" and stored else ""
+    belongs = required or "Autoencoder" in str(stored.get("_class_name", unnamed))
     try:
         return vae_config(stored) if belongs else None
     except (TypeError, AttributeError) as error:
