@@ -190,8 +190,7 @@ class StableDiffusion:
         walk = self.txt2img_steps(prompt, *settings, spacing, clip_skip, extended)
         for step in tqdm(walk, total=steps, disable=not progress):
             latent = step.x
-        pictures = to_pil(self.decode(latent))
-        return pictures[0] if isinstance(prompt, str) else pictures
+        return as_asked(prompt, self.decode(latent))
 
     def noise(
         self, generators: list[torch.Generator], width: int | None, height: int | None
@@ -302,6 +301,12 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     shades = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     rows = rearrange(shades, "b c h w -> b h w c").cpu().numpy()
     return [Image.fromarray(row) for row in rows]
+
+
+def as_asked(prompt: str | list[str], images: Tensor) -> Image.Image | list[Image.Image]:
+    """The picture of a prompt, or the list of pictures of a list. images: as to_pil reads them."""
+    pictures = to_pil(images)
+    return pictures[0] if isinstance(prompt, str) else pictures
 
 
 def from_pil(image: Image.Image, what: str = "picture") -> Tensor:
