@@ -110,7 +110,7 @@ def scheduler_json(config: ModelConfig) -> dict[str, object]:
     spacing, clean = schedule.spacing, schedule.set_alpha_to_one
     if spacing is None:  # the walks of the original code
         trailing = schedule.zero_terminal_snr and config.sampler in ("ddim", "ddpm")
-        spacing, clean = "trailing" if trailing else None, False
+        spacing, clean = "trailing" if trailing else None, bool(clean)
     chosen = {
         "timestep_spacing": None if spacing == "default" else spacing,
         "set_alpha_to_one": clean,
