@@ -339,11 +339,7 @@ SPACINGS = {
 
 
 def sampler_levels(
-    name: str,
-    schedule: Schedule,
-    steps: int,
-    spacing: str | None = None,
-    final: str | None = None,
+    name: str, schedule: Schedule, steps: int, spacing: str | None = None, final: str | None = None
 ) -> list[Level]:
     """The steps + 1 levels that the sampler `name` walks down.
 
@@ -376,11 +372,7 @@ def sampler_levels(
 
 
 def from_noise(
-    name: str,
-    denoise: Denoiser,
-    noise: Tensor,
-    levels: list[Level],
-    generators: Generators = None,
+    name: str, denoise: Denoiser, noise: Tensor, levels: list[Level], generators: Generators = None
 ) -> Iterator[Step]:
     """Walk all the way from unit noise, b c h w, with the sampler `name`.
 
