@@ -316,26 +316,14 @@ def diffusers_euler(
         yield step if to.diffusers else step._replace(x=step.x / to.signal_rate)
 
 
-TIME_SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "plms": plms}
-SIGMA_SAMPLERS = {
-    "lms": lms,
-    "euler": euler,
-    "euler_ancestral": euler_ancestral,
-    "heun": heun,
-    "dpmpp_2m": dpmpp_2m,
-}
+TIME_SAMPLERS = {walk.__name__: walk for walk in (ddpm, ddim, plms)}
+SIGMA_SAMPLERS = {walk.__name__: walk for walk in (lms, euler, euler_ancestral, heun, dpmpp_2m)}
 SAMPLERS = TIME_SAMPLERS | SIGMA_SAMPLERS
 # where the form that diffusers gives a sampler is another
 FOLDER_SAMPLERS = {"ddim": diffusers_ddim, "plms": diffusers_pndm, "euler": diffusers_euler}
 
-
-SPACINGS = {
-    "leading": Schedule.leading,
-    "linspace": Schedule.linspace,
-    "trailing": Schedule.trailing,
-    "uniform": Schedule.uniform,
-    "karras": Schedule.karras,
-}
+EVEN_IN_T = (Schedule.leading, Schedule.linspace, Schedule.trailing, Schedule.uniform)
+SPACINGS = {spacing.__name__: spacing for spacing in (*EVEN_IN_T, Schedule.karras)}
 
 
 def sampler_levels(

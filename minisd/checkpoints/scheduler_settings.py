@@ -41,15 +41,11 @@ def sampler_and_schedule(
         refuse_unknown(known, f"with final_sigmas_type = 'sigma_min' in its {FILE}")
     betas = said["trained_betas"]
     schedule = ScheduleConfig(
-        timesteps=said["num_train_timesteps"],
-        beta_start=said["beta_start"],
-        beta_end=said["beta_end"],
+        **{field: said[setting] for setting, field in KNOWN["fields"].items()},
         prediction=PREDICTIONS[said["prediction_type"]],
         zero_terminal_snr=said.get("rescale_betas_zero_snr") is True,
-        beta_schedule=said["beta_schedule"],
         betas=None if betas is None else tuple(betas),
         spacing=stored.get("timestep_spacing", "default"),
-        steps_offset=said["steps_offset"],
         set_alpha_to_one=stored.get("set_alpha_to_one"),
         final=stored.get("final_sigmas_type"),
         karras=said["use_karras_sigmas"] is True,
@@ -119,15 +115,11 @@ def scheduler_json(config: ModelConfig) -> dict[str, object]:
     }
     return {
         "_class_name": name,
-        "beta_end": schedule.beta_end,
-        "beta_schedule": schedule.beta_schedule,
-        "beta_start": schedule.beta_start,
+        **{setting: getattr(schedule, field) for setting, field in KNOWN["fields"].items()},
         "clip_sample": False,
-        "num_train_timesteps": schedule.timesteps,
         "prediction_type": {v: k for k, v in PREDICTIONS.items()}[schedule.prediction],
         "rescale_betas_zero_snr": schedule.zero_terminal_snr,
         "skip_prk_steps": True,
-        "steps_offset": schedule.steps_offset,
         "trained_betas": schedule.betas,
         **{name: value for name, value in chosen.items() if value is not None},
     }

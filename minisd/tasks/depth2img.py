@@ -102,12 +102,10 @@ def given_depth(
             "depth model, such as sd20-depth."
         )
     if depth is None and estimator is None:
-        raise ValueError(
-            "there is no depth: give depth= (a picture) or estimator= (which makes one)."
-        )
-    depth = depth_values(depth) if isinstance(depth, Image.Image) else depth
+        raise ValueError("there is no depth: give depth= (a picture) or estimator= (makes one).")
     if depth is None:
         return None
+    depth = depth_values(depth) if isinstance(depth, Image.Image) else depth
     check_tensor(depth, "depth", 1)
     spread = depth.amax((1, 2, 3), keepdim=True) - depth.amin((1, 2, 3), keepdim=True)
     narrow = (spread > 0) & (spread < NARROW)

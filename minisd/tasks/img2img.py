@@ -43,6 +43,10 @@ class Start(NamedTuple):
     levels: list[Level]  # what is left of the walk
     generators: list[torch.Generator]
 
+    def at(self, level: Level) -> Tensor:
+        """z as it looks at this noise level (Ho et al. 2020, eq. 4). b 4 h w"""
+        return level.signal_rate * self.z + level.noise_rate * self.noise
+
     def walk(self, denoise: Denoiser) -> "Walk":
         """The steps from here on."""
         sampler = sampler_for(self.sampler, self.levels)
@@ -128,10 +132,11 @@ def noised(
     levels = remaining(sampler_levels(sampler, sd.schedule, steps, spacing), strength)
     image = as_tensor(sd, image, count)
     generators = seeded(seed, count)
-    z = sd.encode(image, generators) if encode else None
+    encoded = sd.encode(image, generators) if encode else None
     noise = sd.noise(generators, image.shape[3], image.shape[2]).to(sd.device, sd.dtype)
-    z = noise if z is None else z
-    return Start(z, noise, mixed(z, noise, levels[0]), sampler, levels, generators)
+    z = noise if encoded is None else encoded
+    start = Start(z, noise, z, sampler, levels, generators)
+    return start._replace(x=start.at(levels[0]))
 
 
 def remaining(levels: list[Level], strength: float) -> list[Level]:
@@ -144,11 +149,6 @@ def remaining(levels: list[Level], strength: float) -> list[Level]:
     steps = len(levels) - 1
     run = int(steps * strength)
     return levels[steps - run :]
-
-
-def mixed(z: Tensor, noise: Tensor, level: Level) -> Tensor:
-    """z as it looks at this noise level (Ho et al. 2020, eq. 4). z, noise: b 4 h w."""
-    return level.signal_rate * z + level.noise_rate * noise
 
 
 def as_tensor(sd: StableDiffusion, image: Picture, count: int) -> Tensor:

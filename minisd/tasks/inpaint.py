@@ -20,16 +20,7 @@ from minisd.pictures import check_tensor, mask_shades
 from minisd.pipeline import StableDiffusion, as_asked, as_list
 from minisd.samplers import Sampler, Step, sampler_for, scaled
 from minisd.schedule import Denoiser, Level, Prediction
-from minisd.tasks.img2img import (
-    Picture,
-    Settings,
-    Start,
-    Walk,
-    as_tensor,
-    mixed,
-    noised,
-    picture_tensor,
-)
+from minisd.tasks.img2img import Picture, Settings, Start, Walk, as_tensor, noised, picture_tensor
 
 INPAINTING_CHANNELS = 9  # 4 latent + 1 mask + 4 latent of the picture with its hole
 
@@ -121,7 +112,7 @@ def blended(sampler: Sampler, denoise: Denoiser, start: Start, kept: Tensor) -> 
     """
 
     def put_back(x: Tensor, level: Level) -> Tensor:
-        return kept * mixed(start.z, start.noise, level) + (1 - kept) * x
+        return kept * start.at(level) + (1 - kept) * x
 
     def denoise_blend(x: Tensor, level: Level) -> Prediction:
         shown = x if level == start.levels[0] else put_back(x, level)
