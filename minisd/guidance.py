@@ -89,15 +89,13 @@ def classifier_guided(denoise: Denoiser, log_prob: LogProb, scale: float) -> Den
     return denoise_towards
 
 
-def run(
-    network: Network, x: Tensor, level: Level, context: Tensor, unconditional: int = 0
-) -> Tensor:
+def run(network: Network, x: Tensor, level: Level, context: Tensor, free: int = 0) -> Tensor:
     """Ask the network once. Its t keeps its fraction: float32 at least, whatever x is.
 
-    unconditional: how many of the samples, the first, are asked without their prompt. It is noted
+    free: how many of the samples, the first, are asked without their prompt. It is noted
         on the context, for the ControlNets that treat these otherwise
     """
-    context.unconditional = unconditional
+    context.unconditional = free
     precision = torch.promote_types(x.dtype, torch.float32)
     t = torch.full((len(x),), level.t, dtype=precision, device=x.device)
     return network(x, t, context)

@@ -9,6 +9,7 @@ depth passes through here. Colour profiles (ICC) are ignored, as in diffusers.
 import io
 import struct
 import warnings
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -43,20 +44,15 @@ def open_picture(path: str | Path) -> Image.Image:
         what = "it is a folder" if path.is_dir() else "there is no such file"
         raise ValueError(f"{path} cannot be read as a picture: {what}.")
     try:
-        content = path.read_bytes()
-        try:
-            picture, frames = first_frame(content)
-        except ValueError:  # what Pillow raises for long texts, such as another program's workflow
-            picture, frames = first_frame(without_texts(content))
-    except Image.UnidentifiedImageError as error:
-        known = "is of no kind that Pillow knows, or is damaged"
-        raise ValueError(
-            f"{path} cannot be read as a picture: it {known}. Save it as PNG or JPEG."
-        ) from error
+        # long texts, such as another program's workflow, are an error to Pillow
+        picture, frames = first_frame(without_texts(path.read_bytes()))
     except (Image.DecompressionBombError, MemoryError) as error:
         raise ValueError(f"{path} is too large a picture ({error}): make it smaller.") from error
     except Exception as error:  # Pillow's readers raise every kind on a damaged file
-        raise ValueError(f"{path} cannot be read as a picture ({error}): give another.") from error
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        why = "it is of no kind that Pillow knows, or is damaged" if unknown else error
+        helps = "Save it as PNG or JPEG."
+        raise ValueError(f"{path} cannot be read as a picture: {why}. {helps}") from error
     if frames > 1:
         warnings.warn(f"{path} holds {frames} pictures: the first is used.", stacklevel=2)
     return picture
@@ -72,10 +68,10 @@ def first_frame(content: bytes) -> tuple[Image.Image, int]:
 def without_texts(png: bytes) -> bytes:
     """The same PNG without texts and colour profile, which no pixel needs, but with orientation.
 
-    ValueError: it is no PNG.
+    Another kind of file comes back as it is.
     """
     if not png.startswith(PNG):
-        raise ValueError("Pillow cannot read it")
+        return png
     at, kept = len(PNG), [PNG]
     while at + 8 <= len(png):
         (length,) = struct.unpack(">I", png[at : at + 4])
@@ -144,14 +140,13 @@ def eight_bits(picture: Image.Image, what: str) -> Image.Image:
     """A deep grey in 256 shades, by the range of its numbers. ValueError: that is unknown."""
     values = deep_values(picture)
     low, high = values.min(), values.max()
-    white = None
-    if picture.mode.startswith("I;16"):
+    # Some versions of Pillow open 16 bits, no fewer, in the mode I, which has 32.
+    sixteen = picture.mode == "I" and low >= 0 and 32767 < high <= 65535
+    if sixteen or picture.mode.startswith("I;16"):
         white = 65535
-    elif picture.mode == "I" and low >= 0 and 32767 < high <= 65535:
-        white = 65535  # 16 bits, no fewer, in a mode that has 32: so do some versions of Pillow
     elif picture.mode == "F" and low >= 0 and high <= 1:
         white = 1
-    if white is None:
+    else:
         raise ValueError(
             f"the {what} holds numbers from {low:g} to {high:g} (Pillow's mode {picture.mode}), "
             "and nothing says which is white: save it with 8 or 16 bits, or as floats in 0 … 1."
@@ -209,22 +204,25 @@ def depth_values(depth: Image.Image) -> Tensor:
 
 
 def check_tensor(
-    x: Tensor, what: str, channels: int, low: float | None = None, high: float | None = None
+    x: Tensor, what: str, channels: int, low: float = -inf, high: float = inf, give: str = ""
 ) -> None:
-    """Raise ValueError unless x is b channels h w, of finite numbers in low … high (None: any)."""
-    wanted = f"give a PIL image, or b {channels} h w"
-    wanted += "" if low is None else f" in [{low}, {high}]"
+    """Raise ValueError unless x is b channels h w, of finite numbers in low … high.
+
+    give: what a message asks for. "": a picture or such a tensor
+    """
+    in_range = f" in [{low}, {high}]" if low > -inf else ""
+    give = give or f"a PIL image, or b {channels} h w{in_range}"
     if not isinstance(x, Tensor):
-        raise ValueError(f"the {what} is of the type {type(x).__name__}: {wanted}.")
-    if x.ndim != 4 or x.shape[1] != channels or x.numel() == 0:
-        raise ValueError(f"the {what} has shape {tuple(x.shape)}: {wanted}.")
-    if low is not None and not x.is_floating_point():
-        scaled = "x / 127.5 - 1" if low < 0 else "x / 255"
-        raise ValueError(
-            f"the {what} holds whole numbers ({x.dtype}): if they go up to 255, give {scaled}."
-        )
-    if not x.isfinite().all():
-        raise ValueError(f"the {what} holds numbers that are not finite: {wanted}.")
-    if low is not None and (x.min() < low - ROUNDING or x.max() > high + ROUNDING):
-        found = f"{x.min():g} to {x.max():g}"
-        raise ValueError(f"the values of the {what} go from {found}: {wanted}.")
+        found = f"the {what} is of the type {type(x).__name__}"
+    elif x.ndim != 4 or x.shape[1] != channels or x.numel() == 0:
+        found = f"the {what} has shape {tuple(x.shape)}"
+    elif in_range and not x.is_floating_point():
+        found = f"the {what} holds whole numbers ({x.dtype})"
+        give = f"{'x / 127.5 - 1' if low < 0 else 'x / 255'}, if they go up to 255"
+    elif not x.isfinite().all():
+        found = f"the {what} holds numbers that are not finite"
+    elif x.min() < low - ROUNDING or x.max() > high + ROUNDING:
+        found = f"the values of the {what} go from {x.min():g} to {x.max():g}"
+    else:
+        return
+    raise ValueError(f"{found}: give {give}.")

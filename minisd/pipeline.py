@@ -22,7 +22,7 @@ from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
 from minisd.vae import VAE
 
-SMALLEST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1  # what torch.Generator.manual_seed takes
+SEEDS = range(-(2**63), 2**64)  # what torch.Generator.manual_seed takes
 
 
 class StableDiffusion:
@@ -190,8 +190,7 @@ class StableDiffusion:
         walk = self.txt2img_steps(prompt, *settings, spacing, clip_skip, extended)
         for step in tqdm(walk, total=steps, disable=not progress):
             latent = step.x
-        pictures = to_pil(self.decode(latent))
-        return pictures[0] if isinstance(prompt, str) else pictures
+        return as_asked(prompt, self.decode(latent))
 
     def noise(
         self, generators: list[torch.Generator], width: int | None, height: int | None
@@ -207,20 +206,15 @@ class StableDiffusion:
     def _check_latent(
         self, latent: Tensor, count: int, width: int | None, height: int | None
     ) -> None:
-        vae = self.config.vae
-        if latent.ndim != 4 or latent.shape[:2] != (count, vae.latent_channels):
+        channels, factor = self.config.vae.latent_channels, self.config.vae.factor
+        unit_noise = f"unit noise, {count} {channels} h w, one for each prompt"
+        check_tensor(latent, "latent", channels, give=unit_noise)
+        wide, high = latent.shape[3] * factor, latent.shape[2] * factor
+        check_size(wide, high, self.config)
+        if (len(latent), wide, high) != (count, width or wide, height or high):
             raise ValueError(
-                f"the latent has shape {tuple(latent.shape)}: {count} prompts need "
-                f"{count} {vae.latent_channels} h w."
-            )
-        if not latent.isfinite().all():
-            raise ValueError("the latent holds numbers that are not finite: give unit noise.")
-        of_latent = (latent.shape[3] * vae.factor, latent.shape[2] * vae.factor)
-        check_size(*of_latent, self.config)
-        if (width or of_latent[0], height or of_latent[1]) != of_latent:
-            raise ValueError(
-                f"the latent is for {of_latent[0]} x {of_latent[1]} pixels: leave width and "
-                "height out, or give a latent of their size."
+                f"the latent is for {wide} x {high} pixels, {len(latent)} times: leave width and "
+                f"height out, or give {unit_noise}, and of their size."
             )
 
     def check_text_only(self) -> None:
@@ -272,16 +266,14 @@ def check_seeds(seed: int | list[int], count: int) -> list[int]:
     seeds = [seed] if single else seed
     if not all(isinstance(each, Integral) and not isinstance(each, bool) for each in seeds):
         raise ValueError(f"a seed must be a whole number, got {seed!r}.")
-    seeds = [seed + i for i in range(count)] if single else seeds
+    seeds = [int(seed) + i for i in range(count)] if single else [int(each) for each in seeds]
     if len(seeds) != count:
         raise ValueError(f"{count} prompts need {count} seeds, got {len(seeds)}.")
     for each in seeds:
-        if not SMALLEST_SEED <= each <= LARGEST_SEED:
-            raise ValueError(
-                f"the seed {each} is not in {SMALLEST_SEED} … {LARGEST_SEED}: choose another. "
-                "Sample i uses seed + i."
-            )
-    return list(seeds)
+        if each not in SEEDS:
+            where = f"is not in {SEEDS[0]} … {SEEDS[-1]}"
+            raise ValueError(f"the seed {each} {where}: choose another. Sample i uses seed + i.")
+    return seeds
 
 
 def seeded(seed: int | list[int], count: int) -> list[torch.Generator]:
@@ -302,6 +294,12 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     shades = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     rows = rearrange(shades, "b c h w -> b h w c").cpu().numpy()
     return [Image.fromarray(row) for row in rows]
+
+
+def as_asked(prompt: str | list[str], images: Tensor) -> Image.Image | list[Image.Image]:
+    """The picture of a prompt, or the list of pictures of a list. images: as to_pil reads them."""
+    pictures = to_pil(images)
+    return pictures[0] if isinstance(prompt, str) else pictures
 
 
 def from_pil(image: Image.Image, what: str = "picture") -> Tensor:

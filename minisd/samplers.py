@@ -15,16 +15,15 @@ nothing and let it be.
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from math import log, sqrt
+from math import isinf, log, sqrt
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from numpy.polynomial.polynomial import polyfromroots, polyint, polyval
 from torch import Tensor
 
-from minisd.config import ScheduleConfig
-from minisd.schedule import CLEAN, Denoiser, Diffusers, Level, Prediction, Schedule
+from minisd.folder_walks import folder_levels, usual_final
+from minisd.schedule import CLEAN, LARGEST_SIGMA, Denoiser, Level, Prediction, Schedule
 
 Generators = list[torch.Generator] | None
 Sampler = Callable[[Denoiser, Tensor, list[Level], Generators], Iterator["Step"]]
@@ -143,56 +142,6 @@ def weighted_sum(weights: tuple[float, ...] | list[float], tensors: list[Tensor]
     return sum(weight * tensor for weight, tensor in zip(weights, tensors, strict=True))
 
 
-def diffusers_ddim(
-    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
-) -> Iterator[Step]:
-    """DDIM as diffusers counts: t falls by timesteps // steps, and the step ends there.
-
-    Where the levels are not that far apart, x is taken for what it would be at the next one.
-    """
-    for index, (level, to) in enumerate(pairwise(levels)):
-        lands = to._replace(sigma=level.diffusers.lands)
-        (step,) = ddim(denoise, x, [level, lands], generators)
-        x = step.x
-        yield step._replace(index=index)
-
-
-def diffusers_pndm(
-    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
-) -> Iterator[Step]:
-    """PLMS as diffusers' PNDMScheduler has it, which counts as its DDIM does.
-
-    The second try of the first step ends at the next level and counts back from there. What a v
-    network says is averaged as it is, and read as eps where the step begins.
-    """
-    history = []
-    for index, (level, to) in enumerate(pairwise(levels)):
-        begins, lands = level, to._replace(sigma=level.diffusers.lands)
-        prediction = denoise(x, level)
-        history = [answer(prediction, level), *history[:3]]
-        mean = weighted_sum(PLMS_WEIGHTS[len(history)], history)
-        if index == 0 and len(levels) > 2:
-            trial = ddim_move(x, as_eps(mean, x, level), level, lands)
-            mean = (mean + answer(denoise(trial, to), to)) / 2
-            begins, lands = level._replace(sigma=level.diffusers.left), to
-        x = ddim_move(x, as_eps(mean, x, begins), begins, lands)
-        yield Step(index, level.t, level.sigma, prediction, x)
-
-
-def answer(prediction: Prediction, level: Level) -> Tensor:
-    """What the network itself said, guided: its v, if that is what diffusers averages, or eps."""
-    if not level.diffusers.mixes_v:
-        return prediction.eps
-    return level.signal_rate * prediction.eps - level.noise_rate * prediction.x0
-
-
-def as_eps(said: Tensor, x: Tensor, level: Level) -> Tensor:
-    """`answer` read as eps, for an x at this level."""
-    if not level.diffusers.mixes_v:
-        return said
-    return level.noise_rate * x + level.signal_rate * said
-
-
 def euler(
     denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
 ) -> Iterator[Step]:
@@ -205,14 +154,6 @@ def euler(
         prediction = denoise(x * level.signal_rate, level)
         x = x + (to.sigma - level.sigma) * prediction.eps
         yield Step(index, level.t, level.sigma, prediction, x * to.signal_rate)
-
-
-def diffusers_euler(
-    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
-) -> Iterator[Step]:
-    """Euler, which diffusers leaves on the sigma scale, also where its walk ends at some noise."""
-    for step, to in zip(euler(denoise, x, levels), levels[1:]):
-        yield step if to.diffusers else step._replace(x=step.x / to.signal_rate)
 
 
 def euler_ancestral(
@@ -319,34 +260,74 @@ def log_fall(level: Level, to: Level) -> float:
     return log(level.sigma / to.sigma)
 
 
-TIME_SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "plms": plms}
-SIGMA_SAMPLERS = {
-    "lms": lms,
-    "euler": euler,
-    "euler_ancestral": euler_ancestral,
-    "heun": heun,
-    "dpmpp_2m": dpmpp_2m,
-}
+def diffusers_ddim(
+    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
+) -> Iterator[Step]:
+    """DDIM as diffusers counts: t falls by timesteps // steps, and the step ends there.
+
+    Where the levels are not that far apart, x is taken for what it would be at the next one.
+    """
+    for index, (level, to) in enumerate(pairwise(levels)):
+        lands = to._replace(sigma=level.diffusers.lands)
+        (step,) = ddim(denoise, x, [level, lands], generators)
+        x = step.x
+        yield step._replace(index=index)
+
+
+def diffusers_pndm(
+    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
+) -> Iterator[Step]:
+    """PLMS as diffusers' PNDMScheduler has it, which counts as its DDIM does.
+
+    The second try of the first step ends at the next level and counts back from there. What a v
+    network says is averaged as it is, and read as eps where the step begins.
+    """
+    history = []
+    for index, (level, to) in enumerate(pairwise(levels)):
+        begins, lands = level, to._replace(sigma=level.diffusers.lands)
+        prediction = denoise(x, level)
+        history = [answer(prediction, level), *history[:3]]
+        mean = weighted_sum(PLMS_WEIGHTS[len(history)], history)
+        if index == 0 and len(levels) > 2:
+            trial = ddim_move(x, as_eps(mean, x, level), level, lands)
+            mean = (mean + answer(denoise(trial, to), to)) / 2
+            begins, lands = level._replace(sigma=level.diffusers.left), to
+        x = ddim_move(x, as_eps(mean, x, begins), begins, lands)
+        yield Step(index, level.t, level.sigma, prediction, x)
+
+
+def answer(prediction: Prediction, level: Level) -> Tensor:
+    """What the network itself said, guided: its v, if that is what diffusers averages, or eps."""
+    v = level.signal_rate * prediction.eps - level.noise_rate * prediction.x0
+    return v if level.diffusers.mixes_v else prediction.eps
+
+
+def as_eps(said: Tensor, x: Tensor, level: Level) -> Tensor:
+    """`answer` read as eps, for an x at this level."""
+    eps = level.noise_rate * x + level.signal_rate * said
+    return eps if level.diffusers.mixes_v else said
+
+
+def diffusers_euler(
+    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
+) -> Iterator[Step]:
+    """Euler, which diffusers leaves on the sigma scale, also where its walk ends at some noise."""
+    for step, to in zip(euler(denoise, x, levels), levels[1:]):
+        yield step if to.diffusers else step._replace(x=step.x / to.signal_rate)
+
+
+TIME_SAMPLERS = {walk.__name__: walk for walk in (ddpm, ddim, plms)}
+SIGMA_SAMPLERS = {walk.__name__: walk for walk in (lms, euler, euler_ancestral, heun, dpmpp_2m)}
 SAMPLERS = TIME_SAMPLERS | SIGMA_SAMPLERS
 # where the form that diffusers gives a sampler is another
 FOLDER_SAMPLERS = {"ddim": diffusers_ddim, "plms": diffusers_pndm, "euler": diffusers_euler}
 
-
-SPACINGS = {
-    "leading": Schedule.leading,
-    "linspace": Schedule.linspace,
-    "trailing": Schedule.trailing,
-    "uniform": Schedule.uniform,
-    "karras": Schedule.karras,
-}
+EVEN_IN_T = (Schedule.leading, Schedule.linspace, Schedule.trailing, Schedule.uniform)
+SPACINGS = {spacing.__name__: spacing for spacing in (*EVEN_IN_T, Schedule.karras)}
 
 
 def sampler_levels(
-    name: str,
-    schedule: Schedule,
-    steps: int,
-    spacing: str | None = None,
-    final: str | None = None,
+    name: str, schedule: Schedule, steps: int, spacing: str | None = None, final: str | None = None
 ) -> list[Level]:
     """The steps + 1 levels that the sampler `name` walks down.
 
@@ -366,7 +347,7 @@ def sampler_levels(
     ends = {"zero": CLEAN, "sigma_min": schedule.at(0)}
     check_known("final", final, ends)
     if spacing is None and config.spacing is not None:
-        levels = folder_levels(name, schedule, steps, ends[final])
+        levels = folder_levels(name, name in SIGMA_SAMPLERS, schedule, steps, ends[final])
     else:
         usual = "trailing" if config.zero_terminal_snr else "leading"
         spacing = spacing or ("uniform" if name in SIGMA_SAMPLERS else usual)
@@ -374,64 +355,12 @@ def sampler_levels(
         levels = SPACINGS[spacing](schedule, steps)
     levels = [*levels, ends[final]]
     if name not in ("ddpm", "ddim"):  # the others divide by the signal, be it ever so weak
-        levels = [level.finite for level in levels]
+        levels = [one._replace(sigma=LARGEST_SIGMA) if isinf(one.sigma) else one for one in levels]
     return levels
 
 
-def usual_final(name: str, config: ScheduleConfig) -> str:
-    """Where a walk ends unless told: as the folder says or its class does, else the original."""
-    if config.spacing is None:
-        return "sigma_min" if name in ("ddim", "plms") else "zero"
-    if name in ("euler", "dpmpp_2m"):
-        return config.final or "zero"
-    clean = name == "ddim" if config.set_alpha_to_one is None else config.set_alpha_to_one
-    return "sigma_min" if name in ("ddim", "plms") and not clean else "zero"
-
-
-def folder_levels(name: str, schedule: Schedule, steps: int, end: Level) -> list[Level]:
-    """Where the network runs by a folder's settings, as diffusers' class of the sampler has it.
-
-    Between two t, sigma is interpolated (the original: its logarithm). Karras' levels lie between
-    the first and the last of the spacing; DPM++ takes the whole table, and rounds their t.
-    """
-    config, on_sigmas, two_m = schedule.config, name in SIGMA_SAMPLERS, name == "dpmpp_2m"
-    by_class = "linspace" if on_sigmas else "leading"
-    spacing = by_class if config.spacing == "default" else config.spacing
-    ts = schedule.folder_ts(spacing, steps, int(two_m), fractions=on_sigmas and not two_m)
-    table = schedule.diffusers_sigmas()
-    sigmas = np.interp(ts, range(len(table)), table).tolist()
-    levels = [Level(*both) for both in zip(ts, sigmas)] if on_sigmas else schedule.levels(ts)
-    if config.karras and two_m:
-        # diffusers cuts the fraction off in place of rounding where the betas follow a cosine
-        whole = int if config.beta_schedule == "squaredcos_cap_v2" else round
-        levels = schedule.karras(steps, table[0], table[-1])
-        levels = [level._replace(t=whole(level.t)) for level in levels]
-    elif config.karras and name in ("lms", "euler", "heun"):
-        levels = schedule.karras(steps, sigmas[-1], sigmas[0])
-    return with_diffusers_ways(schedule, levels, end, two_m or spacing == "leading")
-
-
-def with_diffusers_ways(
-    schedule: Schedule, levels: list[Level], end: Level, unit_start: bool
-) -> list[Level]:
-    """The levels, each with what diffusers does there. unit_start: see Diffusers."""
-    steps, top = len(levels), schedule.config.timesteps - 1
-    stride = schedule.config.timesteps // steps
-    v = schedule.config.prediction == "v"
-    told = []
-    for level, following in zip(levels, [*levels[1:], levels[-1]]):
-        lands = schedule.sigma(level.t - stride).item() if level.t >= stride else end.sigma
-        left = schedule.sigma(min(following.t + stride, top)).item()
-        told.append(level._replace(diffusers=Diffusers(unit_start, steps < 15, lands, left, v)))
-    return told
-
-
 def from_noise(
-    name: str,
-    denoise: Denoiser,
-    noise: Tensor,
-    levels: list[Level],
-    generators: Generators = None,
+    name: str, denoise: Denoiser, noise: Tensor, levels: list[Level], generators: Generators = None
 ) -> Iterator[Step]:
     """Walk all the way from unit noise, b c h w, with the sampler `name`.
 

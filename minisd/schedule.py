@@ -6,7 +6,7 @@ x0 + sigma eps with sigma² = (1 - alpha_bar) / alpha_bar: the coordinate of the
 """
 
 from collections.abc import Callable, Sequence
-from math import isinf, pi
+from math import pi
 from typing import NamedTuple
 
 import numpy as np
@@ -22,9 +22,9 @@ class Diffusers(NamedTuple):
 
     unit_start: bool  # a walk from here begins at unit noise, whichever scale the sampler has
     plain_end: bool  # DPM++ takes a last step from here without looking back
+    mixes_v: bool  # PNDM averages what a v network says, and reads the mean as eps
     lands: float  # sigma where a step of DDIM or PNDM ends: not always that of the next level
     left: float  # sigma where PNDM's second try begins: not always that of this level
-    mixes_v: bool  # PNDM averages what a v network says, and reads the mean as eps
 
 
 class Level(NamedTuple):
@@ -52,11 +52,6 @@ class Level(NamedTuple):
     def alpha_bar(self) -> float:
         """The share of x's variance that is picture (Ho et al. 2020, eq. 4)."""
         return self.signal_rate**2
-
-    @property
-    def finite(self) -> "Level":
-        """The same, for who divides by the signal: LARGEST_SIGMA in place of an infinite one."""
-        return self._replace(sigma=LARGEST_SIGMA) if isinf(self.sigma) else self
 
 
 LARGEST_SIGMA = 2.0**12  # in place of an infinite one (diffusers' Euler: alpha_bar 2^-24)
@@ -144,14 +139,6 @@ class Schedule:
         ts = np.interp(np.log(sigmas), np.log(self.finite_sigmas), np.arange(len(self.sigmas)))
         return [Level(t, sigma) for t, sigma in zip(ts.tolist(), sigmas, strict=True)]
 
-    def diffusers_sigmas(self) -> np.ndarray:
-        """The table as diffusers rounds it: 1 - beta in float32, which moves sigma(0) by 3e-5."""
-        before = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
-        betas = (1 - self.alpha_bar / before).float()
-        alpha_bar = torch.cumprod(1 - betas, dim=0)
-        sigmas = ((1 - alpha_bar) / alpha_bar).sqrt().double()
-        return sigmas.nan_to_num(posinf=LARGEST_SIGMA).numpy()
-
     def add_noise(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
         """The forward process: x0 as it looks at t, in one go (Ho et al. 2020, eq. 4).
 
@@ -178,58 +165,38 @@ class Schedule:
         The stride is timesteps // steps, so the walk may begin well below the noisiest level.
         At steps = timesteps the + 1 would leave the table: then it is timesteps - 1 … 0.
         """
-        stride = self.config.timesteps // self._checked(steps)
+        stride = self.config.timesteps // self.check_steps(steps)
         first = 0 if steps == self.config.timesteps else 1
         return self.levels([first + stride * k for k in reversed(range(steps))])
 
     def linspace(self, steps: int) -> list[Level]:
         """Whole t, as even as rounding allows, both ends included (one step: the noisiest)."""
         top = self.config.timesteps - 1
-        ramp = np.linspace(0 if steps > 1 else top, top, self._checked(steps))
+        ramp = np.linspace(0 if steps > 1 else top, top, self.check_steps(steps))
         return self.levels([int(t) for t in reversed(ramp.round())])
 
     def trailing(self, steps: int) -> list[Level]:
         """Whole t, even strides from the noisiest down to just before t = -1 (Lin et al. 2024)."""
-        stride = self.config.timesteps / self._checked(steps)
+        stride = self.config.timesteps / self.check_steps(steps)
         ramp = np.arange(self.config.timesteps, 0, -stride)[:steps]  # rounding may add one
         return self.levels([int(t) - 1 for t in ramp.round()])
 
     def uniform(self, steps: int) -> list[Level]:
         """Even in t, fractions kept, both ends included: k-diffusion's get_sigmas."""
-        ramp = np.linspace(self.config.timesteps - 1, 0, self._checked(steps))
+        ramp = np.linspace(self.config.timesteps - 1, 0, self.check_steps(steps))
         return self.levels(ramp.tolist())
 
-    def karras(
-        self, steps: int, low: float | None = None, high: float | None = None
-    ) -> list[Level]:
+    def karras(self, steps: int, ends: tuple[float, float] | None = None) -> list[Level]:
         """Even in sigma^(1/7): small strides at the end (Karras et al. 2022, eq. 5, rho = 7).
 
-        low, high: the sigmas of both ends. None: the table's.
+        ends: the lowest and the highest sigma. None: the table's.
         """
-        low = self.at(0).sigma if low is None else low
-        high = self.at(self.config.timesteps - 1).finite.sigma if high is None else high
-        ramp = np.linspace(high ** (1 / 7), low ** (1 / 7), self._checked(steps))
+        table_ends = self.sigma(torch.tensor([0, self.config.timesteps - 1]))
+        low, high = ends or table_ends.clamp(max=LARGEST_SIGMA).tolist()
+        ramp = np.linspace(high ** (1 / 7), low ** (1 / 7), self.check_steps(steps))
         return self.levels_of_sigmas((ramp**7).clip(low, high).tolist())
 
-    def folder_ts(self, spacing: str, steps: int, beyond: int, fractions: bool) -> list[float]:
-        """The t of a folder's timestep_spacing, as diffusers' schedulers count them.
-
-        beyond: how many more are made at the noiseless end and left out: 1 for DPM++
-        fractions: whether "linspace" keeps them. Its one step is the least noisy t.
-        Where diffusers would leave its table or stand still, all are moved down, or are every t.
-        """
-        count, top = self._checked(steps) + beyond, self.config.timesteps - 1
-        if spacing == "trailing":
-            ts = np.arange(top + 1, 0, -(top + 1) / steps).round() - 1
-        elif spacing == "leading" and steps <= top:
-            ts = self.config.steps_offset + (top + 1) // count * np.arange(count)[::-1]
-        else:
-            ts = np.linspace(0, top, count if steps <= top else steps)[::-1]
-            ts = ts if fractions else ts.round()
-        ts = ts[:steps] - max(ts[0] - top, 0)
-        return ts.tolist() if fractions else [int(t) for t in ts]
-
-    def _checked(self, steps: int) -> int:
+    def check_steps(self, steps: int) -> int:
         if not 1 <= steps <= self.config.timesteps:
             raise ValueError(f"steps must be 1 to {self.config.timesteps}, got {steps}.")
         return steps

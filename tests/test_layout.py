@@ -9,8 +9,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "minisd"
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODELS = ["attention", "clip", "unet", "vae"]
-TEXT_AND_NOISE = ["config", "tokenizer", "prompt", "schedule", "guidance", "samplers"]
-CORE = [*MODELS, *TEXT_AND_NOISE, "pictures", "trace", "checkpoints"]
+TEXT_AND_NOISE = ["config", "tokenizer", "prompt", "schedule", "folder_walks"]
+CORE = [*MODELS, *TEXT_AND_NOISE, "guidance", "samplers", "pictures", "trace", "checkpoints"]
 REFERENCES = {"diffusers", "transformers", "open_clip", "clip", "ldm", "k_diffusion", "torchvision"}
 
 # part of the package -> the parts it may import; config is allowed everywhere
@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "clip": ["attention"],
     "unet": ["attention"],
     "vae": ["attention"],
-    "samplers": ["schedule"],
+    "folder_walks": ["schedule"],
+    "samplers": ["schedule", "folder_walks"],
     "guidance": ["schedule"],
     "checkpoints": [*MODELS, "tokenizer", "checkpoints"],
     "pipeline": CORE,

@@ -584,9 +584,12 @@ def test_true_and_false_are_a_mask():
 
 def test_depth_may_have_any_range_but_must_be_finite(deep_sd, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        "minisd.tasks.depth2img.walk_with_depth", lambda *given: seen.append(given[2])
-    )
+
+    def channel_of(depth, size):
+        seen.append(depth)
+        return depth_channel(depth, size)
+
+    monkeypatch.setattr("minisd.tasks.depth2img.depth_channel", channel_of)
     depth = torch.rand(1, 1, 20, 30, generator=torch.Generator().manual_seed(0))
     channel = depth_channel(depth, (8, 8))
     for scale, shift in ((1, 0), (1e4, 5), (1e-5, 0), (3, -9)):

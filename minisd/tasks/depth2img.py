@@ -5,7 +5,7 @@ transformer (Stability AI, stable-diffusion-2-depth; ldm/models/diffusion/ddpm.p
 LatentDepth2ImageDiffusion).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from minisd.pictures import check_tensor, depth_values
-from minisd.pipeline import StableDiffusion, as_list, to_pil
-from minisd.samplers import Step
-from minisd.tasks.img2img import Picture, Start, last_latent, noised, picture_tensor, walk
+from minisd.pipeline import StableDiffusion, as_asked, as_list
+from minisd.tasks.img2img import Picture, Settings, Walk, noised, picture_tensor
 from minisd.tasks.inpaint import shown_beside
 
 FLAT = 0.001  # the original's guard against a flat depth; diffusers has none
@@ -37,12 +36,17 @@ def depth2img_steps(
     sampler: str | None = None,
     seed: int | list[int] = 0,
     spacing: str | None = None,
-) -> Iterator[Step]:
-    """The walk, step by step. Arguments as depth2img."""
-    given = given_depth(sd, depth, estimator)
-    start = noised(sd, image, len(as_list(prompt)), strength, steps, sampler, seed, spacing)
-    channel = estimator(picture_tensor(image)) if given is None else given
-    return walk_with_depth(sd, prompt, channel, start, negative_prompt, cfg_scale)
+) -> Walk:
+    """The walk, step by step, of a U-Net that sees the depth. Arguments as depth2img."""
+    given, prompts = given_depth(sd, depth, estimator), as_list(prompt)
+    settings = Settings(strength, steps, sampler, seed, spacing)
+    start = noised(sd, image, len(prompts), settings)
+    found = estimator(picture_tensor(image)) if given is None else given
+    if len(found) not in (1, len(prompts)):
+        raise ValueError(f"there are {len(found)} depths: give 1 or {len(prompts)}.")
+    channel = depth_channel(found.to(sd.device).float(), start.z.shape[2:]).to(start.z)
+    network = shown_beside(sd.unet, channel.expand(len(prompts), -1, -1, -1))
+    return start.walk(sd.denoiser(prompts, negative_prompt, cfg_scale, network=network))
 
 
 def depth2img(
@@ -69,29 +73,9 @@ def depth2img(
     Raises ValueError for a model without the depth channel, without depth and estimator, and as
     img2img does.
     """
-    given = given_depth(sd, depth, estimator)
-    start = noised(sd, image, len(as_list(prompt)), strength, steps, sampler, seed, spacing)
-    channel = estimator(picture_tensor(image)) if given is None else given
-    steps_of_walk = walk_with_depth(sd, prompt, channel, start, negative_prompt, cfg_scale)
-    pictures = to_pil(sd.decode(last_latent(steps_of_walk, start, progress)))
-    return pictures[0] if isinstance(prompt, str) else pictures
-
-
-def walk_with_depth(
-    sd: StableDiffusion,
-    prompt: str | list[str],
-    depth: Tensor,
-    start: Start,
-    negative_prompt: str,
-    cfg_scale: float | None,
-) -> Iterator[Step]:
-    """The steps of a U-Net that sees the depth, 1 1 h w or b 1 h w, beside the latent."""
-    if len(depth) not in (1, len(start.z)):
-        raise ValueError(f"there are {len(depth)} depths: give 1 or {len(start.z)}.")
-    channel = depth_channel(depth.to(start.z.device).float(), start.z.shape[2:]).to(start.z)
-    channel = channel.expand(len(start.z), -1, -1, -1)
-    network = shown_beside(sd.unet, channel)
-    return walk(sd, as_list(prompt), start, negative_prompt, cfg_scale, network)
+    settings = (strength, negative_prompt, steps, cfg_scale, sampler, seed, spacing)
+    walk = depth2img_steps(sd, prompt, image, depth, estimator, *settings)
+    return as_asked(prompt, walk.draw(sd, progress))
 
 
 def depth_channel(depth: Tensor, size: tuple[int, int]) -> Tensor:
@@ -118,12 +102,10 @@ def given_depth(
             "depth model, such as sd20-depth."
         )
     if depth is None and estimator is None:
-        raise ValueError(
-            "there is no depth: give depth= (a picture) or estimator= (which makes one)."
-        )
-    depth = depth_values(depth) if isinstance(depth, Image.Image) else depth
+        raise ValueError("there is no depth: give depth= (a picture) or estimator= (makes one).")
     if depth is None:
         return None
+    depth = depth_values(depth) if isinstance(depth, Image.Image) else depth
     check_tensor(depth, "depth", 1)
     spread = depth.amax((1, 2, 3), keepdim=True) - depth.amin((1, 2, 3), keepdim=True)
     narrow = (spread > 0) & (spread < NARROW)

@@ -6,6 +6,7 @@ the walk keeps; what it drowned, the walk invents after the prompt.
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -14,13 +15,22 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from minisd.guidance import Network
 from minisd.pictures import check_tensor
-from minisd.pipeline import StableDiffusion, as_list, check_size, from_pil, seeded, to_pil
+from minisd.pipeline import StableDiffusion, as_asked, as_list, check_size, from_pil, seeded
 from minisd.samplers import Step, sampler_for, sampler_levels
-from minisd.schedule import Level
+from minisd.schedule import Denoiser, Level
 
 Picture = Image.Image | Tensor  # a Tensor: 1 3 h w or b 3 h w in [-1, 1]
+
+
+class Settings(NamedTuple):
+    """How a walk goes, as in StableDiffusion.txt2img, and how much of it is left."""
+
+    strength: float
+    steps: int
+    sampler: str | None
+    seed: int | list[int]
+    spacing: str | None
 
 
 class Start(NamedTuple):
@@ -32,6 +42,33 @@ class Start(NamedTuple):
     sampler: str
     levels: list[Level]  # what is left of the walk
     generators: list[torch.Generator]
+
+    def at(self, level: Level) -> Tensor:
+        """z as it looks at this noise level (Ho et al. 2020, eq. 4). b 4 h w"""
+        return level.signal_rate * self.z + level.noise_rate * self.noise
+
+    def walk(self, denoise: Denoiser) -> "Walk":
+        """The steps from here on."""
+        sampler = sampler_for(self.sampler, self.levels)
+        return Walk(self, sampler(denoise, self.x, self.levels, self.generators))
+
+
+@dataclass
+class Walk(Iterator[Step]):
+    """The steps of a task, one after another, and where they begin."""
+
+    start: Start
+    steps: Iterator[Step]
+
+    def __next__(self) -> Step:
+        return next(self.steps)
+
+    def draw(self, sd: StableDiffusion, progress: bool) -> Tensor:
+        """Walk to the end and decode: b 3 h w. Where there is no step, the picture's own latent."""
+        latent = self.start.z
+        for step in tqdm(self.steps, total=len(self.start.levels) - 1, disable=not progress):
+            latent = step.x
+        return sd.decode(latent)
 
 
 def img2img_steps(
@@ -45,12 +82,13 @@ def img2img_steps(
     sampler: str | None = None,
     seed: int | list[int] = 0,
     spacing: str | None = None,
-) -> Iterator[Step]:
+) -> Walk:
     """The walk from the noised picture to a new latent, step by step. Arguments as img2img."""
     sd.check_text_only()
     prompts = as_list(prompt)
-    start = noised(sd, image, len(prompts), strength, steps, sampler, seed, spacing)
-    return walk(sd, prompts, start, negative_prompt, cfg_scale)
+    settings = Settings(strength, steps, sampler, seed, spacing)
+    start = noised(sd, image, len(prompts), settings)
+    return start.walk(sd.denoiser(prompts, negative_prompt, cfg_scale))
 
 
 def img2img(
@@ -77,46 +115,28 @@ def img2img(
 
     Raises ValueError for a setting out of its range or a picture whose size does not fit.
     """
-    sd.check_text_only()
-    prompts = as_list(prompt)
-    start = noised(sd, image, len(prompts), strength, steps, sampler, seed, spacing)
-    steps_of_walk = walk(sd, prompts, start, negative_prompt, cfg_scale)
-    pictures = to_pil(sd.decode(last_latent(steps_of_walk, start, progress)))
-    return pictures[0] if isinstance(prompt, str) else pictures
+    settings = (negative_prompt, steps, cfg_scale, sampler, seed, spacing)
+    walk = img2img_steps(sd, prompt, image, strength, *settings)
+    return as_asked(prompt, walk.draw(sd, progress))
 
 
 def noised(
-    sd: StableDiffusion,
-    image: Picture,
-    count: int,
-    strength: float,
-    steps: int,
-    sampler: str | None,
-    seed: int | list[int],
-    spacing: str | None,
+    sd: StableDiffusion, image: Picture, count: int, settings: Settings, encode: bool = True
 ) -> Start:
-    """Encode the picture and noise it as far as the strength says, count times."""
+    """Encode the picture and noise it as far as the strength says, count times.
+
+    encode: False leaves the picture's latent out, and begins at the noise
+    """
+    strength, steps, sampler, seed, spacing = settings
     sampler = sampler or sd.config.sampler
     levels = remaining(sampler_levels(sampler, sd.schedule, steps, spacing), strength)
     image = as_tensor(sd, image, count)
     generators = seeded(seed, count)
-    z = sd.encode(image, generators)
-    noise = sd.noise(generators, image.shape[3], image.shape[2]).to(z)
-    return Start(z, noise, mixed(z, noise, levels[0]), sampler, levels, generators)
-
-
-def walk(
-    sd: StableDiffusion,
-    prompts: list[str],
-    start: Start,
-    negative_prompt: str,
-    cfg_scale: float | None,
-    network: Network | None = None,
-) -> Iterator[Step]:
-    """The steps from the start on. network: in place of the U-Net, one that sees more."""
-    denoise = sd.denoiser(prompts, negative_prompt, cfg_scale, network=network)
-    sampler = sampler_for(start.sampler, start.levels)
-    return sampler(denoise, start.x, start.levels, start.generators)
+    encoded = sd.encode(image, generators) if encode else None
+    noise = sd.noise(generators, image.shape[3], image.shape[2]).to(sd.device, sd.dtype)
+    z = noise if encoded is None else encoded
+    start = Start(z, noise, z, sampler, levels, generators)
+    return start._replace(x=start.at(levels[0]))
 
 
 def remaining(levels: list[Level], strength: float) -> list[Level]:
@@ -129,11 +149,6 @@ def remaining(levels: list[Level], strength: float) -> list[Level]:
     steps = len(levels) - 1
     run = int(steps * strength)
     return levels[steps - run :]
-
-
-def mixed(z: Tensor, noise: Tensor, level: Level) -> Tensor:
-    """z as it looks at this noise level (Ho et al. 2020, eq. 4). z, noise: b 4 h w."""
-    return level.signal_rate * z + level.noise_rate * noise
 
 
 def as_tensor(sd: StableDiffusion, image: Picture, count: int) -> Tensor:
@@ -163,11 +178,3 @@ def picture_tensor(image: Picture) -> Tensor:
             stacklevel=2,
         )
     return image
-
-
-def last_latent(walk: Iterator[Step], start: Start, progress: bool) -> Tensor:
-    """Walk to the end. b 4 h w; the picture's own latent where there is no step to go."""
-    latent = start.z
-    for step in tqdm(walk, total=len(start.levels) - 1, disable=not progress):
-        latent = step.x
-    return latent

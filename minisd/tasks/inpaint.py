@@ -17,19 +17,10 @@ from torch import Tensor
 
 from minisd.guidance import Network
 from minisd.pictures import check_tensor, mask_shades
-from minisd.pipeline import StableDiffusion, as_list, seeded, to_pil
-from minisd.samplers import Sampler, Step, sampler_for, sampler_levels, scaled
+from minisd.pipeline import StableDiffusion, as_asked, as_list
+from minisd.samplers import Sampler, Step, sampler_for, scaled
 from minisd.schedule import Denoiser, Level, Prediction
-from minisd.tasks.img2img import (
-    Picture,
-    Start,
-    as_tensor,
-    last_latent,
-    mixed,
-    noised,
-    picture_tensor,
-    walk,
-)
+from minisd.tasks.img2img import Picture, Settings, Start, Walk, as_tensor, noised, picture_tensor
 
 INPAINTING_CHANNELS = 9  # 4 latent + 1 mask + 4 latent of the picture with its hole
 
@@ -46,11 +37,22 @@ def inpaint_steps(
     sampler: str | None = None,
     seed: int | list[int] = 0,
     spacing: str | None = None,
-) -> Iterator[Step]:
-    """The walk, step by step. Arguments as inpaint."""
-    covered = as_mask(mask, image)
-    start = begin(sd, prompt, image, strength, steps, sampler, seed, spacing)
-    return walk_under_mask(sd, prompt, image, covered, start, negative_prompt, cfg_scale)
+) -> Walk:
+    """The walk, step by step, by nine channels or by blending. Arguments as inpaint."""
+    covered, prompts = as_mask(mask, image), as_list(prompt)
+    settings = Settings(strength, steps, sampler, seed, spacing)
+    start = begin(sd, image, len(prompts), settings)
+    covered = covered.to(start.z)
+    if reads_a_mask(sd):
+        hole = picture_with_hole(as_tensor(sd, image, len(prompts)), covered)
+        around = sd.encode(hole, start.generators)
+        extra = torch.cat([on_latent(covered >= 0.5, start.x), around], dim=1)
+        network = shown_beside(sd.unet, extra)
+        return start.walk(sd.denoiser(prompts, negative_prompt, cfg_scale, network=network))
+    sd.check_text_only()
+    denoise = sd.denoiser(prompts, negative_prompt, cfg_scale)
+    walker = sampler_for(start.sampler, start.levels)
+    return Walk(start, blended(walker, denoise, start, 1 - on_latent(covered, start.z)))
 
 
 def inpaint(
@@ -82,69 +84,24 @@ def inpaint(
 
     Raises ValueError for a setting out of its range, and for sizes that differ or do not fit.
     """
-    covered = as_mask(mask, image)
-    start = begin(sd, prompt, image, strength, steps, sampler, seed, spacing)
-    steps_of_walk = walk_under_mask(sd, prompt, image, covered, start, negative_prompt, cfg_scale)
-    drawn = sd.decode(last_latent(steps_of_walk, start, progress))
+    settings = (negative_prompt, steps, cfg_scale, sampler, seed, spacing)
+    drawn = inpaint_steps(sd, prompt, image, mask, strength, *settings).draw(sd, progress)
     if paste:
-        covered, original = covered.to(drawn), as_tensor(sd, image, len(drawn)).to(drawn)
+        covered, original = as_mask(mask, image).to(drawn), picture_tensor(image).to(drawn)
         drawn = covered * drawn + (1 - covered) * original
-    pictures = to_pil(drawn)
-    return pictures[0] if isinstance(prompt, str) else pictures
+    return as_asked(prompt, drawn)
 
 
-def begin(
-    sd: StableDiffusion,
-    prompt: str | list[str],
-    image: Picture,
-    strength: float,
-    steps: int,
-    sampler: str | None,
-    seed: int | list[int],
-    spacing: str | None,
-) -> Start:
+def begin(sd: StableDiffusion, image: Picture, count: int, settings: Settings) -> Start:
     """As in img2img, but at strength 1 from pure noise: nothing under the mask is to show."""
-    count = len(as_list(prompt))
-    if strength == 1 and reads_a_mask(sd):  # the picture itself plays no part then
-        image = as_tensor(sd, image, count)
-        sampler = sampler or sd.config.sampler
-        levels = sampler_levels(sampler, sd.schedule, steps, spacing)
-        generators = seeded(seed, count)
-        noise = sd.noise(generators, image.shape[3], image.shape[2]).to(sd.device, sd.dtype)
-        x = scaled(sampler, noise, levels[0])
-        return Start(noise, noise, x, sampler, levels, generators)
-    start = noised(sd, image, count, strength, steps, sampler, seed, spacing)
-    if strength < 1:
-        return start
+    if settings.strength < 1:
+        return noised(sd, image, count, settings)
+    start = noised(sd, image, count, settings, encode=not reads_a_mask(sd))
     return start._replace(x=scaled(start.sampler, start.noise, start.levels[0]))
 
 
 def reads_a_mask(sd: StableDiffusion) -> bool:
     return sd.config.unet.in_channels == INPAINTING_CHANNELS
-
-
-def walk_under_mask(
-    sd: StableDiffusion,
-    prompt: str | list[str],
-    image: Picture,
-    covered: Tensor,
-    start: Start,
-    negative_prompt: str,
-    cfg_scale: float | None,
-) -> Iterator[Step]:
-    """The steps, by nine channels or by blending. covered: 1 1 h w, as as_mask returns it."""
-    prompts = as_list(prompt)
-    covered = covered.to(start.z)
-    if reads_a_mask(sd):
-        hole = picture_with_hole(as_tensor(sd, image, len(prompts)), covered)
-        around = sd.encode(hole, start.generators)
-        extra = torch.cat([on_latent(covered >= 0.5, start.x), around], dim=1)
-        network = shown_beside(sd.unet, extra)
-        return walk(sd, prompts, start, negative_prompt, cfg_scale, network)
-    sd.check_text_only()
-    kept = 1 - on_latent(covered, start.z)
-    denoise = sd.denoiser(prompts, negative_prompt, cfg_scale)
-    return blended(sampler_for(start.sampler, start.levels), denoise, start, kept)
 
 
 def blended(sampler: Sampler, denoise: Denoiser, start: Start, kept: Tensor) -> Iterator[Step]:
@@ -155,7 +112,7 @@ def blended(sampler: Sampler, denoise: Denoiser, start: Start, kept: Tensor) -> 
     """
 
     def put_back(x: Tensor, level: Level) -> Tensor:
-        return kept * mixed(start.z, start.noise, level) + (1 - kept) * x
+        return kept * start.at(level) + (1 - kept) * x
 
     def denoise_blend(x: Tensor, level: Level) -> Prediction:
         shown = x if level == start.levels[0] else put_back(x, level)
