@@ -43,10 +43,6 @@ class Start(NamedTuple):
     levels: list[Level]  # what is left of the walk
     generators: list[torch.Generator]
 
-    def at(self, level: Level) -> Tensor:
-        """z as it looks at this noise level (Ho et al. 2020, eq. 4). b 4 h w"""
-        return level.signal_rate * self.z + level.noise_rate * self.noise
-
     def walk(self, denoise: Denoiser) -> "Walk":
         """The steps from here on."""
         sampler = sampler_for(self.sampler, self.levels)
@@ -136,7 +132,7 @@ def noised(
     noise = sd.noise(generators, image.shape[3], image.shape[2]).to(sd.device, sd.dtype)
     z = noise if encoded is None else encoded
     start = Start(z, noise, z, sampler, levels, generators)
-    return start._replace(x=start.at(levels[0]))
+    return start._replace(x=mixed(z, noise, levels[0]))
 
 
 def remaining(levels: list[Level], strength: float) -> list[Level]:
@@ -149,6 +145,11 @@ def remaining(levels: list[Level], strength: float) -> list[Level]:
     steps = len(levels) - 1
     run = int(steps * strength)
     return levels[steps - run :]
+
+
+def mixed(z: Tensor, noise: Tensor, level: Level) -> Tensor:
+    """z as it looks at this noise level (Ho et al. 2020, eq. 4). z, noise: b 4 h w."""
+    return level.signal_rate * z + level.noise_rate * noise
 
 
 def as_tensor(sd: StableDiffusion, image: Picture, count: int) -> Tensor:

@@ -20,7 +20,16 @@ from minisd.pictures import check_tensor, mask_shades
 from minisd.pipeline import StableDiffusion, as_asked, as_list
 from minisd.samplers import Sampler, Step, sampler_for, scaled
 from minisd.schedule import Denoiser, Level, Prediction
-from minisd.tasks.img2img import Picture, Settings, Start, Walk, as_tensor, noised, picture_tensor
+from minisd.tasks.img2img import (
+    Picture,
+    Settings,
+    Start,
+    Walk,
+    as_tensor,
+    mixed,
+    noised,
+    picture_tensor,
+)
 
 INPAINTING_CHANNELS = 9  # 4 latent + 1 mask + 4 latent of the picture with its hole
 
@@ -40,8 +49,7 @@ def inpaint_steps(
 ) -> Walk:
     """The walk, step by step, by nine channels or by blending. Arguments as inpaint."""
     covered, prompts = as_mask(mask, image), as_list(prompt)
-    settings = Settings(strength, steps, sampler, seed, spacing)
-    start = begin(sd, image, len(prompts), settings)
+    start = begin(sd, prompt, image, strength, steps, sampler, seed, spacing)
     covered = covered.to(start.z)
     if reads_a_mask(sd):
         hole = picture_with_hole(as_tensor(sd, image, len(prompts)), covered)
@@ -92,9 +100,19 @@ def inpaint(
     return as_asked(prompt, drawn)
 
 
-def begin(sd: StableDiffusion, image: Picture, count: int, settings: Settings) -> Start:
-    """As in img2img, but at strength 1 from pure noise: nothing under the mask is to show."""
-    if settings.strength < 1:
+def begin(
+    sd: StableDiffusion,
+    prompt: str | list[str],
+    image: Picture,
+    strength: float,
+    *how: int | str | list[int] | None,
+) -> Start:
+    """As in img2img, but at strength 1 from pure noise: nothing under the mask is to show.
+
+    how: steps, sampler, seed and spacing
+    """
+    count, settings = len(as_list(prompt)), Settings(strength, *how)
+    if strength < 1:
         return noised(sd, image, count, settings)
     start = noised(sd, image, count, settings, encode=not reads_a_mask(sd))
     return start._replace(x=scaled(start.sampler, start.noise, start.levels[0]))
@@ -112,7 +130,7 @@ def blended(sampler: Sampler, denoise: Denoiser, start: Start, kept: Tensor) -> 
     """
 
     def put_back(x: Tensor, level: Level) -> Tensor:
-        return kept * start.at(level) + (1 - kept) * x
+        return kept * mixed(start.z, start.noise, level) + (1 - kept) * x
 
     def denoise_blend(x: Tensor, level: Level) -> Prediction:
         shown = x if level == start.levels[0] else put_back(x, level)
