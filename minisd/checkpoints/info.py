@@ -89,8 +89,8 @@ def info(source: str | Path) -> Info:
 
 def dtypes(tensors: Iterable[Tensor]) -> dict[str, int]:
     """How many tensors there are of each dtype, the most frequent first."""
-    counts = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors)
-    return dict(counts.most_common())
+    names = (str(tensor.dtype).removeprefix("torch.") for tensor in tensors)
+    return dict(Counter(names).most_common())
 
 
 def grouped(contents: Contents) -> dict[str, int]:

@@ -84,6 +84,7 @@ def foreign(what: str, beginning: str) -> str:
 def shown(tensors: Mapping[str, Tensor] | Iterable[str]) -> str:
     """A line for each tensor: its name, a tab and its shape, if that is given.
 
+    >>> import torch
     >>> shown({"clip_g": torch.zeros(2, 1280)})
     'clip_g\\t2x1280'
     """

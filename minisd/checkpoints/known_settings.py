@@ -45,10 +45,9 @@ class KnownSettings:
         for name, value in stored.items():
             known = name in self.obeyed or name in self.fixed or name in self.ignored
             if not known and not name.startswith("_") and value is not None:
-                raise ValueError(
-                    f"has {name} = {value!r} in its {self.file}, a setting unknown here: delete "
-                    "it there if the model is the same without it"
-                )
+                way = "delete it there if the model is the same without it"
+                said = f"{name} = {value!r} in its {self.file}, a setting unknown here"
+                raise ValueError(f"has {said}: {way}")
         values = {name: stored.get(name, default) for name, default in self.obeyed.items()}
         for name, value in values.items():
             if value is REQUIRED:

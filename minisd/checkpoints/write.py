@@ -42,9 +42,7 @@ def save(
     no finite numbers, or none in dtype.
     """
     states = {part: getattr(parts, part).state_dict() for part in OUR_PREFIXES}
-    tensors = {
-        OUR_PREFIXES[part] + key: states[part][key] for part in states for key in states[part]
-    }
+    tensors = {OUR_PREFIXES[p] + key: t for p, state in states.items() for key, t in state.items()}
     settings = to_metadata(parts.config, parts.tokenizer)
     with written_whole(Path(path)) as unfinished:
         write_tensors(unfinished, tensors, {**settings, **(notes or {})}, dtype)
@@ -92,9 +90,8 @@ def convert(
         contents = lay_open(path, prediction, vae=None if vae is None else open_vae(vae))
         if keep_unused and (contents.layout, layout) != ("original", "original"):
             raise ValueError("keep_unused works from one original file to another: leave it out.")
-        if contents.known_by is None:
-            config = build(contents, path.name).config  # tried, which needs the network
-            contents = replace(contents, config=config)
+        if contents.known_by is None:  # tried, which needs the network
+            contents = replace(contents, config=build(contents, path.name).config)
         if layout == "diffusers":
             write_folder(unfinished, contents, dtype)
         else:
@@ -175,10 +172,8 @@ def not_finite(key: str, tensor: Tensor, dtype: torch.dtype | None) -> str:
     """The sentence for weights that are no finite numbers once they are stored as dtype."""
     if is_finite(tensor):
         return f"{key} holds numbers too large for {dtype}: keep the dtype that it is stored in."
-    return (
-        f"{key} holds NaN or infinity: the file is damaged or its training failed. "
-        "Get another copy."
-    )
+    reason = "the file is damaged or its training failed"
+    return f"{key} holds NaN or infinity: {reason}. Get another copy."
 
 
 @contextmanager
