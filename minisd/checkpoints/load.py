@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from minisd.checkpoints.contents import Contents, blank, lay_open
 from minisd.checkpoints.names import is_v2
-from minisd.checkpoints.official import local
+from minisd.checkpoints.official import SHIPPED, local
 from minisd.checkpoints.prediction import alpha_bar, with_prediction
 from minisd.checkpoints.vae_file import open_vae
 from minisd.clip import TextTransformer
-from minisd.config import ModelConfig, VAEConfig
+from minisd.config import WEIGHTS, ModelConfig, VAEConfig
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
 from minisd.vae import VAE
@@ -96,7 +96,7 @@ def load_vae(
 
 def locate(source: str | Path) -> Path:
     """Where the weights lie. Raises ValueError if there is nothing."""
-    path = local(source)
+    path = WEIGHTS / SHIPPED[source] if source in SHIPPED else local(source)
     if not path.exists():
         wanted = 'a .safetensors or .ckpt file, a diffusers folder, "mini", or a published name'
         raise ValueError(f"There is no file or folder {path}: give {wanted}.")
