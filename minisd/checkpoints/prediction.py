@@ -5,6 +5,7 @@ Statements that contradict each other are an error; a value unknown here is one 
 """
 
 import hashlib
+import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -19,23 +20,9 @@ from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.names import is_v2
 from minisd.config import ModelConfig, ScheduleConfig
 
-# Published files, by their sha256. They say nothing in their headers.
-PUBLISHED = {
-    # sd-v1-4.ckpt, sd-v1-4-full-ema.ckpt, v1-5-pruned-emaonly (.safetensors, .ckpt)
-    "fe4efff1e174c627256e44ec2991ba279b3816e364b49f9be2abc0b3ff3f8556": "eps",
-    "14749efc0ae8ef0329391ad4436feb781b402f4fece4883c7ad8d10556d8a36a": "eps",
-    "6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa": "eps",
-    "cc6cb27103417325ff94f52b7a5d2dde45a7515b25c255d8e396c90014281516": "eps",
-    # sd-v1-5-inpainting.ckpt, 512-inpainting-ema.ckpt
-    "c6bbc15e3224e6973459ba78de4998b80b50112b0ae5b5c67113d56b4e366b19": "eps",
-    "2a208a7ded5d42dcb0c0ec908b23c631002091e06afe7e76d16cd11079f8d4e3": "eps",
-    # 512-base-ema.ckpt, v2-1_512-ema-pruned.safetensors
-    "d635794c1fedfdfa261e065370bea59c651fc9bfa65dc6d67ad29e11869a1824": "eps",
-    "df955bdf6b682338ea9b55dfc0d8f3475aadf4836e204893d28b82355e0956d2": "eps",
-    # 768-v-ema.ckpt, v2-1_768-ema-pruned.safetensors
-    "bfcaf0755797b0c30eb00a3787e8b423eb1f5decd8de76c4d824ac2dd27e139f": "v",
-    "dcd690123cfc64383981a31d955694f6acf2072a80537fdb612c8e58ec87a8ac": "v",
-}
+# Published files, by their sha256. They say nothing in their headers. prediction.json names them.
+STORED = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+PUBLISHED = {digest: said for said, files in STORED.items() for digest in files.values()}
 
 PREDICTIONS = {
     **dict.fromkeys(("eps", "epsilon"), "eps"),
@@ -44,25 +31,25 @@ PREDICTIONS = {
 FLAGS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 V_FLAGS = {word: "v" if yes else "eps" for word, yes in FLAGS.items()}
 UNSTATED = ("", "none", "null")
-ZERO_SNR = ("zero_terminal_snr", "rescale_betas_zero_snr", "ztsnr")
-SPEC = ("modelspec.prediction_type", "modelspec.predict_key", "prediction_type")
-KOHYA = ("ss_v_parameterization", "v_parameterization", "v_pred")
-# Keys of the header, of ModelSpec and kohya's trainer, ComfyUI, others: what each says, and how.
-KEYS = {
-    **dict.fromkeys(SPEC, ("prediction", PREDICTIONS)),
-    **dict.fromkeys(KOHYA, ("prediction", V_FLAGS)),
-    **dict.fromkeys(("ss_zero_terminal_snr", *ZERO_SNR), ("zero_terminal_snr", FLAGS)),
-}
+# Keys of the header (ModelSpec, kohya's trainer, ComfyUI, others), of the .yaml, and tensors,
+# mostly empty, that say it by being there (ComfyUI, SimpleTuner): what each says, and how.
+SPEC = ("modelspec.prediction_type", "modelspec.predict_key", "prediction_type", "parameterization")
+KOHYA = ("ss_v_parameterization", "v_parameterization", "v_pred", "model.v_pred")
+ZERO_SNR = ("ss_zero_terminal_snr", "zero_terminal_snr", "rescale_betas_zero_snr")
 V_ENDINGS = {"modelspec.architecture": "-768-v", "ss_base_model_version": "_v"}  # sd_v2_v
-
-# Tensors, mostly empty, that say something by being there (ComfyUI, SimpleTuner).
-MARKERS = {"v_pred": ("prediction", "v"), "ztsnr": ("zero_terminal_snr", True)}
+KEYS = {
+    **dict.fromkeys((*SPEC, *V_ENDINGS), ("prediction", PREDICTIONS)),
+    **dict.fromkeys(KOHYA, ("prediction", V_FLAGS)),
+    **dict.fromkeys((*ZERO_SNR, "ztsnr", "model.ztsnr"), ("zero_terminal_snr", FLAGS)),
+}
+MARKERS = ("v_pred", "model.v_pred", "ztsnr", "model.ztsnr")
 EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 
 NUMBERS = {
     **{"linear_start": "beta_start", "linear_end": "beta_end", "timesteps": "timesteps"},
     "scale_factor": "scale",
 }
+ARGUMENT = "the argument prediction="
 # CompVis' names of its rules for betas -> diffusers'
 BETA_SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear"}
 # "model: params:" of the .yaml that CompVis' and Stability's code is set up with. Absent settings
@@ -99,7 +86,9 @@ def with_stated_settings(
     if "scale_factor" in tensors:
         scale = tensors["scale_factor"].double().mean().item()
         config = replace(config, vae=replace(config.vae, scale=scale))
-    statements = from_header(header) + from_markers(tensors) + from_yaml(said, beside)
+    statements = from_header(header) + from_markers(tensors)
+    if said:
+        statements += stated(said, f"{beside.name} beside it")
     table = tensors.get("alphas_cumprod")
     if table is not None and alike(table, zero_snr_table(config.schedule)):
         statements.append(Statement("its alphas_cumprod", zero_terminal_snr=True))
@@ -132,13 +121,8 @@ def who_says(
     """
     if prediction:
         for other in statements:
-            if other.prediction not in (None, prediction):
-                warnings.warn(
-                    f"{path.name} predicts {other.prediction} by {other.where}: taken as "
-                    f"{prediction}, as the argument prediction= says.",
-                    stacklevel=2,
-                )
-        return prediction, "the argument prediction="
+            warn_of_argument(path.name, prediction, other.prediction, other.where)
+        return prediction, ARGUMENT
     inside = [each for each in statements if not each.where.endswith("beside it")]
     if not any(each.prediction for each in inside):
         published = PUBLISHED.get(sha256(path))
@@ -147,21 +131,25 @@ def who_says(
     return agreed(statements, "prediction", 'give prediction="eps" or prediction="v"')
 
 
+def warn_of_argument(name: str, argument: str, said: str | None, where: str) -> None:
+    """Warns where a place says something else than the argument."""
+    if said not in (None, argument):
+        other = f"{said} by {where}: taken as {argument}, as {ARGUMENT} says"
+        warnings.warn(f"{name} predicts {other}.", stacklevel=2)
+
+
 def agreed(
     statements: list[Statement], field: str, mend: str
 ) -> tuple[str | bool | None, str | None]:
     """The one value that is stated, and where first. ValueError: two places contradict."""
-    stated = [(getattr(one, field), one.where) for one in statements]
-    stated = [(value, where) for value, where in stated if value is not None]
-    for value, where in stated[1:]:
-        first, first_where = stated[0]
+    found = [(getattr(one, field), one.where) for one in statements]
+    found = [(value, where) for value, where in found if value is not None]
+    for value, where in found[1:]:
+        first, first_where = found[0]
         if value != first:
-            name = field.replace("_", " ")
-            raise ValueError(
-                f"contradicts itself: the {name} is {first} by {first_where}, but {value} by "
-                f"{where}: {mend}"
-            )
-    return stated[0] if stated else (None, None)
+            both = f"{first} by {first_where}, but {value} by {where}"
+            raise ValueError(f"contradicts itself: the {field.replace('_', ' ')} is {both}: {mend}")
+    return found[0] if found else (None, None)
 
 
 def sha256(path: Path) -> str:
@@ -175,16 +163,21 @@ def sha256(path: Path) -> str:
 # ---- the places ------------------------------------------------------------------------------
 
 
-def from_header(header: Mapping[str, str]) -> list[Statement]:
-    """What the header's keys say. Raises ValueError for a value that is none of the known."""
-    said = {key: known_value(key, header.get(key), known) for key, (_, known) in KEYS.items()}
-    ending = [key for key, end in V_ENDINGS.items() if header.get(key, "").endswith(end)]
-    said |= dict.fromkeys(ending, "v")
-    fields = {key: field for key, (field, _) in KEYS.items()}
+def stated(place: Mapping[str, object], where: str) -> list[Statement]:
+    """What a place's keys say. where: with KEY for the key
+
+    Raises ValueError for a value that is none of the known.
+    """
     return [
-        Statement(f"{key} in its header", **{fields.get(key, "prediction"): value})
-        for key, value in said.items()
+        Statement(where.replace("KEY", key), **{field: known_value(key, place[key], known)})
+        for key, (field, known) in KEYS.items()
+        if key in place
     ]
+
+
+def from_header(header: Mapping[str, str]) -> list[Statement]:
+    ends = {key: header.get(key, "").endswith(end) for key, end in V_ENDINGS.items()}
+    return stated({**header, **{key: "v" * v for key, v in ends.items()}}, "KEY in its header")
 
 
 def known_value(key: str, value: object, known: Mapping[str, object]) -> object:
@@ -205,12 +198,7 @@ def from_markers(tensors: Mapping[str, Tensor]) -> list[Statement]:
     for key in EDM:
         if key in tensors:
             raise ValueError(f"is trained with EDM's noise levels ({key}), which minisd has not")
-    return [
-        Statement(f"the marker tensor {key}", **{field: value})
-        for name, (field, value) in MARKERS.items()
-        for key in (name, f"model.{name}")
-        if key in tensors
-    ]
+    return stated({key: True for key in MARKERS if key in tensors}, "the marker tensor KEY")
 
 
 def read_yaml(path: Path, config: ModelConfig) -> dict:
@@ -229,48 +217,36 @@ def read_yaml(path: Path, config: ModelConfig) -> dict:
         return {}
     said = YAML.read(content)
     text = said["cond_stage_config"]
-    text = text.get("params") if isinstance(text, dict) else None
-    text = text if isinstance(text, dict) else {}
+    text = text.get("params") or {} if isinstance(text, dict) else {}
     layer = "penultimate" if is_v2(config) else "last"
     usual = {"layer": layer, "layer_idx": None, "clip_skip": None}
     for name, value in usual.items():
         if text.get(name, value) not in (value, None):
-            raise ValueError(
-                f"has {name} = {text[name]!r} for its text transformer in {path.name}: only "
-                f"{value!r} is known here"
-            )
-    return said | {"parameterization": said["parameterization"] or ""}
+            what = f"{name} = {text[name]!r} for its text transformer in {path.name}"
+            raise ValueError(f"has {what}: only {value!r} is known here")
+    return said
 
 
 def with_yaml_numbers(config: ModelConfig, said: Mapping[str, object]) -> ModelConfig:
     """The schedule and the latents' scale that a .yaml says."""
     rule = known_value("beta_schedule", said.get("beta_schedule"), BETA_SCHEDULES)
-    numbers = {name: number(name, said[name]) for name in NUMBERS if said.get(name) is not None}
-    scale = numbers.pop("scale_factor", config.vae.scale)
-    fields = {NUMBERS[name]: value for name, value in numbers.items()}
+    found = {
+        field: number(name, said[name])
+        for name, field in NUMBERS.items()
+        if said.get(name) is not None
+    }
+    scale = found.pop("scale", config.vae.scale)
     rule = rule or config.schedule.beta_schedule
-    schedule = replace(config.schedule, beta_schedule=rule, **fields)
+    schedule = replace(config.schedule, beta_schedule=rule, **found)
     return replace(config, schedule=schedule, vae=replace(config.vae, scale=scale))
 
 
-def number(name: str, value: object) -> float:
+def number(name: str, value: object) -> object:
     """YAML takes 1e-4 for a text. Raises ValueError for what is none."""
     try:
-        return int(value) if name == "timesteps" else float(value)
+        return value if name == "timesteps" else float(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"has {name} = {value!r} in its .yaml, which is no number") from error
-
-
-def from_yaml(said: Mapping[str, object], path: Path | None) -> list[Statement]:
-    """What a .yaml says of eps, v and zero terminal SNR. An absent parameterization is no word."""
-    if not said:
-        return []
-    value = known_value("parameterization", said["parameterization"], PREDICTIONS)
-    statements = [Statement(f"{path.name} beside it", prediction=value)]
-    for key in ZERO_SNR:
-        value = known_value(key, said[key], FLAGS)
-        statements.append(Statement(f"{key} in {path.name} beside it", zero_terminal_snr=value))
-    return statements
 
 
 def stated_size(header: Mapping[str, str]) -> int | None:
