@@ -15,22 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minisd.checkpoints import variants
+from minisd.checkpoints import names, variants
 from minisd.checkpoints.detect import config_from_tensors
 from minisd.checkpoints.folder_settings import absent_sizes, from_folder
 from minisd.checkpoints.kinds import MODEL, refuse_other_kinds
-from minisd.checkpoints.names import (
-    PREFIXES_V1,
-    Row,
-    flat,
-    from_official,
-    model_rows,
-    prefixes,
-    to_official,
-    usual_name,
-    usual_single_file_name,
-)
-from minisd.checkpoints.names import vae as vae_rows
 from minisd.checkpoints.prediction import ARGUMENT, warn_of_argument, with_stated_settings
 from minisd.checkpoints.prediction import PUBLISHED as PUBLISHED
 from minisd.checkpoints.prediction import sha256 as sha256
@@ -119,11 +107,9 @@ def check_vocabulary(name: str, rows: int, tokenizer: Tokenizer) -> None:
         words = f": the words {', '.join(without)} have none" if without else ""
         raise ValueError(f"{name} has vectors for {rows} tokens, but a tokenizer of {ids}{words}.")
     if ids < rows:
-        warnings.warn(
-            f"{name} has vectors for {rows} tokens and a tokenizer of {ids}: no word reaches the "
-            f"last {rows - ids}. If words were added to it, the file that names them is missing.",
-            stacklevel=4,
-        )
+        unused = f"a tokenizer of {ids}: no word reaches the last {rows - ids}"
+        lost = "If words were added to it, the file that names them is missing."
+        warnings.warn(f"{name} has vectors for {rows} tokens and {unused}. {lost}", stacklevel=4)
 
 
 def blank(config: ModelConfig) -> dict[str, nn.Module]:
@@ -165,17 +151,16 @@ def open_file(path: Path, prediction: str | None, ema: bool, vae: OtherVAE | Non
 def usual_form(tensors: dict[str, Tensor], ema: bool) -> dict[str, Tensor]:
     """A file's tensors under the usual names, whatever form it has. Raises ValueError."""
     if variants.holds_only_averaged(tensors) and not ema:
-        raise ValueError(
-            "holds only the averaged weights of its U-Net (model_ema.…): load it with ema=True"
-        )
-    tensors = variants.with_scales_applied(rename(tensors.items(), usual_single_file_name))
+        alone = "holds only the averaged weights of its U-Net (model_ema.…)"
+        raise ValueError(f"{alone}: load it with ema=True")
+    tensors = variants.with_scales_applied(rename(tensors.items(), names.usual_single_file_name))
     return variants.with_averaged_unet(tensors) if ema else tensors
 
 
 def with_other_vae(tensors: Mapping[str, Tensor], vae: OtherVAE, layout: str) -> dict[str, Tensor]:
     """The tensors of a model with those of another autoencoder in place of its own, if any."""
-    start = (PREFIXES_V1 if layout == "original" else OUR_PREFIXES)["vae"]
-    official = to_official(vae.state, flat(vae_rows(vae.config)), layout)
+    start = (names.PREFIXES_V1 if layout == "original" else OUR_PREFIXES)["vae"]
+    official = names.to_official(vae.state, names.flat(names.vae(vae.config)), layout)
     others = {key: tensor for key, tensor in tensors.items() if not key.startswith(start)}
     return others | {start + key: tensor for key, tensor in official.items()}
 
@@ -198,9 +183,7 @@ def open_folder(path: Path, vae: OtherVAE | None) -> Contents:
     refuse_other_folders(path, [*needed, "tokenizer"])
     config = from_folder(path, vae.config if vae else None)
     tokenizer = read_tokenizer(path / "tokenizer")
-    tensors = {}
-    for part in needed:
-        tensors |= read_part(path, part)
+    tensors = {key: tensor for part in needed for key, tensor in read_part(path, part).items()}
     if vae:
         tensors = with_other_vae(tensors, vae, "diffusers")
     try:
@@ -230,7 +213,7 @@ def read_part(folder: Path, part: str) -> dict[str, Tensor]:
     """The tensors of a folder's part under our prefix. ValueError: a shard holds another's key."""
     shards = [pair for file in weight_files(folder / part) for pair in read(file).items()]
     with naming(folder.name):
-        return rename(shards, lambda key: OUR_PREFIXES[part] + usual_name(key, part))
+        return rename(shards, lambda key: OUR_PREFIXES[part] + names.usual_name(key, part))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -248,11 +231,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 def shards(index: Path) -> list[Path]:
     """The files that an index lists. Raises ValueError if it lists none."""
-    names = read_json(index).get("weight_map")
-    names = list(names.values()) if isinstance(names, dict) else []
-    if not names or not all(isinstance(name, str) for name in names):
+    found = read_json(index).get("weight_map")
+    found = list(found.values()) if isinstance(found, dict) else []
+    if not found or not all(isinstance(name, str) for name in found):
         raise ValueError(f"{index} lists no files of weights: fetch it again.")
-    return [index.parent / name for name in sorted(set(names))]
+    return [index.parent / name for name in sorted(set(found))]
 
 
 # ---- the exact cover -------------------------------------------------------------------------
@@ -265,11 +248,11 @@ def cover(
 
     Raises one ValueError that lists what is missing, what is too much and what has another shape.
     """
-    rows = model_rows(config)
-    starts = prefixes(config) if layout == "original" else OUR_PREFIXES
+    rows = names.model_rows(config)
+    starts = names.prefixes(config) if layout == "original" else OUR_PREFIXES
     needed = {}
     for part, network in blank(config).items():
-        official = to_official(network.state_dict(), rows[part], layout)
+        official = names.to_official(network.state_dict(), rows[part], layout)
         needed |= {starts[part] + key: tensor for key, tensor in official.items()}
     rest = {key: tensor for key, tensor in tensors.items() if key not in needed}
     unknown = [key for key in rest if purpose(key, config) is None]
@@ -279,41 +262,40 @@ def cover(
     parts = {}
     for part, start in starts.items():
         within = {key.removeprefix(start): tensors[key] for key in needed if key.startswith(start)}
-        parts[part] = from_official(within, rows[part], layout)
+        parts[part] = names.from_official(within, rows[part], layout)
     return parts, rest
 
 
 def cover_part(
-    tensors: Mapping[str, Tensor], network: nn.Module, rows: list[Row], layout: str, name: str
+    tensors: Mapping[str, Tensor], network: nn.Module, rows: list[names.Row], layout: str, name: str
 ) -> dict[str, Tensor]:
     """The tensors of a file that holds one network alone, under our names.
 
     rows: its table, flat    layout: "original" or "diffusers"
     Raises ValueError as cover() does.
     """
-    needed = to_official(network.state_dict(), rows, layout)
+    needed = names.to_official(network.state_dict(), rows, layout)
     unknown = [key for key in tensors if key not in needed]
     mend = "It is not whole, or made for another model: get one of the model's sizes."
     tensors = as_needed(tensors, needed)
     refuse_misfits(name, tensors, needed, unknown, mend)
-    return from_official(tensors, rows, layout)
+    return names.from_official(tensors, rows, layout)
 
 
 def as_needed(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors, with matrices as 1x1 convolutions and the reverse: both are the same map."""
-    fitting = {}
-    for key, tensor in tensors.items():
-        shape = needed[key].shape if key in needed else tensor.shape
-        plain = tensor.shape[2:] in ((), (1, 1)) and shape[2:] in ((), (1, 1))
-        same = plain and tensor.ndim in (2, 4) and tensor.shape[:2] == shape[:2]
-        fitting[key] = tensor.reshape(shape) if same and tensor.shape != shape else tensor
+    fitting = dict(tensors)
+    for key in tensors.keys() & needed.keys():
+        old, new = tensors[key].shape, needed[key].shape
+        if {len(old), len(new)} == {2, 4} and (*old, 1, 1)[:4] == (*new, 1, 1)[:4]:
+            fitting[key] = tensors[key].reshape(new)
     return fitting
 
 
 def purpose(key: str, config: ModelConfig) -> str | None:
     """What a tensor is for that we do not need; None if it is none of the known."""
-    for what, names in NOT_NEEDED.items():
-        if any(fnmatchcase(key, name.replace("LAST", str(config.text.layers))) for name in names):
+    for what, keys in NOT_NEEDED.items():
+        if any(fnmatchcase(key, name.replace("LAST", str(config.text.layers))) for name in keys):
             return what
     return None
 

@@ -118,10 +118,8 @@ def vae(tensors: Mapping[str, Tensor], prefix: str, layout: str = "original") ->
     """layout: "original" or "diffusers", of the names within."""
     level, block = {"original": ("down", "block"), "diffusers": ("down_blocks", "resnets")}[layout]
     if not has(tensors, f"{prefix}encoder."):  # as programs that never encode a picture save it
-        raise ValueError(
-            "holds a VAE's decoder without its encoder: give a whole autoencoder with vae=FILE or "
-            "--vae FILE"
-        )
+        half = "holds a VAE's decoder without its encoder"
+        raise ValueError(f"{half}: give a whole autoencoder with vae=FILE or --vae FILE")
     down = f"{prefix}encoder.{level}."
     levels = range(count(tensors, down))
     return VAEConfig(
@@ -166,10 +164,8 @@ def text(tensors: Mapping[str, Tensor], usual: TextConfig, *names: str) -> TextC
     known = TEXT_LAYERS.get(width, (max(len(found), 1),))
     if not any(found == set(range(number)) for number in known):
         wanted = " or ".join(str(number) for number in known)
-        raise ValueError(
-            f"holds {len(found)} text layers ({layers}…) where {wanted}, numbered from 0 without "
-            "gaps, are needed: get another copy"
-        )
+        lost = f"holds {len(found)} text layers ({layers}…) where {wanted}, numbered from 0"
+        raise ValueError(f"{lost} without gaps, are needed: get another copy")
     if width % HEAD_WIDTH:
         raise ValueError(f"has a text transformer {width} wide, no multiple of {HEAD_WIDTH}")
     mlp = f"{layers}0.{mlp}.weight"

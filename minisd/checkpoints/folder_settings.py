@@ -17,27 +17,12 @@ from minisd.tokenizer import Tokenizer
 TABLES = {part: tables()[f"{part}/config.json"] for part in ("unet", "vae", "text_encoder")}
 INDEX, OURS = tables()["model_index.json"], tables()["minisd.json"]
 
-# The class that opens each part, and for which kind of U-Net input a pipeline is made.
-CLASSES = {
-    "unet": "UNet2DConditionModel",
-    "vae": "AutoencoderKL",
-    "text_encoder": "CLIPTextModel",
-    "tokenizer": "CLIPTokenizer",
-}
-PIPELINES = {
-    4: "StableDiffusionPipeline",
-    5: "StableDiffusionDepth2ImgPipeline",
-    9: "StableDiffusionInpaintPipeline",
-}
+# folder_settings.json. names: by part, our name -> diffusers', of what both say alike.
+# index: the class that opens each part    pipelines: by the channels of the U-Net's input
+# per_level: one value for all levels, or a list of one for each
+STORED = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+NAMES, CLASSES, PIPELINES = STORED["names"], STORED["index"], STORED["pipelines"]
 ATTENDS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
-PER_LEVEL = (  # one value for all levels, or a list of one for each
-    *("layers_per_block", "cross_attention_dim", "only_cross_attention"),
-    *("transformer_layers_per_block", "mid_block_only_cross_attention"),
-)
-
-
-# What both say alike, folder_settings.json: by part, our name -> diffusers'.
-NAMES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 
 
 def fields(part: str, said: Mapping) -> dict[str, object]:
@@ -84,8 +69,7 @@ def pixels(stored: Mapping, vae: VAEConfig) -> int:
 
     diffusers takes 64 for what versions before 0.9 called smaller, by mistake.
     """
-    side = stored.get("sample_size") or 64
-    side = one_value(list(side) if isinstance(side, tuple) else side)
+    side = one_value(stored.get("sample_size") or 64)
     if isinstance(side, list):
         raise ValueError(f"has sample_size = {side} in its unet: only squares are known here")
     version = re.match(r"(\d+)\.(\d+)", stored.get("_diffusers_version", "1.0"))
@@ -105,7 +89,7 @@ def one_value(value: object) -> object:
 
 
 def unet_config(stored: Mapping) -> UNetConfig:
-    stored = {key: one_value(v) if key in PER_LEVEL else v for key, v in stored.items()}
+    stored = {key: one_value(v) if key in STORED["per_level"] else v for key, v in stored.items()}
     said = TABLES["unet"].read(stored)
     channels = tuple(said["block_out_channels"])
     attention = attending(said, len(channels))
@@ -152,9 +136,8 @@ def vae_config(stored: Mapping) -> VAEConfig:
         if blocks != fitting:
             wrong = f"{name}_block_types = {blocks} in its vae for {levels} levels"
             raise ValueError(f"has {wrong}: only {fitting} fit")
-    return VAEConfig(
-        **fields("vae", said | {"layers_per_block": one_value(said["layers_per_block"])})
-    )
+    said["layers_per_block"] = one_value(said["layers_per_block"])
+    return VAEConfig(**fields("vae", said))
 
 
 def text_config(stored: Mapping) -> TextConfig:
@@ -176,7 +159,7 @@ def to_folder(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, dict]:
     scheduler = scheduler_json(config)
     files = {"model_index.json": index_json(config, scheduler["_class_name"]), FILE: scheduler}
     for part, settings in parts.items():
-        files[TABLES[part].file] = {"_class_name": CLASSES[part], **always(part), **settings}
+        files[TABLES[part].file] = {"_class_name": CLASSES[part][1], **always(part), **settings}
     if config.cfg_scale != ModelConfig.cfg_scale:
         files["minisd.json"] = {"cfg_scale": config.cfg_scale}
     return files
@@ -195,15 +178,13 @@ def named(part: str, config: object) -> dict[str, object]:
 
 def index_json(config: ModelConfig, scheduler: str) -> dict:
     """Which class opens which folder; diffusers wants the parts that we lack named as absent."""
-    transformers, classes = ("text_encoder", "tokenizer"), {**CLASSES, "scheduler": scheduler}
-    library = {part: "transformers" if part in transformers else "diffusers" for part in classes}
-    absent = ["safety_checker", "feature_extractor"]
-    if config.unet.in_channels == 5:
-        absent = ["depth_estimator", "feature_extractor"]
+    channels = config.unet.in_channels
+    absent = ["depth_estimator" if channels == 5 else "safety_checker", "feature_extractor"]
     return {
-        "_class_name": PIPELINES.get(config.unet.in_channels, PIPELINES[4]),
+        "_class_name": PIPELINES.get(str(channels), PIPELINES["4"]),
         "_diffusers_version": "0.20.0",  # diffusers mends what versions before 0.9 wrote
-        **{part: [library[part], name] for part, name in classes.items()},
+        **CLASSES,
+        "scheduler": ["diffusers", scheduler],
         **{part: [None, None] for part in absent},
     }
 
@@ -236,7 +217,7 @@ def text_json(config: ModelConfig, tokenizer: Tokenizer) -> dict:
     text = config.text
     return {
         **named("text_encoder", text),
-        "architectures": [CLASSES["text_encoder"]],
+        "architectures": CLASSES["text_encoder"][1:],
         "bos_token_id": tokenizer.begin,
         "eos_token_id": tokenizer.end,
         "intermediate_size": text.mlp_width or 4 * text.width,

@@ -9,7 +9,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,50 +20,22 @@ from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.names import is_v2
 from minisd.config import ModelConfig, ScheduleConfig
 
-# Published files, by their sha256. They say nothing in their headers. prediction.json names them.
+# prediction.json. published: files that say nothing in their headers, by what they predict
+# keys: of the header (ModelSpec, kohya's trainer, ComfyUI, others), of the .yaml, and tensors,
+# mostly empty, that say it by being there (ComfyUI, SimpleTuner): what each speaks of, in which
+# words    v_endings: how a value ends that means v    edm: tensors of models that minisd has not
+# numbers: CompVis' names -> ours; its rules for betas in words -> diffusers'
 STORED = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-PUBLISHED = {digest: said for said, files in STORED.items() for digest in files.values()}
-
-PREDICTIONS = {
-    **dict.fromkeys(("eps", "epsilon"), "eps"),
-    **dict.fromkeys(("v", "v_pred", "vpred", "v_prediction", "v-prediction", "velocity"), "v"),
-}
-FLAGS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-V_FLAGS = {word: "v" if yes else "eps" for word, yes in FLAGS.items()}
-UNSTATED = ("", "none", "null")
-# Keys of the header (ModelSpec, kohya's trainer, ComfyUI, others), of the .yaml, and tensors,
-# mostly empty, that say it by being there (ComfyUI, SimpleTuner): what each says, and how.
-SPEC = ("modelspec.prediction_type", "modelspec.predict_key", "prediction_type", "parameterization")
-KOHYA = ("ss_v_parameterization", "v_parameterization", "v_pred", "model.v_pred")
-ZERO_SNR = ("ss_zero_terminal_snr", "zero_terminal_snr", "rescale_betas_zero_snr")
-V_ENDINGS = {"modelspec.architecture": "-768-v", "ss_base_model_version": "_v"}  # sd_v2_v
-KEYS = {
-    **dict.fromkeys((*SPEC, *V_ENDINGS), ("prediction", PREDICTIONS)),
-    **dict.fromkeys(KOHYA, ("prediction", V_FLAGS)),
-    **dict.fromkeys((*ZERO_SNR, "ztsnr", "model.ztsnr"), ("zero_terminal_snr", FLAGS)),
-}
-MARKERS = ("v_pred", "model.v_pred", "ztsnr", "model.ztsnr")
-EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
-
-NUMBERS = {
-    **{"linear_start": "beta_start", "linear_end": "beta_end", "timesteps": "timesteps"},
-    "scale_factor": "scale",
-}
+WORDS, KEYS, NUMBERS = STORED["words"], STORED["keys"], STORED["numbers"]
+PUBLISHED = {sha: said for said, files in STORED["published"].items() for sha in files.values()}
 ARGUMENT = "the argument prediction="
-# CompVis' names of its rules for betas -> diffusers'
-BETA_SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear"}
 # "model: params:" of the .yaml that CompVis' and Stability's code is set up with. Absent settings
 # are those of the published files: people write only what differs.
 YAML = tables()[".yaml (model)"]
 
 
-@dataclass(frozen=True)
-class Statement:
-    """What one place says, and which place that is."""
-
-    where: str
-    prediction: str | None = None
-    zero_terminal_snr: bool | None = None
+# What is spoken of (prediction, zero_terminal_snr), what is said of it, and where.
+Statement = tuple[str, object, str]
 
 
 def with_stated_settings(
@@ -90,8 +62,9 @@ def with_stated_settings(
     if said:
         statements += stated(said, f"{beside.name} beside it")
     table = tensors.get("alphas_cumprod")
-    if table is not None and alike(table, zero_snr_table(config.schedule)):
-        statements.append(Statement("its alphas_cumprod", zero_terminal_snr=True))
+    zero_snr = replace(config.schedule, zero_terminal_snr=True)
+    if table is not None and alike(table, alpha_bar(zero_snr)):
+        statements.append(("zero_terminal_snr", True, "its alphas_cumprod"))
     zero, zero_by = agreed(statements, "zero_terminal_snr", "delete the one that is wrong")
     found, known_by = who_says(path, statements, prediction)
     if not found and zero:
@@ -119,12 +92,12 @@ def who_says(
     A file's sha256 takes some 20 s for 5 GB. It is taken only where no header and no marker says
     anything, since none of the published files has either.
     """
+    said = [(value, where) for field, value, where in statements if field == "prediction" and value]
     if prediction:
-        for other in statements:
-            warn_of_argument(path.name, prediction, other.prediction, other.where)
+        for value, where in said:
+            warn_of_argument(path.name, prediction, value, where)
         return prediction, ARGUMENT
-    inside = [each for each in statements if not each.where.endswith("beside it")]
-    if not any(each.prediction for each in inside):
+    if all(where.endswith("beside it") for _, where in said):
         published = PUBLISHED.get(sha256(path))
         if published:
             return published, "its sha256, a published file's"
@@ -138,12 +111,9 @@ def warn_of_argument(name: str, argument: str, said: str | None, where: str) -> 
         warnings.warn(f"{name} predicts {other}.", stacklevel=2)
 
 
-def agreed(
-    statements: list[Statement], field: str, mend: str
-) -> tuple[str | bool | None, str | None]:
+def agreed(statements: list[Statement], field: str, mend: str) -> tuple:
     """The one value that is stated, and where first. ValueError: two places contradict."""
-    found = [(getattr(one, field), one.where) for one in statements]
-    found = [(value, where) for value, where in found if value is not None]
+    found = [(said, where) for of, said, where in statements if of == field and said is not None]
     for value, where in found[1:]:
         first, first_where = found[0]
         if value != first:
@@ -169,36 +139,36 @@ def stated(place: Mapping[str, object], where: str) -> list[Statement]:
     Raises ValueError for a value that is none of the known.
     """
     return [
-        Statement(where.replace("KEY", key), **{field: known_value(key, place[key], known)})
-        for key, (field, known) in KEYS.items()
+        (field, known_value(key, place[key], words), where.replace("KEY", key))
+        for key, (field, words) in KEYS.items()
         if key in place
     ]
 
 
 def from_header(header: Mapping[str, str]) -> list[Statement]:
-    ends = {key: header.get(key, "").endswith(end) for key, end in V_ENDINGS.items()}
+    ends = {key: header.get(key, "").endswith(end) for key, end in STORED["v_endings"].items()}
     return stated({**header, **{key: "v" * v for key, v in ends.items()}}, "KEY in its header")
 
 
-def known_value(key: str, value: object, known: Mapping[str, object]) -> object:
+def known_value(key: str, value: object, words: str) -> object:
     """What a text means; None for none. Raises ValueError, naming it, if it is not known."""
-    text = str(value).strip().lower()
-    if text in UNSTATED:
+    text, known = str(value).strip().lower(), WORDS[words]
+    if text in STORED["unstated"]:
         return None
     if text not in known:
-        raise ValueError(
-            f"has {key} = {value!r}, which is unknown here (known: {', '.join(known)}): "
-            "get another copy, or delete that key"
-        )
+        what = f"{key} = {value!r}, which is unknown here (known: {', '.join(known)})"
+        raise ValueError(f"has {what}: get another copy, or delete that key")
     return known[text]
 
 
 def from_markers(tensors: Mapping[str, Tensor]) -> list[Statement]:
     """What is said by tensors that are there. Raises ValueError for those of EDM models."""
-    for key in EDM:
+    for key in STORED["edm"]:
         if key in tensors:
             raise ValueError(f"is trained with EDM's noise levels ({key}), which minisd has not")
-    return stated({key: True for key in MARKERS if key in tensors}, "the marker tensor KEY")
+    return stated(
+        {key: True for key in STORED["markers"] if key in tensors}, "the marker tensor KEY"
+    )
 
 
 def read_yaml(path: Path, config: ModelConfig) -> dict:
@@ -229,7 +199,7 @@ def read_yaml(path: Path, config: ModelConfig) -> dict:
 
 def with_yaml_numbers(config: ModelConfig, said: Mapping[str, object]) -> ModelConfig:
     """The schedule and the latents' scale that a .yaml says."""
-    rule = known_value("beta_schedule", said.get("beta_schedule"), BETA_SCHEDULES)
+    rule = known_value("beta_schedule", said.get("beta_schedule"), "beta_schedule")
     found = {
         field: number(name, said[name])
         for name, field in NUMBERS.items()
@@ -260,22 +230,22 @@ def stated_size(header: Mapping[str, str]) -> int | None:
 
 def with_levels(schedule: ScheduleConfig, stored: Tensor, name: str) -> ScheduleConfig:
     """The schedule that the stored alphas_cumprod belongs to: ours, or its own, with a warning."""
-    zero = schedule.zero_terminal_snr
-    if alike(stored, zero_snr_table(schedule) if zero else alpha_bar(schedule)):
+    if alike(stored, alpha_bar(schedule)):
         return schedule
+    zero = schedule.zero_terminal_snr
     table = stored.double().flatten()
     steps = torch.cat([torch.ones(1, dtype=table.dtype), table])
     falls = table.numel() > 1 and bool((steps.diff() < 0).all()) and bool(table[-1] >= 0)
     outcome = "is obeyed" if falls else "does not fall from 1 to 0, and is ignored"
-    if zero and alike(stored, alpha_bar(schedule)):
+    if zero and alike(stored, alpha_bar(replace(schedule, zero_terminal_snr=False))):
         falls, outcome = False, "is ignored, since the file states a zero terminal SNR"
     what = "an alphas_cumprod other than the one that its other settings give"
     warnings.warn(f"{name} holds {what}: it {outcome}.", stacklevel=2)
     if not falls:
         return schedule
     betas = (1 - steps[1:] / steps[:-1]).clamp(max=1 - 1e-9)  # 1 would leave nothing to divide by
-    betas = tuple(betas.tolist())
     zero = zero or bool(table[-1] == 0)
+    betas = tuple(betas.tolist())
     return replace(schedule, betas=betas, timesteps=len(betas), zero_terminal_snr=zero)
 
 
@@ -295,9 +265,7 @@ def alpha_bar(schedule: ScheduleConfig) -> Tensor:
     betas = torch.linspace(*ends, schedule.timesteps, dtype=torch.float64) ** power
     if schedule.betas is not None:
         betas = torch.tensor(schedule.betas, dtype=torch.float64)
-    return torch.cumprod(1 - betas, dim=0)
-
-
-def zero_snr_table(schedule: ScheduleConfig) -> Tensor:
-    rates = alpha_bar(schedule).sqrt()
-    return ((rates - rates[-1]) * rates[0] / (rates[0] - rates[-1])) ** 2
+    rates = torch.cumprod(1 - betas, dim=0).sqrt()
+    if schedule.zero_terminal_snr:
+        rates = (rates - rates[-1]) * rates[0] / (rates[0] - rates[-1])
+    return rates**2
