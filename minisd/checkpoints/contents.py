@@ -4,34 +4,26 @@ The cover is exact: every weight that the networks need is there once and in the
 whatever else the file holds is of a kind known not to be needed.
 """
 
-import re
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from minisd.checkpoints import variants
+from minisd.checkpoints import names, variants
 from minisd.checkpoints.detect import config_from_tensors
 from minisd.checkpoints.folder_settings import absent_sizes, from_folder
 from minisd.checkpoints.kinds import MODEL, refuse_other_kinds
-from minisd.checkpoints.names import (
-    PREFIXES_V1,
-    Row,
-    flat,
-    from_official,
-    model_rows,
-    prefixes,
-    to_official,
-    usual_name,
-    usual_single_file_name,
-)
-from minisd.checkpoints.names import vae as vae_rows
-from minisd.checkpoints.prediction import PUBLISHED, sha256, with_stated_settings  # noqa: F401
+from minisd.checkpoints.prediction import ARGUMENT, warn_of_argument, with_stated_settings
+from minisd.checkpoints.prediction import PUBLISHED as PUBLISHED
+from minisd.checkpoints.prediction import sha256 as sha256
 from minisd.checkpoints.read import metadata, read, read_json, rename
-from minisd.checkpoints.settings import checked, from_metadata
+from minisd.checkpoints.settings import checked, from_metadata, naming
 from minisd.checkpoints.tokenizer_folder import read_tokenizer
 from minisd.clip import TextTransformer
 from minisd.config import ModelConfig, VAEConfig
@@ -45,28 +37,9 @@ SHOWN = 3  # names per list in an error
 
 OUR_PREFIXES = {part: f"{part}." for part in ("text_encoder", "unet", "vae")}  # a folder's as well
 
-# What published files hold beside the weights we use, whole names. Anything else is an error.
-NOT_NEEDED = {
-    "averaged U-Net weights, read with ema=True": r"model_ema\..*",
-    "the noise schedule, computed again": (
-        r"betas|\w*alphas_cumprod\w*|posterior_\w*|lvlb_weights|ddim_\w+|(log_)?sigmas"
-    ),
-    "what the U-Net predicts, in marker tensors": r"(model\.)?(v_pred|ztsnr)",
-    "the scale of the latents, in the config": r"scale_factor",
-    "position numbers": r".*\.position_ids",
-    "the causal mask": r"cond_stage_model\.model\.attn_mask",
-    "what compares text with pictures": r".*\.(logit_scale|text_projection(\.weight)?)",
-    "the last text layer, which v2 does not use": r"cond_stage_model\.model\.transformer\.LAST.*",
-    "what only training needs": (
-        r"(first_stage_model\.)?(loss|model_ema)\..*|logvar|global_step"
-        r"|embedding_manager\..*|(optimizer|lr_scheduler)\w*\..*"
-    ),
-    "the half of CLIP that looks at pictures": (
-        r"cond_stage_model\.(transformer\.(vision_model|visual_projection)|model\.visual)\..*"
-    ),
-    "a safety checker": r"safety_checker\..*",
-    "a depth estimator": r"depth_model\..*",
-}
+# What published files hold beside the weights we use, whole names, in contents.json: * stands for
+# anything, LAST for the number of text layers. Anything else is an error.
+NOT_NEEDED = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -115,19 +88,12 @@ def predicting(contents: Contents, prediction: str, name: str) -> Contents:
 
     Raises ValueError where the noise levels do not allow it.
     """
-    argument, schedule = "the argument prediction=", contents.config.schedule
-    if contents.known_by not in (None, argument) and schedule.prediction != prediction:
-        warnings.warn(
-            f"{name} predicts {schedule.prediction} by {contents.known_by}: taken as {prediction}, "
-            f"as {argument} says.",
-            stacklevel=3,
-        )
+    schedule = contents.config.schedule
+    if contents.known_by not in (None, ARGUMENT):
+        warn_of_argument(name, prediction, schedule.prediction, contents.known_by)
     config = replace(contents.config, schedule=replace(schedule, prediction=prediction))
-    try:
-        checked(config)
-    except ValueError as error:
-        raise ValueError(f"{name} {error}.") from error
-    return replace(contents, config=config, known_by=argument)
+    with naming(name):
+        return replace(contents, config=checked(config), known_by=ARGUMENT)
 
 
 def check_vocabulary(name: str, rows: int, tokenizer: Tokenizer) -> None:
@@ -141,11 +107,9 @@ def check_vocabulary(name: str, rows: int, tokenizer: Tokenizer) -> None:
         words = f": the words {', '.join(without)} have none" if without else ""
         raise ValueError(f"{name} has vectors for {rows} tokens, but a tokenizer of {ids}{words}.")
     if ids < rows:
-        warnings.warn(
-            f"{name} has vectors for {rows} tokens and a tokenizer of {ids}: no word reaches the "
-            f"last {rows - ids}. If words were added to it, the file that names them is missing.",
-            stacklevel=4,
-        )
+        unused = f"a tokenizer of {ids}: no word reaches the last {rows - ids}"
+        lost = "If words were added to it, the file that names them is missing."
+        warnings.warn(f"{name} has vectors for {rows} tokens and {unused}. {lost}", stacklevel=4)
 
 
 def blank(config: ModelConfig) -> dict[str, nn.Module]:
@@ -167,12 +131,11 @@ def open_file(path: Path, prediction: str | None, ema: bool, vae: OtherVAE | Non
     if "base" in stored:
         tensors = read_base(path, stored["base"]) | tensors
     refuse_other_kinds(path.name, tensors, MODEL)
-    try:
+    with naming(path.name):
         layout = "ours" if any(key.startswith("unet.") for key in tensors) else "original"
         tensors = usual_form(tensors, ema)
         if vae:
-            start = PREFIXES_V1["vae"] if layout == "original" else OUR_PREFIXES["vae"]
-            tensors = with_other_vae(tensors, vae, layout, start)
+            tensors = with_other_vae(tensors, vae, layout)
         if "minisd" in stored:
             config, tokenizer = from_metadata(stored)
             known_by = "the settings in its header"
@@ -181,8 +144,6 @@ def open_file(path: Path, prediction: str | None, ema: bool, vae: OtherVAE | Non
             tokenizer = Tokenizer.clip(config.text.pad_token)
             config, known_by = with_stated_settings(config, path, stored, tensors, prediction)
         config = checked(replace(config, vae=vae.config) if vae else config)
-    except ValueError as error:
-        raise ValueError(f"{path.name} {error}") from error
     parts, rest = cover(tensors, config, layout, path.name)
     return Contents(layout, config, tokenizer, parts, rest, known_by)
 
@@ -190,18 +151,16 @@ def open_file(path: Path, prediction: str | None, ema: bool, vae: OtherVAE | Non
 def usual_form(tensors: dict[str, Tensor], ema: bool) -> dict[str, Tensor]:
     """A file's tensors under the usual names, whatever form it has. Raises ValueError."""
     if variants.holds_only_averaged(tensors) and not ema:
-        raise ValueError(
-            "holds only the averaged weights of its U-Net (model_ema.…): load it with ema=True"
-        )
-    tensors = variants.with_scales_applied(rename(tensors.items(), usual_single_file_name))
+        alone = "holds only the averaged weights of its U-Net (model_ema.…)"
+        raise ValueError(f"{alone}: load it with ema=True")
+    tensors = variants.with_scales_applied(rename(tensors.items(), names.usual_single_file_name))
     return variants.with_averaged_unet(tensors) if ema else tensors
 
 
-def with_other_vae(
-    tensors: Mapping[str, Tensor], vae: OtherVAE, layout: str, start: str
-) -> dict[str, Tensor]:
+def with_other_vae(tensors: Mapping[str, Tensor], vae: OtherVAE, layout: str) -> dict[str, Tensor]:
     """The tensors of a model with those of another autoencoder in place of its own, if any."""
-    official = to_official(vae.state, flat(vae_rows(vae.config)), layout)
+    start = (names.PREFIXES_V1 if layout == "original" else OUR_PREFIXES)["vae"]
+    official = names.to_official(vae.state, names.flat(names.vae(vae.config)), layout)
     others = {key: tensor for key, tensor in tensors.items() if not key.startswith(start)}
     return others | {start + key: tensor for key, tensor in official.items()}
 
@@ -210,9 +169,8 @@ def read_base(path: Path, name: str) -> dict[str, Tensor]:
     """The model that one of our own files was fine-tuned from: it holds only what differs."""
     base = path.with_name(Path(name).name)
     if not base.exists():
-        raise ValueError(
-            f"{path.name} holds only what differs from {base.name}: put that file beside it."
-        )
+        differs = f"{path.name} holds only what differs from {base.name}"
+        raise ValueError(f"{differs}: put that file beside it.")
     return read(base)
 
 
@@ -225,11 +183,9 @@ def open_folder(path: Path, vae: OtherVAE | None) -> Contents:
     refuse_other_folders(path, [*needed, "tokenizer"])
     config = from_folder(path, vae.config if vae else None)
     tokenizer = read_tokenizer(path / "tokenizer")
-    tensors = {}
-    for part in needed:
-        tensors |= read_part(path, part)
+    tensors = {key: tensor for part in needed for key, tensor in read_part(path, part).items()}
     if vae:
-        tensors = with_other_vae(tensors, vae, "diffusers", OUR_PREFIXES["vae"])
+        tensors = with_other_vae(tensors, vae, "diffusers")
     try:
         parts, rest = cover(tensors, config, "diffusers", path.name)
     except ValueError as error:
@@ -247,47 +203,39 @@ def refuse_other_folders(path: Path, needed: list[str]) -> None:
         hint = f"did you mean the file {files[0]} in it?" if files else "check the path."
         if absent == ["vae"]:
             hint = "give an autoencoder with vae=FILE or --vae FILE."
-        raise ValueError(
-            f"The folder {path} is no diffusers model (it has no {', '.join(absent)}): {hint}"
-        )
+        lacks = f"is no diffusers model (it has no {', '.join(absent)})"
+        raise ValueError(f"The folder {path} {lacks}: {hint}")
     if (path / "text_encoder_2").is_dir():
-        raise ValueError(
-            f"{path} is an SDXL model: minisd loads Stable Diffusion v1 and v2 models."
-        )
+        raise ValueError(f"{path} is an SDXL model: minisd loads Stable Diffusion v1 and v2.")
 
 
 def read_part(folder: Path, part: str) -> dict[str, Tensor]:
     """The tensors of a folder's part under our prefix. ValueError: a shard holds another's key."""
     shards = [pair for file in weight_files(folder / part) for pair in read(file).items()]
-    try:
-        return rename(shards, lambda key: OUR_PREFIXES[part] + usual_name(key, part))
-    except ValueError as error:
-        raise ValueError(f"{folder.name} {error} (in its {part}).") from error
+    with naming(folder.name):
+        return rename(shards, lambda key: OUR_PREFIXES[part] + names.usual_name(key, part))
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The file or the shards with a part's weights: full precision first, .safetensors first."""
-    for variant in ("", ".fp16"):
-        for ending in (".safetensors", ".bin"):
-            for stem in STEMS:
-                whole = folder / f"{stem}{variant}{ending}"
-                if whole.exists():
-                    return [whole]
-                index = folder / f"{stem}{ending}.index{variant}.json"
-                if index.exists():
-                    return shards(index)
-    raise ValueError(
-        f"{folder} holds no weights (such as {STEMS[0]}.safetensors): fetch them again."
-    )
+    for variant, ending, stem in product(("", ".fp16"), (".safetensors", ".bin"), STEMS):
+        whole = folder / f"{stem}{variant}{ending}"
+        index = folder / f"{stem}{ending}.index{variant}.json"
+        if whole.exists():
+            return [whole]
+        if index.exists():
+            return shards(index)
+    usual = f"{STEMS[0]}.safetensors"
+    raise ValueError(f"{folder} holds no weights (such as {usual}): fetch them again.")
 
 
 def shards(index: Path) -> list[Path]:
     """The files that an index lists. Raises ValueError if it lists none."""
-    names = read_json(index).get("weight_map")
-    names = list(names.values()) if isinstance(names, dict) else []
-    if not names or not all(isinstance(name, str) for name in names):
+    found = read_json(index).get("weight_map")
+    found = list(found.values()) if isinstance(found, dict) else []
+    if not found or not all(isinstance(name, str) for name in found):
         raise ValueError(f"{index} lists no files of weights: fetch it again.")
-    return [index.parent / name for name in sorted(set(names))]
+    return [index.parent / name for name in sorted(set(found))]
 
 
 # ---- the exact cover -------------------------------------------------------------------------
@@ -300,11 +248,11 @@ def cover(
 
     Raises one ValueError that lists what is missing, what is too much and what has another shape.
     """
-    rows = model_rows(config)
-    starts = prefixes(config) if layout == "original" else OUR_PREFIXES
+    rows = names.model_rows(config)
+    starts = names.prefixes(config) if layout == "original" else OUR_PREFIXES
     needed = {}
     for part, network in blank(config).items():
-        official = to_official(network.state_dict(), rows[part], layout)
+        official = names.to_official(network.state_dict(), rows[part], layout)
         needed |= {starts[part] + key: tensor for key, tensor in official.items()}
     rest = {key: tensor for key, tensor in tensors.items() if key not in needed}
     unknown = [key for key in rest if purpose(key, config) is None]
@@ -314,42 +262,40 @@ def cover(
     parts = {}
     for part, start in starts.items():
         within = {key.removeprefix(start): tensors[key] for key in needed if key.startswith(start)}
-        parts[part] = from_official(within, rows[part], layout)
+        parts[part] = names.from_official(within, rows[part], layout)
     return parts, rest
 
 
 def cover_part(
-    tensors: Mapping[str, Tensor], network: nn.Module, rows: list[Row], layout: str, name: str
+    tensors: Mapping[str, Tensor], network: nn.Module, rows: list[names.Row], layout: str, name: str
 ) -> dict[str, Tensor]:
     """The tensors of a file that holds one network alone, under our names.
 
     rows: its table, flat    layout: "original" or "diffusers"
     Raises ValueError as cover() does.
     """
-    needed = to_official(network.state_dict(), rows, layout)
+    needed = names.to_official(network.state_dict(), rows, layout)
     unknown = [key for key in tensors if key not in needed]
     mend = "It is not whole, or made for another model: get one of the model's sizes."
     tensors = as_needed(tensors, needed)
     refuse_misfits(name, tensors, needed, unknown, mend)
-    return from_official(tensors, rows, layout)
+    return names.from_official(tensors, rows, layout)
 
 
 def as_needed(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors, with matrices as 1x1 convolutions and the reverse: both are the same map."""
-    fitting = {}
-    for key, tensor in tensors.items():
-        shape = needed[key].shape if key in needed else tensor.shape
-        plain = tensor.shape[2:] in ((), (1, 1)) and shape[2:] in ((), (1, 1))
-        same = plain and tensor.ndim in (2, 4) and tensor.shape[:2] == shape[:2]
-        fitting[key] = tensor.reshape(shape) if same and tensor.shape != shape else tensor
+    fitting = dict(tensors)
+    for key in tensors.keys() & needed.keys():
+        old, new = tensors[key].shape, needed[key].shape
+        if {len(old), len(new)} == {2, 4} and (*old, 1, 1)[:4] == (*new, 1, 1)[:4]:
+            fitting[key] = tensors[key].reshape(new)
     return fitting
 
 
 def purpose(key: str, config: ModelConfig) -> str | None:
     """What a tensor is for that we do not need; None if it is none of the known."""
-    for what, pattern in NOT_NEEDED.items():
-        layers = re.escape(f"resblocks.{config.text.layers}.")
-        if re.fullmatch(pattern.replace("LAST", layers), key):
+    for what, keys in NOT_NEEDED.items():
+        if any(fnmatchcase(key, name.replace("LAST", str(config.text.layers))) for name in keys):
             return what
     return None
 
@@ -365,21 +311,18 @@ def refuse_misfits(
 
     It says for every kind of fault how many there are, and names the first few.
     """
-    both = [key for key in needed if key in tensors]
-    misshapen = [key for key in both if tensors[key].shape != needed[key].shape]
-    faults = {
-        "missing": [key for key in needed if key not in tensors],
-        "unknown": unknown,
-        "of another shape": [
-            f"{key} {list(tensors[key].shape)}, expected {list(needed[key].shape)}"
-            for key in misshapen
-        ],
-    }
-    lists = []
-    for fault, keys in faults.items():
-        more = ", …" if len(keys) > SHOWN else ""
-        if keys:
-            lists.append(f"{len(keys)} {fault} ({', '.join(keys[:SHOWN])}{more})")
+    misshapen = [
+        f"{key} {list(tensors[key].shape)}, expected {list(tensor.shape)}"
+        for key, tensor in needed.items()
+        if key in tensors and tensors[key].shape != tensor.shape
+    ]
+    missing = [key for key in needed if key not in tensors]
+    faults = {"missing": missing, "unknown": unknown, "of another shape": misshapen}
+    lists = [
+        f"{len(keys)} {fault} ({', '.join(keys[:SHOWN])}{', …' if len(keys) > SHOWN else ''})"
+        for fault, keys in faults.items()
+        if keys
+    ]
     if lists:
         what = "does not fit the networks that its tensors or settings describe"
         raise ValueError(f"{name} {what}: {'; '.join(lists)}. {mend}")

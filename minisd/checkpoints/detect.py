@@ -37,14 +37,10 @@ def config_from_tensors(tensors: Mapping[str, Tensor], name: str) -> ModelConfig
     for part, prefix in prefixes.items():
         if not has(tensors, prefix):
             raise ValueError(f"holds no {part} ({ABSENT.get(part, 'nothing under ' + prefix)})")
-    text = text_v2 if v2 else text_v1
-    config = ModelConfig(
-        name=name,
-        text=text(tensors, prefixes["text_encoder"]),
-        unet=unet(tensors, prefixes["unet"]),
-        vae=vae(tensors, prefixes["vae"]),
-    )
-    return with_text_layout(config, open_clip=v2)
+    text_at, unet_at, vae_at = (prefixes[part] for part in ("text_encoder", "unet", "vae"))
+    text = text_v2(tensors, text_at) if v2 else text_v1(tensors, text_at)
+    parts = {"text": text, "unet": unet(tensors, unet_at), "vae": vae(tensors, vae_at)}
+    return with_text_layout(ModelConfig(name=name, **parts), open_clip=v2)
 
 
 def with_text_layout(config: ModelConfig, open_clip: bool) -> ModelConfig:
@@ -57,18 +53,14 @@ def has(tensors: Mapping[str, Tensor], prefix: str) -> bool:
     return any(key.startswith(prefix) for key in tensors)
 
 
-def shape(tensors: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
+def shape(tensors: Mapping[str, Tensor], key: str, axes: int = 1) -> tuple[int, ...]:
+    """A tensor's shape. Raises ValueError where it is absent or has fewer axes than it must."""
     if key not in tensors:
         raise ValueError(f"lacks {key}: get a whole copy of the model")
-    return tuple(tensors[key].shape)
-
-
-def axis(tensors: Mapping[str, Tensor], key: str, index: int) -> int:
-    """How long one axis of a tensor is."""
-    lengths = shape(tensors, key)
-    if index >= len(lengths):
-        raise ValueError(f"holds {key} in the impossible shape {lengths}")
-    return lengths[index]
+    found = tuple(tensors[key].shape)
+    if len(found) < axes:
+        raise ValueError(f"holds {key} in the impossible shape {found}")
+    return found
 
 
 def count(tensors: Mapping[str, Tensor], prefix: str) -> int:
@@ -89,20 +81,20 @@ def numbers(tensors: Mapping[str, Tensor], prefix: str) -> set[int]:
 
 def unet(tensors: Mapping[str, Tensor], prefix: str) -> UNetConfig:
     levels = unet_levels(tensors, prefix)
-    channels = tuple(axis(tensors, f"{level[0]}.0.out_layers.3.weight", 0) for level in levels)
-    attention = tuple(any(has(tensors, f"{block}.1.") for block in level) for level in levels)
+    channels = tuple(shape(tensors, f"{level[0]}.0.out_layers.3.weight")[0] for level in levels)
     transformer = f"{prefix}middle_block.1."
     linear = len(shape(tensors, f"{transformer}proj_in.weight")) == 2
     divisor = HEAD_WIDTH if linear else NORM_GROUPS
     if any(width % divisor for width in channels):
         raise ValueError(f"has U-Net levels {channels} wide, but SD's are multiples of {divisor}")
+    context = f"{transformer}transformer_blocks.0.attn2.to_k.weight"
     return UNetConfig(
-        in_channels=axis(tensors, f"{prefix}input_blocks.0.0.weight", 1),
-        out_channels=axis(tensors, f"{prefix}out.2.weight", 0),
+        in_channels=shape(tensors, f"{prefix}input_blocks.0.0.weight", 2)[1],
+        out_channels=shape(tensors, f"{prefix}out.2.weight")[0],
         channels=channels,
-        attention=attention,
+        attention=tuple(any(has(tensors, f"{block}.1.") for block in level) for level in levels),
         res_blocks=len(levels[0]),
-        context_dim=axis(tensors, f"{transformer}transformer_blocks.0.attn2.to_k.weight", 1),
+        context_dim=shape(tensors, context, 2)[1],
         head_width=HEAD_WIDTH if linear else None,
         linear_projection=linear,
     )
@@ -126,31 +118,23 @@ def vae(tensors: Mapping[str, Tensor], prefix: str, layout: str = "original") ->
     """layout: "original" or "diffusers", of the names within."""
     level, block = {"original": ("down", "block"), "diffusers": ("down_blocks", "resnets")}[layout]
     if not has(tensors, f"{prefix}encoder."):  # as programs that never encode a picture save it
-        raise ValueError(
-            "holds a VAE's decoder without its encoder: give a whole autoencoder with vae=FILE or "
-            "--vae FILE"
-        )
+        half = "holds a VAE's decoder without its encoder"
+        raise ValueError(f"{half}: give a whole autoencoder with vae=FILE or --vae FILE")
     down = f"{prefix}encoder.{level}."
     levels = range(count(tensors, down))
     return VAEConfig(
-        channels=tuple(axis(tensors, f"{down}{i}.{block}.0.conv2.weight", 0) for i in levels),
-        latent_channels=axis(tensors, f"{prefix}decoder.conv_in.weight", 1),
+        channels=tuple(shape(tensors, f"{down}{i}.{block}.0.conv2.weight")[0] for i in levels),
+        latent_channels=shape(tensors, f"{prefix}decoder.conv_in.weight", 2)[1],
         res_blocks=count(tensors, f"{down}0.{block}."),
     )
 
 
 def text_v1(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
-    embeddings = f"{prefix}text_model.embeddings."
-    vocabulary = f"{embeddings}token_embedding.weight"
-    width = axis(tensors, vocabulary, 1)
-    return TextConfig(
-        vocab_size=axis(tensors, vocabulary, 0),
-        width=width,
-        layers=text_layers(tensors, f"{prefix}text_model.encoder.layers.", width),
-        heads=heads(width),
-        max_length=axis(tensors, f"{embeddings}position_embedding.weight", 0),
-        mlp_width=mlp_width(tensors, f"{prefix}text_model.encoder.layers.0.mlp.fc1.weight", width),
+    words, positions = (
+        f"{prefix}text_model.embeddings.{name}_embedding.weight" for name in ("token", "position")
     )
+    layers = f"{prefix}text_model.encoder.layers."
+    return text(tensors, TextConfig(), words, positions, layers, "mlp.fc1")
 
 
 def text_v2(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
@@ -159,42 +143,39 @@ def text_v2(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
     At another width than the published one, a file that keeps what only the whole tower needs
     (text_projection) is taken to keep that layer as well.
     """
-    width = axis(tensors, f"{prefix}token_embedding.weight", 1)
-    layers = text_layers(tensors, f"{prefix}transformer.resblocks.", width)
-    projected = f"{prefix}text_projection" in tensors and width != OPENCLIP_H.width
+    words, layers = f"{prefix}token_embedding.weight", f"{prefix}transformer.resblocks."
+    positions = f"{prefix}positional_embedding"
+    found = text(tensors, OPENCLIP_H, words, positions, layers, "mlp.c_fc")
+    layers, projected = found.layers, f"{prefix}text_projection" in tensors
+    projected = projected and found.width != OPENCLIP_H.width
     whole = layers > 1 and (projected or layers == OPENCLIP_H.layers + 1)
-    return replace(
-        OPENCLIP_H,
-        vocab_size=axis(tensors, f"{prefix}token_embedding.weight", 0),
-        width=width,
-        layers=layers - 1 if whole else layers,
-        heads=heads(width),
-        max_length=axis(tensors, f"{prefix}positional_embedding", 0),
-        mlp_width=mlp_width(tensors, f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", width),
-    )
+    return replace(found, layers=layers - 1) if whole else found
 
 
-def text_layers(tensors: Mapping[str, Tensor], prefix: str, width: int) -> int:
-    """How many text layers there are. Raises ValueError if some are surely lost."""
-    found = numbers(tensors, prefix)
-    layers = len(found)
-    known = TEXT_LAYERS.get(width, (max(layers, 1),))
-    if layers not in known or found != set(range(layers)):
+def text(tensors: Mapping[str, Tensor], usual: TextConfig, *names: str) -> TextConfig:
+    """The text transformer's sizes, all layers counted.
+
+    names: of the words' vectors, the positions', how the layers' begin, and the MLP's in a layer
+    Raises ValueError if some layers are surely lost, and for a width that leaves the heads open.
+    """
+    words, positions, layers, mlp = names
+    vocabulary, width = shape(tensors, words, 2)[:2]
+    found = numbers(tensors, layers)
+    known = TEXT_LAYERS.get(width, (max(len(found), 1),))
+    if not any(found == set(range(number)) for number in known):
         wanted = " or ".join(str(number) for number in known)
-        raise ValueError(
-            f"holds {layers} text layers ({prefix}…) where {wanted}, numbered from 0 without gaps, "
-            "are needed: get another copy"
-        )
-    return layers
-
-
-def mlp_width(tensors: Mapping[str, Tensor], key: str, width: int) -> int | None:
-    """The text MLP's width, None where it is the usual one. A missing tensor is named later."""
-    found = axis(tensors, key, 0) if key in tensors else 4 * width
-    return None if found == 4 * width else found
-
-
-def heads(width: int) -> int:
+        lost = f"holds {len(found)} text layers ({layers}…) where {wanted}, numbered from 0"
+        raise ValueError(f"{lost} without gaps, are needed: get another copy")
     if width % HEAD_WIDTH:
         raise ValueError(f"has a text transformer {width} wide, no multiple of {HEAD_WIDTH}")
-    return width // HEAD_WIDTH
+    mlp = f"{layers}0.{mlp}.weight"
+    mlp_width = shape(tensors, mlp)[0] if mlp in tensors else None  # its absence is named later
+    return replace(
+        usual,
+        vocab_size=vocabulary,
+        width=width,
+        layers=len(found),
+        heads=width // HEAD_WIDTH,
+        max_length=shape(tensors, positions)[0],
+        mlp_width=None if mlp_width == 4 * width else mlp_width,
+    )

@@ -1,45 +1,33 @@
 """A model's config as a diffusers folder spells it out, a config.json for each part; both ways."""
 
+import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from minisd.checkpoints.detect import with_text_layout
 from minisd.checkpoints.known_settings import same, tables
 from minisd.checkpoints.read import read_json
 from minisd.checkpoints.scheduler_settings import FILE, sampler_and_schedule, scheduler_json
-from minisd.checkpoints.settings import checked
+from minisd.checkpoints.settings import checked, naming, tuples
 from minisd.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
 from minisd.tokenizer import Tokenizer
 
 TABLES = {part: tables()[f"{part}/config.json"] for part in ("unet", "vae", "text_encoder")}
 INDEX, OURS = tables()["model_index.json"], tables()["minisd.json"]
 
-# The class that opens each part, and for which kind of U-Net input a pipeline is made.
-CLASSES = {
-    "unet": "UNet2DConditionModel",
-    "vae": "AutoencoderKL",
-    "text_encoder": "CLIPTextModel",
-    "tokenizer": "CLIPTokenizer",
-}
-PIPELINES = {
-    4: "StableDiffusionPipeline",
-    5: "StableDiffusionDepth2ImgPipeline",
-    9: "StableDiffusionInpaintPipeline",
-}
+# folder_settings.json. names: by part, our name -> diffusers', of what both say alike.
+# index: the class that opens each part    pipelines: by the channels of the U-Net's input
+# per_level: one value for all levels, or a list of one for each
+STORED = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+NAMES, CLASSES, PIPELINES = STORED["names"], STORED["index"], STORED["pipelines"]
 ATTENDS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
-PER_LEVEL = (  # one value for all levels, or a list of one for each
-    *("layers_per_block", "cross_attention_dim", "only_cross_attention"),
-    *("transformer_layers_per_block", "mid_block_only_cross_attention"),
-)
 
 
-SIZES = {  # what shapes follow from
-    "unet": "block_out_channels cross_attention_dim in_channels layers_per_block out_channels",
-    "vae": "block_out_channels latent_channels layers_per_block",
-    "text_encoder": "hidden_size intermediate_size max_position_embeddings num_hidden_layers "
-    "vocab_size",
-}
+def fields(part: str, said: Mapping) -> dict[str, object]:
+    """Our settings of a part, of those in NAMES."""
+    return tuples({ours: said[theirs] for ours, theirs in NAMES[part].items()})
 
 
 def from_folder(folder: Path, vae: VAEConfig | None = None) -> ModelConfig:
@@ -49,13 +37,13 @@ def from_folder(folder: Path, vae: VAEConfig | None = None) -> ModelConfig:
     Raises ValueError for a folder that lacks a part or a setting, or has one unknown here.
     """
     parts = [part for part in TABLES if not (vae and part == "vae")]
-    stored = {part: read_json(json_path(folder, part)) for part in parts}
+    stored = {part: read_json(folder / TABLES[part].file) for part in parts}
     scheduler = read_json(folder / FILE)
     index, ours = (
         read_json(path) if path.exists() else {}
         for path in (folder / "model_index.json", folder / "minisd.json")
     )
-    try:
+    with naming(folder.name):
         INDEX.read({part: value for part, value in index.items() if value != [None, None]})
         vae = vae or vae_config(stored["vae"])
         text, unet = text_config(stored["text_encoder"]), unet_config(stored["unet"])
@@ -63,29 +51,17 @@ def from_folder(folder: Path, vae: VAEConfig | None = None) -> ModelConfig:
         size, ours = pixels(stored["unet"], vae), OURS.read(ours)
         config = ModelConfig(folder.name, text, unet, vae, schedule, size, sampler=sampler, **ours)
         return checked(with_text_layout(config, open_clip=text.activation == "gelu"))
-    except KeyError as error:
-        lacks = f"{folder.name} lacks {error} in one of its config.json, or names a wrong one"
-        raise ValueError(f"{lacks}: get another copy.") from error
-    except (TypeError, ArithmeticError, AttributeError) as error:
-        wrong = f"{folder.name} has a setting of a wrong kind in one of its config.json ({error})"
-        raise ValueError(f"{wrong}: get another copy.") from error
-    except ValueError as error:
-        raise ValueError(f"{folder.name} {error}.") from error
 
 
 def absent_sizes(folder: Path) -> str:
     """A sentence on the sizes that the folder does not state, "" if it states all."""
     absent = []
-    for part, names in SIZES.items():
-        path = json_path(folder, part)
-        stored = read_json(path) if path.exists() else names
-        lacks = [name for name in names.split() if name not in stored]
-        absent += [f"{name!r} in its {TABLES[part].file}" for name in lacks]
+    for part, table in TABLES.items():
+        path = folder / table.file
+        stored = read_json(path) if path.exists() else table.obeyed
+        lacks = [name for name in NAMES[part].values() if name not in stored]
+        absent += [f"{name!r} in its {table.file}" for name in lacks]
     return f" It lacks {', '.join(absent)}, so the usual one was taken." if absent else ""
-
-
-def json_path(folder: Path, part: str) -> Path:
-    return folder / part / "config.json"
 
 
 def pixels(stored: Mapping, vae: VAEConfig) -> int:
@@ -93,8 +69,7 @@ def pixels(stored: Mapping, vae: VAEConfig) -> int:
 
     diffusers takes 64 for what versions before 0.9 called smaller, by mistake.
     """
-    side = stored.get("sample_size") or 64
-    side = one_value(list(side) if isinstance(side, tuple) else side)
+    side = one_value(stored.get("sample_size") or 64)
     if isinstance(side, list):
         raise ValueError(f"has sample_size = {side} in its unet: only squares are known here")
     version = re.match(r"(\d+)\.(\d+)", stored.get("_diffusers_version", "1.0"))
@@ -114,7 +89,7 @@ def one_value(value: object) -> object:
 
 
 def unet_config(stored: Mapping) -> UNetConfig:
-    stored = {key: one_value(v) if key in PER_LEVEL else v for key, v in stored.items()}
+    stored = {key: one_value(v) if key in STORED["per_level"] else v for key, v in stored.items()}
     said = TABLES["unet"].read(stored)
     channels = tuple(said["block_out_channels"])
     attention = attending(said, len(channels))
@@ -132,16 +107,10 @@ def unet_config(stored: Mapping) -> UNetConfig:
         if isinstance(said[name], list):
             raise ValueError(f"has {name} = {said[name]} in its unet: only equal ones are known")
     return UNetConfig(
-        in_channels=said["in_channels"],
-        out_channels=said["out_channels"],
-        channels=channels,
+        **fields("unet", said),
         attention=attention,
-        res_blocks=said["layers_per_block"],
-        context_dim=said["cross_attention_dim"],
         heads=heads[0] if alike else UNetConfig.heads,
         head_width=None if alike else head_widths.pop(),
-        linear_projection=said["use_linear_projection"],
-        norm_groups=said["norm_num_groups"],
     )
 
 
@@ -150,11 +119,8 @@ def attending(said: Mapping, levels: int) -> tuple[bool, ...]:
     down, up = said["down_block_types"], said["up_block_types"]
     for block in down:
         if block not in ATTENDS:
-            known = " and ".join(ATTENDS)
-            raise ValueError(
-                "has a block in its U-Net's down_block_types that is unknown here: minisd lacks "
-                f"{block!r}, and has only {known}"
-            )
+            lacks = f"minisd lacks {block!r}, and has only {' and '.join(ATTENDS)}"
+            raise ValueError(f"has an unknown block in its U-Net's down_block_types: {lacks}")
     mirrored = [block.replace("Down", "Up") for block in reversed(down)]
     if len(down) == levels and list(up) != mirrored:
         raise ValueError(f"has up_block_types = {list(up)} in its unet: only {mirrored} fit")
@@ -166,19 +132,12 @@ def vae_config(stored: Mapping) -> VAEConfig:
     said = TABLES["vae"].read(stored)
     levels = len(said["block_out_channels"])
     for name, block in (("down", "DownEncoderBlock2D"), ("up", "UpDecoderBlock2D")):
-        blocks = list(said[f"{name}_block_types"])
-        if blocks != [block] * levels:
-            raise ValueError(
-                f"has {name}_block_types = {blocks} in its vae for {levels} levels: only "
-                f"{block!r} at each is known here"
-            )
-    return VAEConfig(
-        channels=tuple(said["block_out_channels"]),
-        latent_channels=said["latent_channels"],
-        res_blocks=one_value(said["layers_per_block"]),
-        scale=said["scaling_factor"],
-        norm_groups=said["norm_num_groups"],
-    )
+        blocks, fitting = list(said[f"{name}_block_types"]), [block] * levels
+        if blocks != fitting:
+            wrong = f"{name}_block_types = {blocks} in its vae for {levels} levels"
+            raise ValueError(f"has {wrong}: only {fitting} fit")
+    said["layers_per_block"] = one_value(said["layers_per_block"])
+    return VAEConfig(**fields("vae", said))
 
 
 def text_config(stored: Mapping) -> TextConfig:
@@ -186,16 +145,8 @@ def text_config(stored: Mapping) -> TextConfig:
     if isinstance(stored.get("text_config"), dict):
         stored = stored["text_config"]
     said = TABLES["text_encoder"].read(stored)
-    width, mlp_width = said["hidden_size"], said["intermediate_size"]
-    return TextConfig(
-        vocab_size=said["vocab_size"],
-        width=width,
-        layers=said["num_hidden_layers"],
-        heads=said["num_attention_heads"],
-        activation=said["hidden_act"],
-        max_length=said["max_position_embeddings"],
-        mlp_width=None if mlp_width == 4 * width else mlp_width,
-    )
+    config = TextConfig(**fields("text_encoder", said))
+    return replace(config, mlp_width=None) if config.mlp_width == 4 * config.width else config
 
 
 # ---- writing -----------------------------------------------------------------------------------
@@ -203,16 +154,12 @@ def text_config(stored: Mapping) -> TextConfig:
 
 def to_folder(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, dict]:
     """The JSON files of a diffusers folder, by their path in it. Undoes from_folder."""
-    parts = {
-        "unet": unet_json(config),
-        "vae": vae_json(config),
-        "text_encoder": text_json(config, tokenizer),
-    }
+    parts = {"unet": unet_json(config), "vae": vae_json(config)}
+    parts["text_encoder"] = text_json(config, tokenizer)
     scheduler = scheduler_json(config)
     files = {"model_index.json": index_json(config, scheduler["_class_name"]), FILE: scheduler}
     for part, settings in parts.items():
-        path = json_path(Path(), part).as_posix()
-        files[path] = {"_class_name": CLASSES[part], **always(part), **settings}
+        files[TABLES[part].file] = {"_class_name": CLASSES[part][1], **always(part), **settings}
     if config.cfg_scale != ModelConfig.cfg_scale:
         files["minisd.json"] = {"cfg_scale": config.cfg_scale}
     return files
@@ -224,17 +171,20 @@ def always(part: str) -> dict:
     return {name: value for name, (_, value) in fixed.items() if not name.startswith("_")}
 
 
+def named(part: str, config: object) -> dict[str, object]:
+    """Undoes fields."""
+    return {theirs: getattr(config, ours) for ours, theirs in NAMES[part].items()}
+
+
 def index_json(config: ModelConfig, scheduler: str) -> dict:
     """Which class opens which folder; diffusers wants the parts that we lack named as absent."""
-    transformers, classes = ("text_encoder", "tokenizer"), {**CLASSES, "scheduler": scheduler}
-    library = {part: "transformers" if part in transformers else "diffusers" for part in classes}
-    absent = ["safety_checker", "feature_extractor"]
-    if config.unet.in_channels == 5:
-        absent = ["depth_estimator", "feature_extractor"]
+    channels = config.unet.in_channels
+    absent = ["depth_estimator" if channels == 5 else "safety_checker", "feature_extractor"]
     return {
-        "_class_name": PIPELINES.get(config.unet.in_channels, PIPELINES[4]),
+        "_class_name": PIPELINES.get(str(channels), PIPELINES["4"]),
         "_diffusers_version": "0.20.0",  # diffusers mends what versions before 0.9 wrote
-        **{part: [library[part], name] for part, name in classes.items()},
+        **CLASSES,
+        "scheduler": ["diffusers", scheduler],
         **{part: [None, None] for part in absent},
     }
 
@@ -245,30 +195,20 @@ def unet_json(config: ModelConfig) -> dict:
     up = [block.replace("Down", "Up") for block in reversed(down)]
     heads = [width // unet.head_width for width in unet.channels] if unet.head_width else unet.heads
     return {
+        **named("unet", unet),
         "attention_head_dim": heads,
-        "block_out_channels": unet.channels,
-        "cross_attention_dim": unet.context_dim,
         "down_block_types": down,
-        "in_channels": unet.in_channels,
-        "layers_per_block": unet.res_blocks,
-        "norm_num_groups": unet.norm_groups,
-        "out_channels": unet.out_channels,
         "sample_size": config.size // config.vae.factor,
         "up_block_types": up,
-        "use_linear_projection": unet.linear_projection,
     }
 
 
 def vae_json(config: ModelConfig) -> dict:
-    vae, levels = config.vae, len(config.vae.channels)
+    levels = len(config.vae.channels)
     return {
-        "block_out_channels": vae.channels,
+        **named("vae", config.vae),
         "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "latent_channels": vae.latent_channels,
-        "layers_per_block": vae.res_blocks,
-        "norm_num_groups": vae.norm_groups,
         "sample_size": config.size,
-        "scaling_factor": vae.scale,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
     }
 
@@ -276,14 +216,9 @@ def vae_json(config: ModelConfig) -> dict:
 def text_json(config: ModelConfig, tokenizer: Tokenizer) -> dict:
     text = config.text
     return {
-        "architectures": [CLASSES["text_encoder"]],
+        **named("text_encoder", text),
+        "architectures": CLASSES["text_encoder"][1:],
         "bos_token_id": tokenizer.begin,
         "eos_token_id": tokenizer.end,
-        "hidden_act": text.activation,
-        "hidden_size": text.width,
         "intermediate_size": text.mlp_width or 4 * text.width,
-        "max_position_embeddings": text.max_length,
-        "num_attention_heads": text.heads,
-        "num_hidden_layers": text.layers,
-        "vocab_size": text.vocab_size,
     }

@@ -119,10 +119,8 @@ def fill(
     for key in network.state_dict():
         tensor = state[key].to(device, dtype)
         if not is_finite(tensor):
-            raise ValueError(
-                f"{name}.{key} holds NaN or infinity: the file is damaged or its training failed. "
-                "Get another copy."
-            )
+            damaged = f"{name}.{key} holds NaN or infinity: the file is damaged"
+            raise ValueError(f"{damaged} or its training failed. Get another copy.")
         converted[key] = tensor
     network.load_state_dict(converted, assign=True)
 

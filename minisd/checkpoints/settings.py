@@ -1,12 +1,29 @@
 """A model's config as our own files keep it, both ways, and what no network can be built with."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
 from minisd.checkpoints.scheduler_settings import PREDICTIONS, check_schedule
 from minisd.clip import ACTIVATIONS
 from minisd.config import ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
 from minisd.tokenizer import Tokenizer
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Errors on what a file or folder says become sentences that begin with its name."""
+    try:
+        yield
+    except (TypeError, LookupError, ArithmeticError, AttributeError) as error:
+        wrong = f"{name} has a setting of a wrong kind ({error})"
+        raise ValueError(f"{wrong}: get another copy.") from error
+    except ValueError as error:
+        raise ValueError(f"{name} {str(error).removesuffix('.')}.") from error
+
+
+PARTS = {"text": TextConfig, "unet": UNetConfig, "vae": VAEConfig, "schedule": ScheduleConfig}
 
 # ---- our own files: in the header of the .safetensors ------------------------------------------
 
@@ -24,13 +41,9 @@ def from_metadata(stored: dict[str, str]) -> tuple[ModelConfig, Tokenizer]:
     """Undo to_metadata. Raises ValueError for what a newer minisd wrote."""
     try:
         fields = json.loads(stored["minisd"])
-        parts = {
-            "text": TextConfig(**fields.pop("text")),
-            "unet": UNetConfig(**tuples(fields.pop("unet"))),
-            "vae": VAEConfig(**tuples(fields.pop("vae"))),
-            "schedule": ScheduleConfig(**tuples(fields.pop("schedule"))),
-        }
-        config = ModelConfig(**parts, **fields)
+        for part, kind in PARTS.items():
+            fields[part] = kind(**tuples(fields[part]))
+        config = ModelConfig(**fields)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         what = f"a header that is damaged or of another version of minisd ({error})"
         raise ValueError(f"has {what}: get another copy") from error
@@ -47,17 +60,16 @@ def tuples(fields: dict) -> dict:
 # ---- what no network can be built with ---------------------------------------------------------
 
 NUMBERS = {int: (int,), float: (int, float)}  # a float may be stored as 1
+OPTIONAL = {"mlp_width": 1, "head_width": 1}  # None, or such a number
+MAY_BE_0 = ("steps_offset", "cfg_scale")
 
 
 def checked(config: ModelConfig) -> ModelConfig:
     """The config itself. Raises ValueError for sizes that are none or do not fit together."""
     text, unet, vae = config.text, config.unet, config.vae
-    for part in (text, unet, vae, config.schedule):
-        positive(asdict(part) | {"steps_offset": 1}, asdict(type(part)()) | {"steps_offset": 1})
+    for part in (config, text, unet, vae, config.schedule):
+        refuse_no_numbers(part)
     check_schedule(config.schedule)
-    positive({"size": config.size}, {"size": ModelConfig.size})
-    if type(config.cfg_scale) not in NUMBERS[float]:
-        raise ValueError(f"has cfg_scale = {config.cfg_scale!r}, which is no number: correct it")
     if text.activation not in ACTIVATIONS:
         known = " and ".join(ACTIVATIONS)
         raise ValueError(f"has the activation {text.activation!r}: only {known} are known here")
@@ -75,19 +87,20 @@ def checked(config: ModelConfig) -> ModelConfig:
     divided += [(width, vae.norm_groups) for width in vae.channels]
     for width, number in divided:
         if width % number:
-            raise ValueError(
-                f"has {width} channels in {number} groups or heads, which does not come out even: "
-                "get another copy"
-            )
+            uneven = f"{width} channels in {number} groups or heads, which does not come out even"
+            raise ValueError(f"has {uneven}: get another copy")
     return config
 
 
-def positive(stored: dict, usual: dict):
-    """Raises ValueError for what should be a number as in `usual`, or several, and is not."""
-    for key, value in stored.items():
-        many = isinstance(usual[key], tuple)
-        kind = type(usual[key][0] if many else usual[key])
+def refuse_no_numbers(part: object):
+    """Raises ValueError for what should be a number above 0, or several, and is not."""
+    for key, usual in (asdict(type(part)()) | OPTIONAL).items():
+        value = getattr(part, key, None)
+        if value is None and (key in OPTIONAL or usual is None):
+            continue
+        many = isinstance(usual, tuple)
         numbers = value if many and isinstance(value, tuple) else (value,)
-        good = all(type(number) in NUMBERS.get(kind, ()) and number > 0 for number in numbers)
-        if kind in NUMBERS and not (numbers and good):
+        kinds = NUMBERS.get(type(usual[0] if many else usual))
+        good = kinds and all(type(n) in kinds and (n > 0 or key in MAY_BE_0) for n in numbers)
+        if kinds and not (numbers and good):
             raise ValueError(f"has {key} = {value!r}, which is no size: get another copy")

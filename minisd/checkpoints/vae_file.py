@@ -1,5 +1,6 @@
 """A VAE alone: a file in the original's layout or diffusers', or the folder that holds one."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from minisd.checkpoints.names import flat, usual_name
 from minisd.checkpoints.names import vae as vae_rows
 from minisd.checkpoints.official import local
 from minisd.checkpoints.read import read, read_json, rename
-from minisd.checkpoints.settings import checked
+from minisd.checkpoints.settings import checked, naming
 from minisd.checkpoints.variants import with_scales_applied
 from minisd.config import ModelConfig, VAEConfig
 from minisd.vae import VAE
@@ -35,14 +36,12 @@ def open_vae(source: str | Path, expected: VAEConfig | None = None) -> OtherVAE:
     files = weight_files(path) if path.is_dir() else [path]
     tensors = vae_tensors(path.name, files)
     layout = "diffusers" if any(".down_blocks." in key for key in tensors) else "original"
-    try:
+    with naming(path.name):
         said = stated_config(settings, path.is_dir(), layout)
         config = expected or said or vae(tensors, "", layout)
         if said and expected:
             config = agreeing(said, expected)
         checked(ModelConfig(vae=config))
-    except ValueError as error:
-        raise ValueError(f"{path.name} {error}.") from error
     with torch.device("meta"):
         network = VAE(config)
     return OtherVAE(config, cover_part(tensors, network, flat(vae_rows(config)), layout, path.name))
@@ -52,11 +51,9 @@ def vae_tensors(name: str, files: list[Path]) -> dict[str, Tensor]:
     """The tensors under the usual names, without prefix. Raises ValueError for other files."""
     shards = [pair for file in files for pair in read(file).items()]
     refuse_other_kinds(name, dict(shards), "VAE")
-    try:
+    with naming(name):
         tensors = rename(shards, lambda key: usual_name(key.removeprefix(PREFIX), "vae"))
         tensors = with_scales_applied(tensors)
-    except ValueError as error:
-        raise ValueError(f"{name} {error}.") from error
     return {key: t for key, t in tensors.items() if not key.startswith(ONLY_TRAINING)}
 
 
@@ -69,19 +66,14 @@ def stated_config(path: Path, required: bool, layout: str) -> VAEConfig | None:
     stored = read_json(path) if required or path.exists() else {}
     unnamed = "Autoencoder" if layout == "diffusers" and stored else ""
     belongs = required or "Autoencoder" in str(stored.get("_class_name", unnamed))
-    try:
-        return vae_config(stored) if belongs else None
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"has a setting of a wrong kind in its config.json ({error})") from error
+    return vae_config(stored) if belongs else None
 
 
 def agreeing(said: VAEConfig, expected: VAEConfig) -> VAEConfig:
     """What the VAE's own settings say. Raises ValueError for other sizes than the model needs."""
-    for name in ("channels", "latent_channels", "res_blocks", "norm_groups"):
-        own, needed = getattr(said, name), getattr(expected, name)
-        if own != needed:
-            raise ValueError(
-                f"has {name} = {own} in its config.json, and the model's own VAE has {needed}: "
-                "give one of the model's sizes"
-            )
+    for name, needed in asdict(expected).items():
+        own = getattr(said, name)
+        if own != needed and name != "scale":
+            sizes = f"{name} = {own} in its config.json, and the model's own VAE has {needed}"
+            raise ValueError(f"has {sizes}: give one of the model's sizes")
     return said

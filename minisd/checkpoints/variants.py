@@ -10,7 +10,8 @@ from minisd.config import UNetConfig
 
 UNET = PREFIXES_V1["unet"]
 AVERAGED = "model_ema.diffusion_model"  # how the flattened names of averaged weights begin
-SCALES = (".scale_weight", ".weight_scale")
+BLOCKS = 50  # more than any U-Net has on one way: SD's have 12
+SCALES = r"\.(scale_weight|weight_scale)$"
 NOTES = (".scale_input", ".input_scale", "scaled_fp8")
 
 
@@ -22,14 +23,12 @@ def with_averaged_unet(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Some files hold the averaged ones alone. Raises ValueError for a file without them.
     """
-    names = [key for key in tensors if key.startswith(UNET)]
-    if not names and holds_only_averaged(tensors):
-        names = [unflattened(key) for key in tensors if key.startswith(AVERAGED)]
-    flattened = {key: "model_ema." + key.removeprefix("model.").replace(".", "") for key in names}
-    absent = [name for name in flattened.values() if name not in tensors]
-    if absent or not names:
+    names = {key: flattened(key) for key in tensors if key.startswith(UNET)}
+    if holds_only_averaged(tensors):
+        names = {key: flat for flat, key in averaged_names(tensors).items()}
+    if not names or any(name not in tensors for name in names.values()):
         raise ValueError("lacks averaged weights (model_ema.…): load without ema=True")
-    return dict(tensors) | {key: tensors[name] for key, name in flattened.items()}
+    return dict(tensors) | {key: tensors[name] for key, name in names.items()}
 
 
 def holds_only_averaged(tensors: Mapping[str, Tensor]) -> bool:
@@ -38,29 +37,29 @@ def holds_only_averaged(tensors: Mapping[str, Tensor]) -> bool:
     return averaged and not any(key.startswith(UNET) for key in tensors)
 
 
-def unflattened(key: str) -> str:
-    """The name of an averaged weight with its dots. Raises ValueError for none of a U-Net's.
+def flattened(key: str) -> str:
+    """The name of a weight's average.
 
-    >>> unflattened("model_ema.diffusion_modelinput_blocks110in_layers0weight")
-    'model.diffusion_model.input_blocks.11.0.in_layers.0.weight'
+    >>> flattened("model.diffusion_model.input_blocks.11.0.in_layers.0.weight")
+    'model_ema.diffusion_modelinput_blocks110in_layers0weight'
     """
-    name = key.removeprefix(AVERAGED)
-    block = re.match(r"(input|output)_blocks(\d+)(?=\d)", name)  # no block has ten modules
-    start = f"{block[1]}_blocks.{block[2]}." if block else ""
-    rest = name[block.end() :] if block else name
-    ends = block_ends() if block else {**block_ends("middle_block."), **block_ends("")}
-    if rest not in ends:
-        raise ValueError(f"holds {key}, which is no averaged weight of an SD U-Net")
-    return UNET + start + ends[rest]
+    return "model_ema." + key.removeprefix("model.").replace(".", "")
 
 
-def block_ends(start: str = r"(?:in|out)put_blocks\.\d+\.") -> dict[str, str]:
-    """What may stand behind `start` in the names of a U-Net: without its dots, and with them."""
-    keys = [row.key("original", leaf) for row in flat(unet(UNetConfig())) for leaf in LEAVES]
-    found = [re.match(f"({start})(.+)", key) for key in keys]
-    kept = "middle_block." if start == "middle_block." else ""
-    ends = [kept + match[2] for match in found if match]
-    return {end.replace(".", ""): end for end in ends}
+def averaged_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """A file's averaged weights and what each is the average of: any block's, were it SD's.
+
+    Raises ValueError for one that is no SD U-Net's.
+    """
+    keys = [UNET + row.key("original", leaf) for row in flat(unet(UNetConfig())) for leaf in LEAVES]
+    inside = {re.sub(r"put_blocks\.\d+", "put_blocks.{}", key) for key in keys}
+    every = {name for key in inside for name in map(key.format, range(BLOCKS))}
+    known = {flattened(name): name for name in every}
+    averaged = [key for key in tensors if key.startswith(AVERAGED)]
+    for key in averaged:
+        if key not in known:
+            raise ValueError(f"holds {key}, which is no averaged weight of an SD U-Net")
+    return {key: known[key] for key in averaged}
 
 
 # ---- 8-bit weights ---------------------------------------------------------------------------
@@ -69,22 +68,16 @@ def block_ends(start: str = r"(?:in|out)put_blocks\.\d+\.") -> dict[str, str]:
 def with_scales_applied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of 8 bits that are stored with a scale each, multiplied by it (ComfyUI's scaled fp8).
 
-    Raises ValueError for another number of scales.
+    A scale is one for all, or one for each row. Raises ValueError for another number of scales.
     """
-    usual = {}
-    for key, tensor in tensors.items():
-        weight = re.sub(r"\.(scale_weight|weight_scale)$", ".weight", key)
-        if key.endswith(NOTES) or (key.endswith(SCALES) and weight in tensors):
+    usual = {key: tensor for key, tensor in tensors.items() if not key.endswith(NOTES)}
+    for name, scale in tensors.items():
+        key = re.sub(SCALES, ".weight", name)
+        if key == name or key not in tensors:
             continue
-        scales = [key.removesuffix(".weight") + ending for ending in SCALES]
-        scale = next((tensors[name] for name in scales if name in tensors), None)
-        scaled = scale is not None and key.endswith(".weight")
-        usual[key] = scaled_weight(key, tensor, scale) if scaled else tensor
+        weight = tensors[key]
+        if scale.numel() not in (1, len(weight)):
+            raise ValueError(f"holds {key} with {scale.numel()} scales: get the same model as fp16")
+        usual[key] = weight.float() * scale.float().reshape(-1, *[1] * (weight.ndim - 1))
+        del usual[name]
     return usual
-
-
-def scaled_weight(key: str, weight: Tensor, scale: Tensor) -> Tensor:
-    """One scale for all, or one for each row."""
-    if scale.numel() not in (1, len(weight)):
-        raise ValueError(f"holds {key} with {scale.numel()} scales: get the same model as fp16")
-    return weight.float() * scale.float().reshape(-1, *[1] * (weight.ndim - 1))
