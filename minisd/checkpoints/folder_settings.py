@@ -11,7 +11,7 @@ from minisd.checkpoints.known_settings import same, tables
 from minisd.checkpoints.read import read_json
 from minisd.checkpoints.scheduler_settings import FILE, sampler_and_schedule, scheduler_json
 from minisd.checkpoints.settings import checked, naming, tuples
-from minisd.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
+from minisd.config import ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
 from minisd.tokenizer import Tokenizer
 
 TABLES = {part: tables()[f"{part}/config.json"] for part in ("unet", "vae", "text_encoder")}
@@ -22,6 +22,7 @@ INDEX, OURS = tables()["model_index.json"], tables()["minisd.json"]
 # per_level: one value for all levels, or a list of one for each
 STORED = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 NAMES, CLASSES, PIPELINES = STORED["names"], STORED["index"], STORED["pipelines"]
+WALKS = ("spacing", "steps_offset", "set_alpha_to_one", "final", "karras")  # how samplers walk
 ATTENDS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 
 
@@ -48,9 +49,19 @@ def from_folder(folder: Path, vae: VAEConfig | None = None) -> ModelConfig:
         vae = vae or vae_config(stored["vae"])
         text, unet = text_config(stored["text_encoder"]), unet_config(stored["unet"])
         sampler, schedule = sampler_and_schedule(scheduler, index, unet.in_channels)
-        size, ours = pixels(stored["unet"], vae), OURS.read(ours)
-        config = ModelConfig(folder.name, text, unet, vae, schedule, size, sampler=sampler, **ours)
+        size = pixels(stored["unet"], vae)
+        config = ModelConfig(
+            folder.name, text, unet, vae, schedule, size, sampler=sampler, **OURS.read(ours)
+        )
+        config = as_before_conversion(config, scheduler) if ours else config
         return checked(with_text_layout(config, open_clip=text.activation == "gelu"))
+
+
+def as_before_conversion(config: ModelConfig, scheduler: Mapping) -> ModelConfig:
+    """With the walks of our own files, if the scheduler's settings are still as we wrote them."""
+    walks = {name: getattr(ScheduleConfig, name) for name in WALKS}
+    original = replace(config, schedule=replace(config.schedule, **walks))
+    return original if scheduler_json(original) == scheduler else config
 
 
 def absent_sizes(folder: Path) -> str:

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from minisd.checkpoints.contents import Contents, blank, lay_open
+from minisd.checkpoints.folder_settings import vae_config
 from minisd.checkpoints.names import is_v2
 from minisd.checkpoints.official import SHIPPED, local
 from minisd.checkpoints.prediction import alpha_bar, with_prediction
+from minisd.checkpoints.read import metadata, read_json
+from minisd.checkpoints.settings import from_metadata
 from minisd.checkpoints.vae_file import open_vae
 from minisd.clip import TextTransformer
 from minisd.config import WEIGHTS, ModelConfig, VAEConfig
@@ -57,8 +60,17 @@ def load(
     Raises ValueError, in one sentence, for anything but a whole and healthy SD v1 or v2 model.
     """
     path = locate(source)
-    other = None if vae is None else open_vae(vae)
+    other = None if vae is None else open_vae(vae, own_vae_config(path))
     return build(lay_open(path, prediction, ema, other), path.name, device, dtype)
+
+
+def own_vae_config(path: Path) -> VAEConfig | None:
+    """The sizes of its VAE that a file of our own, or a folder, states; None where none does."""
+    stated = path / "vae" / "config.json"
+    if stated.exists():
+        return vae_config(read_json(stated))
+    header = metadata(path) if path.is_file() else {}
+    return from_metadata(header)[0].vae if "minisd" in header else None
 
 
 def build(
