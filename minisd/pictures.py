@@ -51,8 +51,8 @@ def open_picture(path: str | Path) -> Image.Image:
     except Exception as error:  # Pillow's readers raise every kind on a damaged file
         unknown = isinstance(error, Image.UnidentifiedImageError)
         why = "it is of no kind that Pillow knows, or is damaged" if unknown else error
-        helps = "Save it as PNG or JPEG."
-        raise ValueError(f"{path} cannot be read as a picture: {why}. {helps}") from error
+        known = f"{path} cannot be read as a picture: {why}. Save it as PNG or JPEG."
+        raise ValueError(known) from error
     if frames > 1:
         warnings.warn(f"{path} holds {frames} pictures: the first is used.", stacklevel=2)
     return picture

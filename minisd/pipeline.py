@@ -64,8 +64,8 @@ class StableDiffusion:
             another picture than alone.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not 0 <= clip_skip <= self.config.text.layers:
-            layers = self.config.text.layers
+        layers = self.config.text.layers
+        if not 0 <= clip_skip <= layers:
             raise ValueError(f"clip_skip must be 0 to {layers}, got {clip_skip}.")
         if extended:
             return self._embed_extended(prompts, clip_skip)

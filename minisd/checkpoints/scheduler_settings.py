@@ -59,10 +59,8 @@ def class_of(stored: Mapping[str, object], index: Mapping[str, object]) -> str:
     listed = listed[1] if isinstance(listed, list) and len(listed) == 2 else None
     name = stored.get("_class_name", listed)
     if name == "LCMScheduler":
-        raise ValueError(
-            "is an LCM model, which needs its own sampler, and minisd does not have it yet: load "
-            "the model that it was made from"
-        )
+        lcm = "is an LCM model, which needs its own sampler, and minisd does not have it yet"
+        raise ValueError(f"{lcm}: load the model that it was made from")
     if name not in SAMPLER_OF:
         has = f"has the scheduler {name}, which minisd lacks" if name else "names no scheduler"
         classes = ", ".join(SAMPLER_OF)

@@ -143,8 +143,7 @@ def remaining(levels: list[Level], strength: float) -> list[Level]:
     if not 0 <= strength <= 1:
         raise ValueError(f"strength must be 0 (keep the picture) to 1 (all anew), got {strength}.")
     steps = len(levels) - 1
-    run = int(steps * strength)
-    return levels[steps - run :]
+    return levels[steps - int(steps * strength) :]
 
 
 def mixed(z: Tensor, noise: Tensor, level: Level) -> Tensor:
@@ -159,10 +158,8 @@ def as_tensor(sd: StableDiffusion, image: Picture, count: int) -> Tensor:
     """
     image = picture_tensor(image)
     if len(image) not in (1, count):
-        raise ValueError(
-            f"the picture has shape {tuple(image.shape)}: give a PIL image, or 1 3 h w or "
-            f"{count} 3 h w in [-1, 1]."
-        )
+        wanted = f"give a PIL image, or 1 3 h w or {count} 3 h w in [-1, 1]"
+        raise ValueError(f"the picture has shape {tuple(image.shape)}: {wanted}.")
     check_size(image.shape[3], image.shape[2], sd.config)
     return image if len(image) == count else repeat(image, "1 c h w -> b c h w", b=count)
 

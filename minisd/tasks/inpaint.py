@@ -183,8 +183,7 @@ def as_mask(mask: Picture, image: Picture) -> Tensor:
     check_tensor(mask, "mask", 1, 0, 1)
     size = tuple(picture_tensor(image).shape[2:])
     if len(mask) != 1 or tuple(mask.shape[2:]) != size:
-        raise ValueError(
-            f"the mask has shape {tuple(mask.shape)} and the picture is {size[1]} x {size[0]} "
-            "pixels: give a mask of the picture's size, white where it is to be drawn anew."
-        )
+        sizes = f"has shape {tuple(mask.shape)} and the picture is {size[1]} x {size[0]} pixels"
+        wanted = "give a mask of the picture's size, white where it is to be drawn anew"
+        raise ValueError(f"the mask {sizes}: {wanted}.")
     return mask.clamp(0, 1)  # a rounding error may lie outside
