@@ -98,9 +98,9 @@ def who_says(
         for value, where in said:
             warn_of_argument(path.name, prediction, value, where)
         return prediction, ARGUMENT
-    if all(where.endswith("beside it") for _, where in said):
-        if published := PUBLISHED.get(sha256(path)):
-            return published, "its sha256, a published file's"
+    silent = all(where.endswith("beside it") for _, where in said)
+    if silent and (published := PUBLISHED.get(sha256(path))):
+        return published, "its sha256, a published file's"
     return agreed(statements, "prediction", 'give prediction="eps" or prediction="v"')
 
 
