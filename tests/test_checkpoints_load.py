@@ -589,6 +589,9 @@ def change(settings: dict, key: str, value: object) -> None:
     [
         ("text.activation", "relu", "has the activation 'relu'"),
         ("text.heads", 0, "has heads = 0"),
+        ("text.mlp_width", "wide", "has mlp_width = 'wide'"),
+        ("text.mlp_width", 0, "has mlp_width = 0"),
+        ("unet.head_width", 2.5, "has head_width = 2.5"),
         ("unet.channels", [], "has channels = ()"),
         ("schedule.prediction", "x", "predicts 'x'"),
         ("size", "64", "has size = '64'"),

@@ -227,6 +227,8 @@ def test_a_yamls_scale_is_obeyed(write):
         (("beta_schedule: cosine",), "beta_schedule = 'cosine'"),
         (("linear_start: much",), "linear_start = 'much'"),
         (("timesteps: 0",), "timesteps = 0"),
+        (("timesteps: -5",), "timesteps = -5"),
+        (("timesteps: 999.5",), "timesteps = 999.5"),
         (("given_betas: [0.1]",), "given_betas = [0.1]"),
         (("shape_of_water: 3",), "shape_of_water = 3"),
         (("clip_skip: 2",), "clip_skip = 2"),
@@ -236,6 +238,7 @@ def test_a_yamls_scale_is_obeyed(write):
 )
 def test_what_no_network_here_has_is_refused(write, lines, says):
     assert says in refusal(write(yaml=yaml(*lines)))
+    assert says in refusal(write(yaml=yaml(*lines), more={"alphas_cumprod": table()}))
 
 
 PUBLISHED_YAML = """

@@ -75,8 +75,7 @@ def count(tensors: Mapping[str, Tensor], prefix: str) -> int:
 def numbers(tensors: Mapping[str, Tensor], prefix: str) -> set[int]:
     """The numbers of the modules under a prefix."""
     numbered = re.compile(re.escape(prefix) + r"(\d+)\.")
-    matches = [numbered.match(key) for key in tensors]
-    return {int(match[1]) for match in matches if match}
+    return {int(match[1]) for match in map(numbered.match, tensors) if match}
 
 
 def unet(tensors: Mapping[str, Tensor], prefix: str) -> UNetConfig:

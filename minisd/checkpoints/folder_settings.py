@@ -40,10 +40,8 @@ def from_folder(folder: Path, vae: VAEConfig | None = None) -> ModelConfig:
     parts = [part for part in TABLES if not (vae and part == "vae")]
     stored = {part: read_json(folder / TABLES[part].file) for part in parts}
     scheduler = read_json(folder / FILE)
-    index, ours = (
-        read_json(path) if path.exists() else {}
-        for path in (folder / "model_index.json", folder / "minisd.json")
-    )
+    files = (folder / "model_index.json", folder / "minisd.json")
+    index, ours = (read_json(file) if file.exists() else {} for file in files)
     with naming(folder.name):
         INDEX.read({part: value for part, value in index.items() if value != [None, None]})
         vae = vae or vae_config(stored["vae"])

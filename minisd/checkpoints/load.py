@@ -163,11 +163,11 @@ def try_prediction(parts: Parts, name: str) -> Parts:
     if not (v or likeness > SURELY_EPS):
         outcome += ", which decides nothing"
     prediction = "v" if v else "eps"
-    warnings.warn(
-        f"{name} does not say whether it predicts eps or v. Tried on noise, its output {outcome}: "
-        f'taken as {prediction}. If pictures come out wrong, give prediction="eps" or "v".',
-        stacklevel=4,
+    tried = (
+        f"{name} does not say whether it predicts eps or v. Tried on noise, its output {outcome}"
     )
+    advice = 'If pictures come out wrong, give prediction="eps" or "v".'
+    warnings.warn(f"{tried}: taken as {prediction}. {advice}", stacklevel=4)
     return replace(parts, config=with_prediction(parts.config, prediction))
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.names import is_v2
+from minisd.checkpoints.settings import checked
 from minisd.config import ModelConfig, ScheduleConfig
 
 # prediction.json. published: files that say nothing in their headers, by what they predict
@@ -51,8 +52,8 @@ def with_stated_settings(
     The second value is None where nobody says eps or v; the config then has eps.
     Raises ValueError for statements that contradict each other and values unknown here.
     """
-    names = (path.with_suffix(".yaml"), path.with_suffix(".yml"))
-    beside = next((name for name in names if name.exists()), None)
+    files = map(path.with_suffix, (".yaml", ".yml"))
+    beside = next(filter(Path.exists, files), None)
     said = read_yaml(beside, config) if beside else {}
     config = with_yaml_numbers(config, said)
     if "scale_factor" in tensors:
@@ -97,10 +98,9 @@ def who_says(
         for value, where in said:
             warn_of_argument(path.name, prediction, value, where)
         return prediction, ARGUMENT
-    if all(where.endswith("beside it") for _, where in said):
-        published = PUBLISHED.get(sha256(path))
-        if published:
-            return published, "its sha256, a published file's"
+    silent = all(where.endswith("beside it") for _, where in said)
+    if silent and (published := PUBLISHED.get(sha256(path))):
+        return published, "its sha256, a published file's"
     return agreed(statements, "prediction", 'give prediction="eps" or prediction="v"')
 
 
@@ -198,7 +198,7 @@ def read_yaml(path: Path, config: ModelConfig) -> dict:
 
 
 def with_yaml_numbers(config: ModelConfig, said: Mapping[str, object]) -> ModelConfig:
-    """The schedule and the latents' scale that a .yaml says."""
+    """The schedule and the latents' scale that a .yaml says. ValueError: impossible ones."""
     rule = known_value("beta_schedule", said.get("beta_schedule"), "beta_schedule")
     found = {
         field: number(name, said[name])
@@ -208,7 +208,7 @@ def with_yaml_numbers(config: ModelConfig, said: Mapping[str, object]) -> ModelC
     scale = found.pop("scale", config.vae.scale)
     rule = rule or config.schedule.beta_schedule
     schedule = replace(config.schedule, beta_schedule=rule, **found)
-    return replace(config, schedule=schedule, vae=replace(config.vae, scale=scale))
+    return checked(replace(config, schedule=schedule, vae=replace(config.vae, scale=scale)))
 
 
 def number(name: str, value: object) -> object:
@@ -243,9 +243,9 @@ def with_levels(schedule: ScheduleConfig, stored: Tensor, name: str) -> Schedule
     warnings.warn(f"{name} holds {what}: it {outcome}.", stacklevel=2)
     if not falls:
         return schedule
-    betas = (1 - steps[1:] / steps[:-1]).clamp(max=1 - 1e-9)  # 1 would leave nothing to divide by
+    # 1 would leave nothing to divide by
+    betas = tuple((1 - steps[1:] / steps[:-1]).clamp(max=1 - 1e-9).tolist())
     zero = zero or bool(table[-1] == 0)
-    betas = tuple(betas.tolist())
     return replace(schedule, betas=betas, timesteps=len(betas), zero_terminal_snr=zero)
 
 

@@ -33,8 +33,7 @@ def open_vae(source: str | Path, expected: VAEConfig | None = None) -> OtherVAE:
     path = local(source)
     path = path / "vae" if (path / "vae" / "config.json").exists() else path
     settings = path / "config.json" if path.is_dir() else path.with_name("config.json")
-    files = weight_files(path) if path.is_dir() else [path]
-    tensors = vae_tensors(path.name, files)
+    tensors = vae_tensors(path.name, weight_files(path) if path.is_dir() else [path])
     layout = "diffusers" if any(".down_blocks." in key for key in tensors) else "original"
     with naming(path.name):
         said = stated_config(settings, path.is_dir(), layout)

@@ -53,8 +53,7 @@ def averaged_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """
     keys = [UNET + row.key("original", leaf) for row in flat(unet(UNetConfig())) for leaf in LEAVES]
     inside = {re.sub(r"put_blocks\.\d+", "put_blocks.{}", key) for key in keys}
-    every = {name for key in inside for name in map(key.format, range(BLOCKS))}
-    known = {flattened(name): name for name in every}
+    known = {flattened(name): name for key in inside for name in map(key.format, range(BLOCKS))}
     averaged = [key for key in tensors if key.startswith(AVERAGED)]
     for key in averaged:
         if key not in known:
