@@ -43,9 +43,12 @@ def open_picture(path: str | Path) -> Image.Image:
     if not path.is_file():
         what = "it is a folder" if path.is_dir() else "there is no such file"
         raise ValueError(f"{path} cannot be read as a picture: {what}.")
+    content = path.read_bytes()
     try:
-        # long texts, such as another program's workflow, are an error to Pillow
-        picture, frames = first_frame(without_texts(path.read_bytes()))
+        try:
+            picture, frames = first_frame(content)
+        except ValueError:  # Pillow's word for long texts, such as another program's workflow
+            picture, frames = first_frame(without_texts(content))
     except (Image.DecompressionBombError, MemoryError) as error:
         raise ValueError(f"{path} is too large a picture ({error}): make it smaller.") from error
     except Exception as error:  # Pillow's readers raise every kind on a damaged file

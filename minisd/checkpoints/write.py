@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minisd.checkpoints.contents import OUR_PREFIXES, Contents, lay_open
 from minisd.checkpoints.folder_settings import to_folder
-from minisd.checkpoints.load import Parts, build, is_finite, locate
+from minisd.checkpoints.load import Parts, build, is_finite, locate, own_vae_config
 from minisd.checkpoints.names import flat, model_rows, prefixes, to_official
 from minisd.checkpoints.names import vae as vae_rows
 from minisd.checkpoints.settings import to_metadata
@@ -66,6 +66,7 @@ def convert(
     dtype: torch.dtype | None = None,
     prediction: str | None = None,
     vae: str | Path | None = None,
+    ema: bool = False,
 ):
     """Write a model in another layout. Its weights stay what they are, bit for bit.
 
@@ -73,7 +74,7 @@ def convert(
     layout: "original" (single file), "diffusers" (folder) or "ours" (single file); None goes by
         the destination: original if it is called .safetensors, else a folder
     keep_unused: copy what the model does not use as well, from one original file to another
-    dtype: None keeps the stored ones    prediction, vae: as for load()
+    dtype: None keeps the stored ones    prediction, vae, ema: as for load()
 
     Raises ValueError, before the work, where that cannot be written, and as load() does; also for
     weights that dtype is too narrow for.
@@ -87,7 +88,8 @@ def convert(
     if destination.exists():
         raise ValueError(f"{destination} exists already: give another name, or remove it first.")
     with written_whole(destination, folder=layout == "diffusers") as unfinished:
-        contents = lay_open(path, prediction, vae=None if vae is None else open_vae(vae))
+        other = None if vae is None else open_vae(vae, own_vae_config(path))
+        contents = lay_open(path, prediction, ema, other)
         if keep_unused and (contents.layout, layout) != ("original", "original"):
             raise ValueError("keep_unused works from one original file to another: leave it out.")
         if contents.known_by is None:  # tried, which needs the network

@@ -62,7 +62,8 @@ def run(arguments: list[str]) -> None:
     elif options.command == "lessons":
         lessons.lessons(options, extra + passed_on)
     elif extra:
-        raise ValueError(f"{extra[0]!r} is one too many: see minisd {options.command} --help.")
+        what = "no option of it" if extra[0].startswith("-") else "one word too many"
+        raise ValueError(f"{extra[0]!r} is {what}: see minisd {options.command} --help.")
     else:
         options.run(options)
 
@@ -97,6 +98,8 @@ def add_convert(command: argparse.ArgumentParser) -> None:
     add("destination", type=Path, help="a .safetensors file, or a folder for diffusers")
     add("--half", action="store_true", help="store 16-bit numbers, half the size")
     add("--prediction", choices=("eps", "v"), help="where the file cannot say it")
+    add("--ema", action="store_true", help="the averaged weights of a training checkpoint")
+    add("--vae", metavar="FILE", help="take this VAE, for a model that has none or another")
     add("--keep-unused", action="store_true", help="copy what the model does not need as well")
     command.set_defaults(run=convert)
 
@@ -113,6 +116,8 @@ def convert(options: argparse.Namespace) -> None:
         keep_unused=options.keep_unused,
         dtype=torch.float16 if options.half else None,
         prediction=options.prediction,
+        ema=options.ema,
+        vae=options.vae,
     )
     print(options.destination)
 

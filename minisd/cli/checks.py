@@ -47,7 +47,7 @@ def check_seeds(first: int, number: int) -> None:
     last = first + number - 1
     if first not in SEEDS or last not in SEEDS:
         wrong = f"got {first}" if first not in SEEDS else f"but picture {number} would have {last}"
-        raise ValueError(f"seeds go from -2**63 to 2**64 - 1, {wrong}: choose a smaller one.")
+        raise ValueError(f"seeds go from -2**63 to 2**64 - 1, {wrong}: choose another.")
 
 
 def check_size(width: int | None, height: int | None) -> None:

@@ -145,7 +145,8 @@ def draw_from_picture(
 def load(options: argparse.Namespace):
     import minisd
 
-    settings = {"device": options.device, "prediction": options.prediction}
+    names = ("device", "prediction", "ema")
+    settings = {name: getattr(options, name) for name in names}
     try:
         return minisd.load(options.model, **settings)
     except ValueError:

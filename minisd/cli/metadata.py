@@ -40,6 +40,7 @@ SETTINGS = {
     "edges": ("edges", bool),
     "model": ("model", str),
     "prediction": ("prediction", str),
+    "ema": ("ema", bool),
     "device": ("device", str),
     **{name: (name, list) for name in ("lora", "embedding", "hypernetwork", "vae")},
     **{name: (name, list) for name in ("control", "classifier")},

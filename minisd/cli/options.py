@@ -19,7 +19,7 @@ MEANING = {
     "prompt": 'in quotes, such as "a cat on a blue background"',
     "image": "the picture to begin with",
     "mask": "a picture of the same size: white is drawn again",
-    "network": "the ControlNet: a FILE, or a NAME such as mini-edges",
+    "network": "a ControlNet: FILE, or NAME as mini-edges",
     "hint": "a picture of what it was trained to follow: edges, a pose, …",
 }
 DEFAULTS = {
@@ -30,6 +30,7 @@ DEFAULTS = {
     "seed": 0,
     "number": 1,
     "device": "cpu",
+    "ema": False,
     "edges": False,
     "extended": False,
     "clip_skip": 0,
@@ -68,6 +69,7 @@ def add_common(command: argparse.ArgumentParser) -> None:
     add("--seed", type=int, metavar="N", help="of the first picture; the next have N + 1, … (0)")
     add("-n", "--number", type=int, metavar="N", help="how many pictures (1)")
     add("--prediction", choices=("eps", "v"), help="if the model's file cannot say it")
+    add("--ema", action="store_const", const=True, help="a training checkpoint's averaged weights")
     add("--device", metavar="NAME", help="cpu, cuda or mps (cpu)")
 
 
