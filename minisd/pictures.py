@@ -7,7 +7,6 @@ depth passes through here. Colour profiles (ICC) are ignored, as in diffusers.
 """
 
 import io
-import struct
 import warnings
 from math import inf
 from pathlib import Path
@@ -45,24 +44,19 @@ def open_picture(path: str | Path) -> Image.Image:
         raise ValueError(f"{path} cannot be read as a picture: {what}.")
     try:
         # long texts, such as another program's workflow, are an error to Pillow
-        picture, frames = first_frame(without_texts(path.read_bytes()))
+        picture = Image.open(io.BytesIO(without_texts(path.read_bytes())))
+        frames = getattr(picture, "n_frames", 1) if picture.format in ANIMATED else 1
+        picture = upright(picture)
     except (Image.DecompressionBombError, MemoryError) as error:
         raise ValueError(f"{path} is too large a picture ({error}): make it smaller.") from error
     except Exception as error:  # Pillow's readers raise every kind on a damaged file
         unknown = isinstance(error, Image.UnidentifiedImageError)
         why = "it is of no kind that Pillow knows, or is damaged" if unknown else error
-        known = f"{path} cannot be read as a picture: {why}. Save it as PNG or JPEG."
-        raise ValueError(known) from error
+        refusal = f"{path} cannot be read as a picture: {why}. Save it as PNG or JPEG."
+        raise ValueError(refusal) from error
     if frames > 1:
         warnings.warn(f"{path} holds {frames} pictures: the first is used.", stacklevel=2)
     return picture
-
-
-def first_frame(content: bytes) -> tuple[Image.Image, int]:
-    """The picture, upright, and how many there are."""
-    picture = Image.open(io.BytesIO(content))
-    frames = getattr(picture, "n_frames", 1) if picture.format in ANIMATED else 1
-    return upright(picture), frames
 
 
 def without_texts(png: bytes) -> bytes:
@@ -74,7 +68,7 @@ def without_texts(png: bytes) -> bytes:
         return png
     at, kept = len(PNG), [PNG]
     while at + 8 <= len(png):
-        (length,) = struct.unpack(">I", png[at : at + 4])
+        length = int.from_bytes(png[at : at + 4], "big")
         kind, chunk = png[at + 4 : at + 8], png[at : at + 12 + length]
         if kind not in TEXTS or chunk[8:].startswith(ORIENTED):
             kept.append(chunk)
@@ -121,19 +115,17 @@ def colours(picture: Image.Image, what: str = "picture") -> Image.Image:
     """
     picture = upright(picture)
     if opacity(picture) is not None:
-        raise ValueError(
-            f"the {what} is transparent in places, and the colours hidden there are not meant to "
-            "be seen: lay it on a background and save it without transparency."
-        )
+        hidden = "is transparent in places, and the colours hidden there are not meant to be seen"
+        way = "lay it on a background and save it without transparency"
+        raise ValueError(f"the {what} {hidden}: {way}.")
     if is_deep(picture):
         return eight_bits(picture, what).convert("RGB")
     marked = picture.mode in WITH_ALPHA or "transparency" in picture.info  # with no use for it
     try:
         return (with_alpha(picture) if marked else picture).convert("RGB")
     except (ValueError, OSError) as error:
-        raise ValueError(
-            f"the {what} is of the kind {picture.mode} ({error}): save it as RGB."
-        ) from error
+        kind = f"of the kind {picture.mode} ({error})"
+        raise ValueError(f"the {what} is {kind}: save it as RGB.") from error
 
 
 def eight_bits(picture: Image.Image, what: str) -> Image.Image:
@@ -147,10 +139,9 @@ def eight_bits(picture: Image.Image, what: str) -> Image.Image:
     elif picture.mode == "F" and low >= 0 and high <= 1:
         white = 1
     else:
-        raise ValueError(
-            f"the {what} holds numbers from {low:g} to {high:g} (Pillow's mode {picture.mode}), "
-            "and nothing says which is white: save it with 8 or 16 bits, or as floats in 0 … 1."
-        )
+        found = f"numbers from {low:g} to {high:g} (Pillow's mode {picture.mode})"
+        way = "save it with 8 or 16 bits, or as floats in 0 … 1"
+        raise ValueError(f"the {what} holds {found}, and nothing says which is white: {way}.")
     return Image.fromarray(np.rint(values / white * 255).astype(np.uint8))
 
 
@@ -186,10 +177,9 @@ def mask_shades(mask: Image.Image) -> Image.Image:
         what = "of several colours elsewhere" if apart.max() > 2 else "black elsewhere"
         if apart.max() <= 2 and paint.max() >= BLACK_PAINT:
             return Image.fromarray(alpha)
-    raise ValueError(
-        f"the mask is transparent in places and {what}, so it does not say which part is meant: "
-        "save it without transparency, white where the picture is to be drawn again."
-    )
+    unclear = f"transparent in places and {what}, so it does not say which part is meant"
+    way = "save it without transparency, white where the picture is to be drawn again"
+    raise ValueError(f"the mask is {unclear}: {way}.")
 
 
 def depth_values(depth: Image.Image) -> Tensor:
