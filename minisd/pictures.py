@@ -7,7 +7,6 @@ depth passes through here. Colour profiles (ICC) are ignored, as in diffusers.
 """
 
 import io
-import struct
 import warnings
 from math import inf
 from pathlib import Path
@@ -54,8 +53,8 @@ def open_picture(path: str | Path) -> Image.Image:
     except Exception as error:  # Pillow's readers raise every kind on a damaged file
         unknown = isinstance(error, Image.UnidentifiedImageError)
         why = "it is of no kind that Pillow knows, or is damaged" if unknown else error
-        known = f"{path} cannot be read as a picture: {why}. Save it as PNG or JPEG."
-        raise ValueError(known) from error
+        refusal = f"{path} cannot be read as a picture: {why}. Save it as PNG or JPEG."
+        raise ValueError(refusal) from error
     if frames > 1:
         warnings.warn(f"{path} holds {frames} pictures: the first is used.", stacklevel=2)
     return picture
@@ -77,7 +76,7 @@ def without_texts(png: bytes) -> bytes:
         return png
     at, kept = len(PNG), [PNG]
     while at + 8 <= len(png):
-        (length,) = struct.unpack(">I", png[at : at + 4])
+        length = int.from_bytes(png[at : at + 4], "big")
         kind, chunk = png[at + 4 : at + 8], png[at : at + 12 + length]
         if kind not in TEXTS or chunk[8:].startswith(ORIENTED):
             kept.append(chunk)
@@ -124,19 +123,17 @@ def colours(picture: Image.Image, what: str = "picture") -> Image.Image:
     """
     picture = upright(picture)
     if opacity(picture) is not None:
-        raise ValueError(
-            f"the {what} is transparent in places, and the colours hidden there are not meant to "
-            "be seen: lay it on a background and save it without transparency."
-        )
+        hidden = "is transparent in places, and the colours hidden there are not meant to be seen"
+        way = "lay it on a background and save it without transparency"
+        raise ValueError(f"the {what} {hidden}: {way}.")
     if is_deep(picture):
         return eight_bits(picture, what).convert("RGB")
     marked = picture.mode in WITH_ALPHA or "transparency" in picture.info  # with no use for it
     try:
         return (with_alpha(picture) if marked else picture).convert("RGB")
     except (ValueError, OSError) as error:
-        raise ValueError(
-            f"the {what} is of the kind {picture.mode} ({error}): save it as RGB."
-        ) from error
+        kind = f"of the kind {picture.mode} ({error})"
+        raise ValueError(f"the {what} is {kind}: save it as RGB.") from error
 
 
 def eight_bits(picture: Image.Image, what: str) -> Image.Image:
@@ -150,10 +147,9 @@ def eight_bits(picture: Image.Image, what: str) -> Image.Image:
     elif picture.mode == "F" and low >= 0 and high <= 1:
         white = 1
     else:
-        raise ValueError(
-            f"the {what} holds numbers from {low:g} to {high:g} (Pillow's mode {picture.mode}), "
-            "and nothing says which is white: save it with 8 or 16 bits, or as floats in 0 … 1."
-        )
+        found = f"numbers from {low:g} to {high:g} (Pillow's mode {picture.mode})"
+        way = "save it with 8 or 16 bits, or as floats in 0 … 1"
+        raise ValueError(f"the {what} holds {found}, and nothing says which is white: {way}.")
     return Image.fromarray(np.rint(values / white * 255).astype(np.uint8))
 
 
@@ -189,10 +185,9 @@ def mask_shades(mask: Image.Image) -> Image.Image:
         what = "of several colours elsewhere" if apart.max() > 2 else "black elsewhere"
         if apart.max() <= 2 and paint.max() >= BLACK_PAINT:
             return Image.fromarray(alpha)
-    raise ValueError(
-        f"the mask is transparent in places and {what}, so it does not say which part is meant: "
-        "save it without transparency, white where the picture is to be drawn again."
-    )
+    unclear = f"transparent in places and {what}, so it does not say which part is meant"
+    way = "save it without transparency, white where the picture is to be drawn again"
+    raise ValueError(f"the mask is {unclear}: {way}.")
 
 
 def depth_values(depth: Image.Image) -> Tensor:

@@ -130,8 +130,7 @@ class StableDiffusion:
         else:
             self._check_latent(latent, len(prompts), width, height)
         denoise = self.denoiser(prompts, negative_prompt, cfg_scale, clip_skip, extended)
-        noise = latent.to(self.device, self.dtype)
-        return from_noise(sampler, denoise, noise, levels, generators)
+        return from_noise(sampler, denoise, latent.to(self.device, self.dtype), levels, generators)
 
     def denoiser(
         self,
@@ -150,8 +149,7 @@ class StableDiffusion:
         cfg_scale = self.config.cfg_scale if cfg_scale is None else cfg_scale
         if not isfinite(cfg_scale):
             raise ValueError(f"cfg_scale must be a finite number, got {cfg_scale}.")
-        negatives = [negative_prompt] * len(prompts)
-        contexts = self.embed(negatives + prompts, clip_skip, extended)
+        contexts = self.embed([negative_prompt] * len(prompts) + prompts, clip_skip, extended)
         uncond, cond = rearrange(contexts, "(half b) m c -> half b m c", half=2)
         objective = self.config.schedule.prediction
         return guided_denoiser(network or self.unet, objective, cond, uncond, cfg_scale)
@@ -212,19 +210,17 @@ class StableDiffusion:
         wide, high = latent.shape[3] * factor, latent.shape[2] * factor
         check_size(wide, high, self.config)
         if (len(latent), wide, high) != (count, width or wide, height or high):
-            raise ValueError(
-                f"the latent is for {wide} x {high} pixels, {len(latent)} times: leave width and "
-                f"height out, or give {unit_noise}, and of their size."
-            )
+            size = f"{wide} x {high} pixels, {len(latent)} times"
+            way = f"leave width and height out, or give {unit_noise}, and of their size"
+            raise ValueError(f"the latent is for {size}: {way}.")
 
     def check_text_only(self) -> None:
         """Raise ValueError unless the U-Net reads a latent and nothing beside it."""
         expected, given = self.config.unet.in_channels, self.config.vae.latent_channels
         if expected != given:
-            raise ValueError(
-                f"{self.config.name} reads {expected} channels, {expected - given} more than a "
-                "latent has: it needs a picture beside the prompt and cannot draw from text alone."
-            )
+            channels = f"{expected} channels, {expected - given} more than a latent has"
+            way = "it needs a picture beside the prompt and cannot draw from text alone"
+            raise ValueError(f"{self.config.name} reads {channels}: {way}.")
 
 
 def as_list(prompt: str | list[str]) -> list[str]:
@@ -245,10 +241,9 @@ def check_size(width: int, height: int, config: ModelConfig) -> None:
             fits = [str(near) for near in (below, below + multiple) if near > 0]
             nearest.append(f"{side} {' or '.join(fits)}")
     if nearest:
-        raise ValueError(
-            f"a picture of {width} x {height} pixels does not fit {config.name}: width and height "
-            f"must be multiples of {multiple}. The nearest that fit: {', '.join(nearest)}."
-        )
+        size = f"a picture of {width} x {height} pixels does not fit {config.name}"
+        rule = f"width and height must be multiples of {multiple}"
+        raise ValueError(f"{size}: {rule}. The nearest that fit: {', '.join(nearest)}.")
 
 
 def size_step(config: ModelConfig) -> int:
@@ -269,10 +264,9 @@ def check_seeds(seed: int | list[int], count: int) -> list[int]:
     seeds = [int(seed) + i for i in range(count)] if single else [int(each) for each in seeds]
     if len(seeds) != count:
         raise ValueError(f"{count} prompts need {count} seeds, got {len(seeds)}.")
-    for each in seeds:
-        if each not in SEEDS:
-            where = f"is not in {SEEDS[0]} … {SEEDS[-1]}"
-            raise ValueError(f"the seed {each} {where}: choose another. Sample i uses seed + i.")
+    if outside := [each for each in seeds if each not in SEEDS]:
+        where = f"is not in {SEEDS[0]} … {SEEDS[-1]}"
+        raise ValueError(f"the seed {outside[0]} {where}: choose another. Sample i uses seed + i.")
     return seeds
 
 
@@ -287,10 +281,8 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     ValueError: not every number is finite, so there is no picture to show.
     """
     if not images.isfinite().all():
-        raise ValueError(
-            "the picture is not finite: half precision overflowed or the weights are broken; "
-            "load the model with dtype=torch.float32."
-        )
+        why = "half precision overflowed or the weights are broken"
+        raise ValueError(f"the picture is not finite: {why}; load it with dtype=torch.float32.")
     shades = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     rows = rearrange(shades, "b c h w -> b h w c").cpu().numpy()
     return [Image.fromarray(row) for row in rows]
@@ -298,8 +290,7 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 def as_asked(prompt: str | list[str], images: Tensor) -> Image.Image | list[Image.Image]:
     """The picture of a prompt, or the list of pictures of a list. images: as to_pil reads them."""
-    pictures = to_pil(images)
-    return pictures[0] if isinstance(prompt, str) else pictures
+    return to_pil(images)[0] if isinstance(prompt, str) else to_pil(images)
 
 
 def from_pil(image: Image.Image, what: str = "picture") -> Tensor:

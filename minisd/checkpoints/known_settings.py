@@ -36,28 +36,23 @@ class KnownSettings:
         Raises ValueError for a required setting that is absent, an unknown setting, and a value
         of a fixed one that means something else.
         """
+        part = self.file.removesuffix("/config.json")
         for name, (allowed, absent) in self.fixed.items():
             value = stored.get(name, absent)
             if not any(same(value, one) for one in allowed):
                 known = " or ".join(repr(one) for one in allowed)
                 said = f"{name} = {value!r}" + ("" if name in stored else ", as it says nothing")
-                raise ValueError(f"has {said} in its {self.part}: only {known} is known here")
+                raise ValueError(f"has {said} in its {part}: only {known} is known here")
         for name, value in stored.items():
             known = name in self.obeyed or name in self.fixed or name in self.ignored
             if not known and not name.startswith("_") and value is not None:
-                way = "delete it there if the model is the same without it"
                 said = f"{name} = {value!r} in its {self.file}, a setting unknown here"
-                raise ValueError(f"has {said}: {way}")
+                raise ValueError(f"has {said}: delete it if the model is the same without it")
         values = {name: stored.get(name, default) for name, default in self.obeyed.items()}
         for name, value in values.items():
             if value is REQUIRED:
                 raise ValueError(f"lacks {name!r} in its {self.file}: get another copy")
         return values
-
-    @property
-    def part(self) -> str:
-        """The file's name in a sentence: of a folder's part, that of the part."""
-        return self.file.removesuffix("/config.json")
 
 
 def same(a: object, b: object) -> bool:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from minisd.checkpoints.contents import Contents, blank, lay_open
 from minisd.checkpoints.folder_settings import vae_config
 from minisd.checkpoints.names import is_v2
-from minisd.checkpoints.official import SHIPPED, local
+from minisd.checkpoints.official import local
 from minisd.checkpoints.prediction import alpha_bar, with_prediction
 from minisd.checkpoints.read import metadata, read_json
 from minisd.checkpoints.settings import from_metadata
 from minisd.checkpoints.vae_file import open_vae
 from minisd.clip import TextTransformer
-from minisd.config import WEIGHTS, ModelConfig, VAEConfig
+from minisd.config import ModelConfig, VAEConfig
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
 from minisd.vae import VAE
@@ -26,6 +26,7 @@ from minisd.vae import VAE
 # noise, near 1; a v network returns minus the picture it imagines, near 0.
 SURELY_EPS = 0.7
 SURELY_V = 0.3
+NOT_FINITE = "holds NaN or infinity: the file is damaged or its training failed. Get another copy."
 LITTLE_NOISE = 0.25  # of the way up to the last t: where a v network returns the noise as well
 
 
@@ -108,7 +109,7 @@ def load_vae(
 
 def locate(source: str | Path) -> Path:
     """Where the weights lie. Raises ValueError if there is nothing."""
-    path = WEIGHTS / SHIPPED[str(source)] if source in SHIPPED else local(source)
+    path = local(source)
     if not path.exists():
         wanted = 'a .safetensors or .ckpt file, a diffusers folder, "mini", or a published name'
         raise ValueError(f"There is no file or folder {path}: give {wanted}.")
@@ -127,13 +128,10 @@ def fill(
     name: what to call the network in an error
     Raises ValueError naming the first module with a weight that is no finite number.
     """
-    converted = {}
-    for key in network.state_dict():
-        tensor = state[key].to(device, dtype)
+    converted = {key: state[key].to(device, dtype) for key in network.state_dict()}
+    for key, tensor in converted.items():
         if not is_finite(tensor):
-            damaged = f"{name}.{key} holds NaN or infinity: the file is damaged"
-            raise ValueError(f"{damaged} or its training failed. Get another copy.")
-        converted[key] = tensor
+            raise ValueError(f"{name}.{key} {NOT_FINITE}")
     network.load_state_dict(converted, assign=True)
 
 
@@ -159,12 +157,11 @@ def try_prediction(parts: Parts, name: str) -> Parts:
     v = v2 and abs(likeness) < SURELY_V
     if not v and likeness <= SURELY_EPS:
         v = likeness_to_noise(parts, LITTLE_NOISE) > SURELY_EPS
-    outcome = f"correlates {likeness:.2f} with it"
-    if not (v or likeness > SURELY_EPS):
-        outcome += ", which decides nothing"
+    doubt = "" if v or likeness > SURELY_EPS else ", which decides nothing"
     prediction = "v" if v else "eps"
     tried = (
-        f"{name} does not say whether it predicts eps or v. Tried on noise, its output {outcome}"
+        f"{name} does not say whether it predicts eps or v. Tried on noise, its output correlates "
+        f"{likeness:.2f} with it{doubt}"
     )
     advice = 'If pictures come out wrong, give prediction="eps" or "v".'
     warnings.warn(f"{tried}: taken as {prediction}. {advice}", stacklevel=4)
@@ -180,16 +177,14 @@ def likeness_to_noise(parts: Parts, amount: float = 1.0) -> float:
     """
     config, weight = parts.config, parts.unet.conv_in.weight
     side = 4 * config.size_multiple // config.vae.factor  # small, and every level halves evenly
-    generator = torch.Generator().manual_seed(0)
     shape = (1, config.unet.in_channels, side, side)
-    x = torch.randn(shape, generator=generator).to(weight)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(weight)
     noise = x[:, : config.unet.out_channels]
     t = round(amount * (config.schedule.timesteps - 1))
     if amount < 1:
         x = x * (1 - alpha_bar(config.schedule)[t]).sqrt().to(weight)
     x[:, 4:] = 0
-    if config.unet.in_channels == 9:
-        x[:, 4] = 1  # the mask
+    x[:, 4:5] = float(config.unet.in_channels == 9)  # the mask
     context = parts.text_encoder(parts.tokenizer("").to(weight.device))
     output = parts.unet(x, torch.tensor([t], device=weight.device), context)
     return torch.stack([noise.flatten(), output.flatten()]).float().corrcoef()[0, 1].item()

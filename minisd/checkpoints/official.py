@@ -35,9 +35,6 @@ class Official:
     sha256: str | None = None
     revisions: Mapping[str, str] = field(default_factory=dict)
 
-    def revision(self, repository: str) -> str:
-        return self.revisions.get(repository, "main")
-
 
 OFFICIAL = {
     name: Official(**fields)
@@ -82,9 +79,9 @@ def about(name: str) -> str:
     official = OFFICIAL[name]
     size = size_in_words(official.size) if official.size else "size unknown"
     checksum = official.sha256 or "unknown: it will be noted the first time, and checked from then"
-    sources = " or ".join(f"{one} at {official.revision(one)}" for one in official.repositories)
+    seen = [f"{one} at {official.revisions.get(one, 'main')}" for one in official.repositories]
     what = f"{official.file}, {size}, licence {official.licence}"
-    return f"{name}: {what}, from {sources}, sha256 {checksum}"
+    return f"{name}: {what}, from {' or '.join(seen)}, sha256 {checksum}"
 
 
 def download(name: str, endpoint: str | None = None) -> Path:
@@ -125,7 +122,7 @@ def fetch(repository: str, official: Official, part: Path, endpoint: str | None)
         from huggingface_hub import errors, file_download, hf_hub_url
     except ImportError as error:
         raise ValueError("downloads need huggingface_hub: pip install 'minisd[hub]'.") from error
-    file, revision = official.file, official.revision(repository)
+    file, revision = official.file, official.revisions.get(repository, "main")
     absent = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
     try:
         url = hf_hub_url(repository, file, revision=revision, endpoint=endpoint)
@@ -164,12 +161,9 @@ def what_broke(error: Exception, part: Path, repository: str, file: str) -> str:
 
 def is_offline(error: BaseException | None) -> bool:
     """Whether no name could be looked up or no network be reached, by what caused the error."""
-    if error is None:
-        return False
     unreachable = (errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH)
-    if isinstance(error, socket.gaierror) or getattr(error, "errno", None) in unreachable:
-        return True
-    return is_offline(error.__cause__ or error.__context__)
+    here = isinstance(error, socket.gaierror) or getattr(error, "errno", None) in unreachable
+    return here or (error is not None and is_offline(error.__cause__ or error.__context__))
 
 
 def checked(part: Path, name: str) -> str:

@@ -11,7 +11,7 @@ import pickletools
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minisd.checkpoints.kinds import foreign
+from minisd.checkpoints.settings import naming
 
 UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "bytes": 1}
 
@@ -38,10 +39,8 @@ def read(path: str | Path) -> dict[str, Tensor]:
     content = unpickle(path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]  # beside it: optimizer, epoch, callbacks
-    try:
+    with naming(path.name):
         return rename(named_tensors(content))
-    except ValueError as error:
-        raise ValueError(f"{path.name} {error}.") from error
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -82,8 +81,7 @@ def rename(
         usual = spell(name)
         if usual in found and not same_values(found[usual], tensor):
             twice = f"twice with different values, as {names[usual]} and as {name}"
-            way = "delete the one that is not meant, or get another copy"
-            raise ValueError(f"holds {usual} {twice}: {way}")
+            raise ValueError(f"holds {usual} {twice}: delete the wrong one, or get another copy")
         found.setdefault(usual, tensor)
         names.setdefault(usual, name)
     return found
@@ -106,10 +104,9 @@ def read_json(path: Path) -> dict:
     """A .json file with names and values. Raises ValueError if it is absent, cut off or another."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): fetch it again.") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}): fetch it again.") from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", f"it is no JSON: {error}")
+        raise ValueError(f"{path} cannot be read ({why}): fetch it again.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no names and values: fetch it again.")
     return content
@@ -158,13 +155,12 @@ def header(path: Path) -> dict:
         raise ValueError(cut_off(path))
     try:
         content = json.loads(text)
-        said = content.get("__metadata__")
+        said = {} if content.get("__metadata__") is None else content["__metadata__"]  # or null
         entries = [entry for name, entry in content.items() if name != "__metadata__"]
         end = 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path.name} has a damaged header: fetch it again.") from error
-    named = said is None or isinstance(said, dict)  # some programs write null
-    if not named or not all(isinstance(each, str) for each in (said or {}).values()):
+    if not isinstance(said, dict) or not all(isinstance(each, str) for each in said.values()):
         wrong = "whose __metadata__ is not names with texts, as the format demands"
         raise ValueError(f"{path.name} has a header {wrong}: get another copy.")
     if end > size:
@@ -223,9 +219,15 @@ class KeptParameters(dict):
 
 # Seen in published files: callbacks, settings, losses as NumPy scalars, times and paths.
 LEFT_BEHIND = (
-    *("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "numpy."),
-    *("argparse.Namespace", "datetime.", "pathlib.", "typing.Any"),
-    *("builtins.dict", "builtins.list"),
+    *("pytorch_lightning.", "lightning.", "lightning_fabric.", "numpy.", "typing.Any"),
+    *(
+        "builtins.dict",
+        "builtins.list",
+        "argparse.Namespace",
+        "datetime.",
+        "pathlib.",
+        "omegaconf.",
+    ),
 )
 PLAIN = ("torch.", "collections.", "_codecs.")  # what tensors themselves are pickled with
 PYTHON_3 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # old pickles have the old names
@@ -295,7 +297,7 @@ def pickled_names(path: Path) -> list[str]:
 def named_globals(file: BinaryIO) -> Iterator[str]:
     """Go through one pickle's instructions; nothing if it does not read as one."""
     strings = []
-    try:
+    with suppress(ValueError):
         for instruction, argument, _ in pickletools.genops(file):
             if instruction.name in ("GLOBAL", "INST"):
                 module, name = argument.split(" ")
@@ -304,8 +306,6 @@ def named_globals(file: BinaryIO) -> Iterator[str]:
                 yield ".".join(strings[-2:])
             elif isinstance(argument, str):
                 strings.append(argument)
-    except ValueError:
-        return
 
 
 def refusal(path: Path, names: list[str], error: str) -> str:

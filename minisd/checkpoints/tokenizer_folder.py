@@ -11,6 +11,7 @@ from pathlib import Path
 
 from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.read import read_json
+from minisd.checkpoints.settings import naming
 from minisd.tokenizer import BEGIN, END, AddedWord, Pair, Tokenizer, clip_layout
 
 Settings = Mapping[str, object]
@@ -32,7 +33,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     Raises ValueError where a file is absent or damaged, two contradict one another, the ids leave a
     gap, or a setting is unknown here.
     """
-    try:
+    with naming(f"{path}:"):
         files = [path / f"{name}.json" for name in FILES]
         config, special, fast, listed, ids = (read_json(f) if f.exists() else {} for f in files)
         config, special = CONFIG.read(plain_ends(config)), SPECIAL_MAP.read(plain_ends(special))
@@ -49,11 +50,6 @@ def read_tokenizer(path: Path) -> Tokenizer:
         ordinary &= ids.keys() & set(clip_layout(merges))  # SD v2 pads with "!"
         words = [word for word in added if word.word not in ordinary]
         return Tokenizer(merges, pad, words, sorted(ids, key=ids.get), unknown)
-    except ValueError as error:
-        raise ValueError(f"{path}: {str(error).removesuffix('.')}.") from error
-    except (TypeError, LookupError, AttributeError) as error:
-        wrong = f"a setting is of a wrong kind ({error})"
-        raise ValueError(f"{path}: {wrong}: fetch it again") from error
 
 
 def read_merges(path: Path) -> list[Pair] | None:
@@ -83,11 +79,9 @@ def vocabulary(
     slow, fast = (ids, merges), (model["vocab"], pairs)
     places = [one for one in (slow, fast) if one[0] and one[1] is not None]
     if not places:
-        what = "holds neither vocab.json with merges.txt nor a tokenizer.json"
-        raise ValueError(f"{what}: fetch that folder again")
+        raise ValueError("lacks tokenizer.json or vocab.json + merges.txt: fetch that folder again")
     if places[0] != places[-1]:
-        files = "its tokenizer.json differs from its vocab.json and merges.txt"
-        raise ValueError(f"{files}: delete what is outdated")
+        raise ValueError("tokenizer.json differs from its vocab.json/merges.txt: delete the older")
     ids, merges = places[0]
     if sorted(ids.values()) != list(range(len(ids))):
         raise ValueError(f"the ids of its vocabulary are not 0 to {len(ids) - 1}, each once")
@@ -100,12 +94,11 @@ def find_mark(name: str, config: Settings, special: Settings) -> dict:
     Where the two files differ, as in SD v2's official folder, the older special_tokens_map.json is
     right; but next to added_tokens_decoder transformers does not read it.
     """
-    said, older = config[name] or special[name] or END, special[name] or config[name] or END
-    said, older = as_token(said), as_token(older)
-    words = f"{said['content']!r} and {older['content']!r}"
+    said = as_token(config[name] or special[name] or END)
+    older = as_token(special[name] or config[name] or END)
     if said["content"] != older["content"] and config["added_tokens_decoder"] is not None:
-        files = "tokenizer_config.json and special_tokens_map.json"
-        raise ValueError(f"its {name} is {words} in {files}: delete the wrong one")
+        two = f"{said['content']!r} and {older['content']!r}, in tokenizer_config.json and"
+        raise ValueError(f"its {name} is {two} special_tokens_map.json: delete the wrong one")
     return older
 
 
@@ -169,11 +162,8 @@ def stated_words(
             raise ValueError(f"its files contradict one another: {found[word]}, but {token}")
     known = found if decoder is None else {BEGIN, END, *(one["content"] for one in first)}
     if lacking := found.keys() - known:
-        raise ValueError(
-            f"its word {min(lacking)!r} is not in added_tokens_decoder in its "
-            "tokenizer_config.json, which transformers reads alone: add it there, or delete "
-            "added_tokens_decoder"
-        )
+        alone = "added_tokens_decoder in tokenizer_config.json, which transformers reads alone"
+        raise ValueError(f"its word {min(lacking)!r} is not in {alone}: add it there")
     return found
 
 

@@ -17,7 +17,14 @@ from torch import Tensor
 
 from minisd.checkpoints.contents import OUR_PREFIXES, Contents, lay_open
 from minisd.checkpoints.folder_settings import to_folder
-from minisd.checkpoints.load import Parts, build, is_finite, locate, own_vae_config
+from minisd.checkpoints.load import (
+    NOT_FINITE,
+    Parts,
+    build,
+    is_finite,
+    locate,
+    own_vae_config,
+)
 from minisd.checkpoints.names import flat, model_rows, prefixes, to_official
 from minisd.checkpoints.names import vae as vae_rows
 from minisd.checkpoints.settings import to_metadata
@@ -147,13 +154,13 @@ def write_tensors(
         changes = dtype is not None and tensor.is_floating_point()
         stored = (tensor.to(dtype) if changes else tensor).contiguous()
         if key not in unused and not is_finite(stored):
-            raise ValueError(not_finite(key, tensor, dtype))
+            narrow = f"holds numbers too large for {dtype}: keep the dtype that it is stored in."
+            raise ValueError(f"{key} {narrow if is_finite(tensor) else NOT_FINITE}")
         address = stored.untyped_storage().data_ptr()
         ready[key] = stored.clone() if address in memory else stored  # the format shares nothing
         memory.add(address)
     save_file(ready, path, dict(settings))
-    if len(settings) > 1:
-        sort_settings(path)
+    sort_settings(path)
 
 
 def sort_settings(path: Path) -> None:
@@ -168,14 +175,6 @@ def sort_settings(path: Path) -> None:
         assert len(text) <= length, f"{path.name}: a header of {len(text)} bytes, not {length}"
         file.seek(8)
         file.write(text.ljust(length))
-
-
-def not_finite(key: str, tensor: Tensor, dtype: torch.dtype | None) -> str:
-    """The sentence for weights that are no finite numbers once they are stored as dtype."""
-    if is_finite(tensor):
-        return f"{key} holds numbers too large for {dtype}: keep the dtype that it is stored in."
-    reason = "the file is damaged or its training failed"
-    return f"{key} holds NaN or infinity: {reason}. Get another copy."
 
 
 @contextmanager
