@@ -16,7 +16,7 @@ import yaml
 from minisd.checkpoints.folder_settings import unet_config, unet_json
 from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.read import metadata, read_json
-from minisd.checkpoints.settings import checked, tuples
+from minisd.checkpoints.settings import checked, naming, tuples
 from minisd.config import ModelConfig, UNetConfig
 
 STEM = "diffusion_pytorch_model"  # diffusers' name of every file: its folder bears the real one
@@ -64,7 +64,7 @@ def stated_settings(
     published network that pools, and its weights do not show it.
     Raises ValueError for a setting that cannot be obeyed and for places that disagree.
     """
-    try:
+    with naming(path.name):
         found = every_statement(path, layout, given)
         for config, _ in found:
             checked(ModelConfig(unet=config))
@@ -73,11 +73,6 @@ def stated_settings(
         if found and given and unseen(found[0][0]) != unseen(given):
             differ = f"its settings say {unseen(found[0][0])}, and the U-Net has {unseen(given)}"
             raise ValueError(f"does not fit the U-Net: {differ}. It is made for another model")
-    except (TypeError, LookupError, AttributeError, ArithmeticError) as error:
-        what = f"has a setting of a wrong kind next to it or in its header ({error})"
-        raise ValueError(f"{path.name} {what}: get another copy.") from error
-    except ValueError as error:
-        raise ValueError(f"{path.name} {error}.") from error
     if found:
         return found[0]
     called = path.absolute().parent.name if path.stem.startswith(STEM) else path.stem

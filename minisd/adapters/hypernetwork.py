@@ -20,6 +20,7 @@ from minisd.checkpoints.kinds import refuse_other_kinds
 from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.official import local
 from minisd.checkpoints.read import is_safetensors, named_tensors, read, rename, unpickle
+from minisd.checkpoints.settings import naming
 from minisd.pipeline import StableDiffusion
 
 # Names in files -> functions of torch.nn.functional. The web UI's "swish" is torch's Hardswish.
@@ -110,12 +111,10 @@ def read_hypernetwork(path: str | Path) -> dict[int, tuple[Rewriter, Rewriter]]:
     content = read(path) if is_safetensors(path) else unpickle(path)
     content = content if isinstance(content, dict) else {}
     refuse_other_kinds(path.name, dict(named_tensors(content)), "hypernetwork")
-    try:
+    with naming(path.name):
         if is_safetensors(path):
             raise ValueError("is no .pt of a hypernetwork, which alone says its activation: get it")
         return networks_in(content)
-    except ValueError as error:
-        raise ValueError(f"{path.name} {error}.") from error
 
 
 def networks_in(content: Mapping) -> dict[int, tuple[Rewriter, Rewriter]]:
@@ -134,8 +133,7 @@ def networks_in(content: Mapping) -> dict[int, tuple[Rewriter, Rewriter]]:
     for width in {width for width, _ in held}:
         networks[width] = tuple(rewriter(held[width, which], width, said) for which in (0, 1))
     if not networks or any(None in pair for pair in networks.values()):
-        what = "is no whole hypernetwork, width by width two networks"
-        raise ValueError(f"{what}: get another copy")
+        raise ValueError("is no whole hypernetwork, two networks for each width: get another copy")
     return networks
 
 
@@ -170,9 +168,8 @@ def rewriter(
     layers = [(held[number].get("weight"), held[number].get("bias")) for number in sorted(held)]
     sizes = [width]
     for weight, bias in layers:
-        if weight is None or bias is None or weight.ndim not in (1, 2):
-            return None
-        if weight.shape[-1] != sizes[-1] or bias.shape != weight.shape[:1]:
+        whole = weight is not None and bias is not None and weight.ndim in (1, 2)
+        if not whole or weight.shape[-1] != sizes[-1] or bias.shape != weight.shape[:1]:
             return None
         sizes += weight.shape[: weight.ndim - 1]  # a norm, a vector, keeps the size
     structure, norms = said["layer_structure"], any(weight.ndim == 1 for weight, _ in layers)

@@ -26,6 +26,7 @@ from minisd.checkpoints.load import is_finite
 from minisd.checkpoints.names import Row, model_rows, usual_name
 from minisd.checkpoints.official import local
 from minisd.checkpoints.read import read
+from minisd.checkpoints.settings import naming
 from minisd.config import ModelConfig
 from minisd.pipeline import StableDiffusion
 
@@ -97,10 +98,8 @@ def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], Ch
     for (part, row), keys in by_layer(tensors, config, path.name).items():
         settings = [values for where, values in stated if where in ("", part)]
         held = {leaf: tensors[key] for leaf, key in keys.items()}
-        try:
+        with naming(f"{path.name}: {part}.{row.ours}"):
             changes[part, row.ours] = change_of(held, settings, row.diffusers)
-        except ValueError as error:
-            raise ValueError(f"{path.name}: {part}.{row.ours} {error}.") from error
     return changes
 
 
@@ -159,16 +158,14 @@ def change_of(held: dict[str, Tensor], settings: Sequence[Mapping], layer: str) 
     down, up = held["down"], held["up"]
     if not all(m.ndim in (2, 4) and m.is_floating_point() and is_finite(m) for m in (down, up)):
         raise ValueError("is no pair of matrices of finite numbers: get another copy")
-    rank = len(down)
-    if rank == 0:
+    if not len(down):
         raise ValueError("has rank 0, so its matrices are empty: get another copy")
-    alphas = [alpha_of(values, layer, rank) for values in settings]
-    if "alpha" in held:
-        alpha = held["alpha"]
+    alphas = [alpha_of(values, layer, len(down)) for values in settings]
+    if (alpha := held.get("alpha")) is not None:
         if alpha.numel() != 1 or not is_finite(alpha):
             raise ValueError("has an alpha that is no finite number: get another copy")
-        alphas.append(alpha.item() or rank)  # 0 means the rank (kohya's networks/lora.py)
-    alphas = alphas or [rank]
+        alphas.append(alpha.item() or len(down))  # 0 means the rank (kohya's networks/lora.py)
+    alphas = alphas or [len(down)]
     if not all(math.isclose(alpha, alphas[0], rel_tol=1e-3) for alpha in alphas):
         some = " and ".join(f"{alpha:g}" for alpha in alphas)
         raise ValueError(f"has two alphas, {some}: keep the right one")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.read import metadata, read_json
+from minisd.checkpoints.settings import naming
 
 FILE = "adapter_config.json"
 OWNERS = ("adapter_model", "pytorch_lora_weights")  # the names of the files that it describes
@@ -35,7 +36,8 @@ def stated_settings(path: Path, keys: Iterable[str]) -> list[tuple[str, dict[str
         what = f"{path.name} lies next to an {FILE} that may be another LoRA's"
         way = f"call it {OWNERS[0]}{path.suffix} if it is described there, else move it elsewhere"
         raise ValueError(f"{what}: {way}.")
-    return [(part, read_settings(fields, path.name)) for part, fields in places]
+    with naming(path.name):
+        return [(part, read_settings(fields)) for part, fields in places]
 
 
 def header_settings(path: Path) -> dict[str, dict[str, object]]:
@@ -54,16 +56,13 @@ def header_settings(path: Path) -> dict[str, dict[str, object]]:
     return parts
 
 
-def read_settings(stored: Mapping[str, object], name: str) -> dict[str, object]:
+def read_settings(stored: Mapping[str, object]) -> dict[str, object]:
     """The obeyed settings. Raises ValueError for what is unknown or makes no sense."""
-    try:
-        values = LORA_CONFIG.read(stored)
-        for key, makes_sense in SENSE.items():
-            if not makes_sense(values[key]):
-                what = f"has {key} = {values[key]!r} in its {FILE}, which makes no sense"
-                raise ValueError(f"{what}: get another copy")
-    except ValueError as error:
-        raise ValueError(f"{name} {error}.") from error
+    values = LORA_CONFIG.read(stored)
+    for key, makes_sense in SENSE.items():
+        if not makes_sense(values[key]):
+            what = f"has {key} = {values[key]!r} in its {FILE}, which makes no sense"
+            raise ValueError(f"{what}: get another copy")
     return values
 
 

@@ -88,10 +88,9 @@ def read_words(path: Path) -> dict[str, Tensor]:
     if others and len(others) < len(tensors):
         what = f"{', '.join(others)} next to its word, which is unknown here"
         raise ValueError(f"{path.name} holds {what}: get another copy.")
-    if not others and len(tensors) == 1:
-        tensors = dict(zip([path.stem], tensors.values()))
-    elif not others:
-        tensors = {found[key]["word"] or key: tensor for key, tensor in tensors.items()}
+    if not others:
+        words = [found[key]["word"] or key for key in tensors]
+        tensors = dict(zip(words if len(words) > 1 else [path.stem], tensors.values()))
     if not tensors or not all(t.ndim in (1, 2) and t.numel() for t in tensors.values()):
         raise ValueError(f"{path.name} holds no word of textual inversion: check the path.")
     if not all(tensor.float().isfinite().all() for tensor in tensors.values()):

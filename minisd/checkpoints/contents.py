@@ -225,8 +225,7 @@ def weight_files(folder: Path) -> list[Path]:
             return [whole]
         if index.exists():
             return shards(index)
-    usual = f"{STEMS[0]}.safetensors"
-    raise ValueError(f"{folder} holds no weights (such as {usual}): fetch them again.")
+    raise ValueError(f"{folder} holds no weights (such as {STEMS[0]}.safetensors): get them.")
 
 
 def shards(index: Path) -> list[Path]:

@@ -11,9 +11,7 @@ from minisd.checkpoints.kinds import kind as kind
 from minisd.checkpoints.names import PREFIXES_V1, PREFIXES_V2
 from minisd.config import OPENCLIP_H, ModelConfig, TextConfig, UNetConfig, VAEConfig
 
-ABSENT = {
-    "vae": "the autoencoder that turns latents into pictures: give one with vae=FILE or --vae FILE"
-}
+NO_VAE = "the autoencoder that turns latents into pictures: give one with vae=FILE or --vae FILE"
 NORM_GROUPS = 32  # in every v1 and v2 network; no tensor shows it
 HEAD_WIDTH = 64  # of v2's U-Net and of both text transformers
 
@@ -36,11 +34,10 @@ def config_from_tensors(tensors: Mapping[str, Tensor], name: str) -> ModelConfig
     prefixes = PREFIXES_V2 if v2 else PREFIXES_V1
     for part, prefix in prefixes.items():
         if not has(tensors, prefix):
-            raise ValueError(f"holds no {part} ({ABSENT.get(part, 'nothing under ' + prefix)})")
-    text_at, unet_at, vae_at = (prefixes[part] for part in ("text_encoder", "unet", "vae"))
-    text = text_v2(tensors, text_at) if v2 else text_v1(tensors, text_at)
-    parts = {"text": text, "unet": unet(tensors, unet_at), "vae": vae(tensors, vae_at)}
-    return with_text_layout(ModelConfig(name=name, **parts), open_clip=v2)
+            raise ValueError(f"holds no {part} ({NO_VAE if part == 'vae' else prefix + '…'})")
+    text = (text_v2 if v2 else text_v1)(tensors, prefixes["text_encoder"])
+    others = {"unet": unet(tensors, prefixes["unet"]), "vae": vae(tensors, prefixes["vae"])}
+    return with_text_layout(ModelConfig(name=name, text=text, **others), open_clip=v2)
 
 
 def with_text_layout(config: ModelConfig, open_clip: bool) -> ModelConfig:
@@ -55,11 +52,9 @@ def has(tensors: Mapping[str, Tensor], prefix: str) -> bool:
 
 def shape(tensors: Mapping[str, Tensor], key: str, axes: int = 1) -> tuple[int, ...]:
     """A tensor's shape. Raises ValueError where it is absent or has fewer axes than it must."""
-    if key not in tensors:
-        raise ValueError(f"lacks {key}: get a whole copy of the model")
-    found = tuple(tensors[key].shape)
+    found = tuple(tensors[key].shape) if key in tensors else ()
     if len(found) < axes:
-        raise ValueError(f"holds {key} in the impossible shape {found}")
+        raise ValueError(f"lacks {key}, or all its axes: get a whole copy of the model")
     return found
 
 
@@ -115,7 +110,7 @@ def unet_levels(tensors: Mapping[str, Tensor], prefix: str) -> list[list[str]]:
 
 def vae(tensors: Mapping[str, Tensor], prefix: str, layout: str = "original") -> VAEConfig:
     """layout: "original" or "diffusers", of the names within."""
-    level, block = {"original": ("down", "block"), "diffusers": ("down_blocks", "resnets")}[layout]
+    level, block = ("down", "block") if layout == "original" else ("down_blocks", "resnets")
     if not has(tensors, f"{prefix}encoder."):  # as programs that never encode a picture save it
         half = "holds a VAE's decoder without its encoder"
         raise ValueError(f"{half}: give a whole autoencoder with vae=FILE or --vae FILE")
@@ -129,10 +124,8 @@ def vae(tensors: Mapping[str, Tensor], prefix: str, layout: str = "original") ->
 
 
 def text_v1(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
-    words, positions = (
-        f"{prefix}text_model.embeddings.{name}_embedding.weight" for name in ("token", "position")
-    )
-    layers = f"{prefix}text_model.encoder.layers."
+    vectors, layers = f"{prefix}text_model.embeddings.", f"{prefix}text_model.encoder.layers."
+    words, positions = (f"{vectors}{name}_embedding.weight" for name in ("token", "position"))
     return text(tensors, TextConfig(), words, positions, layers, "mlp.fc1")
 
 

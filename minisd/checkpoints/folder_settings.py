@@ -163,21 +163,16 @@ def text_config(stored: Mapping) -> TextConfig:
 
 def to_folder(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, dict]:
     """The JSON files of a diffusers folder, by their path in it. Undoes from_folder."""
-    parts = {"unet": unet_json(config), "vae": vae_json(config)}
-    parts["text_encoder"] = text_json(config, tokenizer)
+    text = text_json(config, tokenizer)
+    parts = {"unet": unet_json(config), "vae": vae_json(config), "text_encoder": text}
     scheduler = scheduler_json(config)
     files = {"model_index.json": index_json(config, scheduler["_class_name"]), FILE: scheduler}
     for part, settings in parts.items():
-        files[TABLES[part].file] = {"_class_name": CLASSES[part][1], **always(part), **settings}
+        always = {name: value for name, (_, value) in TABLES[part].fixed.items() if name[0] != "_"}
+        files[TABLES[part].file] = {"_class_name": CLASSES[part][1], **always, **settings}
     if config.cfg_scale != ModelConfig.cfg_scale:
         files["minisd.json"] = {"cfg_scale": config.cfg_scale}
     return files
-
-
-def always(part: str) -> dict:
-    """What every network of a part has, as other programs are told it."""
-    fixed = TABLES[part].fixed
-    return {name: value for name, (_, value) in fixed.items() if not name.startswith("_")}
 
 
 def named(part: str, config: object) -> dict[str, object]:

@@ -5,9 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
-
-from minisd.checkpoints.contents import Contents, lay_open, purpose
+from minisd.checkpoints.contents import lay_open, purpose
 from minisd.checkpoints.kinds import MODEL, kind, way_out
 from minisd.checkpoints.load import locate
 from minisd.checkpoints.names import is_v2
@@ -56,13 +54,11 @@ class Info:
 
 def described(config: ModelConfig, known_by: str | None) -> list[tuple[str, str]]:
     """What the sizes mean, in rows of a name and a text."""
-    prediction = f"{config.schedule.prediction}, by {known_by}"
-    if known_by is None:
-        prediction = "eps or v: no word of it; loading tries it on noise"
+    unsaid = "eps or v: no word of it; loading tries it on noise"
     return [
         ("laid out as", "SD v2" if is_v2(config) else "SD v1"),
         ("input", f"{config.unet.in_channels} channels"),
-        ("predicts", prediction),
+        ("predicts", f"{config.schedule.prediction}, by {known_by}" if known_by else unsaid),
         ("made for", f"{config.size} x {config.size} pixels"),
     ]
 
@@ -81,25 +77,16 @@ def info(source: str | Path) -> Info:
     else:
         contents = lay_open(path, ema=averaged)
         about = {name: getattr(contents, name) for name in ("layout", "config", "known_by")}
-        parts, more = contents.parts, {**about, "not_needed": grouped(contents)}
+        unused = counted(purpose(key, contents.config) for key in contents.not_needed)
+        parts, more = contents.parts, {**about, "not_needed": unused}
     stored = [tensor for part in parts.values() for tensor in part.values()]
+    dtypes = counted(str(tensor.dtype).removeprefix("torch.") for tensor in stored)
     numbers = {name: sum(t.numel() for t in part.values()) for name, part in parts.items()}
-    return Info(path.name, what, size_of(path), numbers, dtypes(stored), **more)
-
-
-def dtypes(tensors: Iterable[Tensor]) -> dict[str, int]:
-    """How many tensors there are of each dtype, the most frequent first."""
-    names = (str(tensor.dtype).removeprefix("torch.") for tensor in tensors)
-    return dict(Counter(names).most_common())
-
-
-def grouped(contents: Contents) -> dict[str, int]:
-    """How many tensors are not needed, by what they are for."""
-    purposes = (purpose(key, contents.config) for key in contents.not_needed)
-    return dict(Counter(purposes).most_common())
-
-
-def size_of(path: Path) -> int:
-    """In bytes; of a folder, all that is in it."""
     files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    return Info(path.name, what, size, numbers, dtypes, **more)
+
+
+def counted(names: Iterable[str]) -> dict[str, int]:
+    """How often each name is there, the most frequent first."""
+    return dict(Counter(names).most_common())

@@ -134,8 +134,7 @@ def refuse_other_kinds(name: str, tensors: Mapping[str, Tensor], wanted: str) ->
     holds = sign or ", ".join(list(tensors)[:SHOWN])
     if wanted == MODEL:
         loads = "minisd loads whole Stable Diffusion v1 and v2 models"
-        called = found.name if found else UNKNOWN
-        what = f"no whole model ({called}): {loads}, and this file holds {holds}"
+        what = f"no whole model ({kind(tensors)}): {loads}, and this file holds {holds}"
     elif found and found.use:
         what = f"{found.called}, {reader['not_this']}"
     elif found:

@@ -115,9 +115,8 @@ def agreed(statements: list[Statement], field: str, mend: str) -> tuple:
     """The one value that is stated, and where first. ValueError: two places contradict."""
     found = [(said, where) for of, said, where in statements if of == field and said is not None]
     for value, where in found[1:]:
-        first, first_where = found[0]
-        if value != first:
-            both = f"{first} by {first_where}, but {value} by {where}"
+        if value != found[0][0]:
+            both = f"{' by '.join(map(str, found[0]))}, but {value} by {where}"
             raise ValueError(f"contradicts itself: the {field.replace('_', ' ')} is {both}: {mend}")
     return found[0] if found else (None, None)
 
@@ -166,9 +165,8 @@ def from_markers(tensors: Mapping[str, Tensor]) -> list[Statement]:
     for key in STORED["edm"]:
         if key in tensors:
             raise ValueError(f"is trained with EDM's noise levels ({key}), which minisd has not")
-    return stated(
-        {key: True for key in STORED["markers"] if key in tensors}, "the marker tensor KEY"
-    )
+    there = {key: True for key in STORED["markers"] if key in tensors}
+    return stated(there, "the marker tensor KEY")
 
 
 def read_yaml(path: Path, config: ModelConfig) -> dict:
@@ -189,8 +187,7 @@ def read_yaml(path: Path, config: ModelConfig) -> dict:
     text = said["cond_stage_config"]
     text = text.get("params") or {} if isinstance(text, dict) else {}
     layer = "penultimate" if is_v2(config) else "last"
-    usual = {"layer": layer, "layer_idx": None, "clip_skip": None}
-    for name, value in usual.items():
+    for name, value in {"layer": layer, "layer_idx": None, "clip_skip": None}.items():
         if text.get(name, value) not in (value, None):
             what = f"{name} = {text[name]!r} for its text transformer in {path.name}"
             raise ValueError(f"has {what}: only {value!r} is known here")
@@ -200,13 +197,9 @@ def read_yaml(path: Path, config: ModelConfig) -> dict:
 def with_yaml_numbers(config: ModelConfig, said: Mapping[str, object]) -> ModelConfig:
     """The schedule and the latents' scale that a .yaml says. ValueError: impossible ones."""
     rule = known_value("beta_schedule", said.get("beta_schedule"), "beta_schedule")
-    found = {
-        field: number(name, said[name])
-        for name, field in NUMBERS.items()
-        if said.get(name) is not None
-    }
-    scale = found.pop("scale", config.vae.scale)
     rule = rule or config.schedule.beta_schedule
+    found = {NUMBERS[k]: number(k, v) for k, v in said.items() if k in NUMBERS and v is not None}
+    scale = found.pop("scale", config.vae.scale)
     schedule = replace(config.schedule, beta_schedule=rule, **found)
     return checked(replace(config, schedule=schedule, vae=replace(config.vae, scale=scale)))
 

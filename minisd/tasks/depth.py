@@ -46,13 +46,9 @@ DPT_HYBRID = DepthConfig()
 
 def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
     """Zeros around x so that a convolution gives ceil(size / stride); an odd one right, below."""
-
-    def missing(length: int) -> tuple[int, int]:
-        total = max((-(-length // stride) - 1) * stride + kernel - length, 0)
-        return total // 2, total - total // 2
-
-    height, width = x.shape[2:]
-    return F.pad(x, (*missing(width), *missing(height)))
+    width_first = x.shape[:1:-1]
+    totals = [max((n - 1) // stride * stride + kernel - n, 0) for n in width_first]
+    return F.pad(x, [part for total in totals for part in (total // 2, total - total // 2)])
 
 
 class StandardisedConv(nn.Conv2d):
@@ -105,13 +101,11 @@ class ResNet(nn.Module):
         self.stem = StandardisedConv(3, config.stem, 7, stride=2)
         self.norm = nn.GroupNorm(groups, config.stem)
         self.stages = nn.ModuleList()
-        c = config.stem
-        for c_out, count in zip(config.stages, config.blocks):
+        for c, c_out, count in zip((config.stem, *config.stages), config.stages, config.blocks):
             stride = 2 if self.stages else 1
             first = Bottleneck(c, c_out, stride, groups, first=True)
             rest = [Bottleneck(c_out, c_out, 1, groups, first=False) for _ in range(count - 1)]
             self.stages.append(nn.ModuleList([first, *rest]))
-            c = c_out
 
     def forward(self, image: Tensor) -> list[Tensor]:
         x = F.relu(self.norm(self.stem(image)))
@@ -257,12 +251,10 @@ class DepthEstimator(nn.Module):
         places = rearrange(self.patch(x), "b c h w -> b (h w) c")
         token = self.class_token.expand(len(x), -1, -1)
         x = torch.cat([token, places], dim=1) + self.positions(size)
-        taken = []
-        for i, layer in enumerate(self.layers):
-            x = layer(x)
-            if i in self.config.taken:
-                taken.append(self.readout[len(taken)](x, size))
-        return [taken[0], self.shrink(taken[1])]
+        seen = [x := layer(x) for layer in self.layers]
+        taken = zip(self.readout, self.config.taken)
+        finer, coarser = (readout(seen[i], size) for readout, i in taken)
+        return [finer, self.shrink(coarser)]
 
     def positions(self, size: tuple[int, int]) -> Tensor:
         """The position vectors, stretched to another grid. returns: 1 1+h*w c"""

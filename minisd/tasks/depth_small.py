@@ -41,9 +41,7 @@ class SmallDepthEstimator(nn.Module):
         for conv in self.down:
             x = F.silu(conv(x))
             seen.append(x)
-        x = seen.pop()
-        for conv in self.up:
-            finer = seen.pop()
+        for conv, finer in zip(self.up, seen[-2::-1]):
             x = torch.cat([F.interpolate(x, finer.shape[2:]), finer], dim=1)
             x = F.silu(conv(x))
         return self.conv_out(x).sigmoid()
@@ -73,6 +71,5 @@ def load_estimator(path: str | Path) -> Callable[[Tensor], Tensor]:
     Raises ValueError where it holds neither.
     """
     path = local(path)
-    if holds_small_estimator(path):
-        return SmallDepthEstimator.load(path)
-    return DepthEstimator.load(path)
+    small = holds_small_estimator(path)
+    return (SmallDepthEstimator if small else DepthEstimator).load(path)
