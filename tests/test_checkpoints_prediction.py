@@ -371,3 +371,46 @@ def test_an_untrained_v1_network_is_not_taken_for_v(tmp_path, channels):
     assert "eps or v: no word of it" in str(info(tmp_path / "a.safetensors"))
     with pytest.warns(UserWarning, match="which decides nothing: taken as eps"):
         assert load(tmp_path / "a.safetensors").config.schedule.prediction == "eps"
+
+
+# ---- what nothing but the settings shows -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "stated", "heads", "head_width"),
+    [
+        ("v1", "num_heads: 4", 4, None),
+        ("v1", "num_heads: -1, num_head_channels: 16", 8, 16),
+        ("v2", "num_head_channels: 32", 8, 32),
+        ("v2", "num_heads: 2", 2, None),
+        ("v1", "image_size: 32", 8, None),
+    ],
+)
+def test_the_heads_that_a_yaml_states_are_obeyed(write, family, stated, heads, head_width):
+    text = yaml(f"unet_config: {{params: {{{stated}}}}}")
+    unet = lay_open(write(yaml=text, family=family)).config.unet
+    assert (unet.heads, unet.head_width) == (heads, head_width)
+
+
+@pytest.mark.parametrize("prediction", [None, "eps", "v"])
+def test_a_stated_size_holds_whoever_says_eps_or_v(write, prediction):
+    path = write({"modelspec.resolution": "640x640"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert load(path, prediction=prediction).config.size == 640
+
+
+def test_betas_alone_are_the_noise_levels(write):
+    betas = torch.linspace(0.0001, 0.02, 1000)
+    with pytest.warns(UserWarning, match="is obeyed"):
+        config = lay_open(write(more={"betas": betas})).config
+    theirs = DDIMScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear")
+    assert torch.allclose(
+        Schedule(config.schedule).alpha_bar.float(), theirs.alphas_cumprod, rtol=1e-4
+    )
+
+
+def test_a_tensor_by_our_name_does_not_make_the_file_ours(write):
+    message = refusal(write(more={"unet.conv_in.weight": torch.zeros(1)}))
+    assert "1 unknown (unet.conv_in.weight)" in message
+    assert "missing" not in message

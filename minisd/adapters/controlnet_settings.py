@@ -58,7 +58,7 @@ def stated_settings(
 ) -> tuple[UNetConfig | None, HintSettings]:
     """The sizes that a file's settings state, and how it sees its hint.
 
-    layout: "original" or "diffusers", which decides whether config.json describes it
+    layout: "original" or "diffusers". A config.json that names no class describes the latter alone
     given: sizes from the caller, which hold for what the settings leave out
     Where nothing is said, a name with "shuffle" in it counts: ControlNet v1.1's shuffle is the one
     published network that pools, and its weights do not show it.
@@ -90,8 +90,10 @@ def every_statement(
     """What each place says that describes the file."""
     header, config_json = metadata(path), path.with_name("config.json")
     found = [from_header(header)] if "controlnet" in header else []
-    if layout == "diffusers" and config_json.exists():
-        found.append(from_json(read_json(config_json), given))
+    stored = read_json(config_json) if config_json.exists() else {}
+    unnamed = "ControlNet" if layout == "diffusers" and stored else ""
+    if "ControlNet" in str(stored.get("_class_name", unnamed)):
+        found.append(from_json(stored, given))
     yamls = path.with_suffix(".yaml"), path.with_suffix(".yml")
     return found + [from_yaml(file) for file in yamls if file.exists()]
 
@@ -107,10 +109,8 @@ def from_header(header: Mapping[str, str]) -> tuple[UNetConfig, HintSettings]:
 
 def to_header(config: UNetConfig, settings: HintSettings) -> dict[str, str]:
     """Undone by from_header."""
-    return {
-        "controlnet": json.dumps(asdict(config)),
-        "controlnet_hint": json.dumps(asdict(settings)),
-    }
+    both = json.dumps(asdict(config)), json.dumps(asdict(settings))
+    return dict(zip(("controlnet", "controlnet_hint"), both))
 
 
 def from_json(

@@ -132,7 +132,8 @@ def open_file(path: Path, prediction: str | None, ema: bool, vae: OtherVAE | Non
         tensors = read_base(path, stored["base"]) | tensors
     refuse_other_kinds(path.name, tensors, MODEL)
     with naming(path.name):
-        layout = "ours" if any(key.startswith("unet.") for key in tensors) else "original"
+        theirs = any(key.startswith("model.") for key in tensors)
+        layout = "original" if theirs or "unet.conv_in.weight" not in tensors else "ours"
         tensors = usual_form(tensors, ema)
         if vae:
             tensors = with_other_vae(tensors, vae, layout)

@@ -13,11 +13,8 @@ from minisd.checkpoints.read import read, size_in_words
 from minisd.checkpoints.variants import holds_only_averaged
 from minisd.config import ModelConfig
 
-LAYOUTS = {
-    "ours": "minisd's own single file",
-    "original": "an original single file",
-    "diffusers": "a diffusers folder",
-}
+FILES = {"ours": "minisd's own single file", "original": "an original single file"}
+LAYOUTS = {**FILES, "diffusers": "a diffusers folder"}
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,9 @@ def try_prediction(parts: Parts, name: str) -> Parts:
     )
     advice = 'If pictures come out wrong, give prediction="eps" or "v".'
     warnings.warn(f"{tried}: taken as {prediction}. {advice}", stacklevel=4)
-    return replace(parts, config=with_prediction(parts.config, prediction))
+    config, size = with_prediction(parts.config, prediction), parts.config.size
+    size = config.size if size == ModelConfig.size else size  # what the file itself states stays
+    return replace(parts, config=replace(config, size=size))
 
 
 @torch.no_grad()

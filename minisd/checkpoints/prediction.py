@@ -55,7 +55,7 @@ def with_stated_settings(
     files = map(path.with_suffix, (".yaml", ".yml"))
     beside = next(filter(Path.exists, files), None)
     said = read_yaml(beside, config) if beside else {}
-    config = with_yaml_numbers(config, said)
+    config = with_yaml_unet(with_yaml_numbers(config, said), said)
     if "scale_factor" in tensors:
         scale = tensors["scale_factor"].double().mean().item()
         config = replace(config, vae=replace(config.vae, scale=scale))
@@ -63,6 +63,8 @@ def with_stated_settings(
     if said:
         statements += stated(said, f"{beside.name} beside it")
     table = tensors.get("alphas_cumprod")
+    if table is None and "betas" in tensors:
+        table = (1 - tensors["betas"].double()).cumprod(0)
     zero_snr = replace(config.schedule, zero_terminal_snr=True)
     if table is not None and alike(table, alpha_bar(zero_snr)):
         statements.append(("zero_terminal_snr", True, "its alphas_cumprod"))
@@ -202,6 +204,15 @@ def with_yaml_numbers(config: ModelConfig, said: Mapping[str, object]) -> ModelC
     scale = found.pop("scale", config.vae.scale)
     schedule = replace(config.schedule, beta_schedule=rule, **found)
     return checked(replace(config, schedule=schedule, vae=replace(config.vae, scale=scale)))
+
+
+def with_yaml_unet(config: ModelConfig, said: Mapping[str, object]) -> ModelConfig:
+    """The U-Net's heads, which no tensor shows; its sizes, the tensors tell."""
+    stated = (said.get("unet_config") or {}).get("params") or {}
+    stated = {name: value for name, value in stated.items() if value not in (None, -1)}
+    heads = {ours: stated[name] for name, ours in STORED["unet_heads"].items() if name in stated}
+    heads = {"head_width": None, **heads} if heads else {}
+    return replace(config, unet=replace(config.unet, **heads))
 
 
 def number(name: str, value: object) -> object:

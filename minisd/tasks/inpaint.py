@@ -20,16 +20,8 @@ from minisd.pictures import check_tensor, mask_shades
 from minisd.pipeline import StableDiffusion, as_asked, as_list
 from minisd.samplers import Sampler, Step, sampler_for, scaled
 from minisd.schedule import Denoiser, Level, Prediction
-from minisd.tasks.img2img import (
-    Picture,
-    Settings,
-    Start,
-    Walk,
-    as_tensor,
-    mixed,
-    noised,
-    picture_tensor,
-)
+from minisd.tasks import img2img
+from minisd.tasks.img2img import Picture, Settings, Start, Walk, as_tensor, mixed, noised
 
 INPAINTING_CHANNELS = 9  # 4 latent + 1 mask + 4 latent of the picture with its hole
 
@@ -95,7 +87,10 @@ def inpaint(
     settings = (negative_prompt, steps, cfg_scale, sampler, seed, spacing)
     drawn = inpaint_steps(sd, prompt, image, mask, strength, *settings).draw(sd, progress)
     if paste:
-        covered, original = as_mask(mask, image).to(drawn), picture_tensor(image).to(drawn)
+        covered, original = (
+            as_mask(mask, image).to(drawn),
+            as_tensor(sd, image, len(drawn)).to(drawn),
+        )
         drawn = covered * drawn + (1 - covered) * original
     return as_asked(prompt, drawn)
 
@@ -181,7 +176,7 @@ def as_mask(mask: Picture, image: Picture) -> Tensor:
     elif isinstance(mask, Tensor) and mask.dtype == torch.bool:
         mask = mask.float()
     check_tensor(mask, "mask", 1, 0, 1)
-    size = tuple(picture_tensor(image).shape[2:])
+    size = tuple(img2img.picture_tensor(image).shape[2:])
     if len(mask) != 1 or tuple(mask.shape[2:]) != size:
         sizes = f"has shape {tuple(mask.shape)} and the picture is {size[1]} x {size[0]} pixels"
         wanted = "give a mask of the picture's size, white where it is to be drawn anew"
