@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from minisd.checkpoints.contents import Contents, blank, lay_open
 from minisd.checkpoints.folder_settings import vae_config
 from minisd.checkpoints.names import is_v2
-from minisd.checkpoints.official import local
+from minisd.checkpoints.official import SHIPPED, local
 from minisd.checkpoints.prediction import alpha_bar, with_prediction
 from minisd.checkpoints.read import metadata, read_json
 from minisd.checkpoints.settings import from_metadata
 from minisd.checkpoints.vae_file import open_vae
 from minisd.clip import TextTransformer
-from minisd.config import ModelConfig, VAEConfig
+from minisd.config import WEIGHTS, ModelConfig, VAEConfig
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
 from minisd.vae import VAE
@@ -109,7 +109,7 @@ def load_vae(
 
 def locate(source: str | Path) -> Path:
     """Where the weights lie. Raises ValueError if there is nothing."""
-    path = local(source)
+    path = WEIGHTS / SHIPPED[str(source)] if source in SHIPPED else local(source)
     if not path.exists():
         wanted = 'a .safetensors or .ckpt file, a diffusers folder, "mini", or a published name'
         raise ValueError(f"There is no file or folder {path}: give {wanted}.")

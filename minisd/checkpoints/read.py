@@ -219,15 +219,8 @@ class KeptParameters(dict):
 
 # Seen in published files: callbacks, settings, losses as NumPy scalars, times and paths.
 LEFT_BEHIND = (
-    *("pytorch_lightning.", "lightning.", "lightning_fabric.", "numpy.", "typing.Any"),
-    *(
-        "builtins.dict",
-        "builtins.list",
-        "argparse.Namespace",
-        "datetime.",
-        "pathlib.",
-        "omegaconf.",
-    ),
+    *("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "numpy.", "pathlib."),
+    *("argparse.Namespace", "datetime.", "typing.Any", "builtins.dict", "builtins.list"),
 )
 PLAIN = ("torch.", "collections.", "_codecs.")  # what tensors themselves are pickled with
 PYTHON_3 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # old pickles have the old names
