@@ -131,6 +131,7 @@ def test_every_setting_and_every_file_is_written(here):
         "model": "mini",
         "prediction": "eps",
         "device": "cpu",
+        "ema": False,
         "minisd": minisd.__version__,
         "command": "generate",
         "hashes": digests,
