@@ -2,7 +2,8 @@
 
 What diffusers draws with the folder is right. Its pipelines change some settings before they use
 them, and so do we. A setting that only another class knows holds once a sampler of that class is
-chosen, as `X.from_config(pipe.scheduler.config)` has it.
+chosen, as with `X.from_config(pipe.scheduler.config)`. Settings that the file leaves out keep the
+default of the file's own class then, where from_config takes that of the other class.
 """
 
 import json

@@ -41,7 +41,9 @@ class SmallDepthEstimator(nn.Module):
         for conv in self.down:
             x = F.silu(conv(x))
             seen.append(x)
-        for conv, finer in zip(self.up, seen[-2::-1]):
+        x = seen.pop()
+        for conv in self.up:
+            finer = seen.pop()
             x = torch.cat([F.interpolate(x, finer.shape[2:]), finer], dim=1)
             x = F.silu(conv(x))
         return self.conv_out(x).sigmoid()

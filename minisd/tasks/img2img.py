@@ -143,7 +143,8 @@ def remaining(levels: list[Level], strength: float) -> list[Level]:
     if not 0 <= strength <= 1:
         raise ValueError(f"strength must be 0 (keep the picture) to 1 (all anew), got {strength}.")
     steps = len(levels) - 1
-    return levels[steps - int(steps * strength) :]
+    run = int(steps * strength)
+    return levels[steps - run :]
 
 
 def mixed(z: Tensor, noise: Tensor, level: Level) -> Tensor:
