@@ -92,9 +92,10 @@ def stored(theirs, folder, **more):
     """A folder whose config.json says more, or other things, than the weights need."""
     other_vae(theirs).save_pretrained(folder)
     path = folder / "config.json"
-    settings = json.loads(path.read_text()) | more
+    settings = json.loads(path.read_text(encoding="utf-8")) | more
     path.write_text(
-        json.dumps({key: value for key, value in settings.items() if value != "absent"})
+        json.dumps({key: value for key, value in settings.items() if value != "absent"}),
+        encoding="utf-8",
     )
     return folder
 

@@ -107,8 +107,8 @@ def trained_by_transformers(folder):
     (folder / "vocab.json").unlink()
     (folder / "merges.txt").unlink()
     path = folder / "tokenizer_config.json"
-    stored = json.loads(path.read_text()) | {"model_max_length": 77}
-    path.write_text(json.dumps(stored))
+    stored = json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": 77}
+    path.write_text(json.dumps(stored), encoding="utf-8")
     return folder
 
 
@@ -178,7 +178,9 @@ def test_a_vocabulary_without_what_it_needs_is_refused(tmp_path, pieces, merges,
 @pytest.mark.parametrize("ids", [(0, 1, 1), (0, 1, 3), (-1, 0, 1), (0, 1, 2.5)])
 def test_ids_with_a_gap_or_twice_are_refused(tmp_path, ids):
     folder = write(tmp_path / "a", [], [])
-    (folder / "vocab.json").write_text(json.dumps(dict(zip(["a", BEGIN, END], ids))))
+    (folder / "vocab.json").write_text(
+        json.dumps(dict(zip(["a", BEGIN, END], ids))), encoding="utf-8"
+    )
     with pytest.raises(ValueError, match="ids of its vocabulary are not 0 to 2, each once"):
         Tokenizer.load(folder)
 
