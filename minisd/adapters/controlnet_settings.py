@@ -58,7 +58,7 @@ def stated_settings(
 ) -> tuple[UNetConfig | None, HintSettings]:
     """The sizes that a file's settings state, and how it sees its hint.
 
-    layout: "original" or "diffusers". A config.json that names no class describes the latter alone
+    layout: "original" or "diffusers". config.json describes the former only if it names the class
     given: sizes from the caller, which hold for what the settings leave out
     Where nothing is said, a name with "shuffle" in it counts: ControlNet v1.1's shuffle is the one
     published network that pools, and its weights do not show it.
@@ -91,8 +91,7 @@ def every_statement(
     header, config_json = metadata(path), path.with_name("config.json")
     found = [from_header(header)] if "controlnet" in header else []
     stored = read_json(config_json) if config_json.exists() else {}
-    unnamed = "ControlNet" if layout == "diffusers" and stored else ""
-    if "ControlNet" in str(stored.get("_class_name", unnamed)):
+    if stored and (layout == "diffusers" or "ControlNet" in str(stored.get("_class_name"))):
         found.append(from_json(stored, given))
     yamls = path.with_suffix(".yaml"), path.with_suffix(".yml")
     return found + [from_yaml(file) for file in yamls if file.exists()]

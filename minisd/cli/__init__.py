@@ -62,7 +62,7 @@ def run(arguments: list[str]) -> None:
     elif options.command == "lessons":
         lessons.lessons(options, extra + passed_on)
     elif extra:
-        what = "no option of it" if extra[0].startswith("-") else "one word too many"
+        what = "no option of it" if extra[0].startswith("-") else "one too many"
         raise ValueError(f"{extra[0]!r} is {what}: see minisd {options.command} --help.")
     else:
         options.run(options)
