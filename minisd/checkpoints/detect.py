@@ -52,9 +52,11 @@ def has(tensors: Mapping[str, Tensor], prefix: str) -> bool:
 
 def shape(tensors: Mapping[str, Tensor], key: str, axes: int = 1) -> tuple[int, ...]:
     """A tensor's shape. Raises ValueError where it is absent or has fewer axes than it must."""
-    found = tuple(tensors[key].shape) if key in tensors else ()
+    if key not in tensors:
+        raise ValueError(f"lacks {key}: get a whole copy of the model")
+    found = tuple(tensors[key].shape)
     if len(found) < axes:
-        raise ValueError(f"lacks {key}, or all its axes: get a whole copy of the model")
+        raise ValueError(f"holds {key} in the impossible shape {found}: get another copy")
     return found
 
 
