@@ -79,7 +79,8 @@ def vocabulary(
     slow, fast = (ids, merges), (model["vocab"], pairs)
     places = [one for one in (slow, fast) if one[0] and one[1] is not None]
     if not places:
-        raise ValueError("lacks tokenizer.json or vocab.json + merges.txt: fetch that folder again")
+        what = "holds neither vocab.json with merges.txt nor a tokenizer.json"
+        raise ValueError(f"{what}: fetch that folder again")
     if places[0] != places[-1]:
         raise ValueError("tokenizer.json differs from its vocab.json/merges.txt: delete the older")
     ids, merges = places[0]
