@@ -21,6 +21,7 @@ from torch import Tensor
 
 from minisd.checkpoints.kinds import foreign
 from minisd.checkpoints.settings import naming
+from minisd.json_files import read_json as read_json
 
 UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "bytes": 1}
 
@@ -98,18 +99,6 @@ def metadata(path: str | Path) -> dict[str, str]:
     """What the header of a .safetensors file says beside its tensors; {} for other files."""
     path = Path(path)
     return (header(path).get("__metadata__") or {}) if is_safetensors(path) else {}
-
-
-def read_json(path: Path) -> dict:
-    """A .json file with names and values. Raises ValueError if it is absent, cut off or another."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", f"it is no JSON: {error}")
-        raise ValueError(f"{path} cannot be read ({why}): fetch it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no names and values: fetch it again.")
-    return content
 
 
 # ---- what the first bytes say ----------------------------------------------------------------

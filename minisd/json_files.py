@@ -1,0 +1,228 @@
+"""JSON from strangers: read within bounds, then checked against the types of a dataclass.
+
+A file is never trusted: it may be huge, nested a million deep, say one thing twice, or be no file
+at all. Whatever is wrong becomes a ValueError that reads well after the file's name.
+"""
+
+import json
+import math
+import re
+import reprlib
+import stat
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from itertools import chain
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Literal, Union, get_args, get_origin, get_type_hints
+
+# Python makes some 50 bytes of objects from each byte of "[{},{},{}, …", so this is at most 500 MB
+# and two seconds. A CLIP's tokenizer.json has 4 MB, a shard index less than 1 MB.
+LARGEST = 10 * 10**6  # bytes
+DEEPEST = 30  # lists and dictionaries inside one another; a tokenizer.json has 6
+LONGEST_NUMBER = 100  # characters; transformers writes 10**30 where it means "no limit"
+MOST_ITEMS = 100_000  # of a tuple: a schedule's own betas
+SHORTENED = 80  # characters of a value that an error quotes
+
+Range = tuple[float, float]  # the least and the most that a number may be
+USUAL_RANGE = (1, 10**6)  # of sizes and counts
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> dict:
+    """A .json file with names and values.
+
+    Raises ValueError if it is absent, no regular file, cut off, too large, or something else.
+    """
+    try:
+        content = parse_json(read_at_most(path, LARGEST))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): fetch it again.") from error
+    except ValueError as error:
+        raise ValueError(f"{path} {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no names and values: fetch it again.")
+    return content
+
+
+def read_at_most(path: Path, most: int) -> bytes:
+    """A whole regular file. A pipe would wait for ever, and a device never end.
+
+    Raises ValueError, to be read after the path, for anything else and for more than `most` bytes.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("is a folder, a pipe or a device: give a file")
+    with open(path, "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"has more than {most:,} bytes, which no such file needs: fetch it again")
+    return content
+
+
+def parse_json(text: str | bytes, largest: int = LARGEST) -> object:
+    """What a JSON text says: dictionaries, lists, texts, numbers, true, false and None.
+
+    Raises ValueError, to be read after a file's name, for what is no JSON, is too large or too
+    deep, names one thing twice, or holds a number that is not finite or a text that is not Unicode.
+    """
+    if len(text) > largest:
+        raise ValueError(f"has more than {largest:,} bytes of JSON: get another copy")
+    try:
+        text = text.decode() if isinstance(text, bytes) else text
+        content = json.loads(
+            text.removeprefix("\ufeff"),  # Windows' editors put this mark in front
+            object_pairs_hook=dictionary,
+            parse_int=lambda digits: number(int, digits),
+            parse_float=lambda digits: number(float, digits),
+            parse_constant=lambda name: number(float, name),
+        )
+    except UnicodeDecodeError as error:
+        raise ValueError("is no UTF-8 text, as JSON is: get another copy") from error
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"is no JSON from {place} on: fetch it again") from error
+    except RecursionError as error:
+        raise ValueError(TOO_DEEP) from error
+    check_depth_and_texts(content)
+    return content
+
+
+HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")  # UTF-16 writes some as two, and no text has one
+TOO_DEEP = f"has values more than {DEEPEST} levels inside one another: get another copy"
+
+
+def dictionary(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Raises ValueError for a name that is there twice: nobody knows which value is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"has {shortened(twice)} twice: delete the wrong one")
+    return found
+
+
+def number(kind: type, digits: str) -> float:
+    """Raises ValueError for infinity, NaN, and digits that take time to no purpose."""
+    value = kind(digits) if len(digits) <= LONGEST_NUMBER else math.inf
+    if value == math.inf or (kind is float and not math.isfinite(value)):
+        raise ValueError(f"has the number {shortened(digits)}: get another copy")
+    return value
+
+
+def check_depth_and_texts(content: object) -> None:
+    """Go down level by level. Raises ValueError for too many, and for half a character."""
+    level = [content]
+    for _ in range(DEEPEST + 1):
+        texts = [one for one in level if isinstance(one, str)]
+        texts += [name for one in level if isinstance(one, dict) for name in one]
+        if any(map(HALF_CHARACTER.search, texts)):
+            raise ValueError("has a text with half a character (\\ud800 …): get another copy")
+        dictionaries = [one.values() for one in level if isinstance(one, dict)]
+        level = list(chain(*dictionaries, *(one for one in level if isinstance(one, list))))
+        if not level:
+            return
+    raise ValueError(TOO_DEEP)
+
+
+# ---- what an error quotes ----------------------------------------------------------------------
+
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxlong = SHORT.maxother = SHORTENED
+SHORT.maxlist = SHORT.maxtuple = 8
+
+
+def shortened(value: object) -> str:
+    """A value as Python writes it, on one line of at most 80 characters.
+
+    >>> shortened([1, "a\\n"]), len(shortened("x" * 10**6))
+    ("[1, 'a\\\\n']", 80)
+    """
+    try:
+        text = SHORT.repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= SHORTENED else f"{text[: SHORTENED - 1]}…"
+
+
+# ---- a dictionary against a dataclass ----------------------------------------------------------
+
+
+def build(kind: type, stored: object, ranges: Mapping[str, Range] = {}, where: str = "") -> object:
+    """An object of the dataclass `kind`, whose fields the dictionary `stored` has.
+
+    ranges: field -> the least and the most of its numbers; others may be 1 to 1,000,000 if they are
+        integers, and anything finite if they are floats. Of a tuple it bounds each number
+    where: what to put before a field's name, "unet." for one
+    Raises ValueError, to be read after a file's name, for a name that is no field, a field that is
+    absent and has no default, and a value of another type or out of range.
+    """
+    if not isinstance(stored, Mapping):
+        what = f"has {shortened(stored)} where {where.rstrip('.') or 'names and values'} should be"
+        raise ValueError(f"{what}: get another copy")
+    known = {field.name: field for field in fields(kind)}
+    if unknown := [name for name in stored if name not in known]:
+        what = f"has the setting {shortened(unknown[0])}{f' in {where[:-1]}' if where else ''}"
+        raise ValueError(f"{what}, which is unknown here: a newer minisd may know it")
+    for name, field in known.items():
+        if name not in stored and field.default is field.default_factory is MISSING:
+            raise ValueError(f"lacks the setting {where}{name}: get another copy")
+    types = get_type_hints(kind)
+    values = {}
+    for name, value in stored.items():
+        if is_dataclass(types[name]):
+            values[name] = build(types[name], value, ranges, f"{where}{name}.")
+        else:
+            values[name] = tuple(value) if isinstance(value, list) else value
+            check_value(where + name, values[name], types[name], ranges.get(name))
+    return kind(**values)
+
+
+def check_value(name: str, value: object, kind: object, limits: Range | None = None) -> None:
+    """Raises ValueError, naming the setting, for a value of another type or out of its range.
+
+    kind: int, float, bool, str, tuple[one of them, ...], a Literal, or one of these or None
+    """
+    if not is_of(kind, value):
+        said = f"has {name} = {shortened(value)}"
+        raise ValueError(f"{said}, which should be {in_words(kind)}: get another copy")
+    for one in value if isinstance(value, tuple) else (value,):
+        usual = USUAL_RANGE if type(one) is int else (-math.inf, math.inf)
+        least, most = limits or usual
+        if type(one) in (int, float) and not least <= one <= most:
+            said = f"has {name} = {shortened(value)}"
+            raise ValueError(f"{said}, which is not from {least:,} to {most:,}: get another copy")
+
+
+def is_of(kind: object, value: object) -> bool:
+    """Whether a value is of an annotated type. 1 is a float, too; true is no number."""
+    inner = get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        return any(is_of(one, value) for one in inner)
+    if get_origin(kind) is Literal:
+        return any(type(value) is type(one) and value == one for one in inner)
+    if get_origin(kind) is tuple:
+        many = isinstance(value, tuple) and 0 < len(value) <= MOST_ITEMS
+        return many and all(is_of(inner[0], one) for one in value)
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind
+
+
+def in_words(kind: object) -> str:
+    """
+    >>> in_words(tuple[int, ...] | None)
+    'a list of integers, or null'
+    """
+    names = {int: "an integer", float: "a finite number", bool: "true or false", str: "a text"}
+    inner = get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        some = [in_words(one) for one in inner if one is not NoneType]
+        return " or ".join(some) + (", or null" if NoneType in inner else "")
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, inner))
+    if get_origin(kind) is tuple:
+        plural = {int: "integers", float: "finite numbers", bool: "true or false", str: "texts"}
+        return f"a list of {plural[inner[0]]}"
+    return names[kind]
