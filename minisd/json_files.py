@@ -26,7 +26,7 @@ MOST_ITEMS = 100_000  # of a tuple: a schedule's own betas
 SHORTENED = 80  # characters of a value that an error quotes
 
 Range = tuple[float, float]  # the least and the most that a number may be
-USUAL_RANGE = (1, 10**6)  # of sizes and counts
+USUAL_RANGE = {int: (1, 10**6), float: (-(10**6), 10**6)}  # sizes and counts; rates and scales
 
 
 # ---- reading -----------------------------------------------------------------------------------
@@ -149,80 +149,82 @@ def shortened(value: object) -> str:
 # ---- a dictionary against a dataclass ----------------------------------------------------------
 
 
-def build(kind: type, stored: object, ranges: Mapping[str, Range] = {}, where: str = "") -> object:
+def build(kind: type, stored: object, ranges: Mapping[str, Range] = {}, part: str = "") -> object:
     """An object of the dataclass `kind`, whose fields the dictionary `stored` has.
 
-    ranges: field -> the least and the most of its numbers; others may be 1 to 1,000,000 if they are
-        integers, and anything finite if they are floats. Of a tuple it bounds each number
-    where: what to put before a field's name, "unet." for one
-    Raises ValueError, to be read after a file's name, for a name that is no field, a field that is
-    absent and has no default, and a value of another type or out of range.
+    ranges: field -> the least and the most of its numbers, where it is not the usual range
+    part: in which the fields are, for the error: "unet"
+    Raises ValueError, to be read after a file's name, for a name that is no field, an absent field
+    that has no default or is a dataclass itself, and a value of another type or out of range.
     """
+    where, types = f" in its {part}" if part else "", get_type_hints(kind)
     if not isinstance(stored, Mapping):
-        what = f"has {shortened(stored)} where {where.rstrip('.') or 'names and values'} should be"
-        raise ValueError(f"{what}: get another copy")
-    known = {field.name: field for field in fields(kind)}
-    if unknown := [name for name in stored if name not in known]:
-        what = f"has the setting {shortened(unknown[0])}{f' in {where[:-1]}' if where else ''}"
-        raise ValueError(f"{what}, which is unknown here: a newer minisd may know it")
-    for name, field in known.items():
-        if name not in stored and field.default is field.default_factory is MISSING:
-            raise ValueError(f"lacks the setting {where}{name}: get another copy")
-    types = get_type_hints(kind)
+        raise ValueError(f"has {shortened(stored)}{where}, which should be names with values")
+    if unknown := [name for name in stored if name not in types]:
+        said = f"has the setting {shortened(unknown[0])}{where}"
+        raise ValueError(f"{said}, which is unknown here: a newer minisd may know it")
+    needed = (one.name for one in fields(kind) if one.default is one.default_factory is MISSING)
+    parts = (name for name, one in types.items() if is_dataclass(one))
+    if lacks := [name for name in (*needed, *parts) if name not in stored]:
+        raise ValueError(f"lacks the setting {lacks[0]!r}{where}: get another copy")
     values = {}
     for name, value in stored.items():
         if is_dataclass(types[name]):
-            values[name] = build(types[name], value, ranges, f"{where}{name}.")
+            values[name] = build(types[name], value, ranges, name)
         else:
             values[name] = tuple(value) if isinstance(value, list) else value
-            check_value(where + name, values[name], types[name], ranges.get(name))
+            check_value(name, values[name], types[name], ranges.get(name), where)
     return kind(**values)
 
 
-def check_value(name: str, value: object, kind: object, limits: Range | None = None) -> None:
+def check_value(
+    name: str, value: object, kind: object, limits: Range | None = None, where: str = ""
+) -> None:
     """Raises ValueError, naming the setting, for a value of another type or out of its range.
 
-    kind: int, float, bool, str, tuple[one of them, ...], a Literal, or one of these or None
+    kind: int, float, bool, str, dict, tuple, tuple[one of them, ...], a Literal, or one of several
+    limits: the least and the most of its numbers. None: the usual range
     """
-    if not is_of(kind, value):
-        said = f"has {name} = {shortened(value)}"
-        raise ValueError(f"{said}, which should be {in_words(kind)}: get another copy")
-    for one in value if isinstance(value, tuple) else (value,):
-        usual = USUAL_RANGE if type(one) is int else (-math.inf, math.inf)
-        least, most = limits or usual
-        if type(one) in (int, float) and not least <= one <= most:
-            said = f"has {name} = {shortened(value)}"
-            raise ValueError(f"{said}, which is not from {least:,} to {most:,}: get another copy")
+    if not is_of(kind, value, limits):
+        said = f"has {name} = {shortened(value)}{where}, a setting of a wrong kind"
+        raise ValueError(f"{said}: it should be {in_words(kind, limits)}")
 
 
-def is_of(kind: object, value: object) -> bool:
-    """Whether a value is of an annotated type. 1 is a float, too; true is no number."""
+def is_of(kind: object, value: object, limits: Range | None = None) -> bool:
+    """Whether a value is of a type. 1 is a float, too; true is no number, and [] no numbers."""
     inner = get_args(kind)
     if get_origin(kind) in (Union, UnionType):
-        return any(is_of(one, value) for one in inner)
+        return any(is_of(one, value, limits) for one in inner)
     if get_origin(kind) is Literal:
         return any(type(value) is type(one) and value == one for one in inner)
-    if get_origin(kind) is tuple:
-        many = isinstance(value, tuple) and 0 < len(value) <= MOST_ITEMS
-        return many and all(is_of(inner[0], one) for one in value)
-    if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    return type(value) is kind
+    if kind is tuple or get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple) or len(value) > MOST_ITEMS or not inner:
+            return isinstance(value, list | tuple) and not inner
+        needed = inner[0] in (int, float)  # a network without any sizes
+        return len(value) >= needed and all(is_of(inner[0], one, limits) for one in value)
+    if kind in (int, float):
+        least, most = limits or USUAL_RANGE[kind]
+        return type(value) in (int, kind) and least <= value <= most  # never true of NaN
+    return isinstance(value, kind)
 
 
-def in_words(kind: object) -> str:
+def in_words(kind: object, limits: Range | None = None) -> str:
     """
     >>> in_words(tuple[int, ...] | None)
-    'a list of integers, or null'
+    'a list in which each value is an integer from 1 to 1,000,000, or null'
     """
-    names = {int: "an integer", float: "a finite number", bool: "true or false", str: "a text"}
     inner = get_args(kind)
     if get_origin(kind) in (Union, UnionType):
-        some = [in_words(one) for one in inner if one is not NoneType]
-        return " or ".join(some) + (", or null" if NoneType in inner else "")
+        return ", or ".join(in_words(one, limits) for one in inner)
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, inner))
     if get_origin(kind) is tuple:
-        plural = {int: "integers", float: "finite numbers", bool: "true or false", str: "texts"}
-        return f"a list of {plural[inner[0]]}"
-    return names[kind]
+        return f"a list in which each value is {in_words(inner[0], limits)}"
+    if kind in (int, float):
+        least, most = limits or USUAL_RANGE[kind]
+        return f"{'an integer' if kind is int else 'a number'} from {least:,} to {most:,}"
+    return NAMES[kind]
+
+
+NAMES = {bool: "true or false", str: "a text", dict: "names with values", tuple: "a list"}
+NAMES[NoneType] = "null"

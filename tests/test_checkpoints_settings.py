@@ -222,7 +222,11 @@ def test_the_size_of_folders_before_diffusers_0_9_is_what_diffusers_makes_of_it(
         ("minisd.json", {"cfg_scale": 3.0, "sampling": "best"}, "sampling = 'best'"),
         ("minisd.json", {"cfg_scale": "high"}, "cfg_scale = 'high'"),
         ("unet/config.json", {"sample_size": [64, 96]}, "sample_size = [64, 96]"),
-        ("unet/config.json", {"down_block_types": 5}, "has a setting of a wrong kind"),
+        (
+            "unet/config.json",
+            {"down_block_types": 5},
+            "down_block_types = 5 in its unet",
+        ),
     ],
 )
 def test_a_folder_of_something_else_is_refused_by_name(v1, file, settings, says):

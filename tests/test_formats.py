@@ -29,10 +29,14 @@ FOLDER = [
 ]
 
 
+GOOD = {"content": "cat", "control_stage_config": {}, "attention_resolutions": [4, 2, 1]}
+
+
 def needed(name: str) -> dict:
     """What a file must say at least."""
     table = TABLES[name]
-    said = {setting: 1 for setting, value in table.obeyed.items() if value is REQUIRED}
+    required = [setting for setting, value in table.obeyed.items() if value is REQUIRED]
+    said = {setting: GOOD.get(setting, 1) for setting in required}
     refused = {k: some[0] for k, (some, absent) in table.fixed.items() if absent not in some}
     return said | refused
 

@@ -13,6 +13,7 @@ from minisd.config import OPENCLIP_H, ModelConfig, TextConfig, UNetConfig, VAECo
 
 NO_VAE = "the autoencoder that turns latents into pictures: give one with vae=FILE or --vae FILE"
 NORM_GROUPS = 32  # in every v1 and v2 network; no tensor shows it
+MOST_MODULES = 200  # under one prefix; SD has 12
 HEAD_WIDTH = 64  # of v2's U-Net and of both text transformers
 
 # Text layers by width, where they are known: v1's, then v2's without or with the one not used.
@@ -66,12 +67,17 @@ def count(tensors: Mapping[str, Tensor], prefix: str) -> int:
     >>> count({"up.0.weight": None, "up.2.weight": None}, "up.")
     3
     """
-    return 1 + max(numbers(tensors, prefix), default=-1)
+    highest = max(numbers(tensors, prefix), default=-1)
+    if highest >= MOST_MODULES:
+        raise ValueError(
+            f"holds {prefix}{highest}, and no such network has so many: get another copy"
+        )
+    return 1 + highest
 
 
 def numbers(tensors: Mapping[str, Tensor], prefix: str) -> set[int]:
     """The numbers of the modules under a prefix."""
-    numbered = re.compile(re.escape(prefix) + r"(\d+)\.")
+    numbered = re.compile(re.escape(prefix) + r"(\d{1,9})\.")
     return {int(match[1]) for match in map(numbered.match, tensors) if match}
 
 

@@ -12,6 +12,7 @@ from minisd.checkpoints.read import read_json
 from minisd.checkpoints.scheduler_settings import FILE, sampler_and_schedule, scheduler_json
 from minisd.checkpoints.settings import checked, naming, tuples
 from minisd.config import ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
+from minisd.json_files import shortened
 from minisd.tokenizer import Tokenizer
 
 TABLES = {part: tables()[f"{part}/config.json"] for part in ("unet", "vae", "text_encoder")}
@@ -78,10 +79,11 @@ def pixels(stored: Mapping, vae: VAEConfig) -> int:
 
     diffusers takes 64 for what versions before 0.9 called smaller, by mistake.
     """
-    side = one_value(stored.get("sample_size") or 64)
+    side = one_value(stored.get("sample_size"))
+    side = 64 if side is None else side
     if isinstance(side, list):
         raise ValueError(f"has sample_size = {side} in its unet: only squares are known here")
-    version = re.match(r"(\d+)\.(\d+)", stored.get("_diffusers_version", "1.0"))
+    version = re.match(r"(\d{1,4})\.(\d{1,4})", str(stored.get("_diffusers_version", "1.0")))
     old = version and (int(version[1]), int(version[2])) < (0, 9)
     return (max(side, 64) if old else side) * vae.factor
 
@@ -128,11 +130,11 @@ def attending(said: Mapping, levels: int) -> tuple[bool, ...]:
     down, up = said["down_block_types"], said["up_block_types"]
     for block in down:
         if block not in ATTENDS:
-            lacks = f"minisd lacks {block!r}, and has only {' and '.join(ATTENDS)}"
+            lacks = f"minisd lacks {shortened(block)}, and has only {' and '.join(ATTENDS)}"
             raise ValueError(f"has an unknown block in its U-Net's down_block_types: {lacks}")
     mirrored = [block.replace("Down", "Up") for block in reversed(down)]
     if len(down) == levels and list(up) != mirrored:
-        raise ValueError(f"has up_block_types = {list(up)} in its unet: only {mirrored} fit")
+        raise ValueError(f"has up_block_types = {shortened(up)} in its unet: only {mirrored} fit")
     return tuple(ATTENDS[block] for block in down)
 
 
@@ -143,7 +145,7 @@ def vae_config(stored: Mapping) -> VAEConfig:
     for name, block in (("down", "DownEncoderBlock2D"), ("up", "UpDecoderBlock2D")):
         blocks, fitting = list(said[f"{name}_block_types"]), [block] * levels
         if blocks != fitting:
-            wrong = f"{name}_block_types = {blocks} in its vae for {levels} levels"
+            wrong = f"{name}_block_types = {shortened(blocks)} in its vae for {levels} levels"
             raise ValueError(f"has {wrong}: only {fitting} fit")
     said["layers_per_block"] = one_value(said["layers_per_block"])
     return VAEConfig(**fields("vae", said))

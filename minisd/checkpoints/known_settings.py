@@ -1,15 +1,24 @@
 """Settings in the JSON files of other programs: obeyed, known not to matter, or refused by name.
 
 known_settings.json holds one table for each kind of file. A name that no table has is refused, so
-that nothing written in a file is passed over in silence. docs/formats.md shows the tables.
+that nothing written in a file is passed over in silence. docs/formats.md shows the tables. A value
+must be of its default's type; known_types.json has the types that no default shows.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from pathlib import Path
+from types import NoneType
 
+from minisd.json_files import USUAL_RANGE, check_value, shortened
+
+TYPES = json.loads(Path(__file__).with_name("known_types.json").read_text(encoding="utf-8"))
+WORDS = {"int": int, "number": float, "bool": bool, "text": str, "dict": dict, "list": tuple}
+WORDS |= {f"{word}s": tuple[kind, ...] for word, kind in WORDS.items() if word != "list"}
+WORDS["null"] = NoneType
 REQUIRED = object()  # in place of a default: the reference has none that fits, so say it
 
 
@@ -33,26 +42,44 @@ class KnownSettings:
 
         Names that begin with an underscore are notes of the program that wrote the file. A setting
         that is null sets nothing, so an unknown one may be null.
-        Raises ValueError for a required setting that is absent, an unknown setting, and a value
-        of a fixed one that means something else.
+        Raises ValueError for a required setting that is absent, an unknown setting, a value of
+        another type, and a value of a fixed one that means something else.
         """
         part = self.file.removesuffix("/config.json")
         for name, (allowed, absent) in self.fixed.items():
             value = stored.get(name, absent)
             if not any(same(value, one) for one in allowed):
                 known = " or ".join(repr(one) for one in allowed)
-                said = f"{name} = {value!r}" + ("" if name in stored else ", as it says nothing")
+                said = f"{name} = {shortened(value)}" + (
+                    "" if name in stored else ", as it says nothing"
+                )
                 raise ValueError(f"has {said} in its {part}: only {known} is known here")
         for name, value in stored.items():
             known = name in self.obeyed or name in self.fixed or name in self.ignored
             if not known and not name.startswith("_") and value is not None:
-                said = f"{name} = {value!r} in its {self.file}, a setting unknown here"
+                said = f"{shortened(name)[1:-1]} = {shortened(value)} in its {self.file}"
+                said = f"{said}, a setting unknown here"
                 raise ValueError(f"has {said}: delete it if the model is the same without it")
         values = {name: stored.get(name, default) for name, default in self.obeyed.items()}
         for name, value in values.items():
             if value is REQUIRED:
                 raise ValueError(f"lacks {name!r} in its {self.file}: get another copy")
+            default = 0 if self.obeyed[name] is REQUIRED else self.obeyed[name]
+            below_1 = type(default) is int and default < 1  # such as -1 for "none"
+            limits = (default, USUAL_RANGE[int][1]) if below_1 else None
+            check_value(name, value, kind_of(name, default), limits, f" in its {part}")
         return values
+
+
+def kind_of(name: str, default: object) -> object:
+    """The type of a setting's values. A list is of what its first value is.
+
+    >>> kind_of("r", 8), kind_of("use_rslora", False)
+    (<class 'int'>, <class 'bool'>)
+    """
+    if name in TYPES:
+        return reduce(or_, [WORDS[word] for word in TYPES[name].split(" or ")])
+    return tuple[type(default[0]), ...] if isinstance(default, list) else type(default)
 
 
 def same(a: object, b: object) -> bool:

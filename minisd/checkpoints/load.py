@@ -14,7 +14,7 @@ from minisd.checkpoints.names import is_v2
 from minisd.checkpoints.official import SHIPPED, local
 from minisd.checkpoints.prediction import alpha_bar, with_prediction
 from minisd.checkpoints.read import metadata, read_json
-from minisd.checkpoints.settings import from_metadata
+from minisd.checkpoints.settings import from_metadata, naming
 from minisd.checkpoints.vae_file import open_vae
 from minisd.clip import TextTransformer
 from minisd.config import WEIGHTS, ModelConfig, VAEConfig
@@ -68,10 +68,12 @@ def load(
 def own_vae_config(path: Path) -> VAEConfig | None:
     """The sizes of its VAE that a file of our own, or a folder, states; None where none does."""
     stated = path / "vae" / "config.json"
-    if stated.exists():
-        return vae_config(read_json(stated))
+    stored = read_json(stated) if stated.exists() else None
     header = metadata(path) if path.is_file() else {}
-    return from_metadata(header)[0].vae if "minisd" in header else None
+    with naming(path.name):
+        if stored is not None:
+            return vae_config(stored)
+        return from_metadata(header)[0].vae if "minisd" in header else None
 
 
 def build(

@@ -13,13 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 
 from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.names import is_v2
 from minisd.checkpoints.settings import checked
+from minisd.checkpoints.yaml_files import read_yaml as content_of
 from minisd.config import ModelConfig, ScheduleConfig
+from minisd.json_files import MOST_ITEMS, check_value, shortened
 
 # prediction.json. published: files that say nothing in their headers, by what they predict
 # keys: of the header (ModelSpec, kohya's trainer, ComfyUI, others), of the .yaml, and tensors,
@@ -62,9 +63,7 @@ def with_stated_settings(
     statements = from_header(header) + from_markers(tensors)
     if said:
         statements += stated(said, f"{beside.name} beside it")
-    table = tensors.get("alphas_cumprod")
-    if table is None and "betas" in tensors:
-        table = (1 - tensors["betas"].double()).cumprod(0)
+    table = noise_table(tensors)
     zero_snr = replace(config.schedule, zero_terminal_snr=True)
     if table is not None and alike(table, alpha_bar(zero_snr)):
         statements.append(("zero_terminal_snr", True, "its alphas_cumprod"))
@@ -157,7 +156,7 @@ def known_value(key: str, value: object, words: str) -> object:
     if text in STORED["unstated"]:
         return None
     if text not in known:
-        what = f"{key} = {value!r}, which is unknown here (known: {', '.join(known)})"
+        what = f"{key} = {shortened(value)}, which is unknown here (known: {', '.join(known)})"
         raise ValueError(f"has {what}: get another copy, or delete that key")
     return known[text]
 
@@ -176,24 +175,27 @@ def read_yaml(path: Path, config: ModelConfig) -> dict:
 
     Raises ValueError for what is no YAML, and for settings that these networks do not have.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"has {path.name} beside it, which is no YAML ({reason})") from error
+    content = content_of(path)
     for name in ("model", "params"):
         content = content.get(name) if isinstance(content, dict) else None
     if not isinstance(content, dict):
         return {}
     said = YAML.read(content)
-    text = said["cond_stage_config"]
-    text = text.get("params") or {} if isinstance(text, dict) else {}
+    text = params_of(said, "cond_stage_config")
     layer = "penultimate" if is_v2(config) else "last"
     for name, value in {"layer": layer, "layer_idx": None, "clip_skip": None}.items():
         if text.get(name, value) not in (value, None):
-            what = f"{name} = {text[name]!r} for its text transformer in {path.name}"
+            what = f"{name} = {shortened(text[name])} for its text transformer in {path.name}"
             raise ValueError(f"has {what}: only {value!r} is known here")
     return said
+
+
+def params_of(said: Mapping[str, object], name: str) -> dict:
+    """The "params:" of a part of the model; {} where there are none."""
+    part = said.get(name)
+    params = part.get("params") if isinstance(part, dict) else None
+    check_value("params", params, dict | None, where=f" of {name} in its .yaml")
+    return params or {}
 
 
 def with_yaml_numbers(config: ModelConfig, said: Mapping[str, object]) -> ModelConfig:
@@ -208,7 +210,7 @@ def with_yaml_numbers(config: ModelConfig, said: Mapping[str, object]) -> ModelC
 
 def with_yaml_unet(config: ModelConfig, said: Mapping[str, object]) -> ModelConfig:
     """The U-Net's heads, which no tensor shows; its sizes, the tensors tell."""
-    stated = (said.get("unet_config") or {}).get("params") or {}
+    stated = params_of(said, "unet_config")
     stated = {name: value for name, value in stated.items() if value not in (None, -1)}
     heads = {ours: stated[name] for name, ours in STORED["unet_heads"].items() if name in stated}
     heads = {"head_width": None, **heads} if heads else {}
@@ -220,16 +222,29 @@ def number(name: str, value: object) -> object:
     try:
         return value if name == "timesteps" else float(value)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"has {name} = {value!r} in its .yaml, which is no number") from error
+        raise ValueError(
+            f"has {name} = {shortened(value)} in its .yaml, which is no number"
+        ) from error
 
 
 def stated_size(header: Mapping[str, str]) -> int | None:
     """The native size in pixels that ModelSpec states; None for none, or one that is no square."""
-    match = re.fullmatch(r"(\d+)x\1", header.get("modelspec.resolution", ""))
+    match = re.fullmatch(r"(\d{1,5})x\1", header.get("modelspec.resolution", ""))
     return int(match[1]) if match and int(match[1]) % 64 == 0 else None
 
 
 # ---- the table of noise levels that a file may hold --------------------------------------------
+
+
+def noise_table(tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """The stored alphas_cumprod, or what the stored betas make of it. ValueError: of no use."""
+    for name in ("alphas_cumprod", "betas"):
+        stored = tensors.get(name)
+        if stored is not None and (stored.ndim != 1 or not 1 < len(stored) <= MOST_ITEMS):
+            raise ValueError(f"holds {name} in the impossible shape {tuple(stored.shape)}")
+    if "alphas_cumprod" in tensors or "betas" not in tensors:
+        return tensors.get("alphas_cumprod")
+    return (1 - tensors["betas"].double()).cumprod(0)
 
 
 def with_levels(schedule: ScheduleConfig, stored: Tensor, name: str) -> ScheduleConfig:

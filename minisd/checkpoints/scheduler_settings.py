@@ -14,6 +14,7 @@ from pathlib import Path
 
 from minisd.checkpoints.known_settings import same, tables
 from minisd.config import ModelConfig, ScheduleConfig
+from minisd.json_files import shortened
 
 FILE = "scheduler/scheduler_config.json"
 KNOWN = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
@@ -62,13 +63,14 @@ def class_of(stored: Mapping[str, object], index: Mapping[str, object]) -> str:
     if name == "LCMScheduler":
         lcm = "is an LCM model, which needs its own sampler, and minisd does not have it yet"
         raise ValueError(f"{lcm}: load the model that it was made from")
-    if name not in SAMPLER_OF:
-        has = f"has the scheduler {name}, which minisd lacks" if name else "names no scheduler"
+    if str(name) not in SAMPLER_OF:
+        has = f"has the scheduler {shortened(name)}, which minisd lacks"
+        has = has if name else "names no scheduler"
         classes = ", ".join(SAMPLER_OF)
         raise ValueError(f"{has}: write one of {classes} as _class_name into its {FILE}")
     if listed not in (None, name):
-        both = f"{name} in its {FILE}, which is used, and {listed} in its model_index.json"
-        warnings.warn(f"This folder names two schedulers: {both}.", stacklevel=2)
+        both = f"{name} in its {FILE}, which is used, and {shortened(listed)} in its"
+        warnings.warn(f"This folder names two schedulers: {both} model_index.json.", stacklevel=2)
     return name
 
 
@@ -76,20 +78,19 @@ def refuse_unknown(said: Mapping[str, object], where: str) -> None:
     """Raise ValueError for a value that minisd lacks, by its name. where: which of KNOWN."""
     for name, known in KNOWN[where].items():
         if name in said and not any(same(said[name], value) for value in known):
-            has, choice = f"has {name} = {said[name]!r} {where}", " or ".join(map(repr, known))
-            raise ValueError(f"{has}: minisd lacks {said[name]!r}, it knows {choice}")
+            value, choice = shortened(said[name]), " or ".join(map(repr, known))
+            has = f"has {name} = {value} {where}"
+            raise ValueError(f"{has}: minisd lacks {value}, it knows {choice}")
 
 
 def check_schedule(schedule: ScheduleConfig) -> None:
     """Raise ValueError for a schedule that no walk can be computed with."""
     betas = (schedule.beta_start, schedule.beta_end) if schedule.betas is None else schedule.betas
-    if not all(type(beta) in (int, float) and 0 < beta < 1 for beta in betas):
+    if not all(0 < beta < 1 for beta in betas):
         raise ValueError("has a beta that does not lie between 0 and 1: get another copy")
     if schedule.betas is not None and len(betas) != schedule.timesteps:
         count = f"{len(betas)} betas for {schedule.timesteps} timesteps"
         raise ValueError(f"has {count}: get another copy")
-    if type(schedule.steps_offset) is not int or schedule.steps_offset < 0:
-        raise ValueError(f"has steps_offset = {schedule.steps_offset!r}: 0 and 1 are usual")
     refuse_unknown(asdict(schedule), "in its header")
 
 

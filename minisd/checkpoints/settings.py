@@ -1,14 +1,17 @@
 """A model's config as our own files keep it, both ways, and what no network can be built with."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from minisd.checkpoints.scheduler_settings import PREDICTIONS, check_schedule
+from minisd.checkpoints.scheduler_settings import CLASS_OF, PREDICTIONS, check_schedule
 from minisd.clip import ACTIVATIONS
-from minisd.config import ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
+from minisd.config import ModelConfig, TextConfig
+from minisd.json_files import build, parse_json, shortened
 from minisd.tokenizer import Tokenizer
+
+LONGEST_ERROR = 2000  # characters
 
 
 @contextmanager
@@ -17,13 +20,11 @@ def naming(name: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, LookupError, ArithmeticError, AttributeError) as error:
-        wrong = f"{name} has a setting of a wrong kind ({error})"
-        raise ValueError(f"{wrong}: get another copy.") from error
+        raise ValueError(f"{name} has a setting of a wrong kind: get another copy.") from error
     except ValueError as error:
-        raise ValueError(f"{name} {str(error).removesuffix('.')}.") from error
+        sentence = str(error).removesuffix(".")[:LONGEST_ERROR]  # it may quote the file
+        raise ValueError(f"{name} {sentence}.") from error
 
-
-PARTS = {"text": TextConfig, "unet": UNetConfig, "vae": VAEConfig, "schedule": ScheduleConfig}
 
 # ---- our own files: in the header of the .safetensors ------------------------------------------
 
@@ -40,13 +41,10 @@ def to_metadata(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, str]:
 def from_metadata(stored: dict[str, str]) -> tuple[ModelConfig, Tokenizer]:
     """Undo to_metadata. Raises ValueError for what a newer minisd wrote."""
     try:
-        fields = json.loads(stored["minisd"])
-        for part, kind in PARTS.items():
-            fields[part] = kind(**tuples(fields[part]))
-        config = ModelConfig(**fields)
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        what = f"a header that is damaged or of another version of minisd ({error})"
-        raise ValueError(f"has {what}: get another copy") from error
+        config = build(ModelConfig, parse_json(stored["minisd"]), RANGES)
+    except ValueError as error:
+        what = "has a header that is damaged or of another version of minisd"
+        raise ValueError(f"{what}: it {error}") from error
     if "tokenizer" in stored:
         return config, Tokenizer.from_json(stored["tokenizer"])
     return config, Tokenizer.clip(config.text.pad_token)
@@ -59,48 +57,58 @@ def tuples(fields: dict) -> dict:
 
 # ---- what no network can be built with ---------------------------------------------------------
 
-NUMBERS = {int: (int,), float: (int, float)}  # a float may be stored as 1
-OPTIONAL = {"mlp_width": 1, "head_width": 1}  # None, or such a number
-MAY_BE_0 = ("steps_offset", "cfg_scale")
+LEVELS = 8  # of networks: at each the resolution halves
+RANGES = {
+    "layers": (1, 100),
+    "res_blocks": (1, 10),
+    "max_length": (TextConfig.max_length, TextConfig.max_length),  # as long as a tokenizer's rows
+    "pad_token": (0, 10**6),
+    "timesteps": (2, 100_000),
+    "steps_offset": (0, 100),
+    "size": (8, 2**14),  # px
+    "cfg_scale": (0, 1000),
+    "scale": (1e-6, 10**6),
+}
 
 
 def checked(config: ModelConfig) -> ModelConfig:
     """The config itself. Raises ValueError for sizes that are none or do not fit together."""
     text, unet, vae = config.text, config.unet, config.vae
-    for part in (config, text, unet, vae, config.schedule):
-        refuse_no_numbers(part)
+    build(ModelConfig, asdict(config), RANGES)
+    check_levels(unet.channels, vae.channels)
     check_schedule(config.schedule)
-    if text.activation not in ACTIVATIONS:
-        known = " and ".join(ACTIVATIONS)
-        raise ValueError(f"has the activation {text.activation!r}: only {known} are known here")
-    if config.schedule.prediction not in PREDICTIONS.values():
-        raise ValueError(f"predicts {config.schedule.prediction!r}: only eps and v are known here")
+    for what, value, known in (
+        ("has the activation", text.activation, ACTIVATIONS),
+        ("predicts", config.schedule.prediction, PREDICTIONS.values()),
+        ("has the sampler", config.sampler, CLASS_OF),
+    ):
+        if value not in known:
+            choice = " and ".join(known)
+            raise ValueError(f"{what} {shortened(value)}: only {choice} are known here")
     if config.schedule.zero_terminal_snr and config.schedule.prediction != "v":
         raise ValueError("has a last level without signal, of which eps says nothing: it must be v")
     if len(unet.attention) != len(unet.channels):
         levels = f"{len(unet.channels)} U-Net levels, but says of {len(unet.attention)}"
         raise ValueError(f"has {levels} whether they attend to the text: get another copy")
-    divided = [(text.width, text.heads)]
-    divided += [(width, unet.norm_groups) for width in unet.channels]
+    refuse_uneven([(text.width, text.heads)])
+    refuse_uneven((width, unet.norm_groups) for width in unet.channels)
     attending = zip(unet.channels, [*unet.attention[:-1], True])  # the middle attends, too
-    divided += [(width, unet.head_width or unet.heads) for width, attends in attending if attends]
-    divided += [(width, vae.norm_groups) for width in vae.channels]
+    heads = unet.head_width or unet.heads
+    refuse_uneven((width, heads) for width, attends in attending if attends)
+    refuse_uneven((width, vae.norm_groups) for width in vae.channels)
+    return config
+
+
+def check_levels(*networks: tuple[int, ...]) -> None:
+    """Raise ValueError for networks of so many levels that building them would take for ever."""
+    for channels in networks:
+        if len(channels) > LEVELS:
+            raise ValueError(f"has {len(channels)} levels, and at most {LEVELS} are possible")
+
+
+def refuse_uneven(divided: Iterable[tuple[int, int]]) -> None:
+    """divided: channels, and the groups or heads that they are to be cut into"""
     for width, number in divided:
         if width % number:
             uneven = f"{width} channels in {number} groups or heads, which does not come out even"
             raise ValueError(f"has {uneven}: get another copy")
-    return config
-
-
-def refuse_no_numbers(part: object):
-    """Raises ValueError for what should be a number above 0, or several, and is not."""
-    for key, usual in (asdict(type(part)()) | OPTIONAL).items():
-        value = getattr(part, key, None)
-        if value is None and (key in OPTIONAL or usual is None):
-            continue
-        many = isinstance(usual, tuple)
-        numbers = value if many and isinstance(value, tuple) else (value,)
-        kinds = NUMBERS.get(type(usual[0] if many else usual))
-        good = kinds and all(type(n) in kinds and (n > 0 or key in MAY_BE_0) for n in numbers)
-        if kinds and not (numbers and good):
-            raise ValueError(f"has {key} = {value!r}, which is no size: get another copy")
