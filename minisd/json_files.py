@@ -66,7 +66,7 @@ def parse_json(text: str | bytes, largest: int = LARGEST) -> object:
     """What a JSON text says: dictionaries, lists, texts, numbers, true, false and None.
 
     Raises ValueError, to be read after a file's name, for what is no JSON, is too large or too
-    deep, names one thing twice, or holds a number that is not finite or a text that is not Unicode.
+    deep, names one thing twice, or holds NaN, an endless number or a text that is not Unicode.
     """
     if len(text) > largest:
         raise ValueError(f"has more than {largest:,} bytes of JSON: get another copy")
@@ -77,7 +77,7 @@ def parse_json(text: str | bytes, largest: int = LARGEST) -> object:
             object_pairs_hook=dictionary,
             parse_int=lambda digits: number(int, digits),
             parse_float=lambda digits: number(float, digits),
-            parse_constant=lambda name: number(float, name),
+            parse_constant=constant,
         )
     except UnicodeDecodeError as error:
         raise ValueError("is no UTF-8 text, as JSON is: get another copy") from error
@@ -104,11 +104,21 @@ def dictionary(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def number(kind: type, digits: str) -> float:
-    """Raises ValueError for infinity, NaN, and digits that take time to no purpose."""
+    """Raises ValueError for what is beyond all floats, and digits that take time to no purpose."""
     value = kind(digits) if len(digits) <= LONGEST_NUMBER else math.inf
-    if value == math.inf or (kind is float and not math.isfinite(value)):
+    if abs(value) == math.inf:
         raise ValueError(f"has the number {shortened(digits)}: get another copy")
     return value
+
+
+def constant(name: str) -> float:
+    """Infinity is no JSON, but diffusers writes it ("lambda_min_clipped": -Infinity). NaN: refused.
+
+    check_value lets no infinity through.
+    """
+    if name == "NaN":
+        raise ValueError("has the number NaN: get another copy")
+    return float(name)
 
 
 def check_depth_and_texts(content: object) -> None:

@@ -24,6 +24,7 @@ import torch
 from torch import LongTensor
 
 from minisd.config import WEIGHTS, TextConfig
+from minisd.json_files import LARGEST, build, parse_json, read_at_most
 
 Pair = tuple[str, str]
 
@@ -199,6 +200,18 @@ def cut_at(text: str, searched: str, words: Mapping[str, AddedWord]) -> Iterator
     yield text[done:]
 
 
+@dataclass(frozen=True)
+class StoredTokenizer:
+    """The JSON that Tokenizer.save writes. words: the fields of AddedWord"""
+
+    pad_token: int
+    merges: tuple[str, ...]
+    words: tuple[dict, ...] = ()
+    vocabulary: tuple[str, ...] | None = None
+    unk_token: int | None = None
+
+
+ID_RANGES = dict.fromkeys(("pad_token", "unk_token", "ids"), (0, 10**6))
 MARKS = {mark: AddedWord(mark, (), normalized=False) for mark in (BEGIN, END)}
 
 
@@ -425,15 +438,13 @@ class Tokenizer:
     def from_json(cls, text: str | bytes) -> "Tokenizer":
         """Undo to_json. Raises ValueError for anything else."""
         try:
-            stored = json.loads(text)
-            merges = [tuple(merge.split(" ")) for merge in stored["merges"]]
-            pad_token = int(stored["pad_token"])
-            words = stored.get("words", [])
-            words = [AddedWord(**word | {"ids": (*word["ids"],)}) for word in words]
-            more = {name: stored.get(name) for name in ("vocabulary", "unk_token")}
-            return cls(merges, pad_token, words, **more)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"no tokenizer as Tokenizer.save writes it ({error!r})") from error
+            stored = build(StoredTokenizer, parse_json(text), ID_RANGES)
+            merges = [tuple(merge.split(" ")) for merge in stored.merges]
+            words = [build(AddedWord, word, ID_RANGES) for word in stored.words]
+            return cls(merges, stored.pad_token, words, stored.vocabulary, stored.unk_token)
+        except ValueError as error:
+            what = "holds no tokenizer as Tokenizer.save writes it"
+            raise ValueError(f"{what}: it {error}") from error
 
     def save(self, path: str | Path) -> None:
         """Write one small JSON file that load reads."""
@@ -449,9 +460,11 @@ class Tokenizer:
         if path.is_dir():
             return folder_code().read_tokenizer(path)
         try:
-            return cls.from_json(path.read_bytes())
+            return cls.from_json(read_at_most(path, LARGEST))
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror}).") from error
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{path} {error}.") from error
 
     def save_folder(self, path: str | Path) -> None:
         """Write a diffusers model's tokenizer/ folder, which transformers' CLIPTokenizer opens."""

@@ -224,9 +224,8 @@ def test_a_setting_that_means_another_network_is_refused_by_name(v1, tmp_path, n
     stored = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "config.json").write_text(json.dumps(stored | {name: value}), encoding="utf-8")
     said = {
-        "controlnet_conditioning_channel_order": "channel order 'grb'",
-        "global_pool_conditions": "pooling",
-        "conditioning_embedding_out_channels": "hint network",
+        "controlnet_conditioning_channel_order": "channel_order = 'grb'",
+        "global_pool_conditions": "global_pool_conditions = 'yes'",
         "down_block_types": "DownBlock3D",
     }
     for config in (None, sd.config.unet):
@@ -350,11 +349,11 @@ def test_a_comment_in_a_yaml_says_nothing(v1, tmp_path):
         ({"n_embed": 8}, "n_embed"),
         ({"use_spatial_transformer": False}, "use_spatial_transformer"),
         ({"disable_middle_self_attn": True}, "disable_middle_self_attn"),
-        ({"num_heads": -1, "num_head_channels": -1}, "heads = -1, a setting of a wrong kind"),
+        ({"num_heads": -1, "num_head_channels": -1}, "heads = -1 in its unet"),
         ({"num_heads": 2}, "does not fit the U-Net"),
         ({"model_channels": "wide"}, "model_channels = 'wide' in its"),
         ({"channel_mult": 2}, "a setting of a wrong kind"),
-        ({"global_average_pooling": "perhaps"}, "pooling that is 'perhaps'"),
+        ({"global_average_pooling": "perhaps"}, "global_average_pooling = 'perhaps'"),
         ({"a_setting_of_the_future": 1}, "a_setting_of_the_future = 1"),
     ],
 )

@@ -263,7 +263,7 @@ DECODER = {"added_tokens_decoder": {"530": TOY}}
         ({"added_tokens": {"<a>": "530"}}, "of a wrong kind"),
         (
             {"tokenizer_config": {"added_tokens_decoder": {"530": TOY | {"lstrip": "no"}}}},
-            "flags that are not true or false",
+            "lstrip = 'no' in its list of added words",
         ),
         ({"added_tokens": {"<cat-toy>": 531}, "tokenizer_config": DECODER}, "contradict"),
         ({"added_tokens": {"<a>": 531}, "tokenizer_config": DECODER}, "'<a>' is not in added_tok"),

@@ -342,7 +342,7 @@ def test_file_round_trip(small, tmp_path):
 )
 def test_a_file_that_is_no_tokenizer_is_named(content, tmp_path):
     (tmp_path / "x.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"x.json: no tokenizer"):
+    with pytest.raises(ValueError, match=r"x.json holds no tokenizer"):
         Tokenizer.load(tmp_path / "x.json")
 
 

@@ -10,14 +10,15 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-
-import yaml
+from typing import Literal
 
 from minisd.checkpoints.folder_settings import unet_config, unet_json
 from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.read import metadata, read_json
-from minisd.checkpoints.settings import checked, naming, tuples
+from minisd.checkpoints.settings import RANGES, check_levels, checked, naming
+from minisd.checkpoints.yaml_files import read_yaml
 from minisd.config import ModelConfig, UNetConfig
+from minisd.json_files import build, check_value, parse_json
 
 STEM = "diffusion_pytorch_model"  # diffusers' name of every file: its folder bears the real one
 # Every parameter of diffusers' ControlNetModel (models/controlnets/controlnet.py). "model: params:"
@@ -37,17 +38,8 @@ class HintSettings:
     """
 
     pools: bool = False
-    channel_order: str = "rgb"
+    channel_order: Literal["rgb", "bgr"] = "rgb"
     widths: tuple[int, ...] = (16, 32, 96, 256)
-
-    def __post_init__(self):
-        """ValueError: a value that means nothing."""
-        if not isinstance(self.pools, bool):
-            raise ValueError(f"has a setting of pooling that is {self.pools!r}: say true or false")
-        if self.channel_order not in ("rgb", "bgr"):
-            raise ValueError(f"has the channel order {self.channel_order!r}: rgb and bgr are known")
-        if not self.widths or not all(type(width) is int and width > 0 for width in self.widths):
-            raise ValueError(f"has a hint network of widths {self.widths}: get another copy")
 
 
 PLAIN = HintSettings()
@@ -99,11 +91,18 @@ def every_statement(
 
 def from_header(header: Mapping[str, str]) -> tuple[UNetConfig, HintSettings]:
     try:
-        config = UNetConfig(**tuples(json.loads(header["controlnet"])))
-        return config, HintSettings(**tuples(json.loads(header.get("controlnet_hint", "{}"))))
-    except (ValueError, TypeError, AttributeError) as error:
+        stored, hint = (parse_json(header.get(f"controlnet{one}", "{}")) for one in ("", "_hint"))
+        return build(UNetConfig, stored, RANGES), hint_settings(hint)
+    except ValueError as error:
         what = "has a damaged header, or one of another version of minisd"
-        raise ValueError(f"{what}: get another copy") from error
+        raise ValueError(f"{what}: it {error}") from error
+
+
+def hint_settings(stored: object) -> HintSettings:
+    """Raises ValueError for values that mean nothing."""
+    settings = build(HintSettings, stored)
+    check_levels(settings.widths)
+    return settings
 
 
 def to_header(config: UNetConfig, settings: HintSettings) -> dict[str, str]:
@@ -119,24 +118,27 @@ def from_json(
     sizes = unet_json(ModelConfig(unet=given)) if given else {}
     said = CONFIG_JSON.read({k: sizes[k] for k in sizes if k in CONFIG_JSON.obeyed} | stored)
     up = [block.replace("Down", "Up") for block in reversed(said["down_block_types"])]
-    settings = HintSettings(
-        said.pop("global_pool_conditions"),
-        said.pop("controlnet_conditioning_channel_order"),
-        tuple(said.pop("conditioning_embedding_out_channels")),
+    settings = hint_settings(
+        {
+            "pools": said.pop("global_pool_conditions"),
+            "channel_order": said.pop("controlnet_conditioning_channel_order"),
+            "widths": said.pop("conditioning_embedding_out_channels"),
+        }
     )
     return unet_config({**said, "up_block_types": up, "out_channels": 4}), settings
 
 
 def from_yaml(path: Path) -> tuple[UNetConfig, HintSettings]:
     """What the original's .yaml says."""
-    try:
-        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, OSError) as error:
-        raise ValueError(f"has {path.name} next to it, which is no YAML: fetch it again") from error
-    if not isinstance(stored, dict) or "params" not in (stored.get("model") or {}):
+    stored = read_yaml(path)
+    model = stored.get("model") if isinstance(stored, dict) else None
+    params = model.get("params") if isinstance(model, dict) else None
+    if not isinstance(params, dict):
         raise ValueError(f"has {path.name} next to it, which describes no ControlNet: move it away")
-    said = YAML.read(stored["model"]["params"])
-    stage = STAGE_YAML.read(said["control_stage_config"]["params"])
+    said = YAML.read(params)
+    stage = said["control_stage_config"].get("params")
+    check_value("params", stage, dict, where=" of its control_stage_config")
+    stage = STAGE_YAML.read(stage)
     multiples, split = stage["channel_mult"], stage["num_head_channels"]
     config = UNetConfig(
         in_channels=stage["in_channels"],

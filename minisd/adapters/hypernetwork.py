@@ -149,11 +149,6 @@ def settings_in(stored: Mapping[str, object]) -> dict[str, object]:
     if said["activation_func"] not in {"linear", *ACTIVATIONS}:
         what = f"has the activation {said['activation_func']!r}, which is unknown here"
         raise ValueError(f"{what}: known are linear, {', '.join(ACTIVATIONS)}")
-    sizes = said["layer_structure"]
-    numbers = isinstance(sizes, list | tuple) and all(type(n) in (int, float) for n in sizes)
-    flags = [said["is_layer_norm"] or False, said["activate_output"]]
-    if not (sizes is None or numbers) or not all(isinstance(flag, bool) for flag in flags):
-        raise ValueError("has a setting of a wrong kind: get another copy")
     return said
 
 

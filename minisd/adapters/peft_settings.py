@@ -4,15 +4,15 @@ PEFT writes them into adapter_config.json next to the weights. diffusers writes 
 into the file's header (lora_adapter_metadata), each with the name of its part in front.
 """
 
-import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.read import metadata, read_json
 from minisd.checkpoints.settings import naming
+from minisd.json_files import check_value, is_of, parse_json, shortened
 
 FILE = "adapter_config.json"
 OWNERS = ("adapter_model", "pytorch_lora_weights")  # the names of the files that it describes
@@ -43,14 +43,13 @@ def stated_settings(path: Path, keys: Iterable[str]) -> list[tuple[str, dict[str
 def header_settings(path: Path) -> dict[str, dict[str, object]]:
     """Part -> its settings as the header has them; the part is "" where a setting names none."""
     parts: dict[str, dict[str, object]] = {}
-    try:
-        stored = json.loads(metadata(path).get("lora_adapter_metadata", "{}")).items()
-    except (ValueError, AttributeError) as error:  # no JSON, or another value than an object
-        raise ValueError(f"{path.name} has a damaged header: get another copy.") from error
-    for key, value in stored:
+    with naming(f"{path.name} has a damaged header: its lora_adapter_metadata"):
+        stored = parse_json(metadata(path).get("lora_adapter_metadata", "{}"))
+        check_value("lora_adapter_metadata", stored, dict)
+    for key, value in stored.items():
         part, _, name = key.rpartition(".")
         if part not in ("", "unet", "text_encoder"):
-            what = f"{path.name} has settings of a part named {part}"
+            what = f"{path.name} has settings of a part named {shortened(part)[1:-1]}"
             raise ValueError(f"{what}: it is made for another kind of model.")
         parts.setdefault(part, {})[name] = value
     return parts
@@ -61,17 +60,9 @@ def read_settings(stored: Mapping[str, object]) -> dict[str, object]:
     values = LORA_CONFIG.read(stored)
     for key, makes_sense in SENSE.items():
         if not makes_sense(values[key]):
-            what = f"has {key} = {values[key]!r} in its {FILE}, which makes no sense"
+            what = f"has {key} = {shortened(values[key])} in its {FILE}, which makes no sense"
             raise ValueError(f"{what}: get another copy")
     return values
-
-
-def is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def is_rank(value: object) -> bool:
-    return type(value) is int and value > 0
 
 
 def is_pattern(value: object) -> bool:
@@ -82,26 +73,16 @@ def is_pattern(value: object) -> bool:
         return False
 
 
-def maps_patterns(value: object, makes_sense: Callable[[object], bool]) -> bool:
-    """Whether it is None, or a dictionary from patterns to what makes sense."""
-    pairs = value.items() if isinstance(value, dict) else [] if value is None else [(None, None)]
-    return all(is_pattern(pattern) and makes_sense(one) for pattern, one in pairs)
+def maps_patterns(value: dict | None, kind: type) -> bool:
+    """Whether it is None, or leads from patterns to numbers of that kind."""
+    return all(is_pattern(pattern) and is_of(kind, one) for pattern, one in (value or {}).items())
 
 
-def is_choice(value: object) -> bool:
-    """Whether it chooses layers: by a regular expression or a list of names; None chooses none."""
-    names = isinstance(value, list) and all(isinstance(name, str) for name in value)
-    return value is None or names or is_pattern(value)
-
-
-SENSE = {
-    "r": is_rank,
-    "lora_alpha": is_number,
-    "use_rslora": lambda value: isinstance(value, bool),
-    "rank_pattern": lambda value: maps_patterns(value, is_rank),
-    "alpha_pattern": lambda value: maps_patterns(value, is_number),
-    "target_modules": is_choice,
-    "exclude_modules": is_choice,
+SENSE = {  # beyond being of the right type
+    "rank_pattern": lambda value: maps_patterns(value, int),
+    "alpha_pattern": lambda value: maps_patterns(value, float),
+    "target_modules": lambda value: not isinstance(value, str) or is_pattern(value),
+    "exclude_modules": lambda value: not isinstance(value, str) or is_pattern(value),
 }
 
 

@@ -5,6 +5,7 @@ writes; words that someone added to it stand in up to four places.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.read import read_json
 from minisd.checkpoints.settings import naming
+from minisd.json_files import LARGEST, check_value, read_at_most, shortened
 from minisd.tokenizer import BEGIN, END, AddedWord, Pair, Tokenizer, clip_layout
 
 Settings = Mapping[str, object]
@@ -55,13 +57,18 @@ def read_tokenizer(path: Path) -> Tokenizer:
 def read_merges(path: Path) -> list[Pair] | None:
     if not path.exists():
         return None
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = read_at_most(path, LARGEST).decode("utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"its {path.name} cannot be read as text: fetch it again") from error
     return [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
 
 
 def as_token(one: str | dict | None) -> dict:
     """A mark is stored as its text alone, or with flags: {"content": "!", …}."""
-    return one if isinstance(one, dict) else {"content": one}
+    token = one if isinstance(one, dict) else {"content": one}
+    check_value("content", token.get("content"), str | None, where=" in a list of added words")
+    return {"content": None, **token}
 
 
 def plain_ends(stored: Settings) -> Settings:
@@ -75,6 +82,7 @@ def vocabulary(
 ) -> tuple[dict[str, int], list[Pair]]:
     """The ids of all pieces and the merges. They may stand in two places if those are alike."""
     model = MODEL.read(model or {})
+    check_value("merges", model["merges"], tuple[str | tuple[str, ...], ...])
     pairs = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
     slow, fast = (ids, merges), (model["vocab"], pairs)
     places = [one for one in (slow, fast) if one[0] and one[1] is not None]
@@ -84,7 +92,8 @@ def vocabulary(
     if places[0] != places[-1]:
         raise ValueError("tokenizer.json differs from its vocab.json/merges.txt: delete the older")
     ids, merges = places[0]
-    if sorted(ids.values()) != list(range(len(ids))):
+    integers = all(type(index) is int for index in ids.values())
+    if not integers or sorted(ids.values()) != list(range(len(ids))):
         raise ValueError(f"the ids of its vocabulary are not 0 to {len(ids) - 1}, each once")
     return ids, merges
 
@@ -134,8 +143,6 @@ def added_words(
             raise ValueError(f"its word {word!r} {said}")
         if flags["normalized"] is None:
             flags["normalized"] = not flags["special"]
-        if not all(isinstance(flag, bool) for flag in flags.values()):
-            raise ValueError(f"its word {word!r} has flags that are not true or false: {flags}")
         words.append(AddedWord(word, (token["id"],), **flags))
     return words
 
@@ -145,7 +152,7 @@ def special_tokens(*files: Settings) -> list[dict]:
     names = ("additional_special_tokens", "extra_special_tokens")
     lists = [stored[name] for stored in files for name in names if stored[name]]
     if any(one != lists[0] or not isinstance(one, list) for one in lists):
-        raise ValueError(f"its lists of special tokens differ, or are none: {lists}")
+        raise ValueError(f"its lists of special tokens differ, or are none: {shortened(lists)}")
     return [as_token(one) for one in (lists or [[]])[0]]
 
 
@@ -153,6 +160,10 @@ def stated_words(
     decoder: dict[str, dict] | None, fast: list[dict], listed: Mapping[str, int], specials: set[str]
 ) -> dict[str, dict]:
     """The words whose ids are said, with their flags, from the three places."""
+    for index, token in (decoder or {}).items():
+        if not (re.fullmatch("[0-9]{1,7}", index) and isinstance(token, dict)):
+            said = f"has {shortened(index)}: {shortened(token)} among its added_tokens_decoder"
+            raise ValueError(f"{said}, which is no id with a word: fetch it again")
     first = [token | {"id": int(index)} for index, token in (decoder or {}).items()]
     last = [{"content": word, "id": index} for word, index in listed.items()]  # without flags
     found: dict[str, dict] = {}
@@ -160,7 +171,8 @@ def stated_words(
         word = one["content"]
         token = WORD.read(found.get(word, {"special": word in specials}) | one)
         if found.setdefault(word, token) != token:
-            raise ValueError(f"its files contradict one another: {found[word]}, but {token}")
+            both = f"{shortened(found[word])}, but {shortened(token)}"
+            raise ValueError(f"its files contradict one another: {both}")
     known = found if decoder is None else {BEGIN, END, *(one["content"] for one in first)}
     if lacking := found.keys() - known:
         alone = "added_tokens_decoder in tokenizer_config.json, which transformers reads alone"
