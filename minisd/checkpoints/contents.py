@@ -80,6 +80,7 @@ def lay_open(
         raise ValueError(f"{path} is a folder, which holds one kind of weights: leave ema out.")
     contents = open_folder(path, vae) if path.is_dir() else open_file(path, prediction, ema, vae)
     check_vocabulary(path.name, contents.config.text.vocab_size, contents.tokenizer)
+    check_parts(path.name, contents.config)
     return contents if prediction is None else predicting(contents, prediction, path.name)
 
 
@@ -94,6 +95,18 @@ def predicting(contents: Contents, prediction: str, name: str) -> Contents:
     config = replace(contents.config, schedule=replace(schedule, prediction=prediction))
     with naming(name):
         return replace(contents, config=checked(config), known_by=ARGUMENT)
+
+
+def check_parts(name: str, config: ModelConfig) -> None:
+    """Raises ValueError for parts that each are whole, but cannot work together."""
+    unet, latent = config.unet, config.vae.latent_channels
+    if unet.context_dim != config.text.width:
+        what = f"reads contexts {unet.context_dim} wide, and its text transformer writes"
+        raise ValueError(f"{name}: its U-Net {what} {config.text.width}: get another copy.")
+    inputs = (latent, latent + 1, 2 * latent + 1)  # alone, with depth, with a mask and a picture
+    if unet.in_channels not in inputs or unet.out_channels != latent:
+        what = f"reads {unet.in_channels} and writes {unet.out_channels} channels"
+        raise ValueError(f"{name}: its U-Net {what}, of latents with {latent}: get another copy.")
 
 
 def check_vocabulary(name: str, rows: int, tokenizer: Tokenizer) -> None:

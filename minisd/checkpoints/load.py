@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minisd.checkpoints.contents import Contents, blank, lay_open
+from minisd.checkpoints.contents import Contents, blank, lay_open, refuse_misfits
 from minisd.checkpoints.folder_settings import vae_config
 from minisd.checkpoints.names import is_v2
 from minisd.checkpoints.official import SHIPPED, local
@@ -116,6 +116,18 @@ def locate(source: str | Path) -> Path:
         wanted = 'a .safetensors or .ckpt file, a diffusers folder, "mini", or a published name'
         raise ValueError(f"There is no file or folder {path}: give {wanted}.")
     return path
+
+
+def fill_whole(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Give a network on the meta device all that a file of ours holds, in single precision.
+
+    name: what to call the file in an error
+    Raises ValueError for tensors that are missing, too much, of another shape or not finite.
+    """
+    needed = network.state_dict()
+    unknown = [key for key in tensors if key not in needed]
+    refuse_misfits(name, tensors, needed, unknown, "Get another copy.")
+    fill(network, tensors, "cpu", torch.float32, name)
 
 
 def fill(

@@ -90,7 +90,7 @@ def checked(config: ModelConfig) -> ModelConfig:
     if len(unet.attention) != len(unet.channels):
         levels = f"{len(unet.channels)} U-Net levels, but says of {len(unet.attention)}"
         raise ValueError(f"has {levels} whether they attend to the text: get another copy")
-    refuse_uneven([(text.width, text.heads)])
+    refuse_uneven([(text.width, text.heads), (unet.channels[0], 2)])  # sines and cosines of t
     refuse_uneven((width, unet.norm_groups) for width in unet.channels)
     attending = zip(unet.channels, [*unet.attention[:-1], True])  # the middle attends, too
     heads = unet.head_width or unet.heads

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minisd.checkpoints.load import fill
+from minisd.checkpoints.load import fill_whole
 from minisd.checkpoints.official import local
 from minisd.checkpoints.read import header, is_safetensors, read
 from minisd.tasks.depth import DepthEstimator
@@ -52,19 +52,22 @@ class SmallDepthEstimator(nn.Module):
     def load(cls, path: str | Path) -> "SmallDepthEstimator":
         """Read it out of mini-depth.safetensors. ValueError for a file that holds none."""
         path = local(path)
-        network = cls()
+        with torch.device("meta"):
+            network = cls()
         if not holds_small_estimator(path):
             raise ValueError(f"{path.name} holds no small depth estimator: give mini-depth's file.")
         tensors = read(path)
         state = {name: tensors[PREFIX + name] for name in network.state_dict()}
-        fill(network, state, "cpu", torch.float32, path.name)
+        fill_whole(network, state, path.name)
         return network.eval().requires_grad_(False)
 
 
 def holds_small_estimator(path: Path) -> bool:
     """Told from the header alone: an official depth model has gigabytes to read."""
     names = header(path) if is_safetensors(path) else {}
-    return all(PREFIX + name in names for name in SmallDepthEstimator().state_dict())
+    with torch.device("meta"):
+        needed = SmallDepthEstimator().state_dict()
+    return all(PREFIX + name in names for name in needed)
 
 
 def load_estimator(path: str | Path) -> Callable[[Tensor], Tensor]:

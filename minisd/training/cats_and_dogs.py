@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from minisd.checkpoints.load import fill_whole
 from minisd.checkpoints.read import metadata, read
-from minisd.checkpoints.settings import tuples
+from minisd.checkpoints.settings import RANGES, checked
 from minisd.checkpoints.write import write_tensors, written_whole
-from minisd.config import WEIGHTS, UNetConfig
+from minisd.config import WEIGHTS, ModelConfig, UNetConfig
+from minisd.json_files import build, parse_json
 from minisd.pipeline import StableDiffusion
 from minisd.schedule import Schedule
 from minisd.training.captions import Scene, pick
@@ -133,9 +135,12 @@ def load(path: Path = WEIGHTS / "cats-and-dogs.safetensors") -> Unprompted:
             "`minisd train cats-and-dogs` made."
         )
     try:
-        network = Unprompted(UNetConfig(**tuples(json.loads(header["unprompted"]))))
-        network.load_state_dict({name: tensor.float() for name, tensor in read(path).items()})
-    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0].rstrip(":")
+        config = build(UNetConfig, parse_json(header["unprompted"]), RANGES)
+        checked(ModelConfig(unet=config))
+        with torch.device("meta"):
+            network = Unprompted(config)
+        fill_whole(network, read(path), "it")
+    except ValueError as error:
+        reason = str(error).rstrip(".")
         raise ValueError(f"{path} is a damaged model ({reason}): get it again.") from error
     return network.eval().requires_grad_(False)

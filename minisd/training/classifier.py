@@ -18,12 +18,14 @@ from tqdm import tqdm
 
 from minisd.adapters.handle import Handle
 from minisd.checkpoints.kinds import refuse_other_kinds
+from minisd.checkpoints.load import fill_whole
 from minisd.checkpoints.official import local
 from minisd.checkpoints.read import metadata, read
-from minisd.checkpoints.settings import tuples
+from minisd.checkpoints.settings import check_levels, refuse_uneven
 from minisd.checkpoints.write import write_tensors, written_whole
 from minisd.config import MINI, ModelConfig
 from minisd.guidance import Denoiser, classifier_guided
+from minisd.json_files import build, parse_json
 from minisd.pipeline import StableDiffusion
 from minisd.schedule import Schedule
 from minisd.training.data import Emoji, batch
@@ -245,10 +247,14 @@ def load(path: str | Path) -> LatentClassifier:
             "made."
         )
     try:
-        config = ClassifierConfig(**tuples(json.loads(header["classifier"])))
-        classifier = LatentClassifier(config)
-        classifier.load_state_dict(read(path))
-    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0].rstrip(":")
+        config = build(ClassifierConfig, parse_json(header["classifier"]))
+        check_levels(config.channels)
+        refuse_uneven((width, config.norm_groups) for width in config.channels)
+        refuse_uneven([(config.channels[0], 2)])  # sines and cosines of t
+        with torch.device("meta"):
+            classifier = LatentClassifier(config)
+        fill_whole(classifier, read(path), "it")
+    except ValueError as error:
+        reason = str(error).rstrip(".")
         raise ValueError(f"{path} is a damaged classifier ({reason}): get it again.") from error
     return classifier.eval().requires_grad_(False)

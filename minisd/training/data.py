@@ -7,7 +7,6 @@ draws those is what it has understood rather than remembered.
 
 import hashlib
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minisd.config import WEIGHTS
+from minisd.json_files import check_value, parse_json
 from minisd.training.captions import (
     COLOURS,
     PLAIN_HABITS,
@@ -66,7 +66,9 @@ class Emoji:
         try:
             with safe_open(path, framework="np") as file:
                 header = file.metadata()
-                categories, sources = json.loads(header["things"]), json.loads(header["styles"])
+                categories, sources = (parse_json(header[name]) for name in ("things", "styles"))
+                check_value("things", categories, dict)
+                check_value("styles", sources, dict)
                 names = [[f"{thing}/{style}" for style in sources] for thing in categories]
                 tiles = [[read_tile(file.get_tensor(name)) for name in row] for row in names]
                 tiles = np.array(tiles)

@@ -24,7 +24,9 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from minisd.config import WEIGHTS
+from minisd.json_files import parse_json
 
+LARGEST = 10**8  # bytes of a package's drawings
 TILE = 104  # px: 80 % of a 128-px canvas, twice the 52 px that a 64-px canvas shows
 PROBE = 256  # px at which a drawing is looked at to find its borders
 VISIBLE = 16  # of 255: fainter than this is the end of a soft shadow, no part of the drawing
@@ -107,9 +109,9 @@ def read_package(folder: Path, pattern: str) -> tuple[dict, dict]:
             "fetch it with the `npm pack` that this script's docstring gives."
         )
     with tarfile.open(found[0]) as packed:
-        icons = json.load(packed.extractfile("package/icons.json"))
-        about = json.load(packed.extractfile("package/info.json"))
-        package = json.load(packed.extractfile("package/package.json"))
+        names = ("icons", "info", "package")
+        texts = [packed.extractfile(f"package/{name}.json").read() for name in names]
+        icons, about, package = (parse_json(text, LARGEST) for text in texts)
     source = {
         "package": package["name"],
         "version": package["version"],

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from minisd.json_files import check_value, parse_json
+
 KEYS = {"step", "seconds", "model", "average", "optimizers"}  # and "run", since runs describe it
 
 
@@ -117,8 +119,10 @@ def logged(folder: Path) -> list[dict]:
     """The log's records by step, if any. A step that was done again after a kill counts once."""
     path, records = folder / "log.jsonl", {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        with suppress(json.JSONDecodeError):  # a full disk cut it off
-            record = json.loads(line)
+        with suppress(ValueError):  # a full disk cut it off
+            record = parse_json(line)
+            check_value("record", record, dict)
+            check_value("step", record.get("step"), int, (0, 10**9))
             records[record["step"]] = record
     return [records[step] for step in sorted(records)]
 

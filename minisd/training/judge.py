@@ -12,17 +12,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from minisd.checkpoints.load import fill_whole
+from minisd.checkpoints.read import metadata, read
 from minisd.checkpoints.write import write_tensors, written_whole
 from minisd.config import MINI, WEIGHTS
+from minisd.json_files import check_value, parse_json
 from minisd.training.captions import COLOURS, Scene
 from minisd.training.data import LITTLE, SHIFT, Emoji, batch, middles
 
 SIDE = 64  # px of a crop
 WINDOW = LITTLE + 2 * SHIFT  # of the canvas: as far as a little thing may reach from its place
 WORDS = ("things", "styles", "colours")
+MOST_WORDS = 1000  # of each
 
 
 class Seen(NamedTuple):
@@ -151,13 +154,17 @@ def save(judge: Judge, path: Path, figures: dict) -> None:
 def load(path: Path = WEIGHTS / "judge.safetensors") -> Judge:
     """Read a judge, ready to look. ValueError where the file cannot be read as one."""
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata()
-            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        judge = Judge(*(tuple(json.loads(header[name])) for name in WORDS))
-        judge.load_state_dict(state)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0].rstrip(":")
+        header, state = metadata(path), read(path)
+        words = [parse_json(header.get(name, "null")) for name in WORDS]
+        for name, some in zip(WORDS, words, strict=True):
+            check_value(name, some, tuple[str, ...])
+            if not 0 < len(some) <= MOST_WORDS:
+                raise ValueError(f"has {len(some)} {name} in its header")
+        with torch.device("meta"):
+            judge = Judge(*map(tuple, words))
+        fill_whole(judge, state, "it")
+    except ValueError as error:
+        reason = str(error).rstrip(".")
         raise ValueError(
             f"{path} cannot be read as the judge ({reason}): restore it from the repository, or "
             "train it anew with `minisd train judge`."
