@@ -12,7 +12,9 @@ from typing import BinaryIO, NamedTuple
 import torch
 from torch.serialization import StorageType
 
-STEPS = 500_000  # SD v1 with its averaged weights takes 60,000
+from minisd.json_files import shortened
+
+STEPS = 300_000  # SD v1 with its averaged weights takes 60,000, and twice that with an optimizer
 MOST_NESTED = 1000  # values in one key, or in the arguments of one call
 MAY_COPY = 5000  # steps for what may copy a dictionary, so that few can
 MOST_CLASSES = 100
@@ -61,6 +63,7 @@ def asked(name: str) -> Asked:
     storage = name.startswith("torch.") and name.endswith("Storage")
     if storage or name in REBUILDS | OTHERS or name.startswith(LEFT_BEHIND) or dtype(name):
         return Asked(name)
+    name = shortened(name).strip("'")
     asks = f"asks for {name}, which could run code, and was not loaded"
     if "._rebuild_" in name:
         asks = f"holds tensors of a kind that no model needs ({name})"
@@ -192,4 +195,5 @@ def refuse_too_large(
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if count and max(last + 1, count) * itemsize > stored.itemsize * stored.count:
-        raise Refusal(f"holds a tensor {list(size)} larger than its storage: get another copy")
+        large = f"holds a tensor {shortened(list(size))} larger than its storage"
+        raise Refusal(f"{large}: get another copy")

@@ -19,13 +19,14 @@ from typing import BinaryIO
 import torch
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
-from minisd.checkpoints.first_bytes import cut_off, damaged, is_zip, size_in_words
+from minisd.checkpoints.first_bytes import damaged, is_zip, size_in_words
 from minisd.checkpoints.kinds import foreign
 from minisd.checkpoints.pickle_steps import LEFT_BEHIND, STEPS, PickleSteps, Refusal
 
 PICKLE = 20 * 10**6  # bytes; SD v1 with its averaged weights has 0.4 MB
 UNPACKED = 4, 200 * 10**6  # at most so many times the packed size, and so many bytes more
 DEEPEST = 100  # levels of dictionaries and lists
+PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 ALIGNED = 16  # bytes; torch.save puts every storage at a multiple of 64
 SMALL = (
     "data.pkl",
@@ -83,11 +84,9 @@ def unpickle(path: str | Path) -> object:
     for more memory or work than its tensors need.
     """
     path = Path(path)
-    packed = is_zip(path)
-    if packed and not zipfile.is_zipfile(path):  # a zip's table of contents stands at its end
-        raise ValueError(cut_off(path))
+    read_content = from_zip if is_zip(path) else from_old
     try:
-        content = from_zip(path) if packed else from_old(path)
+        content = read_content(path)
         refuse_endless(content)
         return content
     except Refusal as error:
@@ -158,6 +157,9 @@ class ShortReads(io.FileIO):
 
 
 def from_zip(path: Path) -> object:
+    if not zipfile.is_zipfile(path):  # a zip's table of contents stands at its end
+        size = size_in_words(path.stat().st_size)
+        raise Refusal(f"ends after {size}: the download was cut off. Fetch it again")
     with ShortReads(path) as file, zipfile.ZipFile(file) as archive:
         inside = members(archive)
         infos = [inside[name] for name in SMALL if name in inside]
@@ -184,6 +186,8 @@ def members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
         raise Refusal(foreign("members of a zip", listed))
     if len({name.lower() for name in names}) < len(names):
         raise ValueError("two members of one name")
+    if any(info.flag_bits & 1 or info.compress_type not in PACKINGS for info in archive.filelist):
+        raise Refusal("is a zip with a password, or packed in an unknown way: unpack it first")
     folder = names[0].partition("/")[0]
     return {info.filename.removeprefix(f"{folder}/"): info for info in archive.infolist()}
 
@@ -195,8 +199,6 @@ def lies_plain(file: BinaryIO, infos: list[zipfile.ZipInfo]) -> bool:
     """
     free, plain = 0, True
     for info in sorted(infos, key=lambda info: info.header_offset):
-        if info.flag_bits & 1:
-            raise Refusal("is a zip with a password: unpack it first")
         file.seek(info.header_offset)
         start, method, *lengths = struct.unpack("<4s4xH16x2H", file.read(30))
         name = file.read(lengths[0]).decode("utf-8" if info.flag_bits & 0x800 else "cp437")
