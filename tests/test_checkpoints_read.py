@@ -4,6 +4,7 @@ import argparse
 import datetime
 import os
 import pickle
+import re
 import sys
 import zipfile
 from collections import OrderedDict, defaultdict
@@ -239,6 +240,43 @@ def test_a_damaged_safetensors_header_is_refused(tmp_path):
     entry = b'{"w":{"dtype":"F32","shape":[9],"data_offsets":[0,8]}}'
     path.write_bytes(len(entry).to_bytes(8, "little") + entry + bytes(8))
     assert "is damaged" in refusal(path)
+
+
+def entry(dtype: str = "F32", shape: str = "[2]", places: str = "[0,8]") -> str:
+    return f'{{"dtype":"{dtype}","shape":{shape},"data_offsets":{places}}}'
+
+
+HEADERS = {
+    "a name twice": (f'{{"w":{entry()},"w":{entry()}}}', "'w' twice"),
+    "too large": ('{"__metadata__":{"x":"' + "x" * 20_000_000 + '"}}', "more than 20,000,000"),
+    "too deep": ('{"w":' + "[" * 100_000, "damaged header"),
+    "places over one another": (f'{{"a":{entry()},"b":{entry()}}}', "is damaged"),
+    "a hole": (f'{{"a":{entry(places="[0,4]", shape="[1]")}}}', "is damaged"),
+    "places backwards": (f'{{"w":{entry(places="[8,0]")}}}', "is damaged"),
+    "places that are no integers": (f'{{"w":{entry(places="[0.0,8.0]")}}}', "is damaged"),
+    "places that are texts": (f'{{"w":{entry(places=[0, "8"])}}}', "damaged header"),
+    "negative places": (f'{{"w":{entry(places="[-8,8]")}}}', "is damaged"),
+    "another shape": (f'{{"w":{entry(shape="[3]")}}}', "is damaged"),
+    "a negative shape": (f'{{"w":{entry(shape="[-1,-2]")}}}', "is damaged"),
+    "a shape beyond 64 bits": (f'{{"w":{entry(shape="[4294967296,4294967296]")}}}', "is damaged"),
+    "more than the file": (f'{{"w":{entry(places="[0,99999]")}}}', "was cut off"),
+    "complex numbers": (f'{{"w":{entry("C64", "[1]")}}}', "holds w in C64"),
+    "numbers of 6 bits": (f'{{"w":{entry("F6_E2M3", "[8]", "[0,6]")}}}', "holds w in F6_E2M3"),
+    "two numbers in a byte": (f'{{"w":{entry("F4", "[16]")}}}', "holds w in F4"),
+    "unknown numbers": (f'{{"w":{entry("Z9")}}}', "holds w in Z9"),
+    "no end": ('{"w":', "damaged header"),
+    "a list": ('{"w":[]}', "damaged header"),
+    "infinity": (f'{{"w":{entry(shape="[Infinity]")}}}', "damaged header"),
+}
+
+
+@pytest.mark.parametrize("text, says", HEADERS.values(), ids=HEADERS)
+def test_a_hostile_safetensors_header_ends_in_one_sentence(tmp_path, text, says):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text.encode() + bytes(8))
+    assert says in refusal(path)
+    with pytest.raises(ValueError, match=re.escape(says)):
+        metadata(path)
 
 
 @SAVES

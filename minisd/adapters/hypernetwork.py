@@ -18,6 +18,7 @@ from minisd.adapters.handle import Handle, refuse_non_finite
 from minisd.attention import Attention
 from minisd.checkpoints.kinds import refuse_other_kinds
 from minisd.checkpoints.known_settings import tables
+from minisd.checkpoints.load import is_finite
 from minisd.checkpoints.official import local
 from minisd.checkpoints.read import is_safetensors, named_tensors, read, rename, unpickle
 from minisd.checkpoints.settings import naming
@@ -124,8 +125,8 @@ def networks_in(content: Mapping) -> dict[int, tuple[Rewriter, Rewriter]]:
     for key, tensor in rename(named_tensors(layers), usual_layer).items():
         if not LAYER.fullmatch(key):
             raise ValueError(f"holds {key}, which is no layer of a hypernetwork: get another copy")
-        if not tensor.isfinite().all():
-            raise ValueError(f"holds NaN or infinity in {key}: get another copy")
+        if not (tensor.is_floating_point() and is_finite(tensor)):
+            raise ValueError(f"holds no finite numbers in {key}: get another copy")
         width, which, _, number, leaf = key.split(".")
         held[int(width), int(which)][int(number)][leaf] = tensor
     said = settings_in({str(key): each for key, each in content.items() if not str(key).isdigit()})

@@ -5,6 +5,7 @@ whatever else the file holds is of a kind known not to be needed.
 """
 
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -181,7 +182,9 @@ def with_other_vae(tensors: Mapping[str, Tensor], vae: OtherVAE, layout: str) ->
 
 def read_base(path: Path, name: str) -> dict[str, Tensor]:
     """The model that one of our own files was fine-tuned from: it holds only what differs."""
-    base = path.with_name(Path(name).name)
+    if not is_file_name(name):
+        raise ValueError(f"{path.name} names no file as its base: get another copy.")
+    base = path.with_name(name)
     if not base.exists():
         differs = f"{path.name} holds only what differs from {base.name}"
         raise ValueError(f"{differs}: put that file beside it.")
@@ -243,12 +246,17 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def shards(index: Path) -> list[Path]:
-    """The files that an index lists. Raises ValueError if it lists none."""
+    """The files that an index lists. Raises ValueError if it lists none, or any elsewhere."""
     found = read_json(index).get("weight_map")
     found = list(found.values()) if isinstance(found, dict) else []
-    if not found or not all(isinstance(name, str) for name in found):
-        raise ValueError(f"{index} lists no files of weights: fetch it again.")
+    if not found or not all(isinstance(name, str) and is_file_name(name) for name in found):
+        raise ValueError(f"{index} lists no files of weights next to it: fetch it again.")
     return [index.parent / name for name in sorted(set(found))]
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name leads to no other folder, on any system: no "..", no "/", no "C:"."""
+    return name not in ("", ".", "..") and not re.search(r"[/\\:\0-\x1f]", name)
 
 
 # ---- the exact cover -------------------------------------------------------------------------
@@ -320,7 +328,7 @@ def refuse_misfits(
     unknown: list[str],
     mend: str,
 ) -> None:
-    """Raise one ValueError that lists what is missing, too much or of another shape, if anything.
+    """Raise one ValueError that lists what is missing, too much or of another kind, if anything.
 
     It says for every kind of fault how many there are, and names the first few.
     """
@@ -330,7 +338,10 @@ def refuse_misfits(
         if key in tensors and tensors[key].shape != tensor.shape
     ]
     missing = [key for key in needed if key not in tensors]
+    held = [(key, tensors[key]) for key in needed if key in tensors]
+    integers = [f"{key} {t.dtype}" for key, t in held if not t.is_floating_point()]
     faults = {"missing": missing, "unknown": unknown, "of another shape": misshapen}
+    faults["not of real numbers"] = integers
     lists = [
         f"{len(keys)} {fault} ({', '.join(keys[:SHOWN])}{', …' if len(keys) > SHOWN else ''})"
         for fault, keys in faults.items()

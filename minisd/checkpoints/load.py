@@ -142,6 +142,10 @@ def fill(
     name: what to call the network in an error
     Raises ValueError naming the first module with a weight that is no finite number.
     """
+    for key in network.state_dict():
+        if not state[key].is_floating_point():
+            what = f"{name}.{key} is {state[key].dtype}, which weights are not"
+            raise ValueError(f"{what}: get another copy.")
     converted = {key: state[key].to(device, dtype) for key in network.state_dict()}
     for key, tensor in converted.items():
         if not is_finite(tensor):

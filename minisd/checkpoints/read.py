@@ -1,29 +1,30 @@
 """Reading a file of weights: what kind of file it is, then name -> tensor, safely and lazily.
 
 Nothing here knows what the tensors are for. They stay mapped to the file, so that a model costs no
-memory until its weights are looked at, and no more than once after that. A pickle is a program;
-these are read by torch's restricted interpreter, which runs none of it.
+memory until its weights are looked at, and no more than once after that.
 """
 
-import json
-import pickle
-import pickletools
-import warnings
-import zipfile
+import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from minisd.checkpoints.kinds import foreign
+from minisd.checkpoints.first_bytes import cut_off, damaged, is_safetensors
+from minisd.checkpoints.first_bytes import size_in_words as size_in_words
+from minisd.checkpoints.pickles import unpickle
 from minisd.checkpoints.settings import naming
+from minisd.json_files import HALF_CHARACTER, parse_json
 from minisd.json_files import read_json as read_json
 
-UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "bytes": 1}
+HEADER = 20 * 10**6  # bytes; a model's has 0.2 MB, and a LoRA's with all its captions a few
+LONGEST_NAME = 500  # characters; SD's have about 100
+SHARED = 10**9  # bytes that tensors may count twice, as tied weights do
+# As safetensors and as torch call them. The integers are positions and numbers of steps.
+READABLE = r"[UI](8|16|32|64)|BF16|F(16|32|64)|F8_\w+|BOOL"
+READABLE += r"|torch\.(u?int(8|16|32|64)|b?float(16|32|64)|float8_\w+|bool)"
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
@@ -35,9 +36,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
     Raises ValueError: no such file, cut off, no file of weights, or a pickle with foreign classes.
     """
     path = Path(path)
-    if is_safetensors(path):
-        return read_safetensors(path)
-    content = unpickle(path)
+    content = read_safetensors(path) if is_safetensors(path) else unpickle(path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]  # beside it: optimizer, epoch, callbacks
     with naming(path.name):
@@ -46,26 +45,44 @@ def read(path: str | Path) -> dict[str, Tensor]:
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     header(path)  # it says in our words when the file is cut off
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(damaged(path)) from error
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def named_tensors(content: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested dictionaries and lists, with its path.
+def named_tensors(content: object) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested dictionaries and lists, with its path. Each of them counts once.
+
+    Raises ValueError for tensors without real numbers, or whose names make far more of them than
+    there are: a file may state any number of tensors on the same numbers.
 
     >>> dict(named_tensors({768: [{"linear.weight": torch.tensor(1)}], "step": 3}))
     {'768.0.linear.weight': tensor(1)}
     """
-    if isinstance(content, Tensor):
-        yield name, content.detach()
-    if isinstance(content, (list, tuple)):
-        content = dict(enumerate(content))
-    if isinstance(content, dict):
-        for key, value in content.items():
-            yield from named_tensors(value, f"{name}.{key}" if name else str(key))
+    waiting, seen, storages, room = [("", content)], set(), set(), SHARED
+    while waiting:
+        name, each = waiting.pop()
+        if len(name) > LONGEST_NAME or HALF_CHARACTER.search(name):
+            raise ValueError("holds a tensor whose name is too long, or no text: get another copy")
+        if isinstance(each, Tensor):
+            refuse_unreadable(name, str(each.dtype))
+            storage = each.untyped_storage()
+            room += (storage.data_ptr() not in storages) * storage.nbytes() - each.nbytes
+            if room < 0:
+                raise ValueError("holds the same numbers under too many names: get another copy")
+            storages.add(storage.data_ptr())
+            yield name, each.detach()
+        elif isinstance(each, (dict, list, tuple)) and id(each) not in seen:
+            seen.add(id(each))
+            items = each.items() if isinstance(each, dict) else enumerate(each)
+            inside = [pair for pair in items if isinstance(pair[1], (Tensor, dict, list, tuple))]
+            start = f"{name}." if name else ""
+            waiting += [(f"{start}{key}", value) for key, value in reversed(inside)]
+
+
+def refuse_unreadable(name: str, dtype: str) -> None:
+    """Raise ValueError for numbers that no network computes with, such as complex ones."""
+    if not re.fullmatch(READABLE, dtype):
+        raise ValueError(f"holds {name} in {dtype.removeprefix('torch.')}: get it in float16")
 
 
 def rename(
@@ -92,7 +109,9 @@ def same_values(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors hold the same numbers. A matrix equals the same 1x1 convolution."""
     if a.numel() != b.numel() or a.shape[:1] != b.shape[:1]:
         return False
-    return torch.equal(a.double().flatten(), b.double().flatten())
+    if a.dtype != b.dtype or a.itemsize == 1:  # 8 bits cannot be compared in torch
+        a, b = a.double(), b.double()
+    return torch.equal(a.flatten(), b.flatten())
 
 
 def metadata(path: str | Path) -> dict[str, str]:
@@ -101,200 +120,37 @@ def metadata(path: str | Path) -> dict[str, str]:
     return (header(path).get("__metadata__") or {}) if is_safetensors(path) else {}
 
 
-# ---- what the first bytes say ----------------------------------------------------------------
-
-
-def first_bytes(path: Path, count: int = 512) -> bytes:
-    """The start of the file. Raises ValueError if there is none, or if no weights start like it."""
-    if not path.exists():
-        raise ValueError(f"There is no file {path}: check the path.")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: give one of the files in it.")
-    with open(path, "rb") as file:
-        start = file.read(count)
-    if not start:
-        raise ValueError(f"{path.name} is empty: fetch it again.")
-    if len(start) < 9:
-        raise ValueError(cut_off(path))
-    if not (starts_safetensors(start) or start.startswith((b"PK", b"\x80"))):
-        raise ValueError(f"{path.name} {foreign('first bytes', start.decode('latin-1'))}.")
-    return start
-
-
-def starts_safetensors(start: bytes) -> bool:
-    """The header's length comes first, in 8 bytes and far below 4 GB, then the header, a JSON."""
-    return start[4:9] == b"\0\0\0\0{"
-
-
-def is_safetensors(path: Path) -> bool:
-    return starts_safetensors(first_bytes(path))
-
-
-def is_zip(path: Path) -> bool:
-    return first_bytes(path).startswith(b"PK")  # torch.save since 1.6; one pickle before that
-
-
 def header(path: Path) -> dict:
-    """The JSON at the head of a .safetensors file. Raises ValueError if the file is cut off."""
+    """The JSON at the head of a .safetensors file.
+
+    Raises ValueError if the file is cut off, damaged, or holds tensors of unknown numbers.
+    """
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        text = file.read(min(length, size))
+        text = file.read(min(length, HEADER + 1))
     if 8 + length > size:
         raise ValueError(cut_off(path))
     try:
-        content = json.loads(text)
+        content = parse_json(text, HEADER)
         said = {} if content.get("__metadata__") is None else content["__metadata__"]  # or null
-        entries = [entry for name, entry in content.items() if name != "__metadata__"]
-        end = 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        entries = {name: entry for name, entry in content.items() if name != "__metadata__"}
+        end = 8 + length + max((each["data_offsets"][1] for each in entries.values()), default=0)
+        dtypes = {name: str(entry["dtype"]) for name, entry in entries.items()}
+    except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path.name} has a damaged header: fetch it again.") from error
+    except ValueError as error:
+        raise ValueError(f"{path.name} has a damaged header, which {error}.") from error
     if not isinstance(said, dict) or not all(isinstance(each, str) for each in said.values()):
         wrong = "whose __metadata__ is not names with texts, as the format demands"
         raise ValueError(f"{path.name} has a header {wrong}: get another copy.")
     if end > size:
         raise ValueError(cut_off(path, end))
-    return content
-
-
-def cut_off(path: Path, whole: int | None = None) -> str:
-    """The sentence for a file that ends too early. whole: its full size, where that is known."""
-    got = size_in_words(path.stat().st_size, whole or 0)
-    return f"{path.name} ends after {got}: the download was cut off. Fetch it again."
-
-
-def damaged(path: Path) -> str:
-    """The sentence for a file that reads well up to some point."""
-    size = size_in_words(path.stat().st_size)
-    return f"{path.name} is damaged, or cut off after {size}: fetch it again."
-
-
-def size_in_words(size: int, whole: int = 0) -> str:
-    """
-    >>> size_in_words(4_265_380_512), size_in_words(500_000, 1_200_000)
-    ('4.27 GB', '0.5 of 1.2 MB')
-    """
-    unit = next(unit for unit in UNITS if max(size, whole) >= UNITS[unit] or unit == "bytes")
-    of = f" of {whole / UNITS[unit]:.3g}" if whole else ""
-    return f"{size / UNITS[unit]:.3g}{of} {unit}"
-
-
-# ---- pickles ---------------------------------------------------------------------------------
-
-
-class StandIn:
-    """In place of an object that a training framework left behind: keeps nothing, does nothing."""
-
-    def __init__(self, *arguments: object):
-        pass
-
-    def __setstate__(self, state: object):
-        pass
-
-
-class EmptyDict(dict):
-    """In place of a framework's own kind of dictionary. The pickle fills it afterwards."""
-
-    def __new__(cls, *arguments: object) -> dict:
-        return {}
-
-
-class KeptParameters(dict):
-    """In place of torch's ParameterDict, in which textual inversion keeps its vectors."""
-
-    def __setstate__(self, state: dict):
-        self.update(state["_parameters"])
-
-
-# Seen in published files: callbacks, settings, losses as NumPy scalars, times and paths.
-LEFT_BEHIND = (
-    *("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "numpy.", "pathlib."),
-    *("argparse.Namespace", "datetime.", "typing.Any", "builtins.dict", "builtins.list"),
-)
-PLAIN = ("torch.", "collections.", "_codecs.")  # what tensors themselves are pickled with
-PYTHON_3 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # old pickles have the old names
-SPECIAL = {
-    "collections.defaultdict": EmptyDict,
-    "pytorch_lightning.utilities.parsing.AttributeDict": EmptyDict,
-    "torch.nn.modules.container.ParameterDict": KeptParameters,
-}
-
-
-def stand_in(name: str) -> type:
-    """A harmless class that torch takes for the one called `name` in the pickle."""
-    module, _, short = name.rpartition(".")
-    return type(short, (SPECIAL.get(name, StandIn),), {"__module__": module})
-
-
-def unpickle(path: str | Path) -> object:
-    """What torch.save put into the file: tensors, numbers, dictionaries; no code is run.
-
-    Classes that training frameworks leave behind become empty stand-ins.
-    Raises ValueError for any other class, by its name, and for a damaged file.
-    """
-    path = Path(path)
-    names = pickled_names(path)
-    classes = [stand_in(n) for n in names if n in SPECIAL or n.startswith(LEFT_BEHIND)]
+    for name, dtype in dtypes.items():
+        with naming(path.name):
+            refuse_unreadable(name, dtype)
     try:
-        with allowed(classes), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's advice on protocols; we give our own
-            return torch.load(path, map_location="cpu", mmap=is_zip(path), weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(refusal(path, names, str(error))) from error
-    except Exception as error:  # a damaged pickle can break its interpreter anywhere
+        with safe_open(path, framework="pt"):  # it compares places, shapes and sizes
+            return content
+    except SafetensorError as error:
         raise ValueError(damaged(path)) from error
-
-
-@contextmanager
-def allowed(classes: list[type]) -> Iterator[None]:
-    """Let torch's interpreter make these classes, for a while. (torch 2.5 has safe_globals().)"""
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.add_safe_globals(classes)
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
-
-
-def pickled_names(path: Path) -> list[str]:
-    """The classes and functions that a pickle asks for, as "module.name", found without running it.
-
-    Raises ValueError if the file ends before its end.
-    """
-    if not is_zip(path):
-        with open(path, "rb") as file:
-            return [name for _ in range(5) for name in named_globals(file)]
-    if not zipfile.is_zipfile(path):  # a zip's table of contents stands at its end
-        raise ValueError(cut_off(path))
-    with zipfile.ZipFile(path) as archive:
-        pickled = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        members = "\n".join(archive.namelist())
-        if not pickled or "/code/" in members:
-            raise ValueError(f"{path.name} {foreign('members of a zip', members)}.")
-        with archive.open(pickled[0]) as file:
-            return list(named_globals(file))
-
-
-def named_globals(file: BinaryIO) -> Iterator[str]:
-    """Go through one pickle's instructions; nothing if it does not read as one."""
-    strings = []
-    with suppress(ValueError):
-        for instruction, argument, _ in pickletools.genops(file):
-            if instruction.name in ("GLOBAL", "INST"):
-                module, name = argument.split(" ")
-                yield f"{PYTHON_3.get(module, module)}.{name}"
-            elif instruction.name == "STACK_GLOBAL":  # takes the last two strings
-                yield ".".join(strings[-2:])
-            elif isinstance(argument, str):
-                strings.append(argument)
-
-
-def refusal(path: Path, names: list[str], error: str) -> str:
-    """The sentence for a pickle whose interpreter refused: for whose sake, if that can be told."""
-    blamed = [name for name in names if name.removeprefix("builtins.") in error]
-    foreign = [name for name in names if not name.startswith((*PLAIN, *LEFT_BEHIND))]
-    if not blamed + foreign:
-        return damaged(path)
-    asks = f"asks for {(blamed + foreign)[0]}, which could run code, and was not loaded"
-    return f"{path.name} {asks}: get the same weights as .safetensors."

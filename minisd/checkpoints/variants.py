@@ -75,7 +75,7 @@ def with_scales_applied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if key == name or key not in tensors:
             continue
         weight = tensors[key]
-        if scale.numel() not in (1, len(weight)):
+        if scale.numel() not in (1, *weight.shape[:1]):
             raise ValueError(f"holds {key} with {scale.numel()} scales: get the same model as fp16")
         usual[key] = weight.float() * scale.float().reshape(-1, *[1] * (weight.ndim - 1))
         del usual[name]
