@@ -24,6 +24,7 @@ import torch
 from torch import LongTensor
 
 from minisd.config import WEIGHTS, TextConfig
+from minisd.whole_files import write_text
 
 Pair = tuple[str, str]
 
@@ -436,8 +437,8 @@ class Tokenizer:
             raise ValueError(f"no tokenizer as Tokenizer.save writes it ({error!r})") from error
 
     def save(self, path: str | Path) -> None:
-        """Write one small JSON file that load reads."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        """Write one small JSON file that load reads. ValueError: it cannot be written."""
+        write_text(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":

@@ -47,7 +47,7 @@ def written_whole(path: Path, folder: bool = False) -> Iterator[Path]:
     try:
         own, lock = locked_folder(target.parent)
     except OSError as error:
-        raise ValueError(cannot_write(path, error)) from error
+        raise ValueError(f"{path} cannot be written {reason_and_advice(error)}.") from error
     unfinished = own / CONTENT / target.name
     try:
         (own / CONTENT).mkdir()
@@ -61,7 +61,7 @@ def written_whole(path: Path, folder: bool = False) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         if not comes_from_writing(error, own):
             raise
-        raise ValueError(cannot_write(path, error)) from error
+        raise ValueError(f"{path} cannot be written {reason_and_advice(error)}.") from error
     finally:
         remove(own, lock)
 
@@ -70,6 +70,20 @@ def write_text(path: Path, text: str) -> None:
     """Write a text whole, with the same line ends on every system. ValueError: it cannot be."""
     with written_whole(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8", newline="\n")
+
+
+def save_picture(picture, path: Path, **settings) -> None:
+    """Write a PIL picture whole. settings: as its save() takes them. ValueError: it cannot be."""
+    with written_whole(path) as unfinished:
+        picture.save(unfinished, **settings)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, unless it is there. ValueError: it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot make the folder {path} {reason_and_advice(error)}.") from error
 
 
 def sweep(folder: Path) -> None:
@@ -151,8 +165,8 @@ def comes_from_writing(error: Exception, own: Path) -> bool:
     return error.errno is not None and (not named or str(error.filename).startswith(str(own)))
 
 
-def cannot_write(path: Path, error: Exception) -> str:
-    """The sentence for a file that cannot be written, with what to do."""
+def reason_and_advice(error: Exception) -> str:
+    """Why a file cannot be written, and what to do."""
     number, reason = getattr(error, "errno", None), getattr(error, "strerror", None)
     if found := re.search(r"error: (.+) \(os error (\d+)\)", str(error)):  # safetensors' own
         reason, number = found[1], int(found[2])
@@ -162,4 +176,4 @@ def cannot_write(path: Path, error: Exception) -> str:
         advice = "make room there, or choose another disk"
     elif number == errno.ENAMETOOLONG:
         advice = "give a shorter name"
-    return f"{path} cannot be written ({reason}): {advice}."
+    return f"({reason}): {advice}"

@@ -24,6 +24,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from minisd.config import WEIGHTS
+from minisd.whole_files import written_whole
 
 TILE = 104  # px: 80 % of a 128-px canvas, twice the 52 px that a 64-px canvas shows
 PROBE = 256  # px at which a drawing is looked at to find its borders
@@ -156,7 +157,8 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=WEIGHTS / "emoji.safetensors")
     arguments = parser.parse_args()
     tiles, header = build(arguments.folder)
-    save_file(tiles, arguments.output, metadata=header)
+    with written_whole(arguments.output) as unfinished:
+        save_file(tiles, unfinished, metadata=header)
     megabytes = arguments.output.stat().st_size / 1e6
     print(f"{len(tiles)} cut-outs, {megabytes:.1f} MB in {arguments.output}")
 
