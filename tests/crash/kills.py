@@ -30,8 +30,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import einops  # noqa: F401 all that an action imports, so that each forked one has it
 import pytest
 import torch
+import torch._dynamo
 from huggingface_hub import file_download
 from test_official import CONTENT, Hub, ThreadingHTTPServer
 from test_training_resume import order, shrink
@@ -42,8 +44,6 @@ from minisd.checkpoints import official
 from minisd.checkpoints.load import Parts
 from minisd.checkpoints.write import save
 from minisd.training import folder as run_folder
-from minisd.training import mini
-from minisd.training.data import Emoji
 
 WRITERS = {whole_files.__file__, run_folder.__file__, official.__file__, cli.lessons.__file__}
 NOT_YET = r"\.minisd-unfinished-|\.part\b|state\.pt\.new$|in_use\.|\.lock$"  # no final names
@@ -57,8 +57,7 @@ SECONDS = 120  # after which a process that hangs is ended
 
 def commands(where: Path) -> dict[str, Callable[[Path], int]]:
     """The actions by name. where: a folder for what they start from"""
-    vocabulary = mini.vocabulary(Emoji.load())
-    shrink(pytest.MonkeyPatch(), vocabulary)
+    shrink(pytest.MonkeyPatch(), minisd.load("mini").tokenizer)
     sd, model = minisd.load("mini"), where / "model.safetensors"
     minisd.load = lambda name, **settings: sd
     save(model, Parts(sd.config, sd.tokenizer, sd.text_encoder, sd.unet, sd.vae))
@@ -79,8 +78,8 @@ def commands(where: Path) -> dict[str, Callable[[Path], int]]:
         return 0
 
     return {
-        "train word": lambda folder: cli.main(order("word", folder)),
-        "train lora": lambda folder: cli.main(order("lora", folder)),
+        "train word": lambda folder: cli.main([*order("word", folder), "--steps", "25"]),
+        "train lora": lambda folder: cli.main([*order("lora", folder), "--steps", "12"]),
         "convert to a file": partial(convert, "a.safetensors"),
         "convert to a folder": partial(convert, "a"),
         "generate": generate,
