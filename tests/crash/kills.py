@@ -114,6 +114,7 @@ def start(action: Callable, folder: Path, said: Path, at_line: tuple | None = No
 
     at_line: (how many lines of the writers to run, the signal that it then sends to itself)
     """
+    said.touch()
     if process := os.fork():
         return process
     signal.alarm(SECONDS)
