@@ -25,6 +25,7 @@ from torch import LongTensor
 
 from minisd.config import WEIGHTS, TextConfig
 from minisd.json_files import LARGEST, build, parse_json, read_at_most
+from minisd.whole_files import write_text
 
 Pair = tuple[str, str]
 
@@ -447,8 +448,8 @@ class Tokenizer:
             raise ValueError(f"{what}: it {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write one small JSON file that load reads."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        """Write one small JSON file that load reads. ValueError: it cannot be written."""
+        write_text(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":

@@ -15,6 +15,7 @@ from minisd.checkpoints.read import read_json
 from minisd.checkpoints.settings import naming
 from minisd.json_files import LARGEST, check_value, read_at_most, shortened
 from minisd.tokenizer import BEGIN, END, AddedWord, Pair, Tokenizer, clip_layout
+from minisd.whole_files import make_folder, write_text
 
 Settings = Mapping[str, object]
 
@@ -184,10 +185,13 @@ def stated_words(
 
 
 def write_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
-    """Write such a folder as transformers' slow tokenizers do, with the words added for good."""
-    path.mkdir(parents=True, exist_ok=True)
+    """Write such a folder as transformers' slow tokenizers do, with the words added for good.
+
+    ValueError: it cannot be written.
+    """
+    make_folder(path)
     merges = ["#version: 0.2", *(" ".join(pair) for pair in tokenizer.merges), ""]
-    (path / "merges.txt").write_text("\n".join(merges), encoding="utf-8")
+    write_text(path / "merges.txt", "\n".join(merges))
     places = {word.word: word.ids[0] for word in tokenizer.words}
     named = {index: word for word, index in (tokenizer.ids | places).items()}
     settings = {
@@ -203,8 +207,7 @@ def write_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
         files["added_tokens"] = places
         settings["added_tokens_decoder"] = {word.ids[0]: flags(word) for word in tokenizer.words}
     for name, content in files.items():
-        text = json.dumps(content, ensure_ascii=False, indent=2)
-        (path / f"{name}.json").write_text(text, encoding="utf-8")
+        write_text(path / f"{name}.json", json.dumps(content, ensure_ascii=False, indent=2))
 
 
 def flags(word: AddedWord) -> dict[str, object]:

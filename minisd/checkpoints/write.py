@@ -4,10 +4,7 @@ What is written appears under its name only when it is whole.
 """
 
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +27,7 @@ from minisd.checkpoints.names import vae as vae_rows
 from minisd.checkpoints.settings import to_metadata
 from minisd.checkpoints.vae_file import open_vae
 from minisd.vae import VAE
+from minisd.whole_files import written_whole
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # nobody calls a folder so
 LAYOUTS = ("original", "diffusers", "ours")
@@ -46,7 +44,7 @@ def save(
     dtype: None keeps the weights'    notes: more for the header, e.g. how the model was trained
 
     Raises ValueError, before the work, where the file may not be written, and for weights that are
-    no finite numbers, or none in dtype.
+    no finite numbers, or none in dtype; and when the disk is full: the older file stays then.
     """
     states = {part: getattr(parts, part).state_dict() for part in OUR_PREFIXES}
     tensors = {OUR_PREFIXES[p] + key: t for p, state in states.items() for key, t in state.items()}
@@ -175,31 +173,3 @@ def sort_settings(path: Path) -> None:
         assert len(text) <= length, f"{path.name}: a header of {len(text)} bytes, not {length}"
         file.seek(8)
         file.write(text.ljust(length))
-
-
-@contextmanager
-def written_whole(path: Path, folder: bool = False) -> Iterator[Path]:
-    """A file or folder to write into, which takes the name `path` once all is written.
-
-    It is made at once, so that what is not allowed shows before the work, and removed on any error.
-    All files have the permissions that the user's other files have.
-    Raises ValueError if it cannot be made.
-    """
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: give the name of a file in it.")
-    unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
-    try:
-        unfinished.mkdir() if folder else unfinished.touch()
-    except OSError as error:
-        reason = f"({error.strerror}): choose a folder that exists and that you may write to"
-        raise ValueError(f"{path} cannot be written {reason}.") from error
-    mode = unfinished.stat().st_mode & 0o666  # safetensors makes its files private
-    try:
-        yield unfinished
-        for file in unfinished.rglob("*") if folder else [unfinished]:
-            if file.is_file():
-                file.chmod(mode)
-        os.replace(unfinished, path)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.unlink(missing_ok=True)

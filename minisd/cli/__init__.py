@@ -11,6 +11,7 @@ from minisd.cli.memory import is_out_of_memory
 from minisd.cli.options import WORDS, add_drawing
 from minisd.cli.parser import Parser
 from minisd.cli.pictures import check_writable, is_picture
+from minisd.training.interrupt import ends_like_ctrl_c
 
 # torch and the models are imported by the commands that need them: `minisd --help` is instant.
 
@@ -32,7 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = in_a_line
-            run(arguments)
+            with ends_like_ctrl_c():
+                run(arguments)
     except (ValueError, OSError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
@@ -44,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name}: {TOO_LITTLE}{smaller} ({reason}).", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        if str(stop):  # a training, which has saved
+        if str(stop):  # a training, which says what is saved
             print(f"{name}: {stop}", file=sys.stderr)
         return 128 + getattr(stop, "number", 2)  # as shells do: 130 for ctrl-C
     return 0

@@ -66,21 +66,23 @@ def copy(source: Path, folder: Path) -> list[str]:
     """Copy every notebook that is not there yet. Returns what was done, a line for each.
 
     A file that is there is left alone, whether the student or an older minisd wrote it.
-    Raises ValueError where there are no lessons, or the folder cannot be made.
+    Each takes its name when it is whole, so a copy that was killed is made again. Raises ValueError
+    where there are no lessons, or they cannot be written.
     """
+    from minisd.whole_files import make_folder, sweep, written_whole
+
     notebooks = sorted(source.glob("*.ipynb"))
     if not notebooks:
         raise ValueError(f"there are no notebooks in {source}: clone the repository again.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot make the folder {folder} ({error.strerror}).") from error
+    make_folder(folder)
+    sweep(folder)
     lines = []
     for notebook in notebooks:
         own = folder / notebook.name
         if not own.exists():
-            shutil.copyfile(notebook, own)
+            with written_whole(own) as unfinished:
+                shutil.copyfile(notebook, unfinished)
             lines.append(f"{own}")
-        elif own.read_bytes() != notebook.read_bytes():
+        elif not own.is_file() or own.read_bytes() != notebook.read_bytes():
             lines.append(f"{own} is another one already and was kept: move it to get a fresh copy")
     return lines or [f"all lessons are in {folder} already"]

@@ -104,16 +104,17 @@ def check_writable(path: Path) -> None:
 
 def write_png(picture, path: Path, settings: dict) -> None:
     """Save the picture with its settings: as JSON in the text chunk named minisd, and in one named
-    parameters, as other programs read them.
+    parameters, as other programs read them. ValueError: the file cannot be written.
     """
     from PIL.PngImagePlugin import PngInfo
 
     from minisd.cli.webui import parameters_text
+    from minisd.whole_files import save_picture
 
     info = PngInfo()
     info.add_text("minisd", json.dumps(settings))
     info.add_text("parameters", parameters_text(settings))
-    picture.save(path, pnginfo=info)
+    save_picture(picture, path, pnginfo=info)
     print(path)
 
 

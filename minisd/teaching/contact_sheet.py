@@ -13,6 +13,7 @@ from nbformat import NotebookNode
 from PIL import Image, ImageDraw
 
 from minisd.teaching.notebooks import chosen, read
+from minisd.whole_files import make_folder, save_picture
 
 WIDTH, GAP, LINE = 480, 16, 18  # px: of a figure, between figures, of its name
 COLUMNS = 3
@@ -60,11 +61,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="where to put the sheets")
     parser.add_argument("names", nargs="*", help="such as 03; none means all")
     given = parser.parse_args(arguments)
-    given.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(given.folder)
     for path in chosen(given.names):
         found = figures(read(path))
         if found:
-            sheet(found).save(given.folder / f"{path.stem}.png")
+            save_picture(sheet(found), given.folder / f"{path.stem}.png")
             print(f"{path.stem}: {len(found)} figures")
 
 

@@ -21,6 +21,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 from minisd import config
+from minisd.whole_files import write_text
 
 FOLDER = config.NOTEBOOKS
 METADATA = {
@@ -147,7 +148,7 @@ def read(path: Path) -> NotebookNode:
 def write(notebook: NotebookNode, path: Path) -> None:
     """Write with LF on every system."""
     text = nbformat.writes(notebook).rstrip("\n") + "\n"
-    path.write_text(text, encoding="utf-8", newline="\n")
+    write_text(path, text)
 
 
 def chosen(names: list[str], folder: Path = FOLDER) -> list[Path]:

@@ -5,6 +5,7 @@ weights beside the network. They learn as the U-Net did, by predicting noise, fr
 is new.
 """
 
+import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -206,8 +207,10 @@ class Rewriters(nn.Module):
         }
         content |= {"layer_structure": [1, 2, 1], "activation_func": "relu"}
         content |= {"is_layer_norm": False, "activate_output": False, "use_dropout": False}
+        whole = io.BytesIO()  # torch.save does not say why it could not write to a disk
+        torch.save({**content, **notes}, whole)
         with written_whole(path) as unfinished:
-            torch.save({**content, **notes}, unfinished)
+            unfinished.write_bytes(whole.getbuffer())
 
     @staticmethod
     def numbered(layers: list[nn.Linear]) -> dict[str, Tensor]:

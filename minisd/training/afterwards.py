@@ -21,8 +21,10 @@ mini's 64 pixels with larger pictures, in docs/mini.md.
 
 import json
 import shutil
+import signal
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,12 +43,14 @@ from minisd.tasks.inpaint import INPAINTING_CHANNELS
 from minisd.training import adapters as teach
 from minisd.training import cats_and_dogs, channels, depth
 from minisd.training.data import Emoji
-from minisd.training.folder import writing
+from minisd.training.folder import in_use
+from minisd.training.interrupt import Interrupted
 from minisd.training.loop import Recipe
 from minisd.training.mini import STAGES, VAE_RECIPE, Order, made_by, tokenizer_stage
 from minisd.training.parallel import place
 from minisd.training.threads import threads_of
 from minisd.unet import UNet
+from minisd.whole_files import make_folder
 
 SHORT = {"ema": 0.98, "warmup": 20, "save_every": 10, "log_every": 10}
 RECIPES = {
@@ -220,6 +224,8 @@ ALL_STAGES = {
     "steering": steering_stage,
     "sizes": sizes_stage,
 }
+ONE_PROCESS = ("evaluate", "steering")  # stages in which processes share no work
+WITHOUT_RUN = (*ONE_PROCESS, "tokenizer", "export", "sizes")  # sizes has one for each size
 BEGINS_WITH = {"depth": "estimator"}  # the run of a stage that has more than one
 
 
@@ -234,12 +240,34 @@ def with_output(stage: str, order: Order) -> Order:
     """The order with a file to write: the one that it names, else the default, its folder made."""
     if order.output is None:
         order = replace(order, output=default_output(stage, order.folder))
-        with writing(order.output.parent):
-            order.output.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(order.output.parent)
     return order
 
 
 def carry_out(stage: str, order: Order) -> None:
-    """Do one stage with the threads that its run began with; the first process writes the file."""
-    with threads_of(order.folder / BEGINS_WITH.get(stage, stage)):
-        ALL_STAGES[stage](order if place()[0] == 0 else replace(order, output=None))
+    """Do one stage with the threads that its run began with; the first process writes the file.
+
+    ValueError: another training is at work in the stage's folder. Interrupted: by ctrl-C, SIGTERM
+    or SIGHUP, also while no step is being trained.
+    """
+    run = order.folder / BEGINS_WITH.get(stage, stage)
+    if stage in ONE_PROCESS and place()[0] > 0:
+        return
+    own = order if place()[0] == 0 or stage in WITHOUT_RUN else replace(order, output=None)
+    alone = nullcontext() if stage in WITHOUT_RUN else in_use(order.folder / stage)
+    try:
+        with alone, threads_of(run):
+            ALL_STAGES[stage](own)
+    except KeyboardInterrupt as stop:
+        if str(stop) or stage in WITHOUT_RUN:  # the training has saved, and said so
+            raise
+        number = getattr(stop, "number", signal.SIGINT)
+        raise Interrupted(where_it_goes_on(run), number) from None
+
+
+def where_it_goes_on(run: Path) -> str:
+    """The sentence for a stage that was stopped while it trained no step, or amid one."""
+    if (run / "state.pt").exists():
+        kept = f"stopped; the last checkpoint in {run} is kept: give the same command again"
+        return f"{kept} to go on from there."
+    return "stopped before the first checkpoint: give the same command again to start over."

@@ -25,6 +25,7 @@ from safetensors.numpy import save_file
 
 from minisd.config import WEIGHTS
 from minisd.json_files import parse_json
+from minisd.whole_files import written_whole
 
 LARGEST = 10**8  # bytes of a package's drawings
 TILE = 104  # px: 80 % of a 128-px canvas, twice the 52 px that a 64-px canvas shows
@@ -158,7 +159,8 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=WEIGHTS / "emoji.safetensors")
     arguments = parser.parse_args()
     tiles, header = build(arguments.folder)
-    save_file(tiles, arguments.output, metadata=header)
+    with written_whole(arguments.output) as unfinished:
+        save_file(tiles, unfinished, metadata=header)
     megabytes = arguments.output.stat().st_size / 1e6
     print(f"{len(tiles)} cut-outs, {megabytes:.1f} MB in {arguments.output}")
 

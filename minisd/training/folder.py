@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import platform
 import subprocess
 import zipfile
 from collections.abc import Iterator
@@ -12,9 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 
 from minisd.json_files import check_value, parse_json
+from minisd.training.parallel import from_first, place
+from minisd.whole_files import make_folder, written_whole
 
 KEYS = {"step", "seconds", "model", "average", "optimizers"}  # and "run", since runs describe it
 
@@ -31,10 +35,59 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of the folder, made if need be. A lock ends with its process.
+
+    Of several processes that share the work the first takes it. The process that has it may take
+    it again. On a disk without locks nobody is kept out; whether another machine's locks are seen
+    depends on the network disk.
+
+    ValueError, in each of the processes: another training is at work there.
+    """
+    make_folder(folder)
+    lock, note = FileLock(folder / "in_use.lock", is_singleton=True), folder / "in_use.txt"
+    first = place()[0] == 0
+    if not from_first(float(take(lock)) if first else 0.0):
+        whose = ""
+        with suppress(OSError):  # it has ended meanwhile
+            whose = f" ({note.read_text(encoding='utf-8', errors='replace')[:99]})"
+        raise ValueError(
+            f"another training{whose} is at work in {folder}: wait until it ends, or train into "
+            "another folder."
+        )
+    try:
+        if lock.lock_counter == 1:
+            note.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        yield
+    finally:
+        if lock.lock_counter == 1:
+            note.unlink(missing_ok=True)
+            with suppress(OSError):  # Windows removes it when it is freed
+                (folder / "in_use.lock").unlink()
+            lock.release()
+            with suppress(OSError):  # nothing was written into it
+                folder.rmdir()
+        elif lock.is_locked:
+            lock.release()
+
+
+def take(lock: FileLock) -> bool:
+    """Whether nobody else holds the lock. On a disk without locks it is not taken."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    except (OSError, NotImplementedError):
+        pass
+    return True
+
+
 def save(folder: Path, state: dict) -> None:
     """Write the state beside the old one, then put it in its place in one move.
 
-    A kill or a full disk leaves state.pt whole, the old or the new. ValueError: cannot be written.
+    A kill or a full disk leaves state.pt whole, the old or the new. No other process writes here
+    meanwhile (in_use). ValueError: cannot be written.
     """
     whole = io.BytesIO()  # torch.save does not say why it could not write to a disk
     torch.save(state, whole)
@@ -110,16 +163,24 @@ def commit() -> str:
 
 
 def log(folder: Path, record: dict) -> None:
-    """Append one line of numbers to log.jsonl. ValueError: it cannot be written."""
-    with writing(folder), open(folder / "log.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    """Append one line of numbers to log.jsonl. ValueError: it cannot be written.
+
+    Where a full disk or a kill cut the last line off, this one begins on a line of its own.
+    """
+    with writing(folder), open(folder / "log.jsonl", "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            cut = file.read(1) != b"\n"
+            file.write(b"\n" * cut)
+        file.write(json.dumps(record).encode() + b"\n")
 
 
 def logged(folder: Path) -> list[dict]:
     """The log's records by step, if any. A step that was done again after a kill counts once."""
     path, records = folder / "log.jsonl", {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        with suppress(ValueError):  # a full disk cut it off
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
+        with suppress(ValueError):  # a full disk or a kill cut it off
             record = parse_json(line)
             check_value("record", record, dict)
             check_value("step", record.get("step"), int, (0, 10**9))
@@ -143,8 +204,8 @@ def plot_losses(folder: Path) -> None:
         axes.plot(steps, smoothed(values), color=raw.get_color(), label=name)
     axes.set(yscale="log", xlabel="step", ylabel="loss", title=f"{folder.name}: terms of the loss")
     axes.legend()
-    with writing(folder):
-        figure.savefig(folder / "loss.png", dpi=120)
+    with written_whole(folder / "loss.png") as unfinished:
+        figure.savefig(unfinished, dpi=120)
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during a training: they are noted, and the loop obeys between two steps.
+"""Ctrl-C, SIGTERM and SIGHUP during a training: noted, and the loop obeys between two steps.
 
 Amid a step some weights are new and others old. Such a mixture is no state to go on from.
 """
@@ -8,16 +8,43 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+ALSO_STOP = [signal.SIGTERM]
+if hasattr(signal, "SIGHUP"):  # the terminal was closed; Windows has no such signal
+    ALSO_STOP.append(signal.SIGHUP)
 
-class Interrupted(KeyboardInterrupt):
-    """A training has saved its state and stopped, as it was asked to.
 
-    number: of the signal that asked
-    """
+class Stopped(KeyboardInterrupt):
+    """Somebody asked this process to end. number: of the signal that asked"""
 
-    def __init__(self, sentence: str, number: int = signal.SIGINT):
+    def __init__(self, sentence: str = "", number: int = signal.SIGINT):
         super().__init__(sentence)
         self.number = number
+
+
+class Interrupted(Stopped):
+    """A training has saved its state and stopped, as it was asked to."""
+
+
+@contextmanager
+def ends_like_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise Stopped, so that what is unfinished is removed on the way out.
+
+    For a whole command. Signals that are ignored (as under nohup) or handled already stay so.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(number=number)
+
+    ours = []
+    if threading.current_thread() is threading.main_thread():
+        ours = [number for number in ALSO_STOP if signal.getsignal(number) == signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class StopRequest:
@@ -28,7 +55,7 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Note ctrl-C and SIGTERM. A second ctrl-C breaks off at once, without another save.
+    """Note ctrl-C, SIGTERM and SIGHUP. A second ctrl-C breaks off at once, without another save.
 
     Signals that are ignored (as under nohup) stay ignored. Python lets only the main thread handle
     signals: in another one nothing is noted.
@@ -41,7 +68,7 @@ def stop_request() -> Iterator[StopRequest]:
         request.number = request.number or number
 
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, *ALSO_STOP)}
     before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
     for number in before:
         signal.signal(number, note)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from minisd.checkpoints.load import is_finite
 from minisd.training.folder import (
     commit,
+    in_use,
     last_state,
     log,
     logged,
@@ -43,6 +44,7 @@ from minisd.training.parallel import (
     place,
 )
 from minisd.training.threads import threads_of
+from minisd.whole_files import make_folder
 
 SAVE_SECONDS = 5  # at least between two checkpoints, but for those that a recipe asks for
 
@@ -168,14 +170,15 @@ def train(
     loss_at(step) gives the terms of the loss by name; their sum is minimised.
     about: what else, besides the recipe, makes this run: plain values by name.
     Returns the averaged model (EMA). Writes state.pt, log.jsonl and loss.png into the folder.
-    ValueError: nothing can be written there; what is there cannot be continued; or the loss, the
-        gradient or the weights are not finite, and then the last checkpoint stays as it is.
-    Interrupted: by ctrl-C or SIGTERM; the state after the last whole step is saved.
+    ValueError: nothing can be written there, or another training is at work there; what is there
+        cannot be continued; or the loss, the gradient or the weights are not finite, and then the
+        last checkpoint stays as it is.
+    Interrupted: by ctrl-C, SIGTERM or SIGHUP; the state after the last whole step is saved.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     meet()
     first = place()[0] == 0  # of the processes; it alone shows, logs and saves
-    with threads_of(folder) as threads:
+    with in_use(folder), threads_of(folder) as threads:
         run, start = begin(model, recipe, folder, {**(about or {}), "threads": threads})
         steps = range(start, recipe.steps)
         bar = tqdm(steps, initial=start, total=recipe.steps, mininterval=5, disable=not first)

@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minisd.checkpoints.write import written_whole
 from minisd.config import MINI, WEIGHTS, ModelConfig
 from minisd.schedule import Schedule
 from minisd.tokenizer import Tokenizer
@@ -32,6 +31,7 @@ from minisd.training.loop import Recipe, check_minutes, for_minutes
 from minisd.training.parallel import meet, place
 from minisd.training.vae import ALIKE, measure_scale, psnr, train_decoder, train_vae
 from minisd.vae import VAE
+from minisd.whole_files import make_folder
 
 VAE_RECIPE = Recipe(steps=12_500)
 DIFFUSION_RECIPE = Recipe(steps=12_500, rate=0.02)
@@ -78,9 +78,8 @@ def tokenizer_stage(order: Order) -> Tokenizer:
     path = order.folder / "tokenizer.json"
     meet()
     if place()[0] == 0 and not path.exists():  # of several processes one writes
-        order.folder.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as unfinished:
-            vocabulary(Emoji.load()).save(unfinished)
+        make_folder(order.folder)
+        vocabulary(Emoji.load()).save(path)
     meet()
     try:
         return Tokenizer.load(path)
@@ -186,7 +185,10 @@ def evaluate_stage(order: Order) -> dict:
 
 
 def export(order: Order) -> Path:
-    """Write the averaged networks as one model file, in half precision, with how they were made."""
+    """Write the averaged networks as one model file, in half precision, with how they were made.
+
+    Of several processes the first writes it.
+    """
     from minisd.checkpoints.load import Parts
     from minisd.checkpoints.write import save
 
@@ -198,7 +200,8 @@ def export(order: Order) -> Path:
     notes = made_by("vae", order.folder) | faithful
     figures = {"vae": notes, "diffusion": made_by("diffusion", order.folder)}
     commands = " && ".join(f"minisd train {stage}" for stage in ("vae", "diffusion", "export"))
-    save(output, parts, torch.float16, {"command": commands, "figures": json.dumps(figures)})
+    if place()[0] == 0:
+        save(output, parts, torch.float16, {"command": commands, "figures": json.dumps(figures)})
     return output
 
 

@@ -23,6 +23,7 @@ from minisd.training.data import Emoji, batch, compose, to_tensor
 from minisd.training.evaluate import ASPECTS, Judged, evaluate, row_name
 from minisd.training.judge import Judge
 from minisd.vae import VAE
+from minisd.whole_files import make_folder, save_picture, write_text
 
 GREEN, RED, WHITE = (40, 160, 60), (215, 35, 40), (255, 255, 255)
 FRAME, GAP = 4, 8  # px
@@ -285,7 +286,7 @@ def refilled(page: str, computed: dict[str, str]) -> str:
 
 def refill(path: Path, computed: dict[str, str]) -> None:
     """Write the computed parts into the page as it is now: it may have changed while they were."""
-    path.write_text(refilled(path.read_text(encoding="utf-8"), computed), encoding="utf-8")
+    write_text(path, refilled(path.read_text(encoding="utf-8"), computed))
 
 
 def write(
@@ -306,12 +307,12 @@ def write(
     refilled(path.read_text(encoding="utf-8"), dict.fromkeys(PARTS, ""))  # has each part its place?
     figures, judged = evaluate(sd, judge, emoji, count, others, fine_tuned)
     figures["settings"]["training pictures compared"] = neighbours
-    (folder / "mini.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_text(folder / "mini.json", json.dumps(figures, indent=1) + "\n")
     drawn = judged["heldout"][row_name(sd.config.cfg_scale)]
-    (folder / "images").mkdir(exist_ok=True)
+    make_folder(folder / "images")
     for name, picture in sheets(judged["heldout"], drawn, emoji, neighbours).items():
-        picture.save(folder / "images" / f"mini-{name}.png", optimize=True)
+        save_picture(picture, folder / "images" / f"mini-{name}.png", optimize=True)
     picture = through_autoencoders(sd, fine_tuned, emoji)
-    picture.save(folder / "images" / "mini-autoencoder.png", optimize=True)
+    save_picture(picture, folder / "images" / "mini-autoencoder.png", optimize=True)
     refill(path, parts(figures, drawn))
     return figures

@@ -18,6 +18,7 @@ from minisd.training.data import Emoji, batch
 from minisd.training.diffusion import Conditioned, noise_loss
 from minisd.training.evaluate import fastest, seconds
 from minisd.training.loop import Recipe, for_minutes
+from minisd.training.parallel import place
 from minisd.training.sheets import markdown, refill, refilled
 from minisd.training.vae import decibels, train_vae
 from minisd.vae import VAE
@@ -73,5 +74,6 @@ def write(
     for size in SIZES:
         rows.append(measured(size, emoji, tokenizer, minutes, folder / str(size), recipe))
     made = {"sizes": f"{minutes:g} minutes each.\n\n{markdown(COLUMNS, rows)}"}
-    refill(page, made)
+    if place()[0] == 0:
+        refill(page, made)
     return rows

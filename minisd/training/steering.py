@@ -34,6 +34,7 @@ from minisd.training.steering_figures import (
     outside_kept,
     word_known,
 )
+from minisd.whole_files import make_folder, save_picture, write_text
 
 SEED = 3
 WORK = Path("runs/steering")  # where the commands run; the page shows their pictures side by side
@@ -171,7 +172,7 @@ def hat_mask(size: int = 64) -> Image.Image:
 
 def given_pictures(folder: Path) -> list[Path]:
     """Draw what the commands are given, unless it is there. Returns where all of it is."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     pictures, emoji = {"crude-apple": crude_apple(), "hat-mask": hat_mask()}, Emoji.load()
     for name, scene, shade in (  # shade: of the background; ears stand out best from number 4
         ("santa", Scene(("santa",), (None,), "noto", "cyan"), 1),
@@ -188,7 +189,7 @@ def given_pictures(folder: Path) -> list[Path]:
     paths = {name: folder / f"{name}.png" for name in pictures}
     for name, path in paths.items():
         if not path.exists():
-            pictures[name].save(path)
+            save_picture(pictures[name], path)
     return list(paths.values())
 
 
@@ -235,12 +236,12 @@ def write(folder: Path = Path("docs")) -> dict:
     for name, row in ROWS.items():
         commands, picture = strip(name, row)
         file = f"steering-{name}.png"
-        picture.save(IMAGES / file, optimize=True)
+        save_picture(picture, IMAGES / file, optimize=True)
         shown = f"![{described(row)}](images/{file})"
         computed[name] = f"```bash\n{commands}\n```\n\n{shown}"
     real = batch(Emoji.load(), sd.config.size, COUNT, SEED, step=0, split="heldout")
     guided, picture = classifier_row(sd)
-    picture.save(IMAGES / "steering-classifier-things.png", optimize=True)
+    save_picture(picture, IMAGES / "steering-classifier-things.png", optimize=True)
     scales = ", ".join(map(str, CLASSIFIER_SCALES))
     words = f"Six things, a row for each of the scales {scales}: clearer from row to row"
     computed["classifier things"] = f"![{words}](images/steering-classifier-things.png)"
@@ -252,7 +253,7 @@ def write(folder: Path = Path("docs")) -> dict:
         "word": word_known(sd),
         "detail": detail_kept(sd, real.images),
     }
-    (folder / "steering.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_text(folder / "steering.json", json.dumps(figures, indent=1) + "\n")
     refill(path, computed | tables(figures))
     return figures
 
