@@ -10,6 +10,8 @@ LONGEST_TEXT = 50_000  # characters: a story of 20 pages
 LONGEST_RUN = 1_000  # accents on one letter: Python sorts them in a time that grows as the square
 MOST_WORK = 3_000_000  # characters that ftfy may go over, each round counted: about 2 s
 
+PLAIN = regex.compile(r"[\t\n -~--[&<]]*", regex.VERSION1)  # ftfy leaves such a line as it is
+
 
 def refuse_long_text(text: str) -> None:
     """Raise ValueError for a text too long to be read in a few seconds."""
@@ -52,7 +54,7 @@ def fix_text(text: str) -> str:
     limits, fixed = Limits(), []
     for line in StringIO(text):  # ftfy, too, reads line by line
         limits.length = len(line)
-        fixed.append(ftfy.fix_text(line, limits))
+        fixed.append(line if PLAIN.fullmatch(line) else ftfy.fix_text(line, limits))
     return "".join(fixed)
 
 
