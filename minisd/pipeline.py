@@ -23,6 +23,7 @@ from minisd.unet import UNet
 from minisd.vae import VAE
 
 SEEDS = range(-(2**63), 2**64)  # what torch.Generator.manual_seed takes
+ROWS_AT_ONCE = 32  # of a long prompt: all of them might not fit into the memory
 
 
 class StableDiffusion:
@@ -79,7 +80,8 @@ class StableDiffusion:
             missing = chunks - len(tokens)  # shorter prompts end in empty chunks
             tokens = torch.cat([tokens, self.tokenizer([""] * missing)]) if missing else tokens
             weights = torch.cat([weights, torch.ones(missing, weights.shape[1])])
-            context = self.text_encoder(tokens.to(self.device), clip_skip)
+            some_at_once = tokens.to(self.device).split(ROWS_AT_ONCE)
+            context = torch.cat([self.text_encoder(some, clip_skip) for some in some_at_once])
             context = rearrange(context, "chunk m c -> 1 (chunk m) c")
             contexts.append(emphasize(context, rearrange(weights, "chunk m -> 1 (chunk m)")))
         return torch.cat(contexts)

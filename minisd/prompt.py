@@ -5,6 +5,7 @@ import torch
 from einops import rearrange, reduce
 from torch import LongTensor, Tensor
 
+from minisd.text_repair import refuse_long_text
 from minisd.tokenizer import Tokenizer
 
 
@@ -33,7 +34,8 @@ def fill_rows(units: list[list], room: int) -> list[list]:
 
 # A backslash before a parenthesis makes it an ordinary character.
 _LETTERS = r"(?:\\[()]|[^()])+"
-_NUMBER = r"[+-]?\d*\.?\d+"
+_NUMBER = r"[+-]?(?:\d++(?:\.\d++)?|\.\d++)"  # ++ never tries fewer digits: long ones stay fast
+LARGEST_WEIGHT = 1000  # beyond it, half precision overflows
 WEIGHTED = regex.compile(rf"\(({_LETTERS}):\s*({_NUMBER})\s*\)|({_LETTERS})|([()].{{0,20}})")
 
 
@@ -41,8 +43,9 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
     r"""Split "a (red:1.3) cat" into [("a ", 1.0), ("red", 1.3), (" cat", 1.0)].
 
     Raises ValueError for any other parenthesis, unbalanced, nested or without a number; those
-    meant as text are written \( and \).
+    meant as text are written \( and \). Also for a weight beyond 1000 and for too long a text.
     """
+    refuse_long_text(text)
     parts = []
     for words, number, plain, wrong in WEIGHTED.findall(text):
         if wrong:
@@ -51,7 +54,11 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
                 " parentheses that are part of the text"
             )
         letters = regex.sub(r"\\([()])", r"\1", words or plain)
-        parts.append((letters, float(number or 1)))
+        weight = float(number or 1)
+        if abs(weight) > LARGEST_WEIGHT:
+            largest = f"{LARGEST_WEIGHT} is the largest that works"
+            raise ValueError(f"the weight {number[:20]} is too large: {largest}, about 1 is usual.")
+        parts.append((letters, weight))
     return parts
 
 

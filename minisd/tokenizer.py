@@ -5,32 +5,35 @@ Sennrich et al. 2016 (byte-pair encoding), on bytes as in Radford et al. 2019 (G
 """
 
 import gzip
-import html
 import json
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from heapq import heapify, heappop, heappush
 from importlib import import_module
 from itertools import accumulate, chain, islice, pairwise, takewhile
 from math import inf
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
-from unicodedata import normalize
 
-import ftfy
 import regex
 import torch
 from torch import LongTensor
 
+from minisd.added_words import AddedWord, Trie, compose, cut_at, lower_each
 from minisd.config import WEIGHTS, TextConfig
 from minisd.json_files import LARGEST, build, parse_json, read_at_most
+from minisd.text_repair import fix_text, refuse_long_text, unescape
 from minisd.whole_files import write_text
 
 Pair = tuple[str, str]
 
 CLIP_MERGES = 49152 - 256 - 2  # the official file holds more than CLIP uses
-CACHED_WORDS = 100_000  # then the cache starts afresh, so that a long run cannot fill the memory
+CACHED_WORDS = 100_000  # then the cache starts again, so that a long run cannot fill the memory
+LONGEST_CACHED = 100  # characters
+LONGEST_ADDED = 255  # characters of an added word: as many as a file's name has
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"  # tells "cat</w>" from the beginning of "cats</w>"
@@ -68,8 +71,8 @@ def clip_layout(merges: Iterable[Pair]) -> list[str]:
 
 def clean(text: str) -> str:
     """Mend broken Unicode, resolve HTML entities, make every gap one space, lower the case."""
-    text = ftfy.fix_text(text)
-    text = html.unescape(html.unescape(text))  # captions off the web are often escaped twice
+    text = fix_text(text)
+    text = unescape(unescape(text))  # captions off the web are often escaped twice
     return regex.sub(r"\s+", " ", text).strip().lower()
 
 
@@ -143,64 +146,6 @@ def learn_merges(word_counts: dict[str, int], amount: int) -> list[Pair]:
     return merges
 
 
-# ---- words that were added to a vocabulary -----------------------------------------------------
-
-
-@dataclass(frozen=True)
-class AddedWord:
-    """A word with ids of its own, and how it is looked for: the flags of transformers' AddedToken.
-
-    ids: one, or one for each vector of a textual inversion
-    normalized: found whatever its case, its spaces and how accents are composed; else as it stands
-    single_word: found only where no letter, digit or "_" touches it; else also inside words
-    lstrip, rstrip: the spaces on that side belong to it
-    special: for programs that leave such words out when they turn ids into text
-    """
-
-    word: str
-    ids: tuple[int, ...]
-    normalized: bool = True
-    single_word: bool = False
-    lstrip: bool = False
-    rstrip: bool = False
-    special: bool = False
-
-    @property
-    def form(self) -> str:
-        """What a text is searched for."""
-        return lower_each(compose(self.word)) if self.normalized else self.word
-
-
-def compose(text: str) -> str:
-    """Compose accents, make every gap one space: what transformers' CLIPTokenizer does first."""
-    composed = normalize("NFC", text).replace("\u0130", "i\u0307")  # grows when it is lowered
-    return regex.sub(r"\s+", " ", composed)
-
-
-def lower_each(text: str) -> str:
-    """Lower the case of each character by itself: the length stays, and every sigma is alike."""
-    return "".join(character.lower() for character in text)
-
-
-def cut_at(text: str, searched: str, words: Mapping[str, AddedWord]) -> Iterator[str | AddedWord]:
-    """The words in a text and what is between them, in order. The longest word wins.
-
-    searched: the text as it is compared, of the same length    words: by their form
-    """
-    longest_first = sorted(words, key=len, reverse=True)
-    done = 0
-    for match in regex.finditer("|".join(map(regex.escape, longest_first)) or "(?!)", searched):
-        word, (start, end) = words[match[0]], match.span()
-        touched = searched[:start][-1:] + " " + searched[end : end + 1]
-        if word.single_word and regex.search(r"\w", touched):
-            continue
-        start = len(searched[:start].rstrip()) if word.lstrip else start
-        end = len(searched) - len(searched[end:].lstrip()) if word.rstrip else end
-        yield from (text[done:start], word)
-        done = end
-    yield text[done:]
-
-
 @dataclass(frozen=True)
 class StoredTokenizer:
     """The JSON that Tokenizer.save writes. words: the fields of AddedWord"""
@@ -214,6 +159,7 @@ class StoredTokenizer:
 
 ID_RANGES = dict.fromkeys(("pad_token", "unk_token", "ids"), (0, 10**6))
 MARKS = {mark: AddedWord(mark, (), normalized=False) for mark in (BEGIN, END)}
+CHANGES = Lock()  # threads add and remove words one after another
 
 
 class Tokenizer:
@@ -251,13 +197,14 @@ class Tokenizer:
                 raise ValueError(f"merge {pair} must {rule}")
         if len(self.ids) < self.vocab_size or not self.ids.keys() >= {BEGIN, END}:
             raise ValueError(f"a piece is there twice, or {BEGIN} or {END} is not: merges {rule}")
-        ranks = self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
-        used = {part: rank for pair, rank in reversed(ranks.items()) for part in pair}
-        self.reused = {pair for pair in ranks if used.get("".join(pair), inf) < ranks[pair]}
+        self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self.begin, self.end = self.ids[BEGIN], self.ids[END]
         self.cache: dict[str, list[str]] = {}
         self.words = list(words)
         self.words_by_form: dict[str, AddedWord] = {}  # these and those of textual inversion
+        self.taken, self.exact, self.others = {*MARKS}, Trie(), Trie()
+        for mark, word in MARKS.items():
+            self.exact.put(mark, word)
         for word in self.words:
             self._add(word)
         self.pad_token = self.end if pad_token is None else pad_token
@@ -295,18 +242,28 @@ class Tokenizer:
         return cls(merges, pad_token)
 
     def bpe(self, word: str) -> list[str]:
-        """Apply the merges to a word, the earliest learnt first: "beach" -> ["beach</w>"]."""
-        symbols = spell(word)
-        while len(symbols) > 1:
-            first = min(pairwise(symbols), key=lambda pair: self.ranks.get(pair, inf))
-            if first not in self.ranks:
-                break
-            if first in self.reused:  # another merge may want the new piece before the next join
-                at = list(pairwise(symbols)).index(first)
-                symbols[at : at + 2] = ["".join(first)]
-            else:
-                symbols = join(symbols, first)
-        return symbols
+        """Apply the merges to a word, the earliest learnt first: "beach" -> ["beach</w>"].
+
+        Of alike pairs the leftmost comes first. A heap knows which pair is next: to look through
+        the whole word for it before every merge would take 15 s for 30,000 letters.
+        """
+        pieces = [*spell(word), None]  # a merged piece stands in its first place, None in the rest
+        end = len(pieces) - 1
+        left, right = [*range(-1, end)], [*range(1, end + 1), end]  # each place's neighbours
+        heap = [(self.ranks.get(pair, inf), at) for at, pair in enumerate(pairwise(pieces))]
+        heapify(heap)
+        while heap and heap[0][0] < inf:
+            rank, at = heappop(heap)
+            after = right[at]
+            if self.ranks.get((pieces[at], pieces[after])) != rank:
+                continue  # one of the two has been merged meanwhile
+            pieces[at], pieces[after] = pieces[at] + pieces[after], None
+            right[at] = right[after]
+            left[right[at]] = at
+            for start in (left[at], at):
+                pair = pieces[start], pieces[right[start]]
+                heappush(heap, (self.ranks.get(pair, inf), start))
+        return [piece for piece in pieces if piece is not None]
 
     @property
     def added(self) -> dict[str, list[int]]:
@@ -325,49 +282,62 @@ class Tokenizer:
             raise ValueError(f"{named} is in the vocabulary already: give another, as '<{word}>'.")
         if not 0 < count <= self.room:
             raise ValueError(f"{named} has {count} vectors: a row has {self.room} places.")
-        ids = range(len(self.vocabulary), len(self.vocabulary) + count)
-        self._add(AddedWord(word, tuple(ids)))
+        with CHANGES:
+            ids = range(len(self.vocabulary), len(self.vocabulary) + count)
+            self._add(AddedWord(word, tuple(ids)))
         return list(ids)
 
     def _add(self, word: AddedWord) -> None:
+        named = f"the word {word.word[:LONGEST_ADDED]!r}"
+        if len(word.word) > LONGEST_ADDED:
+            raise ValueError(f"{named}… is longer than {LONGEST_ADDED} letters: give another.")
         if not word.word.strip():
-            raise ValueError(f"the word {word.word!r} is empty: give another.")
-        taken = {*MARKS, *self.words_by_form, *(one.word for one in self.words_by_form.values())}
-        if taken & {word.form, word.word}:
-            raise ValueError(f"the word {word.word!r} is taken: give another.")
+            raise ValueError(f"{named} is empty: give another.")
+        if self.taken & {word.form, word.word}:
+            raise ValueError(f"{named} is taken: give another.")
+        try:
+            spelt_out = "".join(BYTE_TO_CHARACTER[byte] for byte in word.form.encode())
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{named} holds half a character: give another.") from error
         if word.word not in self.ids:
             new = tuple(range(len(self.vocabulary), len(self.vocabulary) + len(word.ids)))
             if word.ids != new:
-                one = f"the word {word.word!r} has the id {word.ids[0]}"
+                one = f"{named} has the id {word.ids[0]}"
                 raise ValueError(f"{one}, and its place in the vocabulary is {new[0]}")
-            spelt_out = "".join(BYTE_TO_CHARACTER[byte] for byte in word.form.encode())
             self.vocabulary += [spelt_out + END_OF_WORD] + [""] * (len(new) - 1)
         self.words_by_form[word.form] = word
+        self.taken |= {word.form, word.word}
+        (self.others if word.normalized else self.exact).put(word.form, word)
 
     def remove_word(self, word: str) -> None:
         """Undo add_word. The ids are not given out again."""
-        del self.words_by_form[AddedWord(word, ()).form]
+        with CHANGES:
+            gone = self.words_by_form.pop(AddedWord(word, ()).form)
+            self.taken -= {gone.form, gone.word}
+            self.others.put(gone.form, None)
 
     def _parts(self, text: str) -> Iterator[str | AddedWord]:
         """The text cut at the added words: at those that are looked for as they stand, first."""
         if not self.words_by_form:
             yield text
             return
-        exact = {form: word for form, word in self.words_by_form.items() if not word.normalized}
-        others = {form: word for form, word in self.words_by_form.items() if word.normalized}
-        for part in cut_at(text, text, exact | MARKS):
+        for part in cut_at(text, text, self.exact):
             if isinstance(part, AddedWord):
                 yield part if part.ids else part.word
             else:
                 same = compose(part)
-                yield from cut_at(same, lower_each(same), others)
+                yield from cut_at(same, lower_each(same), self.others)
 
     def encode(self, text: str) -> list[int]:
         """The ids of the pieces alone, without begin and end mark, however many there are."""
         return list(chain(*self.units(text)))
 
     def units(self, text: str) -> list[list[int]]:
-        """The ids of a text, those of one added word together: [[320], [49408, 49409], [2368]]."""
+        """The ids of a text, those of one added word together: [[320], [49408, 49409], [2368]].
+
+        Raises ValueError for a text too long, or too garbled, to be read in a few seconds.
+        """
+        refuse_long_text(text)
         units = []
         for part in self._parts(text):
             if isinstance(part, AddedWord):
@@ -380,11 +350,14 @@ class Tokenizer:
     def _pieces(self, text: str) -> list[str]:
         pieces = []
         for word in spelt(text):
-            if word not in self.cache:
+            found = self.cache.get(word)
+            if found is None:
+                found = [word] if word in (BEGIN, END) else self.bpe(word)
                 if len(self.cache) >= CACHED_WORDS:
                     self.cache.clear()
-                self.cache[word] = [word] if word in (BEGIN, END) else self.bpe(word)
-            pieces += self.cache[word]
+                if len(word) <= LONGEST_CACHED:
+                    self.cache[word] = found
+            pieces += found
         return pieces
 
     def row(self, ids: list[int]) -> list[int]:

@@ -9,7 +9,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "minisd"
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODELS = ["attention", "clip", "unet", "vae"]
-TEXT_AND_NOISE = ["config", "tokenizer", "prompt", "schedule", "folder_walks"]
+TEXT = ["added_words", "text_repair", "tokenizer", "prompt"]
+TEXT_AND_NOISE = ["config", *TEXT, "schedule", "folder_walks"]
 CORE = [*MODELS, *TEXT_AND_NOISE, "guidance", "samplers", "pictures", "trace", "checkpoints"]
 REFERENCES = {"diffusers", "transformers", "open_clip", "clip", "ldm", "k_diffusion", "torchvision"}
 
@@ -18,8 +19,10 @@ EVERYWHERE = ["config", "json_files", "whole_files"]
 # part of the package -> the parts it may import, besides those allowed everywhere
 MAY_IMPORT = {
     **{part: [] for part in EVERYWHERE},
-    "tokenizer": [],
-    "prompt": ["tokenizer"],
+    "added_words": [],
+    "text_repair": [],
+    "tokenizer": ["added_words", "text_repair"],
+    "prompt": ["tokenizer", "text_repair"],
     "attention": [],
     "trace": [],
     "schedule": [],

@@ -102,20 +102,22 @@ def read_words(path: Path) -> dict[str, Tensor]:
 def standing_for(embedding: nn.Embedding, ids: list[int], vectors: Tensor) -> list:
     """Hooks that put a vector wherever its id is looked up; the table has no row for it.
 
-    vectors: n width, for the n ids
+    ids: n in a row    vectors: n width
+    The tokens themselves carry what was asked for through the lookup, as `.asked`: kept elsewhere,
+    another thread's tokens could take its place.
     """
-    looked_up: list[Tensor] = []  # the tokens, from before the lookup to after it
+    first, last = ids[0], ids[-1]
 
     def before(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         (tokens,) = inputs
-        looked_up[:] = [tokens]
-        own = torch.isin(tokens, torch.tensor(ids, device=tokens.device))
-        return (tokens.masked_fill(own, 0),)
+        known = tokens.masked_fill((tokens >= first) & (tokens <= last), 0)
+        known.asked = getattr(tokens, "asked", tokens)
+        return (known,)
 
     def after(module: nn.Module, inputs: tuple[Tensor], embedded: Tensor) -> Tensor:
-        for index, vector in zip(ids, vectors, strict=True):
-            here = rearrange(looked_up[0] == index, "b n -> b n 1")
-            embedded = torch.where(here, vector.to(embedded), embedded)
-        return embedded
+        asked = getattr(inputs[0], "asked", inputs[0])
+        here = rearrange((asked >= first) & (asked <= last), "b n -> b n 1")
+        own = vectors.to(embedded)[(asked - first).clamp(0, last - first)]
+        return torch.where(here, own, embedded)
 
     return [embedding.register_forward_pre_hook(before), embedding.register_forward_hook(after)]

@@ -10,23 +10,30 @@ modules/infotext_utils.py.
 
 import json
 import re
+from decimal import Decimal
 from itertools import groupby
 from pathlib import PurePath
 
+import regex
+
 from minisd.cli.options import SPACINGS
 
-PARAMETER = re.compile(r'(\w[\w /-]*): *("(?:[^"\\]|\\.)*"|[^,]*)(?:, *|$)')  # Name: value, …
+# Name: value, … *+ passes over a name without a colon at once: to look for a colon from every
+# letter of a long line would take minutes.
+PARAMETER = regex.compile(r'(\w[\w /-]*+)(?:: *("(?:[^"\\]|\\.)*"|[^,]*)(?:, *|$))?')
+LONGEST = 50_000  # characters of the text, as of any prompt
 DIGITS = 10  # of a sha256, as the web UI shows it
 FEWEST = 3  # parameters in the last line; with fewer it belongs to the prompt
 TAG = re.compile(r"<(lora|hypernet):([^:>]+)(?::([^>]*))?>")
 # Parts of a prompt that change while it draws, or are drawn apart: unknown here.
-PROMPT_PROGRAMS = re.compile(r"\bAND\b|\bBREAK\b|\[[^\[\]]*[:|][^\[\]]*\]")
+PROMPT_PROGRAMS = re.compile(r"\bAND\b|\bBREAK\b|\[[^\[\]:|]*[:|][^\[\]]*\]")
 
 # Of a prompt: an escaped bracket, the end ":1.2)" of a weight, a bracket, or plain text.
 WEIGHTS = re.compile(
     r"(\\[\\()\[\]])|:\s*([+-]?[\d.]+)\s*\)|([()\[\]])|([^\\()\[\]:]+|.)", re.DOTALL
 )
 FACTOR = {"(": 1.1, "[": 1 / 1.1}
+DEEPEST = 50  # brackets open at once: the words in them count 117 times
 
 SAMPLERS = {  # the web UI's name -> ours
     "DDIM": "ddim",
@@ -119,7 +126,7 @@ def loras(about: dict) -> list[tuple[str, float]]:
 def parsed(text: str) -> dict[str, str]:
     """Prompt, negative prompt and every parameter, by the web UI's names."""
     *lines, last = text.strip().split("\n")
-    if len(PARAMETER.findall(last)) < FEWEST:
+    if len(parameters_in(last)) < FEWEST:
         lines, last = [*lines, last], ""
     prompts: dict[str, list[str]] = {"Prompt": [], "Negative prompt": []}
     current = "Prompt"
@@ -128,7 +135,12 @@ def parsed(text: str) -> dict[str, str]:
             current, line = "Negative prompt", line.removeprefix("Negative prompt:").strip()
         prompts[current].append(line)
     found = {name: "\n".join(said) for name, said in prompts.items()}
-    return found | {key: unquoted(value) for key, value in PARAMETER.findall(last)}
+    return found | {key: unquoted(value) for key, value in parameters_in(last)}
+
+
+def parameters_in(line: str) -> list[tuple[str, str]]:
+    found = (match.groups() for match in PARAMETER.finditer(line))
+    return [(name, value) for name, value in found if value is not None]
 
 
 def unquoted(value: str) -> str:
@@ -144,6 +156,8 @@ def settings_of(text: str, given: set[str]) -> tuple[dict[str, object], list[str
     given: names of options on the command line, which make good for what we cannot read
     Raises ValueError, naming it, for what cannot be drawn here.
     """
+    if len(text) > LONGEST:
+        raise ValueError(f"says {len(text):,} letters about itself: it is damaged")
     said = parsed(text)
     for name, value in said.items():
         known = name in READ or name in OF_MODEL or name in HARMLESS
@@ -201,20 +215,24 @@ def sampler_of(said: dict[str, str]) -> tuple[str, str | None]:
 
 def prompt_of(prompt: str, given: set[str]) -> str:
     """Without the tags of LoRAs, which options have to name here."""
-    for kind, name, scale in TAG.findall(prompt):
+    tags_end = prompt.rfind(">") + 1  # no "<" beyond it is worth a search for its ">"
+    for kind, name, scale in TAG.findall(prompt[:tags_end]):
         option = "lora" if kind == "lora" else "hypernetwork"
         if option not in given:
             scaled = f":{scale}" if scale else ""
             raise ValueError(f"was drawn with {name}: give it with --{option} FILE{scaled}")
     if found := PROMPT_PROGRAMS.search(prompt):
         raise ValueError(f"has {found[0]} in its prompt, which minisd does not read")
-    return in_our_syntax(TAG.sub("", prompt).strip())
+    without_tags = TAG.sub("", prompt[:tags_end]) + prompt[tags_end:]
+    return in_our_syntax(without_tags.strip())
 
 
 def in_our_syntax(prompt: str) -> str:
     r"""Its weights written out: (a) counts 1.1 times, [a] a 1.1th, and they multiply.
 
     A bracket that is never closed reaches to the end; one that was never opened is a letter.
+
+    Raises ValueError for more brackets in one another, and for a weight that is no number.
 
     >>> in_our_syntax(r"a ((big) cat:1.5) [far] \(here\)")
     'a (big:1.65)( cat:1.5) (far:0.9090909) \\(here\\)'
@@ -226,15 +244,25 @@ def in_our_syntax(prompt: str) -> str:
         places = [at for which, at in opened if which == kind]
         if bracket in ("(", "["):
             opened.append((bracket, len(pieces)))
+            if len(opened) > DEEPEST:
+                raise ValueError(f"has more than {DEEPEST} brackets in one another")
         elif (bracket or number) and places:
-            multiply(pieces[places[-1] :], float(number) if number else FACTOR[kind])
+            factor = weight_of(number) if number else FACTOR[kind]
+            multiply(pieces[places[-1] :], factor)
             opened.remove((kind, places[-1]))
         else:
             pieces.append([escaped[1:] or text or bracket or f":{number})", 1.0])
     for kind, at in opened:
         multiply(pieces[at:], FACTOR[kind])
-    weighted = ((words, f"{weight:.7g}") for words, weight in merged(pieces))
+    weighted = ((words, f"{Decimal(f'{weight:.7g}'):f}") for words, weight in merged(pieces))
     return "".join(words if weight == "1" else f"({words}:{weight})" for words, weight in weighted)
+
+
+def weight_of(number: str) -> float:
+    try:
+        return float(number)
+    except ValueError as error:
+        raise ValueError(f"has the weight {number[:20]} in its prompt, which is none") from error
 
 
 def multiply(pieces: list[list], factor: float) -> None:
