@@ -91,8 +91,7 @@ def read_words(path: Path) -> dict[str, Tensor]:
     if not others:
         words = [found[key]["word"] or key for key in tensors]
         tensors = dict(zip(words if len(words) > 1 else [path.stem], tensors.values()))
-    good = [t.ndim in (1, 2) and t.numel() and t.is_floating_point() for t in tensors.values()]
-    if not good or not all(good):
+    if not tensors or not all(t.ndim in (1, 2) and t.numel() for t in tensors.values()):
         raise ValueError(f"{path.name} holds no word of textual inversion: check the path.")
     if not all(tensor.float().isfinite().all() for tensor in tensors.values()):
         raise ValueError(f"{path.name} holds NaN or infinity: get another copy.")

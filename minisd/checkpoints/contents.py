@@ -250,7 +250,7 @@ def shards(index: Path) -> list[Path]:
     found = read_json(index).get("weight_map")
     found = list(found.values()) if isinstance(found, dict) else []
     if not found or not all(isinstance(name, str) and is_file_name(name) for name in found):
-        raise ValueError(f"{index} lists no files of weights next to it: fetch it again.")
+        raise ValueError(f"{index} lists no files of weights: fetch it again.")
     return [index.parent / name for name in sorted(set(found))]
 
 

@@ -5,7 +5,6 @@ but it believes what the program says of sizes, and works as long as the program
 stand for all objects, so the way through takes a bounded time. It shows what the pickle asks for.
 """
 
-import math
 import pickletools
 from typing import BinaryIO, NamedTuple
 
@@ -185,15 +184,16 @@ class PickleSteps:
 def refuse_too_large(
     called: str, stored: Stored, offset: int, size: tuple, stride: tuple, *rest: object
 ) -> None:
-    """Raise Refusal for a tensor with more numbers than its storage has, or with some outside it.
+    """Raise Refusal for a tensor with numbers outside its storage.
+
+    One number may fill a whole tensor, as expand() makes it: named_tensors() limits how often.
 
     rest: whether it is trained, its hooks and, in _v3, the dtype, which the storage does not say
     """
     itemsize = dtype(rest[2]).itemsize if called.endswith("_v3") else stored.itemsize
     if not all(type(number) is int and number >= 0 for number in (offset, *size, *stride)):
         raise ValueError("no sizes")
-    count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if count and max(last + 1, count) * itemsize > stored.itemsize * stored.count:
+    if 0 not in size and (last + 1) * itemsize > stored.itemsize * stored.count:
         large = f"holds a tensor {shortened(list(size))} larger than its storage"
         raise Refusal(f"{large}: get another copy")
