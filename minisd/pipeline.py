@@ -1,6 +1,6 @@
 """The parts put together: a prompt becomes a picture."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import isfinite
 from numbers import Integral
 
@@ -30,6 +30,9 @@ class StableDiffusion:
     """Tokenizer, text transformer, U-Net, VAE and schedule of one model, ready to draw.
 
     The networks are frozen: no gradient is kept for their weights.
+
+    guides: each turns the denoiser of a walk that begins into another one, in this order
+    swaps: the autoencoders that are on in place of the model's own (adapters/vae_file.py)
     """
 
     def __init__(
@@ -46,6 +49,8 @@ class StableDiffusion:
         self.unet = unet.eval().requires_grad_(False)
         self.vae = vae.eval().requires_grad_(False)
         self.schedule = Schedule(config.schedule)
+        self.guides: list[Callable[[Denoiser], Denoiser]] = []
+        self.swaps: list[object] = []
 
     @property
     def device(self) -> torch.device:
@@ -154,7 +159,10 @@ class StableDiffusion:
         contexts = self.embed([negative_prompt] * len(prompts) + prompts, clip_skip, extended)
         uncond, cond = rearrange(contexts, "(half b) m c -> half b m c", half=2)
         objective = self.config.schedule.prediction
-        return guided_denoiser(network or self.unet, objective, cond, uncond, cfg_scale)
+        denoise = guided_denoiser(network or self.unet, objective, cond, uncond, cfg_scale)
+        for guide in tuple(self.guides):
+            denoise = guide(denoise)
+        return denoise
 
     def txt2img(
         self,
