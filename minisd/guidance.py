@@ -97,6 +97,7 @@ def run(network: Network, x: Tensor, level: Level, context: Tensor, free: int = 
     free: how many of the samples, the first, are asked without their prompt. It is noted
         on the context, for the ControlNets that treat these otherwise
     """
+    context = context[:]  # a tensor of this call alone: other threads may note something else
     context.unconditional = free
     precision = torch.promote_types(x.dtype, torch.float32)
     t = torch.full((len(x),), level.t, dtype=precision, device=x.device)
