@@ -30,7 +30,8 @@ def load(
     """A model, ready to draw.
 
     source: "mini", a .safetensors or .ckpt file, or a folder in the layout of diffusers
-    dtype: of the weights in memory; None means float32, whatever the file holds
+    dtype: of the weights in memory: torch.float32, bfloat16, float16 or float64. None means
+        float32, whatever the file holds. With float16 the autoencoder stays in float32
     prediction: "eps" or "v", for a file that cannot say which its U-Net learnt
     ema: take the averaged weights (model_ema.*) that some training checkpoints carry
     vae: a VAE file, a folder with one or a published name, in place of the model's own VAE, which
@@ -40,13 +41,16 @@ def load(
     """
     import torch  # imported here: it takes seconds
 
+    from minisd.checkpoints.load import check_dtype
     from minisd.checkpoints.load import load as load_parts
     from minisd.pipeline import StableDiffusion
 
+    dtype = torch.float32 if dtype is None else dtype
+    check_dtype(dtype)
     try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device, dtype=dtype).item()
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(device)!r} cannot be used ({reason}): try cpu.") from error
-    parts = load_parts(source, device, dtype or torch.float32, prediction, ema, vae)
+    parts = load_parts(source, device, dtype, prediction, ema, vae)
     return StableDiffusion(parts.config, parts.tokenizer, parts.text_encoder, parts.unet, parts.vae)

@@ -90,15 +90,18 @@ def classifier_guided(denoise: Denoiser, log_prob: LogProb, scale: float) -> Den
 
 
 def run(network: Network, x: Tensor, level: Level, context: Tensor, free: int = 0) -> Tensor:
-    """Ask the network once. Its t keeps its fraction: float32 at least, whatever x is.
+    """Ask the network once, in the context's precision; the answer has that of x.
+
+    Its t keeps its fraction: float32 at least, whatever x is.
 
     free: how many of the samples, the first, are asked without their prompt. It is noted
         on the context, for the ControlNets that treat these otherwise
     """
+    context = context[:]  # a tensor of this call alone: other threads may note something else
     context.unconditional = free
     precision = torch.promote_types(x.dtype, torch.float32)
     t = torch.full((len(x),), level.t, dtype=precision, device=x.device)
-    return network(x, t, context)
+    return network(x.to(context.dtype), t, context).to(x.dtype)
 
 
 def unconditional_rows(context: Tensor) -> int:

@@ -1,6 +1,6 @@
 """The parts put together: a prompt becomes a picture."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import isfinite
 from numbers import Integral
 
@@ -17,19 +17,23 @@ from minisd.guidance import Network, guided_denoiser
 from minisd.pictures import check_tensor, colours
 from minisd.prompt import emphasize, weighted
 from minisd.samplers import Step, from_noise, sampler_levels
-from minisd.schedule import Denoiser, Schedule
+from minisd.schedule import Denoiser, Level, Schedule
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
 from minisd.vae import VAE
 
 SEEDS = range(-(2**63), 2**64)  # what torch.Generator.manual_seed takes
 ROWS_AT_ONCE = 32  # of a long prompt: all of them might not fit into the memory
+LOUD = 20.0  # sigma: SD's own schedule ends at 14.6, others as high as 4096
 
 
 class StableDiffusion:
     """Tokenizer, text transformer, U-Net, VAE and schedule of one model, ready to draw.
 
     The networks are frozen: no gradient is kept for their weights.
+
+    guides: each turns the denoiser of a walk that begins into another one, in this order
+    swaps: the autoencoders that are on in place of the model's own (adapters/vae_file.py)
     """
 
     def __init__(
@@ -46,6 +50,8 @@ class StableDiffusion:
         self.unet = unet.eval().requires_grad_(False)
         self.vae = vae.eval().requires_grad_(False)
         self.schedule = Schedule(config.schedule)
+        self.guides: list[Callable[[Denoiser], Denoiser]] = []
+        self.swaps: list[object] = []
 
     @property
     def device(self) -> torch.device:
@@ -55,6 +61,11 @@ class StableDiffusion:
     def dtype(self) -> torch.dtype:
         return self.unet.conv_in.weight.dtype
 
+    def walk_dtype(self, level: Level) -> torch.dtype:
+        """Of x on a walk from this level. Half precision loses x0 below a very loud sigma eps."""
+        wide = torch.promote_types(self.dtype, torch.float32)
+        return wide if level.sigma > LOUD else self.dtype
+
     def embed(self, prompts: str | list[str], clip_skip: int = 0, extended: bool = False) -> Tensor:
         """What cross-attention reads: b 77 context_dim.
 
@@ -63,14 +74,18 @@ class StableDiffusion:
             each through the transformer by itself: b 77*chunks context_dim. The longest prompt
             sets the number of chunks; a shorter one beside it ends in empty ones, and draws
             another picture than alone.
+        ValueError: clip_skip is out of its range, or what comes out is not finite.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         layers = self.config.text.layers
         if not 0 <= clip_skip <= layers:
             raise ValueError(f"clip_skip must be 0 to {layers}, got {clip_skip}.")
         if extended:
-            return self._embed_extended(prompts, clip_skip)
-        return self.text_encoder(self.tokenizer(prompts).to(self.device), clip_skip)
+            context = self._embed_extended(prompts, clip_skip)
+        else:
+            context = self.text_encoder(self.tokenizer(prompts).to(self.device), clip_skip)
+        self.check_finite(context, "text transformer")
+        return context
 
     def _embed_extended(self, prompts: list[str], clip_skip: int) -> Tensor:
         rows = [weighted(self.tokenizer, prompt) for prompt in prompts]
@@ -92,16 +107,24 @@ class StableDiffusion:
         """image: b 3 h w in [-1, 1]    returns: latent, b 4 h/8 w/8, about unit spread.
 
         generator: to draw from the encoder's Gaussian (or one per sample); None takes its mode.
-        ValueError: the image has another shape or leaves its range.
+        ValueError: the image has another shape or leaves its range, or the latent is not finite.
         """
         check_tensor(image, "picture", 3, -1, 1)
-        gaussian = self.vae.encode(image.to(self.device, self.dtype))
+        gaussian = self.vae.encode(image.to(self.vae.encoder.conv_in.weight))
         z = gaussian.mode() if generator is None else gaussian.sample(generator)
-        return z * self.vae.config.scale
+        self.check_finite(z, "autoencoder's encoder")
+        return (z * self.vae.config.scale).to(self.dtype)
 
     def decode(self, latent: Tensor) -> Tensor:
-        """latent: b 4 h w    returns: image, b 3 8h 8w, about [-1, 1]."""
-        return self.vae.decode(latent / self.vae.config.scale)
+        """latent: b 4 h w    returns: image, b 3 8h 8w, about [-1, 1].
+
+        ValueError: the latent or the image is not finite. It names the part that went wrong first.
+        """
+        self.check_finite(latent, "U-Net")
+        z = latent / self.vae.config.scale
+        image = self.vae.decode(z.to(self.vae.decoder.conv_in.weight))
+        self.check_finite(image, "autoencoder's decoder")
+        return image
 
     def txt2img_steps(
         self,
@@ -132,7 +155,8 @@ class StableDiffusion:
         else:
             self._check_latent(latent, len(prompts), width, height)
         denoise = self.denoiser(prompts, negative_prompt, cfg_scale, clip_skip, extended)
-        return from_noise(sampler, denoise, latent.to(self.device, self.dtype), levels, generators)
+        x = latent.to(self.device, self.walk_dtype(levels[0]))
+        return from_noise(sampler, denoise, x, levels, generators)
 
     def denoiser(
         self,
@@ -154,7 +178,10 @@ class StableDiffusion:
         contexts = self.embed([negative_prompt] * len(prompts) + prompts, clip_skip, extended)
         uncond, cond = rearrange(contexts, "(half b) m c -> half b m c", half=2)
         objective = self.config.schedule.prediction
-        return guided_denoiser(network or self.unet, objective, cond, uncond, cfg_scale)
+        denoise = guided_denoiser(network or self.unet, objective, cond, uncond, cfg_scale)
+        for guide in tuple(self.guides):
+            denoise = guide(denoise)
+        return denoise
 
     def txt2img(
         self,
@@ -215,6 +242,15 @@ class StableDiffusion:
             size = f"{wide} x {high} pixels, {len(latent)} times"
             way = f"leave width and height out, or give {unit_noise}, and of their size"
             raise ValueError(f"the latent is for {size}: {way}.")
+
+    def check_finite(self, tensor: Tensor, part: str) -> None:
+        """Raise ValueError if a number is NaN or infinite. part: what in the model made it"""
+        if not tensor.isfinite().all():
+            half = torch.finfo(self.dtype).bits < 32
+            way = "lower cfg_scale, or check the adapters and the weights"
+            way = "load the model with dtype=torch.float32" if half else way
+            what = f"the {part} made numbers that are not finite"
+            raise ValueError(f"{what}, so there is no picture: {way}.")
 
     def check_text_only(self) -> None:
         """Raise ValueError unless the U-Net reads a latent and nothing beside it."""

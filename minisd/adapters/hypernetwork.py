@@ -88,12 +88,14 @@ def attentions(unet: nn.Module) -> dict[str, Attention]:
 
 def put_on(unet: nn.Module, networks: Mapping[int, Sequence[Rewriter]], strength: float) -> Handle:
     """Let the two networks of each width rewrite keys' and values' context, till it is removed."""
-    hooks = []
-    for layer in attentions(unet).values() if strength != 0 else ():
-        nets = networks.get(layer.to_k.in_features, ())
-        for projection, net in zip((layer.to_k, layer.to_v), nets):
-            hooks.append(projection.register_forward_pre_hook(rewriting(net, strength)))
-    return Handle(hooks)
+    layers = attentions(unet).values() if strength != 0 else ()
+    return Handle(
+        projection.register_forward_pre_hook(rewriting(net, strength))
+        for layer in layers
+        for projection, net in zip(
+            (layer.to_k, layer.to_v), networks.get(layer.to_k.in_features, ())
+        )
+    )
 
 
 def rewriting(net: Rewriter, strength: float) -> Callable:

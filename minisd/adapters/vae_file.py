@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from minisd.adapters.handle import Handle
+from minisd.adapters.handle import Handle, ListEntry
 from minisd.checkpoints.load import load_vae
 from minisd.pipeline import StableDiffusion
 from minisd.vae import VAE
@@ -12,19 +12,24 @@ class SwappedVAE(Handle):
     """The model has another autoencoder until remove()."""
 
     def __init__(self, sd: StableDiffusion, vae: VAE):
-        super().__init__([])
-        self.sd, self.before, self.removed = sd, sd.vae, False
-        vae.brought_by = self
+        super().__init__([ListEntry(sd.swaps, self)])
+        self.sd, self.before, self.vae = sd, sd.vae, vae
         sd.vae = vae
 
     def remove(self) -> None:
-        """Put back the one from before, and where that is to go as well, the one before it.
+        """Put back the one from before.
 
         An autoencoder that was swapped in later stays until its own handle is removed.
         """
-        self.removed = True
-        while (handle := getattr(self.sd.vae, "brought_by", None)) and handle.removed:
-            self.sd.vae = handle.before
+        if not self.hooks:
+            return
+        later = self.sd.swaps[self.sd.swaps.index(self) + 1 :]
+        if later and later[0].before is self.vae:
+            later[0].before = self.before
+        elif self.sd.vae is self.vae:
+            self.sd.vae = self.before
+        super().remove()
+        self.before = self.vae = None
 
 
 def swap_vae(sd: StableDiffusion, path: str | Path) -> SwappedVAE:
@@ -36,4 +41,5 @@ def swap_vae(sd: StableDiffusion, path: str | Path) -> SwappedVAE:
     Raises ValueError, and leaves the model as it is, for any other file and for a setting that
     minisd's VAE does not have.
     """
-    return SwappedVAE(sd, load_vae(path, sd.config.vae, sd.device, sd.dtype))
+    dtype = sd.vae.decoder.conv_in.weight.dtype
+    return SwappedVAE(sd, load_vae(path, sd.config.vae, sd.device, dtype))

@@ -27,6 +27,7 @@ from minisd.vae import VAE
 SURELY_EPS = 0.7
 SURELY_V = 0.3
 NOT_FINITE = "holds NaN or infinity: the file is damaged or its training failed. Get another copy."
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LITTLE_NOISE = 0.25  # of the way up to the last t: where a v network returns the noise as well
 
 
@@ -53,6 +54,8 @@ def load(
 
     Of the mini there are "mini-inpaint" (9 channels) and "mini-depth" (5 channels) as well.
 
+    dtype: one of DTYPES. With float16 the autoencoder is in float32 all the same: its feature maps
+        may leave float16's range of 65,504, as the mini's do, which reach 190,000
     prediction: "eps" or "v", where the file does not say it or says it wrongly
     ema: the U-Net's averaged weights, which training checkpoints keep beside the last ones
     vae: a VAE file, a folder with one or a published name, in place of the model's own VAE, which
@@ -60,9 +63,17 @@ def load(
 
     Raises ValueError, in one sentence, for anything but a whole and healthy SD v1 or v2 model.
     """
+    check_dtype(dtype)
     path = locate(source)
     other = None if vae is None else open_vae(vae, own_vae_config(path))
     return build(lay_open(path, prediction, ema, other), path.name, device, dtype)
+
+
+def check_dtype(dtype: object) -> None:
+    """Raise ValueError, with those that can, unless weights of this dtype can draw."""
+    if not any(dtype is known for known in DTYPES):
+        said, known = repr(dtype).splitlines()[0][:60], ", ".join(map(str, DTYPES))
+        raise ValueError(f"dtype {said} cannot be used for a model: give one of {known}.")
 
 
 def own_vae_config(path: Path) -> VAEConfig | None:
@@ -85,7 +96,9 @@ def build(
     """The networks of a checkpoint that was laid open. name: what to call it in an error."""
     networks = blank(contents.config)
     for part, network in networks.items():
-        fill(network, contents.parts[part], device, dtype, f"{name}: {part}")
+        wide = part == "vae" and dtype is torch.float16
+        own = torch.float32 if wide else dtype
+        fill(network, contents.parts[part], device, own, f"{name}: {part}")
     parts = Parts(contents.config, contents.tokenizer, **networks)
     return parts if contents.known_by else try_prediction(parts, name)
 
@@ -102,6 +115,7 @@ def load_vae(
         config.json in the folder or next to the file, else the config's
     Raises ValueError for any other file.
     """
+    check_dtype(dtype)
     opened = open_vae(path, config)
     with torch.device("meta"):
         vae = VAE(opened.config)

@@ -18,6 +18,7 @@ from minisd.checkpoints.load import (
     NOT_FINITE,
     Parts,
     build,
+    check_dtype,
     is_finite,
     locate,
     own_vae_config,
@@ -46,6 +47,8 @@ def save(
     Raises ValueError, before the work, where the file may not be written, and for weights that are
     no finite numbers, or none in dtype; and when the disk is full: the older file stays then.
     """
+    if dtype is not None:
+        check_dtype(dtype)
     states = {part: getattr(parts, part).state_dict() for part in OUR_PREFIXES}
     tensors = {OUR_PREFIXES[p] + key: t for p, state in states.items() for key, t in state.items()}
     settings = to_metadata(parts.config, parts.tokenizer)
@@ -84,6 +87,8 @@ def convert(
     Raises ValueError, before the work, where that cannot be written, and as load() does; also for
     weights that dtype is too narrow for.
     """
+    if dtype is not None:
+        check_dtype(dtype)
     destination, path = Path(destination), locate(source)
     layout = layout or ("original" if destination.suffix in ENDINGS else "diffusers")
     if layout not in LAYOUTS:

@@ -53,7 +53,7 @@ def needed(sd, width: int, height: int) -> int:
     networks = (sd.text_encoder, sd.unet, sd.vae)
     weights = sum(p.numel() * p.element_size() for net in networks for p in net.parameters())
     channels = max(sd.config.vae.channels[:2])
-    size = sd.unet.conv_in.weight.element_size()
+    size = sd.vae.decoder.conv_in.weight.element_size()
     return weights + round(FLOATS * channels * width * height * size)
 
 

@@ -129,7 +129,8 @@ def noised(
     image = as_tensor(sd, image, count)
     generators = seeded(seed, count)
     encoded = sd.encode(image, generators) if encode else None
-    noise = sd.noise(generators, image.shape[3], image.shape[2]).to(sd.device, sd.dtype)
+    noise = sd.noise(generators, image.shape[3], image.shape[2])
+    noise = noise.to(sd.device, sd.walk_dtype(levels[0]))
     z = noise if encoded is None else encoded
     start = Start(z, noise, z, sampler, levels, generators)
     return start._replace(x=mixed(z, noise, levels[0]))

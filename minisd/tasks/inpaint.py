@@ -148,7 +148,7 @@ def shown_beside(network: Network, extra: Tensor) -> Network:
 
     def sees_more(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         beside = repeat(extra, "b c h w -> (half b) c h w", half=len(x) // len(extra))
-        return network(torch.cat([x, beside], dim=1), t, context)
+        return network(torch.cat([x, beside.to(x)], dim=1), t, context)
 
     return sees_more
 

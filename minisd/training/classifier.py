@@ -16,7 +16,7 @@ from einops import reduce
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minisd.adapters.handle import Handle
+from minisd.adapters.handle import Handle, ListEntry
 from minisd.checkpoints.kinds import refuse_other_kinds
 from minisd.checkpoints.load import fill_whole
 from minisd.checkpoints.official import local
@@ -113,26 +113,21 @@ class ClassifierGuidance(Handle):
         thing: str | Sequence[str],
         scale: float,
     ):
-        super().__init__([])
         classifier.check_known(*([thing] if isinstance(thing, str) else thing))
         if sd.config.vae.channels != MINI.vae.channels:
             raise ValueError(
                 f"the classifier knows the mini's latents, and {sd.config.name} has others: "
                 "guide the mini with it."
             )
-        self.on, plain = True, sd.denoiser
         classifier = classifier.to(sd.device)
 
         def log_prob(x: Tensor, t: Tensor) -> Tensor:
             return classifier.log_prob(x.float(), t, thing)
 
-        def denoiser(*given: object, **more: object) -> Denoiser:
-            return classifier_guided(plain(*given, **more), log_prob, scale if self.on else 0)
+        def guide(denoise: Denoiser) -> Denoiser:
+            return classifier_guided(denoise, log_prob, scale)
 
-        sd.denoiser = denoiser
-
-    def remove(self) -> None:
-        self.on = False
+        super().__init__([ListEntry(sd.guides, guide)])
 
 
 @torch.no_grad()
