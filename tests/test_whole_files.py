@@ -471,8 +471,9 @@ def learn(where):
     return loop.train(model, loss, loop.Recipe(steps=2, log_every=1), where)
 
 
-def test_a_second_training_in_one_folder_is_refused(other_training, tmp_path, capsys):
+def test_a_second_training_in_one_folder_is_refused(other_training, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run" / "vae"
+    monkeypatch.setitem(afterwards.ALL_STAGES, "vae", None)  # before pictures are encoded
     assert cli.main(["train", "vae", "--folder", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
     assert f"another training (process {other_training} on " in said
