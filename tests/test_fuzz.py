@@ -14,7 +14,7 @@ from fuzz import judge as judging
 from fuzz import watch
 from fuzz.case import Case, Printed, Reader
 from fuzz.edits import broken
-from fuzz.judge import CODE, HANG, LOADED, MEMORY, REFUSED, TRACEBACK, WORDS, WRONG, Limits
+from fuzz.judge import CODE, HANG, LOADED, MEMORY, REFUSED, TRACEBACK, USUAL, WORDS, WRONG, Limits
 from fuzz.readers import READERS
 from fuzz.run import keep, kept, read_good, run_cases
 
@@ -23,7 +23,7 @@ FEW = 6
 SEED = 18
 
 
-def first_fault(reader: Reader, folder: Path, cases: int, limits: Limits = Limits()) -> str | None:
+def first_fault(reader: Reader, folder: Path, cases: int, limits: Limits = USUAL) -> str | None:
     """The first fault of a short run, in words, and where it is saved; None: there is none."""
     faults = []
 
@@ -98,7 +98,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("kind, read", [(k, read) for k, all_of in FAULTS.items() for read in all_of])
+@pytest.mark.parametrize(
+    "kind, read", [(k, read) for k, all_of in FAULTS.items() for read in all_of]
+)
 def test_a_planted_fault_fails_the_short_run(kind, read, tmp_path):
     reader = planted(read)
     fault = first_fault(reader, tmp_path, FEW, Limits(seconds=0.1))

@@ -73,7 +73,9 @@ def test_there_are_enough_attacks():
     assert len(ATTACKS) >= 110 and len(PICKLED) >= 5
 
 
-@pytest.mark.parametrize("attack", ["os.system", "builtins.eval", "partial", "INST", "STACK_GLOBAL"])
+@pytest.mark.parametrize(
+    "attack", ["os.system", "builtins.eval", "partial", "INST", "STACK_GLOBAL"]
+)
 def test_an_unguarded_reader_would_have_run_them(attack):
     """The attacks work: Python's own pickle runs them, and the watch sees it."""
     import pickle

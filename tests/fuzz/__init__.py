@@ -7,7 +7,7 @@
 tests/test_fuzz.py runs a short part of it with fixed seeds. docs/security.md says what is promised.
 
     case.py         one input, and one reader
-    edits/          how good files are broken: bytes, JSON, text, pickles, zips, safetensors, pictures
+    edits/          how good files are broken, by what they are
     good.py         the smallest good file of every kind
     readers/        what is read, and by which function
     watch.py        time, memory and what the interpreter is asked to do

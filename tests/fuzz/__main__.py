@@ -148,7 +148,13 @@ def death(job: Job, place: Path, status: int) -> dict:
         paths = [path for path in inside.rglob("*") if path.is_file()] if inside else []
         files = {path.relative_to(inside).as_posix(): path.read_bytes() for path in paths}
         verdict = Verdict(kind, about["why"], about["where"])
-        keep(place / "faults" / "death", READERS[job.reader], Case(files, now["target"]), verdict, job.seed)
+        keep(
+            place / "faults" / "death",
+            READERS[job.reader],
+            Case(files, now["target"]),
+            verdict,
+            job.seed,
+        )
         about["kept"] = str(place / "faults" / "death")
     return about | {"sign": f"{kind} {about['where']} {about['why']}"}
 
@@ -198,7 +204,12 @@ def replay(folder: Path) -> int:
 
 def guided(options: argparse.Namespace) -> int:
     """In a process of its own: atheris has to come before all that it watches."""
-    worker = [sys.executable, "-m", f"{__package__}.guided", *(options.reader or ["safetensors"])[:1]]
+    worker = [
+        sys.executable,
+        "-m",
+        f"{__package__}.guided",
+        *(options.reader or ["safetensors"])[:1],
+    ]
     return subprocess.run([*worker, f"-runs={options.cases or 50_000}"]).returncode
 
 

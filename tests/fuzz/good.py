@@ -186,7 +186,9 @@ def original_vae() -> bytes:
     from safetensors.torch import load
 
     tensors, start = load(original_model(False)), "first_stage_model."
-    return safetensors({k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)})
+    return safetensors(
+        {k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)}
+    )
 
 
 def low_rank(layers: list[str], leaves: tuple[str, str], rank: int = 2) -> dict[str, Tensor]:
@@ -246,7 +248,9 @@ def hypernetwork() -> dict:
     def layers() -> dict[str, Tensor]:
         sizes = {"linear.0": (16, 8), "linear.2": (8, 16)}
         weights = {f"{k}.weight": torch.randn(s, generator=generator) for k, s in sizes.items()}
-        return weights | {f"{k}.bias": torch.randn(s[0], generator=generator) for k, s in sizes.items()}
+        return weights | {
+            f"{k}.bias": torch.randn(s[0], generator=generator) for k, s in sizes.items()
+        }
 
     return {
         8: (layers(), layers()),
@@ -431,7 +435,9 @@ OTHER_PICTURES = {
     "plain.xbm": b"#define a_width 8\n#define a_height 1\nstatic char a_bits[] = {0xff};\n",
     "plain.xpm": b'/* XPM */\nstatic char *a[] = {"1 1 1 1","a c #ff0000","a"};\n',
     "table.fits": b"SIMPLE  =                    T".ljust(80) + b"END".ljust(2800),
-    "array.npy": b"\x93NUMPY\1\0v\0{'descr': '|O', 'fortran_order': False, 'shape': (1,)}".ljust(128),
+    "array.npy": b"\x93NUMPY\1\0v\0{'descr': '|O', 'fortran_order': False, 'shape': (1,)}".ljust(
+        128
+    ),
     "movie.mpg": b"\0\0\1\xb3" + bytes(40),
     "meta.wmf": b"\xd7\xcd\xc6\x9a" + bytes(40),
     "font.ttf": b"\0\1\0\0" + bytes(60),

@@ -100,7 +100,9 @@ def pickle(value: object, protocol: int = 2) -> bytes:
 
 # ---- the attacks -----------------------------------------------------------------------------
 
-builtin = {name: Name("builtins", name) for name in ("eval", "exec", "getattr", "map", "list", "dict")}
+builtin = {
+    name: Name("builtins", name) for name in ("eval", "exec", "getattr", "map", "list", "dict")
+}
 IMPORT = Name("builtins", "__import__")
 GETATTR = builtin["getattr"]
 
@@ -116,7 +118,10 @@ DIRECT = [
     *(("os", name, (SHELL,)) for name in ("system", "popen")),
     *(("posix", name, (SHELL,)) for name in ("system", "popen")),
     ("nt", "system", (SHELL,)),
-    *(("subprocess", name, (["touch", CANARY],)) for name in ("Popen", "run", "call", "check_call")),
+    *(
+        ("subprocess", name, (["touch", CANARY],))
+        for name in ("Popen", "run", "call", "check_call")
+    ),
     *(("subprocess", name, (SHELL,)) for name in ("check_output", "getoutput", "getstatusoutput")),
     *(("builtins", name, (PYTHON,)) for name in ("eval", "exec")),
     *(("__builtin__", name, (PYTHON,)) for name in ("eval", "exec", "execfile")),
@@ -218,28 +223,43 @@ DIRECT = [
 
 CHAINS = {
     "getattr of an import": Call(attribute(Call(IMPORT, ("os",)), "system"), (SHELL,)),
-    "map over system": Call(builtin["list"], (Call(builtin["map"], (Name("os", "system"), [SHELL])),)),
+    "map over system": Call(
+        builtin["list"], (Call(builtin["map"], (Name("os", "system"), [SHELL])),)
+    ),
     "partial": Call(Call(Name("functools", "partial"), (Name("os", "system"), SHELL)), ()),
     "partial with state": Build(
         New(Name("functools", "partial"), (Name("os", "system"),)),
         (Name("os", "system"), (SHELL,), {}, {}),
     ),
     "reduce": Call(Name("functools", "reduce"), (GETATTR, ["os", "system"])),
-    "methodcaller": Call(Call(Name("operator", "methodcaller"), ("system", SHELL)), (Name("os", "path"),)),
-    "attrgetter": Call(Call(Name("operator", "attrgetter"), ("os.system",)), (Name("shutil", "sys"),)),
-    "starmap": Call(builtin["list"], (Call(Name("itertools", "starmap"), (Name("os", "system"), [(SHELL,)])),)),
+    "methodcaller": Call(
+        Call(Name("operator", "methodcaller"), ("system", SHELL)), (Name("os", "path"),)
+    ),
+    "attrgetter": Call(
+        Call(Name("operator", "attrgetter"), ("os.system",)), (Name("shutil", "sys"),)
+    ),
+    "starmap": Call(
+        builtin["list"], (Call(Name("itertools", "starmap"), (Name("os", "system"), [(SHELL,)])),)
+    ),
     "subclasses": attribute(Name("builtins", "object"), "__subclasses__"),
     "globals of a function": attribute(Name("torch", "load"), "__globals__"),
     "dotted name": Call(Name("torch", "serialization.os.system"), (SHELL,)),
     "dotted name in minisd": Call(Name("minisd.checkpoints.read", "zipfile.os.system"), (SHELL,)),
-    "copyreg": Call(Name("copyreg", "_reconstructor"), (Name("os", "_wrap_close"), Name("builtins", "object"), None)),
-    "copyreg newobj": Call(Name("copyreg", "__newobj__"), (Name("subprocess", "Popen"), ["touch", CANARY])),
+    "copyreg": Call(
+        Name("copyreg", "_reconstructor"),
+        (Name("os", "_wrap_close"), Name("builtins", "object"), None),
+    ),
+    "copyreg newobj": Call(
+        Name("copyreg", "__newobj__"), (Name("subprocess", "Popen"), ["touch", CANARY])
+    ),
     "copyreg extension": Call(Name("copyreg", "add_extension"), ("os", "system", 1)),
     "codecs": Call(Name("_codecs", "encode"), (PYTHON, "rot13")),
     "codecs lookup": Call(Name("codecs", "open"), (CANARY, "w")),
     "codecs register": Call(Name("_codecs", "register"), (builtin["eval"],)),
     "typing": Call(Name("typing", "get_type_hints"), (Name("os", "system"),)),
-    "forward reference": Call(Name("typing", "_eval_type"), (Call(Name("typing", "ForwardRef"), (PYTHON,)), {}, {})),
+    "forward reference": Call(
+        Name("typing", "_eval_type"), (Call(Name("typing", "ForwardRef"), (PYTHON,)), {}, {})
+    ),
     "typing.Any": Build(New(Name("typing", "Any"), ()), {"__class__": Name("os", "system")}),
     "collections": Call(Name("collections", "namedtuple"), ("A", PYTHON)),
     "defaultdict factory": Call(Name("collections", "defaultdict"), (Name("os", "getcwd"),)),
@@ -248,66 +268,101 @@ CHAINS = {
     ),
     "state of a module": Build(Name("torch", "serialization"), {"os": None}),
     "state of a class": Build(Name("torch", "Tensor"), {"__setstate__": Name("os", "system")}),
-    "state of a stand-in": Build(New(Name("argparse", "Namespace"), ()), {"__reduce__": Name("os", "system")}),
-    "stand-in as a function": Call(Name("pytorch_lightning.x", "Callback"), (Name("os", "system"), SHELL)),
+    "state of a stand-in": Build(
+        New(Name("argparse", "Namespace"), ()), {"__reduce__": Name("os", "system")}
+    ),
+    "stand-in as a function": Call(
+        Name("pytorch_lightning.x", "Callback"), (Name("os", "system"), SHELL)
+    ),
     "stand-in of numpy": Call(Name("numpy.x", "load"), (CANARY,)),
     "stand-in of pathlib": Call(Name("pathlib", "PosixPath"), ("/etc/passwd",)),
     "stand-in of datetime": Call(Name("datetime", "datetime"), (b"\xff" * 10,)),
     "persistent load": Persistent(("storage", Name("os", "system"), "0", "cpu", 1)),
     "persistent load of a module": Persistent(("module", Name("os", "system"), "x.py", PYTHON)),
-    "persistent load of a path": Persistent(("storage", Name("torch", "FloatStorage"), "../../etc/passwd", "cpu", 9)),
-    "nested persistent load": Persistent(Persistent(("storage", Name("torch", "FloatStorage"), "0", "cpu", 1))),
+    "persistent load of a path": Persistent(
+        ("storage", Name("torch", "FloatStorage"), "../../etc/passwd", "cpu", 9)
+    ),
+    "nested persistent load": Persistent(
+        Persistent(("storage", Name("torch", "FloatStorage"), "0", "cpu", 1))
+    ),
     "extension 1": Raw(b"\x82\x01"),
     "extension 2": Raw(b"\x83\x01\x00"),
     "extension 4": Raw(b"\x84\x01\x00\x00\x00"),
     "INST": Raw(b"(X" + struct.pack("<I", len(SHELL)) + SHELL.encode() + b"ios\nsystem\n"),
     "OBJ": Raw(b"(cos\nsystem\nX" + struct.pack("<I", len(SHELL)) + SHELL.encode() + b"o"),
-    "STACK_GLOBAL": Raw(b"\x8c\x02os\x8c\x06system\x93X" + struct.pack("<I", len(SHELL)) + SHELL.encode() + b"\x85R"),
+    "STACK_GLOBAL": Raw(
+        b"\x8c\x02os\x8c\x06system\x93X" + struct.pack("<I", len(SHELL)) + SHELL.encode() + b"\x85R"
+    ),
     "STACK_GLOBAL by memo": Raw(b"\x8c\x02os\x94\x8c\x06system\x940h\x00h\x01\x93)R"),
     "NEWOBJ_EX": Raw(b"csubprocess\nPopen\n(]X\x05\0\0\0toucht}\x92"),
-    "two pickles in one": Raw(b"N.\x80\x02cos\nsystem\n(X" + struct.pack("<I", len(SHELL)) + SHELL.encode() + b"tR"),
+    "two pickles in one": Raw(
+        b"N.\x80\x02cos\nsystem\n(X" + struct.pack("<I", len(SHELL)) + SHELL.encode() + b"tR"
+    ),
     "PyTorch's rebuild with a function": Call(
         Name("torch._utils", "_rebuild_tensor_v2"), (Name("os", "system"), 0, (1,), (1,), False, {})
     ),
     "rebuild from a type": Call(
-        Name("torch._tensor", "_rebuild_from_type_v2"), (Name("os", "system"), Name("torch", "Tensor"), (SHELL,), {})
+        Name("torch._tensor", "_rebuild_from_type_v2"),
+        (Name("os", "system"), Name("torch", "Tensor"), (SHELL,), {}),
     ),
     "rebuild a parameter with state": Call(
-        Name("torch._utils", "_rebuild_parameter_with_state"), (None, True, {}, {"data": Name("os", "system")})
+        Name("torch._utils", "_rebuild_parameter_with_state"),
+        (None, True, {}, {"data": Name("os", "system")}),
     ),
     "rebuild a wrapper subclass": Call(
-        Name("torch._utils", "_rebuild_wrapper_subclass"), (Name("os", "system"), None, (1,), (1,), 0, None, None, False)
+        Name("torch._utils", "_rebuild_wrapper_subclass"),
+        (Name("os", "system"), None, (1,), (1,), 0, None, None, False),
     ),
     "rebuild from numpy": Call(
-        Name("torch._utils", "_rebuild_device_tensor_from_numpy"), (Name("os", "system"), None, "cpu", False)
+        Name("torch._utils", "_rebuild_device_tensor_from_numpy"),
+        (Name("os", "system"), None, "cpu", False),
     ),
     "rebuild far away": Call(
         Name("torch._utils", "_rebuild_tensor_v2"),
-        (Persistent(("storage", Name("torch", "FloatStorage"), "0", "cpu", 1)), 2**30, (2**30,), (1,), False, {}),
+        (
+            Persistent(("storage", Name("torch", "FloatStorage"), "0", "cpu", 1)),
+            2**30,
+            (2**30,),
+            (1,),
+            False,
+            {},
+        ),
     ),
     "rebuild a meta tensor": Call(
-        Name("torch._utils", "_rebuild_meta_tensor_no_storage"), (Name("torch", "float32"), (2**30, 2**30), (1, 1), False)
+        Name("torch._utils", "_rebuild_meta_tensor_no_storage"),
+        (Name("torch", "float32"), (2**30, 2**30), (1, 1), False),
     ),
     "a quantised tensor": Call(
-        Name("torch._utils", "_rebuild_qtensor"), (None, 0, (1,), (1,), (Name("os", "system"),), False, {})
+        Name("torch._utils", "_rebuild_qtensor"),
+        (None, 0, (1,), (1,), (Name("os", "system"),), False, {}),
     ),
     "state of a tensor": Build(
-        Call(Name("torch._utils", "_rebuild_parameter"), (None, False, {})), {"__class__": Name("os", "system")}
+        Call(Name("torch._utils", "_rebuild_parameter"), (None, False, {})),
+        {"__class__": Name("os", "system")},
     ),
     "a device": Call(Name("torch", "device"), (SHELL,)),
     "a generator": Call(Name("torch", "Generator"), (SHELL,)),
     "a script module": New(Name("torch.jit._script", "RecursiveScriptModule"), (SHELL,)),
-    "a nn.Module": Build(New(Name("torch.nn.modules.module", "Module"), ()), {"forward": Name("os", "system")}),
+    "a nn.Module": Build(
+        New(Name("torch.nn.modules.module", "Module"), ()), {"forward": Name("os", "system")}
+    ),
     "a lambda module": Call(Name("torch.nn.modules.linear", "Linear"), (10**9, 10**9)),
     "a ParameterDict": Build(
-        New(Name("torch.nn.modules.container", "ParameterDict"), ()), {"_parameters": Name("os", "system")}
+        New(Name("torch.nn.modules.container", "ParameterDict"), ()),
+        {"_parameters": Name("os", "system")},
     ),
     "an AttributeDict": Build(
-        New(Name("pytorch_lightning.utilities.parsing", "AttributeDict"), ()), {"a": Name("os", "system")}
+        New(Name("pytorch_lightning.utilities.parsing", "AttributeDict"), ()),
+        {"a": Name("os", "system")},
     ),
-    "a code object": Call(Name("types", "CodeType"), (0, 0, 0, 0, 0, 0, b"", (), (), (), "", "", 0, b"")),
+    "a code object": Call(
+        Name("types", "CodeType"), (0, 0, 0, 0, 0, 0, b"", (), (), (), "", "", 0, b"")
+    ),
     "a function": Call(Name("types", "FunctionType"), (Call(builtin["eval"], (PYTHON,)), {})),
-    "a class": Call(Name("builtins", "type"), ("A", (Name("os", "_wrap_close"),), {"__del__": Name("os", "system")})),
+    "a class": Call(
+        Name("builtins", "type"),
+        ("A", (Name("os", "_wrap_close"),), {"__del__": Name("os", "system")}),
+    ),
     "a property": Call(Name("builtins", "property"), (Name("os", "system"),)),
     "names with spaces": Call(Name("os ", " system"), (SHELL,)),
     "a name without a module": Call(Name("", "system"), (SHELL,)),

@@ -2,12 +2,15 @@
 
 import dis
 import io
+import os
 import shutil
 import sys
 import tempfile
 import traceback
 import unicodedata
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +41,9 @@ class Limits:
     hard: bool = False
 
 
+USUAL = Limits()
+
+
 @dataclass(frozen=True)
 class Verdict:
     """kind: LOADED, REFUSED or one of FAULTS    why: what was seen    where: in minisd"""
@@ -51,7 +57,7 @@ class Verdict:
         return self.kind in FAULTS
 
 
-def judge(reader: Reader, case: Case, limits: Limits = Limits()) -> Verdict:
+def judge(reader: Reader, case: Case, limits: Limits = USUAL) -> Verdict:
     """Read the case in a folder of its own. What took too long or too much is read twice."""
     verdict = judge_once(reader, case, limits)
     if verdict.kind in (HANG, MEMORY):
@@ -95,7 +101,9 @@ def names_in(case: Case) -> set[str]:
     return {part for name in (*case.files, case.target) for part in Path(name).parts}
 
 
-def by_watch(watch: Watch, error: BaseException | None, case: Case, limits: Limits) -> Verdict | None:
+def by_watch(
+    watch: Watch, error: BaseException | None, case: Case, limits: Limits
+) -> Verdict | None:
     where = place(error)
     if watch.asked:
         return Verdict(CODE, watch.asked[0], where)
@@ -200,20 +208,45 @@ def of_command(printed: Printed) -> Verdict:
 
 
 def run_command(arguments: list[str]) -> Printed:
-    """minisd's command line with these arguments, its output kept."""
+    """minisd's command line with these arguments, its output kept.
+
+    What a library in C writes on the error stream comes last.
+    """
     from minisd.cli import main
 
     before = sys.stdout, sys.stderr
-    texts = [io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace")]
+    texts = [
+        io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace")
+    ]
     sys.stdout, sys.stderr = texts
     try:
-        try:
-            status = main(arguments)
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 1
+        with written_below() as below:
+            try:
+                status = main(arguments)
+            except SystemExit as end:
+                status = end.code if isinstance(end.code, int) else 1
         for text in texts:
             text.flush()
         out, err = (text.buffer.getvalue().decode("utf-8", "replace") for text in texts)
     finally:
         sys.stdout, sys.stderr = before
-    return Printed(status or 0, out, err)
+    return Printed(status or 0, out, err + "".join(below))
+
+
+@contextmanager
+def written_below() -> Iterator[list[str]]:
+    """What is written on the error stream past Python, as a list of one text. Linux only."""
+    below: list[str] = []
+    if not hasattr(os, "memfd_create"):
+        yield below
+        return
+    before, kept = os.dup(2), os.memfd_create("below")
+    os.dup2(kept, 2)
+    try:
+        yield below
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        size = os.lseek(kept, 0, os.SEEK_END)
+        below.append(os.pread(kept, size, 0).decode("utf-8", "replace"))
+        os.close(kept)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from . import watch
 from .case import Case, Reader
-from .judge import LOADED, REFUSED, Limits, Verdict, judge
+from .judge import LOADED, REFUSED, USUAL, Limits, Verdict, judge
 
 GENEROUS = Limits(seconds=60, bytes=10**10)
 
@@ -23,7 +23,11 @@ def read_good(reader: Reader) -> None:
     Then watched, each has to load. Raises AssertionError where one does not.
     """
     for case in reader.good():
-        with tempfile.TemporaryDirectory() as folder, suppress(ValueError), warnings.catch_warnings():
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            suppress(ValueError),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             reader.read(case.write(Path(folder)))
         watch.learn_modules()
@@ -37,7 +41,7 @@ def run_cases(
     number: int,
     first: int,
     record: Callable[[Case, Verdict], None],
-    limits: Limits = Limits(),
+    limits: Limits = USUAL,
     begin: Callable[[Case], None] = lambda case: None,
 ) -> None:
     """Judge so many cases and hand each with its verdict to record().

@@ -18,16 +18,37 @@ except ImportError:  # Windows: memory is not measured there
 
 # Events of sys.addaudithook that no file may cause.
 RUNNING = (
-    *("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "os.startfile"),
+    *(
+        "os.system",
+        "os.exec",
+        "os.posix_spawn",
+        "os.spawn",
+        "os.fork",
+        "os.forkpty",
+        "os.startfile",
+    ),
     *("os.kill", "os.putenv", "os.unsetenv", "pty.spawn", "subprocess.Popen", "socket.connect"),
-    *("socket.bind", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request", "code.__new__"),
+    *(
+        "socket.bind",
+        "socket.getaddrinfo",
+        "socket.gethostbyname",
+        "urllib.Request",
+        "code.__new__",
+    ),
     *("ctypes.dlopen", "ctypes.dlsym", "webbrowser.open", "http.client.connect", "sys.setprofile"),
     *("builtins.input", "cpython.run_command", "cpython.run_file", "function.__new__", "exec"),
     *("sqlite3.connect", "ftplib.connect", "smtplib.connect", "signal.pthread_kill", "os.setxattr"),
     *("marshal.loads", "marshal.load", "pickle.find_class"),
 )
 CHANGING = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.chmod", "os.chown", "os.link")
-CHANGING += ("os.symlink", "os.truncate", "shutil.rmtree", "shutil.move", "shutil.copyfile", "os.utime")
+CHANGING += (
+    "os.symlink",
+    "os.truncate",
+    "shutil.rmtree",
+    "shutil.move",
+    "shutil.copyfile",
+    "os.utime",
+)
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 
 
@@ -109,7 +130,7 @@ def hook(event: str, arguments: tuple) -> None:
 def install() -> None:
     """Once in a process."""
     if "installed" not in _running:
-        _running["installed"] = True
+        _running.update(installed=True, stderr=os.dup(2))  # for faulthandler, whoever takes 2
         sys.addaudithook(hook)
 
 
@@ -123,7 +144,7 @@ def learn_modules() -> None:
 
 
 def highest_memory() -> int:
-    """Bytes that were in use at once, at most, since the process began (or since forget_highest)."""
+    """Bytes that were in use at once, at most, since the process began or forget_highest()."""
     if resource is None:
         return 0
     with suppress(OSError):
@@ -175,7 +196,7 @@ def busy() -> float:
 
 @contextmanager
 def deadline(seconds: float, hard: bool) -> Iterator[None]:
-    """Raise TooSlow after so many seconds of work, or of waiting, which take longer on a busy machine.
+    """Raise TooSlow after so many seconds of work, or of waiting (more on a busy machine).
 
     hard: a case that does not even stop then ends the process, with a traceback
     """
@@ -186,7 +207,7 @@ def deadline(seconds: float, hard: bool) -> Iterator[None]:
     alarms = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
     waiting = seconds * busy()
     if hard:
-        faulthandler.dump_traceback_later(2 * waiting, exit=True)
+        faulthandler.dump_traceback_later(2 * waiting, exit=True, file=_running["stderr"])
     if alarms:
         before = [signal.signal(number, ring) for number in (signal.SIGALRM, signal.SIGPROF)]
         signal.setitimer(signal.ITIMER_REAL, waiting)

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -68,7 +69,7 @@ def work(options: argparse.Namespace) -> None:
             log.write(json.dumps(about) + "\n")
             log.flush()
 
-        try:
+        with suppress(TimeIsUp):
             run_cases(
                 reader,
                 options.cases,
@@ -77,8 +78,6 @@ def work(options: argparse.Namespace) -> None:
                 Limits(seconds=options.seconds, hard=True),
                 begin,
             )
-        except TimeIsUp:
-            pass
 
 
 if __name__ == "__main__":

@@ -20,10 +20,15 @@ class Pairs(list):
 NUMBERS = [0, 1, -1, 2, 3, 7, 0.5, -0.0, 64, 1000, 10**6, 2**31, 2**32, 2**53 + 1, 2**63, 10**30]
 OTHERS = [
     *(None, True, False, "", [], Pairs(), [[]], [None], [1, "a"], Pairs([("a", 1)])),
-    *map(Raw, ("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1E400", "9" * 5000, "0.1e-9999")),
+    *map(
+        Raw, ("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1E400", "9" * 5000, "0.1e-9999")
+    ),
     *(Raw("[" * deep + "]" * deep) for deep in (20, 500, 2000, 100_000)),
     *(Raw('{"a":' * deep + "1" + "}" * deep) for deep in (500, 100_000)),
-    *(Raw(broken) for broken in ("", "{", "}", '"', "nul", "[1,]", '"\\ud800"', '"\\x"', "01", "'a'")),
+    *(
+        Raw(broken)
+        for broken in ("", "{", "}", '"', "nul", "[1,]", '"\\ud800"', '"\\x"', "01", "'a'")
+    ),
     *([0] * 1000, list(range(5000)), ["a"] * 2000, "a" * 50_000, [[0] * 10] * 10),
 ]
 
@@ -58,7 +63,9 @@ def containers(value: object) -> list:
 def value_near(draw: Callable, old: object) -> object:
     """Another value, sometimes one that is not far from the old."""
     if type(old) in (int, float) and draw(st.booleans()):
-        return draw(st.sampled_from((old + 1, old - 1, -old, old * 2, old * 1000, old / 2, str(old))))
+        return draw(
+            st.sampled_from((old + 1, old - 1, -old, old * 2, old * 1000, old / 2, str(old)))
+        )
     if isinstance(old, str) and (inner := edit_inside(draw, old)) is not None:
         return inner
     if isinstance(old, list) and old and draw(st.booleans()):

@@ -9,8 +9,19 @@ from .byte_edits import EDGES, edit_bytes
 
 GLOBALS = [
     *("os system", "builtins eval", "builtins getattr", "builtins dict", "builtins list"),
-    *("collections OrderedDict", "collections defaultdict", "_codecs encode", "copyreg _reconstructor"),
-    *("torch FloatStorage", "torch HalfStorage", "torch LongStorage", "torch QInt8Storage", "torch Size"),
+    *(
+        "collections OrderedDict",
+        "collections defaultdict",
+        "_codecs encode",
+        "copyreg _reconstructor",
+    ),
+    *(
+        "torch FloatStorage",
+        "torch HalfStorage",
+        "torch LongStorage",
+        "torch QInt8Storage",
+        "torch Size",
+    ),
     *("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "torch device"),
     *("torch._utils _rebuild_sparse_tensor", "torch._utils _rebuild_device_tensor_from_numpy"),
     *("torch._utils _rebuild_meta_tensor_no_storage", "torch._tensor _rebuild_from_type_v2"),
@@ -21,11 +32,39 @@ GLOBALS = [
 ]
 # single instructions, and short runs that need nothing below them
 INSERTED = [
-    *(b"0", b"(", b")", b"]", b"}", b"N", b"2", b"\x88", b"t", b"R", b"b", b"\x81", b"Q", b"a", b"e"),
+    *(
+        b"0",
+        b"(",
+        b")",
+        b"]",
+        b"}",
+        b"N",
+        b"2",
+        b"\x88",
+        b"t",
+        b"R",
+        b"b",
+        b"\x81",
+        b"Q",
+        b"a",
+        b"e",
+    ),
     *(b"s", b"u", b"1", b"\x94", b"\x85", b"\x86", b"\x87", b"\x8f", b"\x90", b"\x91", b"l", b"d"),
     *(b"]2a2a2a", b"]" + b"2a" * 50, b"}q\x00(h\x00h\x00u", b"]" * 500, b"(" * 500, b"(" * 20_000),
-    *(b"K\x00", b"J\xff\xff\xff\xff", b"\x8a\x09" + b"\xff" * 8 + b"\x00", b"G\x7f\xf8" + b"\0" * 6),
-    *(b"h\xff", b"j\xff\xff\xff\x7f", b"q\xff", b"r\xff\xff\xff\x7f", b"X\xff\xff\xff\x7f", b"\x82\x01"),
+    *(
+        b"K\x00",
+        b"J\xff\xff\xff\xff",
+        b"\x8a\x09" + b"\xff" * 8 + b"\x00",
+        b"G\x7f\xf8" + b"\0" * 6,
+    ),
+    *(
+        b"h\xff",
+        b"j\xff\xff\xff\x7f",
+        b"q\xff",
+        b"r\xff\xff\xff\x7f",
+        b"X\xff\xff\xff\x7f",
+        b"\x82\x01",
+    ),
     *(b"B\xff\xff\xff\x7f", b"\x8d" + b"\xff" * 8, b"\x95" + b"\xff" * 8, b"\x80\x63", b"."),
 ]
 
@@ -49,7 +88,9 @@ def other_argument(draw: Callable, op: bytes) -> bytes:
         return b"\x8a\x09" + number.to_bytes(9, "little", signed=True)
     if code in (b"X", b"\x8c"):
         old = op[5:] if code == b"X" else op[2:]
-        new = draw(st.sampled_from((b"", old + b"x", b"cpu", b"cuda", b"storage", b"0", b"../x", old * 50)))
+        new = draw(
+            st.sampled_from((b"", old + b"x", b"cpu", b"cuda", b"storage", b"0", b"../x", old * 50))
+        )
         return b"X" + len(new).to_bytes(4, "little") + new
     if code in (b"h", b"q"):
         return code + bytes([draw(st.integers(0, 40))])
@@ -76,7 +117,9 @@ def edit_pickle(draw: Callable, content: bytes) -> bytes:
         name = draw(st.sampled_from(GLOBALS)).replace(" ", "\n").encode()
         ops.insert(at, b"c" + name + b"\n" + draw(st.sampled_from((b")R", b")\x81", b"", b"(tR"))))
     else:
-        telling = [i for i, op in enumerate(ops) if op[:1] in (b"c", b"K", b"M", b"J", b"X", b"\x8a")]
+        telling = [
+            i for i, op in enumerate(ops) if op[:1] in (b"c", b"K", b"M", b"J", b"X", b"\x8a")
+        ]
         at = draw(st.sampled_from(telling)) if telling else at
         ops[at] = other_argument(draw, ops[at])
     return b"".join(ops) + rest

@@ -9,7 +9,21 @@ from .byte_edits import EDGES, edit_bytes
 from .json_edits import NUMBERS, Pairs, edit_value, parse, write
 from .text_edits import edit_text, nasty
 
-DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I8", "U8", "BOOL", "F8_E4M3", "C64", "F4", "x")
+DTYPES = (
+    "F64",
+    "F32",
+    "F16",
+    "BF16",
+    "I64",
+    "I32",
+    "I8",
+    "U8",
+    "BOOL",
+    "F8_E4M3",
+    "C64",
+    "F4",
+    "x",
+)
 
 
 def assemble(header: str, data: bytes, length: int | None = None) -> bytes:
@@ -38,7 +52,7 @@ def edit_entry(draw: Callable, header: Pairs) -> None:
         fields["dtype"] = draw(st.sampled_from(DTYPES))
     elif kind == 1:
         shape = list(fields.get("shape") or [])
-        shape = draw(st.sampled_from((shape[::-1], shape + [1], shape[:-1], [2**62, *shape], [0])))
+        shape = draw(st.sampled_from((shape[::-1], [*shape, 1], shape[:-1], [2**62, *shape], [0])))
         fields["shape"] = shape
     elif kind == 2:
         offset = draw(st.sampled_from((*EDGES, *NUMBERS)))

@@ -47,7 +47,9 @@ def edit_members(draw: Callable, parts: list[tuple[str, bytes]]) -> None:
         parts.append((name, edit_bytes(draw, content)))
     elif kind == 8:
         changed = name + nasty(draw).replace("\ud800", "")
-        changed = draw(st.sampled_from((changed, "a/" + name, name.upper(), "../" + name, "x/code/y")))
+        changed = draw(
+            st.sampled_from((changed, "a/" + name, name.upper(), "../" + name, "x/code/y"))
+        )
         parts[at] = (changed.replace("\0", "") or "x", content)
     else:
         parts[at] = (name, edit_bytes(draw, content))
@@ -65,7 +67,9 @@ def set_field(draw: Callable, content: bytes) -> bytes:
     offset, width = draw(st.sampled_from(RECORDS[mark]))
     at = draw(st.sampled_from(starts)) + offset
     old = int.from_bytes(content[at : at + width], "little")
-    new = draw(st.sampled_from([*EDGES, old - 1, old + 1, old * 2, old // 2, old + 64])) % 256**width
+    new = (
+        draw(st.sampled_from([*EDGES, old - 1, old + 1, old * 2, old // 2, old + 64])) % 256**width
+    )
     return content[:at] + new.to_bytes(width, "little") + content[at + width :]
 
 
@@ -77,5 +81,14 @@ def edit(draw: Callable, content: bytes) -> bytes:
         edit_members(draw, parts)
         method = draw(st.sampled_from((zipfile.ZIP_STORED,) * 3 + (zipfile.ZIP_DEFLATED,)))
         return pack(parts, method)
-    except (ValueError, RuntimeError, OSError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile, IndexError):
+    except (
+        ValueError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        NotImplementedError,
+        zlib.error,
+        zipfile.BadZipFile,
+        IndexError,
+    ):
         return edit_bytes(draw, content)  # broken already

@@ -19,9 +19,17 @@ from ..case import Case, Reader
 from ..edits import broken
 
 DPT = DepthConfig(
-    stem=4, stages=(8, 8, 8), blocks=(1, 1, 1), width=8, layers=2, heads=2, taken=(0, 1), features=4,
-    grid=2, norm_groups=2,
-)  # fmt: skip
+    stem=4,
+    stages=(8, 8, 8),
+    blocks=(1, 1, 1),
+    width=8,
+    layers=2,
+    heads=2,
+    taken=(0, 1),
+    features=4,
+    grid=2,
+    norm_groups=2,
+)
 
 
 def loras() -> list[Case]:
@@ -59,8 +67,13 @@ def words() -> list[Case]:
         Case({"a-cat.bin": good.pickled({"<cat>": vectors[0]})}, "a-cat.bin"),
         Case({"my-cat.pt": good.pickled(web_ui)}, "my-cat.pt"),
         Case({"old.pt": good.pickled(web_ui, old=True)}, "old.pt"),
-        Case({"my-cat.safetensors": good.safetensors({"emb_params": vectors})}, "my-cat.safetensors"),
-        Case({"two.safetensors": good.safetensors({"<a>": vectors, "<b>": vectors})}, "two.safetensors"),
+        Case(
+            {"my-cat.safetensors": good.safetensors({"emb_params": vectors})}, "my-cat.safetensors"
+        ),
+        Case(
+            {"two.safetensors": good.safetensors({"<a>": vectors, "<b>": vectors})},
+            "two.safetensors",
+        ),
         Case({"w.png": good.drawn_picture()}, "w.png", refused=True),
     ]
 
@@ -190,7 +203,13 @@ def read_dpt(path: Path) -> object:
 ADAPTERS = [
     Reader("LoRA", loras, lambda: broken(loras()), put_on(lora), share=2),
     Reader("textual inversion", words, lambda: broken(words()), put_on(textual_inversion), share=2),
-    Reader("hypernetwork", hypernetworks, lambda: broken(hypernetworks()), put_on(hypernetwork), share=2),
+    Reader(
+        "hypernetwork",
+        hypernetworks,
+        lambda: broken(hypernetworks()),
+        put_on(hypernetwork),
+        share=2,
+    ),
     Reader("ControlNet", control_nets, lambda: broken(control_nets()), read_control, share=0.7),
     Reader("classifier", classifiers, lambda: broken(classifiers()), read_classifier),
     Reader("judge", judges, lambda: broken(judges()), read_judge, share=0.7),

@@ -3,12 +3,13 @@
 import json
 import os
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from hypothesis import strategies as st
 
-from minisd.cli import draw, lessons
 from minisd.checkpoints import official, write
+from minisd.cli import draw, lessons
 from minisd.training import afterwards, steering
 
 from .. import good
@@ -24,16 +25,57 @@ OPTIONS = [
     *("-o", "--output", "--force", "--like", "--model", "--negative", "--steps", "--scale", "-n"),
     *("--sampler", "--spacing", "--seed", "--prediction", "--ema", "--device", "--width", "--vae"),
     *("--height", "--extended", "--clip-skip", "--every-step", "--strength", "--paste", "--lora"),
-    *("--depth", "--estimator", "--weight", "--embedding", "--hypernetwork", "--control", "--edges"),
+    *(
+        "--depth",
+        "--estimator",
+        "--weight",
+        "--embedding",
+        "--hypernetwork",
+        "--control",
+        "--edges",
+    ),
     *("--classifier", "--folder", "--minutes", "--half", "--keep-unused", "--version", "--help"),
     *("--no-open", "--", "-", "--no", "--s", "--number"),
 ]
 VALUES = [
-    *("a cat", "mini", "x.png", "out.png", "p.png", "m.safetensors", "m.safetensors:0.5", "nowhere"),
+    *(
+        "a cat",
+        "mini",
+        "x.png",
+        "out.png",
+        "p.png",
+        "m.safetensors",
+        "m.safetensors:0.5",
+        "nowhere",
+    ),
     *("m.safetensors:nan", ":", "::", "a:b:c", "cpu", "cuda", "meta", "mps:0", "ddim", "karras"),
     *("eps", "v", "0", "1", "2", "-1", "64", "8", "7", "1e3", "nan", "inf", "1e999", "99999999999"),
-    *("18446744073709551616", "512", "1_0", "٣", "0.5", "", " ", "/", ".", "..", "/dev/null", "sd15"),
-    *("vae", "lora", "tokenizer", "judge", "@x", "=", "--model=mini", "--steps=1", "~", "p.png:p.png"),
+    *(
+        "18446744073709551616",
+        "512",
+        "1_0",
+        "٣",
+        "0.5",
+        "",
+        " ",
+        "/",
+        ".",
+        "..",
+        "/dev/null",
+        "sd15",
+    ),
+    *(
+        "vae",
+        "lora",
+        "tokenizer",
+        "judge",
+        "@x",
+        "=",
+        "--model=mini",
+        "--steps=1",
+        "~",
+        "p.png:p.png",
+    ),
 ]
 if os.name == "posix":
     VALUES += ["/dev/zero", "/dev/stdin", "/proc/self/mem"]
@@ -83,6 +125,7 @@ def run_arguments(path: Path) -> Printed:
             setattr(module, name, function)
 
 
+@cache
 def everything() -> list[Case]:
     kinds = [files.some_safetensors, files.zip_pickles, files.old_pickles, models.our_models]
     kinds += [models.model_folders, models.vae_files, adapters.loras, adapters.words]

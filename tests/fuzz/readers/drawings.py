@@ -59,6 +59,8 @@ def draw_again(path: Path) -> Printed:
 
 DRAWINGS = [
     Reader("pictures", pictures, any_pictures, read_picture, share=4),
-    Reader("info on pictures", drawn_pictures, lambda: broken(drawn_pictures()), describe, share=1.5),
+    Reader(
+        "info on pictures", drawn_pictures, lambda: broken(drawn_pictures()), describe, share=1.5
+    ),
     Reader("--like", drawn_pictures, lambda: broken(drawn_pictures()), draw_again, share=1.5),
 ]

@@ -35,7 +35,13 @@ def contents() -> list[object]:
     shared = torch.arange(12.0)
     views = {"a": shared[:4], "b": shared[4:].reshape(2, 4).T, "c": shared.to(torch.float64)}
     parameters = torch.nn.ParameterDict({"*": torch.nn.Parameter(torch.ones(2, 8))})
-    return [WEIGHTS, nested, views, [torch.ones(2), (torch.zeros(1),)], {"string_to_param": parameters}]
+    return [
+        WEIGHTS,
+        nested,
+        views,
+        [torch.ones(2), (torch.zeros(1),)],
+        {"string_to_param": parameters},
+    ]
 
 
 def zip_pickles() -> list[Case]:
@@ -64,7 +70,8 @@ def differ(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> str | None:
     for name, tensor in theirs.items():
         mine = ours[name]
         if mine.shape != tensor.shape or mine.dtype != tensor.dtype:
-            return f"{name} is {mine.dtype} {list(mine.shape)}, not {tensor.dtype} {list(tensor.shape)}"
+            found, is_there = ((one.dtype, list(one.shape)) for one in (mine, tensor))
+            return f"{name} is {found}, not {is_there}"
         if tensor.numel() and not torch.equal(bits(mine), bits(tensor)):
             return f"{name} has other numbers"
     return None

@@ -32,7 +32,9 @@ def our_models() -> list[Case]:
 
 
 def original_models() -> list[Case]:
-    cases = [Case({"model.safetensors": good.original_model(v2)}, "model.safetensors") for v2 in (0, 1)]
+    cases = [
+        Case({"model.safetensors": good.original_model(v2)}, "model.safetensors") for v2 in (0, 1)
+    ]
     return [*cases, Case({"model.ckpt": good.original_ckpt()}, "model.ckpt")]
 
 
@@ -173,7 +175,9 @@ MODELS = [
     ),
     Reader(".yaml", yamls, lambda: broken(yamls()), read_next_to, not_finite, 0.4),
     Reader("VAE", vae_files, lambda: broken(vae_files()), read_vae),
-    Reader("tokenizer file", tokenizer_files, lambda: broken(tokenizer_files()), read_words, share=2),
+    Reader(
+        "tokenizer file", tokenizer_files, lambda: broken(tokenizer_files()), read_words, share=2
+    ),
     Reader(
         "tokenizer folder",
         tokenizer_folders,

@@ -40,21 +40,34 @@ READING = {
 }
 PLACES = ["folder", "absent", "empty", "loop"]
 if os.name == "posix":
-    PLACES += ["/dev/zero", "/dev/null", "/dev/stdin", "pipe", "/proc/self/mem", "/proc/self/maps", "dark"]
+    PLACES += [
+        "/dev/zero",
+        "/dev/null",
+        "/dev/stdin",
+        "pipe",
+        "/proc/self/mem",
+        "/proc/self/maps",
+        "dark",
+    ]
 
 
 @st.composite
 def odd_places(draw: st.DrawFn) -> Case:
     """The name of a reader, what it finds, and how that is called."""
     reader, place = draw(st.sampled_from(sorted(READING))), draw(st.sampled_from(PLACES))
-    name = (nasty(draw).replace("\0", "").replace("/", "")[:40] or "x") if draw(st.booleans()) else "x"
+    name = (
+        (nasty(draw).replace("\0", "").replace("/", "")[:40] or "x") if draw(st.booleans()) else "x"
+    )
     ending = draw(st.sampled_from((".safetensors", ".ckpt", ".png", ".json", "")))
     text = f"{reader}\n{place}\n".encode() + (name + ending).encode("utf-8", "surrogatepass")
     return Case({"place.txt": text}, "place.txt")
 
 
 def some_places() -> list[Case]:
-    return [Case({"place.txt": f"read\n{place}\nx.pt".encode()}, "place.txt", True) for place in PLACES[:3]]
+    return [
+        Case({"place.txt": f"read\n{place}\nx.pt".encode()}, "place.txt", True)
+        for place in PLACES[:3]
+    ]
 
 
 def made(place: str, path: Path) -> Path:
@@ -96,7 +109,10 @@ def wrong_kinds(draw: st.DrawFn) -> Case:
 
 
 def some_wrong_kinds() -> list[Case]:
-    return [Case(case.files | {"reader.txt": f"read\n{case.target}".encode()}, "reader.txt") for case in everything()[:2]]
+    return [
+        Case(case.files | {"reader.txt": f"read\n{case.target}".encode()}, "reader.txt")
+        for case in everything()[:2]
+    ]
 
 
 def read_as_another(path: Path) -> object:
