@@ -4,6 +4,7 @@ import faulthandler
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -91,8 +92,15 @@ def inside(path: object, folder: Path) -> bool:
     if isinstance(path, int) or path == os.devnull:
         return True
     with suppress(TypeError, ValueError, OSError):
-        return Path(os.fsdecode(path)).resolve().is_relative_to(folder)
+        path = Path(os.fsdecode(path)).resolve()
+        return path.is_relative_to(folder) or is_temporary(path)
     return False
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether it is the temporary folder, for a file without a name, or tempfile's name in it."""
+    temporary = Path(tempfile.gettempdir()).resolve()
+    return path == temporary or (path.parent == temporary and path.name.startswith("tmp"))
 
 
 def offence(event: str, arguments: tuple) -> str | None:
