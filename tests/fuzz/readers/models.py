@@ -1,0 +1,188 @@
+"""Whole models: our file, the original's, diffusers' folder, the settings next to them."""
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import load as safetensors_load
+
+from minisd.checkpoints.load import Parts, load
+from minisd.checkpoints.tokenizer_folder import read_tokenizer
+from minisd.checkpoints.vae_file import open_vae
+from minisd.tokenizer import Tokenizer
+
+from .. import good
+from ..case import Case, Reader
+from ..edits import broken
+
+# The shipped vocabulary is no stranger's, and takes 0.1 s to read.
+CLIP = {pad: Tokenizer.clip(pad) for pad in (None, 0)}
+read_clip = Tokenizer.clip
+
+
+def kept_clip(pad_token: int | None = None) -> Tokenizer:
+    return CLIP[pad_token] if pad_token in CLIP else read_clip(pad_token)
+
+
+Tokenizer.clip = staticmethod(kept_clip)
+
+
+def our_models() -> list[Case]:
+    return [Case(good.our_model(), "model.safetensors")]
+
+
+def original_models() -> list[Case]:
+    cases = [
+        Case({"model.safetensors": good.original_model(v2)}, "model.safetensors") for v2 in (0, 1)
+    ]
+    return [*cases, Case({"model.ckpt": good.original_ckpt()}, "model.ckpt")]
+
+
+def model_folders() -> list[Case]:
+    return [Case(good.model_folder(), "folder"), Case(good.sharded_folder(), "folder")]
+
+
+@cache
+def yamls() -> list[Case]:
+    """Only the .yaml is broken: the model next to it stays good."""
+    return [Case({"model.yaml": good.YAML}, "model.yaml")]
+
+
+@cache
+def folder_settings() -> list[Case]:
+    """Only the .json files are broken."""
+    files = {k: v for k, v in good.model_folder().items() if k.endswith((".json", ".txt"))}
+    index = {k: v for k, v in good.sharded_folder().items() if k.endswith(("index.json", ".txt"))}
+    return [Case(files, "folder"), Case(files | index, "folder")]
+
+
+def read_model(path: Path) -> Parts:
+    return load(path)
+
+
+def read_next_to(path: Path) -> Parts:
+    model = path.with_name("model.safetensors")
+    model.write_bytes(good.original_model(False))
+    return load(model)
+
+
+def read_with_weights(path: Path) -> Parts:
+    """The folder with good weights around its broken settings."""
+    sharded = any(path.glob("unet/*.index.json"))
+    for name, content in (good.sharded_folder() if sharded else good.model_folder()).items():
+        if not name.endswith((".json", ".txt")):
+            file = path.parent / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+    return load(path)
+
+
+def not_finite(path: Path, parts: Parts) -> str | None:
+    for part in ("text_encoder", "unet", "vae"):
+        for name, tensor in getattr(parts, part).state_dict().items():
+            if not tensor.isfinite().all():
+                return f"{part}.{name} is not finite"
+    return None
+
+
+def as_stored(path: Path, parts: Parts) -> str | None:
+    """Every weight is the one that the file holds under our name."""
+    if wrong := not_finite(path, parts):
+        return wrong
+    stored = safetensors_load(path.read_bytes())
+    for part in ("text_encoder", "unet", "vae"):
+        for name, tensor in getattr(parts, part).state_dict().items():
+            theirs = stored.get(f"{part}.{name}")
+            if theirs is None or theirs.numel() != tensor.numel():
+                return f"{part}.{name} is not in the file with these sizes"
+            if not torch.equal(theirs.float().flatten(), tensor.flatten()):
+                return f"{part}.{name} has other numbers than the file"
+    return None
+
+
+def vae_files() -> list[Case]:
+    folder = good.part_of_folder("vae")
+    return [
+        Case({"v.safetensors": good.original_vae()}, "v.safetensors"),
+        Case(folder, "diffusion_pytorch_model.safetensors"),
+        Case({f"autoencoder/{name}": content for name, content in folder.items()}, "autoencoder"),
+    ]
+
+
+def read_vae(path: Path) -> object:
+    return open_vae(path)
+
+
+def tokenizer_files() -> list[Case]:
+    small = good.small_tokenizer()
+    words = Tokenizer.from_json(small.to_json())
+    words.add_word("<cat>", 1)
+    return [Case({"t.json": one.to_json().encode()}, "t.json") for one in (small, words)]
+
+
+def tokenizer_folders() -> list[Case]:
+    """vocab.json with merges.txt, and the one tokenizer.json of transformers 5."""
+    import json
+
+    slow = {f"words/{k}": v for k, v in good.part_of_folder("tokenizer").items()}
+    vocabulary = json.loads(slow["words/vocab.json"])
+    merges = [" ".join(pair) for pair in good.small_tokenizer().merges]
+    added = [{"id": 518, "content": "<|startoftext|>", "special": True, "normalized": True}]
+    fast = {"version": "1.0", "model": {"type": "BPE", "vocab": vocabulary, "merges": merges}}
+    fast["added_tokens"] = added
+    lists = {"words/special_tokens_map.json": b'{"pad_token": "<|endoftext|>"}'}
+    lists["words/added_tokens.json"] = b'{"<new>": 520}'
+    config = {"words/tokenizer_config.json": slow["words/tokenizer_config.json"]}
+    return [
+        Case(slow, "words"),
+        Case(slow | lists, "words"),
+        Case(config | {"words/tokenizer.json": json.dumps(fast).encode()}, "words"),
+    ]
+
+
+def read_words(path: Path) -> Tokenizer:
+    tokenizer = Tokenizer.load(path)
+    tokenizer("a cat <new> sat")
+    tokenizer.decode(tokenizer.encode("a cat"))
+    return tokenizer
+
+
+MODELS = [
+    Reader("our model", our_models, lambda: broken(our_models()), read_model, as_stored, 0.8),
+    Reader(
+        "original model",
+        original_models,
+        lambda: broken(original_models()),
+        read_model,
+        not_finite,
+        0.3,
+    ),
+    Reader(
+        "diffusers folder",
+        model_folders,
+        lambda: broken(model_folders()),
+        read_model,
+        not_finite,
+        0.6,
+    ),
+    Reader(
+        "folder settings",
+        folder_settings,
+        lambda: broken(folder_settings()),
+        read_with_weights,
+        not_finite,
+        0.8,
+    ),
+    Reader(".yaml", yamls, lambda: broken(yamls()), read_next_to, not_finite, 0.4),
+    Reader("VAE", vae_files, lambda: broken(vae_files()), read_vae),
+    Reader(
+        "tokenizer file", tokenizer_files, lambda: broken(tokenizer_files()), read_words, share=2
+    ),
+    Reader(
+        "tokenizer folder",
+        tokenizer_folders,
+        lambda: broken(tokenizer_folders()),
+        lambda path: read_tokenizer(path),
+        share=2,
+    ),
+]

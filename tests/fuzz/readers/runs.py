@@ -1,0 +1,70 @@
+"""What minisd itself left in folders and finds there later: runs, notes, training data."""
+
+import json
+from pathlib import Path
+
+from torch import nn
+
+from minisd.checkpoints import official
+from minisd.cli.hashes import known_hashes
+from minisd.tokenizer import Tokenizer
+from minisd.training.data import Emoji
+from minisd.training.folder import logged
+from minisd.training.loop import Recipe, description, optimizers, resume
+from minisd.training.mini import made_by
+from minisd.training.threads import threads_of
+
+from .. import good
+from ..case import Case, Reader
+from ..edits import broken
+
+
+def runs() -> list[Case]:
+    return [Case(good.run_folder(), "run")]
+
+
+def read_run(path: Path) -> None:
+    """All that a training asks of its folder before it goes on."""
+    Tokenizer.load(path / "tokenizer.json")
+    logged(path)
+    if not (path / "state.pt").exists():  # a new run: it would ask git for the commit
+        return
+    with threads_of(path):
+        model, average = nn.Linear(2, 2), nn.Linear(2, 2)
+        recipe = Recipe(steps=4, rate=0.1)
+        both = optimizers(model, recipe)
+        resume(path, description(recipe, dict(good.RUN)), model, average, both)
+        made_by(path.name, path.parent)
+
+
+def notes() -> list[Case]:
+    name = "sd21-depth" if "sd21-depth" in official.OFFICIAL else next(iter(official.OFFICIAL))
+    note = {"repository": "a/b", "revision": "c", "sha256": "d" * 64}
+    hashes = {"/some/file 1 2": "e" * 64}
+    return [
+        Case(
+            {
+                f"{name}/{official.NOTE}": json.dumps(note).encode(),
+                "hashes.json": json.dumps(hashes).encode(),
+            },
+            "",
+        )
+    ]
+
+
+def read_notes(path: Path) -> None:
+    """The hashes of large files, and what was noted about a download."""
+    known_hashes(path / "hashes.json")
+    for note in path.glob(f"*/{official.NOTE}"):
+        official.read_json(note)
+
+
+def drawings() -> list[Case]:
+    return [Case({"e.safetensors": good.cut_outs()}, "e.safetensors")]
+
+
+RUNS = [
+    Reader("run folder", runs, lambda: broken(runs()), read_run, share=1.5),
+    Reader("download notes", notes, lambda: broken(notes()), read_notes),
+    Reader("training pictures", drawings, lambda: broken(drawings()), Emoji.load),
+]
