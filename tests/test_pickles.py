@@ -479,13 +479,19 @@ def test_one_tensor_may_not_stand_for_terabytes(tmp_path):
 # ---- threads ---------------------------------------------------------------------------------
 
 
-def test_threads_leave_the_list_of_allowed_classes_as_it_was(tmp_path):
-    path, programs = tmp_path / "a.ckpt", range(40)
+def test_threads_leave_the_list_of_allowed_classes_as_it_was(tmp_path, monkeypatch):
+    path, programs = tmp_path / "a.ckpt", range(50)
     for number in programs:
         leftover = f"comegaconf.kind{number}\nClass{number}\n)R".encode()
         program = under_name(leftover, text("x")) + text("w") + tensor() + b"s"
         with_pickle(path, program).rename(tmp_path / f"{number}.ckpt")
-    before, wrong = set(get_safe_globals()), []
+    before, wrong, load = set(get_safe_globals()), [], torch.load
+
+    def load_slowly(*arguments: object, **settings: object) -> object:
+        time.sleep(0.001)  # another thread's turn
+        if len(set(get_safe_globals()) - before) != 1:
+            wrong.append("another thread's classes are allowed as well")
+        return load(*arguments, **settings)
 
     def load_all(first: int) -> None:
         for number in programs:
@@ -495,6 +501,7 @@ def test_threads_leave_the_list_of_allowed_classes_as_it_was(tmp_path):
             except Exception as error:
                 wrong.append(error)
 
+    monkeypatch.setattr(torch, "load", load_slowly)
     threads = [threading.Thread(target=load_all, args=(first * 10,)) for first in range(4)]
     for thread in threads:
         thread.start()
