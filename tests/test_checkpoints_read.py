@@ -266,7 +266,7 @@ HEADERS = {
     "unknown numbers": (f'{{"w":{entry("Z9")}}}', "holds w in Z9"),
     "no end": ('{"w":', "damaged header"),
     "a list": ('{"w":[]}', "damaged header"),
-    "infinity": (f'{{"w":{entry(shape="[Infinity]")}}}', "damaged header"),
+    "infinity": (f'{{"w":{entry(shape="[Infinity]")}}}', "damaged"),
 }
 
 
