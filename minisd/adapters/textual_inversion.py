@@ -45,14 +45,8 @@ class Words(Handle):
 
     def __init__(self, sd: StableDiffusion, vectors: Mapping[str, Tensor]):
         """vectors: by word, n width. Raises ValueError, and adds none, if one cannot be added."""
-        super().__init__([])
+        super().__init__(Word(sd, word, own) for word, own in vectors.items())
         self.words = self.hooks  # a word is taken off as a hook is
-        try:
-            for word, own in vectors.items():
-                self.words.append(Word(sd, word, own))
-        except ValueError:
-            self.remove()
-            raise
 
 
 def textual_inversion(
