@@ -29,7 +29,7 @@ ALIKE = """relu relu6 rrelu elu celu selu gelu silu mish tanh tanhshrink sigmoid
 softsign softshrink hardshrink hardsigmoid hardswish hardtanh"""
 ACTIVATIONS = {name: name for name in ALIKE.split()}
 ACTIVATIONS |= {"leakyrelu": "leaky_relu", "swish": "hardswish"}
-LAYER = re.compile(r"\d+\.[01]\.linear\.\d+\.(weight|bias)")
+LAYER = re.compile(r"\d{1,9}\.[01]\.linear\.\d{1,9}\.(weight|bias)")
 # What the web UI writes next to the networks (Hypernetwork.save). Files from before some of it
 # existed say nothing of it: then the tensors tell.
 SETTINGS = tables()["list of settings (hypernetwork)"]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import regex
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -34,7 +35,8 @@ PARTS = {"unet": "unet", "te": "text_encoder", "text_encoder": "text_encoder"}
 LEAVES = r"(?P<leaf>lora_[AB]|lora(_linear_layer)?\.(down|up)|lora_(down|up)|alpha)"
 KOHYA = re.compile(rf"lora_(?P<part>unet|te)_(?P<layer>.+?)\.{LEAVES}")
 DIFFUSERS = re.compile(rf"((?P<part>unet|text_encoder)\.)?(?P<layer>.+?)[._]{LEAVES}")
-READS_CONTEXT = re.compile(r"attn2.*to_[kv][._].*(lora_A|down)\b")
+# the first of each will do: (?>…) tries no other, which would take hours on some long names
+READS_CONTEXT = regex.compile(r"(?>.*?attn2)(?>.*?to_[kv][._]).*(lora_A|down)\b")
 PEFT = "base_model.model."
 TEXT_LAYERS = ("text_model.", "encoder.layers.")  # newer transformers leave out the first
 LEAF = {"lora_A": "down", "lora_B": "up", "alpha": "alpha"}
@@ -144,7 +146,7 @@ def by_layer(
 
 def contexts_told(tensors: dict[str, Tensor], config: ModelConfig) -> str:
     """How wide the contexts are that the file changes, if that shows another model's, in words."""
-    widths = {t.shape[1] for key, t in tensors.items() if READS_CONTEXT.search(key) and t.ndim > 1}
+    widths = {t.shape[1] for key, t in tensors.items() if READS_CONTEXT.match(key) and t.ndim > 1}
     other = ", ".join(map(str, sorted(widths - {config.unet.context_dim})))
     return other and f", whose contexts are {other} wide, not {config.unet.context_dim}"
 

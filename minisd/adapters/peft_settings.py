@@ -7,7 +7,11 @@ into the file's header (lora_adapter_metadata), each with the name of its part i
 import math
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
+from time import thread_time
+
+import regex
 
 from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.read import metadata, read_json
@@ -16,7 +20,13 @@ from minisd.json_files import check_value, is_of, parse_json, shortened
 
 FILE = "adapter_config.json"
 OWNERS = ("adapter_model", "pytorch_lora_weights")  # the names of the files that it describes
+PATIENCE = 3  # seconds; those of an honest file take some milliseconds, "(a+)+b" could take years
+LONGEST_PATTERN = 10_000  # characters
+MOST_PATTERNS = 1_000  # one for each layer of SD are 700
 LORA_CONFIG = tables()[FILE]  # every field of PEFT's LoraConfig (peft/tuners/lora/config.py)
+
+
+CHOICES = ("target_modules", "exclude_modules")
 
 
 def stated_settings(path: Path, keys: Iterable[str]) -> list[tuple[str, dict[str, object]]]:
@@ -58,19 +68,50 @@ def header_settings(path: Path) -> dict[str, dict[str, object]]:
 def read_settings(stored: Mapping[str, object]) -> dict[str, object]:
     """The obeyed settings. Raises ValueError for what is unknown or makes no sense."""
     values = LORA_CONFIG.read(stored)
+    for key in ("rank_pattern", "alpha_pattern"):
+        if isinstance(values[key], dict) and len(values[key]) > MOST_PATTERNS:
+            raise ValueError(f"has more than {MOST_PATTERNS} entries in {key}: get another copy")
     for key, makes_sense in SENSE.items():
         if not makes_sense(values[key]):
             what = f"has {key} = {shortened(values[key])} in its {FILE}, which makes no sense"
             raise ValueError(f"{what}: get another copy")
-    return values
+    ends = {key: set(v) for key, v in values.items() if key in CHOICES and isinstance(v, list)}
+    return values | ends | {"matcher": Matcher()}
 
 
 def is_pattern(value: object) -> bool:
-    """Whether it is a regular expression."""
+    """Whether it is a regular expression, to PEFT and to us."""
     try:
-        return bool(re.compile(value))
-    except (re.error, TypeError):
+        short = len(value) <= LONGEST_PATTERN
+        return short and bool(re.compile(value)) and bool(regex.compile(value))
+    except (re.error, regex.error, TypeError, OverflowError, RecursionError):
         return False
+
+
+class Matcher:
+    """Matches layers with the patterns of one file, for PATIENCE seconds in all."""
+
+    def __init__(self):
+        self.left = PATIENCE
+
+    def first(self, patterns: Iterable[str], layer: str) -> str | None:
+        """The first pattern that fits the layer. ValueError: the time is up."""
+        names, begun = spellings(layer), thread_time()
+        try:
+            for pattern in patterns:
+                if any(compiled(pattern).fullmatch(name, timeout=self.left) for name in names):
+                    return pattern
+        except (TimeoutError, regex.error) as error:
+            what = f"has patterns in its {FILE} that take too long or make no sense"
+            raise ValueError(f"{what}: write out the names of the layers") from error
+        finally:
+            self.left = max(self.left - (thread_time() - begun), 1e-6)
+        return None
+
+
+@lru_cache(maxsize=4 * MOST_PATTERNS)
+def compiled(pattern: str) -> regex.Pattern:
+    return regex.compile(pattern)
 
 
 def maps_patterns(value: dict | None, kind: type) -> bool:
@@ -92,34 +133,39 @@ def alpha_of(values: Mapping[str, object], layer: str, rank: int) -> float:
     layer: its name in diffusers    rank: of its matrices
     Raises ValueError where the settings speak of another rank, or leave the layer out.
     """
-    stated = of_pattern(values["rank_pattern"], layer, values["r"])
+    matcher = values["matcher"]
+    stated = of_pattern(values["rank_pattern"], layer, values["r"], matcher)
     if stated != rank:
         raise ValueError(f"has rank {rank}, and the settings say {stated}: get another copy")
-    targets = values["target_modules"]
-    chosen = targets in (None, "all-linear") or is_among(targets, layer)
-    if not chosen or is_among(values["exclude_modules"] or [], layer):
+    targets, excluded = (values[key] for key in CHOICES)
+    chosen = targets in (None, "all-linear") or is_among(targets, layer, matcher)
+    if not chosen or is_among(excluded or set(), layer, matcher):
         raise ValueError("is left out by target_modules or exclude_modules: get another copy")
-    alpha = of_pattern(values["alpha_pattern"], layer, values["lora_alpha"])
+    alpha = of_pattern(values["alpha_pattern"], layer, values["lora_alpha"], matcher)
     return alpha * math.sqrt(rank) if values["use_rslora"] else alpha
 
 
-def of_pattern(patterns: Mapping[str, object] | None, layer: str, default: object) -> object:
+def of_pattern(
+    patterns: Mapping[str, object] | None,
+    layer: str,
+    default: object,
+    matcher: Matcher | None = None,
+) -> object:
     """The value of the first pattern that a layer's name ends with (peft get_pattern_key).
 
     >>> of_pattern({"attn2.to_.": 4, "to_q": 8}, "mid_block.attn2.to_q", 1)
     4
     """
-    for pattern, value in (patterns or {}).items():
-        if any(re.match(rf"(.*\.)?({pattern})$", name) for name in spellings(layer)):
-            return value
-    return default
+    ends = {rf"(.*\.)?({pattern})$": value for pattern, value in (patterns or {}).items()}
+    return ends.get((matcher or Matcher()).first(ends, layer), default)
 
 
-def is_among(choice: str | list[str], layer: str) -> bool:
+def is_among(choice: str | set[str], layer: str, matcher: Matcher) -> bool:
     """Whether PEFT would choose the layer: by a regular expression, or by the ends of names."""
     if isinstance(choice, str):
-        return any(re.fullmatch(choice, name) for name in spellings(layer))
-    return any(f".{name}".endswith(f".{end}") for name in spellings(layer) for end in choice)
+        return matcher.first([choice], layer) is not None
+    parts = [name.split(".") for name in spellings(layer)]
+    return any(".".join(each[at:]) in choice for each in parts for at in range(len(each)))
 
 
 def spellings(layer: str) -> set[str]:

@@ -21,6 +21,7 @@ from minisd.pipeline import StableDiffusion
 # A file with one of these has its own name for the word: web UI's two kinds, ComfyUI's, a bare
 # tensor. Of several string_to_param, each is a word.
 NAMELESS = r"string_to_param\.(?P<word>.*)|emb_params|clip_l|"
+MOST_WORDS = 10_000  # of a file: with so many, each prompt takes a second longer
 NOT_NEEDED = r"string_to_token\..*"  # the id of the word that training began with
 
 
@@ -85,6 +86,8 @@ def read_words(path: Path) -> dict[str, Tensor]:
     if not others:
         words = [found[key]["word"] or key for key in tensors]
         tensors = dict(zip(words if len(words) > 1 else [path.stem], tensors.values()))
+    if len(tensors) > MOST_WORDS:
+        raise ValueError(f"{path.name} holds {len(tensors):,} words: {MOST_WORDS:,} are the most.")
     if not tensors or not all(t.ndim in (1, 2) and t.numel() for t in tensors.values()):
         raise ValueError(f"{path.name} holds no word of textual inversion: check the path.")
     if not all(tensor.float().isfinite().all() for tensor in tensors.values()):

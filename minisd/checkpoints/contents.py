@@ -9,7 +9,8 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from fnmatch import translate
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 
@@ -315,10 +316,17 @@ def as_needed(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> di
 
 def purpose(key: str, config: ModelConfig) -> str | None:
     """What a tensor is for that we do not need; None if it is none of the known."""
-    for what, keys in NOT_NEEDED.items():
-        if any(fnmatchcase(key, name.replace("LAST", str(config.text.layers))) for name in keys):
-            return what
-    return None
+    patterns = not_needed_patterns(config.text.layers)
+    return next((what for what, pattern in patterns.items() if pattern.match(key)), None)
+
+
+@lru_cache(maxsize=8)
+def not_needed_patterns(layers: int) -> dict[str, re.Pattern]:
+    """One pattern for all the names of a purpose. layers: of the text transformer"""
+    return {
+        what: re.compile("|".join(translate(name.replace("LAST", str(layers))) for name in keys))
+        for what, keys in NOT_NEEDED.items()
+    }
 
 
 def refuse_misfits(

@@ -17,6 +17,7 @@ from torch import Tensor
 MODEL = "Stable Diffusion model"
 UNKNOWN = "file of a kind unknown here"
 SHOWN = 3  # names in an error about a file of an unknown kind
+LONGEST_NAMES = 1_000_000  # characters; those of the largest SD and SDXL files are 300,000
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,21 @@ class Kind:
 
 
 def pattern(signs: Iterable[str]) -> re.Pattern:
-    """Finds the first line of shown() that has one of the signs."""
-    lines = []
+    """Finds the first line of shown() that has one of the signs.
+
+    The first place for a part between two * will do. (?=(…))\\1 tries no other, which would take
+    minutes on names that someone made up for that.
+    """
+    lines, groups = [], 0
     for sign in signs:
         name, _, shape = sign.partition(" ")
         escaped = re.escape(f"{name}\t{shape or '*'}").replace(r"\[", "[").replace(r"\]", "]")
-        lines.append(escaped.replace(r"\*", ".*").replace(r"\#", r"\d+"))
+        line, *parts = escaped.replace(r"\#", r"\d+").split(r"\*")
+        for part in parts[:-1] if any(parts[1:]) else ():
+            groups += 1
+            line += f"(?=(.*?{part}))\\{groups}"
+        rest = parts[-1:] if any(parts[1:]) else parts
+        lines.append(".*".join([line, *rest]))
     return re.compile(f"^(?:{'|'.join(lines)})$", re.MULTILINE)
 
 
@@ -94,8 +104,14 @@ def shown(tensors: Mapping[str, Tensor] | Iterable[str]) -> str:
 
 
 def find(tensors: Mapping[str, Tensor] | Iterable[str]) -> tuple[Kind | None, str]:
-    """The first kind whose signs the tensors have, and the name of the one that shows it."""
+    """The first kind whose signs the tensors have, and the name of the one that shows it.
+
+    Raises ValueError for more names than can be looked through in a few seconds.
+    """
     lines = shown(tensors)
+    if len(lines) > LONGEST_NAMES:
+        what = f"the file names {len(tensors):,} tensors in {len(lines):,} letters"
+        raise ValueError(f"{what}, more than any model needs: get another copy.")
     for kind in KINDS:
         sign = kind.signs.search(lines)
         if not sign or not kind.also.search(lines) or kind.without.search(lines):
