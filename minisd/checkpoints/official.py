@@ -1,18 +1,23 @@
 """The published weights by name: where they lie, what they weigh, under which licence they come.
 
 `minisd download NAME` fetches one, and `minisd.load(NAME)` opens it from then on, also offline. A
-broken download goes on where it stopped. What arrived is held against its sha256 before it gets its
-name; where none is published, the first download's is noted beside it and holds for those to come.
+broken download goes on where it stopped, unless the file has changed there in the meantime. What
+arrived is held against its size and its sha256 before it gets its name; where no sha256 is
+published, the first download's is noted next to it and holds for those to come.
 """
 
-import errno
 import json
 import os
-import socket
-from collections.abc import Mapping
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from minisd.checkpoints.hub import Remote, look_up, mark_of, one_line, receive
 from minisd.checkpoints.prediction import sha256
 from minisd.checkpoints.read import read_json, size_in_words
 from minisd.config import WEIGHTS
@@ -49,23 +54,28 @@ SHIPPED = {
 
 
 def kept() -> Path:
-    """Where downloads are kept."""
-    return Path(os.environ.get(FOLDER) or Path.home() / ".cache" / "minisd")
+    """Where downloads are kept. ValueError: this user has no home folder to keep them in."""
+    try:
+        return Path(os.environ.get(FOLDER) or "~/.cache/minisd").expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"no home folder is known here: set {FOLDER} to a folder.") from error
 
 
 def local(source: str | Path) -> Path:
     """The path of a source: of a shipped or published file, given by name, or of any other.
 
-    ValueError: a published one that was not downloaded yet.
+    ValueError: a published one that was not downloaded yet, or that is no regular file.
     """
     if source in SHIPPED:
         return WEIGHTS / SHIPPED[str(source)]
     if source not in OFFICIAL:
         return Path(source)
     path = kept() / str(source) / OFFICIAL[source].file
-    if not path.exists():
-        fetch = f"fetch it with `minisd download {source}`"
-        raise ValueError(f"{source} is not on this machine: {fetch}.")
+    way = f"fetch it with `minisd download {source}`"
+    if not os.path.exists(path):
+        raise ValueError(f"{source} is not on this machine: {way}.")
+    if not os.path.isfile(path):
+        raise ValueError(f"{path} is no file: delete it, then {way}.")
     return path
 
 
@@ -89,95 +99,111 @@ def download(name: str, endpoint: str | None = None) -> Path:
 
     endpoint: of another server that answers like the hub
 
-    Raises ValueError, in one sentence, for an unknown name; where no repository has the file any
-    more; where the connection breaks (the next call goes on from there); where the disk is full;
-    where what arrived is not what was published (it is deleted).
+    A second download of the same name waits for the first. Raises ValueError, in one sentence, for
+    an unknown name; where no repository has the file any more; where the connection breaks (the
+    next call goes on from there); where the folder has no room or may not be written; where what
+    arrived is not what was published (it is deleted).
     """
     about(name)
-    official, folder = OFFICIAL[name], kept() / name
-    path = folder / official.file
-    if path.exists():
-        return path
+    path = kept() / name / OFFICIAL[name].file
+    if os.path.exists(path) and not unfinished(path):
+        return local(name)
+    try:
+        with one_at_a_time(path.parent):
+            if not path.exists():  # another process may have fetched it in the meantime
+                fetch(name, path, endpoint)
+            for left in unfinished(path):
+                left.unlink()
+    except (OSError, NotImplementedError) as error:  # the latter: a disk without locks
+        why = f"{path.parent} cannot be written ({one_line(error)})"
+        raise ValueError(f"{why}: set {FOLDER} to another folder.") from error
+    return local(name)
+
+
+def unfinished(path: Path) -> list[Path]:
+    """What broken downloads of a file have left next to it."""
+    return list(path.parent.glob(f"{path.name}.from-*"))
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Makes the folder, and lets one process or thread in; the others wait, and say so.
+
+    The system takes the lock back when its process ends, however it ends. The empty file NAME.lock
+    stays, because another process may be waiting for it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{folder}.lock")
+    try:
+        held = lock.acquire(timeout=0)
+    except Timeout:
+        running = f"another download of {folder.name} is running"
+        warnings.warn(f"{running}: waiting for it to end.", stacklevel=4)
+        held = lock.acquire()
+    with held:
+        yield
+
+
+def fetch(name: str, path: Path, endpoint: str | None) -> None:
+    """Get the file from the first repository that has it. ValueError as download().
+
+    The file gets its name before the note does: wherever this stops, no note speaks of a file that
+    was never here.
+    """
+    official, note = OFFICIAL[name], path.with_name(NOTE)
+    noted = None
+    if not official.sha256 and note.exists():
+        noted = read_json(note).get("sha256")
     for repository in official.repositories:
-        part = folder / f"{official.file}.from-{repository.replace('/', '-')}.part"
-        revision = fetch(repository, official, part, endpoint)
-        if revision is None:
+        part = path.with_name(f"{path.name}.from-{repository.replace('/', '-')}.part")
+        revision = official.revisions.get(repository, "main")
+        remote = look_up(repository, revision, path.name, part, endpoint)
+        if remote is None or is_another(remote, official):
             continue
-        digest = checked(part, name)
-        note = {"repository": repository, "revision": revision, "sha256": digest}
-        (folder / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
+        size = remote.size or official.size or 0
+        if size <= 0:  # an end could not be told from a break
+            raise ValueError(
+                f"{repository} does not say how large {path.name} is: try again later."
+            )
+        receive(remote, size, part, repository, path.name)
+        digest = verify(part, official, noted, remote)
         os.replace(part, path)
-        return path
+        revision = remote.revision or "unknown"
+        said = {"repository": repository, "revision": revision, "sha256": digest}
+        mark_of(part).write_text(json.dumps(said, indent=1), encoding="utf-8")
+        os.replace(mark_of(part), note)
+        return
     sources = " or ".join(official.repositories)
     way = f"find {official.file} elsewhere, and give minisd its path"
     raise ValueError(f"{name} is no longer at {sources}: {way}.")
 
 
-def fetch(repository: str, official: Official, part: Path, endpoint: str | None) -> str | None:
-    """Append what is missing to the part. ValueError as download().
+def is_another(remote: Remote, official: Official) -> bool:
+    """Whether a server has, under the same name, another file than the published one."""
+    if remote.sha256 and official.sha256:
+        return remote.sha256 != official.sha256
+    return bool(remote.size and official.size) and remote.size != official.size
 
-    Returns the revision; None where there is no such repository, commit or file.
+
+def verify(part: Path, official: Official, noted: str | None, remote: Remote) -> str:
+    """The sha256 of what arrived, once it is the published one; where none is published, the noted
+    one; where none is noted, the server's. ValueError: it is another; the part is deleted.
     """
-    try:
-        from huggingface_hub import errors, file_download, hf_hub_url
-    except ImportError as error:
-        raise ValueError("downloads need huggingface_hub: pip install 'minisd[hub]'.") from error
-    file, revision = official.file, official.revisions.get(repository, "main")
-    absent = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
-    try:
-        url = hf_hub_url(repository, file, revision=revision, endpoint=endpoint)
-        part.parent.mkdir(parents=True, exist_ok=True)
-        there = file_download.get_hf_file_metadata(url, endpoint=endpoint)
-        with open(part, "ab") as growing:
-            size = {"resume_size": growing.tell(), "expected_size": there.size}
-            file_download.http_get(there.location, growing, **size)
-    except Exception as error:  # the library below may raise its own, or the system's
-        gated = isinstance(error, errors.GatedRepoError)
-        if isinstance(error, (*absent, errors.EntryNotFoundError)) and not gated:
-            return None
-        raise ValueError(what_broke(error, part, repository, file)) from error
-    return there.commit_hash or "unknown"
+    digest, way = sha256(part), "try again later"
+    known = {"published one": official.sha256, "one of the first download": noted}
+    known = {**known, "one that its server states": remote.sha256}
+    whose, expected = next(((who, one) for who, one in known.items() if one), (None, None))
+    if digest == expected or (expected is None and not is_text(part)):
+        return digest
+    part.unlink()
+    mark_of(part).unlink(missing_ok=True)
+    if expected == noted:
+        way = f"if that is meant, delete {part.with_name(NOTE)} and fetch again"
+    wrong = f"with the sha256 {digest}, which is not the {whose}" if whose else "as text"
+    raise ValueError(f"{official.file} arrived {wrong}, and was deleted: {way}.")
 
 
-def what_broke(error: Exception, part: Path, repository: str, file: str) -> str:
-    """The sentence for a download that did not begin, or did not get to its end."""
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return f"offline mode is on: switch it off to fetch {file}."
-    if isinstance(error, errors.GatedRepoError):
-        return f"{repository} wants a login: `hf auth login` first."
-    if isinstance(error, errors.HfHubHTTPError):
-        return f"{repository} cannot give {file} ({str(error).splitlines()[0]}): try again later."
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{part.parent} has no room left for {file}: make some."
-    if is_offline(error) and not part.exists():
-        way = f"connect this machine, or fetch the file on another one from {repository}"
-        return f"there is no network to fetch {file} by ({error}): {way} and give minisd its path."
-    got = size_in_words(part.stat().st_size) if part.exists() else "nothing"
-    again = "give the same command again to go on from there"
-    return f"the download of {file} broke off, {got} of it are kept ({error}): {again}."
-
-
-def is_offline(error: BaseException | None) -> bool:
-    """Whether no name could be looked up or no network be reached, by what caused the error."""
-    unreachable = (errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH)
-    here = isinstance(error, socket.gaierror) or getattr(error, "errno", None) in unreachable
-    return here or (error is not None and is_offline(error.__cause__ or error.__context__))
-
-
-def checked(part: Path, name: str) -> str:
-    """The sha256 of what arrived. ValueError: it is not the published one, nor, where none is
-    published, the one noted at the first download; the part is deleted.
-    """
-    digest, note = sha256(part), part.parent / NOTE
-    expected = OFFICIAL[name].sha256
-    whose, way = "published one", "try again later"
-    if expected is None:
-        whose, way = "one of the first download", f"if that is meant, delete {note} and fetch again"
-        expected = read_json(note)["sha256"] if note.exists() else digest
-    if digest != expected:
-        part.unlink()
-        arrived = f"{OFFICIAL[name].file} arrived with the sha256 {digest}"
-        raise ValueError(f"{arrived}, which is not the {whose}, and was deleted: {way}.")
-    return digest
+def is_text(path: Path) -> bool:
+    """Whether a file starts like a server's page, and not like any weights."""
+    with open(path, "rb") as file:
+        return not re.search(rb"[\x00-\x08]", file.read(512))

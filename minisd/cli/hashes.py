@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import re
 import sys
+import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 LARGE = 10**9  # bytes: from here on a digest is kept for the next command
+TICK = 0.02  # seconds: two changes of a file within one tick of the system's clock look alike
 KEPT = "hashes.json"  # next to the downloads
 FOLDERS = ("text_encoder", "tokenizer", "unet", "vae", "scheduler", "depth_estimator")
 
@@ -16,7 +19,7 @@ def hash_of(source: str) -> str:
     """Of a file its sha256, as sha256sum and the web UI say it (there its first ten digits).
 
     Of a folder, and of a file that needs another to be whole, the sha256 of theirs, one a line.
-    source: a path, or a name that minisd knows
+    source: a path, or a name that minisd knows. ValueError: a file changes while it is read.
     """
     from minisd.checkpoints.official import local
 
@@ -26,8 +29,7 @@ def hash_of(source: str) -> str:
         files = [file for file in [*files, path / "model_index.json"] if file.is_file()]
     else:
         files = [path, *base_of(path)]
-    states = [(file.resolve(), file.stat()) for file in files]
-    digests = [kept_hash(file, state.st_size, state.st_mtime_ns) for file, state in states]
+    digests = [hash_of_file(file.resolve()) for file in files]
     if len(digests) == 1:
         return digests[0]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
@@ -44,28 +46,65 @@ def base_of(path: Path) -> list[Path]:
     return [path.with_name(Path(base).name)] if base else []
 
 
-@cache
-def kept_hash(path: Path, size: int, changed: int) -> str:
-    """Of one file; a large one's is looked up, as long as its size and date stay as they were."""
-    from minisd.checkpoints.official import kept, sha256
+def hash_of_file(path: Path) -> str:
+    """A small file's is computed each time, a large one's only when the file has changed."""
+    file = path.stat()
+    if file.st_size < LARGE:
+        return compute_hash(path, state_of(path))
+    age = time.time() - max(file.st_mtime, file.st_ctime)
+    if 0 <= age < TICK:
+        time.sleep(TICK)
+    return kept_hash(path, state_of(path))
 
-    if size < LARGE:
-        return sha256(path)
-    key, notes = f"{path} {size} {changed}", kept() / KEPT
-    known = known_hashes(notes)
-    if key in known:
-        return known[key]
-    print(f"minisd: computing the sha256 of {path.name}, once.", file=sys.stderr)
+
+def state_of(path: Path) -> str:
+    """Changes with the file: its date can be set back, but not the date of its last change.
+
+    On Windows st_ctime is when the file was made: it changes when another takes its place.
+    """
+    file = path.stat()
+    return f"{file.st_size} {file.st_mtime_ns} {file.st_ctime_ns} {file.st_ino}"
+
+
+def compute_hash(path: Path, state: str) -> str:
+    from minisd.checkpoints.official import sha256
+
     digest = sha256(path)
-    with suppress(OSError):  # a convenience: without it the next command computes it again
-        notes.parent.mkdir(parents=True, exist_ok=True)
-        notes.write_text(json.dumps(known | {key: digest}, indent=1), encoding="utf-8")
+    if state_of(path) != state:
+        raise ValueError(f"{path} changed while it was read: wait until it is written.")
     return digest
 
 
-def known_hashes(notes: Path) -> dict[str, str]:
+@cache
+def kept_hash(path: Path, state: str) -> str:
+    """The sha256 of a file in this state: looked up, or computed and kept."""
+    from minisd.checkpoints.official import kept
+    from minisd.checkpoints.write import written_whole
+
+    notes = kept() / KEPT
+    if known := known_hashes(notes).get(str(path), {}).get(state):
+        return known
+    print(f"minisd: computing the sha256 of {path.name}, once.", file=sys.stderr)
+    digest = compute_hash(path, state)
+    with suppress(OSError, ValueError):  # a convenience: the next command computes it again
+        notes.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(notes) as unfinished:
+            all_known = known_hashes(notes) | {str(path): {state: digest}}
+            unfinished.write_text(json.dumps(all_known, indent=1), encoding="utf-8")
+    return digest
+
+
+def known_hashes(notes: Path) -> dict[str, dict[str, str]]:
+    """path -> state -> sha256. Whatever else a damaged file holds is left out."""
+    from minisd.checkpoints.read import read_json
+
     try:
-        known = json.loads(notes.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        entries = read_json(notes)
+    except (ValueError, RecursionError):
         return {}
-    return known if isinstance(known, dict) else {}
+    return {path: entry for path, entry in entries.items() if is_entry(entry)}
+
+
+def is_entry(entry: object) -> bool:
+    digests = entry.values() if isinstance(entry, dict) else [None]
+    return all(isinstance(one, str) and re.fullmatch("[0-9a-f]{64}", one) for one in digests)
