@@ -3,11 +3,14 @@
 python -m tests.fuzz --guided --reader LoRA --cases 10000
 """
 
+import random
 import sys
 import tempfile
 from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
+
+LENGTH = 4096  # bytes, which hypothesis takes for its choices
 
 
 def main() -> int:
@@ -36,7 +39,12 @@ def main() -> int:
             print(f"{verdict.kind} at {verdict.where}: {verdict.why!a:.200}")
             print(f"    --replay {folder / str(len(seen))}", flush=True)
 
-    atheris.Setup([sys.argv[0], *options], each.hypothesis.fuzz_one_input)
+    corpus = folder / "corpus"  # it would begin with single bytes, which choose nothing
+    corpus.mkdir()
+    for number in range(30):
+        (corpus / str(number)).write_bytes(random.Random(number).randbytes(LENGTH))
+    sizes = [f"-max_len={LENGTH}", "-len_control=0"]
+    atheris.Setup([sys.argv[0], *options, *sizes, str(corpus)], each.hypothesis.fuzz_one_input)
     atheris.Fuzz()
     return 0
 

@@ -2,6 +2,7 @@
 
 from ..case import Reader
 from .adapters import ADAPTERS
+from .bombs import BOMBS
 from .commands import COMMANDS
 from .drawings import DRAWINGS
 from .files import FILES
@@ -14,6 +15,6 @@ READERS: dict[str, Reader] = {
     reader.name: reader
     for reader in (
         *(*FILES, *MODELS, *ADAPTERS, *DRAWINGS),
-        *(*TEXT, *RUNS, *COMMANDS, *ODD_FILES),
+        *(*TEXT, *RUNS, *COMMANDS, *ODD_FILES, *BOMBS),
     )
 }

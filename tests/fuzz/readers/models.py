@@ -61,7 +61,10 @@ def read_model(path: Path) -> Parts:
 
 
 def read_next_to(path: Path) -> Parts:
+    """The good model with this file next to it as its .yaml."""
     model = path.with_name("model.safetensors")
+    if path.name != "model.yaml":
+        path.rename(path.with_name("model.yaml"))
     model.write_bytes(good.original_model(False))
     return load(model)
 

@@ -21,6 +21,9 @@ from ..edits.text_edits import nasty
 from ..judge import run_command
 from .adapters import hypernetwork, lora, read_depth, textual_inversion
 from .commands import everything
+from .models import read_next_to
+from .runs import read_run_file
+from .text import read_infotext, read_prompt
 
 READING = {
     "read": read,
@@ -36,6 +39,10 @@ READING = {
     "picture": open_picture,
     "tokenizer": Tokenizer.load,
     "emoji": Emoji.load,
+    "prompt": read_prompt,
+    "web UI": read_infotext,
+    "yaml": read_next_to,
+    "run": read_run_file,
     "info": lambda path: run_command(["info", str(path)]),
 }
 PLACES = ["folder", "absent", "empty", "loop"]
