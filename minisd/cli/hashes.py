@@ -9,6 +9,8 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from filelock import FileLock
+
 LARGE = 10**9  # bytes: from here on a digest is kept for the next command
 TICK = 0.02  # seconds: two changes of a file within one tick of the system's clock look alike
 KEPT = "hashes.json"  # next to the downloads
@@ -86,9 +88,11 @@ def kept_hash(path: Path, state: str) -> str:
         return known
     print(f"minisd: computing the sha256 of {path.name}, once.", file=sys.stderr)
     digest = compute_hash(path, state)
-    with suppress(OSError, ValueError):  # a convenience: the next command computes it again
+    # a convenience: where it cannot be kept, the next command computes it again
+    with suppress(OSError, ValueError, NotImplementedError):
         notes.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(notes) as unfinished:
+        lock = FileLock(f"{notes}.lock", timeout=10)  # of others that add to the list now
+        with lock, written_whole(notes) as unfinished:
             all_known = known_hashes(notes) | {str(path): {state: digest}}
             unfinished.write_text(json.dumps(all_known, indent=1), encoding="utf-8")
     return digest
