@@ -1,6 +1,7 @@
 """What stands where a file should: folders, devices, pipes, links, odd names, other kinds."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from hypothesis import strategies as st
@@ -25,6 +26,12 @@ from .models import read_next_to
 from .runs import read_run_file
 from .text import read_infotext, read_prompt
 
+
+def where_there_is_a_file(read: Callable) -> Callable:
+    """For readers here that open the file themselves before minisd sees what is in it."""
+    return lambda path: read(path) if path.is_file() and os.access(path, os.R_OK) else None
+
+
 READING = {
     "read": read,
     "load": load,
@@ -39,10 +46,10 @@ READING = {
     "picture": open_picture,
     "tokenizer": Tokenizer.load,
     "emoji": Emoji.load,
-    "prompt": read_prompt,
-    "web UI": read_infotext,
-    "yaml": read_next_to,
-    "run": read_run_file,
+    "prompt": where_there_is_a_file(read_prompt),
+    "web UI": where_there_is_a_file(read_infotext),
+    "yaml": where_there_is_a_file(read_next_to),
+    "run": where_there_is_a_file(read_run_file),
     "info": lambda path: run_command(["info", str(path)]),
 }
 PLACES = ["folder", "absent", "empty", "loop"]
