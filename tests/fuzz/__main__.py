@@ -144,7 +144,7 @@ def death(job: Job, place: Path, status: int) -> dict:
     about = {"kind": kind, "why": f"status {status}", "where": "".join(where).strip()}
     if (place / "now.json").exists():
         now = json.loads((place / "now.json").read_text(encoding="utf-8"))
-        (inside,) = [*(place / "work").iterdir(), None][:1]
+        (inside,) = [*(place / "work").glob("minisd-fuzz-*"), None][:1]
         paths = [path for path in inside.rglob("*") if path.is_file()] if inside else []
         files = {path.relative_to(inside).as_posix(): path.read_bytes() for path in paths}
         verdict = Verdict(kind, about["why"], about["where"])

@@ -12,12 +12,12 @@ class Case:
     """Files by their names in an empty folder, and the one (or "", the folder) that is read.
 
     A prompt or a command line is a file as well, so that every case can be saved and read again.
-    refused: whether the right answer to it is no, although nobody broke it
+    refused: whether the right answer to it is no, although nobody broke it; None: yes or no
     """
 
     files: dict[str, bytes]
     target: str
-    refused: bool = False
+    refused: bool | None = False
 
     @property
     def size(self) -> int:

@@ -218,8 +218,8 @@ def deadline(seconds: float, hard: bool) -> Iterator[None]:
         faulthandler.dump_traceback_later(2 * waiting, exit=True, file=_running["stderr"])
     if alarms:
         before = [signal.signal(number, ring) for number in (signal.SIGALRM, signal.SIGPROF)]
-        signal.setitimer(signal.ITIMER_REAL, waiting)
-        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.setitimer(signal.ITIMER_REAL, waiting, 1)  # again: a callback may swallow it
+        signal.setitimer(signal.ITIMER_PROF, seconds, 1)
     try:
         yield
     finally:

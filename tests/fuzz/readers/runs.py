@@ -38,19 +38,14 @@ def read_run(path: Path) -> None:
 
 
 def read_run_file(path: Path) -> None:
-    """A file in every place that a run's folder has."""
+    """A file in the place that a run's folder has for its kind, among good ones."""
+    kinds = {".ckpt": "run/state.pt", ".pt": "run/state.pt", ".json": "run/tokenizer.json"}
+    broken_one = kinds.get(path.suffix, "run/log.jsonl")
     for name, content in good.run_folder().items():
-        for broken_one in good.run_folder():
-            folder = path.with_name("other") / broken_one.replace("/", "-")
-            file = folder / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(path.read_bytes() if name == broken_one else content)
-    for folder in path.with_name("other").iterdir():
-        try:
-            read_run(folder / "run")
-        except ValueError as error:
-            if type(error) is not ValueError:
-                raise
+        file = path.with_name("other") / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(path.read_bytes() if name == broken_one else content)
+    read_run(path.with_name("other") / "run")
 
 
 def notes() -> list[Case]:
