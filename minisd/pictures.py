@@ -4,10 +4,19 @@ Pillow opens many kinds of files, and some of them mean more than their numbers:
 lies on its side until its EXIF orientation is obeyed, a 16-bit grey is cut off at 255 when it is
 converted carelessly, and a transparent place hides some colour. Every picture, mask, hint and
 depth passes through here. Colour profiles (ICC) are ignored, as in diffusers.
+
+A picture is a file from a stranger: Pillow opens six kinds alone, reads no more often than a sane
+file needs, and whatever it raises becomes one sentence.
 """
 
 import io
+import logging
+import os
+import re
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from math import inf
 from pathlib import Path
 
@@ -19,15 +28,31 @@ from torch import Tensor
 
 ORIENTATION = 0x0112  # EXIF's tag; TIFF's is the same number
 BITS, FIRST_IS_WHITE, SAMPLE = 258, 262, 339  # TIFF's: bits, photometric interpretation, sign
-ANIMATED = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")  # formats whose further frames are other pictures
+TILE = (322, 323)  # a TIFF's: width and height of a tile, which may be larger than the picture
+ANIMATED = ("GIF", "PNG", "WEBP", "TIFF")  # formats whose further frames are other pictures
 WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 BLACK_PAINT = 64  # a brush darker than this may be the part to keep
 ROUNDING = 1e-3  # how far a tensor may lie outside its range
+
+# Of other kinds Pillow runs programs (EPS starts Ghostscript) or readers that few people test.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+MOST_PIXELS = 8192 * 6144  # what the largest phone cameras take; 200 MB once it is open
+MOST_BYTES = 8 * MOST_PIXELS  # such a picture with alpha and 16 bits each, not compressed
+HEADER_READS, HEADER_BYTES = 40_000, 8 * 10**6  # sane files take 1,000 reads and 1 MB
+TIFF_BYTES = 4 * 10**6  # of one byte in a TIFF's list of strips Pillow makes 300
+PIXEL_READS = 400_000  # a PNG of MOST_BYTES in chunks of 8 KB takes 200,000
+MOST_EXIF = 10**6  # bytes; a camera writes 64 KB at most
+# Each scan of a JPEG visits all its pixels; ten are usual. A scan's header names 1 to 4 components.
+SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e][\x01-\x04]")
+MOST_VISITS = 20 * MOST_PIXELS
 
 # Texts and the colour profile of a PNG: nothing that we read, except where they hold the EXIF.
 PNG = b"\x89PNG\r\n\x1a\n"
 TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 ORIENTED = (b"XML:com.adobe.xmp", b"Raw profile type exif")
+
+PILLOW = threading.RLock()  # Python's list of filters for warnings is one for all threads
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else errors go to the screen
 
 
 # ---- files -----------------------------------------------------------------------------------
@@ -36,35 +61,106 @@ ORIENTED = (b"XML:com.adobe.xmp", b"Raw profile type exif")
 def open_picture(path: str | Path) -> Image.Image:
     """The picture of a file, upright; the first one where the file holds an animation or pages.
 
-    ValueError: there is none, or it cannot be read.
+    ValueError: there is none, it is too large, or it cannot be read.
     """
-    path = Path(path)
-    if not path.is_file():
-        what = "it is a folder" if path.is_dir() else "there is no such file"
-        raise ValueError(f"{path} cannot be read as a picture: {what}.")
-    content = path.read_bytes()
-    try:
+    content = read_file(Path(path))
+    with in_our_words(str(path)):
         try:
             picture, frames = first_frame(content)
-        except ValueError:  # Pillow's word for long texts, such as another program's workflow
-            picture, frames = first_frame(without_texts(content))
-    except (Image.DecompressionBombError, MemoryError) as error:
-        raise ValueError(f"{path} is too large a picture ({error}): make it smaller.") from error
-    except Exception as error:  # Pillow's readers raise every kind on a damaged file
-        unknown = isinstance(error, Image.UnidentifiedImageError)
-        why = "it is of no kind that Pillow knows, or is damaged" if unknown else error
-        refusal = f"{path} cannot be read as a picture: {why}. Save it as PNG or JPEG."
-        raise ValueError(refusal) from error
-    if frames > 1:
+        except Image.DecompressionBombError:
+            raise
+        except Exception:  # of long texts, such as another program's workflow, or damaged ones
+            shorter = without_texts(content)
+            if shorter is content:
+                raise
+            picture, frames = first_frame(shorter)
+    if frames != 1:
         warnings.warn(f"{path} holds {frames} pictures: the first is used.", stacklevel=2)
     return picture
 
 
-def first_frame(content: bytes) -> tuple[Image.Image, int]:
-    """The picture, upright, and how many there are."""
-    picture = Image.open(io.BytesIO(content))
-    frames = getattr(picture, "n_frames", 1) if picture.format in ANIMATED else 1
-    return upright(picture), frames
+def read_file(path: Path) -> bytes:
+    """All bytes of a file that may be a picture. ValueError: there is none, or it is too large."""
+    try:
+        size = path.stat().st_size
+        if not path.is_file():  # a pipe would wait for ever, a device never end
+            raise ValueError("it is a folder" if path.is_dir() else "it is no regular file")
+        if size > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES / 1e6:.0f} MB")
+        with open(path, "rb") as file:
+            return file.read(size)
+    except OSError as error:
+        absent = isinstance(error, FileNotFoundError)
+        why = "there is no such file" if absent else f"the system says {error.strerror!r}"
+        raise ValueError(f"{path} cannot be read as a picture: {why}.") from error
+    except ValueError as error:
+        why = f"{path} cannot be read as a picture: {error}. Give a file such as a PNG."
+        raise ValueError(why) from error
+
+
+@contextmanager
+def in_our_words(what: str) -> Iterator[None]:
+    """Whatever Pillow raises on a picture becomes one ValueError; its own warnings are dropped.
+
+    what: the picture's name in the sentence
+    """
+    with PILLOW, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except (Image.DecompressionBombError, MemoryError) as error:
+            large = f"{MOST_PIXELS / 1e6:.0f} megapixels and the free memory are the limits"
+            wrong = f"{what} is too large a picture ({large}): make it smaller."
+            raise ValueError(wrong) from error
+        except Exception as error:  # Pillow's readers raise every kind on a damaged file
+            why = "it is no PNG, JPEG, WebP, GIF, BMP or TIFF, is damaged, or has too many parts"
+            wrong = f"{what} cannot be read as a picture: {why}"
+            raise ValueError(f"{wrong}. Save it again as PNG or JPEG.") from error
+
+
+class Metered(io.BytesIO):
+    """A file's bytes, to be read so often and no more: a hostile file has no end of small parts."""
+
+    def __init__(self, content: bytes):
+        """Enough for the header: what comes before the pixels."""
+        super().__init__(content)
+        self.reads = HEADER_READS
+        self.total = TIFF_BYTES if content.startswith((b"II", b"MM")) else HEADER_BYTES
+
+    def read(self, size: int | None = -1) -> bytes:
+        part = super().read(size)
+        self.reads -= 1
+        self.total -= 0 if size in (-1, None) else len(part)  # all at once is no loop
+        if self.reads < 0 or self.total < 0:
+            raise ValueError("there is more in this file than a picture needs")
+        return part
+
+
+def first_frame(content: bytes) -> tuple[Image.Image, int | str]:
+    """The picture, upright, and how many there are. Raises whatever Pillow does."""
+    file = Metered(content)
+    picture = Image.open(file, formats=FORMATS)
+    pixels = picture.width * picture.height
+    tile = [getattr(picture, "tag_v2", {}).get(tag, 1) for tag in TILE]
+    if pixels > MOST_PIXELS or np.prod(tile, dtype=float) > MOST_PIXELS:
+        raise Image.DecompressionBombError
+    visits = sum(pixels for _ in SCAN.finditer(content))
+    if visits > MOST_VISITS or len(picture.tile) > PIXEL_READS:
+        raise ValueError("there are more scans or strips in this file than a picture needs")
+    file.reads, file.total = PIXEL_READS, len(content) + HEADER_BYTES
+    frames = frames_in(content) if picture.format in ANIMATED else 1
+    picture = turn(picture)
+    # a WebP's decoder holds two more copies of the pixels
+    return picture.copy() if picture.format == "WEBP" else picture, frames
+
+
+def frames_in(content: bytes) -> int | str:
+    """How many pictures a file holds; "several" where they are too many to count, or damaged."""
+    picture = Image.open(Metered(content), formats=FORMATS)
+    try:
+        return getattr(picture, "n_frames", 1)
+    except Exception:  # as above; the first picture is whole
+        return "several"
 
 
 def without_texts(png: bytes) -> bytes:
@@ -75,10 +171,12 @@ def without_texts(png: bytes) -> bytes:
     if not png.startswith(PNG):
         return png
     at, kept = len(PNG), [PNG]
-    while at + 8 <= len(png):
+    for _ in range(PIXEL_READS):
+        if at + 8 > len(png):
+            break
         length = int.from_bytes(png[at : at + 4], "big")
         kind, chunk = png[at + 4 : at + 8], png[at : at + 12 + length]
-        if kind not in TEXTS or chunk[8:].startswith(ORIENTED):
+        if kind not in TEXTS or chunk[8:40].startswith(ORIENTED):
             kept.append(chunk)
         at += len(chunk)
     return b"".join(kept)
@@ -87,11 +185,36 @@ def without_texts(png: bytes) -> bytes:
 # ---- what a picture shows --------------------------------------------------------------------
 
 
-def upright(picture: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF orientation says; itself, where it says nothing."""
-    picture.load()
+def upright(picture: Image.Image, what: str = "picture") -> Image.Image:
+    """The picture turned as its EXIF orientation says; itself, where it says nothing.
+
+    ValueError: its pixels, which Pillow may read only now, cannot be read.
+    """
+    with in_our_words(f"the {what}"):
+        return turn(picture)
+
+
+def turn(picture: Image.Image) -> Image.Image:
+    """As upright(). Raises whatever Pillow does."""
+    with silence() if picture.format == "TIFF" else nullcontext():
+        picture.load()
+    if not picture.width * picture.height or len(picture.info.get("exif", b"")) > MOST_EXIF:
+        raise ValueError("no pixels, or far too large EXIF data")
     turned = picture.getexif().get(ORIENTATION) in range(2, 9)
     return ImageOps.exif_transpose(picture) if turned else picture
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """libtiff writes what it thinks of a file past Python, to the process's own error stream."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def is_deep(picture: Image.Image) -> bool:
@@ -105,9 +228,9 @@ def opacity(picture: Image.Image) -> np.ndarray | None:
     if "transparency" not in picture.info and picture.mode not in WITH_ALPHA and palette != "RGBA":
         return None
     if is_deep(picture):
-        alpha = np.where(np.asarray(picture) == picture.info["transparency"], 0, 255)
+        alpha = np.where(np.asarray(picture) == picture.info["transparency"], 0, np.uint8(255))
     else:
-        alpha = np.asarray(with_alpha(picture))[..., 3]
+        alpha = np.asarray(with_alpha(picture).getchannel("A"))
     return None if alpha.min() == 255 else alpha.astype(np.uint8)
 
 
@@ -121,19 +244,17 @@ def colours(picture: Image.Image, what: str = "picture") -> Image.Image:
 
     ValueError: it is transparent in places, or nobody can say which of its numbers is white.
     """
-    picture = upright(picture)
-    if opacity(picture) is not None:
-        hidden = "is transparent in places, and the colours hidden there are not meant to be seen"
-        way = "lay it on a background and save it without transparency"
-        raise ValueError(f"the {what} {hidden}: {way}.")
-    if is_deep(picture):
+    picture = upright(picture, what)
+    with in_our_words(f"the {what}"):
+        transparent, deep = opacity(picture) is not None, is_deep(picture)
+        marked = picture.mode in WITH_ALPHA or "transparency" in picture.info  # with no use for it
+        if not transparent and not deep:
+            return (with_alpha(picture) if marked else picture).convert("RGB")
+    if deep and not transparent:
         return eight_bits(picture, what).convert("RGB")
-    marked = picture.mode in WITH_ALPHA or "transparency" in picture.info  # with no use for it
-    try:
-        return (with_alpha(picture) if marked else picture).convert("RGB")
-    except (ValueError, OSError) as error:
-        kind = f"of the kind {picture.mode} ({error})"
-        raise ValueError(f"the {what} is {kind}: save it as RGB.") from error
+    hidden = "is transparent in places, and the colours hidden there are not meant to be seen"
+    way = "lay it on a background and save it without transparency"
+    raise ValueError(f"the {what} {hidden}: {way}.")
 
 
 def eight_bits(picture: Image.Image, what: str) -> Image.Image:
@@ -150,7 +271,9 @@ def eight_bits(picture: Image.Image, what: str) -> Image.Image:
         found = f"numbers from {low:g} to {high:g} (Pillow's mode {picture.mode})"
         way = "save it with 8 or 16 bits, or as floats in 0 … 1"
         raise ValueError(f"the {what} holds {found}, and nothing says which is white: {way}.")
-    return Image.fromarray(np.rint(values / white * 255).astype(np.uint8))
+    values /= white
+    values *= 255
+    return Image.fromarray(np.rint(values, out=values).astype(np.uint8))
 
 
 def deep_values(picture: Image.Image) -> np.ndarray:
@@ -158,12 +281,15 @@ def deep_values(picture: Image.Image) -> np.ndarray:
     values, tags = np.asarray(picture), getattr(picture, "tag_v2", {})  # what a TIFF says of itself
     if tags.get(BITS) == (32,) and tags.get(SAMPLE, (1,)) == (1,):
         values = values.view(np.uint32)  # Pillow knows only signed ones
-    values = values.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # NaN, which whoever asks refuses
+        values = values.astype(np.float64)
     top = max(1, values.max())
     if picture.mode.startswith("I;16"):
         top = 65535
-        values = values * (top / (2 ** tags.get(BITS, (16,))[0] - 1))  # some have 12 bits
-    return top - values if tags.get(FIRST_IS_WHITE) == 0 else values  # Pillow leaves them as stored
+        values *= top / (2 ** tags.get(BITS, (16,))[0] - 1)  # some have 12 bits
+    if tags.get(FIRST_IS_WHITE) == 0:  # Pillow leaves them as stored
+        np.subtract(top, values, out=values)
+    return values
 
 
 def mask_shades(mask: Image.Image) -> Image.Image:
@@ -173,27 +299,43 @@ def mask_shades(mask: Image.Image) -> Image.Image:
     not black. ValueError: it is transparent and has other colours, so nobody can say which part
     is meant, the visible or the erased one.
     """
-    mask = upright(mask)
-    alpha = opacity(mask)
+    mask = upright(mask, "mask")
+    with in_our_words("the mask"):
+        alpha = opacity(mask)
     if alpha is None:
         return eight_bits(mask, "mask") if is_deep(mask) else colours(mask, "mask").convert("L")
     what = "opaque nowhere"
     if alpha.max() == 255:
-        shades = np.asarray(with_alpha(mask))[..., :3].astype(float)
-        paint = shades[alpha == 255][0]
-        apart = np.abs(shades - paint).max(axis=2) * alpha / 255  # as far as it is visible
-        what = "of several colours elsewhere" if apart.max() > 2 else "black elsewhere"
-        if apart.max() <= 2 and paint.max() >= BLACK_PAINT:
+        with in_our_words("the mask"):
+            brightest, apart = paint(mask, alpha)
+        what = "of several colours elsewhere" if apart > 2 else "black elsewhere"
+        if apart <= 2 and brightest >= BLACK_PAINT:
             return Image.fromarray(alpha)
     unclear = f"transparent in places and {what}, so it does not say which part is meant"
     way = "save it without transparency, white where the picture is to be drawn again"
     raise ValueError(f"the mask is {unclear}: {way}.")
 
 
+def paint(mask: Image.Image, alpha: np.ndarray) -> tuple[int, float]:
+    """The brightest channel of the first opaque pixel, and how far the others visibly differ.
+
+    alpha: h w, 255 at one pixel at least
+    """
+    opaque, brightest, apart = alpha.argmax(), 0, 0
+    layer = with_alpha(mask)
+    for channel in "RGB":
+        shades = np.asarray(layer.getchannel(channel)).astype(np.int16)
+        one = int(shades.flat[opaque])
+        seen = np.abs(shades - one).astype(np.uint16) * alpha  # as far as it is visible
+        brightest, apart = max(brightest, one), max(apart, int(seen.max()))
+    return brightest, apart / 255
+
+
 def depth_values(depth: Image.Image) -> Tensor:
     """The depth as it is stored, in any range: 1 1 h w, large (bright) = near, upright."""
-    depth = upright(depth)
-    deep = is_deep(depth) and opacity(depth) is None
+    depth = upright(depth, "depth")
+    with in_our_words("the depth"):
+        deep = is_deep(depth) and opacity(depth) is None
     values = deep_values(depth) if deep else np.asarray(colours(depth, "depth").convert("F"))
     return rearrange(torch.from_numpy(values.astype(np.float32)), "h w -> 1 1 h w")
 

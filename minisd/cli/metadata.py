@@ -46,6 +46,7 @@ SETTINGS = {
     **{name: (name, list) for name in ("control", "classifier")},
 }
 # What is no option. schedule: the spacing that the model's folder says, where none is asked for.
+THREADS = range(1, 1025)  # as many as some machine has cores
 FACTS = ("minisd", "command", "hashes", "dtype", "threads", "torch", "schedule")
 
 
@@ -91,19 +92,27 @@ def written_settings(path: Path) -> dict[str, object] | None:
         return None
     try:
         about = json.loads(text)
-    except ValueError:
-        about = None
-    if not isinstance(about, dict) or not isinstance(about.get("hashes", {}), dict):
+        hashes = about.get("hashes", {})
+        whole = all(isinstance(digest, str) for digest in hashes.values())
+    except (ValueError, AttributeError, RecursionError):  # no JSON, no dictionary, too deep
+        whole = False
+    if not whole:
         raise ValueError(f"{path} has damaged settings: give another picture.")
     return about
 
 
 def written_text(path: Path) -> str | None:
     """The web UI's text: of a PNG, or of the comment in a JPEG's or WebP's EXIF data."""
+    from minisd.pictures import in_our_words
+
     picture = open_picture(path)
     if "parameters" in picture.info:
         return str(picture.info["parameters"])
-    comment = picture.getexif().get_ifd(0x8769).get(0x9286)  # Exif, UserComment
+    try:
+        with in_our_words(str(path)):
+            comment = picture.getexif().get_ifd(0x8769).get(0x9286)  # Exif, UserComment
+    except ValueError:  # the EXIF is damaged where no pixel needs it
+        return None
     if not isinstance(comment, bytes):
         return None
     code, text = comment[:8], comment[8:]
@@ -131,7 +140,7 @@ def follow(options: argparse.Namespace, given: set[str]) -> dict[str, object]:
         )
     warn_of_versions(path, about)
     threads = about.get("threads")
-    if not isinstance(threads, int | None) or (threads is not None and threads < 1):
+    if threads is not None and (type(threads) is not int or threads not in THREADS):
         raise ValueError(f"{path} has damaged settings (threads is {threads!r}): give another.")
     return values_of(path, about) | {"hashes": about.get("hashes", {}), "threads": threads}
 
@@ -160,7 +169,7 @@ def values_of(path: Path, about: dict[str, object]) -> dict[str, object]:
             continue
         try:
             values[dest] = of_kind(value, kind)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             sentence = f"{path} has damaged settings ({name} is {value!r}): give another picture."
             raise ValueError(sentence) from error
     return values

@@ -15,11 +15,17 @@ def open_picture(path: Path):
     return opened(path)
 
 
+STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")  # of all but WebP
+
+
 def is_picture(path: Path) -> bool:
-    """Whether its first bytes are those of a PNG, JPEG or WebP; its name plays no part."""
+    """Whether its first bytes are those of a kind that opens; its name plays no part.
+
+    A .safetensors begins with the length of its header, which may spell a picture's first bytes.
+    """
     with open(path, "rb") as file:
         start = file.read(12)
-    return start.startswith((b"\x89PNG", b"\xff\xd8\xff")) or start[8:] == b"WEBP"
+    return (start.startswith(STARTS) and start[8:9] != b"{") or start[8:] == b"WEBP"
 
 
 def fitting(size: tuple[int, int], options: argparse.Namespace, multiple: int) -> tuple[int, int]:
