@@ -39,9 +39,13 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MOST_PIXELS = 8192 * 6144  # what the largest phone cameras take; 200 MB once it is open
 MOST_BYTES = 8 * MOST_PIXELS  # such a picture with alpha and 16 bits each, not compressed
 HEADER_READS, HEADER_BYTES = 40_000, 8 * 10**6  # sane files take 1,000 reads and 1 MB
-TIFF_BYTES = 4 * 10**6  # of one byte in a TIFF's list of strips Pillow makes 300
+TIFF_BYTES = 3 * 10**6  # of one byte in a TIFF's list of strips Pillow makes 300
 PIXEL_READS = 400_000  # a PNG of MOST_BYTES in chunks of 8 KB takes 200,000
+MOST_STRIPS = 100_000  # of a TIFF; usual ones are of several rows and 8 KB
 MOST_EXIF = 10**6  # bytes; a camera writes 64 KB at most
+TOO_LARGE = "is too large a picture (50 megapixels and the free memory are the limits)"
+KINDS = "it is no PNG, JPEG, WebP, GIF, BMP or TIFF, is damaged, or has too many parts"
+UNREADABLE = f"cannot be read as a picture: {KINDS}"
 # Each scan of a JPEG visits all its pixels; ten are usual. A scan's header names 1 to 4 components.
 SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e][\x01-\x04]")
 MOST_VISITS = 20 * MOST_PIXELS
@@ -83,19 +87,15 @@ def read_file(path: Path) -> bytes:
     """All bytes of a file that may be a picture. ValueError: there is none, or it is too large."""
     try:
         size = path.stat().st_size
-        if not path.is_file():  # a pipe would wait for ever, a device never end
-            raise ValueError("it is a folder" if path.is_dir() else "it is no regular file")
-        if size > MOST_BYTES:
-            raise ValueError(f"it has more than {MOST_BYTES / 1e6:.0f} MB")
-        with open(path, "rb") as file:
-            return file.read(size)
-    except OSError as error:
+        if path.is_file() and size <= MOST_BYTES:  # a pipe would wait for ever, a device never end
+            with open(path, "rb") as file:
+                return file.read(size)
+        regular = f"no regular file of at most {MOST_BYTES / 1e6:.0f} MB"
+        why = f"it is {'a folder' if path.is_dir() else regular}"
+    except (OSError, ValueError) as error:  # ValueError: a name that no system allows
         absent = isinstance(error, FileNotFoundError)
-        why = "there is no such file" if absent else f"the system says {error.strerror!r}"
-        raise ValueError(f"{path} cannot be read as a picture: {why}.") from error
-    except ValueError as error:
-        why = f"{path} cannot be read as a picture: {error}. Give a file such as a PNG."
-        raise ValueError(why) from error
+        why = "there is no such file" if absent else "the system does not let it be read"
+    raise ValueError(f"{path} cannot be read as a picture: {why}.")
 
 
 @contextmanager
@@ -109,13 +109,9 @@ def in_our_words(what: str) -> Iterator[None]:
         try:
             yield
         except (Image.DecompressionBombError, MemoryError) as error:
-            large = f"{MOST_PIXELS / 1e6:.0f} megapixels and the free memory are the limits"
-            wrong = f"{what} is too large a picture ({large}): make it smaller."
-            raise ValueError(wrong) from error
+            raise ValueError(f"{what} {TOO_LARGE}: make it smaller.") from error
         except Exception as error:  # Pillow's readers raise every kind on a damaged file
-            why = "it is no PNG, JPEG, WebP, GIF, BMP or TIFF, is damaged, or has too many parts"
-            wrong = f"{what} cannot be read as a picture: {why}"
-            raise ValueError(f"{wrong}. Save it again as PNG or JPEG.") from error
+            raise ValueError(f"{what} {UNREADABLE}. Save it again as PNG or JPEG.") from error
 
 
 class Metered(io.BytesIO):
@@ -145,7 +141,7 @@ def first_frame(content: bytes) -> tuple[Image.Image, int | str]:
     if pixels > MOST_PIXELS or np.prod(tile, dtype=float) > MOST_PIXELS:
         raise Image.DecompressionBombError
     visits = sum(pixels for _ in SCAN.finditer(content))
-    if visits > MOST_VISITS or len(picture.tile) > PIXEL_READS:
+    if visits > MOST_VISITS or len(picture.tile) > MOST_STRIPS:
         raise ValueError("there are more scans or strips in this file than a picture needs")
     file.reads, file.total = PIXEL_READS, len(content) + HEADER_BYTES
     frames = frames_in(content) if picture.format in ANIMATED else 1
@@ -170,10 +166,8 @@ def without_texts(png: bytes) -> bytes:
     """
     if not png.startswith(PNG):
         return png
-    at, kept = len(PNG), [PNG]
-    for _ in range(PIXEL_READS):
-        if at + 8 > len(png):
-            break
+    at, chunks, kept = len(PNG), 0, [PNG]
+    while at + 8 <= len(png) and (chunks := chunks + 1) < PIXEL_READS:
         length = int.from_bytes(png[at : at + 4], "big")
         kind, chunk = png[at + 4 : at + 8], png[at : at + 12 + length]
         if kind not in TEXTS or chunk[8:40].startswith(ORIENTED):

@@ -1,5 +1,6 @@
 """The parts put together: a prompt becomes a picture."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from math import isfinite
 from numbers import Integral
@@ -25,6 +26,7 @@ from minisd.vae import VAE
 SEEDS = range(-(2**63), 2**64)  # what torch.Generator.manual_seed takes
 ROWS_AT_ONCE = 32  # of a long prompt: all of them might not fit into the memory
 LOUD = 20.0  # sigma: SD's own schedule ends at 14.6, others as high as 4096
+FAR_LARGER = 4  # times the pixels: at twice each side, a network draws its subject twice and more
 
 
 class StableDiffusion:
@@ -270,7 +272,10 @@ def as_list(prompt: str | list[str]) -> list[str]:
 
 
 def check_size(width: int, height: int, config: ModelConfig) -> None:
-    """Raise ValueError, with the nearest sizes that fit, unless a latent has exactly this size."""
+    """Raise ValueError, with the nearest sizes that fit, unless a latent has exactly this size.
+
+    Warns of one with FAR_LARGER times the pixels that the model was made for, or more.
+    """
     multiple = size_step(config)
     nearest = []
     for side, length in (("width", width), ("height", height)):
@@ -282,6 +287,11 @@ def check_size(width: int, height: int, config: ModelConfig) -> None:
         size = f"a picture of {width} x {height} pixels does not fit {config.name}"
         rule = f"width and height must be multiples of {multiple}"
         raise ValueError(f"{size}: {rule}. The nearest that fit: {', '.join(nearest)}.")
+    times = width * height / config.size**2
+    if times >= FAR_LARGER:
+        usual = f"{times:.0f} times the {config.size} x {config.size} that {config.name} learned"
+        effect = "it takes long, and may show things several times"
+        warnings.warn(f"a picture of {width} x {height} pixels is {usual}: {effect}.", stacklevel=1)
 
 
 def size_step(config: ModelConfig) -> int:

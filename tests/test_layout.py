@@ -14,7 +14,7 @@ TEXT_AND_NOISE = ["config", *TEXT, "schedule", "folder_walks"]
 CORE = [*MODELS, *TEXT_AND_NOISE, "guidance", "samplers", "pictures", "trace", "checkpoints"]
 REFERENCES = {"diffusers", "transformers", "open_clip", "clip", "ldm", "k_diffusion", "torchvision"}
 
-EVERYWHERE = ["config", "json_files", "whole_files"]
+EVERYWHERE = ["config", "json_files", "one_line", "whole_files"]
 
 # part of the package -> the parts it may import, besides those allowed everywhere
 MAY_IMPORT = {

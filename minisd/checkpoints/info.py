@@ -12,6 +12,7 @@ from minisd.checkpoints.names import is_v2
 from minisd.checkpoints.read import read, size_in_words
 from minisd.checkpoints.variants import holds_only_averaged
 from minisd.config import ModelConfig
+from minisd.one_line import one_line
 
 FILES = {"ours": "minisd's own single file", "original": "an original single file"}
 LAYOUTS = {**FILES, "diffusers": "a diffusers folder"}
@@ -46,7 +47,8 @@ class Info:
             rows += described(self.config, self.known_by)
         rows += [("use", self.use)] if self.use else []
         rows += [("not needed", f"{what}: {n}") for what, n in self.not_needed.items()]
-        return "\n".join(f"  {name:<13} {text}" if name else text for name, text in rows)
+        lines = [f"  {name:<13} {text}" if name else text for name, text in rows]
+        return "\n".join(map(one_line, lines))
 
 
 def described(config: ModelConfig, known_by: str | None) -> list[tuple[str, str]]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import minisd
 from minisd.cli import doctor, draw, lessons
-from minisd.cli.memory import is_out_of_memory
+from minisd.cli.memory import TOO_LITTLE, check_limits, is_out_of_memory
+from minisd.cli.messages import never_fail, say, show
 from minisd.cli.options import WORDS, add_drawing
 from minisd.cli.parser import Parser
 from minisd.cli.pictures import check_writable, is_picture
@@ -22,12 +23,12 @@ DRAWING = {
     "depth": "draw a picture again, keeping its depth",
     "control": "draw along a hint with a ControlNet",
 }
-TOO_LITTLE = "there is too little memory: close other programs"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, or 2 after a one-sentence error."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    never_fail()
     name = f"minisd {arguments[0]}" if arguments and arguments[0].isidentifier() else "minisd"
     try:
         with warnings.catch_warnings():
@@ -35,21 +36,26 @@ def main(arguments: list[str] | None = None) -> int:
             warnings.showwarning = in_a_line
             with ends_like_ctrl_c():
                 run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
-        reason = (str(error) or "MemoryError").splitlines()[0]
-        smaller = ", or ask for a smaller picture" if arguments[0] in WORDS else ""
-        print(f"{name}: {TOO_LITTLE}{smaller} ({reason}).", file=sys.stderr)
+        say(in_words(error), by=name)
         return 2
     except KeyboardInterrupt as stop:
         if str(stop):  # a training, which says what is saved
-            print(f"{name}: {stop}", file=sys.stderr)
+            say(stop, by=name)
         return 128 + getattr(stop, "number", 2)  # as shells do: 130 for ctrl-C
     return 0
+
+
+def in_words(error: Exception) -> str:
+    """What an error says to a user: of a reader that lacked memory, that alone is true."""
+    says_so = isinstance(error, ValueError) and "memory" in str(error)
+    if is_out_of_memory(error) and not says_so:
+        return f"{TOO_LITTLE}."
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename} cannot be read or written ({error.strerror}): check the path."
+    return str(error)
 
 
 def run(arguments: list[str]) -> None:
@@ -59,6 +65,7 @@ def run(arguments: list[str]) -> None:
         return
     ours, passed_on = lessons.split_arguments(arguments)
     options, extra = parser().parse_known_args(ours)
+    check_limits()
     if options.command in WORDS:
         draw.draw(options, extra)
     elif options.command == "lessons":
@@ -72,7 +79,7 @@ def run(arguments: list[str]) -> None:
 
 def in_a_line(message: Warning, *where: object, **more: object) -> None:
     """A warning as a user reads it, without the line of code that gave it."""
-    print(f"minisd: {message}", file=sys.stderr)
+    say(message)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -89,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_examples(commands.add_parser("examples", help="write the pictures of docs/steering.md"))
     look = commands.add_parser("doctor", help="check this machine, and say what to fix")
-    look.set_defaults(run=lambda options: print(doctor.examine()))
+    look.set_defaults(run=lambda options: show(*doctor.examine().split("\n")))
     add_train(commands.add_parser("train", help="train the mini model's parts"))
     return top
 
@@ -121,7 +128,7 @@ def convert(options: argparse.Namespace) -> None:
         ema=options.ema,
         vae=options.vae,
     )
-    print(options.destination)
+    show(options.destination)
 
 
 def add_info(command: argparse.ArgumentParser) -> None:
@@ -136,9 +143,9 @@ def info(options: argparse.Namespace) -> None:
 
     path = Path(options.model)
     if path.is_file() and is_picture(path):
-        print(metadata.describe(path))
+        show(*metadata.describe(path).split("\n"))
     else:
-        print(describe(options.model))
+        show(*str(describe(options.model)).split("\n"))
 
 
 def add_download(command: argparse.ArgumentParser) -> None:
@@ -151,15 +158,15 @@ def download(options: argparse.Namespace) -> None:
     from minisd.checkpoints import official
 
     if options.name in official.SHIPPED:
-        print(f"minisd: {options.name} came with minisd.", file=sys.stderr)
-        print(official.local(options.name))
+        say(f"{options.name} came with minisd.")
+        show(official.local(options.name))
         return
     for name in [options.name] if options.name else official.OFFICIAL:
-        print(official.about(name), flush=True)
+        show(official.about(name))
     if options.name:
-        print(official.download(options.name))
+        show(official.download(options.name))
     else:
-        print(f"minisd: these came with minisd: {', '.join(official.SHIPPED)}.", file=sys.stderr)
+        say(f"these came with minisd: {', '.join(official.SHIPPED)}.")
 
 
 def add_examples(command: argparse.ArgumentParser) -> None:
@@ -173,7 +180,7 @@ def examples(options: argparse.Namespace) -> None:
     from minisd.training.steering import given_pictures
 
     for path in given_pictures(options.folder):
-        print(path)
+        show(path)
 
 
 # what stages leave in the folder that write no file of their own
@@ -222,4 +229,4 @@ def train(options: argparse.Namespace) -> None:
     if options.stage in FOLDER_ONLY:
         written = order.folder / FOLDER_ONLY[options.stage]
     if written and place()[0] == 0:
-        print(written)
+        show(written)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from minisd.cli.adapters import adapt, read_hints
 from minisd.cli.checks import check_before_loading
-from minisd.cli.memory import check_memory
+from minisd.cli.memory import check_memory, enough_memory
 from minisd.cli.metadata import check_hashes, follow, settings_of, warn_of_model
 from minisd.cli.options import WORDS, fill_in, given_options
 from minisd.cli.parser import place_words
@@ -67,10 +67,13 @@ def generate(options: argparse.Namespace, outputs: list[Path]) -> None:
     adapt(sd, options, size, hints)
     for seed, path in enumerate(outputs, start=options.seed):
         guesses = []
-        for step in progress_bar(sd.txt2img_steps(options.prompt, seed=seed, **settings), options):
-            if getattr(options, "every_step", False):
-                guesses += to_pil(sd.decode(step.prediction.x0))
-        write_png(to_pil(sd.decode(step.x))[0], path, about | {"seed": seed})
+        with enough_memory(sd, *size):
+            walk = sd.txt2img_steps(options.prompt, seed=seed, **settings)
+            for step in progress_bar(walk, options):
+                if getattr(options, "every_step", False):
+                    guesses += to_pil(sd.decode(step.prediction.x0))
+            drawn = to_pil(sd.decode(step.x))[0]
+        write_png(drawn, path, about | {"seed": seed})
         if guesses:
             write_png(side_by_side(guesses), strip_path(path), about | {"seed": seed})
 
@@ -138,7 +141,8 @@ def draw_from_picture(
     adapt(sd, options, size, hints)
     settings |= {"strength": options.strength, "progress": sys.stderr.isatty(), **more}
     for seed, path in enumerate(outputs, start=options.seed):
-        drawn = task(sd, options.prompt, image, seed=seed, **settings)
+        with enough_memory(sd, *size):
+            drawn = task(sd, options.prompt, image, seed=seed, **settings)
         write_png(drawn, path, about | {"seed": seed})
 
 

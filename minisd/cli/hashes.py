@@ -3,13 +3,14 @@
 import hashlib
 import json
 import re
-import sys
 import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
+
+from minisd.cli.messages import say
 
 LARGE = 10**9  # bytes: from here on a digest is kept for the next command
 TICK = 0.02  # seconds: two changes of a file within one tick of the system's clock look alike
@@ -86,7 +87,7 @@ def kept_hash(path: Path, state: str) -> str:
     notes = kept() / KEPT
     if known := known_hashes(notes).get(str(path), {}).get(state):
         return known
-    print(f"minisd: computing the sha256 of {path.name}, once.", file=sys.stderr)
+    say(f"computing the sha256 of {path.name}, once.")
     digest = compute_hash(path, state)
     # a convenience: where it cannot be kept, the next command computes it again
     with suppress(OSError, ValueError, NotImplementedError):

@@ -7,13 +7,14 @@ file.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from minisd.cli import webui
 from minisd.cli.adapters import sources
 from minisd.cli.hashes import hash_of
+from minisd.cli.messages import LONGEST_RESULT, say
 from minisd.cli.pictures import open_picture
+from minisd.one_line import one_line
 
 # Name in the file -> the option's name, and its type.
 SETTINGS = {
@@ -156,7 +157,7 @@ def of_another_program(path: Path, command: str, given: set[str]) -> dict[str, o
     except ValueError as error:
         raise ValueError(f"{path} {error}.") from error
     for warning in warnings:
-        print(f"minisd: {path}: {warning}", file=sys.stderr)
+        say(f"{path}: {warning}")
     return values_of(path, about) | {"model_hash": webui.model_hash(text)}
 
 
@@ -197,11 +198,7 @@ def warn_of_versions(path: Path, about: dict[str, object]) -> None:
     here = {"minisd": minisd.__version__, "torch": torch.__version__}
     other = [f"{name} {about[name]}" for name in here if about.get(name, here[name]) != here[name]]
     if other:
-        print(
-            f"minisd: {path} was drawn by {' and '.join(other)}: the new picture may differ a "
-            "little.",
-            file=sys.stderr,
-        )
+        say(f"{path} was drawn by {' and '.join(other)}: the new picture may differ a little.")
 
 
 def check_hashes(options: argparse.Namespace, hashes: dict[str, str], given: set[str]) -> None:
@@ -223,10 +220,9 @@ def check_hashes(options: argparse.Namespace, hashes: dict[str, str], given: set
 def warn_of_model(options: argparse.Namespace, digest: str) -> None:
     """digest: the beginning of the model's sha256, "" where it is not known"""
     if digest and not hash_of(options.model).startswith(digest):
-        print(
-            f"minisd: {options.like} was drawn by a model with the sha256 {digest}…, which "
-            f"{options.model} is not: the new picture will be another one.",
-            file=sys.stderr,
+        say(
+            f"{options.like} was drawn by a model with the sha256 {digest}…, which "
+            f"{options.model} is not: the new picture will be another one."
         )
 
 
@@ -244,9 +240,10 @@ def describe(path: Path) -> str:
         rows, again = list(webui.parsed(text).items()), "generate"
         head = f"{size}, with the settings of another program"
     else:
-        return f"{size}; it does not say how it was drawn"
+        return one_line(f"{size}; it does not say how it was drawn")
     rows += [("draw it again", f"minisd {again} --like {path}")]
-    return "\n".join([head, *(f"  {name:<16} {value}" for name, value in rows)])
+    lines = [head, *(f"  {name:<16} {value}" for name, value in rows)]
+    return "\n".join(one_line(line, LONGEST_RESULT) for line in lines)
 
 
 def shown(value: object) -> str:

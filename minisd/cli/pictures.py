@@ -7,6 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from minisd.cli.messages import say, show
+
 
 def open_picture(path: Path):
     """The picture of a file, upright: see minisd/pictures.py. ValueError: there is none."""
@@ -42,7 +44,7 @@ def fitting(size: tuple[int, int], options: argparse.Namespace, multiple: int) -
 
 def say_resized(what: str, old: tuple[int, int], new: tuple[int, int]) -> None:
     sizes = " to ".join(f"{width} x {height}" for width, height in (old, new))
-    print(f"minisd: the {what} is resized from {sizes}.", file=sys.stderr)
+    say(f"the {what} is resized from {sizes}.")
 
 
 def progress_bar(walk, options: argparse.Namespace):
@@ -71,9 +73,7 @@ def output_paths(output: Path, number: int, every_step: bool, force: bool = Fals
     for path in files_of(paths, every_step):
         check_writable(path)
     if first > 1:
-        print(
-            f"minisd: {taken} exists: drawing {names(paths)} (--force overwrites).", file=sys.stderr
-        )
+        say(f"{taken} exists: drawing {names(paths)} (--force overwrites).")
     return paths
 
 
@@ -121,7 +121,7 @@ def write_png(picture, path: Path, settings: dict) -> None:
     info.add_text("minisd", json.dumps(settings))
     info.add_text("parameters", parameters_text(settings))
     save_picture(picture, path, pnginfo=info)
-    print(path)
+    show(path)
 
 
 def strip_path(path: Path) -> Path:

@@ -1,0 +1,35 @@
+"""Foreign text made fit for a message: file names, tensor names, prompts, words of libraries."""
+
+import re
+import unicodedata
+
+LONGEST = 1000  # characters of a message; the middle of a longer one is left out
+# Emoji and some scripts join their letters by these two; next to ASCII they only hide.
+JOINER = re.compile(r"(?<=[^\x00-\xa0])[\u200c\u200d](?=[^\x00-\xa0])")
+
+
+def one_line(text: object, longest: int = LONGEST) -> str:
+    r"""The text in one line of at most `longest` characters that a terminal shows and not obeys.
+
+    Control characters, line breaks, marks that turn the direction of writing, invisible ones and
+    halves of a character become their numbers. Letters of all scripts and emoji stay.
+
+    >>> one_line("bad\x1b[2J name\n")
+    'bad\\x1b[2J name\\n'
+    """
+    text = without_middle(str(text), longest)
+    return without_middle(re.sub("[^ -~]", visible, text), longest)
+
+
+def visible(match: re.Match) -> str:
+    """The character that was found, or its number where it would not be seen."""
+    character = match[0]
+    space = unicodedata.category(character) == "Zs"
+    if character.isprintable() or space or JOINER.match(match.string, match.start()):
+        return character
+    return character.encode("unicode_escape").decode()
+
+
+def without_middle(text: str, longest: int) -> str:
+    half = longest // 2 - 1
+    return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
