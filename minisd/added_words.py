@@ -6,6 +6,8 @@ from unicodedata import normalize
 
 import regex
 
+LONGEST_ADDED = 255  # characters, as many as a file's name has
+
 
 @dataclass(frozen=True)
 class AddedWord:
@@ -30,6 +32,16 @@ class AddedWord:
     def form(self) -> str:
         """What a text is searched for."""
         return lower_each(compose(self.word)) if self.normalized else self.word
+
+
+def refuse_bad_word(word: str) -> None:
+    """Raise ValueError for a word that no text should be searched for."""
+    if len(word) > LONGEST_ADDED:
+        raise ValueError(f"the word {word[:20]!r}… has over {LONGEST_ADDED} letters: give another.")
+    if not word.strip():
+        raise ValueError(f"the word {word!r} is empty: give another.")
+    if regex.search(r"\p{Cs}", word):
+        raise ValueError(f"the word {word!r} holds half a character: give another.")
 
 
 def compose(text: str) -> str:

@@ -22,7 +22,7 @@ import regex
 import torch
 from torch import LongTensor
 
-from minisd.added_words import AddedWord, Trie, compose, cut_at, lower_each
+from minisd.added_words import AddedWord, Trie, compose, cut_at, lower_each, refuse_bad_word
 from minisd.config import WEIGHTS, TextConfig
 from minisd.json_files import LARGEST, build, parse_json, read_at_most
 from minisd.text_repair import fix_text, refuse_long_text, unescape
@@ -33,7 +33,6 @@ Pair = tuple[str, str]
 CLIP_MERGES = 49152 - 256 - 2  # the official file holds more than CLIP uses
 CACHED_WORDS = 100_000  # then the cache starts again, so that a long run cannot fill the memory
 LONGEST_CACHED = 100  # characters
-LONGEST_ADDED = 255  # characters of an added word: as many as a file's name has
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"  # tells "cat</w>" from the beginning of "cats</w>"
@@ -288,22 +287,16 @@ class Tokenizer:
         return list(ids)
 
     def _add(self, word: AddedWord) -> None:
-        named = f"the word {word.word[:LONGEST_ADDED]!r}"
-        if len(word.word) > LONGEST_ADDED:
-            raise ValueError(f"{named}… is longer than {LONGEST_ADDED} letters: give another.")
-        if not word.word.strip():
-            raise ValueError(f"{named} is empty: give another.")
+        refuse_bad_word(word.word)
+        named = f"the word {word.word!r}"
         if self.taken & {word.form, word.word}:
             raise ValueError(f"{named} is taken: give another.")
-        try:
-            spelt_out = "".join(BYTE_TO_CHARACTER[byte] for byte in word.form.encode())
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{named} holds half a character: give another.") from error
         if word.word not in self.ids:
             new = tuple(range(len(self.vocabulary), len(self.vocabulary) + len(word.ids)))
             if word.ids != new:
                 one = f"{named} has the id {word.ids[0]}"
                 raise ValueError(f"{one}, and its place in the vocabulary is {new[0]}")
+            spelt_out = "".join(BYTE_TO_CHARACTER[byte] for byte in word.form.encode())
             self.vocabulary += [spelt_out + END_OF_WORD] + [""] * (len(new) - 1)
         self.words_by_form[word.form] = word
         self.taken |= {word.form, word.word}

@@ -1,6 +1,12 @@
 """Textual inversion: several words in a file, words inside words, long words, what is refused."""
 
+import itertools
+import random
 import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Event
 
 import pytest
 import torch
@@ -180,3 +186,66 @@ def test_a_long_prompt_keeps_a_word_s_vectors_together_and_weighs_all(sd, tmp_pa
         # each chunk goes through the tower by itself; the mean that emphasis keeps is the prompt's
         ratio = moved[:, 77:] / alone
         assert ratio.std() < 1e-4
+
+
+# --- threads -------------------------------------------------------------------------------------
+
+THREADS, EMBEDDINGS = 4, 400
+PARTS = ["<a>", "<b>", "zib", "zibs", " a cat", " red", " (<b> big:1.3)", " (zib:0.7)"]
+
+
+@contextmanager
+def hurried():
+    """Threads take turns as often as Python lets them."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
+
+
+def jobs():
+    rng = random.Random(0)
+    prompts = ["".join(rng.choices(PARTS, k=rng.randint(1, 8))) for _ in range(50)]
+    return [(prompt, "(" in prompt) for prompt in prompts]
+
+
+def embedded(sd, job):
+    prompt, extended = job
+    with torch.no_grad():
+        return sd.embed(prompt, extended=extended)
+
+
+@pytest.mark.filterwarnings("ignore:the prompt is too long")
+@pytest.mark.parametrize("another_comes_and_goes", [False, True])
+def test_embeddings_in_threads_are_those_of_a_lone_run(sd, another_comes_and_goes):
+    over = Event()
+
+    def come_and_go():
+        for number in itertools.count():
+            if over.is_set():
+                return number
+            Word(sd, f"<other{number}>", vectors(3)).remove()
+
+    with Words(sd, {"<a>": vectors(1, 1), "<b>": vectors(3, 2), "zib": vectors(8, 3)}), hurried():
+        alone = {job: embedded(sd, job) for job in jobs()}
+        work = list(itertools.islice(itertools.cycle(alone), EMBEDDINGS))
+        with ThreadPoolExecutor(THREADS + 1) as pool:
+            other = pool.submit(come_and_go) if another_comes_and_goes else None
+            try:
+                together = list(pool.map(lambda job: embedded(sd, job), work))
+            finally:
+                over.set()
+            assert other is None or other.result() > 0
+    assert all(torch.equal(one, alone[job]) for one, job in zip(together, work, strict=True))
+
+
+def test_words_that_threads_add_have_ids_of_their_own(sd):
+    with hurried(), ThreadPoolExecutor(THREADS) as pool:
+        words = list(pool.map(lambda i: Word(sd, f"<new{i}>", vectors(2, i)), range(100)))
+        seen = list(sd.tokenizer.added.values())
+        right = [torch.equal(looked_up(sd, f"<new{i}>"), vectors(2, i)) for i in range(0, 100, 10)]
+        list(pool.map(Word.remove, words))
+    assert len({index for ids in seen for index in ids}) == 200
+    assert all(right)

@@ -17,7 +17,7 @@ from torch import Tensor
 MODEL = "Stable Diffusion model"
 UNKNOWN = "file of a kind unknown here"
 SHOWN = 3  # names in an error about a file of an unknown kind
-LONGEST_NAMES = 1_000_000  # characters; those of the largest SD and SDXL files are 300,000
+LONGEST_NAMES = 500_000  # characters; those of the largest SD and SDXL files are 300,000
 
 
 @dataclass(frozen=True)
