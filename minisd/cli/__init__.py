@@ -3,6 +3,7 @@
 import argparse
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import minisd
@@ -46,8 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name}: {TOO_LITTLE}{smaller} ({reason}).", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        if str(stop):  # a training, which says what is saved
-            print(f"{name}: {stop}", file=sys.stderr)
+        with suppress(OSError):  # the terminal may be closed
+            if str(stop):  # a training, which says what is saved
+                print(f"{name}: {stop}", file=sys.stderr)
         return 128 + getattr(stop, "number", 2)  # as shells do: 130 for ctrl-C
     return 0
 
