@@ -445,6 +445,18 @@ def test_ctrl_c_while_pictures_are_encoded_says_where_the_run_stands(
     assert (kept if begun else "stopped before the first checkpoint: give the same") in said
 
 
+def test_a_closed_terminal_costs_no_exit_status(tmp_path, monkeypatch):
+    def stop(*given):
+        raise Stopped("a sentence that nobody can read", signal.SIGTERM)
+
+    def gone(text):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setitem(afterwards.ALL_STAGES, "lora", stop)
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=gone, flush=lambda: None))
+    assert cli.main(["train", "lora", "--folder", str(tmp_path)]) == 143
+
+
 # ---- one training a folder -------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 import argparse
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import minisd
@@ -42,8 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
         say(in_words(error), by=name)
         return 2
     except KeyboardInterrupt as stop:
-        if str(stop):  # a training, which says what is saved
-            say(stop, by=name)
+        with suppress(OSError):  # the terminal may be closed
+            if str(stop):  # a training, which says what is saved
+                say(stop, by=name)
         return 128 + getattr(stop, "number", 2)  # as shells do: 130 for ctrl-C
     return 0
 
