@@ -78,7 +78,8 @@ def differ(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> str | None:
 
 
 def bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().flatten().view(torch.uint8)
+    row = tensor.reshape(-1).clone(memory_format=torch.contiguous_format)  # any stride fits one
+    return row.view(torch.uint8)
 
 
 def as_safetensors(path: Path, ours: dict[str, Tensor]) -> str | None:

@@ -29,7 +29,7 @@ from .text import read_infotext, read_prompt
 
 def where_there_is_a_file(read: Callable) -> Callable:
     """For readers here that open the file themselves before minisd sees what is in it."""
-    return lambda path: read(path) if path.is_file() and os.access(path, os.R_OK) else None
+    return lambda path: read(path) if path.is_file() and path.parts[1] != "proc" else None
 
 
 READING = {
