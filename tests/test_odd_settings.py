@@ -92,7 +92,10 @@ def read_folder(stored: dict[str, object], path: Path) -> None:
 def tokenizer_folder() -> dict[str, object]:
     with tempfile.TemporaryDirectory() as path:
         write_tokenizer(Path(path), words())
-        files = {one.name: json.loads(one.read_text("utf-8")) for one in Path(path).glob("*.json")}
+        files = {
+            one.name: json.loads(one.read_text(encoding="utf-8"))
+            for one in Path(path).glob("*.json")
+        }
         merges = (Path(path) / "merges.txt").read_text(encoding="utf-8").split("\n")
     vocabulary = {word: files["vocab.json"][word] for word in files["vocab.json"]}
     fast = {"type": "BPE", "vocab": vocabulary, "merges": [one.split() for one in merges[1:-1]]}
