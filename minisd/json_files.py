@@ -5,7 +5,6 @@ at all. Whatever is wrong becomes a ValueError that reads well after the file's 
 """
 
 import json
-import math
 import re
 import reprlib
 import stat
@@ -77,7 +76,7 @@ def parse_json(text: str | bytes, largest: int = LARGEST) -> object:
             object_pairs_hook=dictionary,
             parse_int=lambda digits: number(int, digits),
             parse_float=lambda digits: number(float, digits),
-            parse_constant=constant,
+            parse_constant=lambda name: number(float, name),
         )
     except UnicodeDecodeError as error:
         raise ValueError("is no UTF-8 text, as JSON is: get another copy") from error
@@ -104,21 +103,14 @@ def dictionary(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def number(kind: type, digits: str) -> float:
-    """Raises ValueError for what is beyond all floats, and digits that take time to no purpose."""
-    value = kind(digits) if len(digits) <= LONGEST_NUMBER else math.inf
-    if abs(value) == math.inf:
-        raise ValueError(f"has the number {shortened(digits)}: get another copy")
-    return value
+    """Raises ValueError for NaN, and for digits that take time to no purpose.
 
-
-def constant(name: str) -> float:
-    """Infinity is no JSON, but diffusers writes it ("lambda_min_clipped": -Infinity). NaN: refused.
-
-    check_value lets no infinity through.
+    Infinity is no JSON, but diffusers writes it ("lambda_min_clipped": -Infinity). check_value
+    lets none through.
     """
-    if name == "NaN":
-        raise ValueError("has the number NaN: get another copy")
-    return float(name)
+    if digits == "NaN" or len(digits) > LONGEST_NUMBER:
+        raise ValueError(f"has the number {shortened(digits)}: get another copy")
+    return kind(digits)
 
 
 def check_depth_and_texts(content: object) -> None:

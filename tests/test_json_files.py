@@ -36,8 +36,7 @@ TEXTS = {
     "": "is no JSON from line 1, column 1 on: fetch it again",
     '{"a": 1,\n b}': "is no JSON from line 2, column 2 on",
     '{"a": 1, "b": 2, "a": 3}': "has 'a' twice: delete the wrong one",
-    "[NaN]": "has the number NaN",
-    "[1e999]": "has the number '1e999'",
+    "[NaN]": "has the number 'NaN'",
     "[" + "9" * 10**6 + "]": "has the number '99999",
     "[" + "1" * 5000 + ".5]": "has the number '11111",
     "[" * 10**6: "more than 30 levels",
@@ -61,7 +60,7 @@ def test_good_json_is_read_as_python_reads_it():
     for text in (
         '{"a": [1, 2.5, true, null, "\\ud83d\\ude00é"]}',
         deepest,
-        "[-Infinity]",
+        "[-Infinity, 1e999]",
         "1" * 99,
     ):
         assert parse_json(text) == json.loads(text)

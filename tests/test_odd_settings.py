@@ -288,12 +288,15 @@ def changed(stored: object, at: tuple, odd: object) -> object:
     return changed_one
 
 
+IN_NO_JSON = ("folder", "tokenizer folder", "ControlNet's header", "judge", "log", "hypernetwork")
+
+
 def failure(name: str, at: tuple, odd: object, path: Path) -> str:
     """What is wrong with how the reader takes it; "" if nothing is."""
     good, read = GOOD[name]
     stored = changed(good, at, odd)
-    if not at and name in ("folder", "tokenizer folder", "ControlNet's header", "judge", "log"):
-        return ""  # what holds these values is no JSON file
+    if not at and name in IN_NO_JSON:
+        return ""  # these settings are not one JSON value
     if name in ("yaml", "ControlNet's yaml") and len(str(odd)) > 9999:
         return ""  # larger than a .yaml may be, and PyYAML takes long to write it
     before, told = time.process_time(), ""

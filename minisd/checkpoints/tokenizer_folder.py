@@ -168,7 +168,7 @@ def stated_words(
     first = [token | {"id": int(index)} for index, token in (decoder or {}).items()]
     last = [{"content": word, "id": index} for word, index in listed.items()]  # without flags
     found: dict[str, dict] = {}
-    for one in [*first, *fast, *last]:
+    for one in map(as_token, [*first, *fast, *last]):
         word = one["content"]
         token = WORD.read(found.get(word, {"special": word in specials}) | one)
         if found.setdefault(word, token) != token:

@@ -17,6 +17,7 @@ from pathlib import PurePath
 import regex
 
 from minisd.cli.options import SPACINGS
+from minisd.json_files import parse_json
 
 # Name: value, … *+ passes over a name without a colon at once: to look for a colon from every
 # letter of a long line would take minutes.
@@ -145,7 +146,7 @@ def parameters_in(line: str) -> list[tuple[str, str]]:
 
 def unquoted(value: str) -> str:
     try:
-        return str(json.loads(value)) if value.startswith('"') else value.strip()
+        return str(parse_json(value)) if value.startswith('"') else value.strip()
     except ValueError:
         return value
 
