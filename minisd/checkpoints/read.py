@@ -16,8 +16,9 @@ from minisd.checkpoints.first_bytes import cut_off, damaged, is_safetensors
 from minisd.checkpoints.first_bytes import size_in_words as size_in_words
 from minisd.checkpoints.pickles import unpickle
 from minisd.checkpoints.settings import naming
-from minisd.json_files import HALF_CHARACTER, parse_json
+from minisd.json_files import parse_json
 from minisd.json_files import read_json as read_json
+from minisd.one_line import one_line
 
 HEADER = 20 * 10**6  # bytes; a model's has 0.2 MB, and a LoRA's with all its captions a few
 LONGEST_NAME = 500  # characters; SD's have about 100
@@ -61,7 +62,7 @@ def named_tensors(content: object) -> Iterator[tuple[str, Tensor]]:
     waiting, seen, storages, room = [("", content)], set(), set(), SHARED
     while waiting:
         name, each = waiting.pop()
-        if len(name) > LONGEST_NAME or HALF_CHARACTER.search(name):
+        if name != one_line(name, LONGEST_NAME):  # nor one that a terminal would obey or hide
             raise ValueError("holds a tensor whose name is too long, or no text: get another copy")
         if isinstance(each, Tensor):
             refuse_unreadable(name, str(each.dtype))

@@ -9,9 +9,8 @@ from minisd.checkpoints.scheduler_settings import CLASS_OF, PREDICTIONS, check_s
 from minisd.clip import ACTIVATIONS
 from minisd.config import ModelConfig, TextConfig
 from minisd.json_files import build, parse_json, shortened
+from minisd.one_line import one_line
 from minisd.tokenizer import Tokenizer
-
-LONGEST_ERROR = 2000  # characters
 
 
 @contextmanager
@@ -22,8 +21,7 @@ def naming(name: str) -> Iterator[None]:
     except (TypeError, LookupError, ArithmeticError, AttributeError) as error:
         raise ValueError(f"{name} has a setting of a wrong kind: get another copy.") from error
     except ValueError as error:
-        sentence = str(error).removesuffix(".")[:LONGEST_ERROR]  # it may quote the file
-        raise ValueError(f"{name} {sentence}.") from error
+        raise ValueError(one_line(f"{name} {str(error).removesuffix('.')}.")) from error
 
 
 # ---- our own files: in the header of the .safetensors ------------------------------------------
