@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import threading
 from contextlib import contextmanager
@@ -244,3 +245,22 @@ def test_every_published_file_is_described_in_full():
         assert all(repository.count("/") == 1 for repository in file.repositories)
         assert set(file.revisions) <= set(file.repositories)
         assert all(re.fullmatch("[0-9a-f]{40}", commit) for commit in file.revisions.values())
+
+
+def test_a_kill_between_the_file_and_its_note_loses_neither(hub, monkeypatch):
+    moved, replace_file = [], os.replace
+
+    def die_at_the_second(source, target):
+        moved.append(target)
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        replace_file(source, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(official.os, "replace", die_at_the_second)
+        download("some", hub.endpoint)
+    path = official.local("some")
+    assert not path.with_name("source.json").exists()
+    assert download("some", hub.endpoint) == path
+    assert json.loads(path.with_name("source.json").read_text(encoding="utf-8"))["sha256"] == SHA256
+    assert sorted(one.name for one in path.parent.iterdir()) == ["some.ckpt", "source.json"]

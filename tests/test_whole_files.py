@@ -50,6 +50,8 @@ WRITES |= {"imsave", "tofile", "savez"}
 THEIR_OWN = {
     "whole_files.py": "the place itself",
     "checkpoints/write.py": "write_tensors gets the unfinished file",
+    "checkpoints/hub.py": "marks which download a part is of",
+    "checkpoints/pickles.py": "unpacks into an unnamed temporary file",
     "checkpoints/official.py": "keeps what arrived of a broken download",
     "cli/hashes.py": "a cache",
     "teaching/canvas.py": "draws into memory",

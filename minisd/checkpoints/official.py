@@ -112,6 +112,8 @@ def download(name: str, endpoint: str | None = None) -> Path:
         with one_at_a_time(path.parent):
             if not path.exists():  # another process may have fetched it in the meantime
                 fetch(name, path, endpoint)
+            elif notes := [left for left in unfinished(path) if is_note(left)]:
+                os.replace(notes[0], path.with_name(NOTE))  # a kill came between file and note
             for left in unfinished(path):
                 left.unlink()
     except (OSError, NotImplementedError) as error:  # the latter: a disk without locks
@@ -123,6 +125,11 @@ def download(name: str, endpoint: str | None = None) -> Path:
 def unfinished(path: Path) -> list[Path]:
     """What broken downloads of a file have left next to it."""
     return list(path.parent.glob(f"{path.name}.from-*"))
+
+
+def is_note(left: Path) -> bool:
+    """Whether fetch() was about to move this to its place as the note of a file that is there."""
+    return left.suffix == ".mark" and left.read_bytes().startswith(b"{")
 
 
 @contextmanager
@@ -148,7 +155,7 @@ def fetch(name: str, path: Path, endpoint: str | None) -> None:
     """Get the file from the first repository that has it. ValueError as download().
 
     The file gets its name before the note does: wherever this stops, no note speaks of a file that
-    was never here.
+    was never here. The next download() then moves the note too.
     """
     official, note = OFFICIAL[name], path.with_name(NOTE)
     noted = None
@@ -167,10 +174,10 @@ def fetch(name: str, path: Path, endpoint: str | None) -> None:
             )
         receive(remote, size, part, repository, path.name)
         digest = verify(part, official, noted, remote)
-        os.replace(part, path)
         revision = remote.revision or "unknown"
         said = {"repository": repository, "revision": revision, "sha256": digest}
         mark_of(part).write_text(json.dumps(said, indent=1), encoding="utf-8")
+        os.replace(part, path)
         os.replace(mark_of(part), note)
         return
     sources = " or ".join(official.repositories)

@@ -46,7 +46,7 @@ from minisd.checkpoints.write import save
 from minisd.training import folder as run_folder
 
 WRITERS = {whole_files.__file__, run_folder.__file__, official.__file__, cli.lessons.__file__}
-NOT_YET = r"\.minisd-unfinished-|\.part\b|state\.pt\.new$|in_use\.|\.lock$"  # no final names
+NOT_YET = r"\.minisd-unfinished-|\.part$|\.mark$|state\.pt\.new$|in_use\.|\.lock$"  # no final names
 SIGNALS = [signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGINT]
 COLUMNS = ("kills", "SIGTERM or SIGINT", "half written", "not resumed", "left behind")
 SECONDS = 120  # after which a process that hangs is ended
