@@ -6,7 +6,6 @@ file.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from minisd.cli import webui
@@ -14,6 +13,7 @@ from minisd.cli.adapters import sources
 from minisd.cli.hashes import hash_of
 from minisd.cli.messages import LONGEST_RESULT, say
 from minisd.cli.pictures import open_picture
+from minisd.json_files import parse_json
 from minisd.one_line import one_line
 
 # Name in the file -> the option's name, and its type.
@@ -92,7 +92,7 @@ def written_settings(path: Path) -> dict[str, object] | None:
     if text is None:
         return None
     try:
-        about = json.loads(text)
+        about = parse_json(text)
         hashes = about.get("hashes", {})
         whole = all(isinstance(digest, str) for digest in hashes.values())
     except (ValueError, AttributeError, RecursionError):  # no JSON, no dictionary, too deep
