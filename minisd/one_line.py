@@ -5,7 +5,8 @@ import unicodedata
 
 LONGEST = 1000  # characters of a message; the middle of a longer one is left out
 # Emoji and some scripts join their letters by these two; next to ASCII they only hide.
-JOINER = re.compile(r"(?<=[^\x00-\xa0])[\u200c\u200d](?=[^\x00-\xa0])")
+LETTER = r"[^\x00-\xa0\u2000-\u206f]"
+JOINER = re.compile(f"(?<={LETTER})[\u200c\u200d](?={LETTER})")
 
 
 def one_line(text: object, longest: int = LONGEST) -> str:

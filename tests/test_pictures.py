@@ -4,8 +4,11 @@ The right values are that array, Pillow's ImageOps.exif_transpose, or what diffu
 VaeImageProcessor make of the same file.
 """
 
+import contextlib
 import io
+import os
 import struct
+import time
 import warnings
 import zlib
 
@@ -21,7 +24,8 @@ from test_tasks import NO_FILTER, StableDiffusionImg2ImgPipeline, both, last, wi
 from minisd.adapters.controlnet import ControlNet, control
 from minisd.adapters.controlnet_settings import HintSettings
 from minisd.cli import main
-from minisd.cli.pictures import open_picture
+from minisd.cli.metadata import describe, written_settings
+from minisd.cli.pictures import is_picture, open_picture
 from minisd.pictures import colours, depth_values, mask_shades
 from minisd.pipeline import StableDiffusion, check_seeds, from_pil, seeded
 from minisd.tasks.depth2img import depth2img, depth2img_steps, depth_channel
@@ -456,6 +460,205 @@ def test_a_file_that_is_no_whole_picture_is_refused_by_one_sentence(tmp_path):
             open_picture(path)
             pytest.fail(path.name)
         assert "\n" not in str(refusal.value) and str(path) in str(refusal.value)
+
+
+def test_no_seventh_kind_opens(tmp_path):
+    """An EPS would start Ghostscript."""
+    (tmp_path / "p.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+    written = [tmp_path / "p.png"]
+    for kind in ("PPM", "TGA", "ICO", "PCX", "SGI", "JPEG2000", "EPS", "PDF"):
+        path = tmp_path / f"{kind}.png"
+        Image.fromarray(RGB).save(path, kind)
+        written.append(path)
+    for path in written:
+        with pytest.raises(ValueError, match="no PNG, JPEG, WebP, GIF, BMP or TIFF"):
+            open_picture(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX has pipes among its files")
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere")
+    places = [tmp_path / "pipe.png", tmp_path / "broken.png", tmp_path / ("a" * 300), "/dev/zero"]
+    for path in places:
+        with pytest.raises(ValueError, match="cannot be read as a picture: "):
+            open_picture(path)
+
+
+def test_a_huge_file_is_refused_unread(tmp_path):
+    with open(tmp_path / "huge.png", "wb") as file:
+        file.truncate(50 * 10**9)  # takes no room on the disk
+    with pytest.raises(ValueError, match="no regular file of at most 403 MB"):
+        open_picture(tmp_path / "huge.png")
+
+
+def small_but_costly():
+    """Files whose parts are without end: seconds or gigabytes in Pillow."""
+    whole = png(RGB, 8, 2)
+    head = whole[:33]  # of the signature and the size
+    yield "chunks", head + chunk(b"abCd", b"") * 100_000 + whole[33:]
+    jpeg = io.BytesIO()
+    Image.new("L", (3000, 3000)).save(jpeg, "JPEG", progressive=True)
+    scans = jpeg.getvalue()
+    last = scans[scans.rindex(b"\xff\xda") : -2]
+    yield "scans", scans[:-2] + last * 200 + b"\xff\xd9"
+    yield "junk", b"\xff\xd8\xff\xe0\0\2" + b"a" * 100_000 + scans[2:]
+    strips = np.full(200_000, 8, "<u2")
+    tags = [(256, 1), (257, 200_000), (258, 8), (259, 1), (262, 1), (277, 1), (278, 1)]
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags]
+    entries.insert(5, struct.pack("<HHII", 273, 3, len(strips), 8 + 2 + 8 * 12 + 4))
+    directory = struct.pack("<H", 8) + b"".join(entries) + bytes(4)
+    yield "strips", struct.pack("<2sHI", b"II", 42, 8) + directory + strips.tobytes()
+    tile = {
+        256: 16,
+        257: 16,
+        258: 8,
+        259: 8,
+        262: 1,
+        277: 1,
+        322: 2**16,
+        323: 2**15,
+        324: 8,
+        325: 9,
+    }
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tile.items()]
+    directory = struct.pack("<H", len(tile)) + b"".join(entries) + bytes(4)
+    yield "tile", struct.pack("<2sHI", b"II", 42, 8) + directory
+    yield "screen", b"GIF89a" + struct.pack("<HH", 65535, 65535) + bytes(3) + b","
+
+
+def test_a_file_of_endless_parts_is_refused_soon(tmp_path):
+    for name, content in small_but_costly():
+        path = tmp_path / name
+        path.write_bytes(content)
+        began = time.process_time()
+        with pytest.raises(ValueError, match=r"has too many parts|is too large a picture"):
+            open_picture(path)
+            pytest.fail(name)
+        assert time.process_time() - began < 4, name
+
+
+def test_frames_without_number_are_not_all_counted(tmp_path):
+    frames = [Image.new("P", (4, 4), shade) for shade in range(2)]
+    path = saved(tmp_path, frames[0], "a.gif", save_all=True, append_images=frames[1:])
+    frame = b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\0"
+    path.write_bytes(path.read_bytes()[:-1] + frame * 200_000 + b";")
+    with pytest.warns(UserWarning, match="holds several pictures: the first is used"):
+        assert open_picture(path).size == (4, 4)
+
+
+def six_kinds():
+    """A tiny good file of every kind and most of its features, by name."""
+    colour, deep, floats = Image.fromarray(RGB), Image.fromarray(DEEP), DEEP.astype(np.float32)
+    palette, rgba = colour.quantize(16), Image.fromarray(np.dstack([RGB, GREY]))
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("minisd", '{"prompt": "a cat", "hashes": {}}', zip=True)
+    others = [Image.new("RGB", colour.size, shade) for shade in ("red", "lime")]
+    several = {"save_all": True, "append_images": others}
+    lzw = {"compression": "tiff_lzw", "exif": exif(6)}
+    pictures = {
+        "png": [(colour, {"exif": exif(6), "pnginfo": notes}), (deep, {}), (rgba, {})],
+        "PNG": [(palette, {"transparency": bytes(range(16))}), (colour, several)],
+        "jpeg": [(colour, {"exif": exif(6)}), (colour.convert("CMYK"), {"progressive": True})],
+        "webp": [(colour, {"exif": exif(6)}), (rgba, {"lossless": True}), (colour, several)],
+        "gif": [(palette, {"transparency": 3, "comment": b"hi"}), (colour, several)],
+        "bmp": [(colour, {}), (palette, {}), (rgba, {})],
+        "tiff": [(colour, lzw), (deep, {}), (Image.fromarray(floats), {}), (colour, several)],
+    }
+    for kind, written in pictures.items():
+        for picture, options in written:
+            content = io.BytesIO()
+            picture.copy().save(content, kind, **options)
+            yield content.getvalue()
+
+
+def mutated(content, random):
+    """One to three faults: a bit, a number at the edge, a hole, a repetition, a cut."""
+    content = bytearray(content)
+    for _ in range(random.integers(1, 4)):
+        at = int(random.integers(min(len(content), random.choice([60, 300, 10**6]))))
+        fault = random.integers(5)
+        if fault == 0:
+            content[at] ^= 1 << random.integers(8)
+        elif fault == 1:
+            content[at : at + 4] = bytes.fromhex(
+                random.choice(["ffffffff", "00000000", "7fffffff"])
+            )
+        elif fault == 2:
+            del content[at : at + random.integers(1, 9)]
+        elif fault == 3:
+            content[at:at] = content[at : at + random.integers(1, 40)]
+        else:
+            del content[at:]
+        if not content:
+            break
+    return bytes(content)
+
+
+def with_right_sums(content):
+    """A PNG whose chunks' checksums are right again: else most faults end at them."""
+    at, content = 8, bytearray(content)
+    while content.startswith(b"\x89PNG") and at + 12 <= len(content):
+        end = at + 8 + int.from_bytes(content[at : at + 4], "big")
+        content[end : end + 4] = struct.pack(">I", zlib.crc32(content[at + 4 : end]))
+        at = end + 4
+    return bytes(content)
+
+
+def test_a_broken_file_is_a_picture_or_one_sentence(tmp_path, capfd):
+    """Nor does Pillow or a library below it say anything: no warning, no line on the screen."""
+    random, path = np.random.default_rng(18), tmp_path / "a.png"
+    good = list(six_kinds())
+    outcomes = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "(?s).*holds .* pictures: the first is used")
+        for number in range(1000):
+            path.write_bytes(with_right_sums(mutated(good[number % len(good)], random)))
+            for use in (open_and_use, describe, written_settings):
+                try:
+                    outcomes.add(type(use(path)))
+                except ValueError as refusal:
+                    outcomes.add(ValueError)
+                    assert "\n" not in str(refusal)
+    assert {ValueError, str, type(None)} < outcomes
+    assert capfd.readouterr() == ("", "")
+
+
+def open_and_use(path):
+    picture = open_picture(path)
+    for use in (colours, mask_shades, depth_values):
+        with contextlib.suppress(ValueError):
+            use(picture)
+    return picture
+
+
+def test_a_picture_that_the_caller_opened_may_be_damaged(tmp_path):
+    """Pillow reads the pixels only when they are asked for."""
+    content = io.BytesIO()
+    Image.fromarray(RGB).save(content, "PNG")
+    for use, what in ((from_pil, "picture"), (mask_shades, "mask"), (depth_values, "depth")):
+        lazy = Image.open(io.BytesIO(content.getvalue()[:-300]))
+        with pytest.raises(ValueError, match=f"the {what} cannot be read as a picture"):
+            use(lazy)
+
+
+@pytest.mark.parametrize("wrong", [b"bytes", "letters", (1, 2), [None], 3.5, {}])
+def test_transparency_of_a_wrong_kind_is_one_sentence(wrong):
+    for mode in ("L", "RGB", "P", "1"):
+        picture = Image.new(mode, (8, 8))
+        picture.info["transparency"] = wrong
+        for use in (from_pil, mask_shades, depth_values):
+            with contextlib.suppress(ValueError):
+                use(picture)
+
+
+def test_info_knows_all_six_kinds(tmp_path):
+    for name in ("a.png", "a.jpg", "a.webp", "a.gif", "a.bmp", "a.tiff"):
+        assert is_picture(saved(tmp_path, Image.fromarray(RGB), name)), name
+    weights = tmp_path / "a.safetensors"
+    weights.write_bytes(b"BM" + bytes(6) + b"{}")  # a header of 19,778 bytes
+    assert not is_picture(weights)
 
 
 def test_a_picture_that_is_too_large_is_refused(tmp_path, monkeypatch):

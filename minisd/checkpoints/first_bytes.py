@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from minisd.checkpoints.kinds import foreign
+from minisd.json_files import HALF_CHARACTER
 
 UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "bytes": 1}
 
@@ -19,6 +20,8 @@ def first_bytes(path: Path, count: int = 512) -> bytes:
             raise ValueError(f"There is no file {path}: check the path.")
         if not path.is_file():
             raise ValueError(f"{path} is no file but a device or a pipe: give a file.")
+        if HALF_CHARACTER.search(str(path)):  # safetensors opens no such name
+            raise ValueError(f"{path} has a name that is no UTF-8: give the file another name.")
         with open(path, "rb") as file:
             start = file.read(count)
     except OSError as error:

@@ -19,7 +19,8 @@ def naming(name: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, LookupError, ArithmeticError, AttributeError) as error:
-        raise ValueError(f"{name} has a setting of a wrong kind: get another copy.") from error
+        wrong = f"{name} has a setting of a wrong kind: get another copy."
+        raise ValueError(one_line(wrong)) from error
     except ValueError as error:
         raise ValueError(one_line(f"{name} {str(error).removesuffix('.')}.")) from error
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from minisd.config import WEIGHTS
 from minisd.json_files import check_value, parse_json
+from minisd.pictures import in_our_words
 from minisd.training.captions import (
     COLOURS,
     PLAIN_HABITS,
@@ -48,6 +49,7 @@ SHIFT = 2 / 64  # from where it belongs, either way; with it a thing still fits
 JITTER = 8  # of 255: how far a ground's shade is from its colour's, per channel
 
 COMPOSE, ALTER = 0, 1  # two streams of random numbers per batch, so that neither shifts the other
+LARGEST_TILE = 1024  # px; those of minisd.training.emoji have 104
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +98,10 @@ class Batch:
 
 
 def read_tile(png: np.ndarray) -> np.ndarray:
-    """h w rgba of one PNG file given as its bytes."""
-    with Image.open(io.BytesIO(png.tobytes())) as tile:
+    """h w rgba of one PNG file given as its bytes. ValueError: it is none, or far too large."""
+    with in_our_words("a cut-out"), Image.open(io.BytesIO(png.tobytes()), formats=["PNG"]) as tile:
+        if max(tile.size) > LARGEST_TILE:
+            raise ValueError("far larger than a cut-out")
         return np.asarray(tile.convert("RGBA"))
 
 
