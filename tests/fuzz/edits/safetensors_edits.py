@@ -59,7 +59,9 @@ def edit_entry(draw: Callable, header: Pairs) -> None:
         fields["data_offsets"] = [*(fields.get("data_offsets") or [0])[:1], offset]
     elif kind == 3:
         other = draw(st.integers(0, len(header) - 1))
-        fields["data_offsets"] = dict(header[other][1] or {}).get("data_offsets", [0, 0])
+        another = header[other][1]
+        another = dict(another) if isinstance(another, Pairs) else {}
+        fields["data_offsets"] = another.get("data_offsets", [0, 0])
     else:
         name = edit_text(draw, name) if draw(st.booleans()) else nasty(draw)
     header[at] = (name, Pairs(fields.items()))
