@@ -21,6 +21,7 @@ from minisd.json_files import read_json as read_json
 from minisd.one_line import one_line
 
 HEADER = 20 * 10**6  # bytes; a model's has 0.2 MB, and a LoRA's with all its captions a few
+MOST_TENSORS = 20_000  # SD v1 with its averaged weights has 2,000
 LONGEST_NAME = 500  # characters; SD's have about 100
 SHARED = 10**9  # bytes that tensors may count twice, as tied weights do
 # As safetensors and as torch call them. The integers are positions and numbers of steps.
@@ -142,16 +143,24 @@ def header(path: Path) -> dict:
         raise ValueError(f"{path.name} has a damaged header: fetch it again.") from error
     except ValueError as error:
         raise ValueError(f"{path.name} has a damaged header, which {error}.") from error
-    if not isinstance(said, dict) or not all(isinstance(each, str) for each in said.values()):
-        wrong = "whose __metadata__ is not names with texts, as the format demands"
-        raise ValueError(f"{path.name} has a header {wrong}: get another copy.")
     if end > size:
         raise ValueError(cut_off(path, end))
-    for name, dtype in dtypes.items():
-        with naming(path.name):
-            refuse_unreadable(name, dtype)
+    with naming(path.name):
+        check_header(said, dtypes)
     try:
         with safe_open(path, framework="pt"):  # it compares places, shapes and sizes
             return content
     except SafetensorError as error:
         raise ValueError(damaged(path)) from error
+
+
+def check_header(said: object, dtypes: dict[str, str]) -> None:
+    """Raise ValueError for a header's __metadata__ or tensors that no model's file has."""
+    if not isinstance(said, dict) or not all(isinstance(each, str) for each in said.values()):
+        wrong = "whose __metadata__ is not names with texts, as the format demands"
+        raise ValueError(f"has a header {wrong}: get another copy")
+    if len(dtypes) > MOST_TENSORS:
+        many = f"holds {len(dtypes):,} tensors, more than {MOST_TENSORS:,}"
+        raise ValueError(f"{many}: get another copy")
+    for name, dtype in dtypes.items():
+        refuse_unreadable(name, dtype)

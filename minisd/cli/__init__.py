@@ -55,8 +55,9 @@ def in_words(error: Exception) -> str:
     says_so = isinstance(error, ValueError) and "memory" in str(error)
     if is_out_of_memory(error) and not says_so:
         return f"{TOO_LITTLE}."
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename} cannot be read or written ({error.strerror}): check the path."
+    if isinstance(error, OSError):
+        what = error.filename or "a file"
+        return f"{what} cannot be read or written ({error.strerror}): check the path and the disk."
     return str(error)
 
 

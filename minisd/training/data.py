@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from minisd.checkpoints.read import metadata
 from minisd.config import WEIGHTS
 from minisd.json_files import check_value, parse_json
 from minisd.pictures import in_our_words
@@ -66,15 +67,15 @@ class Emoji:
     def load(cls, path: Path = WEIGHTS / "emoji.safetensors") -> "Emoji":
         """Read the file that minisd.training.emoji writes. ValueError where it cannot be read."""
         try:
+            header = metadata(path)
             with safe_open(path, framework="np") as file:
-                header = file.metadata()
                 categories, sources = (parse_json(header[name]) for name in ("things", "styles"))
                 check_value("things", categories, dict)
                 check_value("styles", sources, dict)
                 names = [[f"{thing}/{style}" for style in sources] for thing in categories]
                 tiles = [[read_tile(file.get_tensor(name)) for name in row] for row in names]
                 tiles = np.array(tiles)
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} cannot be read as the training cut-outs ({error}): restore it from the "
                 "repository, or draw it anew with `python -m minisd.training.emoji`."
