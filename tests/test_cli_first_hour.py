@@ -432,16 +432,16 @@ def test_a_reader_that_lacks_memory_does_not_call_the_file_damaged(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and ulimit -v")
 def test_under_ulimit_the_proposed_size_is_drawn(here):
-    """In a process whose address space ends 300 MB above what it uses when the model is loaded."""
+    """In a process whose address space ends 200 MB above what it uses when the model is loaded."""
     code = """
 import resource
 import minisd
 from minisd.cli import main, memory
 minisd.load("mini").txt2img("a cat", steps=1)
-limit = memory.pages(0) + 300 * 10**6
+limit = memory.pages(0) + 200 * 10**6
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 assert memory.physical_memory() <= limit
-print(main("generate cat --steps 1 --width 1280 --height 640".split()))
+print(main("generate cat --steps 1 --width 1024 --height 512".split()))
 import sys, re
 print(main(["generate", "cat", "--steps", "1", *sys.stdin.readline().split()]))
 """
