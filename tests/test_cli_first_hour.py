@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -383,6 +384,106 @@ def test_too_little_memory_is_one_sentence(here, model, capsys, monkeypatch, err
     assert "\n" not in told
 
 
+def proposed(told):
+    """The width and height that a message proposes."""
+    return tuple(map(int, re.search(r"such as --width (\d+) --height (\d+)\.$", told).groups()))
+
+
+def test_the_size_that_is_proposed_fits_and_has_the_same_shape(here, model, capsys, monkeypatch):
+    monkeypatch.setattr(StableDiffusion, "txt2img_steps", exhausted(MemoryError()))
+    asked = ["generate", "a cat", "--model", model, "--width", 2048, "--height", 1024]
+    free = memory.ALWAYS + 100 * 10**6
+    monkeypatch.setattr(memory, "free_memory", lambda: free)
+    assert run(*asked) == 2
+    width, height = proposed(capsys.readouterr().err.strip())
+    assert width % 8 == height % 8 == 0 and width == pytest.approx(2 * height, abs=8)
+    sd = minisd.load(model)
+    room = 100 * 10**6 / memory.SCATTERED
+    assert memory.maps(sd, width, height) <= room < memory.maps(sd, width + 16, height + 8)
+    monkeypatch.setattr(memory, "free_memory", lambda: None)  # Windows
+    assert run(*asked) == 2
+    width, height = proposed(capsys.readouterr().err.strip())
+    assert 0.45 < width * height / (2048 * 1024) <= 0.5
+    monkeypatch.setattr(memory, "free_memory", lambda: memory.ALWAYS)
+    assert run(*asked) == 2
+    assert "not even the smallest picture" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory", "model.safetensors"),
+        RuntimeError("unable to mmap 4265 bytes from file <a.ckpt>: Cannot allocate memory (12)"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_reader_that_lacks_memory_does_not_call_the_file_damaged(
+    here, capsys, monkeypatch, error
+):
+    def read(*_, **__):
+        raise ValueError("mini.safetensors is damaged: get another copy.") from error
+
+    monkeypatch.setattr(minisd, "load", read)
+    assert run("generate", "a cat") == 2
+    told = capsys.readouterr().err.strip()
+    assert told == "minisd generate: there is too little memory: close other programs."
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and ulimit -v")
+def test_under_ulimit_the_proposed_size_is_drawn(here):
+    """In a process whose address space ends 200 MB above what it uses when the model is loaded."""
+    code = """
+import resource
+import minisd
+from minisd.cli import main, memory
+minisd.load("mini").txt2img("a cat", steps=1)
+limit = memory.pages(0) + 200 * 10**6
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+assert memory.physical_memory() <= limit
+print(main("generate cat --steps 1 --width 1024 --height 512".split()))
+import sys, re
+print(main(["generate", "cat", "--steps", "1", *sys.stdin.readline().split()]))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        told = process.stderr.readline()
+        told = told if "too little" in told else process.stderr.readline()  # after a warning
+        assert "minisd generate: there is too little memory" in told
+        width, height = proposed(told.strip())
+        assert width > height > 64
+        out, _ = process.communicate(f"--width {width} --height {height}\n")
+    assert out.split() == ["2", "picture.png", "0"]
+    with Image.open("picture.png") as picture:
+        assert picture.size == (width, height)
+
+
+def test_a_limit_below_pytorchs_own_needs_is_said(here, capsys, monkeypatch):
+    monkeypatch.setattr(memory, "limits_of_process", lambda: [(300 * 10**6, 0)])
+    assert run("info", "mini") == 2
+    told = "minisd info: this process may use 0.3 GB of memory, less than PyTorch needs: raise"
+    assert capsys.readouterr().err.startswith(told)
+
+
+def test_a_picture_far_larger_than_the_models_is_warned_of_first(here, model, capsys, monkeypatch):
+    for width, warned in ((128, True), (120, False)):  # of a model for 64 x 64
+        for command in ("generate", "img2img"):
+            name = "decode" if command == "generate" else "encode"
+            monkeypatch.setattr(StableDiffusion, name, exhausted(ValueError("the work.")))
+            size = ["--width", width, "--height", 128, "--steps", 1]
+            assert run(command, "a cat", *NAMED[command], "--model", model, *size) == 2
+            told = capsys.readouterr().err
+            about = "128 x 128 pixels is 4 times the 64 x 64 that"
+            assert (told.count(about), told.count("several times")) == (warned, warned), told
+            assert told.index("the work") > told.find(about)
+
+
 def test_another_runtime_error_is_no_lack_of_memory(here, model, monkeypatch):
     monkeypatch.setattr(StableDiffusion, "txt2img_steps", exhausted(RuntimeError("a mistake")))
     with pytest.raises(RuntimeError, match="a mistake"):
@@ -432,6 +533,27 @@ def test_a_container_has_less_than_the_machine(tmp_path, monkeypatch):
     assert memory.physical_memory() == whole
     (tmp_path / "memory.max").write_text("1000000\n", encoding="utf-8")
     assert memory.physical_memory() == 1000000
+
+
+@pytest.mark.parametrize(
+    ("groups", "file"),
+    [
+        ("0::/user/mine\n", "user/mine/memory.max"),
+        ("0::/user/mine\n", "user/memory.max"),
+        ("3:cpu,cpuacct:/a\n2:memory:/user/mine\n", "memory/user/memory.limit_in_bytes"),
+        ("2:memory:/\n", "memory/memory.limit_in_bytes"),
+    ],
+)
+def test_every_control_group_around_counts(tmp_path, monkeypatch, groups, file):
+    (tmp_path / "groups").write_text(groups, encoding="utf-8")
+    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(memory, "CONTAINER", tmp_path / "memory.max")
+    monkeypatch.setattr(memory, "CONTAINER_V1", tmp_path / "memory" / "memory.limit_in_bytes")
+    whole = memory.physical_memory()
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(f"{2**30}\n", encoding="utf-8")
+    assert memory.physical_memory() == 2**30 < whole
+    assert memory.free_memory() < 2**30
 
 
 def test_seeds_at_both_ends_draw(here, model):

@@ -180,7 +180,7 @@ def needed(sd, width: int, height: int) -> int:
 def maps(sd, width: int, height: int) -> int:
     """The part of it that grows with the picture."""
     channels = max(sd.config.vae.channels[:2])
-    size = sd.vae.decoder.conv_in.weight.element_size()
+    size = next(sd.vae.parameters(), sd.unet.conv_in.weight).element_size()
     return round(FLOATS * channels * width * height * size)
 
 
