@@ -201,7 +201,11 @@ def turn(picture: Image.Image) -> Image.Image:
 @contextmanager
 def silence() -> Iterator[None]:
     """libtiff writes what it thinks of a file past Python, to the process's own error stream."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # a program without an error stream
+        yield
+        return
     try:
         os.dup2(nowhere, 2)
         yield

@@ -6,8 +6,6 @@ from io import StringIO
 import ftfy
 import regex
 
-from minisd.json_files import HALF_CHARACTER
-
 LONGEST_TEXT = 50_000  # characters: a story of 20 pages
 LONGEST_RUN = 1_000  # accents on one letter: Python sorts them in a time that grows as the square
 MOST_WORK = 1_500_000  # characters that ftfy may go over, each round counted: about 1 s
@@ -16,9 +14,7 @@ PLAIN = regex.compile(r"[\t\n -~--[&<]]*", regex.VERSION1)  # ftfy leaves such a
 
 
 def refuse_long_text(text: str) -> None:
-    """Raise ValueError for a text too long to be read in a few seconds, or that is none."""
-    if half := HALF_CHARACTER.search(text):
-        raise ValueError(f"the text holds half a character ({half[0]!r}): write it in UTF-8.")
+    """Raise ValueError for a text too long to be read in a few seconds."""
     if len(text) > LONGEST_TEXT:
         raise ValueError(
             f"the text has {len(text):,} characters: shorten it to {LONGEST_TEXT:,} or fewer."

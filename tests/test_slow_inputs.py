@@ -23,6 +23,7 @@ from minisd.checkpoints import contents, kinds
 from minisd.checkpoints.names import model_rows
 from minisd.cli import webui
 from minisd.config import SD15
+from minisd.long_words import merge_long_word
 from minisd.prompt import parse_weights, weighted
 from minisd.text_repair import LONGEST_TEXT, fix_text, unescape
 from minisd.tokenizer import Tokenizer, clip_layout, spell
@@ -94,7 +95,8 @@ def test_the_pieces_are_those_of_the_definition(seed):
     tokenizer = Tokenizer(rng.sample(merges, 15), vocabulary=clip_layout(merges))
     for _ in range(50):
         word = "".join(rng.choices("abc", k=rng.randint(1, 40)))
-        assert tokenizer.bpe(word) == merged_one_by_one(word, tokenizer.ranks)
+        pieces = merged_one_by_one(word, tokenizer.ranks)
+        assert tokenizer.bpe(word) == merge_long_word(spell(word), tokenizer.ranks) == pieces
 
 
 def test_a_long_word_is_not_kept(official):

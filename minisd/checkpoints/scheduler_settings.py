@@ -64,8 +64,8 @@ def class_of(stored: Mapping[str, object], index: Mapping[str, object]) -> str:
         lcm = "is an LCM model, which needs its own sampler, and minisd does not have it yet"
         raise ValueError(f"{lcm}: load the model that it was made from")
     if str(name) not in SAMPLER_OF:
-        has = f"has the scheduler {shortened(name)}, which minisd lacks"
-        has = has if name else "names no scheduler"
+        short = shortened(name).strip("'")
+        has = f"has the scheduler {short}, which minisd lacks" if name else "names no scheduler"
         classes = ", ".join(SAMPLER_OF)
         raise ValueError(f"{has}: write one of {classes} as _class_name into its {FILE}")
     if listed not in (None, name):

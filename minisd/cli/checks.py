@@ -7,6 +7,7 @@ from pathlib import Path
 from minisd.cli.adapters import existing, sources
 from minisd.cli.memory import check_memory_at_least
 from minisd.cli.pictures import output_paths
+from minisd.json_files import HALF_CHARACTER
 
 SEEDS = range(-(2**63), 2**64)  # what torch.Generator takes
 PICTURES = ("image", "mask", "depth", "hint")  # opened by another function, which says more
@@ -14,6 +15,7 @@ PICTURES = ("image", "mask", "depth", "hint")  # opened by another function, whi
 
 def check_before_loading(options: argparse.Namespace) -> list[Path]:
     """Where the pictures will go. ValueError: a setting that no model can obey, or no such file."""
+    check_texts(options)
     check_numbers(options)
     paths = output_paths(
         options.output, options.number, getattr(options, "every_step", False), options.force
@@ -24,6 +26,13 @@ def check_before_loading(options: argparse.Namespace) -> list[Path]:
         raise ValueError("--depth and --estimator exclude each other: give one of them.")
     check_files(options)
     return paths
+
+
+def check_texts(options: argparse.Namespace) -> None:
+    """A picture keeps its prompt, and no file holds a byte that is no letter."""
+    for text in (options.prompt, options.negative):
+        if half := HALF_CHARACTER.search(text or ""):
+            raise ValueError(f"the text holds half a character ({half[0]!r}): write it in UTF-8.")
 
 
 def check_numbers(options: argparse.Namespace) -> None:
