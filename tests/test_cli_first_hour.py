@@ -432,36 +432,35 @@ def test_a_reader_that_lacks_memory_does_not_call_the_file_damaged(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and ulimit -v")
 def test_under_ulimit_the_proposed_size_is_drawn(here):
-    """In a process whose address space ends 200 MB above what it uses when the model is loaded."""
+    """The address space ends 200 MB above what a process uses that has drawn a small picture."""
     code = """
-import resource
-import minisd
+import resource, sys
 from minisd.cli import main, memory
-minisd.load("mini").txt2img("a cat", steps=1)
-limit = memory.pages(0) + 200 * 10**6
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-assert memory.physical_memory() <= limit
-print(main("generate cat --steps 1 --width 1024 --height 512".split()))
-import sys, re
-print(main(["generate", "cat", "--steps", "1", *sys.stdin.readline().split()]))
+if sys.argv[1] == "measure":
+    main("generate cat --steps 1 -o small.png".split())
+    print(memory.pages(0) + 200 * 10**6)
+else:
+    limit = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    assert memory.physical_memory() <= limit
+    sys.exit(main(["generate", "cat", "--steps", "1", *sys.argv[2:]]))
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        told = process.stderr.readline()
-        told = told if "too little" in told else process.stderr.readline()  # after a warning
-        assert "minisd generate: there is too little memory" in told
-        width, height = proposed(told.strip())
-        assert width > height > 64
-        out, _ = process.communicate(f"--width {width} --height {height}\n")
-    assert out.split() == ["2", "picture.png", "0"]
-    with Image.open("picture.png") as picture:
-        assert picture.size == (width, height)
+
+    def process(*arguments):
+        command, settings = [sys.executable, "-c", code], os.environ | {"OMP_NUM_THREADS": "1"}
+        command += map(str, arguments)
+        return subprocess.run(command, env=settings, capture_output=True, text=True)
+
+    limit = process("measure").stdout.split()[-1]
+    refused = process(limit, "--width", 1024, "--height", 512)
+    told = refused.stderr.splitlines()[-1]
+    assert (
+        told.startswith("minisd generate: there is too little memory") and refused.returncode == 2
+    )
+    width, height = proposed(told)
+    assert width > height > 64
+    drawn = process(limit, "--width", width, "--height", height)
+    assert drawn.returncode == 0, drawn.stderr
 
 
 def test_a_limit_below_pytorchs_own_needs_is_said(here, capsys, monkeypatch):

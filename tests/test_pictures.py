@@ -613,7 +613,7 @@ def test_a_broken_file_is_a_picture_or_one_sentence(tmp_path, capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "(?s).*holds .* pictures: the first is used")
-        for number in range(1000):
+        for number in range(600):
             path.write_bytes(with_right_sums(mutated(good[number % len(good)], random)))
             for use in (open_and_use, describe, written_settings):
                 try:
