@@ -176,3 +176,9 @@ def test_a_strength_must_be_finite(tmp_path, strength):
     torch.save(as_the_web_ui_saves(), tmp_path / "some.pt")
     with pytest.raises(ValueError, match=r"strength is .*: give a finite number"):
         hypernetwork(None, tmp_path / "some.pt", strength)
+
+
+def test_a_name_that_is_too_long_is_refused_under_the_files(tmp_path):
+    torch.save({768: [{"x" * 600: torch.ones(2)}]}, tmp_path / "h.pt")
+    with pytest.raises(ValueError, match=r"^h\.pt holds a tensor whose name is too long"):
+        read_hypernetwork(tmp_path / "h.pt")

@@ -11,6 +11,7 @@ from einops import rearrange
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
 from torch.nn.functional import interpolate
 
 from minisd.training import emoji as script
@@ -627,12 +628,14 @@ def cut_short(path):
     path.write_bytes((script.WEIGHTS / "emoji.safetensors").read_bytes()[:100_000])
 
 
+FLOAT8 = torch.float8_e4m3fn  # which numpy lacks
 SPOILT = {
     "cut short": cut_short,
     "no header": lambda path: save_file({"cat/noto": NO_PICTURE}, path),
     "other header": lambda path: save_file({"cat/noto": NO_PICTURE}, path, {"format": "pt"}),
     "no picture": lambda path: save_file({"cat/noto": NO_PICTURE}, path, PAIR),
     "no tile": lambda path: save_file({"dog/noto": NO_PICTURE}, path, PAIR),
+    "8 bits": lambda path: save_torch({"cat/noto": torch.ones(2).to(FLOAT8)}, path, PAIR),
 }
 
 

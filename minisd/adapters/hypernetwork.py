@@ -113,7 +113,9 @@ def read_hypernetwork(path: str | Path) -> dict[int, tuple[Rewriter, Rewriter]]:
     path = local(path)
     content = read(path) if is_safetensors(path) else unpickle(path)
     content = content if isinstance(content, dict) else {}
-    refuse_other_kinds(path.name, dict(named_tensors(content)), "hypernetwork")
+    with naming(path.name):
+        tensors = dict(named_tensors(content))
+    refuse_other_kinds(path.name, tensors, "hypernetwork")
     with naming(path.name):
         if is_safetensors(path):
             raise ValueError("is no .pt of a hypernetwork, which alone says its activation: get it")

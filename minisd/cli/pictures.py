@@ -9,6 +9,8 @@ from pathlib import Path
 
 from minisd.cli.messages import say, show
 
+MOST_PICTURES = 10_000  # of one command: their names are chosen before the first is drawn
+
 
 def open_picture(path: Path):
     """The picture of a file, upright: see minisd/pictures.py. ValueError: there is none."""
@@ -63,6 +65,8 @@ def output_paths(output: Path, number: int, every_step: bool, force: bool = Fals
     """
     if number < 1:
         raise ValueError(f"the number of pictures must be 1 or more, got {number}.")
+    if number > MOST_PICTURES:
+        raise ValueError(f"one command draws at most {MOST_PICTURES:,} pictures, got {number:,}.")
     if output.suffix.lower() != ".png":
         raise ValueError(f"pictures are written as PNG: name the output {output.stem}.png.")
     first = 1

@@ -75,7 +75,7 @@ class Emoji:
                 names = [[f"{thing}/{style}" for style in sources] for thing in categories]
                 tiles = [[read_tile(file.get_tensor(name)) for name in row] for row in names]
                 tiles = np.array(tiles)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (SafetensorError, LookupError, AttributeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} cannot be read as the training cut-outs ({error}): restore it from the "
                 "repository, or draw it anew with `python -m minisd.training.emoji`."
