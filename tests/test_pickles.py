@@ -456,14 +456,17 @@ def test_a_folder_and_a_name_that_is_too_long_are_refused(tmp_path):
 # ---- containers ------------------------------------------------------------------------------
 
 
-def test_a_container_is_visited_once():
+def test_a_container_may_be_there_twice_but_not_without_end():
+    net = {"w": NUMBERS}
+    assert list(dict(named_tensors({64: [net, net]}))) == ["64.0.w", "64.1.w"]
     shared = [NUMBERS]
     for _ in range(100):
         shared = [shared, shared]
-    assert len(list(named_tensors(shared))) == 1
     around: dict = {"w": NUMBERS}
     around["self"] = around
-    assert list(dict(named_tensors(around))) == ["w"]
+    for endless in (shared, around):
+        with pytest.raises(ValueError, match=r"without end|too long"):
+            list(named_tensors(endless))
 
 
 def test_one_tensor_may_not_stand_for_terabytes(tmp_path):

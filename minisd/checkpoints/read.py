@@ -21,6 +21,7 @@ from minisd.json_files import read_json as read_json
 from minisd.one_line import one_line
 
 HEADER = 20 * 10**6  # bytes; a model's has 0.2 MB, and a LoRA's with all its captions a few
+MOST_VALUES = 100_000  # of dictionaries and lists, counted as often as they are there
 MOST_TENSORS = 20_000  # SD v1 with its averaged weights has 2,000
 LONGEST_NAME = 500  # characters; SD's have about 100
 SHARED = 10**9  # bytes that tensors may count twice, as tied weights do
@@ -52,15 +53,16 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def named_tensors(content: object) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested dictionaries and lists, with its path. Each of them counts once.
+    """Every tensor in nested dictionaries and lists, with its path.
 
-    Raises ValueError for tensors without real numbers, or whose names make far more of them than
-    there are: a file may state any number of tensors on the same numbers.
+    A list may be there twice, as one network for two widths. Raises ValueError for lists inside one
+    another without end, for tensors without real numbers, and where names make far more of them
+    than there are: a file may state any number of tensors on the same numbers.
 
     >>> dict(named_tensors({768: [{"linear.weight": torch.tensor(1)}], "step": 3}))
     {'768.0.linear.weight': tensor(1)}
     """
-    waiting, seen, storages, room = [("", content)], set(), set(), SHARED
+    waiting, left, storages, room = [("", content)], MOST_VALUES, set(), SHARED
     while waiting:
         name, each = waiting.pop()
         if name != one_line(name, LONGEST_NAME):  # nor one that a terminal would obey or hide
@@ -73,8 +75,10 @@ def named_tensors(content: object) -> Iterator[tuple[str, Tensor]]:
                 raise ValueError("holds the same numbers under too many names: get another copy")
             storages.add(storage.data_ptr())
             yield name, each.detach()
-        elif isinstance(each, (dict, list, tuple)) and id(each) not in seen:
-            seen.add(id(each))
+        elif isinstance(each, (dict, list, tuple)):
+            left -= len(each)
+            if left < 0:
+                raise ValueError("holds dictionaries or lists inside one another without end")
             items = each.items() if isinstance(each, dict) else enumerate(each)
             inside = [pair for pair in items if isinstance(pair[1], (Tensor, dict, list, tuple))]
             start = f"{name}." if name else ""
