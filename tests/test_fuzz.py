@@ -16,11 +16,21 @@ from fuzz.case import Case, Printed, Reader
 from fuzz.edits import broken
 from fuzz.judge import CODE, HANG, LOADED, MEMORY, REFUSED, TRACEBACK, USUAL, WORDS, WRONG, Limits
 from fuzz.readers import READERS
+from fuzz.readers.models import kept_clip
 from fuzz.run import keep, kept, read_good, run_cases
+
+from minisd.tokenizer import Tokenizer
 
 CASES = 25  # for a share of 1
 FEW = 6
 SEED = 18
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_vocabulary():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tokenizer, "clip", staticmethod(kept_clip))
+        yield
 
 
 def first_fault(reader: Reader, folder: Path, cases: int, limits: Limits = USUAL) -> str | None:

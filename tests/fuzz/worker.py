@@ -16,9 +16,12 @@ from pathlib import Path
 
 import torch
 
+from minisd.tokenizer import Tokenizer
+
 from .case import Case
 from .judge import SECONDS, Limits, Verdict
 from .readers import READERS
+from .readers.models import kept_clip
 from .run import keep, read_good, run_cases
 
 KEPT = 2  # of one kind, at one place
@@ -43,6 +46,7 @@ class TimeIsUp(Exception):
 def work(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     sys.dont_write_bytecode = True
+    Tokenizer.clip = staticmethod(kept_clip)
     reader, folder = READERS[options.reader], options.folder
     (folder / "work").mkdir(parents=True)
     tempfile.tempdir = str(folder / "work")
