@@ -401,7 +401,7 @@ def test_the_settings_next_to_a_vae_are_obeyed_or_refused(v1, tmp_path):
         ({"latents_mean": [0.1]}, "latents_mean = [0.1]"),
         ({"shape_of_water": 3}, "shape_of_water = 3"),
         ({"scaling_factor": 0}, "has scale = 0"),
-        ({"scaling_factor": "much"}, "has scale = 'much'"),
+        ({"scaling_factor": "much"}, "has scaling_factor = 'much'"),
         ({"norm_num_groups": 16}, "has norm_groups = 16 in its config.json"),
         ({"latent_channels": 8}, "has latent_channels = 8 in its config.json"),
     ):
