@@ -21,10 +21,11 @@ from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_g
 
 from minisd.checkpoints.first_bytes import damaged, is_zip, size_in_words
 from minisd.checkpoints.kinds import foreign
-from minisd.checkpoints.pickle_steps import LEFT_BEHIND, STEPS, PickleSteps, Refusal
+from minisd.checkpoints.pickle_steps import LEFT_BEHIND, PickleSteps, Refusal
 
 PICKLE = 20 * 10**6  # bytes; SD v1 with its averaged weights has 0.4 MB
 UNPACKED = 4, 200 * 10**6  # at most so many times the packed size, and so many bytes more
+MOST_VALUES = 100_000  # of dictionaries and lists, counted as often as they are there
 DEEPEST = 100  # levels of dictionaries and lists
 PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 ALIGNED = 16  # bytes; torch.save puts every storage at a multiple of 64
@@ -86,9 +87,7 @@ def unpickle(path: str | Path) -> object:
     path = Path(path)
     read_content = from_zip if is_zip(path) else from_old
     try:
-        content = read_content(path)
-        refuse_endless(content)
-        return content
+        return read_content(path)
     except Refusal as error:
         raise ValueError(f"{path.name} {error}.") from error
     except pickle.UnpicklingError as error:
@@ -116,7 +115,7 @@ def load(source: Path | BinaryIO, names: set[str], mmap: bool) -> object:
 
 def refuse_endless(content: object) -> None:
     """Raise Refusal for containers that hold one another too deep, too often or in a circle."""
-    waiting, left = [(content, 0)], STEPS
+    waiting, left = [(content, 0)], MOST_VALUES
     while waiting:
         each, depth = waiting.pop()
         if isinstance(each, (dict, list, tuple)):

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from minisd.checkpoints.first_bytes import cut_off, damaged, is_safetensors
 from minisd.checkpoints.first_bytes import size_in_words as size_in_words
-from minisd.checkpoints.pickles import unpickle
+from minisd.checkpoints.pickles import refuse_endless, unpickle
 from minisd.checkpoints.settings import naming
 from minisd.json_files import parse_json
 from minisd.json_files import read_json as read_json
 from minisd.one_line import one_line
 
 HEADER = 20 * 10**6  # bytes; a model's has 0.2 MB, and a LoRA's with all its captions a few
-MOST_VALUES = 100_000  # of dictionaries and lists, counted as often as they are there
 MOST_TENSORS = 20_000  # SD v1 with its averaged weights has 2,000
 LONGEST_NAME = 500  # characters; SD's have about 100
 SHARED = 10**9  # bytes that tensors may count twice, as tied weights do
@@ -62,7 +61,8 @@ def named_tensors(content: object) -> Iterator[tuple[str, Tensor]]:
     >>> dict(named_tensors({768: [{"linear.weight": torch.tensor(1)}], "step": 3}))
     {'768.0.linear.weight': tensor(1)}
     """
-    waiting, left, storages, room = [("", content)], MOST_VALUES, set(), SHARED
+    refuse_endless(content)
+    waiting, storages, room = [("", content)], set(), SHARED
     while waiting:
         name, each = waiting.pop()
         if name != one_line(name, LONGEST_NAME):  # nor one that a terminal would obey or hide
@@ -76,9 +76,6 @@ def named_tensors(content: object) -> Iterator[tuple[str, Tensor]]:
             storages.add(storage.data_ptr())
             yield name, each.detach()
         elif isinstance(each, (dict, list, tuple)):
-            left -= len(each)
-            if left < 0:
-                raise ValueError("holds dictionaries or lists inside one another without end")
             items = each.items() if isinstance(each, dict) else enumerate(each)
             inside = [pair for pair in items if isinstance(pair[1], (Tensor, dict, list, tuple))]
             start = f"{name}." if name else ""
