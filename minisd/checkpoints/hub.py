@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 from minisd.checkpoints.read import size_in_words
+from minisd.whole_files import FULL
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def receive(remote: Remote, size: int, part: Path, repository: str, file: str) -
         if isinstance(error, ValueError) or status(error) == 416:
             part.unlink()
             unfit = f"{repository} sent what does not continue {part.name}, which was deleted"
-            message = f"{unfit} ({one_line(error)}): give the same command again to start over."
+            message = f"{unfit} ({reason(error)}): give the same command again to start over."
         raise ValueError(message) from error
 
 
@@ -125,16 +126,16 @@ def what_broke(error: Exception, part: Path, repository: str, file: str) -> str:
         return f"{repository} wants a login: `hf auth login` first."
     if status(error):
         return f"{repository} cannot give {file} (it answers {status(error)}): try again later."
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and error.errno in FULL:
         return f"{part.parent} has no room left for {file}: make some, or use another disk."
     if is_offline(error) and not part.exists():
         way = f"connect this machine, or fetch the file on another one from {repository}"
-        reason = f"there is no network to fetch {file} by ({one_line(error)})"
-        return f"{reason}: {way} and give minisd its path."
+        offline = f"there is no network to fetch {file} by ({reason(error)})"
+        return f"{offline}: {way} and give minisd its path."
     size = part.stat().st_size if part.is_file() else 0
     got = size_in_words(size) if size else "nothing"
     again = "give the same command again to go on from there"
-    return f"the download of {file} broke off, {got} of it are kept ({one_line(error)}): {again}."
+    return f"the download of {file} broke off, {got} of it are kept ({reason(error)}): {again}."
 
 
 def status(error: Exception) -> int | None:
@@ -142,7 +143,7 @@ def status(error: Exception) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def one_line(error: Exception) -> str:
+def reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from minisd.checkpoints.hub import Remote, look_up, mark_of, one_line, receive
+from minisd.checkpoints.hub import Remote, look_up, mark_of, reason, receive
 from minisd.checkpoints.prediction import sha256
 from minisd.checkpoints.read import read_json, size_in_words
 from minisd.config import WEIGHTS
@@ -117,7 +117,7 @@ def download(name: str, endpoint: str | None = None) -> Path:
             for left in unfinished(path):
                 left.unlink()
     except (OSError, NotImplementedError) as error:  # the latter: a disk without locks
-        why = f"{path.parent} cannot be written ({one_line(error)})"
+        why = f"{path.parent} cannot be written ({reason(error)})"
         raise ValueError(f"{why}: set {FOLDER} to another folder.") from error
     return local(name)
 
