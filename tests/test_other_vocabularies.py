@@ -12,12 +12,14 @@ import diffusers
 import pytest
 import tokenizers
 import torch
+from reference_networks import ddim_scheduler
 from test_tiny_pipelines import SIDE, networks, of_seed, off, randomise
 from tokenizers import normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
 import minisd
 from minisd.checkpoints.write import convert
+from minisd.config import SD15
 from minisd.tokenizer import Tokenizer
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
@@ -192,14 +194,7 @@ def test_a_tiny_pipeline_draws_what_diffusers_draws(tmp_path, kind):
     for seed, network in enumerate(parts.values()):
         randomise(network.eval(), gain=1.0, seed=seed)
     tokenizer = CLIPTokenizer.from_pretrained(kind(tmp_path / "tokenizer"))
-    scheduler = diffusers.DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+    scheduler = ddim_scheduler(SD15)
     none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     pipe = diffusers.StableDiffusionPipeline(
         **parts, tokenizer=tokenizer, scheduler=scheduler, **none
