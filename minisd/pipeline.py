@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from minisd.clip import TextTransformer
 from minisd.config import ModelConfig
+from minisd.files.pictures import check_tensor, colours
 from minisd.guidance import Network, guided_denoiser
-from minisd.pictures import check_tensor, colours
 from minisd.prompt import emphasize, weighted
 from minisd.samplers import Step, from_noise, sampler_levels
 from minisd.schedule import Denoiser, Level, Schedule

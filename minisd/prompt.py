@@ -5,7 +5,7 @@ import torch
 from einops import rearrange, reduce
 from torch import LongTensor, Tensor
 
-from minisd.text_repair import refuse_long_text
+from minisd.text.repair import refuse_long_text
 from minisd.tokenizer import Tokenizer
 
 

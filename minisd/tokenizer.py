@@ -21,12 +21,12 @@ import regex
 import torch
 from torch import LongTensor
 
-from minisd.added_words import AddedWord, Trie, compose, cut_at, lower_each, refuse_bad_word
 from minisd.config import WEIGHTS, TextConfig
-from minisd.json_files import LARGEST, build, parse_json, read_at_most
-from minisd.long_words import merge_long_word
-from minisd.text_repair import fix_text, refuse_long_text, unescape
-from minisd.whole_files import write_text
+from minisd.files.json_files import LARGEST, build, parse_json, read_at_most
+from minisd.files.whole_files import write_text
+from minisd.text.added_words import AddedWord, Trie, compose, cut_at, lower_each, refuse_bad_word
+from minisd.text.long_words import merge_long_word
+from minisd.text.repair import fix_text, refuse_long_text, unescape
 
 Pair = tuple[str, str]
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from minisd.clip import TextTransformer
+from minisd.mini import recipes as mini
+from minisd.mini.emoji import Emoji
 from minisd.pipeline import StableDiffusion
-from minisd.training import loop, mini
-from minisd.training.data import Emoji
+from minisd.training import loop
 from minisd.unet import UNet
 from minisd.vae import VAE
 

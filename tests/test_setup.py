@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from check_links import dead
+
+from tests.tools.check_links import dead
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "minisd").rglob("*.py"), *(ROOT / "tests").glob("*.py")])
@@ -26,7 +27,7 @@ def unnamed_encodings(tree: ast.AST) -> list[int]:
         owner = getattr(getattr(node.func, "value", None), "id", "")
         if name not in TEXT_CALLS or owner in OTHERS:
             continue
-        if isinstance(node.func, ast.Name) and name == "write_text":  # of minisd.whole_files
+        if isinstance(node.func, ast.Name) and name == "write_text":  # of minisd.files.whole_files
             continue
         constants = [a.value for a in node.args if isinstance(a, ast.Constant)]
         constants += [k.value.value for k in node.keywords if k.arg == "mode"]

@@ -24,8 +24,8 @@ from minisd.checkpoints import names
 from minisd.checkpoints.contents import cover_part, purpose, weight_files
 from minisd.checkpoints.kinds import refuse_other_kinds
 from minisd.checkpoints.load import fill
-from minisd.checkpoints.official import local
 from minisd.checkpoints.read import read
+from minisd.checkpoints.registry import local
 from minisd.checkpoints.write import write_tensors, written_whole
 from minisd.config import SD15, SD20_BASE, UNetConfig
 from minisd.guidance import unconditional_rows

@@ -18,7 +18,7 @@ from minisd.checkpoints.read import metadata, read_json
 from minisd.checkpoints.settings import RANGES, check_levels, checked, naming
 from minisd.checkpoints.yaml_files import read_yaml
 from minisd.config import ModelConfig, UNetConfig
-from minisd.json_files import build, check_value, parse_json
+from minisd.files.json_files import build, check_value, parse_json
 
 STEM = "diffusion_pytorch_model"  # diffusers' name of every file: its folder bears the real one
 # Every parameter of diffusers' ControlNetModel (models/controlnets/controlnet.py). "model: params:"

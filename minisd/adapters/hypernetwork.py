@@ -19,8 +19,8 @@ from minisd.attention import Attention
 from minisd.checkpoints.kinds import refuse_other_kinds
 from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.load import is_finite
-from minisd.checkpoints.official import local
 from minisd.checkpoints.read import is_safetensors, named_tensors, read, rename, unpickle
+from minisd.checkpoints.registry import local
 from minisd.checkpoints.settings import naming
 from minisd.pipeline import StableDiffusion
 

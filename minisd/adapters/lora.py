@@ -25,8 +25,8 @@ from minisd.adapters.peft_settings import OWNERS, alpha_of, stated_settings
 from minisd.checkpoints.kinds import refuse_other_kinds
 from minisd.checkpoints.load import is_finite
 from minisd.checkpoints.names import Row, model_rows, usual_name
-from minisd.checkpoints.official import local
 from minisd.checkpoints.read import read
+from minisd.checkpoints.registry import local
 from minisd.checkpoints.settings import naming
 from minisd.config import ModelConfig
 from minisd.pipeline import StableDiffusion

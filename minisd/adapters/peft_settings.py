@@ -16,7 +16,7 @@ import regex
 from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.read import metadata, read_json
 from minisd.checkpoints.settings import naming
-from minisd.json_files import check_value, is_of, parse_json, shortened
+from minisd.files.json_files import check_value, is_of, parse_json, shortened
 
 FILE = "adapter_config.json"
 OWNERS = ("adapter_model", "pytorch_lora_weights")  # the names of the files that it describes

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from minisd.adapters.handle import Handle
 from minisd.checkpoints.kinds import refuse_other_kinds
-from minisd.checkpoints.official import local
 from minisd.checkpoints.read import read
+from minisd.checkpoints.registry import local
 from minisd.pipeline import StableDiffusion
 
 # A file with one of these has its own name for the word: web UI's two kinds, ComfyUI's, a bare

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from minisd.checkpoints.kinds import foreign
-from minisd.json_files import HALF_CHARACTER
+from minisd.files.json_files import HALF_CHARACTER
 
 UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "bytes": 1}
 

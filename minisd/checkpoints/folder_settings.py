@@ -12,7 +12,7 @@ from minisd.checkpoints.read import read_json
 from minisd.checkpoints.scheduler_settings import FILE, sampler_and_schedule, scheduler_json
 from minisd.checkpoints.settings import checked, naming, tuples
 from minisd.config import ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
-from minisd.json_files import shortened
+from minisd.files.json_files import shortened
 from minisd.tokenizer import Tokenizer
 
 TABLES = {part: tables()[f"{part}/config.json"] for part in ("unet", "vae", "text_encoder")}

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 from minisd.checkpoints.read import size_in_words
-from minisd.whole_files import FULL
+from minisd.files.whole_files import FULL
 
 
 @dataclass(frozen=True)

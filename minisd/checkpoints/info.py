@@ -12,7 +12,7 @@ from minisd.checkpoints.names import is_v2
 from minisd.checkpoints.read import read, size_in_words
 from minisd.checkpoints.variants import holds_only_averaged
 from minisd.config import ModelConfig
-from minisd.one_line import one_line
+from minisd.files.one_line import one_line
 
 FILES = {"ours": "minisd's own single file", "original": "an original single file"}
 LAYOUTS = {**FILES, "diffusers": "a diffusers folder"}

@@ -13,7 +13,7 @@ from operator import or_
 from pathlib import Path
 from types import NoneType
 
-from minisd.json_files import USUAL_RANGE, check_value, shortened
+from minisd.files.json_files import USUAL_RANGE, check_value, shortened
 
 TYPES = json.loads(Path(__file__).with_name("known_types.json").read_text(encoding="utf-8"))
 WORDS = {"int": int, "number": float, "bool": bool, "text": str, "dict": dict, "list": tuple}

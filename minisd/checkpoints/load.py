@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from minisd.checkpoints.contents import Contents, blank, lay_open, refuse_misfits
 from minisd.checkpoints.folder_settings import vae_config
 from minisd.checkpoints.names import is_v2
-from minisd.checkpoints.official import SHIPPED, local
 from minisd.checkpoints.prediction import alpha_bar, with_prediction
 from minisd.checkpoints.read import metadata, read_json
+from minisd.checkpoints.registry import SHIPPED, local
 from minisd.checkpoints.settings import from_metadata, naming
 from minisd.checkpoints.vae_file import open_vae
 from minisd.clip import TextTransformer

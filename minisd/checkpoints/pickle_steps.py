@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 import torch
 from torch.serialization import StorageType
 
-from minisd.json_files import shortened
+from minisd.files.json_files import shortened
 
 STEPS = 300_000  # SD v1 with its averaged weights takes 60,000, and twice that with an optimizer
 MOST_NESTED = 1000  # values in one key, or in the arguments of one call

@@ -20,7 +20,7 @@ from minisd.checkpoints.names import is_v2
 from minisd.checkpoints.settings import checked
 from minisd.checkpoints.yaml_files import read_yaml as content_of
 from minisd.config import ModelConfig, ScheduleConfig
-from minisd.json_files import MOST_ITEMS, check_value, shortened
+from minisd.files.json_files import MOST_ITEMS, check_value, shortened
 
 # prediction.json. published: files that say nothing in their headers, by what they predict
 # keys: of the header (ModelSpec, kohya's trainer, ComfyUI, others), of the .yaml, and tensors,

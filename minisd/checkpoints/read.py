@@ -16,9 +16,9 @@ from minisd.checkpoints.first_bytes import cut_off, damaged, is_safetensors
 from minisd.checkpoints.first_bytes import size_in_words as size_in_words
 from minisd.checkpoints.pickles import refuse_endless, unpickle
 from minisd.checkpoints.settings import naming
-from minisd.json_files import parse_json
-from minisd.json_files import read_json as read_json
-from minisd.one_line import one_line
+from minisd.files.json_files import parse_json
+from minisd.files.json_files import read_json as read_json
+from minisd.files.one_line import one_line
 
 HEADER = 20 * 10**6  # bytes; a model's has 0.2 MB, and a LoRA's with all its captions a few
 MOST_TENSORS = 20_000  # SD v1 with its averaged weights has 2,000

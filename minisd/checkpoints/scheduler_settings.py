@@ -14,7 +14,7 @@ from pathlib import Path
 
 from minisd.checkpoints.known_settings import same, tables
 from minisd.config import ModelConfig, ScheduleConfig
-from minisd.json_files import shortened
+from minisd.files.json_files import shortened
 
 FILE = "scheduler/scheduler_config.json"
 KNOWN = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from minisd.checkpoints.scheduler_settings import CLASS_OF, PREDICTIONS, check_schedule
 from minisd.clip import ACTIVATIONS
 from minisd.config import ModelConfig, TextConfig
-from minisd.json_files import build, parse_json, shortened
-from minisd.one_line import one_line
+from minisd.files.json_files import build, parse_json, shortened
+from minisd.files.one_line import one_line
 from minisd.tokenizer import Tokenizer
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.read import read_json
 from minisd.checkpoints.settings import naming
-from minisd.json_files import LARGEST, check_value, read_at_most, shortened
+from minisd.files.json_files import LARGEST, check_value, read_at_most, shortened
+from minisd.files.whole_files import make_folder, write_text
 from minisd.tokenizer import BEGIN, END, AddedWord, Pair, Tokenizer, clip_layout
-from minisd.whole_files import make_folder, write_text
 
 Settings = Mapping[str, object]
 

@@ -12,8 +12,8 @@ from minisd.checkpoints.folder_settings import vae_config
 from minisd.checkpoints.kinds import refuse_other_kinds
 from minisd.checkpoints.names import flat, usual_name
 from minisd.checkpoints.names import vae as vae_rows
-from minisd.checkpoints.official import local
 from minisd.checkpoints.read import read, read_json, rename
+from minisd.checkpoints.registry import local
 from minisd.checkpoints.settings import checked, naming
 from minisd.checkpoints.variants import with_scales_applied
 from minisd.config import ModelConfig, VAEConfig

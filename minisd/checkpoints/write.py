@@ -27,8 +27,8 @@ from minisd.checkpoints.names import flat, model_rows, prefixes, to_official
 from minisd.checkpoints.names import vae as vae_rows
 from minisd.checkpoints.settings import to_metadata
 from minisd.checkpoints.vae_file import open_vae
+from minisd.files.whole_files import written_whole
 from minisd.vae import VAE
-from minisd.whole_files import written_whole
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # nobody calls a folder so
 LAYOUTS = ("original", "diffusers", "ours")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from minisd.json_files import DEEPEST, parse_json, read_at_most
+from minisd.files.json_files import DEEPEST, parse_json, read_at_most
 
 LARGEST = 100_000  # bytes. Published ones have 4,000, and PyYAML reads some 100,000 in a second
 

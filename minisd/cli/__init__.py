@@ -158,7 +158,7 @@ def add_download(command: argparse.ArgumentParser) -> None:
 
 def download(options: argparse.Namespace) -> None:
     """Say what a published file is and whose licence it bears, then fetch it."""
-    from minisd.checkpoints import official
+    from minisd.checkpoints import registry as official
 
     if options.name in official.SHIPPED:
         say(f"{options.name} came with minisd.")
@@ -180,7 +180,7 @@ def add_examples(command: argparse.ArgumentParser) -> None:
 
 def examples(options: argparse.Namespace) -> None:
     """Write the pictures that docs/steering.md starts from; what is there stays as it is."""
-    from minisd.training.steering import given_pictures
+    from minisd.mini.examples import given_pictures
 
     for path in given_pictures(options.folder):
         show(path)
@@ -211,8 +211,8 @@ def add_train(command: argparse.ArgumentParser) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Train one stage of the mini model, export what is trained, or measure what is shipped."""
-    from minisd.training.afterwards import carry_out, with_output
-    from minisd.training.mini import Order
+    from minisd.mini.fine_tuning import carry_out, with_output
+    from minisd.mini.recipes import Order
     from minisd.training.parallel import meet, place
 
     if options.output and options.stage in FOLDER_ONLY:

@@ -9,7 +9,7 @@ from minisd.cli.pictures import open_picture, say_resized
 
 def existing(source: str) -> str:
     """The source itself. ValueError: it is no name that minisd knows, and no file or folder."""
-    from minisd.checkpoints.official import local
+    from minisd.checkpoints.registry import local
 
     path = local(source)
     if not path.exists():
@@ -34,7 +34,7 @@ def with_number(given: str) -> tuple[str, float]:
 
 def two_paths(given: str) -> tuple[str, str]:
     """FILE:HINT, cut where it leaves a file. ValueError: there is no such place."""
-    from minisd.checkpoints.official import local
+    from minisd.checkpoints.registry import local
 
     for at, letter in enumerate(given):
         if letter == ":" and local(given[:at]).exists():
@@ -106,7 +106,7 @@ def adapt(sd, options: argparse.Namespace, size: tuple[int, int], hints: list) -
 
 def read_hints(options: argparse.Namespace) -> list:
     """For every ControlNet: where it lies, the picture of its hint, and its scale."""
-    from minisd.pictures import colours
+    from minisd.files.pictures import colours
 
     return [
         (network, colours(open_picture(Path(hint)), "hint"), scale)
@@ -121,7 +121,7 @@ def follow_hints(sd, edges: bool, size: tuple[int, int], hints: list) -> None:
     """
     from minisd.adapters.controlnet import ControlNet, control
     from minisd.pipeline import from_pil
-    from minisd.tasks.edges import canny
+    from minisd.tasks.canny import canny
 
     for path, picture, scale in hints:
         if picture.size != size:

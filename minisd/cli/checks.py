@@ -7,7 +7,7 @@ from pathlib import Path
 from minisd.cli.adapters import existing, sources
 from minisd.cli.memory import check_memory_at_least
 from minisd.cli.pictures import output_paths
-from minisd.json_files import HALF_CHARACTER
+from minisd.files.json_files import HALF_CHARACTER
 
 SEEDS = range(-(2**63), 2**64)  # what torch.Generator takes
 PICTURES = ("image", "mask", "depth", "hint")  # opened by another function, which says more

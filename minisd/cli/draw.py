@@ -108,7 +108,7 @@ def depth(options: argparse.Namespace, outputs: list[Path]) -> None:
 def read_estimator(options: argparse.Namespace):
     """The one that is named, else the one in the model's file or folder."""
     from minisd.checkpoints.load import locate
-    from minisd.tasks.depth_small import load_estimator
+    from minisd.depth.small import load_estimator
 
     source = locate(options.estimator or options.model)
     inside = source / "depth_estimator" / "model.safetensors"  # of a diffusers folder
@@ -119,7 +119,7 @@ def draw_from_picture(
     options: argparse.Namespace, outputs: list[Path], task: Callable, **more: object
 ) -> None:
     """Run a task on the picture, once per seed. A mask among `more` is made to fit as well."""
-    from minisd.pictures import colours, mask_shades
+    from minisd.files.pictures import colours, mask_shades
     from minisd.pipeline import size_step
 
     image = open_picture(Path(options.image))

@@ -24,7 +24,7 @@ def hash_of(source: str) -> str:
     Of a folder, and of a file that needs another to be whole, the sha256 of theirs, one a line.
     source: a path, or a name that minisd knows. ValueError: a file changes while it is read.
     """
-    from minisd.checkpoints.official import local
+    from minisd.checkpoints.registry import local
 
     path = local(source)
     if path.is_dir():
@@ -70,7 +70,7 @@ def state_of(path: Path) -> str:
 
 
 def compute_hash(path: Path, state: str) -> str:
-    from minisd.checkpoints.official import sha256
+    from minisd.checkpoints.registry import sha256
 
     digest = sha256(path)
     if state_of(path) != state:
@@ -81,7 +81,7 @@ def compute_hash(path: Path, state: str) -> str:
 @cache
 def kept_hash(path: Path, state: str) -> str:
     """The sha256 of a file in this state: looked up, or computed and kept."""
-    from minisd.checkpoints.official import kept
+    from minisd.checkpoints.registry import kept
     from minisd.checkpoints.write import written_whole
 
     notes = kept() / KEPT

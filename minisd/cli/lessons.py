@@ -70,7 +70,7 @@ def copy(source: Path, folder: Path) -> list[str]:
     Each takes its name when it is whole, so a copy that was killed is made again. Raises ValueError
     where there are no lessons, or they cannot be written.
     """
-    from minisd.whole_files import make_folder, sweep, written_whole
+    from minisd.files.whole_files import make_folder, sweep, written_whole
 
     notebooks = sorted(source.glob("*.ipynb"))
     if not notebooks:

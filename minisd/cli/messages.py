@@ -5,7 +5,7 @@ Everything foreign passes through here: a name may hold what a terminal would ob
 
 import sys
 
-from minisd.one_line import one_line
+from minisd.files.one_line import one_line
 
 LONGEST_RESULT = 100_000  # characters of a line: prompts are shown whole
 

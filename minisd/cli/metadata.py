@@ -13,8 +13,8 @@ from minisd.cli.adapters import sources
 from minisd.cli.hashes import hash_of
 from minisd.cli.messages import LONGEST_RESULT, say
 from minisd.cli.pictures import open_picture
-from minisd.json_files import parse_json
-from minisd.one_line import one_line
+from minisd.files.json_files import parse_json
+from minisd.files.one_line import one_line
 
 # Name in the file -> the option's name, and its type.
 SETTINGS = {
@@ -104,7 +104,7 @@ def written_settings(path: Path) -> dict[str, object] | None:
 
 def written_text(path: Path) -> str | None:
     """The web UI's text: of a PNG, or of the comment in a JPEG's or WebP's EXIF data."""
-    from minisd.pictures import in_our_words
+    from minisd.files.pictures import in_our_words
 
     picture = open_picture(path)
     if "parameters" in picture.info:

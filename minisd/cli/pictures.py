@@ -13,8 +13,8 @@ MOST_PICTURES = 10_000  # of one command: their names are chosen before the firs
 
 
 def open_picture(path: Path):
-    """The picture of a file, upright: see minisd/pictures.py. ValueError: there is none."""
-    from minisd.pictures import open_picture as opened
+    """The picture of a file, upright: see minisd/files/pictures.py. ValueError: there is none."""
+    from minisd.files.pictures import open_picture as opened
 
     return opened(path)
 
@@ -119,7 +119,7 @@ def write_png(picture, path: Path, settings: dict) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     from minisd.cli.webui import parameters_text
-    from minisd.whole_files import save_picture
+    from minisd.files.whole_files import save_picture
 
     info = PngInfo()
     info.add_text("minisd", json.dumps(settings))

@@ -17,7 +17,7 @@ from pathlib import PurePath
 import regex
 
 from minisd.cli.options import SPACINGS
-from minisd.json_files import parse_json
+from minisd.files.json_files import parse_json
 
 # Name: value, … *+ passes over a name without a colon at once: to look for a colon from every
 # letter of a long line would take minutes.
@@ -280,7 +280,7 @@ def merged(pieces: list[list]) -> list[tuple[str, float]]:
 
 def model_of(said: dict[str, str], given: set[str]) -> dict[str, str]:
     """The model by name: a published or shipped one of that hash, unless an option names it."""
-    from minisd.checkpoints.official import OFFICIAL, SHIPPED
+    from minisd.checkpoints.registry import OFFICIAL, SHIPPED
 
     if "model" in given:
         return {}

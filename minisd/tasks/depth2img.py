@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from minisd.pictures import check_tensor, depth_values
+from minisd.files.pictures import check_tensor, depth_values
 from minisd.pipeline import StableDiffusion, as_asked, as_list
 from minisd.tasks.img2img import Picture, Settings, Walk, noised, picture_tensor
 from minisd.tasks.inpaint import shown_beside

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from minisd.pictures import check_tensor
+from minisd.files.pictures import check_tensor
 from minisd.pipeline import StableDiffusion, as_asked, as_list, check_size, from_pil, seeded
 from minisd.samplers import Step, sampler_for, sampler_levels
 from minisd.schedule import Denoiser, Level

@@ -15,8 +15,8 @@ from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
+from minisd.files.pictures import check_tensor, mask_shades
 from minisd.guidance import Network
-from minisd.pictures import check_tensor, mask_shades
 from minisd.pipeline import StableDiffusion, as_asked, as_list
 from minisd.samplers import Sampler, Step, sampler_for, scaled
 from minisd.schedule import Denoiser, Level, Prediction

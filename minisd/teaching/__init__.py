@@ -18,7 +18,7 @@ def official(*names: str) -> str | None:
 
     names: such as "sd15", "sd21"
     """
-    from minisd.checkpoints.official import local
+    from minisd.checkpoints.registry import local
 
     for name in names:
         try:

@@ -8,7 +8,7 @@ guess.reveal("b", a="No: at 0 the prompt is not read at all.", b="Yes: …")
 from html import escape
 
 from minisd.teaching import headless
-from minisd.teaching.canvas import display, in_notebook, say
+from minisd.teaching.plot.canvas import display, in_notebook, say
 
 
 class Guess:

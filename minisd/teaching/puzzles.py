@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from minisd.teaching.canvas import say
+from minisd.teaching.plot.canvas import say
 
 
 def row_mean(x):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from minisd.teaching.canvas import say
+from minisd.teaching.plot.canvas import say
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 Its weights are random, so it draws nothing; but its files have the official names, shapes and
 quirks, and diffusers runs it. What diffusers made of it lies in weights/, in
-tiny-by-diffusers.safetensors (tests/make_tiny.py wrote it): numbers to be held against ours where
-there is no diffusers.
+tiny-by-diffusers.safetensors: numbers to compare with ours where there is no diffusers.
+tests/tools/make_tiny.py writes that file.
 """
 
 import json

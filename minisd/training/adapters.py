@@ -26,10 +26,10 @@ from minisd.checkpoints.names import model_rows
 from minisd.checkpoints.read import read
 from minisd.checkpoints.write import write_tensors, written_whole
 from minisd.config import UNetConfig
+from minisd.mini.captions import Scene
+from minisd.mini.emoji import Emoji, batch
 from minisd.pipeline import StableDiffusion
-from minisd.tasks.edges import brightness, canny
-from minisd.training.captions import Scene
-from minisd.training.data import Emoji, batch
+from minisd.tasks.canny import brightness, canny
 from minisd.training.diffusion import noise_loss
 from minisd.training.loop import Recipe, generator_at, train
 from minisd.training.parallel import share

@@ -19,16 +19,16 @@ from tqdm import tqdm
 from minisd.adapters.handle import Handle, ListEntry
 from minisd.checkpoints.kinds import refuse_other_kinds
 from minisd.checkpoints.load import fill_whole
-from minisd.checkpoints.official import local
 from minisd.checkpoints.read import metadata, read
+from minisd.checkpoints.registry import local
 from minisd.checkpoints.settings import check_levels, refuse_uneven
 from minisd.checkpoints.write import write_tensors, written_whole
 from minisd.config import MINI, ModelConfig
+from minisd.files.json_files import build, parse_json
 from minisd.guidance import Denoiser, classifier_guided
-from minisd.json_files import build, parse_json
+from minisd.mini.emoji import Emoji, batch
 from minisd.pipeline import StableDiffusion
 from minisd.schedule import Schedule
-from minisd.training.data import Emoji, batch
 from minisd.training.loop import Recipe, fast_precision, generator_at, train
 from minisd.training.parallel import share
 from minisd.unet import ResBlock, TimeEmbedding

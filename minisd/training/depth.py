@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minisd.tasks.depth_small import SmallDepthEstimator
-from minisd.tasks.edges import brightness
-from minisd.training.data import Emoji, batch
+from minisd.depth.small import SmallDepthEstimator
+from minisd.mini.emoji import Emoji, batch
+from minisd.tasks.canny import brightness
 from minisd.training.loop import Recipe, generator_at, train
 from minisd.training.parallel import share
 

@@ -12,12 +12,12 @@ from tqdm import tqdm
 
 from minisd.clip import TextTransformer
 from minisd.config import ModelConfig
+from minisd.mini.emoji import Emoji, batch
 from minisd.schedule import Schedule
 from minisd.tokenizer import Tokenizer
-from minisd.training.data import Emoji, batch
-from minisd.training.folder import fingerprint
 from minisd.training.loop import Recipe, fast_precision, generator_at, train
 from minisd.training.parallel import share
+from minisd.training.run_folder import fingerprint
 from minisd.unet import UNet
 from minisd.vae import VAE
 

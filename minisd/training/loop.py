@@ -23,16 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from minisd.checkpoints.load import is_finite
-from minisd.training.folder import (
-    commit,
-    in_use,
-    last_state,
-    log,
-    logged,
-    plot_losses,
-    refuse_another,
-    save,
-)
+from minisd.files.whole_files import make_folder
 from minisd.training.interrupt import Interrupted, StopRequest, stop_request
 from minisd.training.muon import Muon, split_for_muon
 from minisd.training.parallel import (
@@ -43,8 +34,17 @@ from minisd.training.parallel import (
     meet,
     place,
 )
+from minisd.training.run_folder import (
+    commit,
+    in_use,
+    last_state,
+    log,
+    logged,
+    plot_losses,
+    refuse_another,
+    save,
+)
 from minisd.training.threads import threads_of
-from minisd.whole_files import make_folder
 
 SAVE_SECONDS = 5  # at least between two checkpoints, but for those that a recipe asks for
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from minisd.training.folder import last_state
 from minisd.training.parallel import from_first, place
+from minisd.training.run_folder import last_state
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minisd.config import MINI, ModelConfig
-from minisd.training.data import FINE_THINGS, Emoji, vae_batch
+from minisd.mini.emoji import FINE_THINGS, Emoji, vae_batch
 from minisd.training.loop import Recipe, fast_precision, generator_at, train
 from minisd.training.parallel import share
 from minisd.vae import VAE

@@ -28,22 +28,24 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS / "checkpoints"), str(TESTS / "training")]
 
 import einops  # noqa: F401 all that an action imports, so that each forked one has it
 import pytest
 import torch
 import torch._dynamo
 from huggingface_hub import file_download
-from test_official import CONTENT, Hub, ThreadingHTTPServer
+from test_registry import CONTENT, Hub, ThreadingHTTPServer
 from test_training_resume import order, shrink
 
 import minisd
-from minisd import cli, whole_files
-from minisd.checkpoints import official
+from minisd import cli
+from minisd.checkpoints import registry as official
 from minisd.checkpoints.load import Parts
 from minisd.checkpoints.write import save
-from minisd.training import folder as run_folder
+from minisd.files import whole_files
+from minisd.training import run_folder
 
 WRITERS = {whole_files.__file__, run_folder.__file__, official.__file__, cli.lessons.__file__}
 NOT_YET = r"\.minisd-unfinished-|\.part$|\.mark$|state\.pt\.new$|in_use\.|\.lock$"  # no final names

@@ -340,7 +340,7 @@ def classifier() -> bytes:
 
 @cache
 def judge_file() -> bytes:
-    from minisd.training.judge import Judge, save
+    from minisd.mini.judge import Judge, save
 
     network = Judge(("cat", "dog"), ("flat", "noto"), ("red", "blue"))
     return written(lambda to: save(network, to / "j.safetensors", {}))["j.safetensors"]
@@ -348,7 +348,7 @@ def judge_file() -> bytes:
 
 @cache
 def small_depth() -> bytes:
-    from minisd.tasks.depth_small import PREFIX, SmallDepthEstimator
+    from minisd.depth.small import PREFIX, SmallDepthEstimator
 
     state = SmallDepthEstimator().half().state_dict()
     return safetensors({PREFIX + name: tensor for name, tensor in state.items()})
@@ -356,7 +356,7 @@ def small_depth() -> bytes:
 
 @cache
 def cut_outs() -> bytes:
-    """What minisd.training.emoji writes, with two drawings."""
+    """What docs.make.draw_emoji writes, with two drawings."""
     tile = io.BytesIO()
     Image.new("RGBA", (8, 8), (200, 30, 30, 255)).save(tile, "PNG")
     numbers = torch.frombuffer(bytearray(tile.getvalue()), dtype=torch.uint8)

@@ -218,7 +218,7 @@ DIRECT = [
     ("PIL.Image", "open", (CANARY,)),
     ("PIL.ImageMath", "unsafe_eval", (PYTHON,)),
     ("minisd.cli", "main", (["download", "sd15"],)),
-    ("minisd.checkpoints.official", "download", ("sd15",)),
+    ("minisd.checkpoints.registry", "download", ("sd15",)),
 ]
 
 CHAINS = {

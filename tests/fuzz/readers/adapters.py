@@ -10,9 +10,10 @@ from minisd.adapters.controlnet import ControlNet
 from minisd.adapters.hypernetwork import hypernetwork
 from minisd.adapters.lora import lora
 from minisd.adapters.textual_inversion import textual_inversion
-from minisd.tasks.depth import DepthConfig, DepthEstimator
-from minisd.tasks.depth_small import load_estimator
-from minisd.training import classifier, judge
+from minisd.depth.dpt import DepthConfig, DepthEstimator
+from minisd.depth.small import load_estimator
+from minisd.mini import judge
+from minisd.training import classifier
 
 from .. import good
 from ..case import Case, Reader
@@ -174,7 +175,7 @@ def read_depth(path: Path) -> None:
 
 def dpts() -> list[Case]:
     """In transformers' layout and as a pickle, with tiny sizes."""
-    from minisd.tasks.depth_names import NAMES
+    from minisd.depth.dpt_names import NAMES
 
     ours = DepthEstimator(DPT).state_dict()
     state = {their_name(key, NAMES, 2): tensor for key, tensor in ours.items()}

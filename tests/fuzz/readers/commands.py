@@ -8,9 +8,11 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from minisd.checkpoints import official, write
+from docs.make import steering_report as steering
+from minisd.checkpoints import registry as official
+from minisd.checkpoints import write
 from minisd.cli import draw, lessons
-from minisd.training import afterwards, steering
+from minisd.mini import fine_tuning as afterwards
 
 from .. import good
 from ..case import Case, Printed, Reader

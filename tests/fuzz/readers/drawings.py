@@ -5,7 +5,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from minisd.cli import draw
-from minisd.pictures import colours, depth_values, mask_shades, open_picture
+from minisd.files.pictures import colours, depth_values, mask_shades, open_picture
 
 from .. import good
 from ..case import Case, Printed, Reader

@@ -10,10 +10,11 @@ from minisd.adapters.controlnet import ControlNet
 from minisd.checkpoints.load import load
 from minisd.checkpoints.read import read
 from minisd.checkpoints.vae_file import open_vae
-from minisd.pictures import open_picture
+from minisd.files.pictures import open_picture
+from minisd.mini import judge
+from minisd.mini.emoji import Emoji
 from minisd.tokenizer import Tokenizer
-from minisd.training import classifier, judge
-from minisd.training.data import Emoji
+from minisd.training import classifier
 
 from .. import good
 from ..case import Case, Printed, Reader

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from torch import nn
 
-from minisd.checkpoints import official
+from minisd.checkpoints import registry as official
 from minisd.cli.hashes import known_hashes
+from minisd.mini.emoji import Emoji
+from minisd.mini.recipes import made_by
 from minisd.tokenizer import Tokenizer
-from minisd.training.data import Emoji
-from minisd.training.folder import logged
 from minisd.training.loop import Recipe, description, optimizers, resume
-from minisd.training.mini import made_by
+from minisd.training.run_folder import logged
 from minisd.training.threads import threads_of
 
 from .. import good

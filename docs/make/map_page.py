@@ -1,0 +1,85 @@
+"""Writes docs/map.md, the table of names as a page: python docs/make/map_page.py"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import nn
+
+from minisd.checkpoints import names
+from minisd.config import SD15, SD20_BASE, ModelConfig
+from tests.helpers.reference_networks import ours
+
+PAGE = Path(__file__).parents[2] / "docs" / "map.md"
+
+HEAD = """# Names
+
+What each module is called here, in the original files (CompVis, Stability AI) and in diffusers
+folders. `python -m docs.make.map_page` writes this page from `minisd/checkpoints/names.py`.
+A block's own parts stand below its table, named from the block on: with `down.0.res.0` and `conv1`,
+`down.0.res.0.conv1` is `input_blocks.1.0.in_layers.2`.
+"""
+TABLE = """
+| here | original | diffusers | |
+|---|---|---|---|
+"""
+
+
+def page() -> str:
+    parts = [
+        ("U-Net", "unet", SD15, names.unet(SD15.unet)),
+        ("VAE", "vae", SD15, names.vae(SD15.vae)),
+        ("Text, SD v1", "text_encoder", SD15, names.text_v1(SD15.text)),
+        ("Text, SD v2", "text_encoder", SD20_BASE, names.text_v2(SD20_BASE.text)),
+    ]
+    return HEAD + "".join(section(*part) for part in parts)
+
+
+def section(title: str, part: str, config: ModelConfig, rows: list[names.Row]) -> str:
+    text = f"\n## {title}\n\nIn a single file below `{names.prefixes(config)[part]}`.\n"
+    text += TABLE + "".join(line(row) for row in without_repeats(rows))
+    for kind, inside in kinds(ours(part, config), rows).items():
+        text += f"\nInside each {kind}:\n{TABLE}" + "".join(line(row) for row in inside)
+    return text
+
+
+def line(row: names.Row) -> str:
+    return f"| `{row.ours}` | `{row.original}` | `{row.diffusers}` | {remark(row)} |\n"
+
+
+def remark(row: names.Row) -> str:
+    if row.third is not None:
+        return f"original: third {row.third + 1} of 3 of one matrix"
+    if len(row.convolution) == 2:
+        return "stored as a 1x1 convolution in SD v1, as a matrix in SD v2"
+    if row.convolution:
+        return "original: stored as a 1x1 convolution"
+    remarks = {
+        "shortcut": "only where the width changes",
+        "resize": "in the encoder `downsample` and `downsamplers.0`",
+    }
+    return remarks.get(row.ours, "")
+
+
+def without_repeats(rows: list[names.Row]) -> list[names.Row]:
+    """Of a text transformer's layers, which are all alike, the first two and the last."""
+    layers = [row for row in rows if row.ours.startswith("layers.")]
+    return [row for row in rows if row not in layers[2:-1]]
+
+
+def kinds(network: nn.Module, rows: Iterable[names.Row]) -> dict[str, tuple[names.Row, ...]]:
+    """Class name -> what such a block consists of, the fullest of each class, at any depth."""
+    found = {}
+    for row in rows:
+        if row.rows:
+            block = network.get_submodule(row.ours)
+            blocks = {type(block).__name__: row.rows} | kinds(block, row.rows)
+            found |= {
+                kind: inside
+                for kind, inside in blocks.items()
+                if len(inside) > len(found.get(kind, ()))
+            }
+    return found
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

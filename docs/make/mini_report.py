@@ -1,0 +1,302 @@
+"""The figures and pictures of docs/mini.md: what evaluate() found, to read and to look at.
+
+The words of that page are written by hand. Each "<!-- name -->" in it opens a part that is computed
+anew, up to the next "<!-- end -->".
+"""
+
+import json
+import re
+import textwrap
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from numpy.random import default_rng
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from minisd.files.whole_files import make_folder, save_picture, write_text
+from minisd.mini.agreement import nearest
+from minisd.mini.captions import Scene, full_caption
+from minisd.mini.emoji import Emoji, compose, to_tensor
+from minisd.mini.evaluate import ASPECTS, Judged, evaluate, row_name
+from minisd.mini.judge import Judge
+from minisd.pipeline import StableDiffusion, to_pil
+from minisd.vae import VAE
+
+GREEN, RED, WHITE = (40, 160, 60), (215, 35, 40), (255, 255, 255)
+FRAME, GAP = 4, 8  # px
+LETTERS, LINES, LINE = 26, 7, 12  # of the words under a picture; a line is LINE px high
+
+# What the mini has to hold (shares: of held-out pictures at the default scale).
+WANTED = {"background": 0.99, "thing": 0.90, "style": 0.90, "tint": 0.80}
+
+
+class Cell(NamedTuple):
+    """One picture of a sheet: 3 h w in [-1, 1], the words below it, the colour of its frame."""
+
+    image: Tensor
+    words: str
+    frame: tuple[int, int, int] = WHITE
+
+
+def sheet(cells: list[Cell], columns: int) -> Image.Image:
+    """The pictures in rows, at twice their size, framed, with words below."""
+    size = 2 * cells[0].image.shape[-1]
+    framed = size + 2 * FRAME
+    words = [
+        [line for part in cell.words.split("\n") for line in textwrap.wrap(part, LETTERS)][:LINES]
+        for cell in cells
+    ]
+    width, height = framed + GAP, framed + max(map(len, words)) * LINE + GAP
+    page = Image.new("RGB", (columns * width, -(-len(cells) // columns) * height), WHITE)
+    pen = ImageDraw.Draw(page)
+    for index, (cell, lines) in enumerate(zip(cells, words)):
+        left, top = index % columns * width, index // columns * height
+        pen.rectangle((left, top, left + framed - 1, top + framed - 1), fill=cell.frame)
+        picture = to_pil(cell.image[None])[0].resize((size, size), Image.Resampling.NEAREST)
+        page.paste(picture, (left + FRAME, top + FRAME))
+        for number, line in enumerate(lines):
+            pen.text((left + FRAME, top + framed + number * LINE), line, fill=(0, 0, 0))
+    return page
+
+
+def sight(judged: Judged) -> str:
+    """What the judge saw, in words; tints where they were asked for."""
+    things = [
+        " ".join([seen.style, *([seen.tint] if tint else []), seen.thing])
+        for seen, tint in zip(judged.seen, judged.scene.tints, strict=True)
+    ]
+    return f"{' | '.join(things)} on {judged.background}"
+
+
+def sheets(
+    rows: dict[str, list[Judged]], drawn: list[Judged], emoji: Emoji, neighbours: int
+) -> dict[str, Image.Image]:
+    """All sheets by name. rows: the held-out ones    drawn: that of the config's scale."""
+    samples = [
+        Cell(one.image, full_caption(one.scene), GREEN if one.good else RED) for one in drawn[:64]
+    ]
+    failures = [
+        Cell(one.image, f"{full_caption(one.scene)}\nSEEN: {sight(one)}", RED)
+        for one in drawn
+        if not one.good
+    ]
+    first = torch.stack([one.image for one in drawn[:8]])
+    trained = [
+        Cell(image, f"{full_caption(scene)}\n{distance:.0f} of 255 away")
+        for distance, image, scene in nearest(first, emoji, neighbours)
+    ]
+    scales = [name for name in rows if name.startswith("scale")]
+    strip = [
+        Cell(one.image, f"{full_caption(one.scene)}\n{name}")
+        for same in list(zip(*(rows[name] for name in scales)))[:4]
+        for name, one in zip(scales, same)
+    ]
+    made = {
+        "samples": sheet(samples, 8),
+        "nearest": sheet([*samples[:8], *trained], len(first)),
+        "scales": sheet(strip, len(scales)),
+    }
+    return made | ({"failures": sheet(failures[:32], 8)} if failures else {})
+
+
+FINE = (  # things with fine detail, and the style to take each in
+    ("cat", "noto"),
+    ("cat", "twemoji"),
+    ("tiger", "glossy"),
+    ("strawberry", "twemoji"),
+    ("watermelon", "flat"),
+    ("maple leaf", "noto"),
+    ("butterfly", "noto"),
+    ("sunflower", "glossy"),
+    ("owl", "noto"),
+)
+
+
+@torch.no_grad()
+def through_autoencoders(sd: StableDiffusion, tuned: VAE | None, emoji: Emoji) -> Image.Image:
+    """Real pictures, and below each what the model's decoder, and a fine-tuned one, make of it."""
+    scenes = [Scene((thing,), (None,), style, "cyan") for thing, style in FINE]
+    composed = [compose(emoji, scene, sd.config.size, default_rng(1))[0] for scene in scenes]
+    real = to_tensor(composed)
+    latents = sd.encode(real)
+    rows = {"real": real, "own decoder": sd.decode(latents)}
+    if tuned:
+        rows["fine-tuned"] = tuned.decode(latents / sd.config.vae.scale)
+    cells = [
+        Cell(image.clamp(-1, 1), f"{style} {thing}: {name}")
+        for name, images in rows.items()
+        for image, (thing, style) in zip(images, FINE, strict=True)
+    ]
+    return sheet(cells, len(FINE))
+
+
+# The computed parts of the page
+
+
+def markdown(head: str, rows: list[list[str]]) -> str:
+    """A table. head: its columns, with | between them."""
+    lines = [head, re.sub(r"[^|]+", "---", head), *(" | ".join(row) for row in rows)]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def shown(number: float | None) -> str:
+    """Three digits of it."""
+    return "-" if number is None else f"{number:.3g}"
+
+
+def promises(figures: dict) -> list[tuple[str, str, float, float | None]]:
+    """What the mini has to hold: what, at least or at most, how much, and what was found."""
+    right = figures["right"]["heldout"][row_name(figures["settings"]["cfg_scale"])]
+    attention, psnr, seconds = figures["attention"], figures["psnr"], figures["seconds"]
+    behind = {role: less for role, less in attention["behind"].items() if role != "thing"}
+    next_role = min(behind, key=behind.get)
+    gap = figures["synonyms"]["contexts less their mean"]["gap"]
+    return [
+        ("dB of held-out pictures through the autoencoder", "≥", 27, psnr["model"]),
+        ("dB with the fine-tuned decoder", "≥", 29, psnr.get("fine-tuned")),
+        (
+            "share of real held-out things that the judge knows",
+            "≥",
+            0.97,
+            figures["judge"]["thing"],
+        ),
+        *(
+            (f"share with the {name} right", "≥", share, right.get(name))
+            for name, share in WANTED.items()
+        ),
+        ("overlap of the thing's word with the thing", "≥", 0.4, attention["overlap"]["thing"]),
+        (f"more than the next, {next_role}", "≥", 0, behind[next_role]),
+        ("synonyms nearer than other words, cosine of contexts less their mean", "≥", 0.3, gap),
+        ("seconds for one picture", "≤", 1.5, seconds["alone"]),
+        ("seconds a picture, 16 at once", "≤", 0.5, seconds["of 16"]),
+        ("MB of mini.safetensors", "≤", 25, figures["megabytes"]["mini"]),
+        ("MB of weights/", "≤", 60, figures["megabytes"]["all weights"]),
+    ]
+
+
+def kept(sign: str, bound: float, found: float | None) -> str:
+    if found is None:
+        return "not measured"
+    return "yes" if (found >= bound if sign == "≥" else found <= bound) else "**no**"
+
+
+def rightness(rows: dict[str, dict[str, float]]) -> str:
+    """The table of one split: % right per aspect, for real pictures and for each scale."""
+    cells = [
+        [name, str(row["pictures"])]
+        + [shown(100 * row[aspect] if aspect in row else None) for aspect in ASPECTS]
+        for name, row in rows.items()
+    ]
+    return markdown(f"pictures | number | {' | '.join(ASPECTS)}", cells)
+
+
+def mistaken(drawn: list[Judged], count: int = 10) -> list[str]:
+    """The things most often taken for others: "tomato (5 of 9: apple 4, pear 1)"."""
+    asked = Counter(thing for one in drawn for thing in one.scene.things)
+    wrong: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for one in drawn:
+        for thing, seen in zip(one.scene.things, one.seen, strict=True):
+            if seen.thing != thing:
+                wrong[thing][seen.thing] += 1
+    found = []
+    for thing in sorted(wrong, key=lambda thing: -wrong[thing].total())[:count]:
+        taken = ", ".join(f"{other} {times}" for other, times in wrong[thing].most_common(3))
+        found.append(f"{thing} ({wrong[thing].total()} of {asked[thing]}: {taken})")
+    return found
+
+
+def failing(drawn: list[Judged]) -> str:
+    """What fails, in numbers and names."""
+    bad = sum(not one.good for one in drawn)
+    wrong = {aspect: sum(not all(one.right[aspect]) for one in drawn) for aspect in ASPECTS[:4]}
+    kinds = ", ".join(f"the {aspect} in {times}" for aspect, times in wrong.items())
+    names = "; ".join(mistaken(drawn)) or "none"
+    return (
+        f"Of {len(drawn)} held-out pictures at the default scale {bad} are wrong in something: "
+        f"{kinds}. Things most often taken for others: {names}."
+    )
+
+
+def looking(attention: dict[str, dict[str, float]]) -> str:
+    """The table of the word maps, the most looked-at role first."""
+    shares, overlaps, behind = attention["share"], attention["overlap"], attention["behind"]
+    rows = [
+        [role, shown(100 * shares[role]), shown(overlaps[role]), shown(behind[role])]
+        for role in sorted(shares, key=shares.get, reverse=True)
+    ]
+    rows.append(["places at random", "-", shown(overlaps["by chance"]), "-"])
+    return markdown("word | % of the attention | overlap with the thing | behind", rows)
+
+
+PARTS = ("settings", "promises", "heldout", "train", "failing", "attention", "synonyms")
+
+
+def parts(figures: dict, drawn: list[Judged]) -> dict[str, str]:
+    """All computed parts by name."""
+    holding = [
+        [what, f"{sign} {bound:g}", shown(found), kept(sign, bound, found)]
+        for what, sign, bound, found in promises(figures)
+    ]
+    words = [[name, *map(shown, row.values())] for name, row in figures["synonyms"].items()]
+    settings = (f"{name} {value:g}" for name, value in figures["settings"].items())
+    return {
+        "settings": f"Settings: {', '.join(settings)}.",
+        "promises": markdown("what | wanted | found | holds", holding),
+        "heldout": rightness(figures["right"]["heldout"]),
+        "train": rightness(figures["right"]["train"]),
+        "failing": failing(drawn),
+        "attention": looking(figures["attention"]),
+        "synonyms": markdown("vectors | synonyms | different things | gap", words),
+    }
+
+
+def refilled(page: str, computed: dict[str, str]) -> str:
+    """The page with each part replaced. ValueError: the page has no place for one."""
+    for name, text in computed.items():
+        opening = f"<!-- {name} -->\n"
+        before, found, rest = page.partition(opening)
+        _, end, after = rest.partition("<!-- end -->")
+        if not (found and end):
+            raise ValueError(
+                f"the page has no place for the computed part {name!r}: write the line "
+                f"{opening.strip()} there, and below it the line <!-- end -->."
+            )
+        page = f"{before}{found}\n{text}\n\n{end}{after}"
+    return page
+
+
+def refill(path: Path, computed: dict[str, str]) -> None:
+    """Write the computed parts into the page as it is now: it may have changed while they were."""
+    write_text(path, refilled(path.read_text(encoding="utf-8"), computed))
+
+
+def write(
+    folder: Path,
+    sd: StableDiffusion,
+    judge: Judge,
+    emoji: Emoji,
+    count: int = 1000,
+    others: int = 250,
+    fine_tuned: VAE | None = None,
+    neighbours: int = 10_000,
+) -> dict:
+    """Evaluate, and renew folder/mini.md, mini.json and images/mini-….png. Returns the figures.
+
+    neighbours: how many training pictures to look through for the nearest
+    """
+    path = folder / "mini.md"
+    refilled(path.read_text(encoding="utf-8"), dict.fromkeys(PARTS, ""))  # has each part its place?
+    figures, judged = evaluate(sd, judge, emoji, count, others, fine_tuned)
+    figures["settings"]["training pictures compared"] = neighbours
+    write_text(folder / "mini.json", json.dumps(figures, indent=1) + "\n")
+    drawn = judged["heldout"][row_name(sd.config.cfg_scale)]
+    make_folder(folder / "images")
+    for name, picture in sheets(judged["heldout"], drawn, emoji, neighbours).items():
+        save_picture(picture, folder / "images" / f"mini-{name}.png", optimize=True)
+    picture = through_autoencoders(sd, fine_tuned, emoji)
+    save_picture(picture, folder / "images" / "mini-autoencoder.png", optimize=True)
+    refill(path, parts(figures, drawn))
+    return figures

@@ -1,0 +1,175 @@
+"""Run the lessons and keep them in one normal form, so that a difference is a difference.
+
+    python -m docs.make.notebooks          # all of notebooks/, each in a fresh kernel
+    python -m docs.make.notebooks 03 07    # only these
+
+The normal form: every cell run once, from the top, in a fresh kernel; execution counts 1, 2, 3 …;
+one stream per run of prints; no state of widgets, no metadata but the tags; ids that follow from
+the cell's own text; LF and one newline at the end.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+from minisd import config
+from minisd.files.whole_files import write_text
+
+FOLDER = config.NOTEBOOKS
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+SHOWN = ("text/markdown", "text/html", "text/latex", "image/png", "image/svg+xml", "text/plain")
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+# What would differ from one run, or one machine, to the next
+BLEMISHES = {
+    "an address in memory": r"\b0x[0-9a-f]{6,}",
+    "a path of one machine": r"(?<![\w.:/])/(?:home|Users|root|tmp|work|usr|opt|var|mnt)/\w",
+    "a path of one Windows machine": r"\b[A-Z]:\\",
+    "a time": r"\b\d+(?:\.\d+)? ?(?:ms|µs|seconds?|sec)\b",
+    "a figure without words": r"<Figure size",
+}
+LONG_FLOAT = r"(?<![\w.])\d+\.\d{5,}"  # printed floats have four decimals
+
+
+def execute(notebook: NotebookNode, timeout: int = 600) -> NotebookNode:
+    """The same notebook, run from the top in a fresh kernel that shows no widgets.
+
+    timeout: seconds per cell
+    Raises nbclient's CellExecutionError where a cell fails; it holds the cell and the traceback.
+    """
+    copy = nbformat.from_dict(notebook)
+    where = {"metadata": {"path": str(FOLDER)}}
+    client = NotebookClient(copy, timeout=timeout, kernel_name="python3", resources=where)
+    environment = os.environ | {"MINISD_HEADLESS": "1", "PYTHONHASHSEED": "0"}
+    return client.execute(env=environment)
+
+
+def normal(notebook: NotebookNode) -> NotebookNode:
+    """The same notebook in the normal form (see above). It is not run."""
+    cells, seen, count = [], {}, 0
+    for cell in notebook.cells:
+        tags = list(cell.metadata.get("tags", []))
+        source = cell.source.strip("\n")
+        name = hashlib.sha256(f"{cell.cell_type}\n{source}".encode()).hexdigest()[:8]
+        seen[name] = seen.get(name, 0) + 1
+        made = {
+            "cell_type": cell.cell_type,
+            "id": name if seen[name] == 1 else f"{name}-{seen[name]}",
+            "metadata": {"tags": tags} if tags else {},
+            "source": source,
+        }
+        if cell.cell_type == "code":
+            count += 1
+            made |= {"execution_count": count, "outputs": normal_outputs(cell.outputs, count)}
+        cells.append(made)
+    whole = {"cells": cells, "metadata": METADATA, "nbformat": 4, "nbformat_minor": 5}
+    return nbformat.from_dict(whole)
+
+
+def normal_outputs(outputs: list[NotebookNode], count: int) -> list[dict]:
+    """Neighbouring prints as one; of pictures and tables what any reader can show."""
+    made: list[dict] = []
+    for output in outputs:
+        if output.output_type == "stream":
+            last = made[-1] if made else {}
+            if last.get("name") == output.name:
+                last["text"] += output.text
+            else:
+                made.append({"output_type": "stream", "name": output.name, "text": output.text})
+        elif output.output_type == "error":
+            made.append(dict(output))
+        elif WIDGET not in output.data:
+            kind = output.output_type
+            data = {mime: tidy(mime, output.data[mime]) for mime in SHOWN if mime in output.data}
+            numbered = {"execution_count": count} if kind == "execute_result" else {}
+            made.append({"output_type": kind, "data": data, "metadata": {}, **numbered})
+    return made
+
+
+def tidy(mime: str, content: str) -> str:
+    """Base64 without line ends: some versions break it, others do not."""
+    return content.replace("\n", "") if mime == "image/png" else content
+
+
+def texts(notebook: NotebookNode) -> Iterator[tuple[NotebookNode, str]]:
+    """Every cell's printed output and the words of its pictures and tables, one by one."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                yield cell, output.text
+            elif "data" in output:
+                for mime, content in output.data.items():
+                    if mime.startswith("text/"):
+                        yield cell, content
+
+
+def blemishes(notebook: NotebookNode) -> list[str]:
+    """What keeps a notebook from the normal form, in words; nothing if it has it."""
+    found = []
+    if nbformat.writes(normal(notebook)) != nbformat.writes(notebook):
+        found.append("it is not in the normal form: python -m docs.make.notebooks makes it")
+    for number, cell in enumerate(notebook.cells):
+        for output in cell.get("outputs", []):
+            if output.output_type == "error" or output.get("name") == "stderr":
+                found.append(f"cell {number} ends in an error or a warning: {str(output)[:200]}")
+    for cell, text in texts(notebook):
+        line = cell.source.splitlines()[0] if cell.source else ""
+        for what, pattern in BLEMISHES.items():
+            match = re.search(pattern, text)
+            if match:
+                found.append(f"{what} in the output of {line!r}: {match[0]!r}")
+        if "```" not in text:  # code that is shown may hold any number
+            for number in set(re.findall(LONG_FLOAT, text)) - constants():
+                found.append(f"more than four decimals in the output of {line!r}: {number}")
+    return found
+
+
+def constants() -> set[str]:
+    """The numbers that are what they are, digit by digit: 0.18215, 0.00085 …"""
+    parts = [vars(part) for part in vars(config.SD15).values() if dataclasses.is_dataclass(part)]
+    return {str(value) for part in parts for value in part.values() if isinstance(value, float)}
+
+
+def read(path: Path) -> NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def write(notebook: NotebookNode, path: Path) -> None:
+    """Write with LF on every system."""
+    text = nbformat.writes(notebook).rstrip("\n") + "\n"
+    write_text(path, text)
+
+
+def chosen(names: list[str], folder: Path = FOLDER) -> list[Path]:
+    """The notebooks whose names begin so, in reading order; all of them for no names.
+
+    Raises ValueError for a name that begins none.
+    """
+    paths = sorted(folder.glob("*.ipynb"), key=lambda path: path.name.replace("0b_", "00b_"))
+    for name in names:
+        if not any(path.name.startswith(name) for path in paths):
+            raise ValueError(f"no notebook of {folder} begins with {name!r}.")
+    return [p for p in paths if not names or p.name.startswith(tuple(names))]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m docs.make.notebooks")
+    parser.add_argument("names", nargs="*", help="such as 03; none means all")
+    for path in chosen(parser.parse_args(arguments).names):
+        print(path.name, flush=True)
+        write(normal(execute(read(path))), path)
+
+
+if __name__ == "__main__":
+    main()

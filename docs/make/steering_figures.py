@@ -1,0 +1,151 @@
+"""How well each way to steer works, in figures: what docs/steering.md tells in numbers.
+
+Nothing here is typed in: steering.py puts what these functions return into the page.
+"""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+import minisd
+from docs.make.mini_report import Cell, sheet
+from minisd.adapters.controlnet import ControlNet, control
+from minisd.adapters.textual_inversion import textual_inversion
+from minisd.checkpoints.load import load_vae
+from minisd.config import WEIGHTS
+from minisd.depth.small import load_estimator
+from minisd.mini import judge
+from minisd.mini.agreement import classifier_draw, edge_agreement
+from minisd.mini.captions import Scene, brief_caption
+from minisd.mini.evaluate import STEPS, draw_prompts, examine
+from minisd.pipeline import StableDiffusion, from_pil
+from minisd.tasks.canny import canny
+from minisd.tasks.depth2img import depth2img_steps
+from minisd.tasks.img2img import img2img_steps
+from minisd.tasks.inpaint import as_mask, inpaint
+from minisd.training import classifier
+from minisd.training.vae import decibels
+
+COUNT = 64  # pictures that a figure tells of
+CLASSIFIER_SCALES = (0, 2, 8, 32)
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """The mean over pictures of how their depths go together. b 1 h w each"""
+    pairs = zip(a.flatten(1), b.flatten(1), strict=True)
+    return torch.stack([torch.stack(pair).corrcoef()[0, 1] for pair in pairs]).mean().item()
+
+
+@torch.no_grad()
+def edges_kept(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[str, float]:
+    """Edge agreement of what is drawn with the real picture's edges, with the ControlNet and not.
+
+    The prompts are brief: one that names the style tells the mini's few drawings apart by itself.
+    What went through the autoencoder is about the most that a drawing of the mini can reach.
+
+    real: b 3 h w
+    """
+    hint, prompts = canny(real), [brief_caption(scene) for scene in scenes]
+
+    def agreement() -> float:
+        return edge_agreement(canny(draw_prompts(sd, prompts, sd.config.cfg_scale)), hint)
+
+    found = {"without": agreement()}
+    with control(sd, ControlNet.load(WEIGHTS / "mini-edges.safetensors"), hint):
+        found["with"] = agreement()
+    through = sd.decode(sd.encode(real)).clamp(-1, 1)
+    return found | {"the autoencoder alone": edge_agreement(canny(through), hint)}
+
+
+@torch.no_grad()
+def depth_kept(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[str, float]:
+    """Correlation of the depth of what is drawn with the real picture's, with its channel and not.
+
+    Image-to-image at strength 1 in both, and prompts without style and place: hardly anything but
+    the channel tells how the picture is laid out.
+    """
+    wide = minisd.load("mini-depth")
+    estimate = load_estimator(WEIGHTS / "mini-depth.safetensors")
+    truth, prompts = estimate(real), [brief_caption(replace(one, spot=None)) for one in scenes]
+    settings = {"strength": 1.0, "steps": STEPS, "seed": list(range(len(prompts)))}
+    *_, led = depth2img_steps(wide, prompts, real, truth, **settings)
+    *_, free = img2img_steps(sd, prompts, real, **settings)
+    drawn = {"with": wide.decode(led.x), "without": sd.decode(free.x)}
+    return {name: correlation(estimate(image), truth) for name, image in drawn.items()}
+
+
+def outside_kept(
+    real: Tensor, scenes: list[Scene], mask: Image.Image
+) -> dict[str, dict[str, float]]:
+    """How far pixels outside the mask are from the given ones, of 255: the most, and on average."""
+    found: dict = {}
+    prompts = [brief_caption(scene) for scene in scenes[:8]]
+    kept = as_mask(mask, real)[0, 0] < 0.5
+    for model in ("mini", "mini-inpaint"):
+        sd = minisd.load(model)
+        for paste in (False, True):
+            drawn = inpaint(sd, prompts, real[:8], mask, steps=STEPS, paste=paste, seed=1)
+            apart = torch.cat([from_pil(one) for one in drawn]) - real[:8]
+            apart = 127.5 * apart.abs()[:, :, kept]
+            name = f"{model}, {'pasted' if paste else 'as drawn'}"
+            found[name] = {"most": apart.max().item(), "mean": apart.mean().item()}
+    return found
+
+
+def fine(images: Tensor) -> Tensor:
+    """What of a picture is finer than about four pixels. b 3 h w, and so is what it returns."""
+    coarse = F.interpolate(F.avg_pool2d(images, 4), images.shape[2:], mode="bilinear")
+    return images - coarse
+
+
+@torch.no_grad()
+def detail_kept(sd: StableDiffusion, real: Tensor) -> dict[str, dict[str, float]]:
+    """How faithfully the mini's decoder and the fine-tuned one draw the same latents of pictures.
+
+    dB, also of the fine detail alone, and how much of the fine detail's spread is there: blur takes
+    it away.
+    """
+    latents, found = sd.encode(real), {}
+    tuned = load_vae(WEIGHTS / "mini-decoder.safetensors", sd.config.vae)
+    for name, vae in {"the mini's": sd.vae, "fine-tuned": tuned}.items():
+        drawn = vae.decode(latents / sd.config.vae.scale).clamp(-1, 1)
+        found[name] = {
+            "dB": decibels(drawn, real),
+            "dB of the fine detail": decibels(fine(drawn), fine(real)),
+            "spread of the fine detail": (fine(drawn).std() / fine(real).std()).item(),
+        }
+    return found
+
+
+def classifier_row(sd: StableDiffusion) -> tuple[dict[str, float], Image.Image]:
+    """How often the judge sees the thing that the classifier led to; some of the pictures."""
+    guide = classifier.load(WEIGHTS / "mini-classifier.safetensors")
+    things = list(guide.config.things)[:: len(guide.config.things) // COUNT or 1][:COUNT]
+    scenes = [Scene((thing,), (None,), "noto", "white") for thing in things]
+    seer, found, cells = judge.load(), {}, []
+    for scale in CLASSIFIER_SCALES:
+        images = classifier_draw(sd, guide, things, scale)
+        seen = examine(seer, images, scenes)
+        found[f"{scale:g}"] = sum(one.right["thing"][0] for one in seen) / len(seen)
+        cells += [Cell(images[i], f"{things[i]}, scale {scale:g}") for i in range(6)]
+    return found, sheet(cells, 6)
+
+
+def word_known(sd: StableDiffusion) -> dict[str, float]:
+    """How often the judge sees a fox where the prompt says <blorp>, with the word and without."""
+    colours = ("red", "green", "blue", "white", "yellow", "pink")
+    prompts = [f"a <blorp> on a {colour} background" for colour in colours for _ in range(4)]
+    scenes = [Scene(("fox",), (None,), "noto", "white")] * len(prompts)
+    seer, found = judge.load(), {}
+
+    def share() -> float:
+        seen = examine(seer, draw_prompts(sd, prompts, sd.config.cfg_scale), scenes)
+        return sum(one.right["thing"][0] for one in seen) / len(seen)
+
+    found["without"] = share()
+    with textual_inversion(sd, WEIGHTS / "mini-blorp.safetensors"):
+        found["with"] = share()
+    return found

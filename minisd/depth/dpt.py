@@ -1,0 +1,287 @@
+"""The depth estimator of the official depth models: DPT-hybrid, also called MiDaS 3.0.
+
+A ResNet looks closely, a vision transformer looks at everything at once, and a pyramid of
+convolutions brings both back to the picture's size (Ranftl et al. 2021, "Vision Transformers for
+Dense Prediction", figure 1; the ResNet is BiT's, Kolesnikov et al. 2020).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from minisd.attention import attend
+from minisd.checkpoints.load import fill
+from minisd.checkpoints.read import read
+from minisd.checkpoints.registry import local
+from minisd.depth.dpt_names import to_ours
+
+SIDE, MULTIPLE = 384, 32  # px: the estimator was trained at the first, and halves five times
+
+
+@dataclass(frozen=True)
+class DepthConfig:
+    """Sizes of the estimator. The defaults are DPT-hybrid's."""
+
+    stem: int = 64
+    stages: tuple[int, ...] = (256, 512, 1024)  # of the ResNet, each half as large as before
+    blocks: tuple[int, ...] = (3, 4, 9)
+    width: int = 768  # of the transformer
+    layers: int = 12
+    heads: int = 12
+    taken: tuple[int, int] = (8, 11)  # the layers after which the pyramid looks at it
+    features: int = 256  # of the pyramid
+    grid: int = 24  # positions per side that have learnt vectors
+    norm_groups: int = 32
+
+
+DPT_HYBRID = DepthConfig()
+
+
+# ---- the ResNet -------------------------------------------------------------------------------
+
+
+def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """Zeros around x so that a convolution gives ceil(size / stride); an odd one right, below."""
+    width_first = x.shape[:1:-1]
+    totals = [max((n - 1) // stride * stride + kernel - n, 0) for n in width_first]
+    return F.pad(x, [part for total in totals for part in (total // 2, total - total // 2)])
+
+
+class StandardisedConv(nn.Conv2d):
+    """A convolution whose weights are brought to mean 0 and spread 1 first (Qiao et al. 2019)."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1):
+        super().__init__(c_in, c_out, kernel, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
+        weight = (self.weight - mean) / (variance + 1e-8).sqrt()
+        x = pad_same(x, self.kernel_size[0], self.stride[0])
+        return F.conv2d(x, weight, stride=self.stride)
+
+
+class Bottleneck(nn.Module):
+    """Three convolutions, the middle one narrow, added to the input.
+
+    x: b c_in h w    returns: b c_out h/stride w/stride
+    """
+
+    def __init__(self, c_in: int, c_out: int, stride: int, groups: int, first: bool):
+        super().__init__()
+        narrow = c_out // 4
+        self.conv1 = StandardisedConv(c_in, narrow, 1)
+        self.norm1 = nn.GroupNorm(groups, narrow)
+        self.conv2 = StandardisedConv(narrow, narrow, 3, stride)
+        self.norm2 = nn.GroupNorm(groups, narrow)
+        self.conv3 = StandardisedConv(narrow, c_out, 1)
+        self.norm3 = nn.GroupNorm(groups, c_out)
+        self.shortcut = StandardisedConv(c_in, c_out, 1, stride) if first else nn.Identity()
+        self.norm_shortcut = nn.GroupNorm(groups, c_out) if first else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.norm1(self.conv1(x)))
+        h = F.relu(self.norm2(self.conv2(h)))
+        h = self.norm3(self.conv3(h))
+        return F.relu(h + self.norm_shortcut(self.shortcut(x)))
+
+
+class ResNet(nn.Module):
+    """Feature maps of the picture, ever coarser.
+
+    image: b 3 h w    returns: one map per stage, at a 4th, 8th and 16th of the size
+    """
+
+    def __init__(self, config: DepthConfig):
+        super().__init__()
+        groups = config.norm_groups
+        self.stem = StandardisedConv(3, config.stem, 7, stride=2)
+        self.norm = nn.GroupNorm(groups, config.stem)
+        self.stages = nn.ModuleList()
+        for c, c_out, count in zip((config.stem, *config.stages), config.stages, config.blocks):
+            stride = 2 if self.stages else 1
+            first = Bottleneck(c, c_out, stride, groups, first=True)
+            rest = [Bottleneck(c_out, c_out, 1, groups, first=False) for _ in range(count - 1)]
+            self.stages.append(nn.ModuleList([first, *rest]))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        x = F.relu(self.norm(self.stem(image)))
+        x = F.max_pool2d(pad_same(x, kernel=3, stride=2), 3, stride=2)  # nothing here is below 0
+        maps = []
+        for stage in self.stages:
+            for block in stage:
+                x = block(x)
+            maps.append(x)
+        return maps
+
+
+# ---- the transformer --------------------------------------------------------------------------
+
+
+class Layer(nn.Module):
+    """One transformer layer: every place looks at every other, then thinks about itself.
+
+    x: b n c    returns: b n c
+    """
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)  # timm's; transformers' DPTConfig says 1e-12
+        self.to_qkv = nn.Linear(width, 3 * width)
+        self.to_out = nn.Linear(width, width)
+        self.weights = nn.Identity()  # tap: b heads n n
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.widen = nn.Linear(width, 4 * width)
+        self.narrow = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.to_qkv(self.norm1(x))
+        q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        answer = attend(q, k, v, tap=self.weights)
+        x = x + self.to_out(rearrange(answer, "b heads n d -> b n (heads d)"))
+        return x + self.narrow(F.gelu(self.widen(self.norm2(x))))
+
+
+class Readout(nn.Module):
+    """Tells every place what the class token knows of the whole, and makes a map of them again.
+
+    x: b 1+n c, the class token first    size: h, w with h w = n    returns: b c h w
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.project = nn.Linear(2 * width, width)
+        self.conv = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        places = x[:, 1:]
+        whole = repeat(x[:, 0], "b c -> b n c", n=places.shape[1])
+        told = F.gelu(self.project(torch.cat([places, whole], dim=-1)))
+        return self.conv(rearrange(told, "b (h w) c -> b c h w", h=size[0]))
+
+
+# ---- the pyramid ------------------------------------------------------------------------------
+
+
+class ResidualUnit(nn.Module):
+    """Two convolutions added to the input. x: b c h w    returns: b c h w"""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+
+
+class Fusion(nn.Module):
+    """One level of the pyramid: take the finer map in, then double the size.
+
+    x, finer: b c h w    returns: b c 2h 2w
+    """
+
+    def __init__(self, channels: int, takes_finer: bool):
+        super().__init__()
+        self.finer = ResidualUnit(channels) if takes_finer else None
+        self.unit = ResidualUnit(channels)
+        self.conv_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, finer: Tensor | None = None) -> Tensor:
+        if finer is not None:
+            x = x + self.finer(finer)
+        return self.conv_out(doubled(self.unit(x)))
+
+
+def doubled(x: Tensor) -> Tensor:
+    """b c h w -> b c 2h 2w, the corners staying corners."""
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+
+
+class DepthEstimator(nn.Module):
+    """Guesses how near every point of a picture is.
+
+    called with image: b 3 h w in [-1, 1], of any size
+    returns: b 1 h' w', large = near, up to a scale and a shift (inverse depth)
+    """
+
+    def __init__(self, config: DepthConfig = DPT_HYBRID):
+        super().__init__()
+        width, features = config.width, config.features
+        self.config = config
+        self.resnet = ResNet(config)
+        self.patch = nn.Conv2d(config.stages[-1], width, 1)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.position_embedding = nn.Parameter(torch.zeros(1, 1 + config.grid**2, width))
+        self.layers = nn.ModuleList(Layer(width, config.heads) for _ in range(config.layers))
+        self.readout = nn.ModuleList(Readout(width) for _ in config.taken)
+        self.shrink = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.narrow = nn.ModuleList(
+            nn.Conv2d(c, features, 3, padding=1, bias=False)
+            for c in (*config.stages[:2], width, width)
+        )
+        self.fusion = nn.ModuleList(Fusion(features, takes_finer=i < 3) for i in range(4))
+        self.head1 = nn.Conv2d(features, features // 2, 3, padding=1)
+        self.head2 = nn.Conv2d(features // 2, 32, 3, padding=1)
+        self.head3 = nn.Conv2d(32, 1, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        image = image.to(self.class_token)
+        return self.estimate(F.interpolate(image, fitting(image.shape[2:]), mode="bicubic"))
+
+    def estimate(self, image: Tensor) -> Tensor:
+        """The network itself. image: b 3 h w, multiples of 32    returns: b 1 h w, not below 0"""
+        maps = self.resnet(image)
+        maps = [*maps[:2], *self.look_around(maps[2])]
+        one, two, three, four = (conv(x) for conv, x in zip(self.narrow, maps, strict=True))
+        x = self.fusion[3](four)
+        x = self.fusion[2](x, three)
+        x = self.fusion[1](x, two)
+        x = self.fusion[0](x, one)
+        x = F.relu(self.head2(doubled(self.head1(x))))
+        return F.relu(self.head3(x))
+
+    def look_around(self, x: Tensor) -> list[Tensor]:
+        """The transformer. x: b c h w    returns: its two maps, b width h w and b width h/2 w/2"""
+        size = x.shape[2:]
+        places = rearrange(self.patch(x), "b c h w -> b (h w) c")
+        token = self.class_token.expand(len(x), -1, -1)
+        x = torch.cat([token, places], dim=1) + self.positions(size)
+        seen = [x := layer(x) for layer in self.layers]
+        taken = zip(self.readout, self.config.taken)
+        finer, coarser = (readout(seen[i], size) for readout, i in taken)
+        return [finer, self.shrink(coarser)]
+
+    def positions(self, size: tuple[int, int]) -> Tensor:
+        """The position vectors, stretched to another grid. returns: 1 1+h*w c"""
+        first, learnt = self.position_embedding[:, :1], self.position_embedding[:, 1:]
+        grid = rearrange(learnt, "1 (h w) c -> 1 c h w", h=self.config.grid)
+        stretched = F.interpolate(grid, tuple(size), mode="bilinear")
+        return torch.cat([first, rearrange(stretched, "1 c h w -> 1 (h w) c")], dim=1)
+
+    @classmethod
+    def load(cls, path: str | Path, config: DepthConfig = DPT_HYBRID) -> "DepthEstimator":
+        """Read it out of an official depth checkpoint, a MiDaS file or transformers' DPT file.
+
+        Raises ValueError for a file that holds no estimator of these sizes.
+        """
+        path = local(path)
+        with torch.device("meta"):
+            network = cls(config)
+        state = to_ours(read(path), network, path.name)
+        fill(network, state, "cpu", torch.float32, path.name)
+        return network.eval().requires_grad_(False)
+
+
+def fitting(size: tuple[int, int]) -> tuple[int, int]:
+    """The size at which the estimator looks: one side near 384, the aspect kept, multiples of 32.
+
+    The side that changes least decides (MiDaS transforms.py, resize_method "minimal").
+    """
+    scale = min((SIDE / length for length in size), key=lambda scale: abs(1 - scale))
+    height, width = (max(1, round(scale * length / MULTIPLE)) * MULTIPLE for length in size)
+    return height, width

@@ -1,0 +1,80 @@
+"""The mini's depth estimator: what DPT-hybrid is to Stable Diffusion, for pictures of 64 pixels.
+
+Three halvings and the way back, with what was seen at each size beside (Ronneberger et al. 2015,
+figure 1, without its crops). It serves wherever tasks/depth.py's estimator does.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minisd.checkpoints.load import fill_whole
+from minisd.checkpoints.read import header, is_safetensors, read
+from minisd.checkpoints.registry import local
+from minisd.depth.dpt import DepthEstimator
+
+CHANNELS = (16, 32, 48, 64)
+PREFIX = "depth_model."  # of the estimator inside a depth model, here as in the official file
+
+
+class SmallDepthEstimator(nn.Module):
+    """Guesses how near every point of a picture is.
+
+    called with image: b 3 h w in [-1, 1], of 8 pixels or more
+    returns: b 1 h w in 0 … 1, large = near
+    """
+
+    def __init__(self, channels: tuple[int, ...] = CHANNELS):
+        super().__init__()
+        finer = list(zip(channels, channels[1:]))
+        self.conv_in = nn.Conv2d(3, channels[0], 3, padding=1)
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in finer)
+        self.up = nn.ModuleList(nn.Conv2d(b + a, a, 3, padding=1) for a, b in reversed(finer))
+        self.conv_out = nn.Conv2d(channels[0], 1, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.silu(self.conv_in(image.to(self.conv_in.weight)))
+        seen = [x]
+        for conv in self.down:
+            x = F.silu(conv(x))
+            seen.append(x)
+        x = seen.pop()
+        for conv in self.up:
+            finer = seen.pop()
+            x = torch.cat([F.interpolate(x, finer.shape[2:]), finer], dim=1)
+            x = F.silu(conv(x))
+        return self.conv_out(x).sigmoid()
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SmallDepthEstimator":
+        """Read it out of mini-depth.safetensors. ValueError for a file that holds none."""
+        path = local(path)
+        with torch.device("meta"):
+            network = cls()
+        if not holds_small_estimator(path):
+            raise ValueError(f"{path.name} holds no small depth estimator: give mini-depth's file.")
+        tensors = read(path)
+        state = {name: tensors[PREFIX + name] for name in network.state_dict()}
+        fill_whole(network, state, path.name)
+        return network.eval().requires_grad_(False)
+
+
+def holds_small_estimator(path: Path) -> bool:
+    """Told from the header alone: an official depth model has gigabytes to read."""
+    names = header(path) if is_safetensors(path) else {}
+    with torch.device("meta"):
+        needed = SmallDepthEstimator().state_dict()
+    return all(PREFIX + name in names for name in needed)
+
+
+def load_estimator(path: str | Path) -> Callable[[Tensor], Tensor]:
+    """The estimator that a depth model's file holds, the mini's or DPT-hybrid.
+
+    Raises ValueError where it holds neither.
+    """
+    path = local(path)
+    small = holds_small_estimator(path)
+    return (SmallDepthEstimator if small else DepthEstimator).load(path)

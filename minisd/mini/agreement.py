@@ -1,0 +1,47 @@
+"""How well a drawing agrees with what it was led by: edges, a classifier's thing, a picture."""
+
+from math import inf
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minisd.mini.captions import Scene
+from minisd.mini.emoji import Emoji, batch
+from minisd.mini.evaluate import STEPS
+from minisd.pipeline import StableDiffusion
+from minisd.training import classifier
+
+
+def edge_agreement(found: Tensor, wanted: Tensor) -> float:
+    """F1 of edge pixels that lie within one pixel of the other's. b 3 h w each, 0 or 1."""
+    near_found, near_wanted = (F.max_pool2d(one, 3, 1, 1) for one in (found, wanted))
+    precision = (found * near_wanted).sum() / found.sum().clamp(min=1)
+    recall = (wanted * near_found).sum() / wanted.sum().clamp(min=1)
+    return (2 * precision * recall / (precision + recall).clamp(min=1e-9)).item()
+
+
+@torch.no_grad()
+def classifier_draw(
+    sd: StableDiffusion, guide: classifier.LatentClassifier, things: list[str], scale: float
+) -> Tensor:
+    """Pictures without any prompt, led by the classifier alone: one of each thing. b 3 h w"""
+    with classifier.ClassifierGuidance(sd, guide, things, scale):
+        *_, step = sd.txt2img_steps([""] * len(things), "", STEPS, cfg_scale=1, sampler="ddim")
+    return sd.decode(step.x).clamp(-1, 1)
+
+
+def nearest(images: Tensor, emoji: Emoji, count: int) -> list[tuple[float, Tensor, Scene]]:
+    """For each picture the most alike of `count` training pictures, and how far it is.
+
+    images: b 3 h w    returns: root of the mean squared difference, of 255; picture; scene
+    """
+    best: list[tuple] = [(inf, None, None)] * len(images)
+    for step in range(0, count, 100):  # the very batches that encode_bank makes
+        made = batch(emoji, images.shape[-1], 100, seed=0, step=step)
+        for index, image in enumerate(images):
+            apart = 127.5 * (made.images - image).square().mean(dim=(1, 2, 3)).sqrt()
+            distance, which = apart.min(dim=0)
+            if distance < best[index][0]:
+                best[index] = (distance.item(), made.images[which], made.scenes[which])
+    return best

@@ -1,0 +1,53 @@
+"""The pictures that docs/steering.md starts from: what its commands are given."""
+
+from pathlib import Path
+
+from numpy.random import default_rng
+from PIL import Image, ImageDraw
+
+from minisd.config import MINI
+from minisd.files.whole_files import make_folder, save_picture
+from minisd.mini.captions import Scene
+from minisd.mini.emoji import Emoji, compose, to_tensor
+from minisd.pipeline import from_pil, to_pil
+from minisd.tasks.canny import canny
+from minisd.tasks.inpaint import as_mask, picture_with_hole
+
+
+def crude_apple() -> Image.Image:
+    """A drawing as made in a minute by someone who cannot draw."""
+    picture = Image.new("RGB", (64, 64), "white")
+    pen = ImageDraw.Draw(picture)
+    pen.ellipse((13, 18, 51, 57), fill=(90, 190, 60))
+    pen.line((32, 20, 36, 8), fill=(110, 70, 30), width=3)
+    return picture
+
+
+def hat_mask(size: int = 64) -> Image.Image:
+    """White over the upper part, where a hat is."""
+    mask = Image.new("L", (size, size), 0)
+    ImageDraw.Draw(mask).rectangle((4, 2, size - 5, 25), fill=255)
+    return mask
+
+
+def given_pictures(folder: Path) -> list[Path]:
+    """Draw what the commands are given, unless it is there. Returns where all of it is."""
+    make_folder(folder)
+    pictures, emoji = {"crude-apple": crude_apple(), "hat-mask": hat_mask()}, Emoji.load()
+    for name, scene, shade in (  # shade: of the background; ears stand out best from number 4
+        ("santa", Scene(("santa",), (None,), "noto", "cyan"), 1),
+        ("pair", Scene(("cat", "dog"), (None, None), "noto", "white"), 1),
+        ("rabbit", Scene(("rabbit",), (None,), "glossy", "white"), 1),
+        ("strawberry", Scene(("strawberry",), (None,), "twemoji", "blue"), 1),
+        ("ears", Scene(("rabbit",), (None,), "twemoji", "white"), 4),
+    ):
+        picture, _ = compose(emoji, scene, MINI.size, default_rng(shade))
+        pictures[name] = to_pil(to_tensor([picture]))[0]
+    santa, ears = from_pil(pictures["santa"]), from_pil(pictures["ears"])
+    pictures["santa-hole"] = to_pil(picture_with_hole(santa, as_mask(hat_mask(), santa)))[0]
+    pictures["ears-edges"] = to_pil(canny(ears) * 2 - 1)[0]
+    paths = {name: folder / f"{name}.png" for name in pictures}
+    for name, path in paths.items():
+        if not path.exists():
+            save_picture(pictures[name], path)
+    return list(paths.values())

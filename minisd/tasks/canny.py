@@ -1,0 +1,85 @@
+"""Edges, the hint that most ControlNets follow: thin white lines where a picture's shades change.
+
+Canny 1986, in his four steps: blur, slope, thin to one pixel, keep what hangs on a strong edge.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from minisd.files.pictures import check_tensor
+
+RED, GREEN, BLUE = 0.299, 0.587, 0.114  # luma weights, BT.601
+
+
+def canny(image: Tensor, low: float = 0.1, high: float = 0.2, blur: float = 1.0) -> Tensor:
+    """The edges of pictures, each 0 or 1, the same in all three channels: a hint.
+
+    image: b 3 h w in [-1, 1]    returns: b 3 h w
+    low, high: slopes, as shares of a sharp step from black to white, from which a pixel may be an
+        edge, and from which it surely is    blur: in pixels
+    ValueError: the image has another shape or leaves its range.
+    """
+    check_tensor(image, "picture", 3, -1, 1)
+    across, down = slopes(blurred(brightness(image), blur))
+    steepness = (across**2 + down**2).sqrt()
+    ridge = steepness * is_ridge(steepness, across, down)
+    edges = connected(ridge > low, ridge > high)
+    return edges.to(image.dtype).expand(-1, 3, -1, -1)
+
+
+def brightness(image: Tensor) -> Tensor:
+    """How light each pixel is, 0 black to 1 white. image: b 3 h w in [-1, 1]    returns: b 1 h w"""
+    return (image[:, :1] * RED + image[:, 1:2] * GREEN + image[:, 2:] * BLUE + 1) / 2
+
+
+def blurred(x: Tensor, spread: float) -> Tensor:
+    """A Gaussian blur, first along rows, then along columns. x: b 1 h w"""
+    if spread == 0:
+        return x
+    reach = math.ceil(3 * spread)
+    places = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
+    bell = torch.exp(-(places**2) / (2 * spread**2))
+    bell = bell / bell.sum()
+    x = F.pad(x, (reach, reach, reach, reach), mode="replicate")
+    x = F.conv2d(x, rearrange(bell, "n -> 1 1 1 n"))
+    return F.conv2d(x, rearrange(bell, "n -> 1 1 n 1"))
+
+
+def slopes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Sobel's differences to the right and downwards, at most 1. x: b 1 h w"""
+    sobel = torch.tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], dtype=x.dtype, device=x.device) / 4
+    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    return F.conv2d(padded, sobel[None, None]), F.conv2d(padded, sobel.T[None, None])
+
+
+def is_ridge(steepness: Tensor, across: Tensor, down: Tensor) -> Tensor:
+    """Whether a pixel is at least as steep as its two neighbours in the slope's direction."""
+    padded = F.pad(steepness, (1, 1, 1, 1))
+    height, width = steepness.shape[2:]
+
+    def neighbour(right: int, below: int) -> Tensor:
+        rows = slice(1 + below, 1 + below + height)
+        return padded[:, :, rows, 1 + right : 1 + right + width]
+
+    eighth = torch.round(torch.atan2(down, across) / (math.pi / 4)).long() % 4
+    found = torch.zeros_like(steepness, dtype=torch.bool)
+    for direction, (right, below) in enumerate([(1, 0), (1, 1), (0, 1), (-1, 1)]):
+        ahead, behind = neighbour(right, below), neighbour(-right, -below)
+        highest = (steepness >= ahead) & (steepness > behind)  # of two alike, one
+        found = found | ((eighth == direction) & highest)
+    return found
+
+
+def connected(possible: Tensor, sure: Tensor) -> Tensor:
+    """The possible pixels that touch a sure one, directly or through other possible ones."""
+    sure = sure & possible
+    while True:
+        near = F.max_pool2d(sure.float(), 3, stride=1, padding=1) > 0
+        grown = near & possible
+        if torch.equal(grown, sure):
+            return sure
+        sure = grown

@@ -1,0 +1,141 @@
+"""What every figure of the lessons has in common: its colours, its size, how it is shown.
+
+A figure is a matplotlib Figure of its own, without pyplot: no global state, and no backend to
+choose. `show` puts it into the notebook together with the words for who cannot see it.
+"""
+
+import base64
+import inspect
+import io
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+# Okabe & Ito 2008: distinct for every kind of colour blindness. Yellow comes last: faint on white.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442"]
+INK, PALE = "#222222", "#DDDDDD"
+
+DPI, WIDTH = 80, 512  # px: readable at 480 and on a projector
+STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.labelsize": 11,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
+    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "lines.linewidth": 2,
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+    "mathtext.default": "regular",
+}
+
+
+def styled(function):
+    """Draw with the style of the lessons, and leave matplotlib's own settings as they were."""
+    return matplotlib.rc_context(STYLE)(function)
+
+
+@styled
+def blank(height: int, width: int = WIDTH) -> Figure:
+    """An empty figure of so many pixels."""
+    return Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+
+
+@styled
+def panels(count: int = 1, height: int = 260, **sharing: bool) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` axes side by side. sharing: sharex, sharey of matplotlib."""
+    figure = blank(height)
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
+    axes = figure.subplots(1, count, squeeze=False, **sharing)
+    return figure, list(axes[0])
+
+
+def png(figure: Figure, colours: int = 256) -> bytes:
+    """The figure as a PNG of few colours, a third of the bytes of a plain one."""
+    small = io.BytesIO()
+    as_image(figure).quantize(colours).save(small, format="png", optimize=True)
+    return small.getvalue()
+
+
+@styled
+def as_image(figure: Figure) -> Image.Image:
+    """The figure as a PIL image, pixel for pixel."""
+    plain = io.BytesIO()
+    figure.savefig(plain, format="png", facecolor="white")
+    return Image.open(plain).convert("RGB")
+
+
+class Shown:
+    """A picture and its alternative text, for whichever of them the reader can take."""
+
+    def __init__(self, content: bytes, alt: str):
+        self.content, self.alt = content, alt
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
+        return {"image/png": base64.b64encode(self.content).decode(), "text/plain": self.alt}
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Put the figure below the cell. Outside a notebook only its words are printed.
+
+    alt: one sentence that says what is seen, for a reader who cannot see it
+    """
+    if not alt.strip():
+        raise ValueError("say in `alt` what the figure shows, for who cannot see it.")
+    if in_notebook():
+        display(Shown(png(figure), alt))
+    else:
+        print(alt)
+
+
+def say(text: str) -> None:
+    """Put text with Markdown and $maths$ below the cell; outside a notebook, print it."""
+    if in_notebook():
+        from IPython.display import Markdown
+
+        display(Markdown(text))
+    else:
+        print(text)
+
+
+def listing(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table of words and numbers below the cell; what is no string is written as Python does."""
+    lines = [list(columns), ["---"] * len(columns), *rows]
+    cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+    say("\n".join(f"| {' | '.join(line)} |" for line in cells))
+
+
+def source(thing: object) -> None:
+    """Show the code of a function, class or method as it stands in the package."""
+    code = textwrap.dedent(inspect.getsource(thing)).rstrip()
+    path = Path(inspect.getsourcefile(inspect.unwrap(thing)))
+    package = Path(__file__).parents[2]
+    where = path.relative_to(package.parent).as_posix() if path.is_relative_to(package) else ""
+    say(f"```python\n# {where or path.name}\n{code}\n```")
+
+
+def in_notebook() -> bool:
+    """Whether what is displayed reaches a notebook: a kernel runs, not a plain Python."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    return getattr(get_ipython(), "kernel", None) is not None
+
+
+def display(thing: object) -> None:
+    from IPython.display import display as ipython_display
+
+    ipython_display(thing)

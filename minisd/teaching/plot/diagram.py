@@ -1,0 +1,155 @@
+"""Diagrams of boxes and arrows: the map of the course, a module with its shapes."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from torch import Tensor
+
+from minisd.teaching.plot import canvas
+from minisd.teaching.plot.canvas import COLOURS, INK
+from minisd.unet import UNet
+
+Shape = tuple[int, ...]
+
+
+class Box(NamedTuple):
+    """A box of a diagram: its middle in pixels from the left and the top, words, colour, size."""
+
+    x: float
+    y: float
+    words: str
+    colour: int = 0  # of canvas.COLOURS
+    width: float = 140
+    height: float = 44
+
+
+@canvas.styled
+def boxes(
+    nodes: dict[str, Box], arrows: list[tuple[str, str] | tuple[str, str, str]], height: int
+) -> Figure:
+    """Boxes by key, and arrows between them: (from, to) or (from, to, words)."""
+    figure = canvas.blank(height)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_xlim(0, canvas.WIDTH)
+    axes.set_ylim(height, 0)
+    axes.set_axis_off()
+    patches = {key: draw_box(axes, box) for key, box in nodes.items()}
+    for tail, head, *words in arrows:
+        start, end = nodes[tail], nodes[head]
+        axes.add_patch(
+            FancyArrowPatch(
+                (start.x, start.y),
+                (end.x, end.y),
+                arrowstyle="-|>",
+                mutation_scale=14,
+                color=INK,
+                patchA=patches[tail],
+                patchB=patches[head],
+                shrinkA=2,
+                shrinkB=2,
+                lw=1.5,
+            )
+        )
+        if words:
+            middle = (start.x + end.x) / 2, (start.y + end.y) / 2
+            flat = abs(start.y - end.y) < 1
+            place = {"ha": "center", "va": "bottom"} if flat else {"ha": "left", "va": "center"}
+            axes.text(middle[0] + (0 if flat else 6), middle[1] - 2 * flat, words[0], **place)
+    return figure
+
+
+def draw_box(axes: Axes, box: Box) -> FancyBboxPatch:
+    corner = box.x - box.width / 2, box.y - box.height / 2
+    colour = COLOURS[box.colour % len(COLOURS)]
+    patch = FancyBboxPatch(
+        corner,
+        box.width,
+        box.height,
+        boxstyle="round,pad=0,rounding_size=6",
+        facecolor=colour + "26",  # pale: words stay readable
+        edgecolor=colour,
+        lw=2,
+    )
+    axes.add_patch(patch)
+    axes.text(box.x, box.y, box.words, ha="center", va="center", linespacing=1.25)
+    return patch
+
+
+@canvas.styled
+def bricks(
+    rows: dict[str, Sequence[str]], marked: dict[str, Sequence[int]] | None = None
+) -> Figure:
+    """Texts cut into pieces, a row for each, every letter equally wide: how pieces grow or differ.
+
+    rows: pieces by the row's name; of a piece of two lines the longer counts
+    marked: by a row's name, which of its pieces (0 is the first) have the second colour
+    """
+    marked, margin = marked or {}, 16 + 7.5 * max(map(len, rows))
+    widths = [[max(map(len, piece.split("\n"))) for piece in pieces] for pieces in rows.values()]
+    letter = min(40, (canvas.WIDTH - margin - 4) / max(map(sum, widths)))
+    tall = 18 + 18 * (1 + max(piece.count("\n") for row in rows.values() for piece in row))
+    nodes, names = {}, []
+    for r, (name, pieces) in enumerate(rows.items()):
+        x, y = margin, 4 + tall * (r + 0.5)
+        names.append((margin - 8, y, name))
+        for c, (piece, width) in enumerate(zip(pieces, widths[r])):
+            colour = int(c in marked.get(name, ()))
+            room = letter * width
+            nodes[f"{r} {c}"] = Box(x + room / 2, y, piece, colour, room - 4, tall - 8)
+            x += room
+    figure = boxes(nodes, [], 8 + tall * len(rows))
+    for x, y, name in names:
+        figure.axes[0].text(x, y, name, ha="right", va="center")
+    return figure
+
+
+def shape_words(value: Tensor | Shape | list) -> str:
+    """The shape as it is written everywhere here: "2 96 8 8"."""
+    value = value[0] if isinstance(value, list) else value
+    return " ".join(map(str, getattr(value, "shape", value)))
+
+
+def last_of(values: dict, level: str) -> Tensor | list | Shape:
+    """What a level's last block made, before it changes the size."""
+    inside = [name for name in values if name.startswith((f"{level}.res.", f"{level}.attn."))]
+    direct = [name for name in inside if name.count(".") == level.count(".") + 2]
+    last = max(int(name.rsplit(".", 1)[1]) for name in direct)
+    return next(
+        values[f"{level}.{kind}.{last}"]
+        for kind in ("attn", "res")
+        if f"{level}.{kind}.{last}" in values
+    )
+
+
+def unet(network: UNet, values: dict[str, Tensor | list | Shape], prefix: str = "unet.") -> Figure:
+    """The U-Net as the letter it is named after, from its module tree and the shapes of a trace.
+
+    values: of a trace over one run or more, names with this prefix ("" for a network traced alone)
+    """
+    count, row = len(network.down), 74
+    nodes, arrows = {}, []
+    left, right = 128, canvas.WIDTH - 128
+    nodes["in"] = Box(left, 30, "conv_in\n" + shape_words(values[f"{prefix}conv_in"]), 6, 190)
+    nodes["out"] = Box(right, 30, "conv_out\n" + shape_words(values[f"{prefix}conv_out"]), 6, 190)
+    for level in range(count):
+        y = 30 + row * (level + 1)
+        for side, x, index, colour in (
+            ("down", left, level, 0),
+            ("up", right, count - 1 - level, 1),
+        ):
+            part = getattr(network, side)[index]
+            kinds = "(ResBlock, attention)" if len(part.attn) else "ResBlock"
+            shape = shape_words(last_of(values, f"{prefix}{side}.{index}"))
+            words = f"{side}.{index}: {len(part.res)} x\n{kinds}\n{shape}"
+            nodes[f"{side}{level}"] = Box(x, y, words, colour, 190, 58)
+        arrows += [("in" if level == 0 else f"down{level - 1}", f"down{level}")]
+        arrows += [(f"up{level}", "out" if level == 0 else f"up{level - 1}")]
+        arrows += [(f"down{level}", f"up{level}", "skips")]
+    middle = "mid: ResBlock, attention, ResBlock\n" + shape_words(values[f"{prefix}mid"])
+    bottom = 30 + row * (count + 1)
+    nodes["mid"] = Box(canvas.WIDTH / 2, bottom, middle, 2, 270)
+    arrows += [(f"down{count - 1}", "mid"), ("mid", f"up{count - 1}")]
+    return boxes(nodes, arrows, bottom + 36)

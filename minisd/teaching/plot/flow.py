@@ -1,0 +1,209 @@
+"""Figures of diffusion where pictures are points: densities that melt, walks, clouds, arrows.
+
+flow(states, ts)          1-D: where all walkers are at every t, and some of their ways
+peaks(places, panels)     1-D: the density of each group at a few t
+groups(panels, names)     2-D: clouds of points by group
+field(panels)             2-D: which way each place is sent
+
+Points are tensors b 1 1 1 or b 2 1 1, as minisd.teaching.toy makes them, or any shape that has as
+many numbers in that order.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from einops import rearrange
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from minisd.teaching.plot import canvas
+from minisd.teaching.plot.canvas import COLOURS, INK, PALE
+
+BINS = 90  # of a heat map, across
+WAYS = 14  # walkers whose ways are drawn
+GREY = "#999999"
+
+
+def flat(points: Tensor, d: int) -> np.ndarray:
+    """Points as rows: b d."""
+    return rearrange(points.detach().cpu().numpy().ravel(), "(b d) -> b d", d=d)
+
+
+@canvas.styled
+def flow(
+    states: Tensor | dict[str, Tensor],
+    ts: Sequence[float],
+    groups: Tensor | None = None,
+    density: Tensor | None = None,
+    span: tuple[float, float] = (-2.6, 2.6),
+    labels: tuple[str, str] = ("t", "x"),
+    height: int = 280,
+) -> Figure:
+    """Where walkers on a line are at every t: the darker, the more; and the ways of a few of them.
+
+    states: s b, one row per moment, as ts; or such by title, side by side
+    groups: b, for the colours of the ways
+    density: s places, the exact one on even places over the span; None: the walkers counted
+    labels: of the two axes. Time runs from left to right as ts are given, up or down.
+    """
+    panels = states if isinstance(states, dict) else {"": states}
+    figure, axes = canvas.panels(len(panels), height, sharey=True)
+    moments = np.arange(len(ts))
+    marks = np.linspace(0, len(ts) - 1, 5 if len(panels) == 1 else 3).round().astype(int)
+    for plane, (title, walkers) in zip(axes, panels.items()):
+        ways = rearrange(walkers.detach().cpu().numpy(), "s b ... -> s (b ...)")
+        heat(plane, counted(ways, span) if density is None else density.numpy(), span)
+        kinds = torch.zeros(ways.shape[1]) if groups is None else groups
+        for way, kind in zip(ways.T[:WAYS], kinds):
+            plane.plot(moments, way, color=COLOURS[int(kind)], linewidth=1.2)
+        plane.set_xticks(marks, [f"{ts[mark]:.0f}" for mark in marks])
+        plane.set(xlabel=labels[0], ylim=span, title=title)
+    axes[0].set_ylabel(labels[1])
+    return figure
+
+
+def heat(plane: Axes, density: np.ndarray, span: tuple[float, float]) -> None:
+    """Each moment's density in shades of grey, by itself, so that peaks stay visible. s places"""
+    shades = density / density.max(axis=1, keepdims=True)
+    extent = (0, len(density) - 1, *span)
+    look = {"cmap": "Greys", "vmin": 0, "vmax": 1.6, "aspect": "auto", "origin": "lower"}
+    plane.imshow(shades.T, extent=extent, interpolation="bilinear", **look)
+
+
+def counted(states: np.ndarray, span: tuple[float, float]) -> np.ndarray:
+    """How many walkers are near each place, a little smoothed: s b -> s places."""
+    edges = np.linspace(*span, BINS + 1)
+    rows = [np.histogram(row, edges)[0] for row in states]
+    soft = np.array([1, 4, 6, 4, 1]) / 16
+    return np.stack([np.convolve(row, soft, "same") for row in rows]) + 1e-9
+
+
+@canvas.styled
+def peaks(
+    places: Tensor,
+    panels: dict[str, Tensor],
+    names: Sequence[str],
+    samples: dict[str, Tensor] | None = None,
+    x_label: str = "x",
+    height: int = 230,
+) -> Figure:
+    """The density of each group along a line, one panel for each moment, and their sum as a line.
+
+    places: p    panels: by title, the density of each group: groups p
+    samples: by title, points that were found: their histogram beside the exact sum
+    """
+    figure, axes = canvas.panels(len(panels), height, sharex=True, sharey=True)
+    x = places.detach().cpu().numpy().ravel()
+    for plane, (title, rows) in zip(axes, panels.items(), strict=True):
+        values = rows.detach().cpu().numpy()
+        if samples is not None:
+            found = samples[title].detach().cpu().numpy().ravel()
+            plane.hist(found, bins=50, range=(x[0], x[-1]), density=True, color=GREY)
+        for index, row in enumerate(values):
+            if samples is None:
+                plane.fill_between(x, row, color=COLOURS[index], alpha=0.55, linewidth=0)
+            else:
+                plane.plot(x, row, color=COLOURS[index], linewidth=1.5)
+        plane.plot(x, values.sum(axis=0), color=INK, linewidth=1.5)
+        plane.set_title(title)
+        plane.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+        plane.set_yticks([])
+        plane.spines["left"].set_visible(False)
+        plane.set_xlabel(x_label)
+    name_groups(figure, names)
+    return figure
+
+
+Cloud = tuple[Tensor, Tensor | None]  # points, b 2 1 1; the group of each, b, None: not told
+
+
+@canvas.styled
+def groups(
+    panels: dict[str, Cloud],
+    names: Sequence[str] = (),
+    unsure: dict[str, Tensor] | None = None,
+    ways: dict[str, Tensor] | None = None,
+    reach: float = 2.4,
+    ring: float | None = None,
+    columns: int | None = None,
+) -> Figure:
+    """Clouds of points in the plane, one panel for each moment or setting, coloured by group.
+
+    unsure: by title, b, which points no group fits: black rings around them
+    ways: by title, s b 2, paths to draw below the points    ring: the radius of a glass to draw
+    """
+    columns = columns or len(panels)
+    rows = -(-len(panels) // columns)
+    side = (canvas.WIDTH - 16) // max(2, columns)
+    figure = canvas.blank(rows * (side + 24) + 34 * bool(names))
+    figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03)
+    planes = figure.subplots(rows, columns, squeeze=False).ravel()
+    size = 4 if max(len(points) for points, _ in panels.values()) > 250 else 14
+    for plane, (title, (points, kinds)) in zip(planes, panels.items()):
+        for path in rearrange((ways or {}).get(title, torch.zeros(0, 0, 2)), "s b d -> b d s"):
+            plane.plot(*path.numpy(), color=GREY, linewidth=0.8, zorder=0)
+        colours = GREY if kinds is None else [COLOURS[int(kind)] for kind in kinds]
+        plane.scatter(*flat(points, 2).T, s=size, c=colours, linewidths=0)
+        if unsure and title in unsure:
+            doubtful = flat(points[unsure[title]], 2)
+            plane.scatter(*doubtful.T, s=14, facecolors="none", edgecolors=INK, linewidths=0.8)
+        dress(plane, title, reach, ring)
+    for plane in planes[len(panels) :]:
+        plane.set_axis_off()
+    name_groups(figure, names)
+    return figure
+
+
+@canvas.styled
+def field(
+    panels: dict[str, tuple[Tensor, Tensor]],
+    points: Tensor | dict[str, Tensor] | None = None,
+    marks: tuple[Sequence[str], Tensor] | None = None,
+    reach: float = 2.4,
+    longest: float = 0.4,
+) -> Figure:
+    """Which way each place of the plane is sent, an arrow for each.
+
+    panels: by title, where the arrows begin and their directions, each p 2 1 1
+    points: drawn pale below the arrows, b 2 1 1, for all panels or by title
+    marks: names and where in the plane to write them, n 2 1 1
+    longest: the length of each panel's longest arrow; the others' are lifted, so that weak ones
+        still show their direction
+    """
+    side = (canvas.WIDTH - 16) // max(2, len(panels))
+    figure, planes = canvas.panels(len(panels), side + 24)
+    for plane, (title, (places, arrows)) in zip(planes, panels.items()):
+        below = points.get(title) if isinstance(points, dict) else points
+        if below is not None:
+            plane.scatter(*flat(below, 2).T, s=4, color=COLOURS[5], linewidths=0)
+        way = flat(arrows, 2)
+        length = np.linalg.norm(way, axis=1, keepdims=True)
+        way = longest * way / np.maximum(length, 1e-9) * (length / length.max()) ** 0.4
+        look = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.008, "color": INK}
+        plane.quiver(*flat(places, 2).T, *way.T, **look)
+        for index, (name, centre) in enumerate(zip(*marks or ((), ()))):
+            look = {"color": COLOURS[index], "weight": "bold", "ha": "center", "va": "center"}
+            plane.text(*centre.flatten().tolist(), name, **look, backgroundcolor="#FFFFFFCC")
+        dress(plane, title, reach)
+    return figure
+
+
+def dress(plane: Axes, title: str, reach: float, ring: float | None = None) -> None:
+    """A square without ticks, and perhaps the glass seen from above."""
+    if ring is not None:
+        turn = np.linspace(0, 2 * np.pi, 100)
+        plane.plot(ring * np.cos(turn), ring * np.sin(turn), color=GREY, linewidth=1)
+    plane.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], title=title)
+    plane.set_aspect("equal")
+    for side in plane.spines.values():
+        side.set(visible=True, color=PALE)
+
+
+def name_groups(figure: Figure, names: Sequence[str]) -> None:
+    """The groups' names in their colours, above the panels."""
+    if names:
+        dots = [figure.axes[0].scatter([], [], color=COLOURS[i], s=60) for i in range(len(names))]
+        figure.legend(dots, names, loc="outside upper center", ncols=len(names), frameon=False)

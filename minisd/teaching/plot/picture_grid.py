@@ -1,0 +1,235 @@
+"""Figures made of pictures: rows and tables of them, latents, attention over a picture, a slider.
+
+A picture is a tensor 3 h w or 1 3 h w in [-1, 1], a grey one h w in [-1, 1], or a PIL image.
+"""
+
+from collections.abc import Callable, Sequence
+from math import ceil
+
+import matplotlib
+import numpy as np
+import torch
+from einops import rearrange
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from minisd.pipeline import to_pil
+from minisd.teaching import headless
+from minisd.teaching.plot import canvas
+
+Picture = Tensor | Image.Image
+GAP, LINE, LETTER = 6, 17, 7.5  # px between pictures, of a line of words, of a letter
+SMOOTH_FROM = 32  # px: smaller ones are enlarged as squares, so that each number can be seen
+
+
+def as_pil(picture: Picture) -> Image.Image:
+    """A picture of any of the forms above as a PIL image."""
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    if picture.ndim == 2:
+        picture = picture.expand(3, *picture.shape)
+    if picture.ndim == 3:
+        picture = rearrange(picture, "c h w -> 1 c h w")
+    if picture.ndim != 4 or picture.shape[:2] != (1, 3):
+        raise ValueError(f"expected one picture, 3 h w, got {tuple(picture.shape)}.")
+    return to_pil(picture.detach())[0]
+
+
+def enlarged(picture: Image.Image, width: int) -> Image.Image:
+    """The picture at another width, small ones in squares, others smoothly."""
+    height = round(picture.height * width / picture.width)
+    small = max(picture.size) < SMOOTH_FROM
+    how = Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC
+    return picture.resize((width, height), how)
+
+
+def place(figure: Figure, picture: Image.Image, left: int, top: int) -> None:
+    """Put a picture on a figure, pixel by pixel, its corner so far from the left and the top."""
+    width, height = figure.get_size_inches() * canvas.DPI
+    corner = left / width, 1 - (top + picture.height) / height
+    axes = figure.add_axes((*corner, picture.width / width, picture.height / height))
+    axes.imshow(np.asarray(picture), interpolation="none", aspect="auto")
+    axes.set_axis_off()
+
+
+def write(figure: Figure, words: str, x: float, y: float, **how: str) -> None:
+    """Words at a place counted in pixels from the left and the top."""
+    width, height = figure.get_size_inches() * canvas.DPI
+    figure.text(x / width, 1 - y / height, words, **({"ha": "center", "va": "bottom"} | how))
+
+
+@canvas.styled
+def pictures(
+    images: Tensor | Sequence[Picture],
+    titles: Sequence[str] = (),
+    columns: int | None = None,
+    size: int | None = None,
+) -> Figure:
+    """Pictures in rows, each below its title: a row, a strip of guesses, a sheet of seeds.
+
+    images: b 3 h w, or a list    columns: how many in a row; None: all
+    size: the width of one picture in pixels; None: what fits, at most 160
+    """
+    shown = [as_pil(image) for image in images]
+    if titles and len(titles) != len(shown):
+        raise ValueError(f"{len(shown)} pictures need as many titles, got {len(titles)}.")
+    columns = columns or len(shown)
+    size = size or min(160, canvas.WIDTH // columns - GAP)
+    shown = [enlarged(image, size) for image in shown]
+    head = LINE * max((title.count("\n") + 1 for title in titles), default=0)
+    tall = max(image.height for image in shown) + head + GAP
+    figure = canvas.blank(tall * ceil(len(shown) / columns), (size + GAP) * columns)
+    for index, image in enumerate(shown):
+        left, top = index % columns * (size + GAP) + GAP // 2, index // columns * tall + head
+        place(figure, image, left, top)
+        if titles:
+            write(figure, titles[index], left + size / 2, top - 1)
+    return figure
+
+
+@canvas.styled
+def table(rows: dict[str, Tensor | Sequence[Picture]], columns: Sequence[str] = ()) -> Figure:
+    """Pictures in a table: each row with its name at the left, each column with its at the top.
+
+    rows: samplers, scales, prompts … each with its pictures    columns: what changes along a row
+    """
+    shown = {name: [as_pil(image) for image in images] for name, images in rows.items()}
+    count = max(map(len, shown.values()))
+    margin = int(max(len(line) for name in rows for line in name.split("\n")) * LETTER) + 2 * GAP
+    size = min(128, (canvas.WIDTH - margin) // count - GAP)
+    shown = {name: [enlarged(image, size) for image in row] for name, row in shown.items()}
+    head = LINE * max((title.count("\n") + 1 for title in columns), default=0)
+    tall = max(image.height for row in shown.values() for image in row) + GAP
+    figure = canvas.blank(head + tall * len(shown), margin + (size + GAP) * count)
+    for r, (name, row) in enumerate(shown.items()):
+        top = head + r * tall
+        write(figure, name, margin - GAP, top + tall / 2, ha="right", va="center")
+        for c, image in enumerate(row):
+            place(figure, image, margin + c * (size + GAP), top)
+    for c, title in enumerate(columns):
+        write(figure, title, margin + c * (size + GAP) + size / 2, head - 1)
+    return figure
+
+
+@canvas.styled
+def channels(
+    latent: Tensor, titles: Sequence[str] = (), picture: Picture | None = None, label: str = ""
+) -> Figure:
+    """Every channel of a latent as a map: blue is negative, red positive, white zero.
+
+    latent: c h w or 1 c h w    picture: shown before them, for comparison
+    label: of the colour scale, which all maps share
+    """
+    latent = latent.detach().float().squeeze(0).cpu()
+    peak = latent.abs().max().item() or 1.0
+    colours = matplotlib.colormaps["RdBu_r"](latent.numpy() / (2 * peak) + 0.5)[..., :3]
+    maps = [Image.fromarray((255 * each).round().astype(np.uint8)) for each in colours]
+    names = list(titles) or [f"channel {c}" for c in range(len(maps))]
+    shown = maps if picture is None else [as_pil(picture), *maps]
+    figure = pictures(shown, names if picture is None else ["picture", *names])
+    return with_scale(figure, "RdBu_r", -peak, peak, label)
+
+
+def with_scale(figure: Figure, cmap: str, low: float, high: float, label: str) -> Figure:
+    """The same figure, a colour scale with its two ends and the middle below it."""
+    below = 46
+    width, height = figure.get_size_inches() * canvas.DPI
+    taller = height + below
+    for axes in figure.axes:
+        x, y, w, h = axes.get_position().bounds
+        axes.set_position((x, (y * height + below) / taller, w, h * height / taller))
+    for text in figure.texts:
+        x, y = text.get_position()
+        text.set_position((x, (y * height + below) / taller))
+    figure.set_size_inches(width / canvas.DPI, taller / canvas.DPI)
+    bar = figure.add_axes((0.3, 30 / taller, 0.4, 10 / taller))
+    shades = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(low, high), cmap)
+    figure.colorbar(shades, cax=bar, orientation="horizontal", ticks=[low, (low + high) / 2, high])
+    bar.set_xticklabels([f"{value:.2g}" for value in (low, (low + high) / 2, high)])
+    if label:
+        write(figure, label, 0.3 * width - GAP, taller - 35, ha="right", va="center")
+    return figure
+
+
+def overlay(picture: Picture, weights: Tensor, peak: float | None = None) -> Image.Image:
+    """The picture in pale grey under a map: dark blue looks away, yellow looks there most.
+
+    weights: h w, of any resolution, from 0 up    peak: what is yellow; None: the map's maximum
+    """
+    grey = as_pil(picture).convert("L").resize((128, 128), Image.Resampling.BICUBIC)
+    share = (weights.detach().float().cpu() / (peak or weights.max())).clamp(0, 1)
+    share = Image.fromarray(share.numpy()).resize(grey.size, Image.Resampling.BICUBIC)
+    colours = matplotlib.colormaps["viridis"](np.asarray(share).clip(0, 1))[..., :3]
+    light = np.asarray(grey, dtype=np.float64)[..., None] / 255
+    return Image.fromarray((255 * colours * (0.5 + 0.5 * light)).round().astype(np.uint8))
+
+
+def attention(
+    picture: Picture,
+    maps: Tensor | Sequence[Tensor],
+    words: Sequence[str],
+    columns: int | None = None,
+    together: bool = False,
+) -> Figure:
+    """Where each word is looked at from: the picture, then one overlay per word.
+
+    maps: one h w per word    together: all with one scale, so that weak words look weak
+    """
+    peak = max(each.max().item() for each in maps) if together else None
+    overlays = [overlay(picture, each, peak) for each in maps]
+    first = as_pil(picture).resize(overlays[0].size, Image.Resampling.BICUBIC)
+    return pictures([first, *overlays], ["picture", *words], columns or min(len(words) + 1, 5))
+
+
+def stacked(figures: Sequence[Figure]) -> Figure:
+    """Figures one below the other, as one."""
+    shots = [canvas.as_image(figure) for figure in figures]
+    whole = canvas.blank(sum(shot.height for shot in shots), max(shot.width for shot in shots))
+    top = 0
+    for shot in shots:
+        place(whole, shot, 0, top)
+        top += shot.height
+    return whole
+
+
+def slider(
+    draw: Callable[[object], Figure],
+    label: str,
+    values: Sequence,
+    alt: str,
+    shown: Sequence | None = None,
+) -> None:
+    """Try values of one setting: a slider where there are widgets, else the figures of a few.
+
+    draw: from a value to its figure    label: what the setting is called
+    shown: the values whose figures stand in for the slider; None: first, middle and last
+    """
+    values = list(values)
+    if not headless() and canvas.in_notebook() and live(draw, label, values):
+        return
+    few = shown or list(dict.fromkeys([values[0], values[len(values) // 2], values[-1]]))
+    canvas.show(stacked([draw(value) for value in few]), alt)
+
+
+def live(draw: Callable[[object], Figure], label: str, values: list) -> bool:
+    """Show the slider. False: there is no ipywidgets."""
+    try:
+        import ipywidgets
+    except ImportError:
+        return False
+    drawn: dict = {}
+    choice = ipywidgets.SelectionSlider(options=values, description=label, continuous_update=False)
+    screen = ipywidgets.Image(format="png")
+
+    def refresh(change: dict | None = None) -> None:
+        value = choice.value
+        if value not in drawn:
+            with torch.no_grad():
+                drawn[value] = canvas.png(draw(value))
+        screen.value = drawn[value]
+
+    choice.observe(refresh, names="value")
+    refresh()
+    canvas.display(ipywidgets.VBox([choice, screen]))
+    return True

@@ -1,0 +1,298 @@
+"""The small worlds of the lessons: points in place of pictures, where every answer is known.
+
+A point is a picture of one pixel, b d 1 1 with d = 1 or 2, so the schedule, the guidance and the
+samplers take it as they take latents. A Mixture knows its exact density, score and best guess at
+every noise level; a PointNetwork learns them in seconds, and can be held against the truth.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from minisd.guidance import LogProb, Network, guided_denoiser
+from minisd.mini.emoji import Emoji
+from minisd.schedule import CLEAN, Denoiser, Level, Prediction, Schedule
+from minisd.unet import timestep_embedding
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """Round Gaussian bumps of one spread, each of a group: pictures, and the truth about them.
+
+    Noised, a bump stays a bump: its centre shrinks by the signal rate, and its variance becomes
+    signal_rate² spread² + noise_rate². So every answer is a sum over the bumps.
+
+    names: of the groups    groups: k, which group each bump is of    centres: k c h w
+    spread: of every bump; 0 makes the centres a list of training pictures, and nothing else
+    """
+
+    names: tuple[str, ...]
+    groups: Tensor
+    centres: Tensor
+    spread: float
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Pictures at random, b c h w, and the group of each, b."""
+        picks = torch.randint(len(self.centres), (count,), generator=generator)
+        shape = (count, *self.centres.shape[1:])
+        x0 = self.centres[picks] + self.spread * torch.randn(shape, generator=generator)
+        return x0, self.groups[picks]
+
+    def only(self, name: str) -> "Mixture":
+        """The pictures of one group: what a perfect prompt would leave."""
+        kept = self.groups == self.names.index(name)
+        return replace(self, groups=self.groups[kept], centres=self.centres[kept])
+
+    def variance(self, level: Level) -> float:
+        """Of a noised bump."""
+        return (level.signal_rate * self.spread) ** 2 + level.noise_rate**2
+
+    def bumps(self, x: Tensor, level: Level) -> Tensor:
+        """The log of what each bump adds to the density at x. x: b c h w    returns: b k"""
+        centres = level.signal_rate * rearrange(self.centres, "k c h w -> k (c h w)")
+        away = rearrange(x, "b c h w -> b 1 (c h w)") - centres
+        square = reduce(away**2, "b k d -> b k", "sum")
+        variance = self.variance(level)
+        volume = away.shape[-1] / 2 * math.log(2 * math.pi * variance)
+        return -square / (2 * variance) - volume - math.log(len(centres))
+
+    def log_density(self, x: Tensor, level: Level = CLEAN) -> Tensor:
+        """log p(x) among pictures noised to this level: b."""
+        return self.bumps(x, level).logsumexp(dim=1)
+
+    def group_log_probs(self, x: Tensor, level: Level = CLEAN) -> Tensor:
+        """log p(group | x): what can be known of where a noisy x came from. b groups"""
+        bumps = self.bumps(x, level)
+        sums = [bumps[:, self.groups == i].logsumexp(dim=1) for i in range(len(self.names))]
+        return F.log_softmax(torch.stack(sums, dim=1), dim=1)
+
+    def centre_guess(self, x: Tensor, level: Level) -> Tensor:
+        """The mean of the centres, each weighted by how likely x came from it: b c h w"""
+        shares = self.bumps(x, level).softmax(dim=1)
+        return torch.einsum("bk,kchw->bchw", shares, self.centres.to(x))
+
+    def score(self, x: Tensor, level: Level = CLEAN) -> Tensor:
+        """The gradient of log p(x): the way to where pictures are denser. b c h w"""
+        centre = level.signal_rate * self.centre_guess(x, level)
+        return (centre - x) / self.variance(level)
+
+    def x0(self, x: Tensor, level: Level) -> Tensor:
+        """The mean of all pictures that x may have been: the best guess there is. b c h w"""
+        guess = self.centre_guess(x, level)
+        gain = level.signal_rate * self.spread**2 / self.variance(level)
+        return guess + gain * (x - level.signal_rate * guess)
+
+    def denoise(self, x: Tensor, level: Level) -> Prediction:
+        """The perfect denoiser: eps is -noise_rate times the score (Vincent 2011; Song 2021)."""
+        eps = -level.noise_rate * self.score(x, level)
+        return Prediction(self.x0(x, level), eps, None, None)
+
+    def log_prob(self, name: str, schedule: Schedule) -> LogProb:
+        """The perfect classifier of noisy pictures, for classifier guidance. All t must be one."""
+        index = self.names.index(name)
+
+        def log_prob(x: Tensor, t: Tensor) -> Tensor:
+            return self.group_log_probs(x, schedule.at(t[0].item()))[:, index]
+
+        return log_prob
+
+
+# ---- the worlds -------------------------------------------------------------------------------
+
+
+def two_peaks() -> Mixture:
+    """All pictures of cats and dogs, if a picture were one number: cats near -1, dogs near 1."""
+    centres = rearrange(torch.tensor([-1.0, 1.0]), "k -> k 1 1 1")
+    return Mixture(("cat", "dog"), torch.arange(2), centres, spread=0.2)
+
+
+def three_groups() -> Mixture:
+    """Cats, dogs and humans in the plane, close enough for some pictures to fit two labels."""
+    angles = torch.tensor([210.0, 330.0, 90.0]).deg2rad()
+    centres = rearrange([angles.cos(), angles.sin()], "d k -> k d 1 1")
+    return Mixture(("cat", "dog", "human"), torch.arange(3), centres, spread=0.42)
+
+
+def ink() -> Mixture:
+    """Two drops, one in the centre of the glass and one near its rim."""
+    centres = rearrange(torch.tensor([[0.0, 0.0], [1.8, 0.0]]), "k d -> k d 1 1")
+    return Mixture(("centre", "rim"), torch.arange(2), centres, spread=0.08)
+
+
+def faces(emoji: Emoji, count: int = 600) -> Mixture:
+    """A cat's and a dog's face as points in the plane: the opaque and bright pixels of drawings.
+
+    count: of points in each face    returns: a mixture about as wide as unit noise
+    """
+    rng, names, side = np.random.default_rng(0), ("cat", "dog"), emoji.tiles.shape[2]
+    points = []
+    for name, middle in zip(names, (-1.0, 1.0), strict=True):
+        tile = emoji.tiles[emoji.things.index(name), emoji.styles.index("noto")].astype(float)
+        bright = tile[..., :3].mean(axis=-1) > 80
+        down, right = np.nonzero(bright & (tile[..., 3] > 128))
+        picked = rng.choice(len(down), count, replace=False)
+        across = 1.8 * (right[picked] / side - 0.5) + middle
+        points.append(np.stack([across, 1.8 * (0.5 - down[picked] / side)], axis=-1))
+    centres = rearrange(torch.tensor(np.concatenate(points)).float(), "k d -> k d 1 1")
+    return Mixture(names, torch.arange(2).repeat_interleave(count), centres, spread=0.03)
+
+
+def line(reach: float, count: int) -> Tensor:
+    """Places to ask a 1-D mixture about, from -reach to reach: count 1 1 1."""
+    return rearrange(torch.linspace(-reach, reach, count), "b -> b 1 1 1")
+
+
+def grid(reach: float, count: int) -> Tensor:
+    """Places to ask a 2-D mixture about, row by row from the lower left: count² 2 1 1."""
+    ticks = torch.linspace(-reach, reach, count)
+    up, across = torch.meshgrid(ticks, ticks, indexing="ij")
+    return rearrange([across, up], "d h w -> (h w) d 1 1")
+
+
+def small_steps(x0: Tensor, schedule: Schedule, generator: torch.Generator) -> Iterator[Tensor]:
+    """The forward process one small step after the other: x at t = 0, 1, 2 …
+
+    Each keeps sqrt(1 - beta) of x and adds sqrt(beta) of fresh noise (Ho et al. 2020, eq. 2).
+    """
+    x, before = x0, 1.0
+    for alpha_bar in schedule.alpha_bar.tolist():
+        beta = 1 - alpha_bar / before
+        noise = torch.randn(x.shape, generator=generator)
+        x = math.sqrt(1 - beta) * x + math.sqrt(beta) * noise
+        before = alpha_bar
+        yield x
+
+
+# ---- what learns ------------------------------------------------------------------------------
+
+
+class PointNetwork(nn.Module):
+    """Three layers that look at a noisy point and at t: a noise predictor, or a classifier.
+
+    x: b d 1 1    t: b, integer or float    context: none is read
+    returns: b c_out 1 1, eps or v (c_out = d) or logits (c_out = groups)
+    """
+
+    def __init__(self, d: int, c_out: int, width: int = 128):
+        super().__init__()
+        self.width = width
+        self.layer1 = nn.Linear(7 * d + width, width)
+        self.layer2 = nn.Linear(width, width)
+        self.layer3 = nn.Linear(width, width)
+        self.out = nn.Linear(width, c_out)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        point = rearrange(x, "b d 1 1 -> b d")
+        waves = [f(k * math.pi / 2 * point) for k in (1, 2, 4) for f in (torch.sin, torch.cos)]
+        h = torch.cat([point, *waves, timestep_embedding(t, self.width)], dim=1)
+        h = F.silu(self.layer1(h))
+        h = h + F.silu(self.layer2(h))
+        h = h + F.silu(self.layer3(h))
+        return rearrange(self.out(h), "b c -> b c 1 1")
+
+
+def train_predictor(
+    data: Mixture,
+    schedule: Schedule,
+    steps: int = 2000,
+    objective: str = "eps",
+    seed: int = 0,
+) -> tuple[PointNetwork, list[float]]:
+    """Teach a network which noise was added to a point, and return it with the loss of every step.
+
+    Each step is Ho et al. 2020, algorithm 1: pick, noise to a random t, ask, correct.
+    objective: "eps", or "v" (schedule.velocity)
+    """
+    d = data.centres.shape[1]
+
+    def loss_of(network: PointNetwork, generator: torch.Generator) -> Tensor:
+        x0, _ = data.draw(512, generator)
+        noise = torch.randn(x0.shape, generator=generator)
+        t = torch.randint(schedule.config.timesteps, (len(x0),), generator=generator)
+        x = schedule.add_noise(x0, noise, t)
+        answer = noise if objective == "eps" else schedule.velocity(x0, noise, t)
+        return F.mse_loss(network(x, t), answer)
+
+    return descend(d, d, loss_of, steps, seed)
+
+
+def train_point_classifier(
+    data: Mixture, schedule: Schedule, steps: int = 1000, seed: int = 0
+) -> tuple[PointNetwork, list[float]]:
+    """Teach a network which group a noisy point is of; with the loss of every step."""
+    d, count = data.centres.shape[1], len(data.names)
+
+    def loss_of(network: PointNetwork, generator: torch.Generator) -> Tensor:
+        x0, groups = data.draw(512, generator)
+        noise = torch.randn(x0.shape, generator=generator)
+        t = torch.randint(schedule.config.timesteps, (len(x0),), generator=generator)
+        logits = network(schedule.add_noise(x0, noise, t), t)
+        return F.cross_entropy(rearrange(logits, "b c 1 1 -> b c"), groups)
+
+    return descend(d, count, loss_of, steps, seed)
+
+
+@torch.enable_grad()
+def descend(d: int, c_out: int, loss_of, steps: int, seed: int) -> tuple[PointNetwork, list[float]]:
+    """Adam with a rate that falls as half a cosine. loss_of(network, generator) -> one number"""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = PointNetwork(d, c_out)
+    generator = torch.Generator().manual_seed(seed)
+    adam = torch.optim.Adam(network.parameters(), lr=4e-3)
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
+    losses = []
+    for step in range(steps):
+        adam.zero_grad()
+        loss = loss_of(network, generator)
+        if not loss.isfinite():
+            raise ValueError(
+                f"the loss is {loss.item()} at step {step}: check loss_of or its data."
+            )
+        loss.backward()
+        adam.step()
+        fall.step()
+        losses.append(loss.item())
+    return network.eval().requires_grad_(False), losses
+
+
+def point_denoiser(network: Network, objective: str = "eps") -> Denoiser:
+    """What a sampler calls: the network alone, since points have no prompts."""
+    return guided_denoiser(network, objective, context=torch.zeros(1, 0, 0))
+
+
+def log_prob_of(classifier: PointNetwork, data: Mixture, name: str) -> LogProb:
+    """log p(name | x) by a trained classifier, for classifier guidance."""
+    index = data.names.index(name)
+
+    def log_prob(x: Tensor, t: Tensor) -> Tensor:
+        logits = rearrange(classifier(x, t), "b c 1 1 -> b c")
+        return F.log_softmax(logits, dim=1)[:, index]
+
+    return log_prob
+
+
+@torch.no_grad()
+def loss_per_t(
+    denoise: Denoiser,
+    data: Mixture,
+    schedule: Schedule,
+    ts: Sequence[int],
+    count: int = 4000,
+    seed: int = 1,
+) -> list[float]:
+    """The mean squared error of the predicted noise at each t. Every t sees the same pictures."""
+    generator = torch.Generator().manual_seed(seed)
+    x0, _ = data.draw(count, generator)
+    noise = torch.randn(x0.shape, generator=generator)
+    losses = []
+    for t in ts:
+        prediction = denoise(schedule.add_noise(x0, noise, t), schedule.at(t))
+        losses.append(F.mse_loss(prediction.eps, noise).item())
+    return losses

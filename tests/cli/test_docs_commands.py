@@ -1,0 +1,58 @@
+"""Every command of the pages that a newcomer copies from is run, or listed with the reason."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from minisd.cli import parser
+from tests.tools import run_docs_commands
+from tests.tools.run_docs_commands import LISTED, LISTED_PYTHON, PAGES, commands, why_not
+
+ROOT = Path(__file__).parents[2]
+ALL = {name: commands((ROOT / name).read_text(encoding="utf-8")) for name in PAGES}
+
+
+def test_commands_are_found_wherever_they_stand():
+    page = (
+        "Run `minisd doctor`, or\n`pip install\nx`; not `--lora FILE`.\n\n    minisd a && pip b\n"
+    )
+    page += "\n```bash\nminisd c; minisd d\nls\n```\n\n```python\nimport minisd\n```\n"
+    page += "| Linux | `. .venv/bin/activate` | `minisd.load` |\n"
+    found = ["minisd doctor", "pip install x", "minisd a", "pip b", "minisd c", "minisd d"]
+    assert commands(page) == [*found, "python\nimport minisd\n", ". .venv/bin/activate"]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_command_is_run_or_listed(name):
+    """What is run is a command of minisd that its parser takes, or Python."""
+    run = [one for one in ALL[name] if not why_not(one)]
+    assert len(run) >= {"README.md": 3, "docs/setup.md": 2, "docs/steering.md": 40}[name]
+    for command in run:
+        if not command.startswith("python\n"):
+            words = shlex.split(command)
+            assert words[0] == "minisd", f"{command}: run it, or list it with a reason"
+            _, extra = parser().parse_known_args(words[1:])
+            assert extra == []
+
+
+def test_the_lists_name_nothing_that_is_gone():
+    every = [command for page in ALL.values() for command in page]
+    assert [fits for fits in LISTED if not any(re.fullmatch(fits, one) for one in every)] == []
+    assert [words for words in LISTED_PYTHON if not any(words in one for one in every)] == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_command_names_no_file_of_the_repository(name):
+    for command in ALL[name]:
+        if not why_not(command):
+            assert "weights/" not in command and "docs/" not in command, command
+
+
+def test_weights_go_into_a_wheel_and_stay_out_of_an_editable_install():
+    """Hatch applies force-include to both; run_docs_commands.py looks at what pip installs."""
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert "force-include" not in settings
+    assert 'weights = "minisd/weights"' in settings
+    assert run_docs_commands.check_what_is_installed

@@ -1,0 +1,555 @@
+"""What the lessons are made with: figures, questions, puzzles, and the normal form of notebooks."""
+
+import base64
+import io
+import itertools
+
+import matplotlib
+import nbformat
+import numpy as np
+import pytest
+import torch
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
+
+from docs.make import contact_sheet, notebooks
+from minisd import teaching
+from minisd.checkpoints.registry import OFFICIAL
+from minisd.config import UNetConfig
+from minisd.pipeline import to_pil
+from minisd.teaching import plot, puzzles, self_test
+from minisd.teaching.plot import canvas, charts, diagram
+from minisd.teaching.plot import picture_grid as pictures
+from minisd.teaching.predict import Guess, buttons, predict
+from minisd.trace import trace
+from minisd.unet import UNet
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def in_notebook(monkeypatch):
+    """Pretend that a kernel runs, and collect what it would show."""
+    shown = []
+    monkeypatch.setattr(canvas, "in_notebook", lambda: True)
+    monkeypatch.setattr(canvas, "display", shown.append)
+    return shown
+
+
+def shot(figure):
+    return np.asarray(canvas.as_image(figure)).astype(int)
+
+
+# ---- the package ------------------------------------------------------------------------------
+
+
+def test_quick_and_headless_follow_the_environment(monkeypatch):
+    for variable, asked in {
+        "MINISD_QUICK": teaching.quick,
+        "MINISD_HEADLESS": teaching.headless,
+    }.items():
+        monkeypatch.delenv(variable, raising=False)
+        assert not asked()
+        monkeypatch.setenv(variable, "0")
+        assert not asked()
+        monkeypatch.setenv(variable, "1")
+        assert asked()
+
+
+def test_official_names_the_first_model_that_is_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINISD_WEIGHTS", str(tmp_path))
+    assert teaching.official("sd15", "sd21") is None
+    (tmp_path / "sd21").mkdir()
+    (tmp_path / "sd21" / OFFICIAL["sd21"].file).touch()
+    assert teaching.official("sd15", "sd21") == "sd21"
+
+
+# ---- questions --------------------------------------------------------------------------------
+
+SENTENCES = {"a": "Too few.", "b": "Just so.", "c": "Too many."}
+
+
+def guess():
+    return Guess("How many?", {"a": "one", "b": "two", "c": "three"})
+
+
+def test_a_right_guess_hears_only_why():
+    asked = guess()
+    asked.choose("b")
+    assert asked.verdict("b", **SENTENCES) == "You were right: **b) two.** Just so."
+
+
+def test_a_wrong_guess_hears_what_is_wrong_with_it_and_what_is_right():
+    asked = guess()
+    asked.choose("c")
+    words = asked.verdict("b", **SENTENCES)
+    assert "You said **c) three.** Too many." in words and "**b) two.** Just so." in words
+    assert "Too few." not in words
+
+
+def test_without_a_guess_every_option_is_explained():
+    words = guess().verdict("b", **SENTENCES)
+    assert words.startswith("The answer is **b) two.**")
+    assert all(sentence in words for sentence in SENTENCES.values())
+
+
+def test_a_question_must_be_answerable():
+    with pytest.raises(ValueError, match="two options"):
+        predict("How many?", a="one")
+    with pytest.raises(ValueError, match="no option 'd'"):
+        guess().choose("d")
+    with pytest.raises(ValueError, match="needs a sentence"):
+        guess().verdict("b", a="Too few.", b="Just so.")
+    with pytest.raises(ValueError, match="one of them is the answer"):
+        guess().verdict("d", **SENTENCES)
+
+
+def test_predict_prints_outside_a_notebook_and_keeps_the_answer(capsys):
+    asked = predict("How many?", a="one", b="two")
+    assert "How many?" in capsys.readouterr().out
+    asked.choose("a")
+    asked.reveal("b", a="Too few.", b="Just so.")
+    assert "You said **a) one.** Too few." in capsys.readouterr().out
+
+
+def test_the_buttons_keep_the_choice():
+    pytest.importorskip("ipywidgets")
+    asked = guess()
+    _, radio = buttons(asked).children
+    assert radio.value is None and asked.chosen is None
+    radio.value = "c"
+    assert asked.chosen == "c"
+
+
+# ---- showing ----------------------------------------------------------------------------------
+
+
+def test_a_figure_needs_words(capsys):
+    figure = plot.bars({"cat": 0.9, "dog": 0.1})
+    with pytest.raises(ValueError, match="alt"):
+        plot.show(figure, " ")
+    plot.show(figure, "Two bars.")
+    assert capsys.readouterr().out == "Two bars.\n"
+
+
+def test_show_puts_picture_and_words_into_the_notebook(in_notebook):
+    plot.show(plot.bars({"cat": 0.9, "dog": 0.1}), "Two bars.")
+    bundle = in_notebook[0]._repr_mimebundle_()
+    assert bundle["text/plain"] == "Two bars."
+    assert bundle["image/png"].startswith("iVBOR")  # a PNG's first bytes, in base64
+
+
+def test_source_shows_the_code_as_it_stands(capsys):
+    plot.source(charts.flattened)
+    out = capsys.readouterr().out
+    assert out.startswith("```python\n# minisd/teaching/plot/charts.py\ndef flattened(")
+    assert "torch.linalg.svd" in out
+    plot.source(Guess.choose)
+    assert "\ndef choose(" in capsys.readouterr().out  # a method is moved to the margin
+
+
+def test_the_style_stays_inside():
+    before = dict(matplotlib.rcParams)
+    plot.lines({"a": [1, 2], "b": [2, 1]}, log="y")
+    assert dict(matplotlib.rcParams) == before
+
+
+def contrast(colour):
+    """The contrast ratio of a colour with white (WCAG 2, relative luminance)."""
+    rgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return 1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05)
+
+
+def test_the_first_colours_are_distinct_to_the_colour_blind_and_on_white():
+    assert len(set(canvas.COLOURS)) == 8
+    assert all(contrast(colour) > 2 for colour in canvas.COLOURS[:7])
+    # As deuteranopes see them (Viénot, Brettel & Mollon 1999): the first five stay apart
+    matrix = np.array([[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]])
+    rgb = [[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in canvas.COLOURS[:5]]
+    seen = (np.array(rgb) ** 2.2) @ matrix.T
+    for one, other in itertools.combinations(seen, 2):
+        assert np.abs(one - other).max() > 0.08
+
+
+# ---- pictures ---------------------------------------------------------------------------------
+
+
+def test_pictures_are_placed_pixel_by_pixel(generator):
+    images = torch.rand(2, 3, 40, 40, generator=generator) * 2 - 1
+    got = shot(plot.pictures(images, size=40))
+    assert got.shape == (46, 92, 3)
+    for i, image in enumerate(to_pil(images)):
+        left = 3 + 46 * i
+        assert np.abs(got[:40, left : left + 40] - np.asarray(image)).max() <= 1
+
+
+def test_rows_break_after_the_columns():
+    images = torch.zeros(5, 3, 64, 64)
+    assert shot(plot.pictures(images, columns=3, size=50)).shape[:2] == (112, 168)
+    assert shot(plot.pictures(images, list("abcde"), columns=3, size=50)).shape[0] == 112 + 2 * 17
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8, 12])
+def test_no_row_is_wider_than_512_pixels(count):
+    images = torch.zeros(count, 3, 64, 64)
+    names = [f"t = {i}" for i in range(count)]
+    assert shot(plot.pictures(images, names)).shape[1] <= canvas.WIDTH
+    rows = {"euler\nancestral": images, "a long name of a row": images}
+    assert shot(plot.table(rows, names)).shape[1] <= canvas.WIDTH
+
+
+def test_every_kind_of_picture_is_understood():
+    grey = torch.linspace(-1, 1, 16).reshape(4, 4)
+    assert pictures.as_pil(grey).getpixel((3, 3)) == (255, 255, 255)
+    assert pictures.as_pil(torch.zeros(1, 3, 4, 6)).size == (6, 4)
+    assert pictures.as_pil(Image.new("L", (6, 4), 9)).getpixel((0, 0)) == (9, 9, 9)
+    for wrong in (torch.zeros(2, 3, 4, 4), torch.zeros(4, 8, 8)):
+        with pytest.raises(ValueError, match="expected one picture"):
+            pictures.as_pil(wrong)
+    with pytest.raises(ValueError, match="as many titles"):
+        plot.pictures(torch.zeros(2, 3, 4, 4), ["one"])
+
+
+def test_channels_show_signs_and_zero():
+    latent = torch.zeros(1, 4, 8, 8)
+    latent[0, 0], latent[0, 1] = 2.0, -2.0
+    got = shot(plot.channels(latent))
+    middles = [got[70, 3 + 60 + (512 // 4) * i] for i in range(4)]
+    red, blue, *white = middles
+    assert red[0] > red[2] + 50 and blue[2] > blue[0] + 50
+    assert all(abs(each - 247).max() < 6 for each in white)
+
+
+def test_attention_is_brightest_where_the_map_is():
+    weights = torch.zeros(8, 8)
+    weights[2, 5] = 1
+    light = np.asarray(pictures.overlay(torch.ones(3, 64, 64), weights)).sum(axis=2)
+    down, across = np.unravel_index(light.argmax(), light.shape)
+    assert (down // 16, across // 16) == (2, 5)
+
+
+def test_together_a_weak_word_stays_dark():
+    maps = torch.stack([torch.full((8, 8), 1.0), torch.full((8, 8), 0.1)])
+    apart = shot(plot.attention(torch.ones(3, 64, 64), maps, ["cat", "on"]))
+    together = shot(plot.attention(torch.ones(3, 64, 64), maps, ["cat", "on"], together=True))
+    spot = (slice(80, 100), slice(-100, -60))  # inside the last picture
+    assert together[spot].mean() < apart[spot].mean() - 40
+
+
+def value_figure(value):
+    return plot.pictures(torch.full((1, 3, 64, 64), float(value)), [str(value)])
+
+
+def test_a_slider_falls_back_to_three_figures(in_notebook, monkeypatch):
+    monkeypatch.setenv("MINISD_HEADLESS", "1")
+    plot.slider(value_figure, "shade", [-1, -0.5, 0, 0.5, 1], "Three shades.")
+    assert in_notebook[0].alt == "Three shades."
+    got = np.asarray(Image.open(io.BytesIO(in_notebook[0].content)).convert("L"))
+    third = got.shape[0] // 3
+    assert [int(got[third * i + third // 2, 80]) for i in range(3)] == [0, 128, 255]
+
+
+def test_a_live_slider_draws_what_is_chosen(in_notebook, monkeypatch):
+    widgets = pytest.importorskip("ipywidgets")
+    monkeypatch.setenv("MINISD_HEADLESS", "0")
+    plot.slider(value_figure, "shade", [-1, 0, 1], "Three shades.")
+    choice, screen = in_notebook[0].children
+    assert isinstance(choice, widgets.SelectionSlider)
+    before = screen.value
+    choice.value = 1
+    assert screen.value != before
+    assert screen.value == canvas.png(value_figure(1))
+
+
+# ---- charts -----------------------------------------------------------------------------------
+
+
+def test_lines_hold_the_numbers_and_name_their_ends():
+    figure = plot.lines({"one": ([5, 10], [3.0, 1.0]), "two": ([5, 10], [2.0, 1.0])}, marks=True)
+    (axes,) = figure.axes
+    np.testing.assert_array_equal(axes.lines[1].get_xydata(), [[5, 2], [10, 1]])
+    assert [text.get_text() for text in axes.texts] == ["one", "two"]
+    assert list(axes.get_xticks()) == [5, 10]
+    heights = [text.get_position()[1] for text in axes.texts]
+    assert abs(heights[0] - heights[1]) * axes.bbox.height >= 15  # the ends meet, the names do not
+    colours = [line.get_color() for line in axes.lines]
+    assert [text.get_color() for text in axes.texts] == colours
+
+
+def test_bars_hold_the_numbers():
+    (axes,) = plot.bars({"cat": 0.9, "dog": 0.1}).axes
+    assert [bar.get_width() for bar in axes.patches] == [0.9, 0.1]
+    assert [text.get_text() for text in axes.texts] == ["0.90", "0.10"]
+    (axes,) = plot.bars({"seed 0": [0.9, 0.1], "seed 1": [0.2, 0.8]}, parts=["cat", "dog"]).axes
+    assert [bar.get_x() for bar in axes.patches] == [0, 0, 0.9, 0.2]
+
+
+def test_a_signed_heat_map_has_its_middle_at_zero():
+    figure = plot.heat(torch.tensor([[-1.0, 3.0]]), ["row"], ["a", "b"], signed=True)
+    image = figure.axes[0].images[0]
+    assert image.get_clim() == (-3, 3)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["-1.00", "3.00"]
+    assert not plot.heat(torch.rand(20, 20)).axes[0].texts  # no room
+
+
+def test_flattened_keeps_distances_of_flat_points(generator):
+    flat = torch.randn(7, 2, generator=generator, dtype=torch.float64)
+    turn, _ = torch.linalg.qr(torch.randn(9, 9, generator=generator, dtype=torch.float64))
+    spread_out = flat @ turn[:2]
+    torch.testing.assert_close(
+        torch.cdist(charts.flattened(spread_out), charts.flattened(spread_out)),
+        torch.cdist(flat, flat),
+    )
+    torch.testing.assert_close(charts.flattened(spread_out), charts.flattened(spread_out + 5))
+
+
+def test_words_of_a_map_do_not_lie_on_each_other():
+    vectors = torch.tensor([[0.0, 0, 0], [0.001, 0, 0], [5, 3, 1], [5, -3, 1]])
+    (axes,) = plot.embedding_map(vectors, ["cat", "kitty", "apple", "red"]).axes
+    offsets = [text.xyann for text in axes.texts[:2]]
+    assert abs(offsets[0][1] - offsets[1][1]) >= 13
+
+
+def test_the_plane_keeps_lengths_and_angles(generator):
+    uncond, cond = torch.randn(2, 1, 4, 8, 8, generator=generator, dtype=torch.float64)
+    arrows = {"u": uncond, "c": cond, "g": (uncond, uncond + 3 * (cond - uncond))}
+    ends = charts.plane(arrows)
+    for name, whole in {"u": uncond, "c": cond, "g": 3 * (cond - uncond)}.items():
+        tail, head = ends[name]
+        assert np.linalg.norm(head - tail) == pytest.approx(whole.norm().item())
+    products = [ends["u"][1] @ ends["c"][1], (uncond * cond).sum().item()]
+    assert products[0] == pytest.approx(products[1])
+
+
+def test_arrows_in_the_plane_stay_as_they_are():
+    ends = charts.plane({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0, 1.0])})
+    np.testing.assert_array_equal(ends["a"], [[0, 0], [1, 2]])
+
+
+# ---- diagrams ---------------------------------------------------------------------------------
+
+
+def test_the_unet_is_drawn_from_its_modules_and_shapes():
+    config = UNetConfig(
+        channels=(8, 16, 24),
+        attention=(True, True, False),
+        res_blocks=2,
+        heads=2,
+        norm_groups=4,
+        context_dim=6,
+    )
+    network = UNet(config)
+    with trace(network) as t:
+        network(torch.zeros(1, 4, 16, 16), torch.zeros(1), torch.zeros(1, 5, 6))
+    figure = diagram.unet(network, t, prefix="")
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert "conv_in\n1 8 16 16" in words and "conv_out\n1 4 16 16" in words
+    assert "down.1: 2 x\n(ResBlock, attention)\n1 16 8 8" in words
+    assert "down.2: 2 x\nResBlock\n1 24 4 4" in words
+    assert "up.0: 3 x\nResBlock\n1 24 4 4" in words
+    assert "up.2: 3 x\n(ResBlock, attention)\n1 8 16 16" in words
+    assert words.count("skips") == 3
+
+
+def test_an_arrow_to_nowhere_is_an_error():
+    with pytest.raises(KeyError):
+        plot.boxes({"a": plot.Box(50, 50, "a")}, [("a", "b")], 100)
+
+
+def test_rows_of_the_same_letters_end_at_the_same_place_and_new_pieces_stand_out():
+    rows = {"characters": ["c", "a", "t</w>"], "merge 0": ["ca", "t</w>"], "twice": ["ca\n1"]}
+    (axes,) = plot.bricks(rows, {"merge 0": [0]}).axes
+    boxes = axes.patches
+    ends = [box.get_x() + box.get_width() for box in boxes]
+    assert ends[2] == pytest.approx(ends[4])
+    assert boxes[3].get_edgecolor() != boxes[4].get_edgecolor()
+    assert boxes[5].get_width() == pytest.approx(boxes[3].get_width())  # a line is as long as it is
+    assert {text.get_text() for text in axes.texts} >= {"merge 0", "ca", "t</w>"}
+
+
+# ---- puzzles ----------------------------------------------------------------------------------
+
+NAMES = list(puzzles.BY_NAME)
+
+
+def test_there_are_twelve_puzzles_and_an_example():
+    assert len(NAMES) == 13
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_solution_passes_and_the_stub_does_not(name):
+    puzzle = puzzles.BY_NAME[name]
+    assert f"{name}** is right. {puzzle.right}" in puzzles.verdict(name, puzzle.solve)
+    assert "waits for your line" in puzzles.verdict(name, lambda *arguments: ...)
+    assert puzzle.solve.__doc__
+
+
+@pytest.mark.parametrize(
+    "name, sentence",
+    [(name, sentence) for name in NAMES for sentence in puzzles.BY_NAME[name].mistakes],
+)
+def test_each_known_mistake_gets_its_own_sentence(name, sentence):
+    words = puzzles.verdict(name, puzzles.BY_NAME[name].mistakes[sentence])
+    assert "is not right yet" in words and words.endswith(sentence)
+
+
+def test_the_solutions_agree_with_torch(generator):
+    x = torch.randn(2, 6, 4, 5, generator=generator)
+    functional = torch.nn.functional
+    torch.testing.assert_close(puzzles.group_norm(x), functional.group_norm(x, 2))
+    torch.testing.assert_close(puzzles.layer_norm(x), functional.layer_norm(x, (5,)))
+    torch.testing.assert_close(puzzles.softmax(x[0, 0]), x[0, 0].softmax(1))
+    left = functional.conv2d(x[:1, :1], puzzles.edges()[None, None], padding=1)
+    torch.testing.assert_close(left[..., 1:-1], (x[:1, :1, :, 1:] - x[:1, :1, :, :-1])[..., :-1])
+    assert functional.conv2d(x, torch.zeros(1, 6, 3, 3), stride=2, padding=1).shape[2] == (
+        puzzles.size(4, 3, 2, 1)
+    )
+
+
+def test_a_verdict_says_what_is_different():
+    assert "The shape is 2 20 3, expected 2 4 3 5" in puzzles.verdict(
+        "heads", lambda x: x.transpose(1, 2)
+    )
+    assert "stopped with ZeroDivisionError" in puzzles.verdict("size", lambda *a: 1 / 0)
+    assert "Expected numbers, got NoneType" in puzzles.verdict("red", lambda image: None)
+    with pytest.raises(ValueError, match="no puzzle 'blue'"):
+        puzzles.verdict("blue", lambda: ...)
+
+
+def test_the_self_test_says_where_to_start():
+    right = "".join(question.answer for question in self_test.SELF_TEST)
+    assert self_test.advice(right).startswith("7 of 7 are right. Start with lesson 01")
+    assert "part 7, *Sums of Gaussians*, which lesson 01" in self_test.advice(right[:-1] + "?")
+    late = self_test.advice(right[:5] + "?" + right[6:])
+    assert "part 6, *Softmax*" in late and "Lesson 01 needs none of them" in late
+    assert self_test.advice("?" * 7).count("- part") == 7
+    with pytest.raises(ValueError, match="write 7 letters"):
+        self_test.advice("abc")
+
+
+# ---- notebooks --------------------------------------------------------------------------------
+
+
+def stream(text, name="stdout"):
+    return new_output("stream", name=name, text=text)
+
+
+def notebook_with(*outputs):
+    return new_notebook(cells=[new_markdown_cell("# A"), new_code_cell("1", outputs=list(outputs))])
+
+
+def test_normal_merges_prints_and_drops_what_only_one_run_has():
+    made = notebook_with(
+        stream("a\n"),
+        stream("b\n"),
+        new_output("display_data", data={notebooks.WIDGET: {}, "text/plain": "Box()"}),
+        new_output("display_data", data={"image/png": "AB\nCD\n"}, metadata={"needs": "x"}),
+    )
+    made.cells[1].metadata = {"tags": ["peaks"], "execution": {"iopub.execute_input": "2026"}}
+    made.cells[1].execution_count = 17
+    made.metadata = {"widgets": {"state": {}}}
+    got = notebooks.normal(made)
+    printed, picture = got.cells[1].outputs
+    assert printed.text == "a\nb\n" and picture.data["image/png"] == "ABCD"
+    assert got.cells[1].metadata == {"tags": ["peaks"]} and got.cells[1].execution_count == 1
+    assert "widgets" not in got.metadata and picture.metadata == {}
+    nbformat.validate(got)
+    assert notebooks.blemishes(got) == []
+    assert nbformat.writes(notebooks.normal(got)) == nbformat.writes(got)
+
+
+def test_ids_follow_from_the_text_and_are_unique():
+    cells = [new_code_cell(text) for text in ("1", "2", "1")]
+    one, two = (notebooks.normal(new_notebook(cells=cells)) for _ in range(2))
+    ids = [cell.id for cell in one.cells]
+    assert ids == [cell.id for cell in two.cells] and len(set(ids)) == 3
+    cells[1].source = "3"
+    changed = notebooks.normal(new_notebook(cells=cells))
+    assert [cell.id == old for cell, old in zip(changed.cells, ids)] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    "text, what",
+    [
+        ("<object at 0x7f3a2c1d>", "an address"),
+        ("saved to /home/me/x.png", "a path"),
+        (r"saved to C:\x.png", "a path"),
+        ("took 3.2 s, 15 ms", "a time"),
+        ("<Figure size 640x480 with 1 Axes>", "a figure without words"),
+        ("0.123456", "more than four decimals"),
+    ],
+)
+def test_blemishes_are_found(text, what):
+    found = notebooks.blemishes(notebooks.normal(notebook_with(stream(text))))
+    assert len(found) == 1 and what in found[0]
+
+
+def test_warnings_and_errors_are_blemishes():
+    got = notebooks.normal(notebook_with(stream("UserWarning", "stderr")))
+    assert any("a warning" in each for each in notebooks.blemishes(got))
+    error = new_output("error", ename="ValueError", evalue="no", traceback=[])
+    assert notebooks.blemishes(notebooks.normal(notebook_with(error)))
+
+
+def test_named_constants_may_have_all_their_digits():
+    clean = notebooks.normal(notebook_with(stream("scale 0.18215, beta 0.00085, mean 0.1234")))
+    assert notebooks.blemishes(clean) == []
+
+
+def test_an_edited_notebook_is_not_in_the_normal_form():
+    made = notebooks.normal(notebook_with(stream("a")))
+    made.cells[1].source = "2"
+    assert "not in the normal form" in notebooks.blemishes(made)[0]
+
+
+def test_execute_runs_in_a_fresh_kernel_that_is_headless():
+    code = "from minisd.teaching import headless, plot\nassert headless()\nplot.say('**A**')\nx = 1"
+    made = new_notebook(cells=[new_code_cell(code), new_code_cell("print(x)")])
+    done = notebooks.normal(notebooks.execute(made))
+    assert done.cells[0].outputs[0].data["text/markdown"] == "**A**"
+    assert done.cells[1].outputs[0].text == "1\n"
+    assert not made.cells[1].outputs  # the given one is left alone
+
+
+def test_written_files_are_the_same_on_every_system(tmp_path):
+    path = tmp_path / "00_a.ipynb"
+    made = notebooks.normal(notebook_with(stream("é\n")))
+    notebooks.write(made, path)
+    content = path.read_bytes()
+    assert b"\r" not in content and content.endswith(b"}\n") and "é".encode() in content
+    assert nbformat.writes(notebooks.read(path)) == nbformat.writes(made)
+
+
+def test_notebooks_are_chosen_by_how_they_begin(tmp_path):
+    for name in ("0b_primer", "00_tour", "01_schedule"):
+        (tmp_path / f"{name}.ipynb").touch()
+    names = [path.stem for path in notebooks.chosen([], tmp_path)]
+    assert names == ["00_tour", "0b_primer", "01_schedule"]
+    assert [path.stem for path in notebooks.chosen(["0b"], tmp_path)] == ["0b_primer"]
+    with pytest.raises(ValueError, match="begins with '42'"):
+        notebooks.chosen(["42"], tmp_path)
+
+
+# ---- contact sheets ---------------------------------------------------------------------------
+
+
+def test_a_contact_sheet_shows_every_figure_once(tmp_path):
+    shades = ["red", "green", "blue", "yellow", "black"]
+    cells = []
+    for number, shade in enumerate(shades):
+        content = io.BytesIO()
+        Image.new("RGB", (960 if number == 0 else 300, 100), shade).save(content, format="png")
+        data = {"image/png": base64.b64encode(content.getvalue()).decode(), "text/plain": shade}
+        cell = new_code_cell("show()", outputs=[new_output("display_data", data)])
+        cell.metadata["tags"] = [shade]
+        cells.append(cell)
+    found = contact_sheet.figures(new_notebook(cells=[new_markdown_cell("text"), *cells]))
+    assert [name for name, _ in found] == [f"{i + 1} {shade}" for i, shade in enumerate(shades)]
+    whole = contact_sheet.sheet(found)
+    counted = dict((colour, count) for count, colour in whole.getcolors(1 << 24))
+    assert counted[255, 0, 0] == 480 * 50  # brought to the width of a page
+    assert counted[0, 0, 255] == 300 * 100

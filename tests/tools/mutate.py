@@ -1,0 +1,168 @@
+"""Change one line that matters, see a test fail, put it back: do the tests hold the facts?
+
+    python tests/tools/mutate.py            # every mutation, some minutes
+    python tests/tools/mutate.py pad scale  # those whose description has one of the words
+
+Each change is made in a copy of the repository, and the tests that should notice are run on it.
+Prints a line each, and exits with 1 if any change went unnoticed.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+
+
+class Mutation(NamedTuple):
+    fact: str  # what the line holds
+    file: str
+    line: str  # part of a line that stands once in the file
+    wrong: str
+    tests: str  # the files that should notice
+
+
+MUTATIONS = [
+    Mutation(
+        "eps of the transformer's group norm",
+        "attention.py",
+        "channels, eps=1e-6)",
+        "channels, eps=1e-5)",
+        "test_parity",
+    ),
+    Mutation(
+        "eps of the VAE's norms", "vae.py", "NORM_EPS = 1e-6", "NORM_EPS = 1e-5", "test_parity"
+    ),
+    Mutation(
+        "cosines before sines",
+        "unet.py",
+        "torch.cat([angles.cos(), angles.sin()]",
+        "torch.cat([angles.sin(), angles.cos()]",
+        "test_parity",
+    ),
+    Mutation(
+        "frequencies divided by half",
+        "unet.py",
+        "* steps / half)",
+        "* steps / (half - 1))",
+        "test_parity",
+    ),
+    Mutation("VAE pad, right and bottom", "vae.py", "(0, 1, 0, 1)", "(1, 0, 1, 0)", "test_parity"),
+    Mutation(
+        "GEGLU's gate is the second half",
+        "attention.py",
+        "value, gate = self.widen",
+        "gate, value = self.widen",
+        "test_parity",
+    ),
+    Mutation(
+        "scores over the root of the head's width",
+        "attention.py",
+        "q = q * q.shape[-1] ** -0.5",
+        "q = q * q.shape[-1] ** -1.0",
+        "test_attention test_parity test_trace",
+    ),
+    Mutation(
+        "the skip comes behind x",
+        "unet.py",
+        "torch.cat([x, skip], dim=1)",
+        "torch.cat([skip, x], dim=1)",
+        "test_parity",
+    ),
+    Mutation("quick gelu", "clip.py", "1.702 * x", "1.7 * x", "test_parity"),
+    Mutation("causal mask", "clip.py", "forbidden.triu(1)", "forbidden.triu(2)", "test_parity"),
+    Mutation(
+        "latent scale",
+        "pipeline.py",
+        "self.vae.decode(latent / self.vae.config.scale)",
+        "self.vae.decode(latent * self.vae.config.scale)",
+        "test_pipeline",
+    ),
+    Mutation(
+        "log-variance clamped at 20",
+        "vae.py",
+        "logvar.clamp(-30, 20)",
+        "logvar.clamp(-20, 30)",
+        "test_vae test_parity",
+    ),
+    Mutation(
+        "leading timesteps are offset by 1",
+        "schedule.py",
+        "first = 0 if steps == self.config.timesteps else 1",
+        "first = 0",
+        "test_schedule",
+    ),
+    Mutation(
+        "betas are even in their square root",
+        "schedule.py",
+        "first, last = config.beta_start**0.5, config.beta_end**0.5",
+        "first, last = config.beta_start, config.beta_end",
+        "test_schedule",
+    ),
+    Mutation(
+        "DDIM ends at alpha_bar[0]",
+        "samplers.py",
+        '"sigma_min" if name in ("ddim", "plms") else "zero"',
+        '"zero"',
+        "test_samplers test_pipeline",
+    ),
+    Mutation(
+        "guidance starts from the unconditional",
+        "guidance.py",
+        "guided = uncond + cfg_scale * (cond - uncond)",
+        "guided = cond + cfg_scale * (cond - uncond)",
+        "test_guidance",
+    ),
+    Mutation(
+        "the sign in the v objective",
+        "guidance.py",
+        "return level.signal_rate * x - level.noise_rate * v",
+        "return level.signal_rate * x + level.noise_rate * v",
+        "test_guidance",
+    ),
+    Mutation(
+        "sample i uses seed + i",
+        "pipeline.py",
+        "[seed + i for i in range(count)]",
+        "[seed for i in range(count)]",
+        "test_pipeline test_cli",
+    ),
+]
+
+
+def noticed(mutation: Mutation, folder: Path) -> bool:
+    """Run the tests on the copy with the one change in it."""
+    path = folder / "minisd" / mutation.file
+    right = path.read_text(encoding="utf-8")
+    assert right.count(mutation.line) == 1, f"{mutation.file} has no single {mutation.line!r}"
+    path.write_text(right.replace(mutation.line, mutation.wrong), encoding="utf-8")
+    tests = [f"tests/{name}.py" for name in mutation.tests.split()]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(command, cwd=folder, capture_output=True)
+    path.write_text(right, encoding="utf-8")
+    assert done.returncode in (0, 1), done.stdout.decode()[-2000:]
+    return done.returncode == 1
+
+
+def main(words: list[str]) -> int:
+    chosen = [m for m in MUTATIONS if not words or any(word in m.fact for word in words)]
+    missed = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in ("minisd", "tests"):
+            shutil.copytree(ROOT / part, folder / part)
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        (folder / "weights").symlink_to(ROOT / "weights")
+        for mutation in chosen:
+            seen = noticed(mutation, folder)
+            missed += not seen
+            print(f"{'noticed' if seen else 'MISSED':8} {mutation.fact}", flush=True)
+    print(f"{len(chosen) - missed} of {len(chosen)} noticed")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,175 @@
+"""Run every command of README.md, docs/setup.md and docs/steering.md as it is copied.
+
+From a wheel, in an empty folder for each page, in the page's order. A new environment holds the
+wheel alone and sees the other packages of the one that runs this. Commands that need the network,
+another system or a person are on a list with the reason. It also checks that the wheel holds the
+weights, and that -e does not copy them.
+
+    python tests/tools/run_docs_commands.py
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import venv
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "docs/setup.md", "docs/steering.md")
+PROGRAMS = "minisd|pip|python3?|py|pytest|git|conda|sphinx-build|cd|Set-ExecutionPolicy"
+
+INSTALLS = "the wheel is installed, and what it needs is here"
+CLONE = "works on a clone: .ci/run and the tests run it"
+# What is not run: a pattern that the whole command fits, and why.
+LISTED = {
+    r"pip install (-e|-q) .*": INSTALLS,
+    r"pip install --no-deps -r tests/requirements.txt": INSTALLS,
+    r"(python3|py) -m venv \.venv": "the environment is made already",
+    r"\. \.venv/bin/activate|\.venv\\Scripts\\activate": "the environment is made already",
+    r"!?git clone .*|cd minisd": "needs the network, and the reader's address of the repository",
+    r"conda .*": "another program, and it needs the network",
+    r"Set-ExecutionPolicy .*": "is for Windows",
+    r"pytest( -m slow)?|python tests/.*|sphinx-build .*": CLONE,
+    r"minisd train steering": "takes half an hour, on a clone",
+    r"minisd download sd15": "needs the network, 4 GB",
+    r"minisd lessons( --.*)?": "opens a browser and waits: tests/teaching/test_lessons.py",
+    r"minisd (info|convert)": "only the name of a command",
+    r"minisd img2img \| inpaint \| depth \| control": "only the names of commands",
+}
+# Python that is not run, by what stands in it.
+LISTED_PYTHON = {
+    'lora(sd, "style.safetensors"': "its files and pictures stand for the reader's own"
+}
+
+# Runs commands of minisd one after the other in one process, which saves starting torch 40 times.
+RUNNER = """
+import json, shlex, sys
+from minisd import cli
+for line in json.loads(sys.argv[1]):
+    try:
+        status = cli.main(shlex.split(line)[1:])
+    except SystemExit as ended:
+        status = ended.code
+    if status:
+        sys.exit(f"FAILED: {line}")
+"""
+
+
+def commands(page: str) -> list[str]:
+    """The commands of a page's text, in its order: of blocks, and within sentences.
+
+    A block of Python is one command, and begins with "python\\n".
+    """
+    found = []
+    fence = r"^```(\w+)\n(.*?)^```$|^((?:    [^\n]+\n)+)|`([^`]+)`"
+    for kind, block, indented, span in re.findall(fence, page, flags=re.DOTALL | re.MULTILINE):
+        if kind == "python":
+            found.append(f"python\n{block}")
+            continue
+        words = " ".join(span.split())
+        lines = [words] if span else (block or indented).splitlines()
+        pieces = [piece.strip() for line in lines for piece in re.split("&&|;", line)]
+        start = rf"!?({PROGRAMS})( |$)|\. \.venv|\.venv"
+        found += [piece for piece in pieces if re.match(start, piece)]
+    return found
+
+
+def why_not(command: str) -> str | None:
+    """The reason why a command is not run; None: it is."""
+    if command.startswith("python\n"):
+        return next((why for words, why in LISTED_PYTHON.items() if words in command), None)
+    return next((why for fits, why in LISTED.items() if re.fullmatch(fits, command)), None)
+
+
+def check(command: list, folder: Path, environment: dict[str, str]) -> None:
+    done = subprocess.run(list(map(str, command)), cwd=folder, env=environment, check=False)
+    if done.returncode:
+        sys.exit(f"this failed, with exit status {done.returncode}: {command}")
+
+
+def new_environment(folder: Path) -> Path:
+    """An environment without packages of its own; its Python. It sees those of the running one."""
+    venv.create(folder, with_pip=False)
+    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    there = subprocess.check_output(
+        [python, "-c", "import sysconfig as s; print(s.get_path('purelib'))"]
+    )
+    outside = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
+    Path(there.decode().strip(), "outside.pth").write_text("\n".join(outside), encoding="utf-8")
+    return python
+
+
+def install(python: Path, *what: object) -> list[str]:
+    """The files that pip says it has put there."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
+    subprocess.run([*pip, "install", "-q", "--no-deps", *map(str, what)], check=True)
+    listed = subprocess.check_output([*pip, "show", "-f", "minisd"], text=True)
+    return listed.partition("Files:\n")[2].split()
+
+
+def check_what_is_installed(work: Path) -> Path:
+    """Install both ways. Returns the Python that has the wheel."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "-q", "--no-deps", "-w", work, ROOT], check=True)
+    python = new_environment(work / "wheel")
+    inside = install(python, *work.glob("minisd-*.whl"))
+    lacking = [
+        f"minisd/{path.relative_to(ROOT).as_posix()}"
+        for folder in ("weights", "notebooks")
+        for path in sorted((ROOT / folder).glob("*.*"))
+        if f"minisd/{path.relative_to(ROOT).as_posix()}" not in {Path(f).as_posix() for f in inside}
+    ]
+    copied = install(new_environment(work / "editable"), "-e", ROOT)
+    copied = [file for file in copied if file.endswith((".safetensors", ".pt", ".ipynb"))]
+    if lacking or copied:
+        sys.exit(f"the wheel lacks {lacking}; pip install -e copied {copied}")
+    return python
+
+
+def run_page(name: str, folder: Path, python: Path, environment: dict[str, str]) -> int:
+    """How many commands were run."""
+    folder.mkdir()
+    wanted = [
+        one for one in commands((ROOT / name).read_text(encoding="utf-8")) if not why_not(one)
+    ]
+    waiting: list[str] = []
+    for command in [*wanted, None]:
+        if command and command.startswith("minisd "):
+            waiting.append(command)
+            continue
+        if waiting:
+            script = python.with_name("minisd")
+            first, *rest = waiting
+            line = shlex.quote(str(script)) + first.removeprefix("minisd")
+            subprocess.run(line, shell=True, cwd=folder, env=environment, check=True)
+            check([python, "-c", RUNNER, json.dumps(rest)], folder, environment)
+            waiting = []
+        if command:
+            check([python, "-c", command.removeprefix("python\n")], folder, environment)
+    return len(wanted)
+
+
+def main() -> None:
+    began = time.perf_counter()
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment["PYTHONWARNINGS"] = "default"
+    with tempfile.TemporaryDirectory() as work:
+        python = check_what_is_installed(Path(work))
+        folders = [Path(work, Path(name).stem) for name in PAGES]
+        with ThreadPoolExecutor() as pool:  # each page in order, the pages at the same time
+            run = partial(run_page, python=python, environment=environment)
+            counts = list(pool.map(run, PAGES, folders))
+    print(f"commands that ran: {dict(zip(PAGES, counts))}")
+    print(f"{time.perf_counter() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Adapters are trained, written, and read again as anybody's files are."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minisd.adapters.controlnet import ControlNet, control
+from minisd.adapters.hypernetwork import hypernetwork
+from minisd.adapters.lora import lora
+from minisd.adapters.textual_inversion import textual_inversion
+from minisd.mini.emoji import batch
+from minisd.tasks.canny import brightness
+from minisd.training.adapters import (
+    BROWN,
+    CREAM,
+    NewWord,
+    Rewriters,
+    ThinLayers,
+    begun_controlnet,
+    blueprint,
+    copied_controlnet,
+    edge_lesson,
+    edges_of,
+    make_lesson,
+    only_new_learns,
+    save_new,
+    sepia,
+    train_adapter,
+    train_controlnet,
+)
+from minisd.training.loop import Recipe
+
+RECIPE = Recipe(steps=6, rate=0.05, warmup=1, ema=0.5, save_every=100, log_every=1)
+
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+
+@pytest.fixture(scope="module")
+def sd(small_sd):
+    return small_sd
+
+
+@pytest.fixture(scope="module")
+def lesson(sd, emoji):
+    lesson = {"change": blueprint, "caption": lambda words: f"<thing> {words}"}
+    return make_lesson(sd, emoji, 12, **lesson, beside=edges_of)
+
+
+def drawn(sd):
+    settings = {"steps": 2, "seed": 1, "cfg_scale": 2}
+    *_, step = sd.txt2img_steps(["a <thing> cat", "a dog"], **settings)
+    return step.x
+
+
+READ = {
+    "lora": (ThinLayers, "own.safetensors", lora),
+    "word": (
+        lambda sd: NewWord(sd, "<thing>", ["cat", "dog"], 2),
+        "own.safetensors",
+        textual_inversion,
+    ),
+    "hypernetwork": (Rewriters, "own.pt", hypernetwork),
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_what_was_learnt_is_what_is_read_again(sd, lesson, tmp_path, kind):
+    make, name, read = READ[kind]
+    torch.manual_seed(0)
+    adapter, plain = make(sd), drawn(sd)
+    before = {key: tensor.clone() for key, tensor in sd.unet.state_dict().items()}
+    if kind != "word":
+        with adapter.attach(sd):
+            assert torch.equal(drawn(sd), plain)  # it begins by changing nothing
+    trained = train_adapter(sd, adapter, lesson, tmp_path / "run", RECIPE, batch_size=4)
+    with trained.attach(sd), torch.no_grad():
+        changed = drawn(sd)
+    assert not torch.allclose(changed, plain, atol=1e-3)
+    assert torch.equal(drawn(sd), plain)
+    assert all(torch.equal(before[key], tensor) for key, tensor in sd.unet.state_dict().items())
+    trained.save(tmp_path / name, {"command": "a test"})
+    with read(sd, tmp_path / name):
+        assert (drawn(sd) - changed).abs().max() < 0.02 * (changed - plain).abs().max()  # float16
+
+
+def test_a_word_learns_from_its_pictures(sd, lesson, tmp_path):
+    learnt = []
+    for name, sign in (("these", 1), ("others", -1)):
+        torch.manual_seed(0)
+        word = NewWord(sd, "<thing>", ["cat", "dog"], 2)
+        pictures = replace(lesson, latents=sign * lesson.latents)
+        learnt.append(train_adapter(sd, word, pictures, tmp_path / name, RECIPE, batch_size=4))
+    assert not torch.allclose(learnt[0].vectors, learnt[1].vectors, atol=1e-3)
+
+
+def test_a_controlnet_begins_silent_and_learns(sd, lesson, tmp_path):
+    torch.manual_seed(0)
+    network, plain = copied_controlnet(sd), drawn(sd)
+    hint = lesson.beside[:1].float().expand(-1, 3, -1, -1)
+    with control(sd, network, hint), torch.no_grad():
+        assert torch.equal(drawn(sd), plain)
+    trained = train_controlnet(sd, network, lesson, tmp_path / "run", RECIPE, batch_size=4)
+    with control(sd, trained, hint), torch.no_grad():
+        changed = drawn(sd)
+    assert not torch.allclose(changed, plain, atol=1e-3)
+    trained.save(tmp_path / "own.safetensors")
+    with control(sd, ControlNet.load(tmp_path / "own.safetensors"), hint):
+        assert (drawn(sd) - changed).abs().max() < 0.02 * (changed - plain).abs().max()
+
+
+def test_a_begun_controlnet_keeps_its_copy_and_comes_back(sd, lesson, tmp_path):
+    torch.manual_seed(0)
+    network = only_new_learns(copied_controlnet(sd))
+    begun = train_controlnet(sd, network, lesson, tmp_path / "run", RECIPE, batch_size=4)
+    theirs, own = sd.unet.state_dict(), begun.state_dict()
+    moved = {name for name in own if name not in theirs or not torch.equal(own[name], theirs[name])}
+    assert moved == {name for name in own if name.startswith(("hint.", "zero"))}
+    save_new(tmp_path / "new.safetensors", begun, {})
+    again = begun_controlnet(sd, tmp_path / "new.safetensors").state_dict()
+    for name, tensor in own.items():
+        stored = tensor.half().float() if name in moved else tensor
+        assert torch.equal(again[name], stored), name
+
+
+def test_a_lesson_has_the_pictures_that_were_asked_for(sd, emoji):
+    lesson = make_lesson(
+        sd, emoji, 7, only=lambda scene: scene.background == "red", beside=edges_of
+    )
+    assert lesson.latents.shape == (7, 4, 4, 4)
+    assert len(lesson.captions) == 7
+    assert lesson.beside.shape == (7, 1, 32, 32)
+    assert set(lesson.beside.unique().tolist()) == {0, 1}
+
+
+def test_every_second_caption_beside_edges_is_empty(sd, emoji):
+    lesson = edge_lesson(sd, emoji, 5)
+    plain = make_lesson(sd, emoji, 5, beside=edges_of)
+    assert lesson.captions[1::2] == ["", ""]
+    assert lesson.captions[::2] == plain.captions[::2]
+    assert torch.equal(lesson.latents, plain.latents)
+
+
+def test_the_new_styles_are_what_they_are_called(emoji):
+    images = batch(emoji, 64, 4, seed=0, step=0).images
+    lines = blueprint(images)
+    assert lines.shape == images.shape
+    white = (lines == 1).all(dim=1)
+    assert 0.01 < white.float().mean() < 0.4
+    assert lines.permute(0, 2, 3, 1)[~white].unique(dim=0).shape == (1, 3)
+    old = sepia(images)
+    assert old.shape == images.shape and old.min() >= -1 and old.max() <= 1
+    assert (old[:, 0] > old[:, 2]).all()  # brown: more red than blue
+    order = brightness(images)[:, 0].flatten().argsort()
+    assert (old[:, 1].flatten()[order].diff() > -1e-5).all()  # as bright as before, in order
+    black, white = (torch.full((1, 3, 1, 1), shade) for shade in (-1.0, 1.0))
+    assert torch.allclose(sepia(black).flatten(), torch.tensor(BROWN))
+    assert torch.allclose(sepia(white).flatten(), torch.tensor(CREAM))
