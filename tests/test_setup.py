@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from minisd import __version__
 from tests.tools.check_links import dead
 
 ROOT = Path(__file__).parents[1]
@@ -84,3 +86,37 @@ def test_a_dead_link_of_the_site_is_noticed(tmp_path):
     (tmp_path / "one.html").write_text(page, encoding="utf-8")
     expected = ["one.html: b/two.html#gone", "one.html: gone.html", "one.html: #gone"]
     assert dead(tmp_path) == (expected, len(links))
+
+
+def hooks() -> dict[str, dict]:
+    settings = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    return {hook["id"]: hook for hook in yaml.safe_load(settings)["repos"][0]["hooks"]}
+
+
+def test_ruff_has_one_version_everywhere():
+    extra = re.findall(r"ruff==[\d.]+", (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    used = [hooks()[name]["additional_dependencies"] for name in ("ruff-check", "ruff-format")]
+    assert len(extra) == 1 and used == [extra, extra]
+
+
+@pytest.mark.parametrize(
+    "message, refused", [("x" * 72, False), ("x" * 73, True), ("x\n\n" + "x" * 99, False)]
+)
+def test_a_commit_with_a_long_subject_is_refused(message, refused):
+    hook = hooks()["short-subject"]
+    assert hook["args"] == ["--multiline"]  # the pattern sees the whole message
+    flags = re.MULTILINE | re.DOTALL
+    assert bool(re.search(hook["entry"], message, flags)) is refused
+
+
+def test_the_version_is_the_same_everywhere():
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert f'\nversion = "{__version__}"\n' in settings
+    assert citation["version"] == __version__
+
+
+def test_the_workflow_calls_the_one_script():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    steps = yaml.safe_load(workflow)["jobs"]["everything"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
