@@ -38,7 +38,6 @@ LISTED = {
     r"conda .*": "another program, and it needs the network",
     r"Set-ExecutionPolicy .*": "is for Windows",
     r"pytest( -m slow)?|python tests/.*|sphinx-build .*": CLONE,
-    r"minisd train steering": "takes half an hour, on a clone",
     r"minisd download sd15": "needs the network, 4 GB",
     r"minisd lessons( --.*)?": "opens a browser and waits: tests/teaching/test_lessons.py",
     r"minisd (info|convert)": "only the name of a command",
