@@ -7,26 +7,34 @@ copyright = "2026, the minisd authors, MIT licence"
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton"]
 root_doc = "docs/index"
-include_patterns = ["docs/*.md", "docs/images/**", "notebooks/*.ipynb", "weights/README.md"]
+include_patterns = [
+    "docs/*.md",
+    "docs/maintaining/*.md",
+    "docs/images/**",
+    "notebooks/*.ipynb",
+    "weights/README.md",
+    "CHANGELOG.md",
+]
 exclude_patterns = ["docs/_site/**"]
 
 nb_execution_mode = "off"  # the notebooks are committed executed
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
-# files of the repository that are no pages: they stay plain words
+# Links to files of the repository that are not pages of the site stay plain words.
 suppress_warnings = ["myst.xref_missing", "myst.header", "mystnb.unknown_mime_type"]
 
 html_theme = "furo"
 html_title = "minisd"
 html_static_path = ["_static"]
+html_extra_path = ["_root"]  # index.html, which leads to docs/index.html
 html_css_files = ["site.css"]
 html_theme_options = {"navigation_with_keys": True}
-# Mathematics without a network: MathML is drawn by the browser itself.
+# Browsers draw MathML themselves, so formulas need no network.
 html_math_renderer = "mathml"
 
 
 def as_written(app, what, name, obj, options, lines):
-    """Docstrings are plain text with shapes in columns: the first sentence, the rest as it is."""
+    """Show a docstring's first paragraph as text, and the rest as it is, with shapes in columns."""
     cut = lines.index("") if "" in lines else len(lines)
     rest = [f"   {line}" for line in lines[cut + 1 :]]
     if any(line.strip() for line in rest):
@@ -34,7 +42,7 @@ def as_written(app, what, name, obj, options, lines):
 
 
 def visit_math(self, node):
-    """A formula as MathML, which browsers draw without any script."""
+    """Write a formula as MathML, which browsers draw without a script."""
     from docutils import nodes
     from latex2mathml.converter import convert
 

@@ -1,4 +1,4 @@
-"""What must hold on other people's machines: encodings, and the table of docs/setup.md."""
+"""What must hold on other people's machines, and in the pages and settings of the project."""
 
 import ast
 import os
@@ -67,15 +67,52 @@ def test_nothing_crashes_where_the_terminal_knows_few_letters(arguments, tmp_pat
     assert b"Traceback" not in run.stderr, run.stderr.decode("cp1252")
 
 
-def test_the_setup_page_and_the_readme_name_every_system():
-    pages = [ROOT / "docs" / "setup.md", ROOT / "README.md"]
+def test_the_setup_page_has_a_row_for_every_system():
+    page = (ROOT / "docs" / "setup.md").read_text(encoding="utf-8")
     for system in ("Windows", "Apple silicon", "Linux", "Intel Mac", "Colab", "Codespaces"):
-        ends = []
-        for page in pages:
-            row = re.search(rf"^\| {system}.*$", page.read_text(encoding="utf-8"), re.MULTILINE)
-            ends.append(re.findall(r"[^|]+", row[0])[-2:])
-        if "Intel" not in system:
-            assert ends[0] == ends[1], system  # MB and minutes
+        row = re.search(rf"^\| {system}.*$", page, re.MULTILINE)
+        numbers = [cell.strip() for cell in row[0].strip("|").split("|")[-2:]]
+        assert numbers == ["-", "-"] or all(number.isdigit() for number in numbers), system
+
+
+PAGES = [
+    *(ROOT / name for name in ("README.md", "weights/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+
+
+def missing_paths(page: str, folder: Path) -> list[str]:
+    """The links, and the files and modules of minisd in backticks, that do not exist."""
+    links = re.findall(r"\]\((?![a-z]+:)([^)#\s]+)", page)
+    files = re.findall(r"`((?:minisd|tests|docs|weights|notebooks)/(?!_site)[\w/.-]+)`", page)
+    modules = re.findall(r"(?:`|automodule:: |-m )((?:minisd|docs)(?:\.[a-z_]\w*)+)\b", page)
+    found = [link for link in links if not (folder / link).exists()]
+    found += [file for file in files if not (ROOT / file).exists()]
+    return found + [module for module in modules if not is_module_or_attribute(module)]
+
+
+def is_module_or_attribute(name: str) -> bool:
+    """Whether this is a module, or something that the module before the last dot defines."""
+    path = ROOT / name.replace(".", "/")
+    if path.is_dir() or path.with_suffix(".py").exists():
+        return True
+    if name.endswith((".safetensors", ".json")):
+        return True  # a file's name
+    module, _, attribute = name.rpartition(".")
+    parent = ROOT / module.replace(".", "/")
+    source = parent / "__init__.py" if parent.is_dir() else parent.with_suffix(".py")
+    return source.exists() and attribute in source.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_page_names_only_files_and_modules_that_exist(page):
+    text = page.read_text(encoding="utf-8")
+    assert missing_paths(text, page.parent) == []
+
+
+def test_a_missing_file_or_module_of_a_page_is_noticed():
+    page = "[a](gone.md#x) [b](https://x.org) `minisd/gone.py` `minisd.gone.f` `minisd.trace.trace`"
+    assert missing_paths(page, ROOT) == ["gone.md", "minisd/gone.py", "minisd.gone.f"]
 
 
 def test_a_dead_link_of_the_site_is_noticed(tmp_path):

@@ -20,7 +20,7 @@ from docs.make import notebooks
 from minisd.teaching.plot import canvas
 
 PATHS = notebooks.chosen([])
-COVERAGE = Path(__file__).parents[2] / "docs" / "lessons-coverage.md"
+COVERAGE = Path(__file__).parents[2] / "docs" / "maintaining" / "lessons-coverage.md"
 LARGEST = 1_500_000  # bytes of a notebook
 FREE = {"timing", "trained"}  # tags of cells whose numbers differ from run to run
 SHARED = FREE | {"predict"}  # tags that many cells of a notebook may carry
@@ -141,7 +141,7 @@ def test_its_links_lead_to_lessons(path):
 
 
 def coverage() -> list[tuple[str, list[str]]]:
-    """Each clause of docs/lessons-coverage.md, and the cells that it names: "03 one-seed" …"""
+    """Each clause of docs/maintaining/lessons-coverage.md, and the cells that it names: "03 one-seed" …"""
     rows = []
     for line in COVERAGE.read_text(encoding="utf-8").splitlines():
         if line.startswith("| ") and line != "| what | shown by |":
