@@ -11,7 +11,7 @@ HEAD = "| setting | | where it is absent |\n|---|---|---|\n"
 
 
 def page() -> str:
-    """The page with its tables as the code has them; what stands above MARK is kept."""
+    """The page as it should be: the text above MARK stays, the tables come from the code."""
     head, _, _ = PAGE.read_text(encoding="utf-8").partition(MARK)
     by_class = [name for name in tables() if name.startswith("scheduler/")]
     sections = [schedulers_section({name: tables()[name] for name in by_class})]

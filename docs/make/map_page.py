@@ -1,4 +1,4 @@
-"""Writes docs/map.md, the table of names as a page: python docs/make/map_page.py"""
+"""Write docs/map.md, the table of names as a page: python -m docs.make.map_page"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,10 +13,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "map.md"
 
 HEAD = """# Names
 
-What each module is called here, in the original files (CompVis, Stability AI) and in diffusers
-folders. `python -m docs.make.map_page` writes this page from `minisd/checkpoints/names.py`.
-A block's own parts stand below its table, named from the block on: with `down.0.res.0` and `conv1`,
-`down.0.res.0.conv1` is `input_blocks.1.0.in_layers.2`.
+This page lists the name of each module in minisd, in the original files (CompVis, Stability AI) and
+in diffusers folders. `python -m docs.make.map_page` writes it from `minisd/checkpoints/names.py`.
+
+The parts of a block are listed below the table of blocks. To get the full name of a part, join the
+two: the block `down.0.res.0` has a part `conv1`, so `down.0.res.0.conv1` is
+`input_blocks.1.0.in_layers.2` in the original files.
 """
 TABLE = """
 | here | original | diffusers | |
@@ -35,10 +37,10 @@ def page() -> str:
 
 
 def section(title: str, part: str, config: ModelConfig, rows: list[names.Row]) -> str:
-    text = f"\n## {title}\n\nIn a single file below `{names.prefixes(config)[part]}`.\n"
+    text = f"\n## {title}\n\nIn a single file, the names start with `{names.prefixes(config)[part]}`.\n"
     text += TABLE + "".join(line(row) for row in without_repeats(rows))
     for kind, inside in kinds(ours(part, config), rows).items():
-        text += f"\nInside each {kind}:\n{TABLE}" + "".join(line(row) for row in inside)
+        text += f"\nThe parts of each {kind}:\n{TABLE}" + "".join(line(row) for row in inside)
     return text
 
 
@@ -48,14 +50,14 @@ def line(row: names.Row) -> str:
 
 def remark(row: names.Row) -> str:
     if row.third is not None:
-        return f"original: third {row.third + 1} of 3 of one matrix"
+        return f"original: part {row.third + 1} of 3 of one matrix"
     if len(row.convolution) == 2:
-        return "stored as a 1x1 convolution in SD v1, as a matrix in SD v2"
+        return "a 1x1 convolution in SD v1, a matrix in SD v2"
     if row.convolution:
-        return "original: stored as a 1x1 convolution"
+        return "original: a 1x1 convolution"
     remarks = {
-        "shortcut": "only where the width changes",
-        "resize": "in the encoder `downsample` and `downsamplers.0`",
+        "shortcut": "only if the width changes",
+        "resize": "`downsample` and `downsamplers.0` in the encoder",
     }
     return remarks.get(row.ours, "")
 
