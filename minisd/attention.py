@@ -5,24 +5,29 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 
+def is_watched(tap: nn.Module) -> bool:
+    """Whether a hook reads or replaces what passes through this module (trace.py, adapters/)."""
+    return bool(tap._forward_hooks or tap._forward_pre_hooks)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, tap: nn.Identity, mask: Tensor | None = None) -> Tensor:
     """Mix the values v by how well each query matches each key (Vaswani et al. 2017, eq. 1).
 
     q: b heads n d    k, v: b heads m d    mask: n m, added to the scores (-inf forbids)
+    tap: the attention weights pass through it, b heads n m
     returns: b heads n d
 
-    The explicit softmax below is the definition. When nobody watches the tap, torch's fused kernel
+    The explicit softmax is the definition. When nobody watches the tap, torch's fused kernel
     computes the same without storing the n x m map, which at 64x64 self-attention is 1 GB.
     """
-    watched = tap._forward_hooks or tap._forward_pre_hooks
-    if not watched:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    q = q * q.shape[-1] ** -0.5  # before the product: half precision would overflow in it
-    scores = einsum(q, k, "b heads n d, b heads m d -> b heads n m")
-    if mask is not None:
-        scores = scores + mask
-    weights = tap(scores.softmax(dim=-1))
-    return einsum(weights, v, "b heads n m, b heads m d -> b heads n d")
+    if is_watched(tap):
+        q = q * q.shape[-1] ** -0.5  # before the product, which would overflow in half precision
+        scores = einsum(q, k, "b heads n d, b heads m d -> b heads n m")
+        if mask is not None:
+            scores = scores + mask
+        weights = tap(scores.softmax(dim=-1))
+        return einsum(weights, v, "b heads n m, b heads m d -> b heads n d")
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 class Attention(nn.Module):
@@ -50,7 +55,7 @@ class Attention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """Feed-forward layer whose one half opens or shuts the other (Shazeer 2020).
+    """Feed-forward layer: one half of its channels gates the other half (Shazeer 2020).
 
     x: b n c    returns: b n c
     """
@@ -68,7 +73,7 @@ class GEGLU(nn.Module):
 class SpatialTransformer(nn.Module):
     """Lets every place of a feature map look at every other, then at the words of the prompt.
 
-    One transformer block between two projections; Stable Diffusion v1 and v2 never stack more
+    One transformer block between two projections. Stable Diffusion v1 and v2 never stack more
     (Rombach et al. 2022, appendix E.2.2; CompVis ldm/modules/attention.py).
 
     x: b c h w    context: b m c_context    returns: b c h w
@@ -78,8 +83,8 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         # 1e-6 here, although the U-Net's other group norms keep torch's 1e-5 (docs/numerics.md)
         self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
-        # v1 files store both projections as 1x1 convolutions, v2 files as Linear. Either is one
-        # matrix applied at each place, so one layer serves both; the loader squeezes the weights.
+        # v1 files store both projections as 1x1 convolutions, v2 files as Linear. Both apply one
+        # matrix at each place, so one layer serves both. The loader reshapes the weights.
         self.proj_in = nn.Linear(channels, channels)
         self.norm_self = nn.LayerNorm(channels)
         self.self_attention = Attention(channels, channels, heads)
@@ -93,8 +98,8 @@ class SpatialTransformer(nn.Module):
         height = x.shape[2]
         tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
         tokens = self.proj_in(tokens)
-        asked = self.norm_self(tokens)
-        tokens = tokens + self.self_attention(asked, context=asked)
+        normed = self.norm_self(tokens)
+        tokens = tokens + self.self_attention(normed, context=normed)
         tokens = tokens + self.cross(self.norm_cross(tokens), context)
         tokens = tokens + self.ff(self.norm_ff(tokens))
         tokens = self.proj_out(tokens)

@@ -1,19 +1,21 @@
-"""The samplers: eight ways to walk from noise to a picture, one generator each.
+"""The samplers: eight ways from noise to a picture, one generator each.
 
-All are called alike: sampler(denoise, x, levels, generators) yields one Step per interval, S steps
-for S + 1 levels. x is variance-preserving, as it comes and as it is yielded, so a walk may begin
-anywhere: at pure noise, at add_noise(x0, …), or where another stopped.
+All are called in the same way: sampler(denoise, x, levels, generators) yields one Step per interval
+of `levels`, so S steps for S + 1 levels. x is variance-preserving, both the x that goes in and the
+x of each Step. A sampler may therefore start anywhere: at pure noise, at add_noise(x0, …), or where
+another sampler stopped.
 
-DDPM, DDIM and PLMS keep x in that form. The sigma samplers divide it by the signal_rate, walk on
-x0 + sigma eps, where dx/dsigma is simply eps, and convert back for the network and the Step.
+DDPM, DDIM and PLMS compute with this x. The other five, the sigma samplers, compute with
+x0 + sigma eps, where dx/dsigma is simply eps. `on_sigma_scale` converts x for them.
 
-levels: noisiest first; `sampler_levels` makes them. The last, where no network runs, says whether
-the walk ends at CLEAN or at the least noisy level of training.
-generators: one torch.Generator per sample, for samplers that add noise on the way; the others draw
-nothing and let it be.
+levels: noisiest first; `sampler_levels` makes them. The network does not run at the last one. That
+one is CLEAN, or the least noisy level of training.
+generators: one torch.Generator per sample, for samplers that add noise in their steps. The others
+ignore it.
 """
 
 from collections.abc import Callable, Iterator
+from functools import wraps
 from itertools import pairwise
 from math import isinf, log, sqrt
 from typing import NamedTuple
@@ -22,15 +24,25 @@ import torch
 from numpy.polynomial.polynomial import polyfromroots, polyint, polyval
 from torch import Tensor
 
-from minisd.folder_walks import folder_levels, usual_final
-from minisd.schedule import CLEAN, LARGEST_SIGMA, Denoiser, Level, Prediction, Schedule
+from minisd.folder_levels import folder_levels, usual_final
+from minisd.schedule import (
+    CLEAN,
+    LARGEST_SIGMA,
+    Denoiser,
+    DiffusersRules,
+    Level,
+    Prediction,
+    Schedule,
+)
 
+Levels = list[Level]
 Generators = list[torch.Generator] | None
-Sampler = Callable[[Denoiser, Tensor, list[Level], Generators], Iterator["Step"]]
+Moves = Iterator[tuple[Prediction, Tensor]]  # what the network said, and the next x
+Sampler = Callable[..., Iterator["Step"]]  # (denoise, x, levels, generators)
 
 
 class Step(NamedTuple):
-    """One interval of a walk: where the network ran, what it said, and where that led."""
+    """One interval of the levels: where the network ran, what it said, and the x that follows."""
 
     index: int
     t: float
@@ -39,65 +51,101 @@ class Step(NamedTuple):
     x: Tensor  # b c h w, variance-preserving, at the next level
 
 
+def in_steps(sampler: Callable[..., Moves]) -> Sampler:
+    """Make a Step of each prediction and next x that a sampler yields."""
+
+    @wraps(sampler)
+    def steps(
+        denoise: Denoiser, x: Tensor, levels: Levels, *more: object, **settings: object
+    ) -> Iterator[Step]:
+        moves = sampler(denoise, x, levels, *more, **settings)
+        for index, (level, (prediction, x)) in enumerate(zip(levels[:-1], moves, strict=True)):
+            yield Step(index, level.t, level.sigma, prediction, x)
+
+    return steps
+
+
+def on_sigma_scale(sampler: Callable[..., Moves]) -> Sampler:
+    """Let a sampler compute with x0 + sigma eps: convert x at both ends and for the network.
+
+    Divided by the signal rate, a variance-preserving x is x0 + sigma eps (schedule.py).
+    """
+
+    @in_steps
+    @wraps(sampler)
+    def converted(
+        denoise: Denoiser, x: Tensor, levels: Levels, *more: object, **settings: object
+    ) -> Moves:
+        def denoise_scaled(x: Tensor, level: Level) -> Prediction:
+            return denoise(x * level.signal_rate, level)
+
+        moves = sampler(denoise_scaled, x / levels[0].signal_rate, levels, *more, **settings)
+        for next_level, (prediction, x) in zip(levels[1:], moves, strict=True):
+            yield prediction, x * next_level.signal_rate
+
+    return converted
+
+
 def unit_noise(x: Tensor, generators: Generators) -> Tensor:
-    """Noise like x, drawn sample by sample in float32 on the CPU: no device or batch changes it.
+    """Unit noise in the shape of x, drawn for each sample alone, in float32 on the CPU.
+
+    So neither the device nor the rest of the batch changes a sample's noise.
 
     Raises ValueError unless there is one generator for each of the b samples.
     """
     if generators is None or len(generators) != len(x):
         count = 0 if generators is None else len(generators)
         raise ValueError(
-            f"Drawing noise for {len(x)} samples needs as many generators, got {count}."
+            f"{len(x)} samples need {len(x)} random generators, got {count}. "
+            "Give one generator for each sample."
         )
     shape = (1, *x.shape[1:])
     draws = [torch.randn(shape, generator=g, dtype=torch.float32) for g in generators]
     return torch.cat(draws).to(x)
 
 
-def ddpm(
-    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators
-) -> Iterator[Step]:
-    """Undo the noising at random, as it was done: draw from the posterior of the next x.
+@in_steps
+def ddpm(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators) -> Moves:
+    """Undo the noise by chance, as it was added: draw the next x from its posterior.
 
-    Ho et al. 2020, eq. 6-7 and algorithm 2, with the smaller variance, between neighbouring levels
-    of any walk. The guess x0 is not clipped: a latent has no bounds. One evaluation per step.
+    Ho et al. 2020, eq. 6-7 and algorithm 2, with the smaller variance, between any two neighbouring
+    levels. The guess x0 is not clipped, because a latent has no bounds. One evaluation per step.
     """
-    for index, (level, to) in enumerate(pairwise(levels)):
+    for level, next_level in pairwise(levels):
         prediction = denoise(x, level)
-        alpha = level.alpha_bar / to.alpha_bar
+        alpha = level.alpha_bar / next_level.alpha_bar
         beta = 1 - alpha
-        x0_weight = to.signal_rate * beta / level.noise_rate**2
-        x_weight = sqrt(alpha) * to.noise_rate**2 / level.noise_rate**2
-        spread = sqrt(beta) * to.noise_rate / level.noise_rate
+        x0_weight = next_level.signal_rate * beta / level.noise_rate**2
+        x_weight = sqrt(alpha) * next_level.noise_rate**2 / level.noise_rate**2
+        spread = sqrt(beta) * next_level.noise_rate / level.noise_rate
         x = x0_weight * prediction.x0 + x_weight * x
         if spread > 0:
             x = x + spread * unit_noise(x, generators)
-        yield Step(index, level.t, level.sigma, prediction, x)
+        yield prediction, x
 
 
+@in_steps
 def ddim(
-    denoise: Denoiser,
-    x: Tensor,
-    levels: list[Level],
-    generators: Generators = None,
-    eta: float = 0.0,
-) -> Iterator[Step]:
+    denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None, eta: float = 0.0
+) -> Moves:
     """Keep the guess, and put back a little less of the same noise.
 
-    Song et al. 2021, eq. 12 and 16. eta is the share of the noise that is drawn anew: 0 draws
+    Song et al. 2021, eq. 12 and 16. eta is the share of the noise that is drawn again: 0 draws
     none, 1 is DDPM. One evaluation per step.
+
+    Raises ValueError if eta is outside 0 … 1.
     """
     if not 0 <= eta <= 1:
-        raise ValueError(f"eta must lie between 0 (DDIM) and 1 (DDPM), got {eta}.")
-    for index, (level, to) in enumerate(pairwise(levels)):
+        raise ValueError(f"eta must be 0 (DDIM) to 1 (DDPM), got {eta}. Choose a value between.")
+    for level, next_level in pairwise(levels):
         prediction = denoise(x, level)
-        beta = 1 - level.alpha_bar / to.alpha_bar
-        fresh = eta * sqrt(beta) * to.noise_rate / level.noise_rate
-        kept = sqrt(to.noise_rate**2 - fresh**2)
-        x = to.signal_rate * prediction.x0 + kept * prediction.eps
+        beta = 1 - level.alpha_bar / next_level.alpha_bar
+        fresh = eta * sqrt(beta) * next_level.noise_rate / level.noise_rate
+        kept = sqrt(next_level.noise_rate**2 - fresh**2)
+        x = next_level.signal_rate * prediction.x0 + kept * prediction.eps
         if fresh > 0:
             x = x + fresh * unit_noise(x, generators)
-        yield Step(index, level.t, level.sigma, prediction, x)
+        yield prediction, x
 
 
 # Adams-Bashforth weights for the newest eps, the one before … (Liu et al. 2022, eq. 12)
@@ -109,217 +157,220 @@ PLMS_WEIGHTS = {
 }
 
 
-def plms(
-    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
-) -> Iterator[Step]:
+@in_steps
+def plms(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None) -> Moves:
     """DDIM with foresight: extrapolate eps from the last four, then step.
 
-    Liu et al. 2022, eq. 12, in CompVis' form without the Runge-Kutta start: the first step
-    tries itself, looks at the eps where it lands, and steps again with the mean of both. One
-    evaluation per step and two for the first; a walk of a single step is DDIM.
+    Liu et al. 2022, eq. 12, in CompVis' form without the Runge-Kutta start. The first step tries
+    DDIM, looks at the eps where that lands, and steps with the mean of both. One evaluation per
+    step, two for the first. A single step is DDIM.
     """
     history = []
-    for index, (level, to) in enumerate(pairwise(levels)):
+    for level, next_level in pairwise(levels):
         prediction = denoise(x, level)
         history = [prediction.eps, *history[:3]]
-        if index == 0 and len(levels) > 2:
-            trial = ddim_move(x, prediction.eps, level, to)
-            eps = (prediction.eps + denoise(trial, to).eps) / 2
-        else:
-            eps = weighted_sum(PLMS_WEIGHTS[len(history)], history)
-        x = ddim_move(x, eps, level, to)
-        yield Step(index, level.t, level.sigma, prediction, x)
+        eps = weighted_sum(PLMS_WEIGHTS[len(history)], history)
+        if len(history) == 1 and len(levels) > 2:
+            trial = ddim_move(x, eps, level, next_level)
+            eps = (eps + denoise(trial, next_level).eps) / 2
+        x = ddim_move(x, eps, level, next_level)
+        yield prediction, x
 
 
-def ddim_move(x: Tensor, eps: Tensor, level: Level, to: Level) -> Tensor:
+def ddim_move(x: Tensor, eps: Tensor, level: Level, next_level: Level) -> Tensor:
     """DDIM's step along a given eps. On the sigma scale, x0 + sigma eps, it is a straight line."""
-    scaled = x / level.signal_rate + (to.sigma - level.sigma) * eps
-    return scaled * to.signal_rate
+    on_sigmas = x / level.signal_rate
+    on_sigmas = on_sigmas + (next_level.sigma - level.sigma) * eps
+    return on_sigmas * next_level.signal_rate
 
 
 def weighted_sum(weights: tuple[float, ...] | list[float], tensors: list[Tensor]) -> Tensor:
     """weights[0] tensors[0] + weights[1] tensors[1] …"""
-    return sum(weight * tensor for weight, tensor in zip(weights, tensors, strict=True))
+    first, *others = [weight * tensor for weight, tensor in zip(weights, tensors, strict=True)]
+    return sum(others, start=first)
 
 
-def euler(
-    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
-) -> Iterator[Step]:
+@on_sigma_scale
+def euler(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None) -> Moves:
     """Follow the straight line towards the guess, a little way at a time.
 
     Karras et al. 2022, algorithm 2 without churn or correction. One evaluation per step.
     """
-    x = x / levels[0].signal_rate
-    for index, (level, to) in enumerate(pairwise(levels)):
-        prediction = denoise(x * level.signal_rate, level)
-        x = x + (to.sigma - level.sigma) * prediction.eps
-        yield Step(index, level.t, level.sigma, prediction, x * to.signal_rate)
+    for level, next_level in pairwise(levels):
+        prediction = denoise(x, level)
+        x = x + (next_level.sigma - level.sigma) * prediction.eps
+        yield prediction, x
 
 
-def euler_ancestral(
-    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators
-) -> Iterator[Step]:
-    """Euler that goes further down than asked, and comes back up by fresh noise.
+@on_sigma_scale
+def euler_ancestral(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators) -> Moves:
+    """Euler that goes further down than the next level, and comes back up with fresh noise.
 
-    DDPM's rule in sigma form: below² + spread² = to². k-diffusion's sample_euler_ancestral with
-    eta 1. One evaluation per step.
+    DDPM's rule in sigma form: below² + spread² = sigma² of the next level. It is k-diffusion's
+    sample_euler_ancestral with eta 1. One evaluation per step.
     """
-    x = x / levels[0].signal_rate
-    for index, (level, to) in enumerate(pairwise(levels)):
-        prediction = denoise(x * level.signal_rate, level)
-        below = to.sigma * (to.sigma / level.sigma)
-        spread = to.sigma * sqrt(1 - (to.sigma / level.sigma) ** 2)
+    for level, next_level in pairwise(levels):
+        prediction = denoise(x, level)
+        ratio = next_level.sigma / level.sigma
+        below = next_level.sigma * ratio
+        spread = next_level.sigma * sqrt(1 - ratio**2)
         x = x + (below - level.sigma) * prediction.eps
         if spread > 0:
             x = x + spread * unit_noise(x, generators)
-        yield Step(index, level.t, level.sigma, prediction, x * to.signal_rate)
+        yield prediction, x
 
 
-def heun(
-    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
-) -> Iterator[Step]:
+@on_sigma_scale
+def heun(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None) -> Moves:
     """Try an Euler step, look at the slope where it lands, and step again with the mean of both.
 
-    Karras et al. 2022, algorithm 2 without churn. Two evaluations per step; one for a step to
-    sigma 0, where there is nothing left to look at.
+    Karras et al. 2022, algorithm 2 without churn. Two evaluations per step, but one for a step to
+    sigma 0, because the network knows no level without noise.
     """
-    x = x / levels[0].signal_rate
-    for index, (level, to) in enumerate(pairwise(levels)):
-        prediction = denoise(x * level.signal_rate, level)
+    for level, next_level in pairwise(levels):
+        prediction = denoise(x, level)
         slope = prediction.eps
-        if to.sigma > 0:
-            trial = x + (to.sigma - level.sigma) * slope
-            slope = (slope + denoise(trial * to.signal_rate, to).eps) / 2
-        x = x + (to.sigma - level.sigma) * slope
-        yield Step(index, level.t, level.sigma, prediction, x * to.signal_rate)
+        if next_level.sigma > 0:
+            trial = x + (next_level.sigma - level.sigma) * slope
+            slope = (slope + denoise(trial, next_level).eps) / 2
+        x = x + (next_level.sigma - level.sigma) * slope
+        yield prediction, x
 
 
-def lms(
-    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
-) -> Iterator[Step]:
+@on_sigma_scale
+def lms(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None) -> Moves:
     """Draw a curve through the last four slopes, and follow the area under it.
 
-    Linear multistep (Adams-Bashforth) for uneven strides, as k-diffusion's sample_lms, there by
-    numerical integration, here exact. One evaluation per step.
+    Linear multistep (Adams-Bashforth) for uneven strides, like k-diffusion's sample_lms, which
+    integrates numerically; this is exact. One evaluation per step.
     """
-    x = x / levels[0].signal_rate
     slopes, sigmas = [], []
-    for index, (level, to) in enumerate(pairwise(levels)):
-        prediction = denoise(x * level.signal_rate, level)
+    for level, next_level in pairwise(levels):
+        prediction = denoise(x, level)
         slopes = [prediction.eps, *slopes[:3]]
         sigmas = [level.sigma, *sigmas[:3]]
-        x = x + weighted_sum(lms_weights(sigmas, to.sigma), slopes)
-        yield Step(index, level.t, level.sigma, prediction, x * to.signal_rate)
+        x = x + weighted_sum(lms_weights(sigmas, next_level.sigma), slopes)
+        yield prediction, x
 
 
-def lms_weights(sigmas: list[float], sigma_to: float) -> list[float]:
-    """How much each known slope counts in the integral from sigmas[0] to sigma_to.
+def lms_weights(sigmas: list[float], next_sigma: float) -> list[float]:
+    """How much each known slope counts in the integral from sigmas[0] to next_sigma.
 
-    The slope is read as the polynomial through the known ones; the weight of one slope is the
-    integral of the polynomial that is 1 at its sigma and 0 at the others (Lagrange's basis).
+    The slope is taken to be the polynomial through the known slopes. The weight of one slope is
+    the integral of the polynomial that is 1 at its sigma and 0 at the others (Lagrange's basis).
     """
-    points = [sigma - sigmas[0] for sigma in sigmas]  # from 0: keeps the powers small
+    points = [sigma - sigmas[0] for sigma in sigmas]  # from 0, which keeps the powers small
     weights = []
     for here in points:
         others = [point for point in points if point != here]
         basis = polyfromroots(others)
-        area = polyval(sigma_to - sigmas[0], polyint(basis))  # the integral begins at 0
+        area = polyval(next_sigma - sigmas[0], polyint(basis))  # the integral starts at 0
         weights.append(float(area / polyval(here, basis)))
     return weights
 
 
-def dpmpp_2m(
-    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
-) -> Iterator[Step]:
-    """Blend x with the guess, the guess led on by how it changed since the step before.
+@on_sigma_scale
+def dpmpp_2m(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None) -> Moves:
+    """Blend x with the guess, extrapolated by how the guess changed since the last step.
 
-    DPM-Solver++(2M), Lu et al. 2022, algorithm 2, where the blend is exact for a constant guess.
-    As in its authors' code, the step to sigma 0 takes the plain guess, and so does the last one of
-    fewer than 15: far-apart guesses extrapolate badly. One evaluation per step.
+    DPM-Solver++(2M), Lu et al. 2022, algorithm 2. The blend is exact for a constant guess. As in
+    the authors' code, a step to sigma 0 takes the plain guess. So does the last of fewer than 15
+    steps, because guesses far apart extrapolate badly. One evaluation per step.
     """
-    x = x / levels[0].signal_rate
     steps = len(levels) - 1
-    before = None  # the step before: its level and guess
-    for index, (level, to) in enumerate(pairwise(levels)):
-        prediction = denoise(x * level.signal_rate, level)
+    before = None  # level and guess of the last step
+    for index, (level, next_level) in enumerate(pairwise(levels)):
+        prediction = denoise(x, level)
         guess = prediction.x0
         last = index == steps - 1
-        few = level.diffusers.plain_end if level.diffusers else steps < 15
-        if before is not None and to.sigma > 0 and not (last and few):
-            came_from, old_guess = before
-            stride = log_fall(level, to) / log_fall(came_from, level)
-            guess = guess + stride / 2 * (guess - old_guess)
+        few = level.diffusers.plain_last_step if level.diffusers else steps < 15
+        if before is not None and next_level.sigma > 0 and not (last and few):
+            last_level, last_guess = before
+            stride = log_fall(level, next_level) / log_fall(last_level, level)
+            guess = guess + stride / 2 * (guess - last_guess)
         before = (level, prediction.x0)
-        shrink = to.sigma / level.sigma
+        shrink = next_level.sigma / level.sigma
         x = shrink * x + (1 - shrink) * guess
-        yield Step(index, level.t, level.sigma, prediction, x * to.signal_rate)
+        yield prediction, x
 
 
-def log_fall(level: Level, to: Level) -> float:
-    """The length of an interval in log sigma, DPM-Solver's time."""
-    return log(level.sigma / to.sigma)
+def log_fall(level: Level, next_level: Level) -> float:
+    """How far log sigma falls between two levels: DPM-Solver's time."""
+    return log(level.sigma / next_level.sigma)
 
 
+# ---- the forms that diffusers gives to three of them, for the settings of its folders -----------
+
+
+def diffusers_rules(level: Level) -> DiffusersRules:
+    """What diffusers does at a level that a folder's settings chose."""
+    assert level.diffusers is not None, f"no folder's settings chose the level t = {level.t}"
+    return level.diffusers
+
+
+@in_steps
 def diffusers_ddim(
-    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
-) -> Iterator[Step]:
-    """DDIM as diffusers counts: t falls by timesteps // steps, and the step ends there.
+    denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None
+) -> Moves:
+    """DDIM as diffusers counts: every step ends timesteps // steps below its t.
 
-    Where the levels are not that far apart, x is taken for what it would be at the next one.
+    Where the next level lies elsewhere, diffusers reads the same x as if it were at that level.
     """
-    for index, (level, to) in enumerate(pairwise(levels)):
-        lands = to._replace(sigma=level.diffusers.lands)
+    for level, next_level in pairwise(levels):
+        lands = next_level._replace(sigma=diffusers_rules(level).end_sigma)
         (step,) = ddim(denoise, x, [level, lands], generators)
         x = step.x
-        yield step._replace(index=index)
+        yield step.prediction, x
 
 
+@in_steps
 def diffusers_pndm(
-    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
-) -> Iterator[Step]:
-    """PLMS as diffusers' PNDMScheduler has it, which counts as its DDIM does.
+    denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None
+) -> Moves:
+    """PLMS as diffusers' PNDMScheduler computes it. Its steps end where those of its DDIM end.
 
-    The second try of the first step ends at the next level and counts back from there. What a v
-    network says is averaged as it is, and read as eps where the step begins.
+    The second try of the first step ends at the next level, and starts as far above as any step. It
+    averages what a v network answers, and converts the mean to eps where the step starts.
     """
     history = []
-    for index, (level, to) in enumerate(pairwise(levels)):
-        begins, lands = level, to._replace(sigma=level.diffusers.lands)
+    for level, next_level in pairwise(levels):
+        starts, lands = level, next_level._replace(sigma=diffusers_rules(level).end_sigma)
         prediction = denoise(x, level)
-        history = [answer(prediction, level), *history[:3]]
+        history = [network_answer(prediction, level), *history[:3]]
         mean = weighted_sum(PLMS_WEIGHTS[len(history)], history)
-        if index == 0 and len(levels) > 2:
-            trial = ddim_move(x, as_eps(mean, x, level), level, lands)
-            mean = (mean + answer(denoise(trial, to), to)) / 2
-            begins, lands = level._replace(sigma=level.diffusers.left), to
-        x = ddim_move(x, as_eps(mean, x, begins), begins, lands)
-        yield Step(index, level.t, level.sigma, prediction, x)
+        if len(history) == 1 and len(levels) > 2:
+            trial = ddim_move(x, eps_from_answer(mean, x, level), level, lands)
+            mean = (mean + network_answer(denoise(trial, next_level), next_level)) / 2
+            starts, lands = level._replace(sigma=diffusers_rules(level).retry_sigma), next_level
+        x = ddim_move(x, eps_from_answer(mean, x, starts), starts, lands)
+        yield prediction, x
 
 
-def answer(prediction: Prediction, level: Level) -> Tensor:
-    """What the network itself said, guided: its v, if that is what diffusers averages, or eps."""
+def network_answer(prediction: Prediction, level: Level) -> Tensor:
+    """What the guided network answered: v if diffusers averages v, else eps."""
     v = level.signal_rate * prediction.eps - level.noise_rate * prediction.x0
-    return v if level.diffusers.mixes_v else prediction.eps
+    return v if diffusers_rules(level).averages_v else prediction.eps
 
 
-def as_eps(said: Tensor, x: Tensor, level: Level) -> Tensor:
-    """`answer` read as eps, for an x at this level."""
-    eps = level.noise_rate * x + level.signal_rate * said
-    return eps if level.diffusers.mixes_v else said
+def eps_from_answer(answer: Tensor, x: Tensor, level: Level) -> Tensor:
+    """Undo `network_answer`: eps, for an x at this level."""
+    eps = level.noise_rate * x + level.signal_rate * answer
+    return eps if diffusers_rules(level).averages_v else answer
 
 
 def diffusers_euler(
-    denoise: Denoiser, x: Tensor, levels: list[Level], generators: Generators = None
+    denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None
 ) -> Iterator[Step]:
-    """Euler, which diffusers leaves on the sigma scale, also where its walk ends at some noise."""
-    for step, to in zip(euler(denoise, x, levels), levels[1:]):
-        yield step if to.diffusers else step._replace(x=step.x / to.signal_rate)
+    """Euler, whose last x diffusers leaves on the sigma scale even if some noise is left in it."""
+    for step, next_level in zip(euler(denoise, x, levels), levels[1:], strict=True):
+        scale = 1 if next_level.diffusers else next_level.signal_rate
+        yield step._replace(x=step.x / scale)
 
 
-TIME_SAMPLERS = {walk.__name__: walk for walk in (ddpm, ddim, plms)}
-SIGMA_SAMPLERS = {walk.__name__: walk for walk in (lms, euler, euler_ancestral, heun, dpmpp_2m)}
+# DDPM, DDIM and PLMS compute with a variance-preserving x, the sigma samplers with x0 + sigma eps
+TIME_SAMPLERS = {sampler.__name__: sampler for sampler in (ddpm, ddim, plms)}
+SIGMA_SAMPLERS = {one.__name__: one for one in (lms, euler, euler_ancestral, heun, dpmpp_2m)}
 SAMPLERS = TIME_SAMPLERS | SIGMA_SAMPLERS
-# where the form that diffusers gives a sampler is another
 FOLDER_SAMPLERS = {"ddim": diffusers_ddim, "plms": diffusers_pndm, "euler": diffusers_euler}
 
 EVEN_IN_T = (Schedule.leading, Schedule.linspace, Schedule.trailing, Schedule.uniform)
@@ -329,17 +380,18 @@ SPACINGS = {spacing.__name__: spacing for spacing in (*EVEN_IN_T, Schedule.karra
 def sampler_levels(
     name: str, schedule: Schedule, steps: int, spacing: str | None = None, final: str | None = None
 ) -> list[Level]:
-    """The steps + 1 levels that the sampler `name` walks down.
+    """The steps + 1 levels that the sampler `name` visits.
 
-    spacing: of the levels where the network runs. None is what the model's folder says, or the
-    references' choice: "leading" (+ 1) for DDPM, DDIM and PLMS ("trailing" where the last SNR is
-    zero), "uniform" for the sigma samplers, where "karras" is also customary.
-    final: where the walk ends, at "zero" noise or at "sigma_min", the level of t = 0. None is what
-    the folder says, or the references' choice: sigma_min for DDIM and PLMS
-    (set_alpha_to_one=False), else zero. A spacing that reaches t = 0 by itself has nowhere left to
-    go in its last step to sigma_min.
+    spacing: a key of SPACINGS, for the levels where the network runs. None is the spacing that the
+        model's folder asks for, or the reference's: "leading" for DDPM, DDIM and PLMS ("trailing"
+        if the last level is pure noise), "uniform" for the sigma samplers, where "karras" is also
+        usual.
+    final: where the last step ends, at "zero" noise or at "sigma_min", the level of t = 0. None is
+        the end that the folder asks for, or the reference's: sigma_min for DDIM and PLMS
+        (set_alpha_to_one=False), else zero. If the spacing reaches t = 0 by itself, the last step
+        to sigma_min changes nothing.
 
-    Raises ValueError on an unknown name, with the known ones, and on steps outside 1 … 1000.
+    Raises ValueError if a name is unknown, and if steps is outside 1 … timesteps.
     """
     check_known("sampler", name, SAMPLERS)
     config = schedule.config
@@ -354,7 +406,7 @@ def sampler_levels(
         check_known("spacing", spacing, SPACINGS)
         levels = SPACINGS[spacing](schedule, steps)
     levels = [*levels, ends[final]]
-    if name not in ("ddpm", "ddim"):  # the others divide by the signal, be it ever so weak
+    if name not in ("ddpm", "ddim"):  # the others divide by the signal rate, which must not be 0
         levels = [one._replace(sigma=LARGEST_SIGMA) if isinf(one.sigma) else one for one in levels]
     return levels
 
@@ -362,30 +414,30 @@ def sampler_levels(
 def from_noise(
     name: str, denoise: Denoiser, noise: Tensor, levels: list[Level], generators: Generators = None
 ) -> Iterator[Step]:
-    """Walk all the way from unit noise, b c h w, with the sampler `name`.
+    """All steps of the sampler `name` from unit noise, b c h w.
 
-    The sigma samplers begin at sigma_max * noise on their scale (k-diffusion), DDPM, DDIM and PLMS
-    at the noise itself on theirs (CompVis): 0.2 % apart.
+    The sigma samplers start at sigma_max * noise on their scale (k-diffusion), DDPM, DDIM and PLMS
+    at the noise itself on theirs (CompVis). The two differ by 0.2 %.
 
-    Raises ValueError, with the known ones, on an unknown name.
+    Raises ValueError if the name is unknown.
     """
     check_known("sampler", name, SAMPLERS)
-    x = scaled(name, noise, levels[0])
+    x = starting_x(name, noise, levels[0])
     return sampler_for(name, levels)(denoise, x, levels, generators)
 
 
 def sampler_for(name: str, levels: list[Level]) -> Sampler:
-    """The function that walks these levels: the sampler `name`, or the form it has in diffusers."""
+    """The sampler `name`, in the form that diffusers gives it if the levels are a folder's."""
     return (FOLDER_SAMPLERS if levels[0].diffusers else {}).get(name, SAMPLERS[name])
 
 
-def scaled(name: str, noise: Tensor, level: Level) -> Tensor:
-    """Where the sampler `name` begins, given unit noise. b c h w"""
-    unit = name not in SIGMA_SAMPLERS or (level.diffusers and level.diffusers.unit_start)
+def starting_x(name: str, noise: Tensor, level: Level) -> Tensor:
+    """The x where the sampler `name` starts at this level, given unit noise. b c h w"""
+    unit = name not in SIGMA_SAMPLERS or (level.diffusers and level.diffusers.starts_at_unit_noise)
     return noise if unit else level.noise_rate * noise
 
 
 def check_known(kind: str, name: str, known: dict) -> None:
-    """Raise ValueError, listing the known names, unless `name` is one of them."""
+    """Raise ValueError if `name` is not one of the known names."""
     if name not in known:
-        raise ValueError(f'Unknown {kind} "{name}": choose one of {", ".join(known)}.')
+        raise ValueError(f'There is no {kind} "{name}". Choose one of {", ".join(known)}.')

@@ -17,26 +17,26 @@ from torch import Tensor
 from minisd.config import ScheduleConfig
 
 
-class Diffusers(NamedTuple):
-    """What diffusers does at a level of its walks and the original code does not."""
+class DiffusersRules(NamedTuple):
+    """What diffusers does at a level and the original code does not."""
 
-    unit_start: bool  # a walk from here begins at unit noise, whichever scale the sampler has
-    plain_end: bool  # DPM++ takes a last step from here without looking back
-    mixes_v: bool  # PNDM averages what a v network says, and reads the mean as eps
-    lands: float  # sigma where a step of DDIM or PNDM ends: not always that of the next level
-    left: float  # sigma where PNDM's second try begins: not always that of this level
+    starts_at_unit_noise: bool  # if sampling starts here, also on the sigma scale
+    plain_last_step: bool  # if the last step of DPM++ starts here, it does not extrapolate
+    averages_v: bool  # PNDM averages the v of a v network, and not its eps
+    end_sigma: float  # where a step of DDIM or PNDM ends, which may not be the next level
+    retry_sigma: float  # where PNDM's second try starts, which may not be this level
 
 
 class Level(NamedTuple):
-    """One noise level: the t that the network is told, and sigma, how loud eps is next to x0.
+    """One noise level: t, which the network reads, and sigma, the strength of eps next to x0.
 
     Plain numbers in double precision, so that they never decide the precision or device of x.
-    diffusers: in a walk by a diffusers folder's settings.
+    diffusers: only if the settings of a diffusers folder chose this level
     """
 
     t: float
     sigma: float
-    diffusers: Diffusers | None = None
+    diffusers: DiffusersRules | None = None
 
     @property
     def signal_rate(self) -> float:
@@ -56,15 +56,18 @@ class Level(NamedTuple):
 
 LARGEST_SIGMA = 2.0**12  # in place of an infinite one (diffusers' Euler: alpha_bar 2^-24)
 
-CLEAN = Level(t=-1, sigma=0.0)  # t counts from 0, which is a little noisy already: one before it
+CLEAN = Level(t=-1, sigma=0.0)  # one before t = 0, where a little noise is left
 
 
 class Prediction(NamedTuple):
-    """What the network makes of x, each b c h w. x0 and eps say the same: they add up to x."""
+    """What the network predicts for x, each b c h w.
+
+    x0 and eps say the same: x = signal_rate x0 + noise_rate eps.
+    """
 
     x0: Tensor  # the picture it believes in
     eps: Tensor  # the noise it believes in
-    eps_uncond: Tensor | None  # the two halves of guidance; None where not computed
+    eps_uncond: Tensor | None  # the two halves of guidance, or None if not computed
     eps_cond: Tensor | None
 
 
@@ -73,10 +76,13 @@ Denoiser = Callable[[Tensor, Level], Prediction]
 
 
 def with_zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
-    """The same table, its signal rates stretched down so that the last is 0 and the first stays.
+    """Stretch the signal rates so that the last is 0 (pure noise) and the first stays.
 
-    SD's own last level still holds 7 % of the picture, so it never learnt to begin at pure noise
-    (Lin et al. 2024, algorithm 1). Only a v network can: there eps says nothing of x0.
+    SD's own last level still holds 7 % of the picture, so SD never learnt to start at pure noise
+    (Lin et al. 2024, algorithm 1). Only a v network can learn it: at pure noise, eps says nothing
+    about x0.
+
+    alpha_bar: timesteps    returns: the same shape
     """
     rates = alpha_bar.sqrt()
     first, last = rates[0], rates[-1]
@@ -84,7 +90,10 @@ def with_zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
 
 
 def other_betas(config: ScheduleConfig) -> Tensor:
-    """The betas of a model that SD's own rule does not make: how much noise each t adds."""
+    """How much noise each t adds, for models that do not use SD's own rule.
+
+    returns: timesteps, float64
+    """
     if config.betas is not None:
         return torch.tensor(config.betas, dtype=torch.float64)
     if config.beta_schedule == "linear":  # Ho et al. 2020
@@ -97,7 +106,7 @@ def other_betas(config: ScheduleConfig) -> Tensor:
 
 
 class Schedule:
-    """The table of noise levels that a model was trained on, and ways to walk down it."""
+    """The table of noise levels that a model was trained on, and ways to choose levels from it."""
 
     def __init__(self, config: ScheduleConfig):
         self.config = config
@@ -117,6 +126,8 @@ class Schedule:
         """Sigma at t. Between two whole t, log sigma is interpolated (k-diffusion, external.py).
 
         t: one number or b of them, 0 … timesteps - 1    returns: same shape, float64, on the CPU
+
+        Raises ValueError if a t is outside this range.
         """
         t = torch.as_tensor(t).cpu().double()
         top = self.config.timesteps - 1
@@ -130,17 +141,17 @@ class Schedule:
         return Level(t, self.sigma(t).item())
 
     def levels(self, ts: Sequence[float]) -> list[Level]:
-        """The level of each t."""
+        """The levels of several t."""
         sigmas = self.sigma(torch.tensor(ts, dtype=torch.float64)).tolist()
         return [Level(t, sigma) for t, sigma in zip(ts, sigmas, strict=True)]
 
     def levels_of_sigmas(self, sigmas: Sequence[float]) -> list[Level]:
-        """The level of each sigma; its t is usually fractional, and stops where the table does."""
+        """The level of each sigma. Its t is usually a fraction, and never leaves the table."""
         ts = np.interp(np.log(sigmas), np.log(self.finite_sigmas), np.arange(len(self.sigmas)))
         return [Level(t, sigma) for t, sigma in zip(ts.tolist(), sigmas, strict=True)]
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
-        """The forward process: x0 as it looks at t, in one go (Ho et al. 2020, eq. 4).
+        """The forward process in one step: x0 with the noise of t (Ho et al. 2020, eq. 4).
 
         x0, noise: b c h w    t: one number, or b of them    returns: b c h w
         """
@@ -148,7 +159,10 @@ class Schedule:
         return signal_rate * x0 + noise_rate * noise
 
     def velocity(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
-        """What a v network should answer to add_noise(x0, noise, t) (Salimans & Ho 2022)."""
+        """What a v network should predict for add_noise(x0, noise, t) (Salimans & Ho 2022).
+
+        x0, noise: b c h w    t: one number, or b of them    returns: b c h w
+        """
         signal_rate, noise_rate = self._rates(t, x0)
         return signal_rate * noise - noise_rate * x0
 
@@ -160,10 +174,10 @@ class Schedule:
         return signal_rate.to(like), noise_rate.to(like)
 
     def leading(self, steps: int) -> list[Level]:
-        """1, 1 + stride, 1 + 2 stride … from the top down: what SD's DDIM and PLMS walk.
+        """1, 1 + stride, 1 + 2 stride … from the top down: the levels of SD's DDIM and PLMS.
 
-        The stride is timesteps // steps, so the walk may begin well below the noisiest level.
-        At steps = timesteps the + 1 would leave the table: then it is timesteps - 1 … 0.
+        The stride is timesteps // steps, so the first level may be well below the noisiest one.
+        If steps = timesteps, the + 1 would leave the table. Then t goes from timesteps - 1 to 0.
         """
         stride = self.config.timesteps // self.check_steps(steps)
         first = 0 if steps == self.config.timesteps else 1
@@ -176,7 +190,7 @@ class Schedule:
         return self.levels([int(t) for t in reversed(ramp.round())])
 
     def trailing(self, steps: int) -> list[Level]:
-        """Whole t, even strides from the noisiest down to just before t = -1 (Lin et al. 2024)."""
+        """Whole t in even strides, from the noisiest to a stride above -1 (Lin et al. 2024)."""
         stride = self.config.timesteps / self.check_steps(steps)
         ramp = np.arange(self.config.timesteps, 0, -stride)[:steps]  # rounding may add one
         return self.levels([int(t) - 1 for t in ramp.round()])
@@ -189,7 +203,7 @@ class Schedule:
     def karras(self, steps: int, ends: tuple[float, float] | None = None) -> list[Level]:
         """Even in sigma^(1/7): small strides at the end (Karras et al. 2022, eq. 5, rho = 7).
 
-        ends: the lowest and the highest sigma. None: the table's.
+        ends: the lowest and the highest sigma, or None for those of the table
         """
         table_ends = self.sigma(torch.tensor([0, self.config.timesteps - 1]))
         low, high = ends or table_ends.clamp(max=LARGEST_SIGMA).tolist()
@@ -197,6 +211,7 @@ class Schedule:
         return self.levels_of_sigmas((ramp**7).clip(low, high).tolist())
 
     def check_steps(self, steps: int) -> int:
+        """Return steps. Raises ValueError if there are fewer than 1 or more than timesteps."""
         if not 1 <= steps <= self.config.timesteps:
             raise ValueError(f"steps must be 1 to {self.config.timesteps}, got {steps}.")
         return steps

@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "minisd"
 FILES = sorted(PACKAGE.rglob("*.py"))
 NETWORKS = ["attention", "clip", "unet", "vae"]
-CORE = [*NETWORKS, "config", "tokenizer", "prompt", "schedule", "folder_walks", "guidance"]
+CORE = [*NETWORKS, "config", "tokenizer", "prompt", "schedule", "folder_levels", "guidance"]
 CORE += ["samplers", "pipeline", "trace"]
 UNDER_PIPELINE = [name for name in CORE if name != "pipeline"] + ["text", "checkpoints"]
 STEERING = [*CORE, "text", "checkpoints", "tasks", "depth", "adapters"]
@@ -30,8 +30,8 @@ MAY_IMPORT = {
     "clip": ["attention"],
     "unet": ["attention"],
     "vae": ["attention"],
-    "folder_walks": ["schedule"],
-    "samplers": ["schedule", "folder_walks"],
+    "folder_levels": ["schedule"],
+    "samplers": ["schedule", "folder_levels"],
     "guidance": ["schedule"],
     "checkpoints": [*NETWORKS, "tokenizer", "checkpoints"],
     "pipeline": UNDER_PIPELINE,

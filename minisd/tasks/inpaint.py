@@ -18,7 +18,7 @@ from torch import Tensor
 from minisd.files.pictures import check_tensor, mask_shades
 from minisd.guidance import Network
 from minisd.pipeline import StableDiffusion, as_asked, as_list
-from minisd.samplers import Sampler, Step, sampler_for, scaled
+from minisd.samplers import Sampler, Step, sampler_for, starting_x
 from minisd.schedule import Denoiser, Level, Prediction
 from minisd.tasks import img2img
 from minisd.tasks.img2img import Picture, Settings, Start, Walk, as_tensor, mixed, noised
@@ -110,7 +110,7 @@ def begin(
     if strength < 1:
         return noised(sd, image, count, settings)
     start = noised(sd, image, count, settings, encode=not reads_a_mask(sd))
-    return start._replace(x=scaled(start.sampler, start.noise, start.levels[0]))
+    return start._replace(x=starting_x(start.sampler, start.noise, start.levels[0]))
 
 
 def reads_a_mask(sd: StableDiffusion) -> bool:

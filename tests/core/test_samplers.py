@@ -493,9 +493,9 @@ def test_a_perfect_network_gives_back_what_it_was_trained_on(name):
 
 def test_unknown_sampler_lists_the_known():
     known = "ddpm, ddim, plms, lms, euler, euler_ancestral, heun, dpmpp_2m"
-    with pytest.raises(ValueError, match=f'Unknown sampler "dpm": choose one of {known}'):
+    with pytest.raises(ValueError, match=f'There is no sampler "dpm". Choose one of {known}'):
         sampler_levels("dpm", SCHEDULE, 20)
-    with pytest.raises(ValueError, match=f'Unknown sampler "dpm": choose one of {known}'):
+    with pytest.raises(ValueError, match=f'There is no sampler "dpm". Choose one of {known}'):
         from_noise("dpm", denoiser(), NOISE, [])
 
 
@@ -519,11 +519,11 @@ def test_steps_outside_1_to_1000_are_refused(steps):
 @pytest.mark.parametrize("sources, count", [(None, 0), (generators(1), 1)])
 def test_drawing_noise_needs_a_generator_for_each_sample(sampler, sources, count):
     levels = sampler_levels("ddpm", SCHEDULE, 3)
-    with pytest.raises(ValueError, match=f"noise for 2 samples needs as many .* got {count}"):
+    with pytest.raises(ValueError, match=f"2 samples need 2 random generators, got {count}"):
         next(sampler(denoiser(), NOISE, levels, sources))
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1])
 def test_eta_outside_0_to_1_is_refused(eta):
-    with pytest.raises(ValueError, match="eta must lie between 0"):
+    with pytest.raises(ValueError, match="eta must be 0"):
         next(ddim(denoiser(), NOISE, sampler_levels("ddim", SCHEDULE, 3), eta=eta))

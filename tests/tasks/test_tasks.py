@@ -17,7 +17,7 @@ from transformers import CLIPTokenizer
 
 from minisd.config import ScheduleConfig
 from minisd.pipeline import StableDiffusion, from_pil
-from minisd.samplers import SAMPLERS, sampler_levels, scaled
+from minisd.samplers import SAMPLERS, sampler_levels, starting_x
 from minisd.schedule import Prediction, Schedule
 from minisd.tasks.depth2img import depth2img, depth2img_steps, depth_channel
 from minisd.tasks.img2img import Start, img2img, img2img_steps, remaining
@@ -214,7 +214,7 @@ def test_a_soft_mask_mixes(sampler, share):
     schedule = Schedule(ScheduleConfig())
     levels = sampler_levels(sampler, schedule, 6)
     z, noise = torch.ones(1, 4, 3, 5), torch.randn(1, 4, 3, 5)
-    start = Start(z, noise, scaled(sampler, noise, levels[0]), sampler, levels, of_seeds(0))
+    start = Start(z, noise, starting_x(sampler, noise, levels[0]), sampler, levels, of_seeds(0))
 
     def denoise(x, level):
         return Prediction(x * 0, x / level.noise_rate, None, None)

@@ -1,18 +1,20 @@
-"""The walks of a diffusers folder: the levels that its settings visit, as diffusers has them.
+"""The noise levels that a diffusers folder's scheduler settings ask for, as diffusers chooses them.
 
-samplers.sampler_levels comes here where the model's config says how to walk (ScheduleConfig), and
-marks each level with what diffusers does there and the original code does not.
+samplers.sampler_levels uses these if the model's ScheduleConfig has a spacing. Each level carries
+what diffusers does there and the original code does not.
 """
+
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from minisd.config import ScheduleConfig
-from minisd.schedule import LARGEST_SIGMA, Diffusers, Level, Schedule
+from minisd.schedule import LARGEST_SIGMA, DiffusersRules, Level, Schedule
 
 
 def usual_final(name: str, config: ScheduleConfig) -> str:
-    """Where a walk ends unless told: as the folder says or its class does, else the original."""
+    """Where the last step ends: as the folder says, else as diffusers or the original code does."""
     if name in ("euler", "dpmpp_2m"):
         return config.final or "zero"
     by_class = name == "ddim" and config.spacing is not None
@@ -23,34 +25,38 @@ def usual_final(name: str, config: ScheduleConfig) -> str:
 def folder_levels(
     name: str, on_sigmas: bool, schedule: Schedule, steps: int, end: Level
 ) -> list[Level]:
-    """Where the network runs by a folder's settings, as diffusers' class of the sampler has it.
+    """The levels where the network runs, as diffusers' class of the sampler chooses them.
 
-    on_sigmas: whether the sampler `name` is a sigma sampler    end: where the walk ends
-    Between two t, sigma is interpolated (the original: its logarithm). Karras' levels lie between
-    the first and the last of the spacing; DPM++ takes the whole table, and rounds their t.
+    on_sigmas: whether the sampler `name` is a sigma sampler    end: the level after the last step
+    Between two t, diffusers interpolates sigma; the original code interpolates its logarithm.
+    Karras' levels lie between the first and the last level of the spacing. Those of DPM++ span the
+    whole table, and their t are rounded.
     """
     config, two_m = schedule.config, name == "dpmpp_2m"
     by_class = "linspace" if on_sigmas else "leading"
-    spacing = by_class if config.spacing == "default" else config.spacing
+    spacing = config.spacing or "default"
+    spacing = by_class if spacing == "default" else spacing
     ts = folder_ts(schedule, spacing, steps, int(two_m), fractions=on_sigmas and not two_m)
     table = rounded_sigmas(schedule)
     sigmas = np.interp(ts, range(len(table)), table).tolist()
-    levels = [Level(*both) for both in zip(ts, sigmas)] if on_sigmas else schedule.levels(ts)
+    levels = schedule.levels(ts)
+    if on_sigmas:
+        levels = [Level(t, sigma) for t, sigma in zip(ts, sigmas, strict=True)]
     if config.karras and two_m:
-        # diffusers cuts the fraction off in place of rounding where the betas follow a cosine
+        # if the betas follow a cosine, diffusers cuts the fraction off
         whole = int if config.beta_schedule == "squaredcos_cap_v2" else round
         levels = schedule.karras(steps, (table[0], table[-1]))
         levels = [level._replace(t=whole(level.t)) for level in levels]
     elif config.karras and name in ("lms", "euler", "heun"):
         levels = schedule.karras(steps, (sigmas[-1], sigmas[0]))
     stride, top = config.timesteps // steps, config.timesteps - 1
-    always = (two_m or spacing == "leading", steps < 15, config.prediction == "v")
-    marked = []
-    for level, following in zip(levels, [*levels[1:], levels[-1]]):
-        lands = schedule.sigma(level.t - stride).item() if level.t >= stride else end.sigma
-        left = schedule.sigma(min(following.t + stride, top)).item()
-        marked.append(level._replace(diffusers=Diffusers(*always, lands, left)))
-    return marked
+    rules = (two_m or spacing == "leading", steps < 15, config.prediction == "v")
+    with_rules = []
+    for level, next_level in pairwise([*levels, levels[-1]]):
+        end_sigma = schedule.sigma(level.t - stride).item() if level.t >= stride else end.sigma
+        retry_sigma = schedule.sigma(min(next_level.t + stride, top)).item()
+        with_rules.append(level._replace(diffusers=DiffusersRules(*rules, end_sigma, retry_sigma)))
+    return with_rules
 
 
 def folder_ts(
@@ -58,9 +64,10 @@ def folder_ts(
 ) -> list[float]:
     """The t of a folder's timestep_spacing, as diffusers' schedulers count them.
 
-    beyond: how many more are made at the noiseless end and left out: 1 for DPM++
-    fractions: whether "linspace" keeps them. Its one step is the least noisy t.
-    Where diffusers would leave its table or stand still, all are moved down, or are every t.
+    beyond: how many more are computed at the clean end and then left out (1 for DPM++)
+    fractions: whether "linspace" keeps them. With one step, "linspace" gives the least noisy t.
+    If diffusers would leave its table, all t are moved down. If steps are so many that its stride
+    would be 0, every t is used once.
     """
     count, top = schedule.check_steps(steps) + beyond, schedule.config.timesteps - 1
     if spacing == "trailing":
@@ -75,7 +82,7 @@ def folder_ts(
 
 
 def rounded_sigmas(schedule: Schedule) -> np.ndarray:
-    """The table as diffusers rounds it: 1 - beta in float32, which moves sigma(0) by 3e-5."""
+    """Sigmas as diffusers rounds them: it has 1 - beta in float32, which moves sigma(0) by 3e-5."""
     before = torch.cat([torch.ones(1, dtype=torch.float64), schedule.alpha_bar[:-1]])
     betas = (1 - schedule.alpha_bar / before).float()
     alpha_bar = torch.cumprod(1 - betas, dim=0)
