@@ -17,7 +17,8 @@ from minisd.config import ModelConfig
 from minisd.files.pictures import check_tensor, colours
 from minisd.guidance import Network, guided_denoiser
 from minisd.prompt import emphasize, weighted
-from minisd.samplers import Step, from_noise, sampler_levels
+from minisd.samplers import Step
+from minisd.sampling import from_noise, sampler_levels
 from minisd.schedule import Denoiser, Level, Schedule
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
@@ -210,7 +211,7 @@ class StableDiffusion:
         seed: sample i uses seed + i, or the i-th of a list
         width, height: in pixels, multiples of 8. None: the config's size
         latent: unit starting noise, b 4 h/8 w/8, in place of the seed's
-        spacing: of the noise levels, from samplers.SPACINGS. None: the sampler's reference's
+        spacing: of the noise levels, from sampling.SPACINGS. None: the sampler's reference's
         clip_skip, extended: as embed
 
         Raises ValueError for a setting out of its range, before anything is computed.

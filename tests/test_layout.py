@@ -9,8 +9,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "minisd"
 FILES = sorted(PACKAGE.rglob("*.py"))
 NETWORKS = ["attention", "clip", "unet", "vae"]
-CORE = [*NETWORKS, "config", "tokenizer", "prompt", "schedule", "folder_levels", "guidance"]
-CORE += ["samplers", "pipeline", "trace"]
+CORE = [*NETWORKS, "config", "tokenizer", "prompt", "schedule", "guidance"]
+CORE += ["samplers", "sampling", "pipeline", "trace"]
 UNDER_PIPELINE = [name for name in CORE if name != "pipeline"] + ["text", "checkpoints"]
 STEERING = [*CORE, "text", "checkpoints", "tasks", "depth", "adapters"]
 REFERENCES = {"diffusers", "transformers", "open_clip", "clip", "ldm", "k_diffusion", "torchvision"}
@@ -30,10 +30,10 @@ MAY_IMPORT = {
     "clip": ["attention"],
     "unet": ["attention"],
     "vae": ["attention"],
-    "folder_levels": ["schedule"],
-    "samplers": ["schedule", "folder_levels"],
+    "samplers": ["schedule"],
+    "sampling": ["schedule", "samplers", "checkpoints"],
     "guidance": ["schedule"],
-    "checkpoints": [*NETWORKS, "tokenizer", "checkpoints"],
+    "checkpoints": [*NETWORKS, "tokenizer", "schedule", "samplers", "checkpoints"],
     "pipeline": UNDER_PIPELINE,
     "compare": ["trace", "checkpoints"],
     "tasks": [*CORE, "checkpoints", "tasks", "depth"],

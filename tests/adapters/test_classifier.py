@@ -14,7 +14,7 @@ import minisd
 from minisd.config import MINI, WEIGHTS, ScheduleConfig
 from minisd.mini.emoji import batch
 from minisd.pipeline import StableDiffusion
-from minisd.samplers import sampler_levels
+from minisd.sampling import sampler_levels
 from minisd.schedule import Schedule
 from minisd.training.classifier import (
     ClassifierConfig,

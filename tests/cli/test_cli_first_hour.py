@@ -20,7 +20,7 @@ from test_pipeline import V1
 from torch import nn
 
 import minisd
-from minisd import cli, samplers
+from minisd import cli, samplers, sampling
 from minisd.adapters.controlnet import ControlNet
 from minisd.checkpoints import registry as official
 from minisd.checkpoints import write
@@ -665,7 +665,7 @@ def test_the_doctor_shows_load_and_the_cores_of_a_container(capsys, tmp_path, mo
 
 def test_the_choices_are_those_of_the_samplers():
     assert tuple(samplers.SAMPLERS) == options.SAMPLERS
-    assert tuple(samplers.SPACINGS) == options.SPACINGS
+    assert tuple(sampling.SPACINGS) == options.SPACINGS
 
 
 COMMANDS = (*DRAWING, "convert", "info", "download", "lessons", "examples", "doctor", "train")
@@ -680,7 +680,7 @@ def test_help_fits_a_screen_and_lists_the_choices(command, capsys, monkeypatch):
     told = capsys.readouterr().out
     lines = told.splitlines()
     assert len(lines) <= SCREEN and all(len(line) <= 80 for line in lines)
-    words = {*samplers.SAMPLERS, *samplers.SPACINGS} if command in DRAWING else set()
+    words = {*samplers.SAMPLERS, *sampling.SPACINGS} if command in DRAWING else set()
     assert not [word for word in words if word not in told]
 
 

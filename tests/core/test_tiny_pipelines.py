@@ -28,7 +28,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 import minisd
 from minisd.checkpoints.scheduler_settings import CLASS_OF, FILE
 from minisd.checkpoints.write import convert
-from minisd.samplers import SAMPLERS, sampler_levels
+from minisd.samplers import SAMPLERS
+from minisd.sampling import sampler_levels
 from minisd.tasks.depth2img import depth2img_steps
 from minisd.tasks.img2img import img2img_steps
 from minisd.tasks.inpaint import inpaint_steps

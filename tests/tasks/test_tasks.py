@@ -17,7 +17,8 @@ from transformers import CLIPTokenizer
 
 from minisd.config import ScheduleConfig
 from minisd.pipeline import StableDiffusion, from_pil
-from minisd.samplers import SAMPLERS, sampler_levels, starting_x
+from minisd.samplers import SAMPLERS
+from minisd.sampling import sampler_levels, starting_x
 from minisd.schedule import Prediction, Schedule
 from minisd.tasks.depth2img import depth2img, depth2img_steps, depth_channel
 from minisd.tasks.img2img import Start, img2img, img2img_steps, remaining
