@@ -301,12 +301,12 @@ def test_a_name_draws_what_its_path_draws(here, by_name, by_path):
 
 
 def test_the_functions_take_names_too():
+    from minisd.adapters.classifier import load_classifier
     from minisd.adapters.hypernetwork import hypernetwork
     from minisd.adapters.lora import lora
     from minisd.adapters.textual_inversion import textual_inversion
     from minisd.adapters.vae_file import swap_vae
     from minisd.depth.small import load_estimator
-    from minisd.training import classifier
 
     sd = minisd.load("mini")
     for put_on, name in (
@@ -317,7 +317,7 @@ def test_the_functions_take_names_too():
     ):
         put_on(sd, name).remove()
     assert ControlNet.load("mini-edges").config.channels == MINI.unet.channels
-    assert classifier.load("mini-classifier").config.things
+    assert load_classifier("mini-classifier").config.things
     assert load_estimator("mini-depth")
 
 
