@@ -16,7 +16,7 @@ from minisd.clip import TextTransformer
 from minisd.config import ModelConfig
 from minisd.files.pictures import check_tensor, colours
 from minisd.guidance import Network, guided_denoiser
-from minisd.prompt import emphasize, weighted
+from minisd.prompt import emphasize, weighted_chunks
 from minisd.samplers import Step
 from minisd.sampling import from_noise, sampler_levels
 from minisd.schedule import Denoiser, Level, Schedule
@@ -91,7 +91,7 @@ class StableDiffusion:
         return context
 
     def _embed_extended(self, prompts: list[str], clip_skip: int) -> Tensor:
-        rows = [weighted(self.tokenizer, prompt) for prompt in prompts]
+        rows = [weighted_chunks(self.tokenizer, prompt) for prompt in prompts]
         chunks = max(len(tokens) for tokens, _ in rows)
         contexts = []
         for tokens, weights in rows:

@@ -54,7 +54,7 @@ def state(sd):
     hooks = [list(vars(m)[name]) for m in modules for name in vars(m) if name.endswith("_hooks")]
     names = [sorted(vars(part)) for part in (sd, sd.tokenizer, *modules)]
     weights = [tensor.clone() for network in networks for tensor in network.state_dict().values()]
-    lists = sd.vae, [*sd.guides], [*sd.swaps], dict(sd.tokenizer.added)
+    lists = sd.vae, [*sd.guides], [*sd.swaps], dict(sd.tokenizer.added_words.ids)
     return (hooks, names, lists), weights
 
 

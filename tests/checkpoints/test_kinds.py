@@ -281,7 +281,7 @@ def hooks(sd):
     """All that adapters put on a model."""
     modules = [*sd.unet.modules(), *sd.text_encoder.modules()]
     counts = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules]
-    return counts, sd.vae, dict(sd.tokenizer.added), [*sd.guides], [*sd.swaps]
+    return counts, sd.vae, dict(sd.tokenizer.added_words.ids), [*sd.guides], [*sd.swaps]
 
 
 @pytest.fixture(scope="module")

@@ -128,7 +128,7 @@ def test_a_warning_is_one_line(model, tmp_path, capsys):
     given = ["-o", tmp_path / "c.png", "--model", model, "--steps", 1]
     assert run("generate", long, *given) == 0
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line == "minisd: the prompt is too long, its end is not read: 'cat cat cat cat cat'"
+    assert line == "minisd: the prompt is too long, so its end is not read: 'cat cat cat cat cat'"
 
 
 def test_convert_and_info(model, tmp_path, capsys):

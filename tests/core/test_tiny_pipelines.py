@@ -27,6 +27,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import minisd
 from minisd.checkpoints.scheduler_settings import CLASS_OF, FILE
+from minisd.checkpoints.tokenizer_folder import write_tokenizer
 from minisd.checkpoints.write import convert
 from minisd.samplers import SAMPLERS
 from minisd.sampling import sampler_levels
@@ -83,9 +84,8 @@ def networks(channels: int, v2: bool) -> dict[str, torch.nn.Module]:
 
 def vocabulary(folder: Path) -> CLIPTokenizer:
     """1000 entries, as tiny-random-clip has: its own is nowhere on this side of the network."""
-    Tokenizer.train([inspect.getsource(diffusers.schedulers.DDIMScheduler)], 1000).save_folder(
-        folder
-    )
+    texts = [inspect.getsource(diffusers.schedulers.DDIMScheduler)]
+    write_tokenizer(folder, Tokenizer.train(texts, 1000))
     return CLIPTokenizer.from_pretrained(folder)
 
 

@@ -109,7 +109,7 @@ def state_of_model() -> tuple:
         for part in (sd.unet, sd.text_encoder, sd.vae)
         for module in part.modules()
     ]
-    return sum(hooks), tuple(sd.tokenizer.added)
+    return sum(hooks), tuple(sd.tokenizer.added_words.ids)
 
 
 class Changed(AssertionError):
