@@ -10,6 +10,7 @@ from minisd.pipeline import StableDiffusion
 from minisd.training import loop
 from minisd.unet import UNet
 from minisd.vae import VAE
+from tests.helpers.tiny_models import SMALL
 
 torch.set_num_threads(1)
 
@@ -27,9 +28,7 @@ def no_pictures(monkeypatch):
 
 @pytest.fixture(scope="module")
 def small_sd(emoji):
-    """A model of test_training's sizes that knows nothing."""
-    from test_training import SMALL
-
+    """A tiny model with random weights."""
     torch.manual_seed(0)
     networks = TextTransformer(SMALL.text), UNet(SMALL.unet), VAE(SMALL.vae)
     return StableDiffusion(SMALL, mini.vocabulary(emoji), *networks)

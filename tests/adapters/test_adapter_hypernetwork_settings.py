@@ -8,10 +8,10 @@ import math
 
 import pytest
 import torch
-from test_adapters import small_network
 from torch import nn
 
 from minisd.adapters.hypernetwork import SETTINGS, read_hypernetwork
+from tests.helpers.hypernetwork_files import small_network
 from tests.helpers.reference_networks import randomise
 
 WIDTH = 64

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from test_training import SMALL
 
 from docs.make import size_report as sizes
 from minisd.mini import recipes as mini
 from minisd.training.loop import Recipe
 from minisd.training.vae import psnr
+from tests.helpers.tiny_models import SMALL
 
 RECIPE = Recipe(steps=4, warmup=1, log_every=1)
 

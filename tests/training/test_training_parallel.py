@@ -1,7 +1,6 @@
 """Two processes that share every batch learn what one process learns from it whole."""
 
 import os
-import socket
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -21,6 +20,7 @@ from minisd.training.loop import Recipe, generator_at
 from minisd.training.parallel import average_gradients, from_first, meet, place, share
 from minisd.training.vae import train_vae, vae_loss
 from minisd.vae import VAE
+from tests.helpers.training_runs import REPOSITORY, free_port
 
 # Two channels to a group at least: a norm takes away the bias before it where it has but one.
 SMALL = replace(
@@ -86,12 +86,6 @@ def alive_for_two_steps(seed: int, step: int) -> torch.Generator:
     return generator_at(seed, step)
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def by_one(tmp_path_factory):
     """A folder with the work of one process."""
@@ -107,7 +101,8 @@ def by_two(tmp_path_factory):
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     both = [
         subprocess.Popen(
-            [sys.executable, __file__, where],
+            [sys.executable, "-m", "tests.training.test_training_parallel", where],
+            cwd=REPOSITORY,
             env=os.environ | address | {"RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
