@@ -16,12 +16,15 @@ from numpy.random import default_rng
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+import minisd
+from minisd.checkpoints.load import load_vae
+from minisd.config import MINI, WEIGHTS
 from minisd.files.whole_files import make_folder, save_picture, write_text
 from minisd.mini.agreement import nearest
 from minisd.mini.captions import Scene, full_caption
 from minisd.mini.emoji import Emoji, compose, to_tensor
 from minisd.mini.evaluate import ASPECTS, Judged, evaluate, row_name
-from minisd.mini.judge import Judge
+from minisd.mini.judge import Judge, load_judge
 from minisd.pipeline import StableDiffusion, to_pil
 from minisd.vae import VAE
 
@@ -273,7 +276,7 @@ def refill(path: Path, computed: dict[str, str]) -> None:
     write_text(path, refilled(path.read_text(encoding="utf-8"), computed))
 
 
-def write(
+def write_report(
     folder: Path,
     sd: StableDiffusion,
     judge: Judge,
@@ -300,3 +303,8 @@ def write(
     save_picture(picture, folder / "images" / "mini-autoencoder.png", optimize=True)
     refill(path, parts(figures, drawn))
     return figures
+
+
+if __name__ == "__main__":
+    tuned = load_vae(WEIGHTS / "mini-decoder.safetensors", MINI.vae)
+    write_report(Path("docs"), minisd.load("mini"), load_judge(), Emoji.load(), fine_tuned=tuned)

@@ -184,7 +184,7 @@ def opened(path: str | Path) -> Tensor:
     return from_pil(Image.open(path).convert("RGB"))[0]
 
 
-def write(folder: Path = Path("docs")) -> dict:
+def write_report(folder: Path = Path("docs")) -> dict:
     """Renew folder/steering.md, steering.json and the pictures. Returns the figures."""
     path, sd = folder / "steering.md", minisd.load("mini")
     path.read_text(encoding="utf-8")  # before the work: is there a page?
@@ -238,3 +238,7 @@ def tables(figures: dict) -> dict[str, str]:
         "outside figures": markdown("model | most of 255 | mean", outside),
         "detail figures": markdown(heads, detail),
     }
+
+
+if __name__ == "__main__":
+    write_report()

@@ -167,7 +167,7 @@ def read_hypernetwork(stored: object, path: Path) -> None:
 def read_log(stored: list, path: Path) -> None:
     lines = [text_of(record) for record in stored]
     (path / "log.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    folder.logged(path)
+    folder.log_records(path)
 
 
 def read_index(stored: object, path: Path) -> None:
@@ -196,13 +196,13 @@ def read_classifier(stored: dict, path: Path) -> None:
 
 
 def read_cats_and_dogs(stored: dict, path: Path) -> None:
-    read_network(cats_and_dogs.load, "unprompted", {"unprompted": stored}, path)
+    read_network(cats_and_dogs.load_unprompted, "unprompted", {"unprompted": stored}, path)
 
 
 def read_judge(stored: dict, path: Path) -> None:
     header = {name: text_of(settings) for name, settings in stored.items()}
     save_file(tensors_of("judge"), path / "a.safetensors", header)
-    judge.load(path / "a.safetensors")
+    judge.load_judge(path / "a.safetensors")
 
 
 SORTS = classifier.ClassifierConfig(("cat", "dog"), (16, 32))

@@ -367,9 +367,9 @@ def cut_outs() -> bytes:
 
 @cache
 def run_folder() -> Files:
-    from minisd.training.loop import Recipe, description, optimizers, state_of
+    from minisd.training.loop import Hyperparameters, description, optimizers, state_of
 
-    model, recipe = nn.Linear(2, 2), Recipe(steps=4, rate=0.1)
+    model, recipe = nn.Linear(2, 2), Hyperparameters(steps=4, rate=0.1)
     both = optimizers(model, recipe)
     state = state_of(2, 1.0, description(recipe, dict(RUN)), model, model, both)
     lines = [{"step": step, "loss": 0.5, "seconds": 1.0} for step in range(3)]

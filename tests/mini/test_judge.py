@@ -32,7 +32,7 @@ from minisd.mini.train_judge import (
     shaded,
     train_judge,
 )
-from minisd.training.loop import Recipe
+from minisd.training.loop import Hyperparameters
 
 LONE = Scene(("cat",), (None,), "flat", "blue")
 PAIR = Scene(("cat", "pear"), (None, "red"), "noto", "white")
@@ -275,7 +275,7 @@ def test_without_any_tint_the_loss_is_a_number():
 
 
 def test_it_learns_to_tell_four_things_apart(few, tmp_path):
-    recipe = Recipe(steps=45, warmup=5, ema=0.9, log_every=1)
+    recipe = Hyperparameters(steps=45, warmup=5, ema=0.9, log_every=1)
     decoded = decoded_crops(Through(), few, 300, seed=5)
     judge = train_judge(few, decoded, tmp_path, recipe, batch_size=16)
     returned = decoded_crops(Through(), few, 100, seed=6)
@@ -286,7 +286,7 @@ def test_it_learns_to_tell_four_things_apart(few, tmp_path):
 
 
 def test_crops_of_another_autoencoder_are_another_run(few, tmp_path):
-    recipe = Recipe(steps=1)
+    recipe = Hyperparameters(steps=1)
     decoded = decoded_crops(Through(), few, 100, seed=5)
     train_judge(few, decoded, tmp_path, recipe, batch_size=4, encoded_by="one")
     train_judge(few, decoded, tmp_path, recipe, batch_size=4, encoded_by="one")
