@@ -16,8 +16,9 @@ from minisd.clip import TextTransformer
 from minisd.config import ModelConfig
 from minisd.files.pictures import check_tensor, colours
 from minisd.guidance import Network, guided_denoiser
-from minisd.prompt import emphasize, weighted
-from minisd.samplers import Step, from_noise, sampler_levels
+from minisd.prompt import emphasize, weighted_chunks
+from minisd.samplers import Step
+from minisd.sampling import from_noise, sampler_levels
 from minisd.schedule import Denoiser, Level, Schedule
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
@@ -90,7 +91,7 @@ class StableDiffusion:
         return context
 
     def _embed_extended(self, prompts: list[str], clip_skip: int) -> Tensor:
-        rows = [weighted(self.tokenizer, prompt) for prompt in prompts]
+        rows = [weighted_chunks(self.tokenizer, prompt) for prompt in prompts]
         chunks = max(len(tokens) for tokens, _ in rows)
         contexts = []
         for tokens, weights in rows:
@@ -210,7 +211,7 @@ class StableDiffusion:
         seed: sample i uses seed + i, or the i-th of a list
         width, height: in pixels, multiples of 8. None: the config's size
         latent: unit starting noise, b 4 h/8 w/8, in place of the seed's
-        spacing: of the noise levels, from samplers.SPACINGS. None: the sampler's reference's
+        spacing: of the noise levels, from sampling.SPACINGS. None: the sampler's reference's
         clip_skip, extended: as embed
 
         Raises ValueError for a setting out of its range, before anything is computed.

@@ -10,31 +10,33 @@ from minisd.tokenizer import Tokenizer
 
 
 def chunks(tokenizer: Tokenizer, text: str) -> LongTensor:
-    """A prompt of any length as several full rows, 75 pieces in each; nothing is cut.
+    """A prompt of any length as rows of at most 75 pieces, so that nothing is cut off.
 
-    returns: chunk 77, at least one row. Each row goes through the text tower by itself; the
-    contexts are then laid end to end: rearrange(context, "chunk m c -> 1 (chunk m) c").
+    returns: chunk 77, at least one row. Each row goes through the text transformer alone. Their
+    contexts are then joined: rearrange(context, "chunk m c -> 1 (chunk m) c").
+
+    Raises ValueError if the text is so long or so garbled that reading it would take too long.
     """
-    rows = fill_rows(tokenizer.units(text), tokenizer.room)
+    rows = fill_rows(tokenizer.id_groups(text), tokenizer.places)
     return torch.tensor([tokenizer.row(ids) for ids in rows])
 
 
-def fill_rows(units: list[list], room: int) -> list[list]:
-    """Lay units end to end into rows; one that does not fit begins the next row, as in the web UI.
+def fill_rows(groups: list[list], places: int) -> list[list]:
+    """Fill rows with groups. A group that does not fit starts the next row, as in the web UI.
 
-    fill_rows([[1], [2, 3], [4]], 2) -> [[1], [2, 3], [4]]
+    fill_rows([[1], [2, 3], [4]], places=2) -> [[1], [2, 3], [4]]
     """
     rows: list[list] = [[]]
-    for unit in units:
-        if len(rows[-1]) + len(unit) > room:
+    for group in groups:
+        if len(rows[-1]) + len(group) > places:
             rows.append([])
-        rows[-1] = rows[-1] + unit
+        rows[-1] = rows[-1] + group
     return rows
 
 
-# A backslash before a parenthesis makes it an ordinary character.
+# A backslash before a parenthesis makes the parenthesis a part of the text.
 _LETTERS = r"(?:\\[()]|[^()])+"
-_NUMBER = r"[+-]?(?:\d++(?:\.\d++)?|\.\d++)"  # ++ never tries fewer digits: long ones stay fast
+_NUMBER = r"[+-]?(?:\d++(?:\.\d++)?|\.\d++)"  # ++ never tries fewer digits, which stays fast
 LARGEST_WEIGHT = 1000  # beyond it, half precision overflows
 WEIGHTED = regex.compile(rf"\(({_LETTERS}):\s*({_NUMBER})\s*\)|({_LETTERS})|([()].{{0,20}})")
 
@@ -42,36 +44,39 @@ WEIGHTED = regex.compile(rf"\(({_LETTERS}):\s*({_NUMBER})\s*\)|({_LETTERS})|([()
 def parse_weights(text: str) -> list[tuple[str, float]]:
     r"""Split "a (red:1.3) cat" into [("a ", 1.0), ("red", 1.3), (" cat", 1.0)].
 
-    Raises ValueError for any other parenthesis, unbalanced, nested or without a number; those
-    meant as text are written \( and \). Also for a weight beyond 1000 and for too long a text.
+    Parentheses that are a part of the text are written \( and \).
+
+    Raises ValueError if any other parenthesis is unbalanced, nested or without a number, if a
+    weight is beyond 1000, or if the text is too long.
     """
     refuse_long_text(text)
     parts = []
     for words, number, plain, wrong in WEIGHTED.findall(text):
         if wrong:
             raise ValueError(
-                rf"cannot read the weight at {wrong!r}: write (words:1.2), and \( \) for"
-                " parentheses that are part of the text"
+                rf"cannot read the weight at {wrong!r}. Write (words:1.2), and \( \) for"
+                " parentheses that are a part of the text."
             )
         letters = regex.sub(r"\\([()])", r"\1", words or plain)
         weight = float(number or 1)
         if abs(weight) > LARGEST_WEIGHT:
-            largest = f"{LARGEST_WEIGHT} is the largest that works"
-            raise ValueError(f"the weight {number[:20]} is too large: {largest}, about 1 is usual.")
+            limit = f"Give at most {LARGEST_WEIGHT}; about 1 is usual"
+            raise ValueError(f"the weight {number[:20]} is too large. {limit}.")
         parts.append((letters, weight))
     return parts
 
 
-def weighted(tokenizer: Tokenizer, text: str) -> tuple[LongTensor, Tensor]:
-    """The rows of chunks() for a text with (words:1.2) in it, and the weight of every token.
+def weighted_chunks(tokenizer: Tokenizer, text: str) -> tuple[LongTensor, Tensor]:
+    """The rows of chunks() for a text with (words:1.2) in it, and the weight of each token.
 
-    returns: tokens, chunk 77, and weights, chunk 77: 1 on plain words, marks and padding.
-    Raises ValueError as parse_weights does.
+    returns: tokens, chunk 77, and weights, chunk 77: 1 for plain words, marks and padding
+
+    Raises ValueError as parse_weights and chunks do.
     """
-    units = []
+    groups = []
     for words, weight in parse_weights(text):
-        units += [[(index, weight) for index in unit] for unit in tokenizer.units(words)]
-    rows = fill_rows(units, tokenizer.room)
+        groups += [[(index, weight) for index in group] for group in tokenizer.id_groups(words)]
+    rows = fill_rows(groups, tokenizer.places)
     tokens = [tokenizer.row([index for index, _ in row]) for row in rows]
     ones = [1.0] * tokenizer.max_length
     weights = [[1.0, *(weight for _, weight in row), *ones][: tokenizer.max_length] for row in rows]
@@ -79,11 +84,12 @@ def weighted(tokenizer: Tokenizer, text: str) -> tuple[LongTensor, Tensor]:
 
 
 def emphasize(context: Tensor, weights: Tensor) -> Tensor:
-    """Scale each token's context by its weight, then the whole back to the mean it had.
+    """Scale each token's context by its weight, then scale the whole context to its old mean.
 
     context: b m c    weights: b m    returns: b m c
-    The convention of AUTOMATIC1111's web UI, except that the mean is each prompt's own and not
-    the batch's, so that a prompt's context does not depend on its neighbours.
+
+    This is the convention of AUTOMATIC1111's web UI, except that each prompt keeps its own mean
+    instead of the batch's, so that a prompt's context does not depend on the others.
     """
     louder = context * rearrange(weights, "b m -> b m 1").to(context)
     mean = reduce(context, "b m c -> b 1 1", "mean")

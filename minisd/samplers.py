@@ -8,8 +8,8 @@ another sampler stopped.
 DDPM, DDIM and PLMS compute with this x. The other five, the sigma samplers, compute with
 x0 + sigma eps, where dx/dsigma is simply eps. `on_sigma_scale` converts x for them.
 
-levels: noisiest first; `sampler_levels` makes them. The network does not run at the last one. That
-one is CLEAN, or the least noisy level of training.
+levels: noisiest first; sampling.sampler_levels chooses them. The network does not run at the last
+one, which is CLEAN or the least noisy level of training.
 generators: one torch.Generator per sample, for samplers that add noise in their steps. The others
 ignore it.
 """
@@ -17,23 +17,14 @@ ignore it.
 from collections.abc import Callable, Iterator
 from functools import wraps
 from itertools import pairwise
-from math import isinf, log, sqrt
+from math import log, sqrt
 from typing import NamedTuple
 
 import torch
 from numpy.polynomial.polynomial import polyfromroots, polyint, polyval
 from torch import Tensor
 
-from minisd.folder_levels import folder_levels, usual_final
-from minisd.schedule import (
-    CLEAN,
-    LARGEST_SIGMA,
-    Denoiser,
-    DiffusersRules,
-    Level,
-    Prediction,
-    Schedule,
-)
+from minisd.schedule import Denoiser, Level, Prediction
 
 Levels = list[Level]
 Generators = list[torch.Generator] | None
@@ -299,145 +290,7 @@ def log_fall(level: Level, next_level: Level) -> float:
     return log(level.sigma / next_level.sigma)
 
 
-# ---- the forms that diffusers gives to three of them, for the settings of its folders -----------
-
-
-def diffusers_rules(level: Level) -> DiffusersRules:
-    """What diffusers does at a level that a folder's settings chose."""
-    assert level.diffusers is not None, f"no folder's settings chose the level t = {level.t}"
-    return level.diffusers
-
-
-@in_steps
-def diffusers_ddim(
-    denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None
-) -> Moves:
-    """DDIM as diffusers counts: every step ends timesteps // steps below its t.
-
-    Where the next level lies elsewhere, diffusers reads the same x as if it were at that level.
-    """
-    for level, next_level in pairwise(levels):
-        lands = next_level._replace(sigma=diffusers_rules(level).end_sigma)
-        (step,) = ddim(denoise, x, [level, lands], generators)
-        x = step.x
-        yield step.prediction, x
-
-
-@in_steps
-def diffusers_pndm(
-    denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None
-) -> Moves:
-    """PLMS as diffusers' PNDMScheduler computes it. Its steps end where those of its DDIM end.
-
-    The second try of the first step ends at the next level, and starts as far above as any step. It
-    averages what a v network answers, and converts the mean to eps where the step starts.
-    """
-    history = []
-    for level, next_level in pairwise(levels):
-        starts, lands = level, next_level._replace(sigma=diffusers_rules(level).end_sigma)
-        prediction = denoise(x, level)
-        history = [network_answer(prediction, level), *history[:3]]
-        mean = weighted_sum(PLMS_WEIGHTS[len(history)], history)
-        if len(history) == 1 and len(levels) > 2:
-            trial = ddim_move(x, eps_from_answer(mean, x, level), level, lands)
-            mean = (mean + network_answer(denoise(trial, next_level), next_level)) / 2
-            starts, lands = level._replace(sigma=diffusers_rules(level).retry_sigma), next_level
-        x = ddim_move(x, eps_from_answer(mean, x, starts), starts, lands)
-        yield prediction, x
-
-
-def network_answer(prediction: Prediction, level: Level) -> Tensor:
-    """What the guided network answered: v if diffusers averages v, else eps."""
-    v = level.signal_rate * prediction.eps - level.noise_rate * prediction.x0
-    return v if diffusers_rules(level).averages_v else prediction.eps
-
-
-def eps_from_answer(answer: Tensor, x: Tensor, level: Level) -> Tensor:
-    """Undo `network_answer`: eps, for an x at this level."""
-    eps = level.noise_rate * x + level.signal_rate * answer
-    return eps if diffusers_rules(level).averages_v else answer
-
-
-def diffusers_euler(
-    denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None
-) -> Iterator[Step]:
-    """Euler, whose last x diffusers leaves on the sigma scale even if some noise is left in it."""
-    for step, next_level in zip(euler(denoise, x, levels), levels[1:], strict=True):
-        scale = 1 if next_level.diffusers else next_level.signal_rate
-        yield step._replace(x=step.x / scale)
-
-
 # DDPM, DDIM and PLMS compute with a variance-preserving x, the sigma samplers with x0 + sigma eps
 TIME_SAMPLERS = {sampler.__name__: sampler for sampler in (ddpm, ddim, plms)}
 SIGMA_SAMPLERS = {one.__name__: one for one in (lms, euler, euler_ancestral, heun, dpmpp_2m)}
 SAMPLERS = TIME_SAMPLERS | SIGMA_SAMPLERS
-FOLDER_SAMPLERS = {"ddim": diffusers_ddim, "plms": diffusers_pndm, "euler": diffusers_euler}
-
-EVEN_IN_T = (Schedule.leading, Schedule.linspace, Schedule.trailing, Schedule.uniform)
-SPACINGS = {spacing.__name__: spacing for spacing in (*EVEN_IN_T, Schedule.karras)}
-
-
-def sampler_levels(
-    name: str, schedule: Schedule, steps: int, spacing: str | None = None, final: str | None = None
-) -> list[Level]:
-    """The steps + 1 levels that the sampler `name` visits.
-
-    spacing: a key of SPACINGS, for the levels where the network runs. None is the spacing that the
-        model's folder asks for, or the reference's: "leading" for DDPM, DDIM and PLMS ("trailing"
-        if the last level is pure noise), "uniform" for the sigma samplers, where "karras" is also
-        usual.
-    final: where the last step ends, at "zero" noise or at "sigma_min", the level of t = 0. None is
-        the end that the folder asks for, or the reference's: sigma_min for DDIM and PLMS
-        (set_alpha_to_one=False), else zero. If the spacing reaches t = 0 by itself, the last step
-        to sigma_min changes nothing.
-
-    Raises ValueError if a name is unknown, and if steps is outside 1 … timesteps.
-    """
-    check_known("sampler", name, SAMPLERS)
-    config = schedule.config
-    final = final or usual_final(name, config)
-    ends = {"zero": CLEAN, "sigma_min": schedule.at(0)}
-    check_known("final", final, ends)
-    if spacing is None and config.spacing is not None:
-        levels = folder_levels(name, name in SIGMA_SAMPLERS, schedule, steps, ends[final])
-    else:
-        usual = "trailing" if config.zero_terminal_snr else "leading"
-        spacing = spacing or ("uniform" if name in SIGMA_SAMPLERS else usual)
-        check_known("spacing", spacing, SPACINGS)
-        levels = SPACINGS[spacing](schedule, steps)
-    levels = [*levels, ends[final]]
-    if name not in ("ddpm", "ddim"):  # the others divide by the signal rate, which must not be 0
-        levels = [one._replace(sigma=LARGEST_SIGMA) if isinf(one.sigma) else one for one in levels]
-    return levels
-
-
-def from_noise(
-    name: str, denoise: Denoiser, noise: Tensor, levels: list[Level], generators: Generators = None
-) -> Iterator[Step]:
-    """All steps of the sampler `name` from unit noise, b c h w.
-
-    The sigma samplers start at sigma_max * noise on their scale (k-diffusion), DDPM, DDIM and PLMS
-    at the noise itself on theirs (CompVis). The two differ by 0.2 %.
-
-    Raises ValueError if the name is unknown.
-    """
-    check_known("sampler", name, SAMPLERS)
-    x = starting_x(name, noise, levels[0])
-    return sampler_for(name, levels)(denoise, x, levels, generators)
-
-
-def sampler_for(name: str, levels: list[Level]) -> Sampler:
-    """The sampler `name`, in the form that diffusers gives it if the levels are a folder's."""
-    return (FOLDER_SAMPLERS if levels[0].diffusers else {}).get(name, SAMPLERS[name])
-
-
-def starting_x(name: str, noise: Tensor, level: Level) -> Tensor:
-    """The x where the sampler `name` starts at this level, given unit noise. b c h w"""
-    unit = name not in SIGMA_SAMPLERS or (level.diffusers and level.diffusers.starts_at_unit_noise)
-    return noise if unit else level.noise_rate * noise
-
-
-def check_known(kind: str, name: str, known: dict) -> None:
-    """Raise ValueError if `name` is not one of the known names."""
-    if name not in known:
-        raise ValueError(f'There is no {kind} "{name}". Choose one of {", ".join(known)}.')

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import minisd
 from docs.make.mini_report import Cell, sheet
+from minisd.adapters.classifier import load_classifier
 from minisd.adapters.controlnet import ControlNet, control
 from minisd.adapters.textual_inversion import textual_inversion
 from minisd.checkpoints.load import load_vae
@@ -26,7 +27,6 @@ from minisd.tasks.canny import canny
 from minisd.tasks.depth2img import depth2img_steps
 from minisd.tasks.img2img import img2img_steps
 from minisd.tasks.inpaint import as_mask, inpaint
-from minisd.training import classifier
 from minisd.training.vae import decibels
 
 COUNT = 64  # pictures that a figure tells of
@@ -122,7 +122,7 @@ def detail_kept(sd: StableDiffusion, real: Tensor) -> dict[str, dict[str, float]
 
 def classifier_row(sd: StableDiffusion) -> tuple[dict[str, float], Image.Image]:
     """How often the judge sees the thing that the classifier led to; some of the pictures."""
-    guide = classifier.load(WEIGHTS / "mini-classifier.safetensors")
+    guide = load_classifier(WEIGHTS / "mini-classifier.safetensors")
     things = list(guide.config.things)[:: len(guide.config.things) // COUNT or 1][:COUNT]
     scenes = [Scene((thing,), (None,), "noto", "white") for thing in things]
     seer, found, cells = judge.load(), {}, []

@@ -26,6 +26,7 @@ from minisd.checkpoints.load import (
 from minisd.checkpoints.names import flat, model_rows, prefixes, to_official
 from minisd.checkpoints.names import vae as vae_rows
 from minisd.checkpoints.settings import to_metadata
+from minisd.checkpoints.tokenizer_folder import write_tokenizer
 from minisd.checkpoints.vae_file import open_vae
 from minisd.files.whole_files import written_whole
 from minisd.vae import VAE
@@ -128,7 +129,7 @@ def write_folder(path: Path, contents: Contents, dtype: torch.dtype | None):
         file = path / name
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    contents.tokenizer.save_folder(path / "tokenizer")
+    write_tokenizer(path / "tokenizer", contents.tokenizer)
     for part, state in renamed(contents, "diffusers").items():
         name = "model" if part == "text_encoder" else "diffusion_pytorch_model"
         write_tensors(path / part / f"{name}.safetensors", state, {"format": "pt"}, dtype)

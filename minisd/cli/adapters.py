@@ -84,11 +84,11 @@ def adapt(sd, options: argparse.Namespace, size: tuple[int, int], hints: list) -
 
     size: width, height of what will be drawn    hints: as read_hints() gives them
     """
+    from minisd.adapters.classifier import ClassifierGuidance, load_classifier
     from minisd.adapters.hypernetwork import hypernetwork
     from minisd.adapters.lora import lora
     from minisd.adapters.textual_inversion import textual_inversion
     from minisd.adapters.vae_file import swap_vae
-    from minisd.training.classifier import ClassifierGuidance, load
 
     for path in options.vae:
         swap_vae(sd, path)
@@ -101,7 +101,7 @@ def adapt(sd, options: argparse.Namespace, size: tuple[int, int], hints: list) -
     follow_hints(sd, options.edges, size, hints)
     for given in options.classifier:
         path, thing, scale = with_thing(given)
-        ClassifierGuidance(sd, load(path), thing, scale)
+        ClassifierGuidance(sd, load_classifier(path), thing, scale)
 
 
 def read_hints(options: argparse.Namespace) -> list:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-# The names in samplers.py, which would import torch; a test holds them equal.
+# The names in samplers.py and sampling.py, which would import torch. A test compares them.
 SAMPLERS = ("ddpm", "ddim", "plms", "lms", "euler", "euler_ancestral", "heun", "dpmpp_2m")
 SPACINGS = ("leading", "linspace", "trailing", "uniform", "karras")
 ADAPTERS = ("lora", "embedding", "hypernetwork", "vae", "control", "classifier")

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minisd.adapters.classifier import ClassifierGuidance, LatentClassifier
 from minisd.mini.captions import Scene
 from minisd.mini.emoji import Emoji, batch
 from minisd.mini.evaluate import STEPS
 from minisd.pipeline import StableDiffusion
-from minisd.training import classifier
 
 
 def edge_agreement(found: Tensor, wanted: Tensor) -> float:
@@ -23,10 +23,10 @@ def edge_agreement(found: Tensor, wanted: Tensor) -> float:
 
 @torch.no_grad()
 def classifier_draw(
-    sd: StableDiffusion, guide: classifier.LatentClassifier, things: list[str], scale: float
+    sd: StableDiffusion, guide: LatentClassifier, things: list[str], scale: float
 ) -> Tensor:
     """Pictures without any prompt, led by the classifier alone: one of each thing. b 3 h w"""
-    with classifier.ClassifierGuidance(sd, guide, things, scale):
+    with ClassifierGuidance(sd, guide, things, scale):
         *_, step = sd.txt2img_steps([""] * len(things), "", STEPS, cfg_scale=1, sampler="ddim")
     return sd.decode(step.x).clamp(-1, 1)
 

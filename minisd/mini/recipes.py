@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from minisd.adapters.classifier import ClassifierConfig, LatentClassifier, save_classifier
 from minisd.config import MINI, WEIGHTS, ModelConfig
 from minisd.files.whole_files import make_folder
 from minisd.mini import judge
@@ -133,14 +134,14 @@ def decoder_stage(order: Order) -> VAE:
     return tuned
 
 
-def classifier_stage(order: Order) -> classifier.LatentClassifier:
+def classifier_stage(order: Order) -> LatentClassifier:
     """Train the noise-aware classifier on latents of the trained VAE, and write it if asked."""
     emoji = Emoji.load()
     vae, config = trained_vae(order.folder, emoji)
-    schedule, sizes = Schedule(config.schedule), classifier.ClassifierConfig(emoji.things)
+    schedule, sizes = Schedule(config.schedule), ClassifierConfig(emoji.things)
     known = classifier.labelled_latents(emoji, vae, config, order.pictures, order.seed)
 
-    def train_in(recipe: Recipe, folder: Path) -> classifier.LatentClassifier:
+    def train_in(recipe: Recipe, folder: Path) -> LatentClassifier:
         more = {"seed": order.seed, "encoded_by": fingerprint(vae)}
         return classifier.train_classifier(*known, sizes, schedule, folder, recipe, **more)
 
@@ -151,7 +152,7 @@ def classifier_stage(order: Order) -> classifier.LatentClassifier:
     accuracy = classifier.accuracy_per_t(trained.eval(), *unseen, schedule, ts)
     if order.output:
         notes = made_by("classifier", order.folder) | {"accuracy": accuracy}
-        classifier.save(order.output, trained, notes)
+        save_classifier(order.output, trained, notes)
     return trained
 
 

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from minisd.files.pictures import check_tensor
 from minisd.pipeline import StableDiffusion, as_asked, as_list, check_size, from_pil, seeded
-from minisd.samplers import Step, sampler_for, sampler_levels
+from minisd.samplers import Step
+from minisd.sampling import sampler_for, sampler_levels
 from minisd.schedule import Denoiser, Level
 
 Picture = Image.Image | Tensor  # a Tensor: 1 3 h w or b 3 h w in [-1, 1]

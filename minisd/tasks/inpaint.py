@@ -18,7 +18,8 @@ from torch import Tensor
 from minisd.files.pictures import check_tensor, mask_shades
 from minisd.guidance import Network
 from minisd.pipeline import StableDiffusion, as_asked, as_list
-from minisd.samplers import Sampler, Step, sampler_for, starting_x
+from minisd.samplers import Sampler, Step
+from minisd.sampling import sampler_for, starting_x
 from minisd.schedule import Denoiser, Level, Prediction
 from minisd.tasks import img2img
 from minisd.tasks.img2img import Picture, Settings, Start, Walk, as_tensor, mixed, noised

@@ -1,6 +1,6 @@
 """Words that were added to a vocabulary, each with ids of its own, and how to find them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from unicodedata import normalize
 
@@ -11,13 +11,14 @@ LONGEST_ADDED = 255  # characters, as many as a file's name has
 
 @dataclass(frozen=True)
 class AddedWord:
-    """A word with ids of its own, and how it is looked for: the flags of transformers' AddedToken.
+    """A word with ids of its own, and how to find it: the flags of transformers' AddedToken.
 
     ids: one, or one for each vector of a textual inversion
-    normalized: found whatever its case, its spaces and how accents are composed; else as it stands
-    single_word: found only where no letter, digit or "_" touches it; else also inside words
-    lstrip, rstrip: the spaces on that side belong to it
-    special: for programs that leave such words out when they turn ids into text
+    normalized: found in any case, with any spaces and any way to compose accents; if not, found
+        only as it is written
+    single_word: found only if no letter, digit or "_" touches it; if not, also inside words
+    lstrip, rstrip: the spaces on the left or right belong to the word
+    special: some programs leave such words out when they turn ids into text
     """
 
     word: str
@@ -30,49 +31,51 @@ class AddedWord:
 
     @property
     def form(self) -> str:
-        """What a text is searched for."""
+        """The form in which a text is searched for the word."""
         return lower_each(compose(self.word)) if self.normalized else self.word
 
 
 def refuse_bad_word(word: str) -> None:
-    """Raise ValueError for a word that no text should be searched for."""
+    """Raise ValueError if the word is too long, empty, or holds half a character."""
     if len(word) > LONGEST_ADDED:
-        raise ValueError(f"the word {word[:20]!r}… has over {LONGEST_ADDED} letters: give another.")
+        what = f"the word {word[:20]!r}… has more than {LONGEST_ADDED} letters"
+        raise ValueError(f"{what}. Choose another.")
     if not word.strip():
-        raise ValueError(f"the word {word!r} is empty: give another.")
+        raise ValueError(f"the word {word!r} is empty. Choose another.")
     if regex.search(r"\p{Cs}", word):
-        raise ValueError(f"the word {word!r} holds half a character: give another.")
+        raise ValueError(f"the word {word!r} holds half a character. Choose another.")
 
 
 def compose(text: str) -> str:
-    """Compose accents, make every gap one space: what transformers' CLIPTokenizer does first."""
-    composed = normalize("NFC", text).replace("\u0130", "i\u0307")  # grows when it is lowered
+    """Compose accents and make every gap one space, as transformers' CLIPTokenizer does first."""
+    composed = normalize("NFC", text).replace("\u0130", "i\u0307")  # it is longer in lower case
     return regex.sub(r"\s+", " ", composed)
 
 
 def lower_each(text: str) -> str:
-    """Lower the case of each character by itself: the length stays, and every sigma is alike."""
+    """Lower the case of each character alone: the length stays, and every sigma becomes σ."""
     return "".join(character.lower() for character in text)
 
 
 class Trie:
-    """Words by the form that is looked for; the time to find one does not grow with their number.
+    """Words by the form in which they are found. More words do not make the search slower.
 
-    nodes: by a letter, the node of what may follow it; by None, the word that ends there
+    nodes: the key is a letter, and the value the node of what may follow; the key None has the word
+        that ends there
     """
 
     def __init__(self):
         self.nodes: dict = {}
 
     def put(self, form: str, word: AddedWord | None) -> None:
-        """Find this word by its form from now on, or nothing (None)."""
+        """Find this word, or no word (None), by this form from now on."""
         node = self.nodes
         for letter in form:
             node = node.setdefault(letter, {})
         node[None] = word
 
     def longest(self, text: str, start: int) -> tuple[AddedWord | None, int]:
-        """The longest word that begins at a place of a text, and where it ends."""
+        """The longest word that starts at this place of a text, or None, and where it ends."""
         node, found = self.nodes, (None, start + 1)
         for at in range(start, len(text)):
             node = node.get(text[at])
@@ -84,9 +87,9 @@ class Trie:
 
 
 def cut_at(text: str, searched: str, words: Trie) -> Iterator[str | AddedWord]:
-    """The words in a text and what is between them, in order. The longest word wins.
+    """The added words in a text and the text between them, in order. The longest word wins.
 
-    searched: the text as it is compared, of the same length    words: by their form
+    searched: the form of the text that is searched, of the same length
     """
     done = end = 0
     while end < len(searched):
@@ -103,3 +106,52 @@ def cut_at(text: str, searched: str, words: Trie) -> Iterator[str | AddedWord]:
         yield from (text[done:first], word)
         done = last
     yield text[done:]
+
+
+class AddedWords:
+    """The added words of one tokenizer.
+
+    marks: the begin and the end mark, which are never part of an added word
+    """
+
+    def __init__(self, marks: Iterable[str]):
+        self.by_form: dict[str, AddedWord] = {}
+        self.taken = set(marks)
+        self.exact, self.normalized = Trie(), Trie()
+        for mark in marks:
+            self.exact.put(mark, AddedWord(mark, (), normalized=False))
+
+    @property
+    def ids(self) -> dict[str, list[int]]:
+        """The ids of each word, by the form in which it is found."""
+        return {form: list(word.ids) for form, word in self.by_form.items()}
+
+    def add(self, word: AddedWord) -> None:
+        """Find this word in texts. Raises ValueError if it cannot be found or is taken."""
+        refuse_bad_word(word.word)
+        if self.taken & {word.form, word.word}:
+            raise ValueError(f"the word {word.word!r} is taken. Choose another.")
+        self.by_form[word.form] = word
+        self.taken |= {word.form, word.word}
+        (self.normalized if word.normalized else self.exact).put(word.form, word)
+
+    def remove(self, word: str) -> None:
+        """Do not find this word any more. It must be a normalized one."""
+        old = self.by_form.pop(AddedWord(word, ()).form)
+        self.taken -= {old.form, old.word}
+        self.normalized.put(old.form, None)
+
+    def cut(self, text: str) -> Iterator[str | AddedWord]:
+        """The added words in a text and the text between them, in order.
+
+        The exact words are searched first, then the normalized ones in what is left.
+        """
+        if not self.by_form:
+            yield text
+            return
+        for part in cut_at(text, text, self.exact):
+            if isinstance(part, AddedWord):
+                yield part if part.ids else part.word  # a mark has no ids here
+            else:
+                composed = compose(part)
+                yield from cut_at(composed, lower_each(composed), self.normalized)

@@ -1,133 +1,24 @@
-"""A classifier that names the thing in a noisy latent: what classifier guidance is guided by.
+"""Train the classifier of noisy latents (minisd/adapters/classifier.py)."""
 
-Guidance follows the gradient of log p(thing | x) while x is still half noise, which a classifier of
-clean pictures has never seen. This one learns at every noise level, and is told which it is
-(Dhariwal & Nichol 2021, section 4).
-"""
-
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from einops import reduce
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from minisd.adapters.handle import Handle, ListEntry
-from minisd.checkpoints.kinds import refuse_other_kinds
-from minisd.checkpoints.load import fill_whole
-from minisd.checkpoints.read import metadata, read
-from minisd.checkpoints.registry import local
-from minisd.checkpoints.settings import check_levels, refuse_uneven
-from minisd.checkpoints.write import write_tensors, written_whole
-from minisd.config import MINI, ModelConfig
-from minisd.files.json_files import build, parse_json
-from minisd.guidance import Denoiser, classifier_guided
+from minisd.adapters.classifier import ClassifierConfig, LatentClassifier
+from minisd.config import ModelConfig
 from minisd.mini.emoji import Emoji, batch
-from minisd.pipeline import StableDiffusion
 from minisd.schedule import Schedule
 from minisd.training.loop import Recipe, fast_precision, generator_at, train
 from minisd.training.parallel import share
-from minisd.unet import ResBlock, TimeEmbedding
 from minisd.vae import VAE
 
 # 0.085 s of one core a step of 128, so some 4 minutes. In 300 steps 0.01 learnt as well, 0.05 less.
 RECIPE = Recipe(steps=3000, rate=0.02, ema=0.99)
-
-
-@dataclass(frozen=True)
-class ClassifierConfig:
-    """Sizes of the classifier, and the names of its answers. The defaults fit 8x8 latents."""
-
-    things: tuple[str, ...]
-    channels: tuple[int, ...] = (64, 96, 128)  # one level each, the resolution halves between
-    norm_groups: int = 16
-
-
-class LatentClassifier(nn.Module):
-    """Says which thing a noisy latent shows: the U-Net's way down, then a vote of all places.
-
-    x: b 4 h w, scaled, of any size    t: b, integer or float    returns: logits, b things
-    """
-
-    def __init__(self, config: ClassifierConfig):
-        super().__init__()
-        channels, groups, time_dim = config.channels, config.norm_groups, 4 * config.channels[0]
-        self.config = config
-        self.time = TimeEmbedding(channels[0])
-        self.conv_in = nn.Conv2d(4, channels[0], 3, padding=1)
-        c_in = [channels[0], *channels]  # what each level receives
-        self.res = nn.ModuleList(ResBlock(a, b, time_dim, groups) for a, b in zip(c_in, channels))
-        self.downsample = nn.ModuleList(
-            nn.Conv2d(c, c, 3, stride=2, padding=1) for c in channels[:-1]
-        )
-        self.norm_out = nn.GroupNorm(groups, channels[-1])
-        self.conv_out = nn.Conv2d(channels[-1], len(config.things), 1)
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        time = self.time(t)
-        x = self.conv_in(x)
-        x = self.res[0](x, time)
-        for downsample, res in zip(self.downsample, self.res[1:], strict=True):
-            x = downsample(x)
-            x = res(x, time)
-        votes = self.conv_out(F.silu(self.norm_out(x)))
-        return reduce(votes, "b things h w -> b things", "mean")
-
-    def log_prob(self, x: Tensor, t: Tensor, thing: str | Sequence[str]) -> Tensor:
-        """log p(thing | x), b. Its gradient with respect to x is the way to more of the thing.
-
-        x: b 4 h w, noisy as at t    t: b    thing: one for all, or b of them
-        Raises ValueError for a thing that the classifier does not know.
-        """
-        things = [thing] * len(x) if isinstance(thing, str) else thing
-        self.check_known(*things)
-        classes = torch.tensor([self.config.things.index(one) for one in things], device=x.device)
-        log_probs = F.log_softmax(self(x, t), dim=1)
-        return log_probs[torch.arange(len(x), device=x.device), classes]
-
-    def check_known(self, *things: str) -> None:
-        """Raise ValueError for a thing that is none of its answers."""
-        for thing in things:
-            if thing not in self.config.things:
-                known = ", ".join(self.config.things)
-                raise ValueError(f'The classifier knows no "{thing}": choose one of {known}.')
-
-
-class ClassifierGuidance(Handle):
-    """Whatever the model draws leans to what a classifier calls by a name, until remove().
-
-    thing: one for every sample, or a list with one for each    scale: 0 changes nothing
-
-    Raises ValueError for a thing that the classifier does not know, or a model whose latents are of
-    another kind than the classifier's: those have nothing in common but their shape.
-    """
-
-    def __init__(
-        self,
-        sd: StableDiffusion,
-        classifier: LatentClassifier,
-        thing: str | Sequence[str],
-        scale: float,
-    ):
-        classifier.check_known(*([thing] if isinstance(thing, str) else thing))
-        if sd.config.vae.channels != MINI.vae.channels:
-            raise ValueError(
-                f"the classifier knows the mini's latents, and {sd.config.name} has others: "
-                "guide the mini with it."
-            )
-        classifier = classifier.to(sd.device)
-
-        def log_prob(x: Tensor, t: Tensor) -> Tensor:
-            return classifier.log_prob(x.float(), t, thing)
-
-        def guide(denoise: Denoiser) -> Denoiser:
-            return classifier_guided(denoise, log_prob, scale)
-
-        super().__init__([ListEntry(sd.guides, guide)])
 
 
 @torch.no_grad()
@@ -222,34 +113,3 @@ def accuracy_per_t(
         logits = classifier(x, torch.full((len(x),), t))
         shares[t] = (logits.argmax(dim=1) == labels).float().mean().item()
     return shares
-
-
-def save(path: Path, classifier: LatentClassifier, notes: Mapping[str, object]) -> None:
-    """Write it in half precision. The header tells its config and the notes: how it was trained."""
-    header = {"classifier": json.dumps(asdict(classifier.config)), "notes": json.dumps(notes)}
-    with written_whole(path) as unfinished:
-        write_tensors(unfinished, classifier.state_dict(), header, torch.float16)
-
-
-def load(path: str | Path) -> LatentClassifier:
-    """Read what save() wrote, ready to guide. Raises ValueError for any other file."""
-    path = local(path)
-    header = metadata(path)
-    if "classifier" not in header:
-        refuse_other_kinds(path.name, read(path), "classifier of latents")
-        raise ValueError(
-            f"{path} holds no classifier of latents: give a file that `minisd train classifier` "
-            "made."
-        )
-    try:
-        config = build(ClassifierConfig, parse_json(header["classifier"]))
-        check_levels(config.channels)
-        refuse_uneven((width, config.norm_groups) for width in config.channels)
-        refuse_uneven([(config.channels[0], 2)])  # sines and cosines of t
-        with torch.device("meta"):
-            classifier = LatentClassifier(config)
-        fill_whole(classifier, read(path), "it")
-    except ValueError as error:
-        reason = str(error).rstrip(".")
-        raise ValueError(f"{path} is a damaged classifier ({reason}): get it again.") from error
-    return classifier.eval().requires_grad_(False)

@@ -348,7 +348,7 @@ def test_several_words_go_in_any_order(sd, tmp_path):
     assert sd.tokenizer.encode("blorps") != sd.tokenizer.encode("blorp")
     assert len(sd.tokenizer.encode("blorp, zib")) == 5
     with textual_inversion(sd, tmp_path / "blorp.safetensors", word="<b>") as marked:
-        assert sd.tokenizer.added["<b>"] == sd.tokenizer.encode("x<b>s")[1:3]
+        assert sd.tokenizer.added_words.ids["<b>"] == sd.tokenizer.encode("x<b>s")[1:3]
         assert marked.word == "<b>"
     with pytest.raises(ValueError, match="'zib' is taken"):
         textual_inversion(sd, tmp_path / "zib.safetensors")
@@ -373,7 +373,7 @@ def test_a_file_without_a_word_of_this_model_is_refused(sd, tmp_path, content, s
     save_file(content, tmp_path / "word.safetensors")
     with pytest.raises(ValueError, match=sentence):
         textual_inversion(sd, tmp_path / "word.safetensors")
-    assert sd.tokenizer.added == {}
+    assert sd.tokenizer.added_words.ids == {}
 
 
 # ---- hypernetworks ---------------------------------------------------------------------------
@@ -774,7 +774,7 @@ def test_a_cut_file_and_those_of_other_adapters_are_refused(eighth, put_on, good
         with pytest.raises(ValueError, match=re.escape(path.name)) as told:
             put_on[kind](sd, path)
         assert "\n" not in str(told.value)
-    assert sd.vae is autoencoder and sd.tokenizer.added == {}
+    assert sd.vae is autoencoder and sd.tokenizer.added_words.ids == {}
     assert all_equal(states(sd), before)
     assert torch.equal(picture_of(sd), plain)
 

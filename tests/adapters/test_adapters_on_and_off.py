@@ -9,13 +9,13 @@ import torch
 
 import minisd
 from minisd.adapters import hypernetwork, lora
+from minisd.adapters.classifier import ClassifierGuidance, load_classifier
 from minisd.adapters.controlnet import ControlNet, control
 from minisd.adapters.handle import Handle
 from minisd.adapters.textual_inversion import Word, read_words
 from minisd.adapters.vae_file import SwappedVAE
 from minisd.checkpoints.load import load_vae
 from minisd.config import WEIGHTS
-from minisd.training.classifier import ClassifierGuidance, load
 
 PROMPT = "a <blorp> and a cat"  # the word of mini-blorp
 DECODER = WEIGHTS / "mini-decoder.safetensors"
@@ -36,7 +36,7 @@ def put_on(sd):
     ((word, vectors),) = read_words(WEIGHTS / "mini-blorp.safetensors").items()
     networks = hypernetwork.read_hypernetwork("mini-sepia")
     edges, hint = ControlNet.load("mini-edges"), torch.zeros(1, 3, 64, 64)
-    classifier, vae = load("mini-classifier"), load_vae(DECODER, sd.config.vae)
+    classifier, vae = load_classifier("mini-classifier"), load_vae(DECODER, sd.config.vae)
     return {
         "lora": lambda: lora.put_on(changes, 1.0),
         "word": lambda: Word(sd, word, vectors),
@@ -54,7 +54,7 @@ def state(sd):
     hooks = [list(vars(m)[name]) for m in modules for name in vars(m) if name.endswith("_hooks")]
     names = [sorted(vars(part)) for part in (sd, sd.tokenizer, *modules)]
     weights = [tensor.clone() for network in networks for tensor in network.state_dict().values()]
-    lists = sd.vae, [*sd.guides], [*sd.swaps], dict(sd.tokenizer.added)
+    lists = sd.vae, [*sd.guides], [*sd.swaps], dict(sd.tokenizer.added_words.ids)
     return (hooks, names, lists), weights
 
 
@@ -181,7 +181,7 @@ def test_a_removed_network_is_freed_though_its_handle_is_kept(sd):
     (hook,) = list(sd.unet._forward_pre_hooks.values())[known:]
     own = [c.cell_contents for c in hook.__closure__ if isinstance(c.cell_contents, ControlNet)]
     networks += [weakref.ref(own.pop()), weakref.ref(edges)]
-    classifier = load("mini-classifier")
+    classifier = load_classifier("mini-classifier")
     kept.append(ClassifierGuidance(sd, classifier, "cat", 3))
     vae = load_vae(DECODER, sd.config.vae)
     kept.append(SwappedVAE(sd, vae))

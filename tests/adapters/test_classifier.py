@@ -11,19 +11,21 @@ from safetensors.torch import save_file
 from torch.distributions import Categorical
 
 import minisd
-from minisd.config import MINI, WEIGHTS, ScheduleConfig
-from minisd.mini.emoji import batch
-from minisd.pipeline import StableDiffusion
-from minisd.samplers import sampler_levels
-from minisd.schedule import Schedule
-from minisd.training.classifier import (
+from minisd.adapters.classifier import (
     ClassifierConfig,
     ClassifierGuidance,
     LatentClassifier,
+    load_classifier,
+    save_classifier,
+)
+from minisd.config import MINI, WEIGHTS, ScheduleConfig
+from minisd.mini.emoji import batch
+from minisd.pipeline import StableDiffusion
+from minisd.sampling import sampler_levels
+from minisd.schedule import Schedule
+from minisd.training.classifier import (
     accuracy_per_t,
     labelled_latents,
-    load,
-    save,
     thing_loss,
     train_classifier,
 )
@@ -278,8 +280,8 @@ def test_a_few_gradient_steps_raise_the_probability(trained, prototypes):
 
 def test_a_saved_classifier_says_the_same_and_how_it_was_made(trained, prototypes, tmp_path):
     path = tmp_path / "classifier.safetensors"
-    save(path, trained[0], {"seed": 0, "accuracy": {"0": 0.5}})
-    again = load(path)
+    save_classifier(path, trained[0], {"seed": 0, "accuracy": {"0": 0.5}})
+    again = load_classifier(path)
     assert again.config == trained[0].config
     x = noisy(prototypes, torch.arange(30) % 3, 400)
     assert torch.allclose(again(x, at(400, 30)), trained[0](x, at(400, 30)), atol=0.05)
@@ -323,11 +325,11 @@ MODEL = WEIGHTS / "mini.safetensors"
 @pytest.mark.parametrize("kind", SPOILT)
 def test_a_wrong_file_is_one_clear_error(untrained, tmp_path, kind):
     path = tmp_path / "classifier.safetensors"
-    save(path, untrained, {})
+    save_classifier(path, untrained, {})
     spoil, sentence = SPOILT[kind]
     spoil(path)
     with pytest.raises(ValueError, match=sentence) as caught:
-        load(path)
+        load_classifier(path)
     assert "\n" not in str(caught.value)
 
 
@@ -341,7 +343,7 @@ def mini():
 
 @pytest.fixture(scope="module")
 def shipped():
-    return load(WEIGHTS / "mini-classifier.safetensors")
+    return load_classifier(WEIGHTS / "mini-classifier.safetensors")
 
 
 def two_steps(sd):

@@ -35,7 +35,7 @@ def sd(pair_of):
 @pytest.fixture(autouse=True)
 def nothing_left(sd):
     yield
-    assert sd.tokenizer.added == {}
+    assert sd.tokenizer.added_words.ids == {}
     assert not sd.text_encoder.token_embedding._forward_hooks
 
 
@@ -84,7 +84,7 @@ def test_several_words_in_a_file_are_all_learnt_or_one_is_chosen(sd, tmp_path, e
             assert torch.equal(looked_up(sd, word), expected[word])
     with textual_inversion(sd, path, word="<b>") as word:
         assert isinstance(word, Word)
-        assert list(sd.tokenizer.added) == ["<b>"]
+        assert list(sd.tokenizer.added_words.ids) == ["<b>"]
         assert torch.equal(looked_up(sd, "<b>"), expected["<b>"])
     with pytest.raises(ValueError, match="holds the words <a>, <b>, zib: give one of them"):
         textual_inversion(sd, path, word="<c>")
@@ -94,10 +94,10 @@ def test_several_words_in_a_file_are_all_learnt_or_one_is_chosen(sd, tmp_path, e
 
 def test_one_word_that_cannot_be_learnt_leaves_none(sd, tmp_path):
     path = saved(tmp_path / "words.pt", {"<a>": vectors(1), "toy": vectors(1)})
-    with pytest.raises(ValueError, match="'toy' is in the vocabulary already: give another"):
+    with pytest.raises(ValueError, match=r"'toy' is in the vocabulary already. Choose another"):
         textual_inversion(sd, path)
     with textual_inversion(sd, path, word="<a>"):
-        assert list(sd.tokenizer.added) == ["<a>"]
+        assert list(sd.tokenizer.added_words.ids) == ["<a>"]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_vectors_of_any_dtype_are_numbers(sd, tmp_path, dtype):
     [
         ({"<a>": vectors(1), "emb_params": vectors(1)}, None, "holds <a> next to its word"),
         ({"emb_params": vectors(1), "optimizer": torch.tensor(1)}, None, "holds optimizer next to"),
-        ({"emb_params": vectors(76)}, None, "has 76 vectors: a row has 75 places"),
+        ({"emb_params": vectors(76)}, None, "has 76 vectors. A row has 75 places"),
         ({"emb_params": vectors(1)}, "<|endoftext|>", "in the vocabulary already"),
         ({"emb_params": vectors(1)}, "cat", "'cat' is in the vocabulary already"),
         ({"emb_params": vectors(1)}, "", "is empty"),
@@ -244,7 +244,7 @@ def test_embeddings_in_threads_are_those_of_a_lone_run(sd, another_comes_and_goe
 def test_words_that_threads_add_have_ids_of_their_own(sd):
     with hurried(), ThreadPoolExecutor(THREADS) as pool:
         words = list(pool.map(lambda i: Word(sd, f"<new{i}>", vectors(2, i)), range(100)))
-        seen = list(sd.tokenizer.added.values())
+        seen = list(sd.tokenizer.added_words.ids.values())
         right = [torch.equal(looked_up(sd, f"<new{i}>"), vectors(2, i)) for i in range(0, 100, 10)]
         list(pool.map(Word.remove, words))
     assert len({index for ids in seen for index in ids}) == 200

@@ -19,6 +19,7 @@ from minisd.checkpoints.folder_settings import text_config, unet_config, vae_con
 from minisd.checkpoints.known_settings import KnownSettings
 from minisd.checkpoints.load import load
 from minisd.checkpoints.read import metadata
+from minisd.checkpoints.tokenizer_folder import write_tokenizer
 from minisd.checkpoints.write import convert
 from minisd.tokenizer import Tokenizer
 from tests.helpers.checkpoint_files import V1, V2, pipeline
@@ -259,7 +260,7 @@ TINY_TEXT = {
 
 def tiny_pipeline(folder: Path, **text: object) -> StableDiffusionPipeline:
     """By the settings of get_dummy_components (diffusers tests/pipelines/stable_diffusion)."""
-    Tokenizer.train(["a cat", "a dog", "two cats"], 520).save_folder(folder / "tokenizer")
+    write_tokenizer(folder / "tokenizer", Tokenizer.train(["a cat", "a dog", "two cats"], 520))
     down = ("DownBlock2D", "CrossAttnDownBlock2D")
     unet = UNet2DConditionModel(
         block_out_channels=(32, 64),

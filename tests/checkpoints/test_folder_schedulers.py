@@ -25,7 +25,8 @@ from minisd.checkpoints.scheduler_settings import (
 from minisd.checkpoints.settings import from_metadata, to_metadata
 from minisd.config import ModelConfig, ScheduleConfig
 from minisd.guidance import guided_denoiser
-from minisd.samplers import SAMPLERS, from_noise, sampler_levels
+from minisd.samplers import SAMPLERS
+from minisd.sampling import from_noise, sampler_levels
 from minisd.schedule import Schedule
 from minisd.tokenizer import Tokenizer
 

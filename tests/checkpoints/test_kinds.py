@@ -33,6 +33,7 @@ from test_depth import SMALL
 from torch import nn
 
 import minisd
+from minisd.adapters.classifier import load_classifier
 from minisd.adapters.controlnet import ControlNet
 from minisd.adapters.hypernetwork import hypernetwork
 from minisd.adapters.lora import lora
@@ -47,7 +48,6 @@ from minisd.config import WEIGHTS
 from minisd.depth.dpt import DepthEstimator
 from minisd.depth.dpt_names import to_ours
 from minisd.depth.small import load_estimator
-from minisd.training import classifier
 from tests.helpers.checkpoint_files import V1, V2, original, single_file
 
 KOHYA = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -263,7 +263,7 @@ READERS = {
     "VAE": swap_vae,
     "ControlNet": lambda sd, path: ControlNet.load(path),
     "depth estimator": lambda sd, path: to_ours(read(path), ESTIMATOR, path.name),
-    "classifier of latents": lambda sd, path: classifier.load(path),
+    "classifier of latents": lambda sd, path: load_classifier(path),
 }
 WAY_OUT = {
     MODEL: "minisd.load()",
@@ -281,7 +281,7 @@ def hooks(sd):
     """All that adapters put on a model."""
     modules = [*sd.unet.modules(), *sd.text_encoder.modules()]
     counts = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules]
-    return counts, sd.vae, dict(sd.tokenizer.added), [*sd.guides], [*sd.swaps]
+    return counts, sd.vae, dict(sd.tokenizer.added_words.ids), [*sd.guides], [*sd.swaps]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from minisd.adapters import controlnet_settings, hypernetwork, peft_settings
+from minisd.adapters import classifier, controlnet_settings, hypernetwork, peft_settings
 from minisd.checkpoints import contents, folder_settings, prediction, vae_file
 from minisd.checkpoints.settings import checked, from_metadata, naming
 from minisd.checkpoints.tokenizer_folder import read_tokenizer, write_tokenizer
@@ -28,7 +28,6 @@ from minisd.config import MINI, SD15, ModelConfig
 from minisd.files.json_files import read_json
 from minisd.mini import cats_and_dogs, judge
 from minisd.tokenizer import AddedWord, Tokenizer
-from minisd.training import classifier
 from minisd.training import run_folder as folder
 from tests.helpers.checkpoint_files import V1
 
@@ -193,7 +192,7 @@ def tensors_of(name: str) -> dict[str, torch.Tensor]:
 
 
 def read_classifier(stored: dict, path: Path) -> None:
-    read_network(classifier.load, "classifier", {"classifier": stored}, path)
+    read_network(classifier.load_classifier, "classifier", {"classifier": stored}, path)
 
 
 def read_cats_and_dogs(stored: dict, path: Path) -> None:

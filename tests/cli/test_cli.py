@@ -13,6 +13,7 @@ from test_pipeline import V1
 
 import minisd
 from minisd import cli
+from minisd.adapters.classifier import load_classifier
 from minisd.adapters.controlnet import ControlNet
 from minisd.checkpoints import write
 from minisd.checkpoints.load import Parts, load_vae
@@ -26,7 +27,6 @@ from minisd.pipeline import to_pil
 from minisd.tasks.depth2img import depth2img
 from minisd.tasks.img2img import img2img
 from minisd.tokenizer import Tokenizer
-from minisd.training import classifier
 from minisd.training.run_folder import last_state, logged
 from minisd.unet import UNet
 from minisd.vae import VAE
@@ -128,7 +128,7 @@ def test_a_warning_is_one_line(model, tmp_path, capsys):
     given = ["-o", tmp_path / "c.png", "--model", model, "--steps", 1]
     assert run("generate", long, *given) == 0
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line == "minisd: the prompt is too long, its end is not read: 'cat cat cat cat cat'"
+    assert line == "minisd: the prompt is too long, so its end is not read: 'cat cat cat cat cat'"
 
 
 def test_convert_and_info(model, tmp_path, capsys):
@@ -399,7 +399,7 @@ def test_from_nothing_to_a_model_that_draws(tmp_path):
     sd = minisd.load(tmp_path / "export.safetensors")
     assert sd.txt2img("a cat", steps=2).size == (64, 64)
     load_vae(tmp_path / "decoder.safetensors", sd.config.vae)
-    assert classifier.load(tmp_path / "classifier.safetensors").config.things
+    assert load_classifier(tmp_path / "classifier.safetensors").config.things
     told = judge.load(tmp_path / "judge.safetensors")
     assert len(told.things) == 115
     for name in ("vae", "diffusion", "decoder", "classifier", "judge"):

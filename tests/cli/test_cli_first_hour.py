@@ -20,7 +20,7 @@ from test_pipeline import V1
 from torch import nn
 
 import minisd
-from minisd import cli, samplers
+from minisd import cli, samplers, sampling
 from minisd.adapters.controlnet import ControlNet
 from minisd.checkpoints import registry as official
 from minisd.checkpoints import write
@@ -301,12 +301,12 @@ def test_a_name_draws_what_its_path_draws(here, by_name, by_path):
 
 
 def test_the_functions_take_names_too():
+    from minisd.adapters.classifier import load_classifier
     from minisd.adapters.hypernetwork import hypernetwork
     from minisd.adapters.lora import lora
     from minisd.adapters.textual_inversion import textual_inversion
     from minisd.adapters.vae_file import swap_vae
     from minisd.depth.small import load_estimator
-    from minisd.training import classifier
 
     sd = minisd.load("mini")
     for put_on, name in (
@@ -317,7 +317,7 @@ def test_the_functions_take_names_too():
     ):
         put_on(sd, name).remove()
     assert ControlNet.load("mini-edges").config.channels == MINI.unet.channels
-    assert classifier.load("mini-classifier").config.things
+    assert load_classifier("mini-classifier").config.things
     assert load_estimator("mini-depth")
 
 
@@ -665,7 +665,7 @@ def test_the_doctor_shows_load_and_the_cores_of_a_container(capsys, tmp_path, mo
 
 def test_the_choices_are_those_of_the_samplers():
     assert tuple(samplers.SAMPLERS) == options.SAMPLERS
-    assert tuple(samplers.SPACINGS) == options.SPACINGS
+    assert tuple(sampling.SPACINGS) == options.SPACINGS
 
 
 COMMANDS = (*DRAWING, "convert", "info", "download", "lessons", "examples", "doctor", "train")
@@ -680,7 +680,7 @@ def test_help_fits_a_screen_and_lists_the_choices(command, capsys, monkeypatch):
     told = capsys.readouterr().out
     lines = told.splitlines()
     assert len(lines) <= SCREEN and all(len(line) <= 80 for line in lines)
-    words = {*samplers.SAMPLERS, *samplers.SPACINGS} if command in DRAWING else set()
+    words = {*samplers.SAMPLERS, *sampling.SPACINGS} if command in DRAWING else set()
     assert not [word for word in words if word not in told]
 
 

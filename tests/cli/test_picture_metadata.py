@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from test_pipeline import V1
 
 import minisd
-from minisd import cli, samplers
+from minisd import cli, samplers, sampling
 from minisd.checkpoints import write
 from minisd.checkpoints.load import Parts
 from minisd.cli import hashes, webui
@@ -505,7 +505,7 @@ def test_its_model_is_found_by_hash_or_asked_for(here, capsys):
 def test_what_we_write_is_read_back_the_same():
     """Of the text alone, as when a program kept only that."""
     for sampler in samplers.SAMPLERS:
-        for spacing in (None, *samplers.SPACINGS):
+        for spacing in (None, *sampling.SPACINGS):
             told = {"prompt": "a, cat", "negative_prompt": "", "steps": 5, "cfg_scale": 2.25}
             told |= {"sampler": sampler, "spacing": spacing, "seed": 7, "width": 64, "height": 72}
             told |= {"clip_skip": 1, "extended": True, "model": "mini", "minisd": "0.1.0"}

@@ -13,7 +13,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AddedToken, CLIPTextModel, CLIPTokenizer
 
 from minisd.checkpoints.load import load
-from minisd.checkpoints.tokenizer_folder import CONFIG, FAST, MODEL, SPECIAL_MAP
+from minisd.checkpoints.tokenizer_folder import (
+    CONFIG,
+    FAST,
+    MODEL,
+    SPECIAL_MAP,
+    read_tokenizer,
+    write_tokenizer,
+)
 from minisd.checkpoints.write import convert
 from minisd.tokenizer import AddedWord, Tokenizer
 from tests.helpers.checkpoint_files import V1, V2, pipeline
@@ -46,7 +53,7 @@ def small():
 
 @pytest.fixture
 def folder(small, tmp_path):
-    small.save_folder(tmp_path / "small")
+    write_tokenizer(tmp_path / "small", small)
     return tmp_path / "small"
 
 
@@ -74,7 +81,7 @@ def change(path, **settings):
 def test_words_are_found_as_transformers_finds_them(tmp_path, words):
     """Anywhere, also inside other words: "zib" in "zibs"; the longest that begins first wins."""
     ours = Tokenizer.clip()
-    ours.save_folder(tmp_path)
+    write_tokenizer(tmp_path, ours)
     reference = theirs(tmp_path)
     reference.add_tokens(list(words))
     for word in words:
@@ -134,16 +141,16 @@ def test_an_upper_case_sigma_is_that_of_transformers_within_words_only(small, fo
         ("toy", 1, "in the vocabulary already"),
         ("<|endoftext|>", 1, "in the vocabulary already"),
         ("<|EndOfText|>", 1, "is taken"),
-        ("<long>", 76, "has 76 vectors: a row has 75 places"),
+        ("<long>", 76, "has 76 vectors. A row has 75 places"),
     ],
 )
 def test_a_word_that_cannot_be_added_is_named(word, count, sentence):
     ours = Tokenizer.clip()
     ours.add_word("<toy>")
-    before = list(ours.vocabulary), dict(ours.words_by_form)
+    before = list(ours.vocabulary), dict(ours.added_words.by_form)
     with pytest.raises(ValueError, match=sentence):
         ours.add_word(word, count)
-    assert (ours.vocabulary, ours.words_by_form) == before
+    assert (ours.vocabulary, ours.added_words.by_form) == before
 
 
 # ---- rows --------------------------------------------------------------------------------------
@@ -151,7 +158,7 @@ def test_a_word_that_cannot_be_added_is_named(word, count, sentence):
 
 def test_a_word_of_several_vectors_is_not_cut_at_a_chunk_s_end():
     """As AUTOMATIC1111's web UI: what does not fit begins the next chunk, with its weight."""
-    from minisd.prompt import chunks, weighted
+    from minisd.prompt import chunks, weighted_chunks
 
     ours = Tokenizer.clip()
     ids = ours.add_word("<toy>", 3)
@@ -161,7 +168,7 @@ def test_a_word_of_several_vectors_is_not_cut_at_a_chunk_s_end():
         inner = [[i for i in row if i not in (ours.begin, ours.end)] for row in rows.tolist()]
         all_ids = [*[cat] * before, *ids, cat]
         assert inner == [all_ids[:first], all_ids[first:]]
-        tokens, weights = weighted(ours, "cat " * before + "(<toy>:1.5) cat")
+        tokens, weights = weighted_chunks(ours, "cat " * before + "(<toy>:1.5) cat")
         assert torch.equal(tokens, rows)
         assert torch.equal(weights == 1.5, torch.isin(tokens, torch.tensor(ids)))
     longest = ours.add_word("<longest>", 75)
@@ -230,7 +237,7 @@ PLACES = (
 @pytest.mark.parametrize("place", PLACES)
 def test_added_words_are_read_and_kept_as_transformers_reads_them(small, folder, tmp_path, place):
     place(folder, small)
-    ours, reference = Tokenizer.load(folder), theirs(folder)
+    ours, reference = read_tokenizer(folder), theirs(folder)
     texts = [*TEXTS, "<Toy><toy>", "zibs zib", "<Special> <special>", "x<pad>", "My  big toyS"]
     assert_alike(ours, reference, texts)
     assert ours.pad_token == reference.pad_token_id
@@ -239,14 +246,14 @@ def test_added_words_are_read_and_kept_as_transformers_reads_them(small, folder,
     marks = ("<|startoftext|>", "<|endoftext|>")
     assert added == {k: v for k, v in reference.get_added_vocab().items() if k not in marks}
 
-    ours.save_folder(tmp_path / "again")
+    write_tokenizer(tmp_path / "again", ours)
     again = theirs(tmp_path / "again")
     assert_alike(ours, again, texts)
     new = {i: token for i, token in again.added_tokens_decoder.items() if i >= 530}
     assert new == {i: t for i, t in reference.added_tokens_decoder.items() if i >= 530}
     listed = json.loads((tmp_path / "again/added_tokens.json").read_text(encoding="utf-8"))
     assert listed == added
-    for copy in (Tokenizer.load(tmp_path / "again"), Tokenizer.from_json(ours.to_json())):
+    for copy in (read_tokenizer(tmp_path / "again"), Tokenizer.from_json(ours.to_json())):
         assert (copy.words, copy.pad_token) == (ours.words, ours.pad_token)
 
 
@@ -287,15 +294,15 @@ def test_a_folder_that_contradicts_itself_is_refused(folder, files, sentence):
     for name, settings in files.items():
         change(folder / f"{name}.json", **settings)
     with pytest.raises(ValueError, match=sentence):
-        Tokenizer.load(folder)
+        read_tokenizer(folder)
 
 
 def test_two_vocabularies_in_a_folder_must_be_alike(small, folder):
     theirs(folder).save_pretrained(folder)  # a tokenizer.json next to vocab.json and merges.txt
-    assert Tokenizer.load(folder).ids == small.ids
+    assert read_tokenizer(folder).ids == small.ids
     change(folder / "vocab.json", cat=7)
     with pytest.raises(ValueError, match=r"tokenizer\.json differs from its vocab"):
-        Tokenizer.load(folder)
+        read_tokenizer(folder)
 
 
 def token(content):
@@ -340,11 +347,11 @@ PUBLISHED_TURBO = {
 
 @pytest.mark.parametrize("settings", [PUBLISHED_V2, PUBLISHED_TURBO], ids=["sd2", "sd-turbo"])
 def test_the_settings_of_published_folders_are_known(tmp_path, settings):
-    Tokenizer.clip().save_folder(tmp_path)
+    write_tokenizer(tmp_path, Tokenizer.clip())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     marks = {"bos_token": token(BEGIN), "eos_token": token(END), "unk_token": token(END)}
     change(tmp_path / "special_tokens_map.json", **marks, pad_token="!")
-    ours, reference = Tokenizer.load(tmp_path), theirs(tmp_path)
+    ours, reference = read_tokenizer(tmp_path), theirs(tmp_path)
     assert ours.pad_token == reference.pad_token_id == 0
     assert ours.words == []
     texts = [text for text in TEXTS if "!" not in text and "<|" not in text]
@@ -373,11 +380,11 @@ def test_a_setting_that_would_change_the_ids_is_refused_by_name(folder, file, na
     absent = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     absent.pop(name, None)
     path.write_text(json.dumps(absent), encoding="utf-8")
-    before = Tokenizer.load(folder)
+    before = read_tokenizer(folder)
     assert_alike(before, reference)  # an absent setting means the reference's default
     change(path, **{name: ODD.get(name, "odd")})
     with pytest.raises(ValueError, match=f"has {name} = .* in its {file}.json: only "):
-        Tokenizer.load(folder)
+        read_tokenizer(folder)
 
 
 @pytest.mark.parametrize("file", TABLES)
@@ -387,10 +394,10 @@ def test_settings_that_cannot_matter_are_ignored_and_unknown_ones_refused(folder
         reference.save_pretrained(folder)
     path = folder / f"{file}.json"
     change(path, **{name: None for name in TABLES[file].ignored}, _note="x", other=None)
-    assert_alike(Tokenizer.load(folder), reference)
+    assert_alike(read_tokenizer(folder), reference)
     change(path, strip_accents=True)
     with pytest.raises(ValueError, match=f"has strip_accents = True in its {file}.json"):
-        Tokenizer.load(folder)
+        read_tokenizer(folder)
 
 
 @pytest.mark.parametrize("name", [*MODEL.fixed, "odd"])
@@ -399,7 +406,7 @@ def test_another_kind_of_merging_is_refused_by_name(folder, name):
     stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     change(folder / "tokenizer.json", model=stored["model"] | {name: "odd"})
     with pytest.raises(ValueError, match=f"has {name} = 'odd' in its tokenizer.json under model"):
-        Tokenizer.load(folder)
+        read_tokenizer(folder)
 
 
 # ---- a whole model -----------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from ldm.models.diffusion.ddim import DDIMSampler
 
 from minisd.config import ScheduleConfig
 from minisd.guidance import classifier_guided, guided_denoiser, x0_from_eps
-from minisd.samplers import SAMPLERS, ddim, from_noise, sampler_levels
+from minisd.samplers import SAMPLERS, ddim
+from minisd.sampling import from_noise, sampler_levels
 from minisd.schedule import Prediction, Schedule
 from tests.helpers.references import compvis_states
 

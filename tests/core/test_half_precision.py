@@ -10,6 +10,7 @@ from PIL import Image
 from test_pipeline import V1, V2, V2_V, both_pipelines
 
 import minisd
+from minisd.adapters.classifier import ClassifierGuidance, load_classifier
 from minisd.adapters.controlnet import ControlNet, control
 from minisd.adapters.hypernetwork import hypernetwork
 from minisd.adapters.lora import lora
@@ -23,7 +24,6 @@ from minisd.tasks.depth2img import depth2img
 from minisd.tasks.img2img import img2img
 from minisd.tasks.inpaint import inpaint
 from minisd.trace import trace
-from minisd.training.classifier import ClassifierGuidance, load
 from tests.helpers.reference_networks import ddim_scheduler
 
 HALVES = [torch.float16, torch.bfloat16]
@@ -109,7 +109,7 @@ def test_every_task_draws(models, dtype, picture):
 def test_every_adapter_follows(models, dtype):
     hint = torch.zeros(1, 3, 64, 64)
     hint[:, :, 20:40, 30] = 1
-    network, classifier = ControlNet.load("mini-edges"), load("mini-classifier")
+    network, classifier = ControlNet.load("mini-edges"), load_classifier("mini-classifier")
     adapters = {
         "LoRA": lambda sd: lora(sd, "mini-blueprint"),
         "word": lambda sd: textual_inversion(sd, "mini-blorp"),

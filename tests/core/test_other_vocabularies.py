@@ -17,6 +17,7 @@ from tokenizers import normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
 import minisd
+from minisd.checkpoints.tokenizer_folder import read_tokenizer, write_tokenizer
 from minisd.checkpoints.write import convert
 from minisd.config import SD15
 from minisd.tokenizer import Tokenizer
@@ -134,20 +135,20 @@ TEXTS = random_texts()
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_ids_are_those_of_transformers(kind, tmp_path):
     """Also after a folder or a file of our own was written and read."""
-    ours = Tokenizer.load(kind(tmp_path / "a"))
+    ours = read_tokenizer(kind(tmp_path / "a"))
     reference = CLIPTokenizer.from_pretrained(tmp_path / "a")
     marks = [reference.bos_token_id, reference.eos_token_id]
     marks += [reference.pad_token_id, reference.unk_token_id]
     assert [ours.begin, ours.end, ours.pad_token, ours.unk_token] == marks
     assert ours.ids == reference.get_vocab()
     expected = [reference(text).input_ids[1:-1] for text in TEXTS]
-    ours.save_folder(tmp_path / "b")
+    write_tokenizer(tmp_path / "b", ours)
     ours.save(tmp_path / "c.json")
     stored = json.loads((tmp_path / "b/vocab.json").read_text(encoding="utf-8"))
     assert stored == ours.ids
     again = CLIPTokenizer.from_pretrained(tmp_path / "b")
     assert [again(text).input_ids[1:-1] for text in TEXTS] == expected
-    for copy in (ours, Tokenizer.load(tmp_path / "b"), Tokenizer.load(tmp_path / "c.json")):
+    for copy in (ours, read_tokenizer(tmp_path / "b"), Tokenizer.load(tmp_path / "c.json")):
         assert [copy.encode(text) for text in TEXTS] == expected
         assert copy.to_json() == ours.to_json()
     settings = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
@@ -156,7 +157,7 @@ def test_any_ids_are_those_of_transformers(kind, tmp_path):
 
 
 def test_the_words_can_be_read_again(tmp_path):
-    ours = Tokenizer.load(marks_first(tmp_path / "a"))
+    ours = read_tokenizer(marks_first(tmp_path / "a"))
     assert (ours.begin, ours.end) == (0, 1)
     text = "the prediction is a tensor"
     assert ours.decode(ours(text)[0]) == text
@@ -168,13 +169,13 @@ def test_the_words_can_be_read_again(tmp_path):
     [
         (["a", "b</w>", BEGIN, END], [("a", "b</w>")], "merge .* must join two earlier pieces"),
         (["b</w>", "ab</w>", BEGIN, END], [("a", "b</w>")], "merge .* must join two earlier"),
-        (["a", "b</w>", END], [], "startoftext.* is not"),
+        (["a", "b</w>", END], [], "startoftext.* is missing"),
         (["a", "b</w>", BEGIN], [], "pad_token '<.endoftext.>' is not in its vocabulary"),
     ],
 )
 def test_a_vocabulary_without_what_it_needs_is_refused(tmp_path, pieces, merges, sentence):
     with pytest.raises(ValueError, match=sentence):
-        Tokenizer.load(write(tmp_path / "a", pieces, merges))
+        read_tokenizer(write(tmp_path / "a", pieces, merges))
 
 
 @pytest.mark.parametrize("ids", [(0, 1, 1), (0, 1, 3), (-1, 0, 1), (0, 1, 2.5)])
@@ -184,7 +185,7 @@ def test_ids_with_a_gap_or_twice_are_refused(tmp_path, ids):
         json.dumps(dict(zip(["a", BEGIN, END], ids))), encoding="utf-8"
     )
     with pytest.raises(ValueError, match="ids of its vocabulary are not 0 to 2, each once"):
-        Tokenizer.load(folder)
+        read_tokenizer(folder)
 
 
 @pytest.mark.filterwarnings("ignore:.*no word reaches the last 907")

@@ -8,6 +8,7 @@ import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
+from minisd.checkpoints.tokenizer_folder import write_tokenizer
 from minisd.config import SD15, SD20_BASE, SD20_INPAINT, ModelConfig, ScheduleConfig
 from minisd.pipeline import StableDiffusion, from_pil, to_pil
 from minisd.tokenizer import Tokenizer
@@ -48,7 +49,7 @@ def both_pipelines(config: ModelConfig, scheduler, folder, dtype=torch.float32):
         for name in ("text_encoder", "unet", "vae")
     }
     tokenizer = Tokenizer.clip(config.text.pad_token)
-    tokenizer.save_folder(folder)
+    write_tokenizer(folder, tokenizer)
     ours = StableDiffusion(config, tokenizer, **{name: p.ours for name, p in parts.items()})
     theirs = StableDiffusionPipeline(
         **{name: p.theirs for name, p in parts.items()},

@@ -22,16 +22,14 @@ from minisd.guidance import guided_denoiser
 from minisd.samplers import (
     SAMPLERS,
     SIGMA_SAMPLERS,
-    SPACINGS,
     ddim,
     ddpm,
     dpmpp_2m,
     euler,
     euler_ancestral,
-    from_noise,
     plms,
-    sampler_levels,
 )
+from minisd.sampling import SPACINGS, from_noise, sampler_levels
 from minisd.schedule import CLEAN, Level, Prediction, Schedule
 from tests.helpers.references import compvis_states, k_diffusion
 

@@ -22,11 +22,11 @@ from minisd.checkpoints import contents, kinds
 from minisd.checkpoints.names import model_rows
 from minisd.cli import webui
 from minisd.config import SD15
-from minisd.prompt import parse_weights, weighted
+from minisd.prompt import parse_weights, weighted_chunks
 from minisd.text.added_words import LONGEST_ADDED, AddedWord
 from minisd.text.long_words import merge_long_word
 from minisd.text.repair import LONGEST_TEXT, fix_text, unescape
-from minisd.tokenizer import Tokenizer, clip_layout, spell
+from minisd.tokenizer import Tokenizer, clip_layout, split_letters
 
 SECONDS = 5
 ALMOST = LONGEST_TEXT - 100
@@ -74,7 +74,7 @@ def test_the_steps_of_a_word_grow_with_its_length(official, word):
 
 def merged_one_by_one(word: str, ranks: dict) -> list[str]:
     """The definition: of all pairs the one learnt first, and of alike pairs the leftmost."""
-    pieces = spell(word)
+    pieces = split_letters(word)
     while found := [(ranks[pair], at) for at, pair in enumerate(pairwise(pieces)) if pair in ranks]:
         at = min(found)[1]
         pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
@@ -96,7 +96,9 @@ def test_the_pieces_are_those_of_the_definition(seed):
     for _ in range(50):
         word = "".join(rng.choices("abc", k=rng.randint(1, 40)))
         pieces = merged_one_by_one(word, tokenizer.ranks)
-        assert tokenizer.bpe(word) == merge_long_word(spell(word), tokenizer.ranks) == pieces
+        assert (
+            tokenizer.bpe(word) == merge_long_word(split_letters(word), tokenizer.ranks) == pieces
+        )
 
 
 def test_a_long_word_is_not_kept(official):
@@ -142,7 +144,7 @@ def is_sentence(error: ValueError) -> bool:
 @pytest.mark.filterwarnings("ignore:the prompt is too long")
 @pytest.mark.parametrize("text", SLOW.values(), ids=SLOW)
 def test_a_slow_prompt_is_read_or_refused_soon(official, text):
-    read = weighted if "(" in text else Tokenizer.__call__
+    read = weighted_chunks if "(" in text else Tokenizer.__call__
     with soon():
         try:
             rows = read(official, text)
@@ -165,7 +167,7 @@ def test_a_slow_prompt_is_read_or_refused_soon(official, text):
 )
 def test_the_limits_are_said(official, text, sentence):
     with pytest.raises(ValueError, match=sentence):
-        weighted(official, text)
+        weighted_chunks(official, text)
 
 
 def test_at_the_limits_a_text_is_read(official):
@@ -211,7 +213,7 @@ def test_thousands_of_words_are_found_soon():
         tokenizer.encode("<w" * (ALMOST // 2))
         for word in ids:
             tokenizer.remove_word(word)
-    assert not tokenizer.added
+    assert not tokenizer.added_words.ids
 
 
 @pytest.mark.parametrize("flags", [{}, {"lstrip": True, "rstrip": True}, {"single_word": True}])
@@ -228,7 +230,7 @@ def test_words_that_nearly_fit_everywhere_are_found_soon(flags):
 
 @pytest.mark.parametrize("word", ["a" * 256, " \n ", "", "a\ud800"])
 def test_a_word_that_cannot_be_typed_is_refused(word):
-    with pytest.raises(ValueError, match="give another") as error:
+    with pytest.raises(ValueError, match="Choose another") as error:
         Tokenizer([]).add_word(word)
     assert is_sentence(error.value)
 

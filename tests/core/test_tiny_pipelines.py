@@ -27,8 +27,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import minisd
 from minisd.checkpoints.scheduler_settings import CLASS_OF, FILE
+from minisd.checkpoints.tokenizer_folder import write_tokenizer
 from minisd.checkpoints.write import convert
-from minisd.samplers import SAMPLERS, sampler_levels
+from minisd.samplers import SAMPLERS
+from minisd.sampling import sampler_levels
 from minisd.tasks.depth2img import depth2img_steps
 from minisd.tasks.img2img import img2img_steps
 from minisd.tasks.inpaint import inpaint_steps
@@ -82,9 +84,8 @@ def networks(channels: int, v2: bool) -> dict[str, torch.nn.Module]:
 
 def vocabulary(folder: Path) -> CLIPTokenizer:
     """1000 entries, as tiny-random-clip has: its own is nowhere on this side of the network."""
-    Tokenizer.train([inspect.getsource(diffusers.schedulers.DDIMScheduler)], 1000).save_folder(
-        folder
-    )
+    texts = [inspect.getsource(diffusers.schedulers.DDIMScheduler)]
+    write_tokenizer(folder, Tokenizer.train(texts, 1000))
     return CLIPTokenizer.from_pretrained(folder)
 
 

@@ -15,15 +15,9 @@ from torch.testing import assert_close
 from transformers import CLIPTokenizer
 
 from minisd import tokenizer as module
-from minisd.tokenizer import (
-    ALPHABET,
-    Tokenizer,
-    chunks,
-    emphasize,
-    learn_merges,
-    parse_weights,
-    weighted,
-)
+from minisd.checkpoints.tokenizer_folder import read_tokenizer, write_tokenizer
+from minisd.prompt import chunks, emphasize, parse_weights, weighted_chunks
+from minisd.tokenizer import ALPHABET, Tokenizer, learn_merges
 from tests.helpers.references import clip, open_clip
 
 STRINGS = 21_000
@@ -305,13 +299,13 @@ def test_typed_marks_are_not_learnt_from():
 
 
 def test_too_few_words_name_the_largest_vocabulary():
-    with pytest.raises(ValueError, match="no vocab_size 1024: ask for 516"):
+    with pytest.raises(ValueError, match=r"no vocab_size 1024. Ask for 516"):
         Tokenizer.train(["cat cat"], 1024)
     assert Tokenizer.train(["cat cat"], 516).pieces("cat") == ["cat</w>"]
 
 
 def test_the_alphabet_and_the_marks_are_the_smallest_vocabulary():
-    with pytest.raises(ValueError, match="no vocab_size 513: ask for 514"):
+    with pytest.raises(ValueError, match=r"no vocab_size 513. Ask for 514"):
         Tokenizer.train(["cat cat"], 513)
     assert Tokenizer.train(["cat cat"], 514).pieces("cat") == ["c", "a", "t</w>"]
 
@@ -365,7 +359,7 @@ def test_the_pad_token_must_be_an_id(pad_token):
 def folder(request, tmp_path_factory):
     tokenizer = Tokenizer.clip(request.param)
     path = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save_folder(path)
+    write_tokenizer(path, tokenizer)
     return tokenizer, path, CLIPTokenizer.from_pretrained(path)
 
 
@@ -380,17 +374,17 @@ def test_hugging_face_reads_our_folder_with_the_same_rows(folder):
 
 def test_we_read_our_folder(folder):
     tokenizer, path, _ = folder
-    assert_same(Tokenizer.load(path), tokenizer)
+    assert_same(read_tokenizer(path), tokenizer)
 
 
 def test_we_read_hugging_face_s_folder(folder, tmp_path):
     tokenizer, _, reference = folder
     reference.save_pretrained(tmp_path)
-    assert_same(Tokenizer.load(tmp_path), tokenizer)
+    assert_same(read_tokenizer(tmp_path), tokenizer)
 
 
 def test_an_own_vocabulary_goes_through_hugging_face(small, tmp_path):
-    small.save_folder(tmp_path)
+    write_tokenizer(tmp_path, small)
     reference = CLIPTokenizer.from_pretrained(tmp_path)
     row = reference(CAPTIONS[0], padding="max_length", return_tensors="pt").input_ids
     assert torch.equal(small(CAPTIONS[0]), row)
@@ -404,35 +398,35 @@ def test_v2_s_exclamation_mark_is_read_as_open_clip_reads_it():
 
 
 def test_the_official_v2_folder_contradicts_itself_and_pads_with_zero(small, tmp_path):
-    small.save_folder(tmp_path)
-    assert Tokenizer.load(tmp_path).pad_token == small.end
+    write_tokenizer(tmp_path, small)
+    assert read_tokenizer(tmp_path).pad_token == small.end
     (tmp_path / "special_tokens_map.json").write_text(
         json.dumps({"pad_token": "!"}), encoding="utf-8"
     )
-    assert Tokenizer.load(tmp_path).pad_token == 0
+    assert read_tokenizer(tmp_path).pad_token == 0
     (tmp_path / "special_tokens_map.json").write_text(
         '{"pad_token": {"content": "\\""}}', encoding="utf-8"
     )
-    assert Tokenizer.load(tmp_path).pad_token == 1
+    assert read_tokenizer(tmp_path).pad_token == 1
 
 
 def test_a_folder_s_unknown_pad_token_is_refused(small, tmp_path):
-    small.save_folder(tmp_path)
+    write_tokenizer(tmp_path, small)
     (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "[PAD]"}', encoding="utf-8")
     with pytest.raises(ValueError, match=r"pad_token '\[PAD\]' is not in its vocabulary"):
-        Tokenizer.load(tmp_path)
+        read_tokenizer(tmp_path)
 
 
 def test_an_empty_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"holds neither vocab.json with merges.txt"):
-        Tokenizer.load(tmp_path)
+        read_tokenizer(tmp_path)
 
 
 def test_another_layout_of_ids_is_read_as_it_is(small, tmp_path):
-    small.save_folder(tmp_path)
+    write_tokenizer(tmp_path, small)
     ids = small.ids | {"a": small.ids["b"], "b": small.ids["a"]}
     (tmp_path / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
-    other, reference = Tokenizer.load(tmp_path), CLIPTokenizer.from_pretrained(tmp_path)
+    other, reference = read_tokenizer(tmp_path), CLIPTokenizer.from_pretrained(tmp_path)
     assert other.ids == ids
     assert other.encode("abc") == reference("abc").input_ids[1:-1] != small.encode("abc")
 
@@ -483,13 +477,13 @@ def test_weights_are_read(text, parts):
     ],
 )
 def test_a_weight_that_cannot_be_read_is_named(text, wrong):
-    with pytest.raises(ValueError, match=r"write \(words:1.2\)") as error:
+    with pytest.raises(ValueError, match=r"Write \(words:1.2\)") as error:
         parse_weights(text)
     assert repr(wrong) in str(error.value)
 
 
 def test_each_token_has_the_weight_of_its_words(official):
-    tokens, weights = weighted(official, "a (dreambeach fox:1.5) runs")
+    tokens, weights = weighted_chunks(official, "a (dreambeach fox:1.5) runs")
     assert torch.equal(tokens, official("a dreambeach fox runs"))
     assert weights.shape == (1, 77)
     assert weights[0, :7].tolist() == [1, 1, 1.5, 1.5, 1.5, 1, 1]
@@ -497,7 +491,7 @@ def test_each_token_has_the_weight_of_its_words(official):
 
 
 def test_weights_run_on_over_chunks(official):
-    tokens, weights = weighted(official, "cat " * 74 + "(red fox:0.5) dog")
+    tokens, weights = weighted_chunks(official, "cat " * 74 + "(red fox:0.5) dog")
     assert torch.equal(tokens, chunks(official, "cat " * 74 + "red fox dog"))
     assert weights.shape == (2, 77)
     assert weights[0, 74:].tolist() == [1, 0.5, 1]
@@ -506,7 +500,7 @@ def test_weights_run_on_over_chunks(official):
 
 @pytest.mark.parametrize("text", ["", "a red fox"])
 def test_without_weights_nothing_changes(official, text):
-    tokens, weights = weighted(official, text)
+    tokens, weights = weighted_chunks(official, text)
     assert torch.equal(tokens, official(text))
     context = torch.randn(1, 77, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(emphasize(context, weights), context)

@@ -332,10 +332,10 @@ CONTROL_YAML = b"""model:
 
 @cache
 def classifier() -> bytes:
-    from minisd.training.classifier import ClassifierConfig, LatentClassifier, save
+    from minisd.adapters.classifier import ClassifierConfig, LatentClassifier, save_classifier
 
     network = LatentClassifier(ClassifierConfig(("cat", "dog"), (8, 8), 4))
-    return written(lambda to: save(to / "c.safetensors", network, {}))["c.safetensors"]
+    return written(lambda to: save_classifier(to / "c.safetensors", network, {}))["c.safetensors"]
 
 
 @cache

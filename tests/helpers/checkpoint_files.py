@@ -8,6 +8,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from minisd.checkpoints.tokenizer_folder import write_tokenizer
 from minisd.config import OPENCLIP_H, ModelConfig, TextConfig, UNetConfig, VAEConfig
 from minisd.tokenizer import Tokenizer
 from tests.helpers.reference_networks import (
@@ -107,7 +108,7 @@ def averaged(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def pipeline(config: ModelConfig, tokenizer_folder: Path) -> StableDiffusionPipeline:
     """diffusers' and transformers' classes with random weights."""
-    Tokenizer.clip(config.text.pad_token).save_folder(tokenizer_folder)
+    write_tokenizer(tokenizer_folder, Tokenizer.clip(config.text.pad_token))
     vae = filled(diffusers_vae(config.vae), 1)
     unet = filled(diffusers_unet(config.unet), 0)
     unet.register_to_config(sample_size=config.size // config.vae.factor)

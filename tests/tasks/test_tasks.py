@@ -15,9 +15,11 @@ from PIL import Image
 from test_pipeline import V1, V2, V2_V, relative_error
 from transformers import CLIPTokenizer
 
+from minisd.checkpoints.tokenizer_folder import write_tokenizer
 from minisd.config import ScheduleConfig
 from minisd.pipeline import StableDiffusion, from_pil
-from minisd.samplers import SAMPLERS, sampler_levels, starting_x
+from minisd.samplers import SAMPLERS
+from minisd.sampling import sampler_levels, starting_x
 from minisd.schedule import Prediction, Schedule
 from minisd.tasks.depth2img import depth2img, depth2img_steps, depth_channel
 from minisd.tasks.img2img import Start, img2img, img2img_steps, remaining
@@ -42,7 +44,7 @@ def both(config, pipeline, folder, scheduler=None, **parts_of_theirs):
     parts["text_encoder"] = pair("text_encoder", config, "diffusers", "unit", torch.float32)
     parts["unet"].theirs.register_to_config(sample_size=64)  # these pipelines want one
     tokenizer = Tokenizer.clip(config.text.pad_token)
-    tokenizer.save_folder(folder)
+    write_tokenizer(folder, tokenizer)
     ours = StableDiffusion(config, tokenizer, **{name: p.ours for name, p in parts.items()})
     theirs = pipeline(
         **{name: p.theirs for name, p in parts.items()},

@@ -11,7 +11,8 @@ from minisd.config import ScheduleConfig
 from minisd.guidance import classifier_guided, x0_from_v
 from minisd.mini.emoji import Emoji
 from minisd.pipeline import seeded
-from minisd.samplers import SAMPLERS, from_noise, sampler_levels
+from minisd.samplers import SAMPLERS
+from minisd.sampling import from_noise, sampler_levels
 from minisd.schedule import CLEAN, Schedule
 from minisd.teaching import toy
 

@@ -77,8 +77,8 @@ MUTATIONS = [
     Mutation(
         "latent scale",
         "pipeline.py",
-        "self.vae.decode(latent / self.vae.config.scale)",
-        "self.vae.decode(latent * self.vae.config.scale)",
+        "z = latent / self.vae.config.scale",
+        "z = latent * self.vae.config.scale",
         "test_pipeline",
     ),
     Mutation(
@@ -104,8 +104,8 @@ MUTATIONS = [
     ),
     Mutation(
         "DDIM ends at alpha_bar[0]",
-        "samplers.py",
-        '"sigma_min" if name in ("ddim", "plms") else "zero"',
+        "checkpoints/folder_levels.py",
+        '"sigma_min" if name in ("ddim", "plms") and not clean else "zero"',
         '"zero"',
         "test_samplers test_pipeline",
     ),
@@ -126,8 +126,8 @@ MUTATIONS = [
     Mutation(
         "sample i uses seed + i",
         "pipeline.py",
-        "[seed + i for i in range(count)]",
-        "[seed for i in range(count)]",
+        "[int(seed) + i for i in range(count)]",
+        "[int(seed) for i in range(count)]",
         "test_pipeline test_cli",
     ),
 ]

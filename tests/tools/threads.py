@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 import minisd
+from minisd.adapters.classifier import ClassifierGuidance, load_classifier
 from minisd.adapters.controlnet import ControlNet, control
 from minisd.adapters.hypernetwork import hypernetwork
 from minisd.adapters.lora import lora
@@ -28,7 +29,6 @@ from minisd.checkpoints.write import convert, save
 from minisd.pipeline import StableDiffusion
 from minisd.tasks.img2img import img2img
 from minisd.teaching import tiny
-from minisd.training import classifier
 
 THREADS = 4
 Job = Callable[[], bytes]  # its result, to be compared
@@ -92,7 +92,7 @@ def pictures(count: int) -> list[Job]:
     textual_inversion(adapted, "mini-blorp")
     hypernetwork(adapted, "mini-sepia", 0.5)
     control(adapted, ControlNet.load("mini-edges"), torch.zeros(1, 3, 64, 64), 0.5)
-    classifier.ClassifierGuidance(adapted, classifier.load("mini-classifier"), "cat", 3)
+    ClassifierGuidance(adapted, load_classifier("mini-classifier"), "cat", 3)
     small = {"width": 64, "height": 64}
     models = [(plain, {}), (adapted, {}), (tiny.model(), small), (tiny.model(tiny.TINY_V2), small)]
     begin = Image.effect_noise((64, 64), 50).convert("RGB")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from minisd.adapters.classifier import load_classifier
 from minisd.adapters.controlnet import ControlNet
 from minisd.adapters.hypernetwork import hypernetwork
 from minisd.adapters.lora import lora
@@ -13,7 +14,6 @@ from minisd.adapters.textual_inversion import textual_inversion
 from minisd.depth.dpt import DepthConfig, DepthEstimator
 from minisd.depth.small import load_estimator
 from minisd.mini import judge
-from minisd.training import classifier
 
 from .. import good
 from ..case import Case, Reader
@@ -109,7 +109,7 @@ def state_of_model() -> tuple:
         for part in (sd.unet, sd.text_encoder, sd.vae)
         for module in part.modules()
     ]
-    return sum(hooks), tuple(sd.tokenizer.added)
+    return sum(hooks), tuple(sd.tokenizer.added_words.ids)
 
 
 class Changed(AssertionError):
@@ -156,7 +156,7 @@ def judges() -> list[Case]:
 
 
 def read_classifier(path: Path) -> None:
-    network = classifier.load(path)
+    network = load_classifier(path)
     network(torch.zeros(1, 4, 8, 8), torch.tensor([1.0]))
 
 

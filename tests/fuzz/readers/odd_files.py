@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
+from minisd.adapters.classifier import load_classifier
 from minisd.adapters.controlnet import ControlNet
 from minisd.checkpoints.load import load
 from minisd.checkpoints.read import read
@@ -14,7 +15,6 @@ from minisd.files.pictures import open_picture
 from minisd.mini import judge
 from minisd.mini.emoji import Emoji
 from minisd.tokenizer import Tokenizer
-from minisd.training import classifier
 
 from .. import good
 from ..case import Case, Printed, Reader
@@ -41,7 +41,7 @@ READING = {
     "word": lambda path: textual_inversion(good.small_sd(), path).remove(),
     "hypernetwork": lambda path: hypernetwork(good.small_sd(), path).remove(),
     "controlnet": ControlNet.load,
-    "classifier": classifier.load,
+    "classifier": load_classifier,
     "judge": judge.load,
     "depth": read_depth,
     "picture": open_picture,

@@ -46,7 +46,7 @@ def read_prompt(path: Path) -> None:
     small.add_word("<cat>", 2)
     small(text)
     small.decode(small.encode(text)[:100])
-    prompt.weighted(tokenizer, text)
+    prompt.weighted_chunks(tokenizer, text)
 
 
 def infotexts() -> list[Case]:

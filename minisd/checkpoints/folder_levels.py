@@ -1,6 +1,6 @@
 """The noise levels that a diffusers folder's scheduler settings ask for, as diffusers chooses them.
 
-samplers.sampler_levels uses these if the model's ScheduleConfig has a spacing. Each level carries
+sampling.sampler_levels uses these if the model's ScheduleConfig has a spacing. Each level carries
 what diffusers does there and the original code does not.
 """
 
