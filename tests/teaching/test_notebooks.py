@@ -141,7 +141,7 @@ def test_its_links_lead_to_lessons(path):
 
 
 def coverage() -> list[tuple[str, list[str]]]:
-    """Each clause of docs/maintaining/lessons-coverage.md, and the cells that it names: "03 one-seed" …"""
+    """Each clause of lessons-coverage.md, and the cells that it names: "03 one-seed" …"""
     rows = []
     for line in COVERAGE.read_text(encoding="utf-8").splitlines():
         if line.startswith("| ") and line != "| what | shown by |":
