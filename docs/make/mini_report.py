@@ -55,7 +55,7 @@ def sheet(cells: list[Cell], columns: int) -> Image.Image:
     width, height = framed + GAP, framed + max(map(len, words)) * LINE + GAP
     page = Image.new("RGB", (columns * width, -(-len(cells) // columns) * height), WHITE)
     pen = ImageDraw.Draw(page)
-    for index, (cell, lines) in enumerate(zip(cells, words)):
+    for index, (cell, lines) in enumerate(zip(cells, words, strict=True)):
         left, top = index % columns * width, index // columns * height
         pen.rectangle((left, top, left + framed - 1, top + framed - 1), fill=cell.frame)
         picture = to_pil(cell.image[None])[0].resize((size, size), Image.Resampling.NEAREST)
@@ -94,8 +94,8 @@ def sheets(
     scales = [name for name in rows if name.startswith("scale")]
     strip = [
         Cell(one.image, f"{full_caption(one.scene)}\n{name}")
-        for same in list(zip(*(rows[name] for name in scales)))[:4]
-        for name, one in zip(scales, same)
+        for same in list(zip(*(rows[name] for name in scales), strict=True))[:4]
+        for name, one in zip(scales, same, strict=True)
     ]
     made = {
         "samples": sheet(samples, 8),

@@ -5,6 +5,7 @@ in torch.nn as the web UI builds it (modules/hypernetworks/hypernetwork.py).
 """
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def as_the_web_ui_saves(structure=(1, 2, 1), norm=False, **more):
 def built_as_the_web_ui(structure, activation, norm, activate_output, dropout, seed):
     """HypernetworkModule.__init__: each linear layer, then activation, norm and dropout."""
     layers, made = [], ACTIVATIONS[activation]
-    for i, (a, b) in enumerate(zip(structure, structure[1:])):
+    for i, (a, b) in enumerate(pairwise(structure)):
         layers.append(nn.Linear(int(WIDTH * a), int(WIDTH * b)))
         if made and (i < len(structure) - 2 or activate_output):
             layers.append(made())

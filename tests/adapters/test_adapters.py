@@ -7,6 +7,7 @@ import copy
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -285,7 +286,7 @@ def test_the_first_spelling_of_the_text_encoder_changes_the_same_layers(pair_of,
     for name, matrices in some_lora(theirs.text_encoder, attention).items():
         stem = f"text_encoder.{name}" if "text_model" in name else f"text_encoder.text_model.{name}"
         old = re.sub(r"(q|k|v|out)_proj$", r"to_\1_lora", stem)
-        for (new, was), matrix in zip((("A", "down"), ("B", "up")), matrices):
+        for (new, was), matrix in zip((("A", "down"), ("B", "up")), matrices, strict=True):
             today[f"{stem}.lora_{new}.weight"] = first[f"{old}.{was}.weight"] = matrix
     found, plain = [], drawn(ours)
     for spelling, state in (("today", today), ("first", first)):
@@ -383,7 +384,7 @@ def small_network(width, structure, norm, dropout, seed):
     """As the web UI builds it: linear, activation (its place is kept), norm, dropout, numbered."""
     generator = torch.Generator().manual_seed(seed)
     state, number = {}, 0
-    for i, (a, b) in enumerate(zip(structure, structure[1:])):
+    for i, (a, b) in enumerate(pairwise(structure)):
         c_in, c_out = int(width * a), int(width * b)
         state[f"linear.{number}.weight"] = 0.3 * torch.randn(c_out, c_in, generator=generator)
         state[f"linear.{number}.bias"] = 0.3 * torch.randn(c_out, generator=generator)

@@ -306,7 +306,7 @@ def table(rows: dict[str, Counter]) -> str:
     lines += [
         [name, *(str(row[c]) for c in COLUMNS)] for name, row in {**rows, "all": total}.items()
     ]
-    widths = [max(map(len, column)) for column in zip(*lines)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 

@@ -849,7 +849,7 @@ def test_tasks_turn_a_picture_that_the_caller_opened(sd, tmp_path):
         ):
             sd.txt2img_steps("a cat", width=64, height=96, steps=1).__next__()
         pairs.append(drawn)
-    assert all(torch.equal(*each) for each in zip(*pairs))
+    assert all(torch.equal(*each) for each in zip(*pairs, strict=True))
     assert pairs[1][0].shape[2:] == (16, 24)  # the tiny model's factor is 4
 
 
@@ -910,7 +910,7 @@ def test_the_command_line_draws_from_a_phones_photo(tmp_path, capsys):
 def test_seeds_of_64_bits_are_taken(seed, count):
     first = seed if isinstance(seed, int) else int(np.asarray(seed).reshape(-1)[0])
     assert check_seeds(seed, count) == [first + i for i in range(count)]
-    for generator, each in zip(seeded(seed, count), range(first, first + count)):
+    for generator, each in zip(seeded(seed, count), range(first, first + count), strict=True):
         noise = torch.randn(4, generator=generator)
         assert torch.equal(noise, torch.randn(4, generator=torch.Generator().manual_seed(each)))
 

@@ -429,7 +429,7 @@ def test_signals_are_handled_as_before_after_a_command():
         with ends_like_ctrl_c():
             os.kill(os.getpid(), signal.SIGTERM)
     finally:
-        for number, old in zip(numbers, before):
+        for number, old in zip(numbers, before, strict=True):
             signal.signal(number, old)
 
 

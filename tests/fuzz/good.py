@@ -197,7 +197,7 @@ def low_rank(layers: list[str], leaves: tuple[str, str], rank: int = 2) -> dict[
     return {
         f"{layer}{leaf}": torch.randn(shape, generator=generator)
         for layer in layers
-        for leaf, shape in zip(leaves, shapes)
+        for leaf, shape in zip(leaves, shapes, strict=True)
     }
 
 

@@ -42,7 +42,9 @@ def test_portraits_are_cats_and_dogs_that_look_like_their_drawings(emoji):
     judge = load_judge()  # trained apart, on other crops and grounds
     things = judge(images)[0].argmax(dim=1)
     named = [judge.things[thing] for thing in things]
-    right = sum(name == cats_and_dogs.PETS[label] for name, label in zip(named, labels))
+    right = sum(
+        name == cats_and_dogs.PETS[label] for name, label in zip(named, labels, strict=True)
+    )
     assert right >= 38
 
 

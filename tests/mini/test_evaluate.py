@@ -78,17 +78,24 @@ class Oracle:
 
     def __init__(self, emoji, scenes):
         self.things, self.styles, self.colours = emoji.things, emoji.styles, tuple(COLOURS)
-        shown = [(s, thing, tint) for s in scenes for thing, tint in zip(s.things, s.tints)]
+        shown = [
+            (s, thing, tint) for s in scenes for thing, tint in zip(s.things, s.tints, strict=True)
+        ]
         words = [(thing, s.style, tint or "red") for s, thing, tint in shown]
         vocabularies = (self.things, self.styles, self.colours)
-        self.answers = [[v.index(w) for v, w in zip(vocabularies, row)] for row in words]
+        self.answers = [
+            [v.index(w) for v, w in zip(vocabularies, row, strict=True)] for row in words
+        ]
         self.at = 0
 
     def __call__(self, crops):
         rows = [self.answers[(self.at + i) % len(self.answers)] for i in range(len(crops))]
         self.at += len(crops)
         sizes = (len(self.things), len(self.styles), len(self.colours))
-        return [torch.eye(size)[list(of)] for size, of in zip(sizes, zip(*rows))]
+        return [
+            torch.eye(size)[list(of)]
+            for size, of in zip(sizes, zip(*rows, strict=True), strict=True)
+        ]
 
 
 # --- verdicts ---

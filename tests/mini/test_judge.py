@@ -184,7 +184,9 @@ def test_decoded_crops_are_what_the_autoencoder_returns_of_pairs_that_may_be_lea
     assert torch.equal(
         known, crops(torch.cat(vae.saw).mean(1, True).expand(-1, 3, -1, -1), scenes).half()
     )
-    shown = [(thing, s, tint) for s in scenes for thing, tint in zip(s.things, s.tints)]
+    shown = [
+        (thing, s, tint) for s in scenes for thing, tint in zip(s.things, s.tints, strict=True)
+    ]
     assert len(shown) == len(known) == len(targets) > 200
     for (thing, scene, tint), (a, b, c) in zip(shown, targets.tolist(), strict=True):
         assert not held_out(thing, scene.background)
@@ -313,7 +315,7 @@ def test_the_chance_of_a_thing_is_the_sum_over_its_drawings():
 def test_accuracy_is_the_share_of_real_things_named_right(emoji):
     found = accuracy(Fixed(), emoji, count=300, split="train", seed=4)
     scenes = batch(emoji, 64, 300, seed=4, step=0, split="train").scenes
-    shown = [(s, t, tint) for s in scenes for t, tint in zip(s.things, s.tints)]
+    shown = [(s, t, tint) for s in scenes for t, tint in zip(s.things, s.tints, strict=True)]
     tints = [tint for _, _, tint in shown if tint]
     assert found["thing"] == pytest.approx(sum(t == "pear" for _, t, _ in shown) / len(shown))
     assert found["style"] == pytest.approx(sum(s.style == "flat" for s, *_ in shown) / len(shown))

@@ -41,8 +41,8 @@ def test_the_background_has_the_colour_that_the_prompt_names(sd):
     prompts = [f"a cat on a {colour} background" for colour in COLOURS]
     pictures = sd.txt2img(prompts, steps=10)
     found = [nearest_colour(picture) for picture in pictures]
-    right = sum(a == b for a, b in zip(found, COLOURS))
-    assert right >= len(COLOURS) - 1, dict(zip(COLOURS, found))
+    right = sum(a == b for a, b in zip(found, COLOURS, strict=True))
+    assert right >= len(COLOURS) - 1, dict(zip(COLOURS, found, strict=True))
 
 
 def test_another_thing_is_another_picture(sd):

@@ -469,7 +469,8 @@ def test_ids_follow_from_the_text_and_are_unique():
     assert ids == [cell.id for cell in two.cells] and len(set(ids)) == 3
     cells[1].source = "3"
     changed = notebooks.normal(new_notebook(cells=cells))
-    assert [cell.id == old for cell, old in zip(changed.cells, ids)] == [True, False, True]
+    same = [cell.id == old for cell, old in zip(changed.cells, ids, strict=True)]
+    assert same == [True, False, True]
 
 
 @pytest.mark.parametrize(

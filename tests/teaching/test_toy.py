@@ -193,7 +193,7 @@ def test_the_trained_predictor_comes_near_the_truth(objective):
         assert error < 0.15, level.t
     learnt = toy.loss_per_t(denoise, world, SCHEDULE, ts)
     floor = toy.loss_per_t(world.denoise, world, SCHEDULE, ts)
-    assert all(low - 0.005 < loss < low + 0.03 for loss, low in zip(learnt, floor))
+    assert all(low - 0.005 < loss < low + 0.03 for loss, low in zip(learnt, floor, strict=True))
 
 
 def test_training_is_decided_by_its_seed_and_leaves_other_chance_alone():

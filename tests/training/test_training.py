@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -507,7 +508,7 @@ def test_the_rates_rise_evenly_then_fall_as_half_a_cosine():
     assert shares[600] == pytest.approx((1 + 0.02) / 2)
     assert shares[350] == pytest.approx(0.02 + 0.98 * (1 + 0.5**0.5) / 2)
     assert shares[-1] == pytest.approx(0.02, abs=1e-4)
-    assert all(later < earlier for earlier, later in zip(shares[101:], shares[102:]))
+    assert all(later < earlier for earlier, later in pairwise(shares[101:]))
 
 
 def test_each_optimizer_steps_at_its_own_rate(train_a_vae, tmp_path):

@@ -50,7 +50,7 @@ def gradients(emoji: Emoji, bank: EncodedPictures) -> dict[str, dict]:
     x0, tokens = bank.draw(4, generator_at(0, 0))
     noise_loss(network, Schedule(SMALL.schedule), x0, tokens, generator_at(0, 1)).backward()
     found = {}
-    for stage, model in zip(STAGES, (autoencoder, network)):
+    for stage, model in zip(STAGES, (autoencoder, network), strict=True):
         average_gradients(model)
         found[stage] = {name: parameter.grad for name, parameter in model.named_parameters()}
     return found
@@ -164,7 +164,7 @@ def test_the_log_tells_of_the_whole_batch_once(by_one, by_two, stage):
     one, two = (folder.log_records(at / stage) for at in (by_one, by_two))
     lines = (by_two / stage / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == len(two) == 3
-    for a, b in zip(one, two):
+    for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
         assert {**a, "seconds": 0} == pytest.approx({**b, "seconds": 0}, rel=1e-4, abs=2e-5)
 
