@@ -19,8 +19,8 @@ from tqdm import tqdm
 from minisd.adapters import hypernetwork, lora
 from minisd.adapters.controlnet import ControlNet
 from minisd.adapters.handle import Handle
-from minisd.adapters.hypernetwork import Rewriter, attentions
-from minisd.adapters.lora import Change
+from minisd.adapters.hypernetwork import HypernetworkMLP, attentions
+from minisd.adapters.lora import LowRankUpdate
 from minisd.adapters.textual_inversion import Word
 from minisd.checkpoints.names import model_rows
 from minisd.checkpoints.read import read
@@ -135,9 +135,9 @@ class ThinLayers(nn.Module):
         self.rank = rank
 
     def attach(self, sd: StableDiffusion) -> Handle:
-        changes = [Change(down, up, self.rank) for down, up in zip(self.down, self.up)]
+        changes = [LowRankUpdate(down, up, self.rank) for down, up in zip(self.down, self.up)]
         layers = [sd.unet.get_submodule(name) for name in self.layers]
-        return lora.put_on(dict(zip(layers, changes)), 1.0)
+        return lora.apply_updates(dict(zip(layers, changes)), 1.0)
 
     def save(self, path: Path, notes: dict[str, str]) -> None:
         """As PEFT and diffusers name it."""
@@ -193,11 +193,11 @@ class Rewriters(nn.Module):
 
     def attach(self, sd: StableDiffusion) -> Handle:
         nets = {width: [self.rewriter(width, which) for which in (0, 1)] for width in self.widths}
-        return hypernetwork.put_on(sd.unet, nets, 1.0)
+        return hypernetwork.apply_networks(sd.unet, nets, 1.0)
 
-    def rewriter(self, width: int, which: int) -> Rewriter:
+    def rewriter(self, width: int, which: int) -> HypernetworkMLP:
         pair = self.network(width, which)
-        return Rewriter([(each.weight, each.bias) for each in pair], "relu", False)
+        return HypernetworkMLP([(each.weight, each.bias) for each in pair], "relu", False)
 
     def save(self, path: Path, notes: dict[str, str]) -> None:
         """As the AUTOMATIC1111 web UI does: a pickle of tensors and plain values."""
