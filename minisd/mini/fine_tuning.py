@@ -36,7 +36,7 @@ import minisd
 from minisd.checkpoints.contents import sha256
 from minisd.checkpoints.write import written_whole
 from minisd.config import WEIGHTS
-from minisd.depth.small import PREFIX
+from minisd.depth.small import DEPTH_PREFIX
 from minisd.files.whole_files import make_folder
 from minisd.mini import cats_and_dogs
 from minisd.mini.emoji import Emoji
@@ -145,7 +145,7 @@ def depth_stage(order: Order) -> UNet:
     trained = wider(sd, emoji, order, "depth", DEPTH_CHANNELS, beside)
     if order.output:
         notes = made_by("depth", order.folder) | {"estimator": made_by("estimator", order.folder)}
-        others = {PREFIX + name: tensor for name, tensor in estimator.state_dict().items()}
+        others = {DEPTH_PREFIX + name: tensor for name, tensor in estimator.state_dict().items()}
         channels.save_wider(order.output, sd, trained, "mini-depth", notes, others)
     return trained
 

@@ -24,9 +24,9 @@ from test_tasks import NO_FILTER, both, last, of_seeds
 from minisd.adapters.controlnet import ControlNet, control, controlnet_rows
 from minisd.adapters.controlnet_settings import (
     CONTROLNET_JSON,
+    CONTROLNET_YAML,
     DEFAULT_HINT,
     STAGE_YAML,
-    CONTROLNET_YAML,
     HintSettings,
 )
 from minisd.checkpoints import names

@@ -348,10 +348,10 @@ def judge_file() -> bytes:
 
 @cache
 def small_depth() -> bytes:
-    from minisd.depth.small import PREFIX, SmallDepthEstimator
+    from minisd.depth.small import DEPTH_PREFIX, SmallDepthEstimator
 
     state = SmallDepthEstimator().half().state_dict()
-    return safetensors({PREFIX + name: tensor for name, tensor in state.items()})
+    return safetensors({DEPTH_PREFIX + name: tensor for name, tensor in state.items()})
 
 
 @cache
