@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from minisd.adapters import hypernetwork, lora
 from minisd.adapters.controlnet import ControlNet
 from minisd.adapters.handle import Handle
-from minisd.adapters.hypernetwork import Rewriter, attentions
-from minisd.adapters.lora import Change
+from minisd.adapters.hypernetwork import HypernetworkMLP, attentions
+from minisd.adapters.lora import LowRankUpdate
 from minisd.adapters.textual_inversion import Word
 from minisd.checkpoints.names import model_rows
 from minisd.checkpoints.read import read
@@ -65,9 +65,9 @@ class TrainableLoRA(nn.Module):
     def attach(self, sd: StableDiffusion) -> Handle:
         """Put the LoRA on the model, with gradients."""
         pairs = zip(self.down, self.up, strict=True)
-        changes = [Change(down, up, self.rank) for down, up in pairs]
+        changes = [LowRankUpdate(down, up, self.rank) for down, up in pairs]
         layers = [sd.unet.get_submodule(name) for name in self.layers]
-        return lora.put_on(dict(zip(layers, changes, strict=True)), 1.0)
+        return lora.apply_updates(dict(zip(layers, changes, strict=True)), 1.0)
 
     def save(self, path: Path, notes: dict[str, str]) -> None:
         """Write it with the names that PEFT and diffusers use."""
@@ -125,13 +125,13 @@ class TrainableHypernetwork(nn.Module):
 
     def attach(self, sd: StableDiffusion) -> Handle:
         """Put the hypernetwork on the model, with gradients."""
-        nets = {width: [self.rewriter(width, which) for which in (0, 1)] for width in self.widths}
-        return hypernetwork.put_on(sd.unet, nets, 1.0)
+        nets = {width: [self.mlp(width, which) for which in (0, 1)] for width in self.widths}
+        return hypernetwork.apply_networks(sd.unet, nets, 1.0)
 
-    def rewriter(self, width: int, which: int) -> Rewriter:
+    def mlp(self, width: int, which: int) -> HypernetworkMLP:
         """The network as the adapter computes with it. which: 0 for keys, 1 for values"""
         pair = self.layers(width, which)
-        return Rewriter([(each.weight, each.bias) for each in pair], "relu", False)
+        return HypernetworkMLP([(each.weight, each.bias) for each in pair], "relu", False)
 
     def save(self, path: Path, notes: dict[str, str]) -> None:
         """Write it as the AUTOMATIC1111 web UI does: a pickle of tensors and plain values."""

@@ -12,7 +12,7 @@ import torch
 from test_adapters import small_network
 from torch import nn
 
-from minisd.adapters.hypernetwork import SETTINGS, read_hypernetwork
+from minisd.adapters.hypernetwork import HYPERNETWORK_SETTINGS, read_hypernetwork
 from tests.helpers.reference_networks import randomise
 
 WIDTH = 64
@@ -167,7 +167,7 @@ def test_a_layer_that_is_no_matrix_is_refused(tmp_path, shape):
 
 def test_the_table_knows_all_that_the_web_ui_writes():
     names = {name for name in as_the_web_ui_saves() if isinstance(name, str)}
-    assert names <= {**SETTINGS.obeyed, **SETTINGS.ignored}.keys()
+    assert names <= {**HYPERNETWORK_SETTINGS.obeyed, **HYPERNETWORK_SETTINGS.ignored}.keys()
 
 
 @pytest.mark.parametrize("strength", [math.nan, math.inf, -math.inf])

@@ -18,7 +18,7 @@ from test_pipeline import V1, V2, relative_error
 from test_tasks import NO_FILTER, both
 
 from minisd.adapters.lora import lora, read_lora
-from minisd.adapters.peft_settings import FILE, LORA_CONFIG
+from minisd.adapters.peft_settings import ADAPTER_CONFIG, LORA_CONFIG
 
 SAME = 1e-5  # float32, largest error over the reference's spread
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -123,10 +123,12 @@ def test_a_folder_of_pickles_and_other_scales(v1, tmp_path, safe, scale):
     ours, theirs = v1
     settings = {"r": 4, "lora_alpha": 16, "target_modules": ATTENTION}
     written_by_peft(theirs.unet, tmp_path, safe, **settings)
-    config = json.loads((tmp_path / FILE).read_text(encoding="utf-8"))
+    config = json.loads((tmp_path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     again = tmp_path / "again"
     again.mkdir()
-    (again / FILE).write_text(json.dumps(config | {"lora_alpha": 16 * scale}), encoding="utf-8")
+    (again / ADAPTER_CONFIG).write_text(
+        json.dumps(config | {"lora_alpha": 16 * scale}), encoding="utf-8"
+    )
     for file in tmp_path.glob("adapter_model.*"):
         (again / file.name).write_bytes(file.read_bytes())
     assert unet_error(ours, merged(theirs.unet, again), tmp_path, scale)[0] < SAME
@@ -152,7 +154,7 @@ def test_the_same_settings_in_the_header(v1, tmp_path):
     settings = {"r": 4, "lora_alpha": 6, "use_rslora": True, "target_modules": ATTENTION}
     settings |= {"rank_pattern": {"attn2.to_q": 2}, "alpha_pattern": {"attn1.to_.": 3}}
     expected = written_by_peft(theirs.unet, tmp_path / "peft", **settings)
-    stored = json.loads((tmp_path / "peft" / FILE).read_text(encoding="utf-8"))
+    stored = json.loads((tmp_path / "peft" / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     state = load_file(tmp_path / "peft" / "adapter_model.safetensors")
     bare = {key.removeprefix("base_model.model."): tensor for key, tensor in state.items()}
     for prefix in ("unet.", ""):
@@ -164,9 +166,11 @@ def test_the_same_settings_in_the_header(v1, tmp_path):
         folder.mkdir()
         named = folder / "pytorch_lora_weights.safetensors"
         named.write_bytes(path.read_bytes())
-        (folder / FILE).write_text(json.dumps(stored), encoding="utf-8")
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(stored), encoding="utf-8")
         assert unet_error(ours, expected, folder)[0] < SAME
-        (folder / FILE).write_text(json.dumps(stored | {"lora_alpha": 7}), encoding="utf-8")
+        (folder / ADAPTER_CONFIG).write_text(
+            json.dumps(stored | {"lora_alpha": 7}), encoding="utf-8"
+        )
         with pytest.raises(ValueError, match="has two alphas, 12 and 14: keep the right one"):
             lora(ours, folder)
 
@@ -187,7 +191,7 @@ def peft_file(folder, settings, name="adapter_model.safetensors", layer=LAYER, m
     state |= {f"base_model.model.{layer}.lora_B.weight": up}
     save_file(state | dict(more), folder / name)
     if settings is not None:
-        (folder / FILE).write_text(json.dumps(settings), encoding="utf-8")
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(settings), encoding="utf-8")
     return folder / name
 
 
@@ -279,10 +283,12 @@ def test_absent_settings_have_pefts_defaults_in_a_file(v1, tmp_path):
     ours, theirs = v1
     settings = {"r": 4, "lora_alpha": 16, "target_modules": ["to_q"]}
     written_by_peft(theirs.unet, tmp_path, **settings)
-    (tmp_path / FILE).write_text(json.dumps({"peft_type": "LORA", "r": 4}), encoding="utf-8")
+    (tmp_path / ADAPTER_CONFIG).write_text(
+        json.dumps({"peft_type": "LORA", "r": 4}), encoding="utf-8"
+    )
     found = read_lora(tmp_path, ours.config)
     assert {change.alpha for change in found.values()} == {8.0}  # LoraConfig.lora_alpha
-    (tmp_path / FILE).write_text(json.dumps({"peft_type": "LORA"}), encoding="utf-8")
+    (tmp_path / ADAPTER_CONFIG).write_text(json.dumps({"peft_type": "LORA"}), encoding="utf-8")
     with pytest.raises(ValueError, match="has rank 4, and the settings say 8"):
         lora(ours, tmp_path)
 
@@ -322,11 +328,11 @@ def test_damaged_settings_are_refused(v1, tmp_path, text):
     ours, _ = v1
     path = peft_file(tmp_path, GOOD)
     save_file(load_file(path), tmp_path / "header.safetensors", {"lora_adapter_metadata": text})
-    (tmp_path / FILE).unlink()
+    (tmp_path / ADAPTER_CONFIG).unlink()
     with pytest.raises(ValueError, match=r"header\.safetensors has .*(damaged|text_encoder_2)"):
         lora(ours, tmp_path / "header.safetensors")
     if "_2" not in text:
-        (tmp_path / FILE).write_text(text, encoding="utf-8")
+        (tmp_path / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=r"adapter_config\.json"):
             lora(ours, path)
 

@@ -18,7 +18,7 @@ from PIL import Image
 from test_pipeline import V1, V2, relative_error
 from test_tasks import NO_FILTER, PROMPTS, both, last, of_seeds, with_channels
 
-from minisd.adapters.controlnet import ControlNet, control, rows
+from minisd.adapters.controlnet import ControlNet, control, controlnet_rows
 from minisd.checkpoints import names
 from minisd.config import MINI, SD15
 from minisd.pipeline import check_size
@@ -173,7 +173,9 @@ def test_controlnet_at_any_multiple_of_8_is_that_of_diffusers(plain, size):
     reference = ControlNetModel.from_unet(theirs.unet)
     randomise(reference, gain=0.5, seed=7)
     network = ControlNet(ours.config.unet)
-    state = names.from_official(reference.state_dict(), rows(ours.config.unet), "diffusers")
+    state = names.from_official(
+        reference.state_dict(), controlnet_rows(ours.config.unet), "diffusers"
+    )
     network.load_state_dict(state)
     pipeline = pipeline_of(
         StableDiffusionControlNetPipeline, theirs, controlnet=reference.eval(), **NO_FILTER

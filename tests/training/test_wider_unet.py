@@ -8,7 +8,7 @@ from test_training import SMALL
 import minisd
 from minisd.checkpoints.load import Parts
 from minisd.checkpoints.write import save
-from minisd.depth.small import PREFIX, SmallDepthEstimator, load_estimator
+from minisd.depth.small import DEPTH_PREFIX, SmallDepthEstimator, load_estimator
 from minisd.mini.emoji import batch
 from minisd.pipeline import StableDiffusion
 from minisd.tasks.depth2img import depth2img_steps, depth_channel
@@ -133,7 +133,7 @@ def test_the_estimator_sees_things_of_any_colour(emoji, tmp_path):
 def test_the_estimator_is_found_in_a_depth_models_file(sd, tmp_path):
     torch.manual_seed(0)
     network = SmallDepthEstimator()
-    others = {PREFIX + name: tensor for name, tensor in network.state_dict().items()}
+    others = {DEPTH_PREFIX + name: tensor for name, tensor in network.state_dict().items()}
     path = tmp_path / "own.safetensors"
     save_wider(path, sd, widen(sd.unet, 5), "own", {}, others)
     image = torch.rand(2, 3, 43, 29) * 2 - 1
