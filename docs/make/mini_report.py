@@ -16,13 +16,14 @@ from numpy.random import default_rng
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from minisd.files.pictures import to_pil
 from minisd.files.whole_files import make_folder, save_picture, write_text
 from minisd.mini.agreement import nearest
 from minisd.mini.captions import Scene, full_caption
 from minisd.mini.emoji import Emoji, compose, to_tensor
 from minisd.mini.evaluate import ASPECTS, Judged, evaluate, row_name
 from minisd.mini.judge import Judge
-from minisd.pipeline import StableDiffusion, to_pil
+from minisd.pipeline import StableDiffusion
 from minisd.vae import VAE
 
 GREEN, RED, WHITE = (40, 160, 60), (215, 35, 40), (255, 255, 255)

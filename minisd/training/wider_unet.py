@@ -22,7 +22,7 @@ from minisd.checkpoints.write import write_tensors, written_whole
 from minisd.mini.captions import pick
 from minisd.pipeline import StableDiffusion
 from minisd.tasks.depth2img import depth_channel
-from minisd.tasks.inpaint import on_latent, picture_with_hole
+from minisd.tasks.inpaint import latent_mask, picture_with_hole
 from minisd.training.adapters import Lesson, train_on
 from minisd.training.loop import Recipe
 from minisd.unet import UNet
@@ -39,7 +39,7 @@ def mask_and_surroundings(sd: StableDiffusion, seed: int) -> Callable[[Tensor, i
         masks = torch.stack([random_mask(sd.config.size, rng) for _ in images])
         generator = torch.Generator().manual_seed(step)  # drawn, as the task will draw it
         around = sd.encode(picture_with_hole(images, masks), generator)
-        small = torch.cat([on_latent(one[None], around[:1]) for one in masks])
+        small = torch.cat([latent_mask(one[None], around[:1]) for one in masks])
         return torch.cat([small, around], dim=1)
 
     return beside
