@@ -5,6 +5,7 @@ import torch
 
 from minisd.clip import TextTransformer
 from minisd.mini.emoji import Emoji
+from minisd.mini.job import train_vocabulary
 from minisd.pipeline import StableDiffusion
 from minisd.training import loop
 from minisd.unet import UNet

@@ -19,13 +19,14 @@ from torch import Tensor
 import minisd
 from minisd.checkpoints.load import load_vae
 from minisd.config import MINI, WEIGHTS
+from minisd.files.pictures import to_pil
 from minisd.files.whole_files import make_folder, save_picture, write_text
 from minisd.mini.agreement import nearest
 from minisd.mini.captions import Scene, full_caption
 from minisd.mini.emoji import Emoji, compose, to_tensor
 from minisd.mini.evaluate import ASPECTS, Judged, evaluate, row_name
 from minisd.mini.judge import Judge, load_judge
-from minisd.pipeline import StableDiffusion, to_pil
+from minisd.pipeline import StableDiffusion
 from minisd.vae import VAE
 
 GREEN, RED, WHITE = (40, 160, 60), (215, 35, 40), (255, 255, 255)

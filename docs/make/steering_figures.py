@@ -18,11 +18,12 @@ from minisd.adapters.textual_inversion import textual_inversion
 from minisd.checkpoints.load import load_vae
 from minisd.config import WEIGHTS
 from minisd.depth.small import load_estimator
+from minisd.files.pictures import from_pil
 from minisd.mini.agreement import classifier_draw, edge_agreement
 from minisd.mini.captions import Scene, brief_caption
 from minisd.mini.evaluate import STEPS, draw_prompts, examine
 from minisd.mini.judge import load_judge
-from minisd.pipeline import StableDiffusion, from_pil
+from minisd.pipeline import StableDiffusion
 from minisd.tasks.canny import canny
 from minisd.tasks.depth2img import depth2img_steps
 from minisd.tasks.img2img import img2img_steps

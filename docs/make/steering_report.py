@@ -27,10 +27,10 @@ from docs.make.steering_figures import (
     outside_kept,
     word_known,
 )
+from minisd.files.pictures import from_pil
 from minisd.files.whole_files import save_picture, write_text
 from minisd.mini.emoji import Emoji, batch
 from minisd.mini.examples import given_pictures, hat_mask
-from minisd.pipeline import from_pil
 
 SEED = 3
 WORK = Path("runs/steering")  # where the commands run; the page shows their pictures side by side

@@ -33,8 +33,9 @@ from minisd.checkpoints.read import read
 from minisd.checkpoints.registry import local
 from minisd.checkpoints.write import write_tensors, written_whole
 from minisd.config import SD15, SD20_BASE, UNetConfig
+from minisd.files.pictures import from_pil
 from minisd.guidance import unconditional_rows
-from minisd.pipeline import StableDiffusion, from_pil
+from minisd.pipeline import StableDiffusion
 from minisd.unet import Down, Mid, TimeEmbedding, UNet, skip_channels
 
 CONTROLNET_PREFIX = "control_model."  # of the original's files, in some of them

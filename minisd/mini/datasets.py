@@ -17,7 +17,7 @@ from minisd.mini.emoji import Batch, Emoji, batch
 from minisd.pipeline import StableDiffusion
 from minisd.tasks.canny import canny
 from minisd.tasks.depth2img import depth_channel
-from minisd.tasks.inpaint import on_latent, picture_with_hole
+from minisd.tasks.inpaint import latent_mask, picture_with_hole
 from minisd.tokenizer import Tokenizer
 from minisd.training.adapters import AdapterDataset
 from minisd.training.diffusion import EncodedPictures
@@ -137,7 +137,7 @@ def masks_and_surroundings(sd: StableDiffusion, seed: int) -> Conditions:
         masks = torch.stack([random_mask(sd.config.size, rng) for _ in images])
         generator = torch.Generator().manual_seed(number)  # a sample, as the task will draw one
         around = sd.encode(picture_with_hole(images, masks), generator)
-        small = torch.cat([on_latent(one[None], around[:1]) for one in masks])
+        small = torch.cat([latent_mask(one[None], around[:1]) for one in masks])
         return torch.cat([small, around], dim=1)
 
     return conditions

@@ -36,7 +36,7 @@ import minisd
 from minisd.adapters.classifier import ClassifierConfig, LatentClassifier, save_classifier
 from minisd.checkpoints.write import save_vae
 from minisd.config import MINI
-from minisd.depth.small import PREFIX
+from minisd.depth.small import DEPTH_PREFIX
 from minisd.mini import cats_and_dogs, datasets, judge, train_judge
 from minisd.mini.emoji import FINE_THINGS, Emoji, batch, vae_batch
 from minisd.mini.job import (
@@ -289,7 +289,7 @@ def prepare_estimator(job: Job) -> tuple[TrainIn, Save]:
 def prepare_depth(job: Job) -> tuple[TrainIn, Save]:
     """Train the depth estimator first, then a U-Net that reads what the estimator finds."""
     estimator = train_recipe("estimator", replace(job, output=None))
-    others = {PREFIX + name: tensor for name, tensor in estimator.state_dict().items()}
+    others = {DEPTH_PREFIX + name: tensor for name, tensor in estimator.state_dict().items()}
 
     def conditions(sd: minisd.StableDiffusion) -> datasets.Conditions:
         return datasets.estimated_depth(sd, estimator)

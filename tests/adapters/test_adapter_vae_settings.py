@@ -14,7 +14,7 @@ from test_tasks import NO_FILTER, both, of_seeds
 
 from minisd.adapters.vae_file import swap_vae
 from minisd.checkpoints import names
-from minisd.pipeline import from_pil
+from minisd.files.pictures import from_pil
 from minisd.tasks.img2img import img2img
 from tests.helpers.reference_networks import randomise
 

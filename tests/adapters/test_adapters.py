@@ -29,7 +29,8 @@ from minisd.attention import Attention
 from minisd.checkpoints import names
 from minisd.checkpoints.load import load_vae
 from minisd.checkpoints.write import save_vae
-from minisd.pipeline import StableDiffusion, from_pil
+from minisd.files.pictures import from_pil
+from minisd.pipeline import StableDiffusion
 from tests.helpers.reference_networks import ddim_scheduler, randomise
 
 END_TO_END = 1e-4  # float32, largest error over the reference's spread

@@ -22,12 +22,12 @@ from minisd.cli import doctor
 from minisd.clip import TextTransformer
 from minisd.config import WEIGHTS
 from minisd.depth.small import load_estimator
+from minisd.files.pictures import to_pil
 from minisd.mini import judge
-from minisd.pipeline import to_pil
 from minisd.tasks.depth2img import depth2img
 from minisd.tasks.img2img import img2img
 from minisd.tokenizer import Tokenizer
-from minisd.training.run_folder import last_state
+from minisd.training.run_folder import last_state, log_records
 from minisd.unet import UNet
 from minisd.vae import VAE
 
@@ -350,7 +350,7 @@ def test_a_classifier_leads(tmp_path):
         (["depth", "a cat", "{photo}", "--depth", "{photo}"], "load a depth model"),
         (["depth", "a cat", "{photo}"], "load a depth model"),
         (["depth", "a cat", "{photo}", "--depth", "{photo}", "--estimator", "x"], "exclude each"),
-        (["inpaint", "a cat", "{photo}", "{small}"], "give a mask of the picture's size"),
+        (["inpaint", "a cat", "{photo}", "{small}"], "Give a mask of the picture's size"),
         (["img2img", "a cat", "{photo}", "--width", 0], "ask for more"),
         (
             ["control", "a cat", "{tmp}/gone.pth", "{photo}"],

@@ -10,7 +10,8 @@ from transformers import CLIPTokenizer
 
 from minisd.checkpoints.tokenizer_folder import write_tokenizer
 from minisd.config import SD15, SD20_BASE, SD20_INPAINT, ModelConfig, ScheduleConfig
-from minisd.pipeline import StableDiffusion, from_pil, to_pil
+from minisd.files.pictures import from_pil, to_pil
+from minisd.pipeline import StableDiffusion
 from minisd.tokenizer import Tokenizer
 from tests.helpers.reference_networks import ddim_scheduler, pair
 

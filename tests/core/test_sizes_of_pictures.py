@@ -21,7 +21,7 @@ from test_tasks import NO_FILTER, PROMPTS, both, last, of_seeds, with_channels
 from minisd.adapters.controlnet import ControlNet, control, controlnet_rows
 from minisd.checkpoints import names
 from minisd.config import MINI, SD15
-from minisd.pipeline import check_size
+from minisd.files.pictures import check_size
 from minisd.tasks.depth2img import depth2img_steps
 from minisd.tasks.img2img import img2img_steps
 from minisd.tasks.inpaint import inpaint_steps

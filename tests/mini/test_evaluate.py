@@ -34,7 +34,7 @@ from minisd.mini.evaluate import (
     word_vectors,
 )
 from minisd.mini.judge import Seen, nearest_colour
-from minisd.pipeline import StableDiffusion, seeded
+from minisd.pipeline import StableDiffusion, make_generators
 from minisd.trace import trace
 from minisd.unet import UNet
 from minisd.vae import VAE
@@ -247,7 +247,7 @@ def test_word_maps_are_the_averaged_weights_of_the_half_with_the_prompt(sd, monk
     monkeypatch.setattr(evaluating, "STEPS", 1)
     prompts = ["a blue cat", "a red dog on a white background"]
     _, found = word_maps(sd, prompts)
-    noise = torch.cat([torch.randn(1, 4, 4, 4, generator=each) for each in seeded(0, 2)])
+    noise = torch.cat([torch.randn(1, 4, 4, 4, generator=each) for each in make_generators(0, 2)])
     with trace(sd, "unet.*.cross.weights") as weights:
         level = sd.schedule.leading(1)[0]
         run(sd.unet, noise, level, sd.embed(prompts))

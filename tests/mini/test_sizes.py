@@ -5,6 +5,7 @@ import torch
 from test_training import SMALL
 
 from docs.make import size_report as sizes
+from minisd.mini.job import train_vocabulary
 from minisd.training.loop import Hyperparameters
 from minisd.training.vae import psnr
 

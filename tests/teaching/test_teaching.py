@@ -16,7 +16,7 @@ from docs.make import contact_sheet, notebooks
 from minisd import teaching
 from minisd.checkpoints.registry import OFFICIAL
 from minisd.config import UNetConfig
-from minisd.pipeline import to_pil
+from minisd.files.pictures import to_pil
 from minisd.teaching import plot, puzzles, self_test
 from minisd.teaching.plot import canvas, charts, diagram
 from minisd.teaching.plot import picture_grid as pictures

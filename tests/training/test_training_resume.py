@@ -28,6 +28,7 @@ from minisd.config import WEIGHTS
 from minisd.mini import cats_and_dogs
 from minisd.mini import fine_tuning as afterwards
 from minisd.mini import recipes as mini
+from minisd.mini.job import train_vocabulary
 from minisd.pipeline import StableDiffusion
 from minisd.teaching import toy
 from minisd.tokenizer import Tokenizer

@@ -12,7 +12,7 @@ from minisd.depth.small import DEPTH_PREFIX, SmallDepthEstimator, load_estimator
 from minisd.mini.emoji import batch
 from minisd.pipeline import StableDiffusion
 from minisd.tasks.depth2img import depth2img_steps, depth_channel
-from minisd.tasks.inpaint import inpaint_steps, on_latent
+from minisd.tasks.inpaint import inpaint_steps, latent_mask
 from minisd.training.adapters import adapter_dataset
 from minisd.training.depth import DOME, RIM, SHADING, relief, train_estimator
 from minisd.training.loop import Hyperparameters
@@ -91,7 +91,7 @@ def test_the_lesson_shows_what_is_kept_and_hides_the_rest(sd, emoji):
     masks = torch.stack([random_mask(SMALL.size, rng) for _ in range(50)])
     assert torch.equal(
         lesson.conditions[:, :1],
-        torch.cat([on_latent(m[None], m[None, :, ::8, ::8]) for m in masks]),
+        torch.cat([latent_mask(m[None], m[None, :, ::8, ::8]) for m in masks]),
     )
     hidden = (made.images * (masks < 0.5)).masked_select(masks.expand(-1, 3, -1, -1) > 0.5)
     assert hidden.eq(0).all() and hidden.numel() > 1000
