@@ -27,17 +27,18 @@ def load(
     ema: bool = False,
     vae: str | Path | None = None,
 ) -> StableDiffusion:
-    """A model, ready to draw.
+    """Load a model, ready to draw.
 
     source: "mini", a .safetensors or .ckpt file, or a folder in the layout of diffusers
     dtype: of the weights in memory: torch.float32, bfloat16, float16 or float64. None means
-        float32, whatever the file holds. With float16 the autoencoder stays in float32
-    prediction: "eps" or "v", for a file that cannot say which its U-Net learnt
-    ema: take the averaged weights (model_ema.*) that some training checkpoints carry
-    vae: a VAE file, a folder with one or a published name, in place of the model's own VAE, which
-        some files lack
+        float32, whatever the file holds. With float16, the autoencoder stays in float32
+    prediction: "eps" or "v", for files that do not say which of them their U-Net predicts
+    ema: take the EMA weights (model_ema.*) that some training checkpoints also hold
+    vae: a VAE file, a folder with one, or a published name, to replace the model's own VAE or one
+        that is missing
 
-    Raises ValueError where the file is no model, is cut off, or does not fit; it names the mend.
+    Raises ValueError if the file is not a model, is cut off, or does not fit. The message says what
+    to do.
     """
     import torch  # imported here: it takes seconds
 
@@ -51,6 +52,6 @@ def load(
         torch.zeros(1, device=device, dtype=dtype).item()
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device {str(device)!r} cannot be used ({reason}): try cpu.") from error
+        raise ValueError(f"device {str(device)!r} cannot be used ({reason}). Try cpu.") from error
     parts = load_parts(source, device, dtype, prediction, ema, vae)
     return StableDiffusion(parts.config, parts.tokenizer, parts.text_encoder, parts.unet, parts.vae)

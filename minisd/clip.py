@@ -10,7 +10,7 @@ from minisd.config import TextConfig
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """OpenAI's approximation of the gelu. Only their own towers were trained with it."""
+    """OpenAI's approximation of the gelu. Only their own transformers were trained with it."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -18,14 +18,14 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 def causal_mask(x: Tensor) -> Tensor:
-    """x: b n c    returns: n n, 0 where a token may look (itself, before), -inf elsewhere."""
+    """x: b n c    returns: n n, 0 for the tokens that a token may look at, -inf for later ones."""
     n = x.shape[1]
     forbidden = torch.full((n, n), float("-inf"), dtype=x.dtype, device=x.device)
     return forbidden.triu(1)
 
 
 class CausalSelfAttention(nn.Module):
-    """Each token gathers from itself and those before it: "eyes" sees "blue", not the reverse.
+    """Each token reads itself and the tokens before it: "eyes" sees "blue", not the reverse.
 
     x: b n c    returns: b n c
     """
@@ -48,7 +48,7 @@ class CausalSelfAttention(nn.Module):
 
 
 class Layer(nn.Module):
-    """One transformer layer: look at the other tokens, then think about each alone.
+    """One transformer layer: attention to the other tokens, then an MLP for each token alone.
 
     x: b n c    returns: b n c
     """
@@ -74,8 +74,8 @@ class TextTransformer(nn.Module):
 
     tokens: b n, n <= 77    returns: context, b n width    (Radford et al. 2021, section 2.4)
 
-    v1 is CLIP ViT-L/14 after its final norm. v2 is OpenCLIP ViT-H/14 without its last layer, and
-    then its final norm ("penultimate"): the config has 23 layers, and nothing here differs.
+    v1 is CLIP ViT-L/14 after its final norm. v2 is OpenCLIP ViT-H/14 without its last layer, but
+    with its final norm ("penultimate"). So v2's config has 23 layers, and the code is the same.
     """
 
     def __init__(self, config: TextConfig):

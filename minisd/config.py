@@ -1,16 +1,16 @@
-"""Every size and constant of a model, as data. A variant is `replace(SD15, ...)`, no subclass."""
+"""Every size and constant of a model, as data. A variant is `replace(SD15, ...)`."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 
-def shipped(name: str) -> Path:
-    """A folder of this project's: beside the package in a checkout, inside it in a wheel."""
+def shipped_folder(name: str) -> Path:
+    """A folder of this project: next to the package in a checkout, inside it in a wheel."""
     inside = Path(__file__).parent / name
     return inside if inside.is_dir() else Path(__file__).parents[1] / name
 
 
-WEIGHTS, NOTEBOOKS = shipped("weights"), shipped("notebooks")
+WEIGHTS, NOTEBOOKS = shipped_folder("weights"), shipped_folder("notebooks")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class TextConfig:
     heads: int = 12
     activation: str = "quick_gelu"  # x * sigmoid(1.702 x), or the exact "gelu"
     max_length: int = 77  # begin mark + 75 tokens + end mark
-    pad_token: int | None = None  # None: fill up with the end mark (v1); v2 fills up with 0
+    pad_token: int | None = None  # None: fill with the end mark (v1); v2 fills with 0
     mlp_width: int | None = None  # between a layer's two linear maps; None: four times the width
 
 
@@ -33,13 +33,13 @@ class UNetConfig:
 
     in_channels: int = 4  # 4 latent; +1 depth; +1 mask +4 masked picture = 9 for inpainting
     out_channels: int = 4
-    # one level each, the resolution halves between
+    # one for each resolution; the next one has half the size
     channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    attention: tuple[bool, ...] = (True, True, True, False)  # which levels look at the text
-    res_blocks: int = 2  # per level on the way down; one more on the way up
+    attention: tuple[bool, ...] = (True, True, True, False)  # which of them look at the text
+    res_blocks: int = 2  # per resolution on the way down; one more on the way up
     context_dim: int = 768
     heads: int = 8
-    head_width: int | None = None  # v2: 64 channels per head at every level, in place of `heads`
+    head_width: int | None = None  # v2: 64 channels per head everywhere, instead of `heads`
     linear_projection: bool = False  # in files: v2 stores Linear, v1 1x1 convolutions
     norm_groups: int = 32
 
@@ -50,7 +50,7 @@ class VAEConfig:
 
     channels: tuple[int, ...] = (128, 256, 512, 512)
     latent_channels: int = 4
-    res_blocks: int = 2  # per level in the encoder; one more in the decoder
+    res_blocks: int = 2  # per resolution in the encoder; one more in the decoder
     scale: float = 0.18215  # 1 / spread of the first training batch's latents (v1-inference.yaml)
     norm_groups: int = 32
 
@@ -70,10 +70,10 @@ class ScheduleConfig:
     prediction: str = "eps"  # or "v" (Salimans & Ho 2022), as SD 2.1 at 768 pixels
     zero_terminal_snr: bool = False  # rescaled so that nothing of x0 is left at the last t
     beta_schedule: str = "scaled_linear"  # or "linear", "squaredcos_cap_v2"
-    betas: tuple[float, ...] | None = None  # the table itself, where no rule makes it
-    # How the samplers walk, if a diffusers folder says so. It is no part of what the network is, so
-    # configs are equal without it. spacing: None for the original code's walks; else diffusers'
-    # "leading", "linspace" or "trailing", or "default", the one that its class of a sampler takes
+    betas: tuple[float, ...] | None = None  # the table itself, if no rule gives it
+    # How to sample, if a diffusers folder says so. This does not change what the network is, so
+    # comparing two configs ignores it. spacing: None for the levels of the original code; else
+    # diffusers' "leading", "linspace" or "trailing", or "default", which depends on the sampler
     spacing: str | None = field(default=None, compare=False)
     steps_offset: int = field(default=1, compare=False)  # the t where "leading" ends
     set_alpha_to_one: bool | None = field(default=None, compare=False)  # DDIM and PLMS end clean
@@ -93,22 +93,22 @@ class ModelConfig:
     size: int = 512
     cfg_scale: float = 7.5
     sampler: str = "ddim"
-    # whether single files name the text transformer as open_clip does, as SD v2's do, or as
-    # transformers does, as v1's do; None: open_clip's where unet.linear_projection
+    # whether single files name the text transformer as open_clip does (SD v2) or as transformers
+    # does (v1). None: as open_clip if unet.linear_projection
     open_clip_text: bool | None = None
 
     @property
     def size_multiple(self) -> int:
-        """Sizes in pixels that every U-Net level halves evenly are multiples of this (SD: 64).
+        """The U-Net can halve all multiples of this many pixels evenly (SD: 64).
 
-        Any multiple of 8 draws, too; an odd level is rounded up (pipeline.check_size).
+        Any multiple of 8 is possible, too; an odd size is rounded up (files.pictures.check_size).
         """
         return self.vae.factor * 2 ** (len(self.unet.channels) - 1)
 
 
 OPENCLIP_H = TextConfig(
     width=1024,
-    layers=23,  # the tower has 24; SD v2 stops before the last, then applies the final norm
+    layers=23,  # the original has 24; SD v2 leaves out the last, then applies the final norm
     heads=16,
     activation="gelu",
     pad_token=0,

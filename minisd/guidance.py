@@ -1,4 +1,4 @@
-"""From network to denoiser: what eps or v says about the picture, and guidance of both kinds."""
+"""From network to denoiser: what eps or v says about the picture, and classifier-free guidance."""
 
 from collections.abc import Callable
 
@@ -10,8 +10,6 @@ from minisd.schedule import Denoiser, Level, Prediction
 
 # network(x, t, context) -> eps or v.   x: b c h w   t: b   context: b m c   returns: b c h w
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-# log_prob(x, t) -> log p(class | x), b.   x: b c h w, noisy as at t   t: b
-LogProb = Callable[[Tensor, Tensor], Tensor]
 
 
 def x0_from_eps(x: Tensor, eps: Tensor, level: Level) -> Tensor:
@@ -20,7 +18,7 @@ def x0_from_eps(x: Tensor, eps: Tensor, level: Level) -> Tensor:
 
 
 def x0_from_v(x: Tensor, v: Tensor, level: Level) -> Tensor:
-    """The same, knowing v = signal_rate eps - noise_rate x0 (Salimans & Ho 2022, app. D)."""
+    """The same for v = signal_rate eps - noise_rate x0 (Salimans & Ho 2022, app. D)."""
     return level.signal_rate * x - level.noise_rate * v
 
 
@@ -38,84 +36,64 @@ def guided_denoiser(
 ) -> Denoiser:
     """The denoiser that a sampler calls: classifier-free guidance (Ho & Salimans 2022, eq. 6).
 
-    guided = uncond + cfg_scale (cond - uncond), for every scale. At 1 the conditional half alone is
-    computed, at 0 the unconditional alone; else the network runs once, on 2b samples, the
-    unconditional first. A network that wants more than x, t and context comes wrapped in a closure.
+    guided = uncond + cfg_scale (cond - uncond), for every scale. At scale 1 only the conditional
+    half is computed, at 0 only the unconditional half. Otherwise the network runs once on 2b
+    samples, the unconditional half first. If a network needs more than x, t and context, wrap it in
+    a function that adds the rest.
 
-    objective: what the network was trained to say, "eps" or "v"
+    objective: what the network was trained to predict, "eps" or "v"
     context: b m c, the prompts    uncond_context: b m c, the negative prompts (often "")
 
-    Raises ValueError on an unknown objective and on an uncond_context that is missing or unequal.
+    Raises ValueError if the objective is unknown, or if uncond_context is missing or has another
+    shape than context.
     """
     check_objective(objective)
     check_contexts(context, uncond_context, cfg_scale)
 
     def denoise(x: Tensor, level: Level) -> Prediction:
-        if cfg_scale == 1:
-            uncond, cond = None, run(network, x, level, context)
+        if cfg_scale == 1 or uncond_context is None:
+            uncond, cond = None, run_network(network, x, level, context)
             guided = cond
         elif cfg_scale == 0:
-            uncond, cond = run(network, x, level, uncond_context, len(x)), None
+            uncond, cond = run_network(network, x, level, uncond_context, len(x)), None
             guided = uncond
         else:
-            uncond, cond = run_both(network, x, level, uncond_context, context)
+            uncond, cond = run_network_twice(network, x, level, uncond_context, context)
             guided = uncond + cfg_scale * (cond - uncond)
-        return interpret(objective, x, level, guided, uncond, cond)
+        return interpret(objective, x, level, guided=guided, uncond=uncond, cond=cond)
 
     return denoise
 
 
-def classifier_guided(denoise: Denoiser, log_prob: LogProb, scale: float) -> Denoiser:
-    """Another denoiser, whose eps leans to where a classifier sees more of a class.
+def run_network(
+    network: Network, x: Tensor, level: Level, context: Tensor, free: int = 0
+) -> Tensor:
+    """Run the network once in the context's precision. The answer has the precision of x.
 
-    eps - scale * noise_rate * gradient of log p(class | x)  (Dhariwal & Nichol 2021, algorithm 2)
+    t has float32 or more, so that it keeps its fraction.
 
-    log_prob: of a classifier that knows noisy x    scale: 0 leaves the denoiser as it is
+    free: how many of the first samples have no prompt. The context carries this number, because
+        some ControlNets treat these samples in another way
     """
-    if scale == 0:
-        return denoise
-
-    def denoise_towards(x: Tensor, level: Level) -> Prediction:
-        prediction = denoise(x, level)
-        if level.signal_rate == 0:  # pure noise: a classifier sees nothing in it
-            return prediction
-        t = torch.full((len(x),), level.t, dtype=torch.float32, device=x.device)
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(log_prob(leaf, t).sum(), leaf)
-        eps = prediction.eps - scale * level.noise_rate * gradient
-        return prediction._replace(x0=x0_from_eps(x, eps, level), eps=eps)
-
-    return denoise_towards
-
-
-def run(network: Network, x: Tensor, level: Level, context: Tensor, free: int = 0) -> Tensor:
-    """Ask the network once, in the context's precision; the answer has that of x.
-
-    Its t keeps its fraction: float32 at least, whatever x is.
-
-    free: how many of the samples, the first, are asked without their prompt. It is noted
-        on the context, for the ControlNets that treat these otherwise
-    """
-    context = context[:]  # a tensor of this call alone: other threads may note something else
-    context.unconditional = free
+    context = context[:]  # a tensor of this call alone: other threads may set another number
+    vars(context)["unconditional"] = free
     precision = torch.promote_types(x.dtype, torch.float32)
     t = torch.full((len(x),), level.t, dtype=precision, device=x.device)
     return network(x.to(context.dtype), t, context).to(x.dtype)
 
 
 def unconditional_rows(context: Tensor) -> int:
-    """How many rows of a context, the first, stand for no prompt; 0 where run() noted nothing."""
+    """How many of a context's first rows stand for no prompt; 0 unless run_network set a number."""
     return getattr(context, "unconditional", 0)
 
 
-def run_both(
+def run_network_twice(
     network: Network, x: Tensor, level: Level, uncond_context: Tensor, context: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Ask about the same x with and without the prompt, as one batch of two halves."""
+    """Run the network on the same x with and without the prompt, as one batch of two halves."""
     twice = repeat(x, "b c h w -> (half b) c h w", half=2)
     contexts = torch.cat([uncond_context, context])
-    both = run(network, twice, level, contexts, len(x))
+    both = run_network(network, twice, level, contexts, free=len(x))
     uncond, cond = rearrange(both, "(half b) c h w -> half b c h w", half=2)
     return uncond, cond
 
@@ -128,7 +106,7 @@ def interpret(
     uncond: Tensor | None,
     cond: Tensor | None,
 ) -> Prediction:
-    """Read the network's answers as x0 and eps."""
+    """Convert the network's answers to x0 and eps. All are b c h w."""
     if objective == "eps":
         return Prediction(x0_from_eps(x, guided, level), guided, uncond, cond)
     return Prediction(
@@ -140,23 +118,23 @@ def interpret(
 
 
 def check_objective(objective: str) -> None:
-    """Raise ValueError unless the objective is one of the two."""
+    """Raise ValueError if the objective is neither "eps" nor "v"."""
     if objective not in ("eps", "v"):
         raise ValueError(f'A network predicts "eps" or "v", got "{objective}".')
 
 
 def check_contexts(context: Tensor, uncond_context: Tensor | None, cfg_scale: float) -> None:
-    """Raise ValueError unless the contexts can share a batch where cfg_scale needs both."""
+    """Raise ValueError if cfg_scale needs both contexts and they cannot share a batch."""
     if cfg_scale == 1:
         return
     if uncond_context is None:
         raise ValueError(
-            f"cfg_scale {cfg_scale} needs an uncond_context: embed the negative prompt, or an "
-            "empty one, or guide with cfg_scale 1."
+            f"cfg_scale {cfg_scale} needs an uncond_context. Embed the negative prompt or an empty "
+            "one, or use cfg_scale 1."
         )
     if uncond_context.shape != context.shape:
         raise ValueError(
-            f"The contexts must have one shape to share a batch, got {tuple(context.shape)} for "
-            f"the prompt and {tuple(uncond_context.shape)} for the negative prompt: embed both "
-            "with the same number of chunks, one for each sample."
+            f"The contexts must have the same shape, got {tuple(context.shape)} for the prompt and "
+            f"{tuple(uncond_context.shape)} for the negative prompt. Embed as many prompts as "
+            "negative prompts, with the same number of chunks."
         )

@@ -3,13 +3,13 @@
 import regex
 import torch
 from einops import rearrange, reduce
-from torch import LongTensor, Tensor
+from torch import Tensor
 
 from minisd.text.repair import refuse_long_text
 from minisd.tokenizer import Tokenizer
 
 
-def chunks(tokenizer: Tokenizer, text: str) -> LongTensor:
+def chunks(tokenizer: Tokenizer, text: str) -> Tensor:
     """A prompt of any length as rows of at most 75 pieces, so that nothing is cut off.
 
     returns: chunk 77, at least one row. Each row goes through the text transformer alone. Their
@@ -66,7 +66,7 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
     return parts
 
 
-def weighted_chunks(tokenizer: Tokenizer, text: str) -> tuple[LongTensor, Tensor]:
+def weighted_chunks(tokenizer: Tokenizer, text: str) -> tuple[Tensor, Tensor]:
     """The rows of chunks() for a text with (words:1.2) in it, and the weight of each token.
 
     returns: tokens, chunk 77, and weights, chunk 77: 1 for plain words, marks and padding

@@ -290,7 +290,5 @@ def log_fall(level: Level, next_level: Level) -> float:
     return log(level.sigma / next_level.sigma)
 
 
-# DDPM, DDIM and PLMS compute with a variance-preserving x, the sigma samplers with x0 + sigma eps
-TIME_SAMPLERS = {sampler.__name__: sampler for sampler in (ddpm, ddim, plms)}
 SIGMA_SAMPLERS = {one.__name__: one for one in (lms, euler, euler_ancestral, heun, dpmpp_2m)}
-SAMPLERS = TIME_SAMPLERS | SIGMA_SAMPLERS
+SAMPLERS = {one.__name__: one for one in (ddpm, ddim, plms)} | SIGMA_SAMPLERS

@@ -17,10 +17,10 @@ from threading import Lock
 
 import regex
 import torch
-from torch import LongTensor
+from torch import Tensor
 
 from minisd.config import WEIGHTS, TextConfig
-from minisd.files.json_files import LARGEST, build, parse_json, read_at_most
+from minisd.files.json_files import LARGEST, Range, build, parse_json, read_at_most
 from minisd.files.whole_files import write_text
 from minisd.text.added_words import AddedWord, AddedWords
 from minisd.text.long_words import merge_long_word
@@ -158,7 +158,7 @@ class StoredTokenizer:
     unk_token: int | None = None
 
 
-ID_RANGES = dict.fromkeys(("pad_token", "unk_token", "ids"), (0, 10**6))
+ID_RANGES: dict[str, Range] = dict.fromkeys(("pad_token", "unk_token", "ids"), (0, 10**6))
 VOCABULARY_LOCK = Lock()  # threads add and remove words one after another
 
 
@@ -332,7 +332,7 @@ class Tokenizer:
         row = [self.begin, *ids[: self.places], self.end]
         return row + [self.pad_token] * (self.max_length - len(row))
 
-    def __call__(self, texts: str | list[str]) -> LongTensor:
+    def __call__(self, texts: str | list[str]) -> Tensor:
         """One row per text. A text that is too long loses its end, and a warning shows that end.
 
         returns: b 77
@@ -349,8 +349,7 @@ class Tokenizer:
             warnings.warn(
                 f"the prompt is too long, so its end is not read: {words!r}", stacklevel=2
             )
-        rows = [self.row(list(chain(*one))) for one in groups]
-        return torch.tensor(rows, dtype=torch.long)
+        return torch.tensor([self.row(list(chain(*one))) for one in groups])
 
     def pieces(self, text: str) -> list[str]:
         """The pieces as readable text: "my kitten" -> ["my</w>", "kitten</w>"].
@@ -389,8 +388,7 @@ class Tokenizer:
             words = [build(AddedWord, word, ID_RANGES) for word in stored.words]
             return cls(merges, stored.pad_token, words, stored.vocabulary, stored.unk_token)
         except ValueError as error:
-            what = "holds no tokenizer as Tokenizer.save writes it"
-            raise ValueError(f"{what}: it {error}") from error
+            raise ValueError(f"holds no tokenizer that Tokenizer.save wrote ({error})") from error
 
     def save(self, path: str | Path) -> None:
         """Write one small JSON file that load reads. Raises ValueError if that is not possible."""

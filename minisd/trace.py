@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-# n x n maps: a full-size picture's take 1 GB each, so they are kept only where a pattern asks
+# n x n maps take 1 GB each for a full-size picture, so they are recorded only if a pattern asks
 ON_REQUEST = ("*self_attention.weights", "*mid.attn.weights")
 
 Trace = dict[str, Tensor | list[Tensor]]
@@ -28,20 +28,20 @@ def trace(
     """Record the output of every module of `model` that matches a pattern, and replace some.
 
     model: a network, or an object that holds networks as attributes (their names come first)
-    patterns: such as "unet.mid.*" or "*.cross.weights"; none means all but the largest maps
-    replace: for a name, the tensor to put there, or a function from the tensor to the new one
+    patterns: such as "unet.mid.*" or "*.cross.weights"; without any, all but the largest maps
+    replace: for a name, the new tensor, or a function that makes it from the old one
 
-    Yields a dict: name -> tensor, or -> list of tensors if the module ran more than once. A block
-    that returns several tensors is recorded by its first.
+    Yields a dict: name -> tensor, or -> list of tensors if the module ran more than once. If a
+    block returns several tensors, the first is recorded.
 
-    ValueError: a pattern or a name that fits no module; a replacement of another shape.
+    Raises ValueError if a pattern or a name fits no module, or if a replacement has another shape.
     """
     modules = named_modules(model)
     replace = replace or {}
     watched = select(modules, patterns)
     unknown = [name for name in replace if name not in modules]
     if unknown:
-        raise ValueError(f"nothing is called {unknown[0]!r}{did_you_mean(unknown[0], modules)}")
+        raise ValueError(f"nothing is called {unknown[0]!r}. {did_you_mean(unknown[0], modules)}")
 
     values: Trace = {}
     handles = [
@@ -56,7 +56,7 @@ def trace(
 
 
 def named_modules(model: object) -> dict[str, nn.Module]:
-    """Every module inside, by path. The network itself goes by its own name ("unet")."""
+    """Every module inside, by its path. A network itself has its own name ("unet")."""
     if isinstance(model, nn.Module):
         return {name: module for name, module in model.named_modules() if name}
     networks = {name: part for name, part in vars(model).items() if isinstance(part, nn.Module)}
@@ -68,43 +68,39 @@ def named_modules(model: object) -> dict[str, nn.Module]:
 
 
 def select(modules: dict[str, nn.Module], patterns: tuple[str, ...]) -> list[str]:
-    """The names that match any of the patterns."""
+    """The names that match any of the patterns. Raises ValueError if a pattern matches none."""
     if not patterns:
         return [name for name in modules if not any(fnmatchcase(name, big) for big in ON_REQUEST)]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in modules):
-            raise ValueError(f"nothing matches {pattern!r}{did_you_mean(pattern, modules)}")
+            raise ValueError(f"nothing matches {pattern!r}. {did_you_mean(pattern, modules)}")
     return [name for name in modules if any(fnmatchcase(name, p) for p in patterns)]
 
 
 def did_you_mean(name: str, modules: dict[str, nn.Module]) -> str:
+    """The second sentence of an error about this name."""
     close = get_close_matches(name, modules, n=3, cutoff=0.5)
-    return (
-        f"; did you mean {', '.join(close)}?" if close else "; list the names with named_modules()."
-    )
+    return f"Did you mean {', '.join(close)}?" if close else "named_modules() lists the names."
 
 
 def recorder(name: str, values: Trace) -> Callable:
-    """A hook that files the module's output under its name."""
+    """A hook that records the module's output under this name."""
 
     def hook(module: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
         value = (output[0] if isinstance(output, tuple) else output).detach()
-        if name not in values:
-            values[name] = value
-        elif isinstance(values[name], list):
-            values[name].append(value)
-        else:
-            values[name] = [values[name], value]
+        earlier = values.get(name, [])
+        earlier = earlier if isinstance(earlier, list) else [earlier]
+        values[name] = [*earlier, value] if earlier else value
 
     return hook
 
 
 def replacer(name: str, new: Replacement) -> Callable:
-    """A hook that hands on another tensor in place of the module's output."""
+    """A hook that replaces the module's output."""
 
     def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         if isinstance(output, tuple):
-            raise ValueError(f"{name} returns several tensors; replace one of its parts instead.")
+            raise ValueError(f"{name} returns several tensors. Replace one of its parts instead.")
         value = new if isinstance(new, Tensor) else new(output)
         if value.shape != output.shape:
             raise ValueError(

@@ -1,6 +1,7 @@
 """The U-Net: looks at a noisy latent, the time and the prompt, and predicts the noise (or v)."""
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +13,13 @@ from minisd.config import UNetConfig
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
-    """Write each t as cosines and sines of falling frequency, so that near times look alike.
+    """Write each t as cosines and sines of falling frequency, so that close times look alike.
 
     t: b, integer or float, never rounded    returns: b width, float32: [cos | sin]
 
     Frequencies are 10000^(-i / half) for i = 0 … half-1, and the cosines come first (CompVis
     ldm/modules/diffusionmodules/util.py; the DDPM code divides by half - 1 and puts sines first).
-    Always float32, even for a float64 network: the references round here, and so must we.
+    Always float32, even for a float64 network, because the references round here.
     """
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=t.device)
@@ -71,9 +72,9 @@ class ResBlock(nn.Module):
 class Upsample(nn.Module):
     """Doubles height and width by repeating pixels, then smooths with a convolution.
 
-    skips: those not used yet. The size of the next one, their last, is one less than double where
-        an odd size was halved on the way down
-    x: b c h w    returns: b c, the size of the next skip (2h 2w without one)
+    x: b c h w    skips: those not used yet; the next one is the last of the list
+    returns: b c, in the size of the next skip, or 2h 2w without one. If an odd size was halved on
+        the way down, the skip is one smaller than 2h or 2w.
     """
 
     def __init__(self, channels: int):
@@ -86,16 +87,16 @@ class Upsample(nn.Module):
 
 
 class Down(nn.Module):
-    """One level of the way down: residual blocks, each with a look at the text, then half the size.
+    """One resolution of the way down: residual blocks, each followed by a look at the text.
 
-    x: b c_in h w    returns: b c_out h/2 w/2, rounded up (h w at the last level), and all it made
-        on the way
+    x: b c_in h w    returns: b c_out h/2 w/2, rounded up (h w at the last one), and all
+        intermediate x, which become the skips
     """
 
     def __init__(self, c_in: int, c_out: int, config: UNetConfig, attends: bool, last: bool):
         super().__init__()
         widths = [c_in] + [c_out] * config.res_blocks
-        self.res = nn.ModuleList(res_block(a, b, config) for a, b in zip(widths, widths[1:]))
+        self.res = nn.ModuleList(res_block(a, b, config) for a, b in pairwise(widths))
         self.attn = nn.ModuleList(spatial_transformer(c_out, config) for _ in self.res if attends)
         # ordinary padding on all sides, unlike the VAE's
         self.downsample = None if last else nn.Conv2d(c_out, c_out, 3, stride=2, padding=1)
@@ -131,10 +132,10 @@ class Mid(nn.Module):
 
 
 class Up(nn.Module):
-    """One level of the way up: like Down, but each block first receives the skip of the same size.
+    """One resolution of the way up: like Down, but each block also receives a skip of its size.
 
     x: b c_in h w    skips: a list, used up from its end
-    returns: b c_out, and the size of the next skip (h w at the last level)
+    returns: b c_out, in the size of the next skip (h w at the last one)
     """
 
     def __init__(
@@ -147,10 +148,11 @@ class Up(nn.Module):
         last: bool,
     ):
         super().__init__()
-        widths = [c_in] + [c_out] * config.res_blocks
+        widths = [c_in] + [c_out] * config.res_blocks  # of x, before each block
         self.skip = nn.ModuleList(nn.Identity() for _ in c_skips)  # taps: what is concatenated
         self.res = nn.ModuleList(
-            res_block(width + skip, c_out, config) for width, skip in zip(widths, c_skips)
+            res_block(width + skip, c_out, config)
+            for width, skip in zip(widths, c_skips, strict=True)
         )
         self.attn = nn.ModuleList(spatial_transformer(c_out, config) for _ in self.res if attends)
         self.upsample = None if last else Upsample(c_out)
@@ -177,10 +179,10 @@ def spatial_transformer(channels: int, config: UNetConfig) -> SpatialTransformer
 
 
 class UNet(nn.Module):
-    """Predicts the noise in a latent, told how noisy it is (t) and what it should show (context).
+    """Predicts the noise in a latent from how noisy it is (t) and what it should show (context).
 
     x: b in_channels h w    t: b, integer or float    context: b m context_dim
-    returns: b out_channels h w, eps or v as it was trained    (Rombach et al. 2022, section 3.3)
+    returns: b out_channels h w, eps or v    (Rombach et al. 2022, section 3.3)
 
     control: one tensor for each skip, then one for the middle, added to them (ControlNet).
     """
@@ -193,7 +195,7 @@ class UNet(nn.Module):
         self.time = TimeEmbedding(channels[0])
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
 
-        c_in = [channels[0], *channels]  # what each level receives on the way down
+        c_in = [channels[0], *channels]  # what each resolution receives on the way down
         self.down = nn.ModuleList(
             Down(c_in[i], channels[i], config, config.attention[i], last=i == last) for i in levels
         )
@@ -221,7 +223,7 @@ class UNet(nn.Module):
         return self.decode(x, skips, time, context)
 
     def encode(self, x: Tensor, time: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The way down and the middle. x: b c h w, after conv_in. ControlNet reuses this half."""
+        """The way down and the middle, which ControlNet also uses. x: b c h w, after conv_in"""
         skips = [x]
         for down in self.down:
             x, made = down(x, time, context)
@@ -229,7 +231,7 @@ class UNet(nn.Module):
         return self.mid(x, time, context), skips
 
     def decode(self, x: Tensor, skips: list[Tensor], time: Tensor, context: Tensor) -> Tensor:
-        """The way up. skips: as encode returned them. returns: b out_channels h w."""
+        """The way up. skips: as encode returned them    returns: b out_channels h w"""
         skips = list(skips)
         for up in self.up:
             x = up(x, skips, time, context)
@@ -237,7 +239,7 @@ class UNet(nn.Module):
 
 
 def skip_channels(config: UNetConfig) -> list[int]:
-    """The widths of the tensors that encode() hands to decode(), in the order they are made.
+    """The widths of the skips, in the order in which encode() makes them.
 
     >>> skip_channels(UNetConfig(channels=(320, 640), res_blocks=2))
     [320, 320, 320, 320, 640, 640]

@@ -1,5 +1,7 @@
 """The autoencoder: pictures to latents 48 times smaller, and back."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -8,12 +10,16 @@ from torch import Tensor, nn
 from minisd.attention import attend
 from minisd.config import VAEConfig
 
-# of every group norm here (CompVis ldm/modules/diffusionmodules/model.py), not torch's 1e-5
+# for every group norm here (CompVis ldm/modules/diffusionmodules/model.py), not torch's 1e-5
 NORM_EPS = 1e-6
 
 
+# ResBlock, Upsample and Mid have the names of unet.py's, because they have the same purpose. They
+# stand here again, so that either network can be read alone: this one has no time and no text.
+
+
 class ResBlock(nn.Module):
-    """Two convolutions added to the input; no time here, the VAE knows nothing of diffusion.
+    """Two convolutions added to the input. They do not read the time, unlike the U-Net's.
 
     x: b c_in h w    returns: b c_out h w
     """
@@ -58,11 +64,11 @@ class SpatialAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width, with the padding on the right and at the bottom only.
+    """Halves height and width, with padding on the right and at the bottom only.
 
     x: b c h w    returns: b c h/2 w/2
 
-    Padding all four sides, as the U-Net does, shifts the picture by half a pixel per level.
+    Padding on all four sides, as in the U-Net, would shift the picture by half a pixel each time.
     """
 
     def __init__(self, channels: int):
@@ -88,8 +94,8 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-class Level(nn.Module):
-    """Residual blocks at one resolution, then a change of size (none at the last level).
+class Resolution(nn.Module):
+    """Residual blocks at one resolution, then a change of size (none at the last one).
 
     x: b c_in h w    returns: b c_out h' w'
     """
@@ -97,7 +103,7 @@ class Level(nn.Module):
     def __init__(self, c_in: int, c_out: int, blocks: int, groups: int, resize: nn.Module | None):
         super().__init__()
         widths = [c_in] + [c_out] * blocks
-        self.res = nn.ModuleList(ResBlock(a, b, groups) for a, b in zip(widths, widths[1:]))
+        self.res = nn.ModuleList(ResBlock(a, b, groups) for a, b in pairwise(widths))
         self.resize = resize
 
     def forward(self, x: Tensor) -> Tensor:
@@ -138,7 +144,7 @@ class Encoder(nn.Module):
         c = channels[0]
         for i, width in enumerate(channels):
             resize = None if i == last else Downsample(width)
-            self.down.append(Level(c, width, config.res_blocks, groups, resize))
+            self.down.append(Resolution(c, width, config.res_blocks, groups, resize))
             c = width
         self.mid = Mid(c, groups)
         self.norm_out = nn.GroupNorm(groups, c, eps=NORM_EPS)
@@ -170,7 +176,7 @@ class Decoder(nn.Module):
         self.up = nn.ModuleList()
         for i, width in reversed(list(enumerate(channels))):
             resize = None if i == 0 else Upsample(width)
-            self.up.append(Level(c, width, config.res_blocks + 1, groups, resize))
+            self.up.append(Resolution(c, width, config.res_blocks + 1, groups, resize))
             c = width
         self.norm_out = nn.GroupNorm(groups, c, eps=NORM_EPS)
         self.conv_out = nn.Conv2d(c, 3, 3, padding=1)
@@ -184,9 +190,9 @@ class Decoder(nn.Module):
 
 
 class DiagonalGaussian:
-    """What the encoder is sure of (mean) and how sure it is (std), for each number of the latent.
+    """The encoder's answer: for each number of the latent a mean and a standard deviation.
 
-    moments: b 2c h w, the mean and the log-variance one above the other    (Kingma & Welling 2014)
+    moments: b 2c h w, the channels of the mean, then of the log-variance    (Kingma & Welling 2014)
     """
 
     def __init__(self, moments: Tensor):
@@ -195,13 +201,16 @@ class DiagonalGaussian:
         self.std = (0.5 * self.logvar).exp()
 
     def sample(self, generator: torch.Generator | list[torch.Generator]) -> Tensor:
-        """One latent at random, b c h w. One generator per sample, or one for all in turn.
+        """A random latent, b c h w. generator: one for all samples, or a list with one for each
 
-        Noise is drawn on the CPU in float32, one sample at a time: a batch equals its parts.
+        Noise is drawn on the CPU in float32, one sample at a time, so the batch does not change it.
+
+        Raises ValueError if the list has another length.
         """
         generators = generator if isinstance(generator, list) else [generator] * len(self.mean)
         if len(generators) != len(self.mean):
-            raise ValueError(f"{len(self.mean)} samples need as many generators, or just one.")
+            count = len(self.mean)
+            raise ValueError(f"{count} samples need as many generators. Give {count}, or just one.")
         shape = (1, *self.mean.shape[1:])
         noise = torch.cat([torch.randn(shape, generator=each) for each in generators])
         return self.mean + self.std * noise.to(self.mean)
@@ -211,7 +220,7 @@ class DiagonalGaussian:
         return self.mean
 
     def kl(self) -> Tensor:
-        """How far from unit noise, in nats per picture: b. Training keeps this small."""
+        """The KL divergence from unit noise, in nats per picture: b. Training keeps it small."""
         nats = 0.5 * (self.mean**2 + self.std**2 - 1 - self.logvar)
         return nats.flatten(1).sum(dim=1)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from minisd.clip import TextTransformer
-from minisd.mini import recipes as mini
 from minisd.mini.emoji import Emoji
+from minisd.mini.job import train_vocabulary
 from minisd.pipeline import StableDiffusion
 from minisd.training import loop
 from minisd.unet import UNet
@@ -31,4 +31,4 @@ def small_sd(emoji):
     """A tiny model with random weights."""
     torch.manual_seed(0)
     networks = TextTransformer(SMALL.text), UNet(SMALL.unet), VAE(SMALL.vae)
-    return StableDiffusion(SMALL, mini.vocabulary(emoji), *networks)
+    return StableDiffusion(SMALL, train_vocabulary(emoji), *networks)

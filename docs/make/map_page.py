@@ -37,7 +37,8 @@ def page() -> str:
 
 
 def section(title: str, part: str, config: ModelConfig, rows: list[names.Row]) -> str:
-    text = f"\n## {title}\n\nIn a single file, the names start with `{names.prefixes(config)[part]}`.\n"
+    prefix = names.prefixes(config)[part]
+    text = f"\n## {title}\n\nIn a single file, the names start with `{prefix}`.\n"
     text += TABLE + "".join(line(row) for row in without_repeats(rows))
     for kind, inside in kinds(ours(part, config), rows).items():
         text += f"\nThe parts of each {kind}:\n{TABLE}" + "".join(line(row) for row in inside)

@@ -16,13 +16,17 @@ from numpy.random import default_rng
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+import minisd
+from minisd.checkpoints.load import load_vae
+from minisd.config import MINI, WEIGHTS
+from minisd.files.pictures import to_pil
 from minisd.files.whole_files import make_folder, save_picture, write_text
 from minisd.mini.agreement import nearest
 from minisd.mini.captions import Scene, full_caption
 from minisd.mini.emoji import Emoji, compose, to_tensor
 from minisd.mini.evaluate import ASPECTS, Judged, evaluate, row_name
-from minisd.mini.judge import Judge
-from minisd.pipeline import StableDiffusion, to_pil
+from minisd.mini.judge import Judge, load_judge
+from minisd.pipeline import StableDiffusion
 from minisd.vae import VAE
 
 GREEN, RED, WHITE = (40, 160, 60), (215, 35, 40), (255, 255, 255)
@@ -52,7 +56,7 @@ def sheet(cells: list[Cell], columns: int) -> Image.Image:
     width, height = framed + GAP, framed + max(map(len, words)) * LINE + GAP
     page = Image.new("RGB", (columns * width, -(-len(cells) // columns) * height), WHITE)
     pen = ImageDraw.Draw(page)
-    for index, (cell, lines) in enumerate(zip(cells, words)):
+    for index, (cell, lines) in enumerate(zip(cells, words, strict=True)):
         left, top = index % columns * width, index // columns * height
         pen.rectangle((left, top, left + framed - 1, top + framed - 1), fill=cell.frame)
         picture = to_pil(cell.image[None])[0].resize((size, size), Image.Resampling.NEAREST)
@@ -91,8 +95,8 @@ def sheets(
     scales = [name for name in rows if name.startswith("scale")]
     strip = [
         Cell(one.image, f"{full_caption(one.scene)}\n{name}")
-        for same in list(zip(*(rows[name] for name in scales)))[:4]
-        for name, one in zip(scales, same)
+        for same in list(zip(*(rows[name] for name in scales), strict=True))[:4]
+        for name, one in zip(scales, same, strict=True)
     ]
     made = {
         "samples": sheet(samples, 8),
@@ -273,7 +277,7 @@ def refill(path: Path, computed: dict[str, str]) -> None:
     write_text(path, refilled(path.read_text(encoding="utf-8"), computed))
 
 
-def write(
+def write_report(
     folder: Path,
     sd: StableDiffusion,
     judge: Judge,
@@ -300,3 +304,8 @@ def write(
     save_picture(picture, folder / "images" / "mini-autoencoder.png", optimize=True)
     refill(path, parts(figures, drawn))
     return figures
+
+
+if __name__ == "__main__":
+    tuned = load_vae(WEIGHTS / "mini-decoder.safetensors", MINI.vae)
+    write_report(Path("docs"), minisd.load("mini"), load_judge(), Emoji.load(), fine_tuned=tuned)

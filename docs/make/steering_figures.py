@@ -18,11 +18,12 @@ from minisd.adapters.textual_inversion import textual_inversion
 from minisd.checkpoints.load import load_vae
 from minisd.config import WEIGHTS
 from minisd.depth.small import load_estimator
-from minisd.mini import judge
+from minisd.files.pictures import from_pil
 from minisd.mini.agreement import classifier_draw, edge_agreement
 from minisd.mini.captions import Scene, brief_caption
 from minisd.mini.evaluate import STEPS, draw_prompts, examine
-from minisd.pipeline import StableDiffusion, from_pil
+from minisd.mini.judge import load_judge
+from minisd.pipeline import StableDiffusion
 from minisd.tasks.canny import canny
 from minisd.tasks.depth2img import depth2img_steps
 from minisd.tasks.img2img import img2img_steps
@@ -125,10 +126,10 @@ def classifier_row(sd: StableDiffusion) -> tuple[dict[str, float], Image.Image]:
     guide = load_classifier(WEIGHTS / "mini-classifier.safetensors")
     things = list(guide.config.things)[:: len(guide.config.things) // COUNT or 1][:COUNT]
     scenes = [Scene((thing,), (None,), "noto", "white") for thing in things]
-    seer, found, cells = judge.load(), {}, []
+    judge, found, cells = load_judge(), {}, []
     for scale in CLASSIFIER_SCALES:
         images = classifier_draw(sd, guide, things, scale)
-        seen = examine(seer, images, scenes)
+        seen = examine(judge, images, scenes)
         found[f"{scale:g}"] = sum(one.right["thing"][0] for one in seen) / len(seen)
         cells += [Cell(images[i], f"{things[i]}, scale {scale:g}") for i in range(6)]
     return found, sheet(cells, 6)
@@ -139,10 +140,10 @@ def word_known(sd: StableDiffusion) -> dict[str, float]:
     colours = ("red", "green", "blue", "white", "yellow", "pink")
     prompts = [f"a <blorp> on a {colour} background" for colour in colours for _ in range(4)]
     scenes = [Scene(("fox",), (None,), "noto", "white")] * len(prompts)
-    seer, found = judge.load(), {}
+    judge, found = load_judge(), {}
 
     def share() -> float:
-        seen = examine(seer, draw_prompts(sd, prompts, sd.config.cfg_scale), scenes)
+        seen = examine(judge, draw_prompts(sd, prompts, sd.config.cfg_scale), scenes)
         return sum(one.right["thing"][0] for one in seen) / len(seen)
 
     found["without"] = share()

@@ -27,10 +27,10 @@ from docs.make.steering_figures import (
     outside_kept,
     word_known,
 )
+from minisd.files.pictures import from_pil
 from minisd.files.whole_files import save_picture, write_text
 from minisd.mini.emoji import Emoji, batch
 from minisd.mini.examples import given_pictures, hat_mask
-from minisd.pipeline import from_pil
 
 SEED = 3
 WORK = Path("runs/steering")  # where the commands run; the page shows their pictures side by side
@@ -184,7 +184,7 @@ def opened(path: str | Path) -> Tensor:
     return from_pil(Image.open(path).convert("RGB"))[0]
 
 
-def write(folder: Path = Path("docs")) -> dict:
+def write_report(folder: Path = Path("docs")) -> dict:
     """Renew folder/steering.md, steering.json and the pictures. Returns the figures."""
     path, sd = folder / "steering.md", minisd.load("mini")
     path.read_text(encoding="utf-8")  # before the work: is there a page?
@@ -238,3 +238,7 @@ def tables(figures: dict) -> dict[str, str]:
         "outside figures": markdown("model | most of 255 | mean", outside),
         "detail figures": markdown(heads, detail),
     }
+
+
+if __name__ == "__main__":
+    write_report()

@@ -6,7 +6,7 @@ has (Dhariwal & Nichol 2021, section 4).
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,9 +24,13 @@ from minisd.checkpoints.settings import check_levels, refuse_uneven
 from minisd.checkpoints.write import write_tensors, written_whole
 from minisd.config import MINI
 from minisd.files.json_files import build, parse_json
-from minisd.guidance import Denoiser, classifier_guided
+from minisd.guidance import x0_from_eps
 from minisd.pipeline import StableDiffusion
+from minisd.schedule import Denoiser, Level, Prediction
 from minisd.unet import ResBlock, TimeEmbedding
+
+# log_prob(x, t) -> log p(class | x), b.   x: b c h w, noisy as at t   t: b
+LogProb = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -150,3 +154,27 @@ def load_classifier(path: str | Path) -> LatentClassifier:
         reason = str(error).rstrip(".")
         raise ValueError(f"{path} is a damaged classifier ({reason}): get it again.") from error
     return classifier.eval().requires_grad_(False)
+
+
+def classifier_guided(denoise: Denoiser, log_prob: LogProb, scale: float) -> Denoiser:
+    """A denoiser whose eps is changed so that a classifier sees more of a class.
+
+    eps - scale * noise_rate * gradient of log p(class | x)  (Dhariwal & Nichol 2021, algorithm 2)
+
+    log_prob: of a classifier that was trained on noisy x    scale: 0 changes nothing
+    """
+    if scale == 0:
+        return denoise
+
+    def denoise_towards(x: Tensor, level: Level) -> Prediction:
+        prediction = denoise(x, level)
+        if level.signal_rate == 0:  # pure noise: a classifier sees nothing in it
+            return prediction
+        t = torch.full((len(x),), level.t, dtype=torch.float32, device=x.device)
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(log_prob(leaf, t).sum(), leaf)
+        eps = prediction.eps - scale * level.noise_rate * gradient
+        return prediction._replace(x0=x0_from_eps(x, eps, level), eps=eps)
+
+    return denoise_towards

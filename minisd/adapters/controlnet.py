@@ -18,7 +18,12 @@ from einops import reduce, repeat
 from PIL import Image
 from torch import Tensor, nn
 
-from minisd.adapters.controlnet_settings import PLAIN, HintSettings, stated_settings, to_header
+from minisd.adapters.controlnet_settings import (
+    DEFAULT_HINT,
+    HintSettings,
+    read_controlnet_settings,
+    settings_to_header,
+)
 from minisd.adapters.handle import Handle, refuse_non_finite
 from minisd.checkpoints import names
 from minisd.checkpoints.contents import cover_part, purpose, weight_files
@@ -28,14 +33,15 @@ from minisd.checkpoints.read import read
 from minisd.checkpoints.registry import local
 from minisd.checkpoints.write import write_tensors, written_whole
 from minisd.config import SD15, SD20_BASE, UNetConfig
+from minisd.files.pictures import from_pil
 from minisd.guidance import unconditional_rows
-from minisd.pipeline import StableDiffusion, from_pil
+from minisd.pipeline import StableDiffusion
 from minisd.unet import Down, Mid, TimeEmbedding, UNet, skip_channels
 
-PREFIX = "control_model."  # of the original's files, in some of them
-AROUND = re.compile(r"(model\.diffusion_model|first_stage_model|cond_stage_model)\..+")
+CONTROLNET_PREFIX = "control_model."  # of the original's files, in some of them
+AROUND_KEYS = re.compile(r"(model\.diffusion_model|first_stage_model|cond_stage_model)\..+")
 DIFFERENCE = "difference"  # a tensor that marks what kohya's script subtracted a U-Net from
-PUBLISHED = {config.unet.context_dim: config.unet for config in (SD15, SD20_BASE)}
+PUBLISHED_UNETS = {config.unet.context_dim: config.unet for config in (SD15, SD20_BASE)}
 
 
 class Hint(nn.Module):
@@ -69,7 +75,7 @@ class ControlNet(nn.Module):
     is_difference: its weights lack those of a U-Net, which control() adds
     """
 
-    def __init__(self, config: UNetConfig, settings: HintSettings = PLAIN):
+    def __init__(self, config: UNetConfig, settings: HintSettings = DEFAULT_HINT):
         super().__init__()
         channels = config.channels
         last = len(channels) - 1
@@ -114,25 +120,25 @@ class ControlNet(nn.Module):
         files = weight_files(path) if path.is_dir() else [path]
         stored = {key: tensor for file in files for key, tensor in read(file).items()}
         refuse_other_kinds(path.name, stored, "ControlNet")
-        tensors = inside(stored, path.name)
+        tensors = strip_prefix(stored, path.name)
         is_difference = tensors.pop(DIFFERENCE, None) is not None
         layout = "diffusers" if "controlnet_mid_block.weight" in tensors else "original"
-        stated, settings = stated_settings(files[0], layout, config)
+        stated, settings = read_controlnet_settings(files[0], layout, config)
         config = config or stated or published_config(path, tensors)
         with torch.device("meta"):
             network = cls(config, settings)
-        state = cover_part(tensors, network, rows(config, settings), layout, path.name)
+        state = cover_part(tensors, network, controlnet_rows(config, settings), layout, path.name)
         fill(network, state, "cpu", torch.float32, path.name)
         network.is_difference = is_difference
         return network.eval().requires_grad_(False)
 
     def save(self, path: str | Path, notes: dict[str, str] | None = None) -> None:
         """Write it in half precision under the original's names, its settings in the header."""
-        table = rows(self.config, self.settings)
+        table = controlnet_rows(self.config, self.settings)
         state = names.to_official(self.state_dict(), table, "original")
         if self.is_difference:
             state[DIFFERENCE] = torch.ones(1)
-        header = {**to_header(self.config, self.settings), **(notes or {})}
+        header = {**settings_to_header(self.config, self.settings), **(notes or {})}
         with written_whole(Path(path)) as unfinished:
             write_tensors(unfinished, state, header, torch.float16)
 
@@ -149,8 +155,11 @@ def control(
     finite number, and later, when something is drawn, for hints of another size or number.
     """
     refuse_non_finite(scale, "scale")
-    if sizes(network.config) != sizes(sd.config.unet):
-        needs, has = sizes(network.config), f"{sd.config.name} has {sizes(sd.config.unet)}"
+    if describe_sizes(network.config) != describe_sizes(sd.config.unet):
+        needs, has = (
+            describe_sizes(network.config),
+            f"{sd.config.name} has {describe_sizes(sd.config.unet)}",
+        )
         what = f"is for a U-Net with {needs}, and {has}"
         raise ValueError(f"this ControlNet {what}: it is made for another model.")
     shown = (from_pil(hint) + 1) / 2 if isinstance(hint, Image.Image) else hint
@@ -162,7 +171,9 @@ def control(
     network = copy.deepcopy(network)
     if network.is_difference:
         add_unet(network, sd)
-    hook = leading(network.to(sd.device, sd.dtype), shown.to(sd.device, sd.dtype), scale, factor)
+    hook = control_hook(
+        network.to(sd.device, sd.dtype), shown.to(sd.device, sd.dtype), scale, factor
+    )
     return Handle([sd.unet.register_forward_pre_hook(hook, with_kwargs=True)])
 
 
@@ -194,7 +205,7 @@ def add_unet(network: ControlNet, sd: StableDiffusion) -> None:
     network.is_difference = False
 
 
-def leading(network: ControlNet, hint: Tensor, scale: float, factor: int) -> Callable:
+def control_hook(network: ControlNet, hint: Tensor, scale: float, factor: int) -> Callable:
     """A hook that hands the U-Net the network's corrections, on top of what there are."""
 
     def hook(unet: UNet, inputs: tuple, more: dict) -> tuple[tuple, dict]:
@@ -224,22 +235,26 @@ def leading(network: ControlNet, hint: Tensor, scale: float, factor: int) -> Cal
 # ---- files -----------------------------------------------------------------------------------
 
 
-def inside(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+def strip_prefix(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     """The ControlNet's own; original files may hold a whole model and its schedule around it.
 
     Raises ValueError for a tensor around it that is of no whole model.
     """
-    if not any(key.startswith(PREFIX) for key in tensors):
+    if not any(key.startswith(CONTROLNET_PREFIX) for key in tensors):
         return dict(tensors)
-    own = {key: t for key, t in tensors.items() if key.startswith(PREFIX) or key == DIFFERENCE}
+    own = {
+        key: t
+        for key, t in tensors.items()
+        if key.startswith(CONTROLNET_PREFIX) or key == DIFFERENCE
+    }
     for key in tensors:
-        if key not in own and not AROUND.fullmatch(key) and purpose(key, SD15) is None:
+        if key not in own and not AROUND_KEYS.fullmatch(key) and purpose(key, SD15) is None:
             what = f"holds {key} next to its ControlNet, which is unknown here"
             raise ValueError(f"{name} {what}: get another copy.")
-    return {key.removeprefix(PREFIX): tensor for key, tensor in own.items()}
+    return {key.removeprefix(CONTROLNET_PREFIX): tensor for key, tensor in own.items()}
 
 
-def sizes(config: UNetConfig) -> str:
+def describe_sizes(config: UNetConfig) -> str:
     """What a ControlNet and its U-Net must have in common, in words."""
     return f"channels {config.channels}, contexts {config.context_dim} wide"
 
@@ -247,12 +262,12 @@ def sizes(config: UNetConfig) -> str:
 def published_config(path: Path, tensors: dict[str, Tensor]) -> UNetConfig:
     """The sizes of the U-Net that an original file is made for. ValueError: they are not known."""
     widths = {t.shape[1] for key, t in tensors.items() if key.endswith("attn2.to_k.weight")}
-    if len(widths) != 1 or not widths <= PUBLISHED.keys():
+    if len(widths) != 1 or not widths <= PUBLISHED_UNETS.keys():
         raise ValueError(f"{path.name} is no ControlNet for Stable Diffusion v1 or v2.")
-    return PUBLISHED[widths.pop()]
+    return PUBLISHED_UNETS[widths.pop()]
 
 
-def rows(config: UNetConfig, settings: HintSettings = PLAIN) -> list[names.Row]:
+def controlnet_rows(config: UNetConfig, settings: HintSettings = DEFAULT_HINT) -> list[names.Row]:
     """The table of a ControlNet: the U-Net's way down, the hint's convolutions, the zero ones."""
     shared = [
         row for row in names.unet(config) if not row.ours.startswith(("up.", "norm_", "conv_o"))

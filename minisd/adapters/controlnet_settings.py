@@ -24,7 +24,10 @@ STEM = "diffusion_pytorch_model"  # diffusers' name of every file: its folder be
 # Every parameter of diffusers' ControlNetModel (models/controlnets/controlnet.py). "model: params:"
 # of the original's .yaml (cldm/cldm.py, ControlLDM and the classes below it), and within it
 # "control_stage_config: params:", every parameter of the original's ControlNet.
-CONFIG_JSON, YAML = tables()["config.json (ControlNet)"], tables()[".yaml (ControlNet)"]
+CONTROLNET_JSON, CONTROLNET_YAML = (
+    tables()["config.json (ControlNet)"],
+    tables()[".yaml (ControlNet)"],
+)
 STAGE_YAML = tables()["control_stage_config in the .yaml (ControlNet)"]
 
 
@@ -42,10 +45,10 @@ class HintSettings:
     widths: tuple[int, ...] = (16, 32, 96, 256)
 
 
-PLAIN = HintSettings()
+DEFAULT_HINT = HintSettings()
 
 
-def stated_settings(
+def read_controlnet_settings(
     path: Path, layout: str, given: UNetConfig | None
 ) -> tuple[UNetConfig | None, HintSettings]:
     """The sizes that a file's settings state, and how it sees its hint.
@@ -57,13 +60,15 @@ def stated_settings(
     Raises ValueError for a setting that cannot be obeyed and for places that disagree.
     """
     with naming(path.name):
-        found = every_statement(path, layout, given)
+        found = all_settings(path, layout, given)
         for config, _ in found:
             checked(ModelConfig(unet=config))
+        stated = found[0][0] if found else None
         if any(one != found[0] for one in found):
             raise ValueError("has settings in two places that differ: delete the wrong ones")
-        if found and given and unseen(found[0][0]) != unseen(given):
-            differ = f"its settings say {unseen(found[0][0])}, and the U-Net has {unseen(given)}"
+        said, needed = (describe_heads(one) if one else "" for one in (stated, given))
+        if said and needed and said != needed:
+            differ = f"its settings say {said}, and the U-Net has {needed}"
             raise ValueError(f"does not fit the U-Net: {differ}. It is made for another model")
     if found:
         return found[0]
@@ -73,23 +78,23 @@ def stated_settings(
         what = "By its name it is a shuffle ControlNet, so its corrections are pooled"
         said = f"{path.name} has no settings next to it. {what} (global_average_pooling)."
         warnings.warn(said, stacklevel=4)
-    return None, replace(PLAIN, pools=pools)
+    return None, replace(DEFAULT_HINT, pools=pools)
 
 
-def every_statement(
+def all_settings(
     path: Path, layout: str, given: UNetConfig | None
 ) -> list[tuple[UNetConfig, HintSettings]]:
     """What each place says that describes the file."""
     header, config_json = metadata(path), path.with_name("config.json")
-    found = [from_header(header)] if "controlnet" in header else []
+    found = [settings_from_header(header)] if "controlnet" in header else []
     stored = read_json(config_json) if config_json.exists() else {}
     if stored and (layout == "diffusers" or "ControlNet" in str(stored.get("_class_name"))):
-        found.append(from_json(stored, given))
+        found.append(settings_from_json(stored, given))
     yamls = path.with_suffix(".yaml"), path.with_suffix(".yml")
-    return found + [from_yaml(file) for file in yamls if file.exists()]
+    return found + [settings_from_yaml(file) for file in yamls if file.exists()]
 
 
-def from_header(header: Mapping[str, str]) -> tuple[UNetConfig, HintSettings]:
+def settings_from_header(header: Mapping[str, str]) -> tuple[UNetConfig, HintSettings]:
     try:
         stored, hint = (parse_json(header.get(f"controlnet{one}", "{}")) for one in ("", "_hint"))
         return build(UNetConfig, stored, RANGES), hint_settings(hint)
@@ -105,18 +110,20 @@ def hint_settings(stored: object) -> HintSettings:
     return settings
 
 
-def to_header(config: UNetConfig, settings: HintSettings) -> dict[str, str]:
-    """Undone by from_header."""
+def settings_to_header(config: UNetConfig, settings: HintSettings) -> dict[str, str]:
+    """Undone by settings_from_header."""
     both = json.dumps(asdict(config)), json.dumps(asdict(settings))
     return dict(zip(("controlnet", "controlnet_hint"), both))
 
 
-def from_json(
+def settings_from_json(
     stored: Mapping[str, object], given: UNetConfig | None
 ) -> tuple[UNetConfig, HintSettings]:
     """What diffusers' config.json says."""
     sizes = unet_json(ModelConfig(unet=given)) if given else {}
-    said = CONFIG_JSON.read({k: sizes[k] for k in sizes if k in CONFIG_JSON.obeyed} | stored)
+    said = CONTROLNET_JSON.read(
+        {k: sizes[k] for k in sizes if k in CONTROLNET_JSON.obeyed} | stored
+    )
     up = [block.replace("Down", "Up") for block in reversed(said["down_block_types"])]
     settings = hint_settings(
         {
@@ -128,14 +135,14 @@ def from_json(
     return unet_config({**said, "up_block_types": up, "out_channels": 4}), settings
 
 
-def from_yaml(path: Path) -> tuple[UNetConfig, HintSettings]:
+def settings_from_yaml(path: Path) -> tuple[UNetConfig, HintSettings]:
     """What the original's .yaml says."""
     stored = read_yaml(path)
     model = stored.get("model") if isinstance(stored, dict) else None
     params = model.get("params") if isinstance(model, dict) else None
     if not isinstance(params, dict):
         raise ValueError(f"has {path.name} next to it, which describes no ControlNet: move it away")
-    said = YAML.read(params)
+    said = CONTROLNET_YAML.read(params)
     stage = said["control_stage_config"].get("params")
     check_value("params", stage, dict, where=" of its control_stage_config")
     stage = STAGE_YAML.read(stage)
@@ -153,7 +160,7 @@ def from_yaml(path: Path) -> tuple[UNetConfig, HintSettings]:
     return config, HintSettings(pools=said["global_average_pooling"])
 
 
-def unseen(config: UNetConfig) -> str:
+def describe_heads(config: UNetConfig) -> str:
     """What no tensor's shape shows of a U-Net, in words."""
     split = config.head_width
     heads = [width // split if split else config.heads for width in config.channels]

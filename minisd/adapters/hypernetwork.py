@@ -25,18 +25,23 @@ from minisd.checkpoints.settings import naming
 from minisd.pipeline import StableDiffusion
 
 # Names in files -> functions of torch.nn.functional. The web UI's "swish" is torch's Hardswish.
-ALIKE = """relu relu6 rrelu elu celu selu gelu silu mish tanh tanhshrink sigmoid logsigmoid softplus
-softsign softshrink hardshrink hardsigmoid hardswish hardtanh"""
-ACTIVATIONS = {name: name for name in ALIKE.split()}
-ACTIVATIONS |= {"leakyrelu": "leaky_relu", "swish": "hardswish"}
-LAYER = re.compile(r"\d{1,9}\.[01]\.linear\.\d{1,9}\.(weight|bias)")
+ACTIVATION_FUNCTIONS = {
+    name: name
+    for name in (
+        *("relu", "relu6", "rrelu", "elu", "celu", "selu", "gelu", "silu", "mish"),
+        *("tanh", "tanhshrink", "sigmoid", "logsigmoid", "softplus", "softsign", "softshrink"),
+        *("hardshrink", "hardsigmoid", "hardswish", "hardtanh"),
+    )
+}
+ACTIVATION_FUNCTIONS |= {"leakyrelu": "leaky_relu", "swish": "hardswish"}
+LAYER_KEY = re.compile(r"\d{1,9}\.[01]\.linear\.\d{1,9}\.(weight|bias)")
 # What the web UI writes next to the networks (Hypernetwork.save). Files from before some of it
 # existed say nothing of it: then the tensors tell.
-SETTINGS = tables()["list of settings (hypernetwork)"]
+HYPERNETWORK_SETTINGS = tables()["list of settings (hypernetwork)"]
 
 
 @dataclass(frozen=True)
-class Rewriter:
+class HypernetworkMLP:
     """One small network: linear layers, each followed by an activation and maybe a layer norm.
 
     layers: (weight, bias) in order, a matrix for a linear layer, a vector for a norm
@@ -57,7 +62,7 @@ class Rewriter:
                 continue
             x = F.linear(x, weight, bias)
             if self.activation != "linear" and (i < last or self.activates_output):
-                x = getattr(F, ACTIVATIONS[self.activation])(x)
+                x = getattr(F, ACTIVATION_FUNCTIONS[self.activation])(x)
         return x
 
 
@@ -78,7 +83,7 @@ def hypernetwork(sd: StableDiffusion, path: str | Path, strength: float = 1.0) -
         known, needed = (", ".join(map(str, sorted(all))) for all in (networks, widths))
         what = f"rewrites contexts {known} wide, and the model's are {needed}"
         raise ValueError(f"{Path(path).name} {what}: it is made for another model.")
-    return put_on(sd.unet, networks, strength)
+    return apply_networks(sd.unet, networks, strength)
 
 
 def attentions(unet: nn.Module) -> dict[str, Attention]:
@@ -86,11 +91,13 @@ def attentions(unet: nn.Module) -> dict[str, Attention]:
     return {name: part for name, part in unet.named_modules() if isinstance(part, Attention)}
 
 
-def put_on(unet: nn.Module, networks: Mapping[int, Sequence[Rewriter]], strength: float) -> Handle:
+def apply_networks(
+    unet: nn.Module, networks: Mapping[int, Sequence[HypernetworkMLP]], strength: float
+) -> Handle:
     """Let the two networks of each width rewrite keys' and values' context, till it is removed."""
     layers = attentions(unet).values() if strength != 0 else ()
     return Handle(
-        projection.register_forward_pre_hook(rewriting(net, strength))
+        projection.register_forward_pre_hook(rewriting_hook(net, strength))
         for layer in layers
         for projection, net in zip(
             (layer.to_k, layer.to_v), networks.get(layer.to_k.in_features, ())
@@ -98,7 +105,7 @@ def put_on(unet: nn.Module, networks: Mapping[int, Sequence[Rewriter]], strength
     )
 
 
-def rewriting(net: Rewriter, strength: float) -> Callable:
+def rewriting_hook(net: HypernetworkMLP, strength: float) -> Callable:
     """A hook that changes what a projection reads."""
 
     def hook(projection: nn.Linear, inputs: tuple[Tensor]) -> tuple[Tensor]:
@@ -108,7 +115,7 @@ def rewriting(net: Rewriter, strength: float) -> Callable:
     return hook
 
 
-def read_hypernetwork(path: str | Path) -> dict[int, tuple[Rewriter, Rewriter]]:
+def read_hypernetwork(path: str | Path) -> dict[int, tuple[HypernetworkMLP, HypernetworkMLP]]:
     """Width -> the network for keys and the one for values. ValueError as hypernetwork()."""
     path = local(path)
     content = read(path) if is_safetensors(path) else unpickle(path)
@@ -119,24 +126,28 @@ def read_hypernetwork(path: str | Path) -> dict[int, tuple[Rewriter, Rewriter]]:
     with naming(path.name):
         if is_safetensors(path):
             raise ValueError("is no .pt of a hypernetwork, which alone says its activation: get it")
-        return networks_in(content)
+        return parse_networks(content)
 
 
-def networks_in(content: Mapping) -> dict[int, tuple[Rewriter, Rewriter]]:
+def parse_networks(content: Mapping) -> dict[int, tuple[HypernetworkMLP, HypernetworkMLP]]:
     """Width -> its two networks. Raises ValueError for anything else in the file's content."""
-    layers = {key: each for key, each in content.items() if key not in SETTINGS.ignored}
+    layers = {
+        key: each for key, each in content.items() if key not in HYPERNETWORK_SETTINGS.ignored
+    }
     held: defaultdict = defaultdict(lambda: defaultdict(dict))
     for key, tensor in rename(named_tensors(layers), usual_layer).items():
-        if not LAYER.fullmatch(key):
+        if not LAYER_KEY.fullmatch(key):
             raise ValueError(f"holds {key}, which is no layer of a hypernetwork: get another copy")
         if not (tensor.is_floating_point() and is_finite(tensor)):
             raise ValueError(f"holds no finite numbers in {key}: get another copy")
         width, which, _, number, leaf = key.split(".")
         held[int(width), int(which)][int(number)][leaf] = tensor
-    said = settings_in({str(key): each for key, each in content.items() if not str(key).isdigit()})
+    said = parse_settings(
+        {str(key): each for key, each in content.items() if not str(key).isdigit()}
+    )
     networks = {}
     for width in {width for width, _ in held}:
-        networks[width] = tuple(rewriter(held[width, which], width, said) for which in (0, 1))
+        networks[width] = tuple(build_mlp(held[width, which], width, said) for which in (0, 1))
     if not networks or any(None in pair for pair in networks.values()):
         raise ValueError("is no whole hypernetwork, two networks for each width: get another copy")
     return networks
@@ -147,19 +158,19 @@ def usual_layer(key: str) -> str:
     return key.replace(".linear1.", ".linear.0.").replace(".linear2.", ".linear.1.")
 
 
-def settings_in(stored: Mapping[str, object]) -> dict[str, object]:
+def parse_settings(stored: Mapping[str, object]) -> dict[str, object]:
     """What a file says of its networks. Raises ValueError for what is unknown or makes no sense."""
-    said = SETTINGS.read(stored)
+    said = HYPERNETWORK_SETTINGS.read(stored)
     said["activation_func"] = str(said["activation_func"] or "linear").lower()
-    if said["activation_func"] not in {"linear", *ACTIVATIONS}:
+    if said["activation_func"] not in {"linear", *ACTIVATION_FUNCTIONS}:
         what = f"has the activation {said['activation_func']!r}, which is unknown here"
-        raise ValueError(f"{what}: known are linear, {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"{what}: known are linear, {', '.join(ACTIVATION_FUNCTIONS)}")
     return said
 
 
-def rewriter(
+def build_mlp(
     held: Mapping[int, Mapping[str, Tensor]], width: int, said: Mapping[str, object]
-) -> Rewriter | None:
+) -> HypernetworkMLP | None:
     """The network of these layers; None unless they lead from the width back to it, as is said.
 
     held: number of a layer -> its weight and bias. Their numbers have gaps, since activations and
@@ -177,4 +188,4 @@ def rewriter(
     as_said = as_said and said["is_layer_norm"] in (None, norms)
     if not as_said or len(sizes) == 1 or sizes[-1] != width:
         return None
-    return Rewriter(layers, said["activation_func"], said["activate_output"])
+    return HypernetworkMLP(layers, said["activation_func"], said["activate_output"])

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minisd.adapters.handle import Handle, refuse_non_finite
-from minisd.adapters.peft_settings import OWNERS, alpha_of, stated_settings
+from minisd.adapters.peft_settings import LORA_FILE_STEMS, alpha_of, read_peft_settings
 from minisd.checkpoints.kinds import refuse_other_kinds
 from minisd.checkpoints.load import is_finite
 from minisd.checkpoints.names import Row, model_rows, usual_name
@@ -32,18 +32,18 @@ from minisd.config import ModelConfig
 from minisd.pipeline import StableDiffusion
 
 PARTS = {"unet": "unet", "te": "text_encoder", "text_encoder": "text_encoder"}
-LEAVES = r"(?P<leaf>lora_[AB]|lora(_linear_layer)?\.(down|up)|lora_(down|up)|alpha)"
-KOHYA = re.compile(rf"lora_(?P<part>unet|te)_(?P<layer>.+?)\.{LEAVES}")
-DIFFUSERS = re.compile(rf"((?P<part>unet|text_encoder)\.)?(?P<layer>.+?)[._]{LEAVES}")
+LORA_LEAVES = r"(?P<leaf>lora_[AB]|lora(_linear_layer)?\.(down|up)|lora_(down|up)|alpha)"
+KOHYA_KEY = re.compile(rf"lora_(?P<part>unet|te)_(?P<layer>.+?)\.{LORA_LEAVES}")
+DIFFUSERS_KEY = re.compile(rf"((?P<part>unet|text_encoder)\.)?(?P<layer>.+?)[._]{LORA_LEAVES}")
 # the first of each will do: (?>…) tries no other, which would take hours on some long names
 READS_CONTEXT = regex.compile(r"(?>.*?attn2)(?>.*?to_[kv][._]).*(lora_A|down)\b")
-PEFT = "base_model.model."
-TEXT_LAYERS = ("text_model.", "encoder.layers.")  # newer transformers leave out the first
-LEAF = {"lora_A": "down", "lora_B": "up", "alpha": "alpha"}
+PEFT_PREFIX = "base_model.model."
+TEXT_LAYER_STARTS = ("text_model.", "encoder.layers.")  # newer transformers leave out the first
+LEAF_NAMES = {"lora_A": "down", "lora_B": "up", "alpha": "alpha"}
 
 
 @dataclass(frozen=True)
-class Change:
+class LowRankUpdate:
     """What is added to one layer. down: rank c_in (h w)    up: c_out rank (1 1)"""
 
     down: Tensor
@@ -72,52 +72,56 @@ def lora(sd: StableDiffusion, path: str | Path, scale: float = 1.0) -> Handle:
     fitted = {}
     for (part, name), change in read_lora(path, sd.config).items():
         layer = getattr(sd, part).get_submodule(name)
-        fitted[layer] = fit(change, layer, f"{Path(path).name}: {part}.{name}")
-    return put_on(fitted, scale)
+        fitted[layer] = fit_update(change, layer, f"{Path(path).name}: {part}.{name}")
+    return apply_updates(fitted, scale)
 
 
-def put_on(changes: Mapping[nn.Module, Change], scale: float) -> Handle:
+def apply_updates(changes: Mapping[nn.Module, LowRankUpdate], scale: float) -> Handle:
     """Add each layer's change, `scale` times, until the handle is removed."""
     return Handle(
-        layer.register_forward_hook(partial(add, change, scale), prepend=True)
+        layer.register_forward_hook(partial(add_update, change, scale), prepend=True)
         for layer, change in changes.items()
         if scale != 0
     )
 
 
-def add(change: Change, scale: float, layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+def add_update(
+    change: LowRankUpdate, scale: float, layer: nn.Module, inputs: tuple, output: Tensor
+) -> Tensor:
     """A hook, after its first two arguments: it adds the change to the layer's output."""
     return output + scale * change(layer, inputs[0])
 
 
-def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], Change]:
+def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], LowRankUpdate]:
     """(part, our name of a layer) -> its change. ValueError as lora()."""
-    path = file_of(local(path))
+    path = find_lora_file(local(path))
     tensors = read(path)
     refuse_other_kinds(path.name, tensors, "LoRA")
-    stated = stated_settings(path, tensors)
+    stated = read_peft_settings(path, tensors)
     changes = {}
-    for (part, row), keys in by_layer(tensors, config, path.name).items():
+    for (part, row), keys in keys_by_layer(tensors, config, path.name).items():
         settings = [values for where, values in stated if where in ("", part)]
         held = {leaf: tensors[key] for leaf, key in keys.items()}
         with naming(f"{path.name}: {part}.{row.ours}"):
-            changes[part, row.ours] = change_of(held, settings, row.diffusers)
+            changes[part, row.ours] = make_update(held, settings, row.diffusers)
     return changes
 
 
-def file_of(path: Path) -> Path:
+def find_lora_file(path: Path) -> Path:
     """The path itself, or the file that PEFT or diffusers wrote into the folder there."""
     if not path.is_dir():
         return path
-    files = [path / f"{stem}{ending}" for stem in OWNERS for ending in (".safetensors", ".bin")]
+    files = [
+        path / f"{stem}{ending}" for stem in LORA_FILE_STEMS for ending in (".safetensors", ".bin")
+    ]
     files = [file for file in files if file.exists()]
     if len({file.stem for file in files}) != 1:
-        what = f"{path} must hold one file named {' or '.join(OWNERS)}"
+        what = f"{path} must hold one file named {' or '.join(LORA_FILE_STEMS)}"
         raise ValueError(f"{what}: give the file's own path.")
     return files[0]
 
 
-def by_layer(
+def keys_by_layer(
     tensors: dict[str, Tensor], config: ModelConfig, file: str
 ) -> dict[tuple[str, Row], dict[str, str]]:
     """(part, a layer) -> the keys of its tensors: down, up, and alpha where there is one.
@@ -125,9 +129,9 @@ def by_layer(
     ValueError: they do not cover whole layers of the model, each once.
     """
     found: defaultdict[tuple[str, Row], dict[str, str]] = defaultdict(dict)
-    layers, strange = named_layers(config), []
+    layers, strange = layers_by_name(config), []
     for key in tensors:
-        part, layer, leaf = taken_apart(key)
+        part, layer, leaf = parse_key(key)
         if (part, layer) not in layers:
             strange.append(key)
             continue
@@ -140,18 +144,18 @@ def by_layer(
         what = "names that fit no layer" if strange else "layers without both matrices"
         some = ", ".join((strange or halves or ["none at all"])[:3])
         what = f"{file} is no whole LoRA of {config.name}: it holds {what} ({some}). It is damaged"
-        raise ValueError(f"{what}, or made for another model{contexts_told(tensors, config)}.")
+        raise ValueError(f"{what}, or made for another model{describe_contexts(tensors, config)}.")
     return found
 
 
-def contexts_told(tensors: dict[str, Tensor], config: ModelConfig) -> str:
+def describe_contexts(tensors: dict[str, Tensor], config: ModelConfig) -> str:
     """How wide the contexts are that the file changes, if that shows another model's, in words."""
     widths = {t.shape[1] for key, t in tensors.items() if READS_CONTEXT.match(key) and t.ndim > 1}
     other = ", ".join(map(str, sorted(widths - {config.unet.context_dim})))
     return other and f", whose contexts are {other} wide, not {config.unet.context_dim}"
 
 
-def change_of(held: dict[str, Tensor], settings: Sequence[Mapping], layer: str) -> Change:
+def make_update(held: dict[str, Tensor], settings: Sequence[Mapping], layer: str) -> LowRankUpdate:
     """What a file holds of one layer.
 
     settings: of PEFT's, one for each place that states them    layer: its name in diffusers
@@ -171,34 +175,34 @@ def change_of(held: dict[str, Tensor], settings: Sequence[Mapping], layer: str) 
     if not all(math.isclose(alpha, alphas[0], rel_tol=1e-3) for alpha in alphas):
         some = " and ".join(f"{alpha:g}" for alpha in alphas)
         raise ValueError(f"has two alphas, {some}: keep the right one")
-    return Change(down, up, float(alphas[0]))
+    return LowRankUpdate(down, up, float(alphas[0]))
 
 
-def taken_apart(key: str) -> tuple[str, str, str]:
+def parse_key(key: str) -> tuple[str, str, str]:
     """A file's key as part, layer (its dots as underscores) and what it holds; "" where unknown.
 
-    >>> taken_apart("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight")
+    >>> parse_key("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight")
     ('text_encoder', 'text_model_encoder_layers_0_mlp_fc1', 'down')
-    >>> taken_apart("mid_block.attentions.0.attn1.processor.to_out_lora.up.weight")
+    >>> parse_key("mid_block.attentions.0.attn1.processor.to_out_lora.up.weight")
     ('unet', 'mid_block_attentions_0_attn1_to_out_0', 'up')
     """
     plain = key.removesuffix(".weight").removesuffix(".default")
-    match = KOHYA.fullmatch(plain) or DIFFUSERS.fullmatch(plain)
+    match = KOHYA_KEY.fullmatch(plain) or DIFFUSERS_KEY.fullmatch(plain)
     if not match:
         return "", key, ""
     part, layer = PARTS[match["part"] or "unet"], match["layer"]
-    if layer.startswith(PEFT):  # as PEFT itself saves a part, which it does not name
-        layer = layer.removeprefix(PEFT)
-        part = "text_encoder" if layer.startswith(TEXT_LAYERS) else part
+    if layer.startswith(PEFT_PREFIX):  # as PEFT itself saves a part, which it does not name
+        layer = layer.removeprefix(PEFT_PREFIX)
+        part = "text_encoder" if layer.startswith(TEXT_LAYER_STARTS) else part
     if ".processor." in layer:  # diffusers' first spelling
         layer = re.sub(r"\.to_out$", ".to_out.0", layer.replace(".processor.", "."))
     if part == "text_encoder" and "." in layer:
         layer = re.sub(r"\.to_([qkv]|out)$", r".\1_proj", usual_name(layer, part))
-    leaf = LEAF.get(match["leaf"]) or re.search("down|up", match["leaf"])[0]
+    leaf = LEAF_NAMES.get(match["leaf"]) or re.search("down|up", match["leaf"])[0]
     return part, layer.replace(".", "_"), leaf
 
 
-def named_layers(config: ModelConfig) -> dict[tuple[str, str], Row]:
+def layers_by_name(config: ModelConfig) -> dict[tuple[str, str], Row]:
     """(part, a layer's official name with its dots as underscores) -> all its names.
 
     Of the U-Net both official names, since kohya's files have either.
@@ -212,7 +216,7 @@ def named_layers(config: ModelConfig) -> dict[tuple[str, str], Row]:
     }
 
 
-def fit(change: Change, layer: nn.Module, name: str) -> Change:
+def fit_update(change: LowRankUpdate, layer: nn.Module, name: str) -> LowRankUpdate:
     """The change in the layer's own shape: 1x1 convolutions and linear layers are the same.
 
     ValueError: it is for a layer of other sizes, or what bears the name has no such weight.
@@ -228,4 +232,4 @@ def fit(change: Change, layer: nn.Module, name: str) -> Change:
         own = f"the model's layer takes {weight.shape[1]} into {len(weight)}"
         raise ValueError(f"{name} {what}, but {own}: the file is made for another model.")
     down, up = (matrix.to(weight).reshape(shape) for matrix, shape in pairs)
-    return Change(down, up, change.alpha)
+    return LowRankUpdate(down, up, change.alpha)

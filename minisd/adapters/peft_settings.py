@@ -18,18 +18,23 @@ from minisd.checkpoints.read import metadata, read_json
 from minisd.checkpoints.settings import naming
 from minisd.files.json_files import check_value, is_of, parse_json, shortened
 
-FILE = "adapter_config.json"
-OWNERS = ("adapter_model", "pytorch_lora_weights")  # the names of the files that it describes
+ADAPTER_CONFIG = "adapter_config.json"
+LORA_FILE_STEMS = (
+    "adapter_model",
+    "pytorch_lora_weights",
+)  # the names of the files that it describes
 PATIENCE = 3  # seconds; those of an honest file take some milliseconds, "(a+)+b" could take years
 LONGEST_PATTERN = 10_000  # characters
 MOST_PATTERNS = 1_000  # one for each layer of SD are 700
-LORA_CONFIG = tables()[FILE]  # every field of PEFT's LoraConfig (peft/tuners/lora/config.py)
+LORA_CONFIG = tables()[
+    ADAPTER_CONFIG
+]  # every field of PEFT's LoraConfig (peft/tuners/lora/config.py)
 
 
-CHOICES = ("target_modules", "exclude_modules")
+LAYER_CHOICES = ("target_modules", "exclude_modules")
 
 
-def stated_settings(path: Path, keys: Iterable[str]) -> list[tuple[str, dict[str, object]]]:
+def read_peft_settings(path: Path, keys: Iterable[str]) -> list[tuple[str, dict[str, object]]]:
     """(part, the obeyed settings) for each place that states them; part "" means every part.
 
     adapter_config.json describes the file next to it that has one of PEFT's or diffusers' own
@@ -39,15 +44,15 @@ def stated_settings(path: Path, keys: Iterable[str]) -> list[tuple[str, dict[str
     keys: the names of the file's tensors
     Raises ValueError for an unknown setting, or one that cannot be obeyed.
     """
-    places, config = list(header_settings(path).items()), path.parent / FILE
-    if config.exists() and path.stem.startswith(OWNERS):
+    places, config = list(header_settings(path).items()), path.parent / ADAPTER_CONFIG
+    if config.exists() and path.stem.startswith(LORA_FILE_STEMS):
         places.append(("", read_json(config)))
     elif config.exists() and not places and any("lora_A" in key for key in keys):
-        what = f"{path.name} lies next to an {FILE} that may be another LoRA's"
-        way = f"call it {OWNERS[0]}{path.suffix} if it is described there, else move it elsewhere"
+        what = f"{path.name} lies next to an {ADAPTER_CONFIG} that may be another LoRA's"
+        way = f"rename it {LORA_FILE_STEMS[0]}{path.suffix} if that describes it, else move it"
         raise ValueError(f"{what}: {way}.")
     with naming(path.name):
-        return [(part, read_settings(fields)) for part, fields in places]
+        return [(part, parse_lora_config(fields)) for part, fields in places]
 
 
 def header_settings(path: Path) -> dict[str, dict[str, object]]:
@@ -65,17 +70,19 @@ def header_settings(path: Path) -> dict[str, dict[str, object]]:
     return parts
 
 
-def read_settings(stored: Mapping[str, object]) -> dict[str, object]:
+def parse_lora_config(stored: Mapping[str, object]) -> dict[str, object]:
     """The obeyed settings. Raises ValueError for what is unknown or makes no sense."""
     values = LORA_CONFIG.read(stored)
     for key in ("rank_pattern", "alpha_pattern"):
         if isinstance(values[key], dict) and len(values[key]) > MOST_PATTERNS:
             raise ValueError(f"has more than {MOST_PATTERNS} entries in {key}: get another copy")
-    for key, makes_sense in SENSE.items():
+    for key, makes_sense in MAKES_SENSE.items():
         if not makes_sense(values[key]):
-            what = f"has {key} = {shortened(values[key])} in its {FILE}, which makes no sense"
-            raise ValueError(f"{what}: get another copy")
-    ends = {key: set(v) for key, v in values.items() if key in CHOICES and isinstance(v, list)}
+            what = f"has {key} = {shortened(values[key])} in its {ADAPTER_CONFIG}"
+            raise ValueError(f"{what}, which makes no sense: get another copy")
+    ends = {
+        key: set(v) for key, v in values.items() if key in LAYER_CHOICES and isinstance(v, list)
+    }
     return values | ends | {"matcher": Matcher()}
 
 
@@ -99,10 +106,12 @@ class Matcher:
         names, begun = spellings(layer), thread_time()
         try:
             for pattern in patterns:
-                if any(compiled(pattern).fullmatch(name, timeout=self.left) for name in names):
+                if any(
+                    compile_pattern(pattern).fullmatch(name, timeout=self.left) for name in names
+                ):
                     return pattern
         except (TimeoutError, regex.error) as error:
-            what = f"has patterns in its {FILE} that take too long or make no sense"
+            what = f"has patterns in its {ADAPTER_CONFIG} that take too long or make no sense"
             raise ValueError(f"{what}: write out the names of the layers") from error
         finally:
             self.left = max(self.left - (thread_time() - begun), 1e-6)
@@ -110,7 +119,7 @@ class Matcher:
 
 
 @lru_cache(maxsize=4 * MOST_PATTERNS)
-def compiled(pattern: str) -> regex.Pattern:
+def compile_pattern(pattern: str) -> regex.Pattern:
     return regex.compile(pattern)
 
 
@@ -119,7 +128,7 @@ def maps_patterns(value: dict | None, kind: type) -> bool:
     return all(is_pattern(pattern) and is_of(kind, one) for pattern, one in (value or {}).items())
 
 
-SENSE = {  # beyond being of the right type
+MAKES_SENSE = {  # beyond being of the right type
     "rank_pattern": lambda value: maps_patterns(value, int),
     "alpha_pattern": lambda value: maps_patterns(value, float),
     "target_modules": lambda value: not isinstance(value, str) or is_pattern(value),
@@ -134,18 +143,18 @@ def alpha_of(values: Mapping[str, object], layer: str, rank: int) -> float:
     Raises ValueError where the settings speak of another rank, or leave the layer out.
     """
     matcher = values["matcher"]
-    stated = of_pattern(values["rank_pattern"], layer, values["r"], matcher)
+    stated = value_for_layer(values["rank_pattern"], layer, values["r"], matcher)
     if stated != rank:
         raise ValueError(f"has rank {rank}, and the settings say {stated}: get another copy")
-    targets, excluded = (values[key] for key in CHOICES)
+    targets, excluded = (values[key] for key in LAYER_CHOICES)
     chosen = targets in (None, "all-linear") or is_among(targets, layer, matcher)
     if not chosen or is_among(excluded or set(), layer, matcher):
         raise ValueError("is left out by target_modules or exclude_modules: get another copy")
-    alpha = of_pattern(values["alpha_pattern"], layer, values["lora_alpha"], matcher)
+    alpha = value_for_layer(values["alpha_pattern"], layer, values["lora_alpha"], matcher)
     return alpha * math.sqrt(rank) if values["use_rslora"] else alpha
 
 
-def of_pattern(
+def value_for_layer(
     patterns: Mapping[str, object] | None,
     layer: str,
     default: object,
@@ -153,7 +162,7 @@ def of_pattern(
 ) -> object:
     """The value of the first pattern that a layer's name ends with (peft get_pattern_key).
 
-    >>> of_pattern({"attn2.to_.": 4, "to_q": 8}, "mid_block.attn2.to_q", 1)
+    >>> value_for_layer({"attn2.to_.": 4, "to_q": 8}, "mid_block.attn2.to_q", 1)
     4
     """
     ends = {rf"(.*\.)?({pattern})$": value for pattern, value in (patterns or {}).items()}

@@ -21,8 +21,8 @@ from minisd.pipeline import StableDiffusion
 # A file with one of these has its own name for the word: web UI's two kinds, ComfyUI's, a bare
 # tensor. Of several string_to_param, each is a word.
 NAMELESS = r"string_to_param\.(?P<word>.*)|emb_params|clip_l|"
-MOST_WORDS = 10_000  # of a file: with so many, each prompt takes a second longer
-NOT_NEEDED = r"string_to_token\..*"  # the id of the word that training began with
+MOST_WORDS_OF_FILE = 10_000  # of a file: with so many, each prompt takes a second longer
+IGNORED_KEYS = r"string_to_token\..*"  # the id of the word that training began with
 
 
 class Word(Handle):
@@ -33,7 +33,7 @@ class Word(Handle):
         self.word, self.tokenizer = word, sd.tokenizer
         embedding = sd.text_encoder.token_embedding
         ids = sd.tokenizer.add_word(word, len(vectors))
-        super().__init__(standing_for(embedding, ids, vectors))
+        super().__init__(embedding_hooks(embedding, ids, vectors))
 
     def remove(self) -> None:
         if self.hooks:
@@ -77,7 +77,7 @@ def read_words(path: Path) -> dict[str, Tensor]:
     """The words of a file and their vectors, n width. Raises ValueError for anything else in it."""
     stored = read(path)
     refuse_other_kinds(path.name, stored, "textual inversion")
-    tensors = {key: tensor for key, tensor in stored.items() if not re.fullmatch(NOT_NEEDED, key)}
+    tensors = {key: tensor for key, tensor in stored.items() if not re.fullmatch(IGNORED_KEYS, key)}
     found = {key: re.fullmatch(NAMELESS, key) for key in tensors}
     others = [key for key, match in found.items() if not match]
     if others and len(others) < len(tensors):
@@ -86,8 +86,10 @@ def read_words(path: Path) -> dict[str, Tensor]:
     if not others:
         words = [found[key]["word"] or key for key in tensors]
         tensors = dict(zip(words if len(words) > 1 else [path.stem], tensors.values()))
-    if len(tensors) > MOST_WORDS:
-        raise ValueError(f"{path.name} holds {len(tensors):,} words: {MOST_WORDS:,} are the most.")
+    if len(tensors) > MOST_WORDS_OF_FILE:
+        raise ValueError(
+            f"{path.name} holds {len(tensors):,} words: {MOST_WORDS_OF_FILE:,} are the most."
+        )
     if not tensors or not all(t.ndim in (1, 2) and t.numel() for t in tensors.values()):
         raise ValueError(f"{path.name} holds no word of textual inversion: check the path.")
     if not all(tensor.float().isfinite().all() for tensor in tensors.values()):
@@ -95,7 +97,7 @@ def read_words(path: Path) -> dict[str, Tensor]:
     return {word: torch.atleast_2d(vectors) for word, vectors in tensors.items()}
 
 
-def standing_for(embedding: nn.Embedding, ids: list[int], vectors: Tensor) -> list:
+def embedding_hooks(embedding: nn.Embedding, ids: list[int], vectors: Tensor) -> list:
     """Hooks that put a vector wherever its id is looked up; the table has no row for it.
 
     ids: n in a row    vectors: n width

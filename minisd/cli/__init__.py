@@ -186,50 +186,47 @@ def examples(options: argparse.Namespace) -> None:
         show(path)
 
 
-# what stages leave in the folder that write no file of their own
+# the stages that write no file of their own, and what they leave in the folder
 FOLDER_ONLY = {"tokenizer": "tokenizer.json", "vae": "vae", "diffusion": "diffusion"}
-MEASURES = ("evaluate", "steering", "sizes")  # stages that write a page into a folder
+STAGES = ("tokenizer", "vae", "diffusion", "export", "decoder", "classifier", "judge")
+STAGES += ("lora", "word", "hypernetwork", "controlnet", "controlnet-half")
+STAGES += ("inpaint", "depth", "cats-and-dogs")
 
 
 def add_train(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    stages = ("tokenizer", "vae", "diffusion", "export", "decoder", "classifier", "judge")
-    adapters = ("lora", "word", "hypernetwork", "controlnet", "controlnet-half")
-    others = ("inpaint", "depth", "cats-and-dogs")
-    choices = (*stages, *adapters, *others, *MEASURES)
-    known = f"{', '.join(choices)}; in this order; the same command again resumes"
-    add("stage", choices=choices, metavar="STAGE", help=known)
-    add("--folder", type=Path, default=Path("runs/mini"), help="of checkpoints, logs (runs/mini)")
+    known = f"{', '.join(STAGES)}, in this order. The same command again resumes"
+    add("stage", choices=STAGES, metavar="STAGE", help=known)
+    add("--folder", type=Path, default=Path("runs/mini"), help="for checkpoints, logs (runs/mini)")
     length = command.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="of training in all (the recipe's)")
-    length.add_argument("--minutes", type=float, help="train about so long, in place of --steps")
+    length.add_argument("--minutes", type=float, help="how long to train, instead of --steps")
     add("--seed", type=int, default=0, help="of the first weights and all batches (0)")
-    where = "the file to write (STAGE/STAGE.safetensors in --folder), or evaluate's folder"
-    add("-o", "--output", type=Path, help=where)
+    add("-o", "--output", type=Path, help="the file to write (STAGE/STAGE.safetensors in --folder)")
     command.set_defaults(run=train)
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train one stage of the mini model, export what is trained, or measure what is shipped."""
-    from minisd.mini.fine_tuning import carry_out, with_output
-    from minisd.mini.recipes import Order
-    from minisd.training.parallel import meet, place
+    """Train one stage of the mini model, or export what is trained."""
+    from minisd.mini.job import Job
+    from minisd.mini.stages import run_stage, with_default_output
+    from minisd.training.distributed import barrier, rank_and_world_size
 
     if options.output and options.stage in FOLDER_ONLY:
         raise ValueError(
-            f"{options.stage} writes into --folder alone: leave -o out; the model file is written "
-            "by `minisd train export -o FILE`."
+            f"{options.stage} writes only into --folder: leave -o out. `minisd train export -o "
+            "FILE` writes the model file."
         )
-    if options.output and options.stage not in MEASURES:
+    if options.output:
         check_writable(options.output)
-    meet()  # where torchrun started several processes: the first alone writes files
+    barrier()  # if torchrun started several processes, rank 0 alone writes files
     names = ("folder", "output", "steps", "minutes", "seed")
-    order = Order(**{name: getattr(options, name) for name in names})
-    if options.stage not in (*FOLDER_ONLY, *MEASURES):
-        order = with_output(options.stage, order)
-    carry_out(options.stage, order)
-    written = order.output
+    job = Job(**{name: getattr(options, name) for name in names})
+    if options.stage not in FOLDER_ONLY:
+        job = with_default_output(options.stage, job)
+    run_stage(options.stage, job)
+    written = job.output
     if options.stage in FOLDER_ONLY:
-        written = order.folder / FOLDER_ONLY[options.stage]
-    if written and place()[0] == 0:
+        written = job.folder / FOLDER_ONLY[options.stage]
+    if written and rank_and_world_size()[0] == 0:
         show(written)

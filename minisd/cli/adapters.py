@@ -120,7 +120,7 @@ def follow_hints(sd, edges: bool, size: tuple[int, int], hints: list) -> None:
     edges: the hints are pictures, and their edges are what to follow
     """
     from minisd.adapters.controlnet import ControlNet, control
-    from minisd.pipeline import from_pil
+    from minisd.files.pictures import from_pil
     from minisd.tasks.canny import canny
 
     for path, picture, scale in hints:

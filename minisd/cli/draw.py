@@ -51,7 +51,7 @@ def threads(number: int | None) -> Iterator[None]:
 
 def generate(options: argparse.Namespace, outputs: list[Path]) -> None:
     """Draw the pictures one by one and write each, its settings inside."""
-    from minisd.pipeline import to_pil
+    from minisd.files.pictures import to_pil
 
     hints = read_hints(options)
     sd = load(options)
@@ -119,8 +119,7 @@ def draw_from_picture(
     options: argparse.Namespace, outputs: list[Path], task: Callable, **more: object
 ) -> None:
     """Run a task on the picture, once per seed. A mask among `more` is made to fit as well."""
-    from minisd.files.pictures import colours, mask_shades
-    from minisd.pipeline import size_step
+    from minisd.files.pictures import colours, mask_shades, size_step
 
     image = open_picture(Path(options.image))
     if "mask" in more and more["mask"].size != image.size:

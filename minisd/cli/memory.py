@@ -208,7 +208,7 @@ def too_large(limit: int, need: int, width: int, height: int) -> str:
 
 def smaller_size(sd, width: int, height: int, room: float) -> tuple[int, int] | None:
     """The largest size of the same shape whose maps fit into `room` bytes. None: not even one."""
-    from minisd.pipeline import size_step
+    from minisd.files.pictures import size_step
 
     step = size_step(sd.config)
     for units in range(max(width, height) // step - 1, 0, -1):

@@ -121,7 +121,7 @@ class ResNet(nn.Module):
 # ---- the transformer --------------------------------------------------------------------------
 
 
-class Layer(nn.Module):
+class DPTLayer(nn.Module):
     """One transformer layer: every place looks at every other, then thinks about itself.
 
     x: b n c    returns: b n c
@@ -194,10 +194,10 @@ class Fusion(nn.Module):
     def forward(self, x: Tensor, finer: Tensor | None = None) -> Tensor:
         if finer is not None:
             x = x + self.finer(finer)
-        return self.conv_out(doubled(self.unit(x)))
+        return self.conv_out(double_size(self.unit(x)))
 
 
-def doubled(x: Tensor) -> Tensor:
+def double_size(x: Tensor) -> Tensor:
     """b c h w -> b c 2h 2w, the corners staying corners."""
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
 
@@ -217,7 +217,7 @@ class DepthEstimator(nn.Module):
         self.patch = nn.Conv2d(config.stages[-1], width, 1)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.position_embedding = nn.Parameter(torch.zeros(1, 1 + config.grid**2, width))
-        self.layers = nn.ModuleList(Layer(width, config.heads) for _ in range(config.layers))
+        self.layers = nn.ModuleList(DPTLayer(width, config.heads) for _ in range(config.layers))
         self.readout = nn.ModuleList(Readout(width) for _ in config.taken)
         self.shrink = nn.Conv2d(width, width, 3, stride=2, padding=1)
         self.narrow = nn.ModuleList(
@@ -231,7 +231,7 @@ class DepthEstimator(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         image = image.to(self.class_token)
-        return self.estimate(F.interpolate(image, fitting(image.shape[2:]), mode="bicubic"))
+        return self.estimate(F.interpolate(image, estimator_size(image.shape[2:]), mode="bicubic"))
 
     def estimate(self, image: Tensor) -> Tensor:
         """The network itself. image: b 3 h w, multiples of 32    returns: b 1 h w, not below 0"""
@@ -242,7 +242,7 @@ class DepthEstimator(nn.Module):
         x = self.fusion[2](x, three)
         x = self.fusion[1](x, two)
         x = self.fusion[0](x, one)
-        x = F.relu(self.head2(doubled(self.head1(x))))
+        x = F.relu(self.head2(double_size(self.head1(x))))
         return F.relu(self.head3(x))
 
     def look_around(self, x: Tensor) -> list[Tensor]:
@@ -277,7 +277,7 @@ class DepthEstimator(nn.Module):
         return network.eval().requires_grad_(False)
 
 
-def fitting(size: tuple[int, int]) -> tuple[int, int]:
+def estimator_size(size: tuple[int, int]) -> tuple[int, int]:
     """The size at which the estimator looks: one side near 384, the aspect kept, multiples of 32.
 
     The side that changes least decides (MiDaS transforms.py, resize_method "minimal").

@@ -1,50 +1,130 @@
-"""The names of the depth estimator's tensors: in MiDaS files, in transformers' DPT, and here.
+"""The names of DPT-hybrid's tensors: here, in MiDaS files and in transformers' DPT files.
 
-depth_names.json is the table: our name, that of MiDaS, that of transformers, which counts the
-pyramid's levels from its top. In it # stands for a number and * for anything. What has no name here
-is in the published files and no depth depends on it: what classifies, what the coarsest level of
-the pyramid would do with a finer map.
+The table has a `Row` for each module, as checkpoints/names.py has. Its "original" names are those
+of MiDaS, its "diffusers" names those of transformers.
 """
 
-import json
-import re
-from collections.abc import Mapping
-from pathlib import Path
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minisd.checkpoints.contents import refuse_misfits
 from minisd.checkpoints.kinds import refuse_other_kinds
+from minisd.checkpoints.names import LEAVES, Row, flat
 from minisd.checkpoints.read import rename
 
-INSIDE = "depth_model.model."  # of an official depth checkpoint
-NAMES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-PATTERNS = {
-    re.escape(name).replace(r"\#", r"(\d+)").replace(r"\*", "(.*)"): re.sub(r"[#*]", "{}", ours)
-    for ours, *theirs in NAMES
-    for name in theirs
-}
+if TYPE_CHECKING:
+    from minisd.depth.dpt import DepthConfig, DepthEstimator
+
+INSIDE_DEPTH_MODEL = "depth_model.model."  # where an official depth checkpoint has its estimator
+# No depth depends on these parts of the published files: the classifier, and what the coarsest
+# level of the pyramid would do with a finer map.
+UNUSED_DPT_KEYS = (
+    *("pretrained.model.norm.", "pretrained.model.head.", "scratch.refinenet4.resConfUnit1."),
+    *("dpt.layernorm.", "dpt.pooler.", "neck.fusion_stage.layers.0.residual_layer1."),
+)
+
+BOTTLENECK = (
+    *[
+        Row(f"{name}{i}", f"{name}{i}", f"{name}{i}")
+        for name in ("conv", "norm")
+        for i in (1, 2, 3)
+    ],
+    Row("shortcut", "downsample.conv", "downsample.conv"),
+    Row("norm_shortcut", "downsample.norm", "downsample.norm"),
+)
+DPT_LAYER = (
+    Row("norm1", "norm1", "layernorm_before"),
+    Row("norm2", "norm2", "layernorm_after"),
+    Row("to_qkv", "attn.qkv", "attention.attention.qkv"),
+    Row("to_out", "attn.proj", "attention.output.dense"),
+    Row("widen", "mlp.fc1", "intermediate.dense"),
+    Row("narrow", "mlp.fc2", "output.dense"),
+)
+RESIDUAL_UNIT = tuple(Row(f"conv{i}", f"conv{i}", f"convolution{i}") for i in (1, 2))
+FUSION = (
+    Row("finer", "resConfUnit1", "residual_layer1", RESIDUAL_UNIT),
+    Row("unit", "resConfUnit2", "residual_layer2", RESIDUAL_UNIT),
+    Row("conv_out", "out_conv", "projection"),
+)
 
 
-def to_ours(tensors: Mapping[str, Tensor], network: nn.Module, name: str) -> dict[str, Tensor]:
+def dpt_rows(config: DepthConfig) -> list[Row]:
+    """The rows of a whole estimator, each under its full names."""
+    model, embeddings = "pretrained.model", "dpt.embeddings"
+    layers = [
+        Row(f"layers.{i}", f"{model}.blocks.{i}", f"dpt.encoder.layer.{i}", DPT_LAYER)
+        for i in range(config.layers)
+    ]
+    return flat(
+        [
+            Row("class_token", f"{model}.cls_token", f"{embeddings}.cls_token"),
+            Row("position_embedding", f"{model}.pos_embed", f"{embeddings}.position_embeddings"),
+            Row("patch", f"{model}.patch_embed.proj", f"{embeddings}.projection"),
+            *resnet_rows(config),
+            *layers,
+            *pyramid_rows(),
+            *[
+                Row(f"head{i + 1}", f"scratch.output_conv.{2 * i}", f"head.head.{2 * i}")
+                for i in range(3)
+            ],
+        ]
+    )
+
+
+def resnet_rows(config: DepthConfig) -> Iterator[Row]:
+    midas, bit = "pretrained.model.patch_embed.backbone", "dpt.embeddings.backbone.bit"
+    yield Row("resnet.stem", f"{midas}.stem.conv", f"{bit}.embedder.convolution")
+    yield Row("resnet.norm", f"{midas}.stem.norm", f"{bit}.embedder.norm")
+    for i, count in enumerate(config.blocks):
+        for j in range(count):
+            official = f"{midas}.stages.{i}.blocks.{j}", f"{bit}.encoder.stages.{i}.layers.{j}"
+            yield Row(f"resnet.stages.{i}.{j}", *official, BOTTLENECK)
+
+
+def pyramid_rows() -> Iterator[Row]:
+    """MiDaS counts the levels from the finest, as we do; transformers' fusion from the coarsest."""
+    stage = "neck.reassemble_stage"
+    for i in range(2):
+        midas = f"pretrained.act_postprocess{i + 3}"
+        official = f"{midas}.project.0", f"{stage}.readout_projects.{i + 2}.0"
+        yield Row(f"readout.{i}.project", *official)
+        yield Row(f"readout.{i}.conv", f"{midas}.3", f"{stage}.layers.{i + 2}.projection")
+    yield Row("shrink", "pretrained.act_postprocess4.4", f"{stage}.layers.3.resize")
+    for i in range(4):
+        yield Row(f"narrow.{i}", f"scratch.layer{i + 1}_rn", f"neck.convs.{i}")
+        official = f"scratch.refinenet{i + 1}", f"neck.fusion_stage.layers.{3 - i}"
+        yield Row(f"fusion.{i}", *official, FUSION)
+
+
+def to_ours(tensors: Mapping[str, Tensor], network: DepthEstimator, name: str) -> dict[str, Tensor]:
     """A file's tensors under our names. name: what to call the file in an error
 
-    Raises ValueError, in one sentence, unless they are exactly what the network needs.
+    Raises ValueError unless they are exactly what the network needs.
     """
-    inside = {
-        key.removeprefix(INSIDE): tensor
+    own = {
+        key.removeprefix(INSIDE_DEPTH_MODEL): tensor
         for key, tensor in tensors.items()
-        if key.startswith(INSIDE)
+        if key.startswith(INSIDE_DEPTH_MODEL)
     }
-    if not inside:
+    if not own:
         refuse_other_kinds(name, tensors, "depth estimator")
-    tensors = with_joined_attention(inside or tensors)
+    tensors = with_joined_attention(own or tensors)
     if not any(key.startswith(("dpt.", "pretrained.")) for key in tensors):
         raise ValueError(f"{name} holds no depth estimator: give a depth model, or a DPT-hybrid.")
-    wanted = [(key, tensor) for key, tensor in tensors.items() if our_name(key)]
+    used = [item for item in tensors.items() if not item[0].startswith(UNUSED_DPT_KEYS)]
+    our_names = {
+        row.key(layout, leaf): row.key("ours", leaf)
+        for row in dpt_rows(network.config)
+        for layout in ("original", "diffusers")
+        for leaf in LEAVES
+    }
     try:
-        ours = rename(wanted, our_name)
+        ours = rename(used, lambda key: our_names.get(key, key))
     except ValueError as error:
         raise ValueError(f"{name} {error}.") from error
     needed = network.state_dict()
@@ -53,21 +133,8 @@ def to_ours(tensors: Mapping[str, Tensor], network: nn.Module, name: str) -> dic
     return ours
 
 
-def our_name(key: str) -> str:
-    """What the table calls it here; the key itself if the table does not know it.
-
-    >>> our_name("dpt.encoder.layer.3.output.dense.bias")
-    'layers.3.narrow.bias'
-    """
-    for pattern, ours in PATTERNS.items():
-        fits = re.fullmatch(pattern, key)
-        if fits:
-            return ours.format(*fits.groups())
-    return key
-
-
 def with_joined_attention(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """transformers keeps q, k and v apart: joined as MiDaS has them, where all three are there."""
+    """transformers stores q, k and v as three matrices. This joins them into one, as in MiDaS."""
     joined = dict(tensors)
     for key in tensors:
         three = [key.replace(".query.", f".{one}.") for one in ("query", "key", "value")]

@@ -17,7 +17,7 @@ from minisd.checkpoints.registry import local
 from minisd.depth.dpt import DepthEstimator
 
 CHANNELS = (16, 32, 48, 64)
-PREFIX = "depth_model."  # of the estimator inside a depth model, here as in the official file
+DEPTH_PREFIX = "depth_model."  # of the estimator inside a depth model, here as in the official file
 
 
 class SmallDepthEstimator(nn.Module):
@@ -57,7 +57,7 @@ class SmallDepthEstimator(nn.Module):
         if not holds_small_estimator(path):
             raise ValueError(f"{path.name} holds no small depth estimator: give mini-depth's file.")
         tensors = read(path)
-        state = {name: tensors[PREFIX + name] for name in network.state_dict()}
+        state = {name: tensors[DEPTH_PREFIX + name] for name in network.state_dict()}
         fill_whole(network, state, path.name)
         return network.eval().requires_grad_(False)
 
@@ -67,7 +67,7 @@ def holds_small_estimator(path: Path) -> bool:
     names = header(path) if is_safetensors(path) else {}
     with torch.device("meta"):
         needed = SmallDepthEstimator().state_dict()
-    return all(PREFIX + name in names for name in needed)
+    return all(DEPTH_PREFIX + name in names for name in needed)
 
 
 def load_estimator(path: str | Path) -> Callable[[Tensor], Tensor]:

@@ -14,7 +14,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from itertools import chain
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Literal, Union, get_args, get_origin, get_type_hints
+from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 # Python makes some 50 bytes of objects from each byte of "[{},{},{}, …", so this is at most 500 MB
 # and two seconds. A CLIP's tokenizer.json has 4 MB, a shard index less than 1 MB.
@@ -24,6 +24,7 @@ LONGEST_NUMBER = 100  # characters; transformers writes 10**30 where it means "n
 MOST_ITEMS = 100_000  # of a tuple: a schedule's own betas
 SHORTENED = 80  # characters of a value that an error quotes
 
+T = TypeVar("T")
 Range = tuple[float, float]  # the least and the most that a number may be
 USUAL_RANGE = {int: (1, 10**6), float: (-(10**6), 10**6)}  # sizes and counts; rates and scales
 
@@ -151,7 +152,7 @@ def shortened(value: object) -> str:
 # ---- a dictionary against a dataclass ----------------------------------------------------------
 
 
-def build(kind: type, stored: object, ranges: Mapping[str, Range] = {}, part: str = "") -> object:
+def build(kind: type[T], stored: object, ranges: Mapping[str, Range] = {}, part: str = "") -> T:
     """An object of the dataclass `kind`, whose fields the dictionary `stored` has.
 
     ranges: field -> the least and the most of its numbers, where it is not the usual range

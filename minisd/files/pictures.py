@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from math import inf
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,15 @@ from einops import rearrange
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from minisd.config import ModelConfig
+
 ORIENTATION = 0x0112  # EXIF's tag; TIFF's is the same number
 BITS, FIRST_IS_WHITE, SAMPLE = 258, 262, 339  # TIFF's: bits, photometric interpretation, sign
 TILE = (322, 323)  # a TIFF's: width and height of a tile, which may be larger than the picture
 ANIMATED = ("GIF", "PNG", "WEBP", "TIFF")  # formats whose further frames are other pictures
 WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 BLACK_PAINT = 64  # a brush darker than this may be the part to keep
+FAR_LARGER = 4  # times the pixels; from there on a network draws its subject several times
 ROUNDING = 1e-3  # how far a tensor may lie outside its range
 
 # Of other kinds Pillow runs programs (EPS starts Ghostscript) or readers that few people test.
@@ -364,3 +368,55 @@ def check_tensor(
     else:
         return
     raise ValueError(f"{found}: give {give}.")
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """images: b 3 h w, clipped to [-1, 1] and rounded to the nearest of 256 shades.
+
+    Raises ValueError if a number is not finite.
+    """
+    if not images.isfinite().all():
+        why = "Half precision overflowed or the weights are broken"
+        raise ValueError(f"the picture is not finite. {why}: load with dtype=torch.float32.")
+    shades = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    rows = rearrange(shades, "b c h w -> b h w c").cpu().numpy()
+    return [Image.fromarray(row) for row in rows]
+
+
+def from_pil(image: Image.Image, what: str = "picture") -> Tensor:
+    """A picture as the VAE reads it, upright: 1 3 h w in [-1, 1].
+
+    what: its name in an error
+
+    Raises ValueError if the picture is transparent in places, or if its range is unknown.
+    """
+    shades = torch.from_numpy(np.array(colours(image, what)))
+    return rearrange(shades, "h w c -> 1 c h w") / 127.5 - 1
+
+
+def check_size(width: int, height: int, config: ModelConfig) -> None:
+    """Raise ValueError, with the nearest possible sizes, if no latent has exactly this size.
+
+    Warns if the picture has FAR_LARGER times the pixels that the model was trained on, or more.
+    """
+    multiple = size_step(config)
+    nearest = []
+    for side, length in (("width", width), ("height", height)):
+        if not isinstance(length, Integral) or length < multiple or length % multiple:
+            below = int(max(0, length) // multiple * multiple)
+            fits = [str(near) for near in (below, below + multiple) if near > 0]
+            nearest.append(f"{side} {' or '.join(fits)}")
+    if nearest:
+        size = f"a picture of {width} x {height} pixels does not fit {config.name}"
+        rule = f"width and height must be multiples of {multiple}"
+        raise ValueError(f"{size}: {rule}. The nearest that fit: {', '.join(nearest)}.")
+    times = width * height / config.size**2
+    if times >= FAR_LARGER:
+        usual = f"{times:.0f} times the {config.size} x {config.size} that {config.name} learned"
+        effect = "It takes long, and may show things several times"
+        warnings.warn(f"a picture of {width} x {height} pixels is {usual}. {effect}.", stacklevel=1)
+
+
+def size_step(config: ModelConfig) -> int:
+    """The number of pixels that divides width and height: 8, as in diffusers for every model."""
+    return max(8, config.vae.factor)

@@ -26,7 +26,7 @@ from minisd.mini.emoji import Emoji, compose, to_tensor
 from minisd.pipeline import StableDiffusion
 from minisd.schedule import Schedule
 from minisd.training.diffusion import noise_loss, start_at_zero
-from minisd.training.loop import Recipe, generator_at, train
+from minisd.training.loop import Draw, Hyperparameters, train
 from minisd.unet import UNet
 
 CONFIG = UNetConfig(
@@ -38,11 +38,13 @@ CONFIG = UNetConfig(
     linear_projection=True,
     norm_groups=8,
 )
-RECIPE = Recipe(steps=6000, rate=0.02)  # 0.2 s of two cores a step: 20 minutes
-SHORT = Recipe(steps=500, rate=0.02, ema=0.98, warmup=20)  # 90 seconds, in a lesson's cell
-NAMES = ("cat", "dog")
-GROUNDS = ("white", "green", "blue", "purple")
-PICTURES = 4000
+SETTINGS = Hyperparameters(steps=6000, rate=0.02)  # 0.2 s of two cores a step: 20 minutes
+BRIEF_SETTINGS = Hyperparameters(
+    steps=500, rate=0.02, ema=0.98, warmup=20
+)  # 90 seconds, in a lesson's cell
+PETS = ("cat", "dog")
+BACKGROUNDS = ("white", "green", "blue", "purple")
+PORTRAITS = 4000
 
 
 class Unprompted(nn.Module):
@@ -64,12 +66,12 @@ def portraits(
 ) -> tuple[Tensor, Tensor]:
     """Cats and dogs in equal numbers on an average, in all styles, turned left or right.
 
-    returns: images, b 3 h w; which of NAMES each shows, b
+    returns: images, b 3 h w; which of PETS each shows, b
     """
     rng = np.random.default_rng([seed, step])
-    images, labels = [], rng.integers(len(NAMES), size=count)
+    images, labels = [], rng.integers(len(PETS), size=count)
     for label in labels:
-        scene = Scene((NAMES[label],), (None,), pick(emoji.styles, rng), pick(GROUNDS, rng))
+        scene = Scene((PETS[label],), (None,), pick(emoji.styles, rng), pick(BACKGROUNDS, rng))
         images.append(compose(emoji, scene, size, rng, mirror=True)[0])
     return to_tensor(images), torch.from_numpy(labels)
 
@@ -94,7 +96,7 @@ def train_unprompted(
     latents: Tensor,
     schedule: Schedule,
     folder: Path,
-    recipe: Recipe = RECIPE,
+    settings: Hyperparameters = SETTINGS,
     config: UNetConfig = CONFIG,
     batch_size: int = 32,
     seed: int = 0,
@@ -107,18 +109,17 @@ def train_unprompted(
     network = Unprompted(config)
     start_at_zero(network.unet)
 
-    def loss_at(step: int) -> dict[str, Tensor]:
-        generator = generator_at(seed, step)
-        picks = torch.randint(len(latents), (batch_size,), generator=generator)
-        no_words = torch.zeros(batch_size, 0)
-        return {"noise": noise_loss(network, schedule, latents[picks], no_words, generator)}
+    def loss_at(draw: Draw) -> dict[str, Tensor]:
+        picks = torch.randint(len(latents), (draw.batch_size,), generator=draw.generator)
+        no_words = torch.zeros(draw.batch_size, 0)
+        return {"noise": noise_loss(network, schedule, latents[picks], no_words, draw.generator)}
 
     about = {"unet": asdict(config), "schedule": asdict(schedule.config)}
-    about |= {"pictures": len(latents), "batch_size": batch_size, "seed": seed}
-    return train(network, loss_at, recipe, folder, about)
+    about |= {"pictures": len(latents)}
+    return train(network, loss_at, settings, folder, batch_size, seed, about)
 
 
-def save(path: Path, network: Unprompted, notes: Mapping[str, object]) -> None:
+def save_unprompted(path: Path, network: Unprompted, notes: Mapping[str, object]) -> None:
     """Write it in half precision. The header tells its config and the notes: how it was trained."""
     config = json.dumps(asdict(network.unet.config))
     header = {"unprompted": config, "notes": json.dumps(notes)}
@@ -126,8 +127,8 @@ def save(path: Path, network: Unprompted, notes: Mapping[str, object]) -> None:
         write_tensors(unfinished, network.state_dict(), header, torch.float16)
 
 
-def load(path: Path = WEIGHTS / "cats-and-dogs.safetensors") -> Unprompted:
-    """Read what save() wrote, ready to draw. Raises ValueError for any other file."""
+def load_unprompted(path: Path = WEIGHTS / "cats-and-dogs.safetensors") -> Unprompted:
+    """Read what save_unprompted() wrote, ready to draw. Raises ValueError for any other file."""
     header = metadata(path)
     if "unprompted" not in header:
         raise ValueError(

@@ -6,10 +6,10 @@ from numpy.random import default_rng
 from PIL import Image, ImageDraw
 
 from minisd.config import MINI
+from minisd.files.pictures import from_pil, to_pil
 from minisd.files.whole_files import make_folder, save_picture
 from minisd.mini.captions import Scene
 from minisd.mini.emoji import Emoji, compose, to_tensor
-from minisd.pipeline import from_pil, to_pil
 from minisd.tasks.canny import canny
 from minisd.tasks.inpaint import as_mask, picture_with_hole
 

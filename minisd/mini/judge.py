@@ -143,7 +143,7 @@ def accuracy(
     return {name: sum(verdicts) / len(verdicts) for name, verdicts in right.items()}
 
 
-def save(judge: Judge, path: Path, figures: dict) -> None:
+def save_judge(path: Path, judge: Judge, figures: dict) -> None:
     """Write the judge in half precision; the header tells its words and how good it is."""
     header = {name: json.dumps(getattr(judge, name)) for name in WORDS}
     header["figures"] = json.dumps(figures)
@@ -151,7 +151,7 @@ def save(judge: Judge, path: Path, figures: dict) -> None:
         write_tensors(unfinished, judge.state_dict(), header, torch.float16)
 
 
-def load(path: Path = WEIGHTS / "judge.safetensors") -> Judge:
+def load_judge(path: Path = WEIGHTS / "judge.safetensors") -> Judge:
     """Read a judge, ready to look. ValueError where the file cannot be read as one."""
     try:
         header, state = metadata(path), read(path)

@@ -1,269 +1,341 @@
-"""The recipe of the shipped mini model, stage by stage. Each resumes from the run's folder.
+"""How the mini and its adapters are trained, one recipe for each file. Every training resumes.
 
 minisd train tokenizer
 minisd train vae
 minisd train diffusion
 minisd train export -o weights/mini.safetensors
+
+These train one file more, on latents of the run's own VAE:
+
 minisd train decoder -o weights/mini-decoder.safetensors
 minisd train classifier -o weights/mini-classifier.safetensors
 minisd train judge -o weights/judge.safetensors
-minisd train evaluate
 
-What is taught to the mini afterwards: afterwards.py.
+And these start from the shipped mini:
+
+minisd train lora -o weights/mini-blueprint.safetensors
+minisd train word -o weights/mini-blorp.safetensors
+minisd train hypernetwork -o weights/mini-sepia.pt
+minisd train controlnet -o weights/mini-edges.safetensors
+minisd train controlnet-half -o weights/mini-edges-half.safetensors
+minisd train inpaint -o weights/mini-inpaint.safetensors
+minisd train depth -o weights/mini-depth.safetensors
+minisd train cats-and-dogs -o weights/cats-and-dogs.safetensors
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+import minisd
 from minisd.adapters.classifier import ClassifierConfig, LatentClassifier, save_classifier
-from minisd.config import MINI, WEIGHTS, ModelConfig
-from minisd.files.whole_files import make_folder
-from minisd.mini import judge
-from minisd.mini import train_judge as judge_training
-from minisd.mini.emoji import Emoji, batch, captions
+from minisd.checkpoints.write import save_vae
+from minisd.config import MINI
+from minisd.depth.small import DEPTH_PREFIX
+from minisd.mini import cats_and_dogs, datasets, judge, train_judge
+from minisd.mini.emoji import FINE_THINGS, Emoji, batch, vae_batch
+from minisd.mini.job import (
+    Job,
+    base_next_to,
+    made_by,
+    mini_tokenizer,
+    trained_vae,
+    unseen_pictures,
+)
+from minisd.mini.styles import blueprint, sepia
 from minisd.schedule import Schedule
-from minisd.tokenizer import Tokenizer
-from minisd.training import classifier
-from minisd.training.diffusion import Conditioned, encode_bank, train_diffusion
-from minisd.training.loop import Recipe, check_minutes, for_minutes
-from minisd.training.parallel import meet, place
-from minisd.training.run_folder import fingerprint, last_state, logged
-from minisd.training.vae import ALIKE, measure_scale, psnr, train_decoder, train_vae
-from minisd.vae import VAE
+from minisd.tasks.depth2img import DEPTH_CHANNELS
+from minisd.tasks.inpaint import INPAINTING_CHANNELS
+from minisd.training import adapters, wider_unet
+from minisd.training.classifier import accuracy_per_t, train_classifier
+from minisd.training.depth import train_estimator
+from minisd.training.diffusion import train_diffusion
+from minisd.training.loop import Hyperparameters
+from minisd.training.run_folder import fingerprint
+from minisd.training.vae import psnr, train_decoder, train_vae
 
-VAE_RECIPE = Recipe(steps=12_500)
-DIFFUSION_RECIPE = Recipe(steps=12_500, rate=0.02)
-# 0.46 s of two cores a step, and a fifth as many for the last part: 83 minutes.
-DECODER_RECIPE = Recipe(steps=9_000, rate=0.02, adam_rate=1e-3)
-PICTURES = 60_000  # composed and encoded once, before the training on latents
-SEEDS = 2**40  # as many as generator_at() keeps apart within 64 bits
-PICTURES_A_MINUTE = 1500  # of a short run, so that most of its time is training
+TrainIn = Callable[[Hyperparameters, Path], Any]  # (settings, run folder) -> the trained network
+Save = Callable[[Path, Any, dict], None]  # (path, network, notes)
+
+WORD, MEANING = "<blorp>", "fox"  # the new word, and the known thing whose name it replaces
+LIKE = ("cat", "dog", "bear", "lion")  # the words that the new one starts between
+FEW, MANY = 500, 8000  # pictures: of one style or thing, and for a network that reads conditions
+DECODED = 6000  # pictures through the autoencoder, for the judge
 
 
 @dataclass(frozen=True)
-class Order:
-    """What the command line asks for. steps and minutes: None for the recipe's own length."""
+class Recipe:
+    """How one file is trained.
 
-    folder: Path = Path("runs/mini")
-    output: Path | None = None
-    steps: int | None = None
-    minutes: float | None = None
-    seed: int = 0
+    prepare(job) makes the datasets, and returns how to train and how to save
+    parts: how long the whole training takes, as a multiple of its steps
+    """
 
-    def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"cannot train for {self.steps} steps: give 1 or more.")
-        if self.minutes is not None:
-            check_minutes(self.minutes)
-        if not 0 <= self.seed < SEEDS:
-            raise ValueError(f"the seed of a training is 0 to {SEEDS - 1}, got {self.seed}.")
-
-    def fitted(self, recipe: Recipe, stage: str, train_in: Callable) -> Recipe:
-        """The recipe, made as long as asked. train_in(recipe, folder) trains, for a trial."""
-        if self.minutes is not None:
-            return for_minutes(recipe, self.minutes, self.folder / stage, train_in)
-        return recipe if self.steps is None else replace(recipe, steps=self.steps)
-
-    @property
-    def pictures(self) -> int:
-        """How many to encode before training on latents, a multiple of 100."""
-        few = PICTURES if self.minutes is None else int(self.minutes * PICTURES_A_MINUTE)
-        return min(PICTURES, max(100, few // 100 * 100))
+    settings: Hyperparameters
+    prepare: Callable[[Job], tuple[TrainIn, Save]]
+    parts: float = 1.0
 
 
-def tokenizer_stage(order: Order) -> Tokenizer:
-    """Learn the vocabulary from captions, or read the one that the folder holds."""
-    path = order.folder / "tokenizer.json"
-    meet()
-    if place()[0] == 0 and not path.exists():  # of several processes one writes
-        make_folder(order.folder)
-        vocabulary(Emoji.load()).save(path)
-    meet()
-    try:
-        return Tokenizer.load(path)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: delete it, and it is learnt anew.") from error
+def train_recipe(name: str, job: Job) -> nn.Module:
+    """Train, or finish training, the network of this recipe. Write it if the job has an output.
+
+    Raises ValueError and Interrupted like train().
+    """
+    recipe = RECIPES[name]
+    train_in, save = recipe.prepare(job)
+    settings = job.fit(recipe.settings, name, train_in, recipe.parts)
+    network = train_in(settings, job.folder / name).eval().requires_grad_(False)
+    if job.output:
+        save(job.output, network, made_by(name, job.folder))
+    return network
 
 
-def vae_stage(order: Order) -> VAE:
-    """Train (or finish training) the autoencoder."""
+def save_nothing(path: Path, network: nn.Module, notes: dict) -> None:
+    """For networks that `minisd train export` writes, or that are a part of another file."""
+
+
+# ---- the mini itself -----------------------------------------------------------------------------
+
+
+def prepare_vae(job: Job) -> tuple[TrainIn, Save]:
     emoji = Emoji.load()
 
-    def train_in(recipe: Recipe, folder: Path) -> VAE:
-        return train_vae(emoji, folder, recipe, seed=order.seed)
+    def draw_pictures(count: int, number: int) -> Tensor:
+        return vae_batch(emoji, MINI.size, count, job.seed, number).images
 
-    return train_in(order.fitted(VAE_RECIPE, "vae", train_in), order.folder / "vae")
+    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
+        return train_vae(draw_pictures, MINI.vae, folder, settings, seed=job.seed)
+
+    return train_in, save_nothing
 
 
-def diffusion_stage(order: Order) -> Conditioned:
-    """Train (or finish training) text transformer and U-Net on the latents of the trained VAE."""
+def prepare_diffusion(job: Job) -> tuple[TrainIn, Save]:
     emoji = Emoji.load()
-    vae, config = trained_vae(order.folder, emoji)
-    bank = encode_bank(emoji, vae, tokenizer_stage(order), config, order.pictures, order.seed)
+    vae, config = trained_vae(job.folder, emoji)
+    given = emoji, vae, mini_tokenizer(job.folder), config
+    pictures = datasets.encode_pictures(*given, job.pictures, job.seed)
 
-    def train_in(recipe: Recipe, folder: Path) -> Conditioned:
-        return train_diffusion(bank, config, folder, recipe, seed=order.seed)
+    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
+        return train_diffusion(pictures, config, folder, settings, seed=job.seed)
 
-    return train_in(
-        order.fitted(DIFFUSION_RECIPE, "diffusion", train_in), order.folder / "diffusion"
+    return train_in, save_nothing
+
+
+def prepare_decoder(job: Job) -> tuple[TrainIn, Save]:
+    """Every second picture shows one of FINE_THINGS, for the sake of whiskers and leaf veins.
+
+    In the training of vae-ft-mse every second one showed people, for the sake of faces.
+    """
+    emoji = Emoji.load()
+    kinds = emoji, emoji.only(FINE_THINGS)
+    vae, _ = trained_vae(job.folder, emoji)
+
+    def draw_pictures(count: int, number: int) -> Tensor:
+        half = count // 2
+        halves = [vae_batch(kind, MINI.size, half, job.seed, number).images for kind in kinds]
+        return torch.cat(halves)
+
+    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
+        return train_decoder(vae, draw_pictures, folder, settings, seed=job.seed)
+
+    def save(path: Path, network: Any, notes: dict) -> None:
+        notes["psnr of unseen pairs"] = round(psnr(network, unseen_pictures(emoji)), 2)
+        save_vae(path, network, {"notes": json.dumps(notes)})
+
+    return train_in, save
+
+
+def prepare_classifier(job: Job) -> tuple[TrainIn, Save]:
+    emoji = Emoji.load()
+    vae, config = trained_vae(job.folder, emoji)
+    schedule, sizes = Schedule(config.schedule), ClassifierConfig(emoji.things)
+    labelled = datasets.labelled_latents(emoji, vae, config, job.pictures, job.seed)
+
+    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
+        more = {"seed": job.seed, "encoded_by": fingerprint(vae)}
+        return train_classifier(*labelled, sizes, schedule, folder, settings, **more)
+
+    def save(path: Path, network: LatentClassifier, notes: dict) -> None:
+        unseen = datasets.labelled_latents(emoji, vae, config, 1000, seed=1, split="heldout")
+        accuracy = accuracy_per_t(network, *unseen, schedule, range(0, 1000, 100))
+        save_classifier(path, network, notes | {"accuracy": accuracy})
+
+    return train_in, save
+
+
+def prepare_judge(job: Job) -> tuple[TrainIn, Save]:
+    """Half of the judge's pictures have been through the trained VAE."""
+    emoji = Emoji.load()
+    vae, _ = trained_vae(job.folder, emoji)
+    count = min(DECODED, job.pictures)  # a short run has no time for all
+    decoded = train_judge.decoded_crops(vae, emoji, count, job.seed)
+
+    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
+        more = {"seed": job.seed, "encoded_by": fingerprint(vae)}
+        return train_judge.train_judge(emoji, decoded, folder, settings, **more)
+
+    def save(path: Path, network: judge.Judge, notes: dict) -> None:
+        judge.save_judge(path, network, notes | {"accuracy": judge.accuracy(network, emoji)})
+
+    return train_in, save
+
+
+# ---- what starts from the shipped mini -----------------------------------------------------------
+
+
+def save_with_notes(path: Path, network: Any, notes: dict) -> None:
+    network.save(path, {"notes": json.dumps(notes)})
+
+
+def prepare_adapter(start: Callable, job: Job, **which: Any) -> tuple[TrainIn, Save]:
+    """start(sd): the adapter before training    which: the pictures, as adapter_dataset() says"""
+    sd = minisd.load("mini")
+    dataset = datasets.adapter_dataset(sd, Emoji.load(), FEW, job.seed, **which)
+
+    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
+        torch.manual_seed(job.seed)
+        return adapters.train_adapter(sd, start(sd), dataset, folder, settings, seed=job.seed)
+
+    return train_in, save_with_notes
+
+
+def prepare_lora(job: Job) -> tuple[TrainIn, Save]:
+    return prepare_adapter(adapters.TrainableLoRA, job, style=blueprint)
+
+
+def prepare_hypernetwork(job: Job) -> tuple[TrainIn, Save]:
+    return prepare_adapter(adapters.TrainableHypernetwork, job, style=sepia)
+
+
+def prepare_word(job: Job) -> tuple[TrainIn, Save]:
+    return prepare_adapter(
+        lambda sd: adapters.TrainableWord(sd, WORD, LIKE),
+        job,
+        only=lambda scene: scene.things == (MEANING,),
+        caption=lambda words: words.replace(MEANING, WORD),
     )
 
 
-def decoder_stage(order: Order) -> VAE:
-    """Go on with the trained VAE's decoder alone, and write it as a VAE file if asked."""
-    from minisd.checkpoints.write import save_vae
+def prepare_controlnet(job: Job) -> tuple[TrainIn, Save]:
+    sd = minisd.load("mini")
+    dataset = datasets.edge_dataset(sd, Emoji.load(), MANY, job.seed)
 
+    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
+        network = adapters.copied_controlnet(sd)
+        return adapters.train_controlnet(sd, network, dataset, folder, settings, seed=job.seed)
+
+    return train_in, save_with_notes
+
+
+def prepare_half_controlnet(job: Job) -> tuple[TrainIn, Save]:
+    """A ControlNet that is stopped before it follows its hint. Only its new parts are trained."""
+    sd = minisd.load("mini")
+    dataset = datasets.edge_dataset(sd, Emoji.load(), FEW, job.seed)
+
+    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
+        torch.manual_seed(job.seed)
+        network = adapters.freeze_copied_parts(adapters.copied_controlnet(sd))
+        return adapters.train_controlnet(sd, network, dataset, folder, settings, seed=job.seed)
+
+    def save(path: Path, network: Any, notes: dict) -> None:
+        adapters.save_new_parts(path, network, {"notes": json.dumps(notes)})
+
+    return train_in, save
+
+
+def prepare_wider(
+    job: Job, channels: int, name: str, conditions: Callable, others: dict
+) -> tuple[TrainIn, Save]:
+    """A U-Net that reads conditions as well. others: more tensors for its file"""
+    base_next_to(job.output)
+    sd = minisd.load("mini")
+    dataset = datasets.adapter_dataset(sd, Emoji.load(), MANY, job.seed, conditions=conditions(sd))
+
+    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
+        unet = wider_unet.widen(sd.unet, channels)
+        return wider_unet.train_wider(sd, unet, dataset, folder, settings, seed=job.seed)
+
+    def save(path: Path, network: Any, notes: dict) -> None:
+        wider_unet.save_wider(path, sd, network, name, notes, others)
+
+    return train_in, save
+
+
+def prepare_inpaint(job: Job) -> tuple[TrainIn, Save]:
+    def conditions(sd: minisd.StableDiffusion) -> datasets.Conditions:
+        return datasets.masks_and_surroundings(sd, job.seed)
+
+    return prepare_wider(job, INPAINTING_CHANNELS, "mini-inpaint", conditions, {})
+
+
+def prepare_estimator(job: Job) -> tuple[TrainIn, Save]:
     emoji = Emoji.load()
-    vae, _ = trained_vae(order.folder, emoji)
 
-    def train_in(recipe: Recipe, folder: Path) -> VAE:
-        return train_decoder(vae, emoji, folder, recipe, seed=order.seed)
+    def draw_pictures(count: int, number: int) -> tuple[Tensor, Tensor]:
+        made = batch(emoji, MINI.size, count, job.seed, number)
+        return made.images, made.masks
 
-    first = replace(order, minutes=order.minutes and order.minutes / (1 + ALIKE))
-    recipe = first.fitted(DECODER_RECIPE, "decoder", train_in)
-    tuned = train_in(recipe, order.folder / "decoder").eval()
-    if order.output:
-        faithful = {"psnr of unseen pairs": round(psnr(tuned, unseen_pictures(emoji)), 2)}
-        notes = made_by("decoder", order.folder) | faithful
-        save_vae(order.output, tuned, {"notes": json.dumps(notes)})
-    return tuned
+    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
+        return train_estimator(draw_pictures, folder, settings, seed=job.seed)
+
+    return train_in, save_nothing
 
 
-def classifier_stage(order: Order) -> LatentClassifier:
-    """Train the noise-aware classifier on latents of the trained VAE, and write it if asked."""
-    emoji = Emoji.load()
-    vae, config = trained_vae(order.folder, emoji)
-    schedule, sizes = Schedule(config.schedule), ClassifierConfig(emoji.things)
-    known = classifier.labelled_latents(emoji, vae, config, order.pictures, order.seed)
+def prepare_depth(job: Job) -> tuple[TrainIn, Save]:
+    """Train the depth estimator first, then a U-Net that reads what the estimator finds."""
+    estimator = train_recipe("estimator", replace(job, output=None))
+    others = {DEPTH_PREFIX + name: tensor for name, tensor in estimator.state_dict().items()}
 
-    def train_in(recipe: Recipe, folder: Path) -> LatentClassifier:
-        more = {"seed": order.seed, "encoded_by": fingerprint(vae)}
-        return classifier.train_classifier(*known, sizes, schedule, folder, recipe, **more)
+    def conditions(sd: minisd.StableDiffusion) -> datasets.Conditions:
+        return datasets.estimated_depth(sd, estimator)
 
-    recipe = order.fitted(classifier.RECIPE, "classifier", train_in)
-    trained = train_in(recipe, order.folder / "classifier")
-    unseen = classifier.labelled_latents(emoji, vae, config, 1000, seed=1, split="heldout")
-    ts = range(0, 1000, 100)
-    accuracy = classifier.accuracy_per_t(trained.eval(), *unseen, schedule, ts)
-    if order.output:
-        notes = made_by("classifier", order.folder) | {"accuracy": accuracy}
-        save_classifier(order.output, trained, notes)
-    return trained
+    train_in, save_unet = prepare_wider(job, DEPTH_CHANNELS, "mini-depth", conditions, others)
+
+    def save(path: Path, network: Any, notes: dict) -> None:
+        save_unet(path, network, notes | {"estimator": made_by("estimator", job.folder)})
+
+    return train_in, save
 
 
-def judge_stage(order: Order) -> judge.Judge:
-    """Train the judge of pictures, half on what the trained VAE returns; write it if asked."""
-    emoji = Emoji.load()
-    vae, _ = trained_vae(order.folder, emoji)
-    count = min(judge_training.DECODED, order.pictures)  # a short run has no time for all
-    decoded = judge_training.decoded_crops(vae, emoji, count, order.seed)
+def prepare_cats_and_dogs(job: Job) -> tuple[TrainIn, Save]:
+    """A small model without prompts, on latents of the shipped mini's autoencoder."""
+    sd = minisd.load("mini")
+    count = cats_and_dogs.PORTRAITS
+    latents, _ = cats_and_dogs.latent_portraits(sd, Emoji.load(), count, job.seed)
 
-    def train_in(recipe: Recipe, folder: Path) -> judge.Judge:
-        more = {"seed": order.seed, "encoded_by": fingerprint(vae)}
-        return judge_training.train_judge(emoji, decoded, folder, recipe, **more)
+    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
+        given = latents, sd.schedule, folder, settings
+        return cats_and_dogs.train_unprompted(*given, seed=job.seed)
 
-    recipe = order.fitted(judge_training.RECIPE, "judge", train_in)
-    trained = train_in(recipe, order.folder / "judge")
-    if order.output:
-        accuracy = judge.accuracy(trained.eval(), emoji)
-        judge.save(trained, order.output, made_by("judge", order.folder) | {"accuracy": accuracy})
-    return trained
+    return train_in, cats_and_dogs.save_unprompted
 
 
-def evaluate_stage(order: Order) -> dict:
-    """Measure the shipped model and renew docs/mini.md with its pictures."""
-    import minisd
-    from docs.make.mini_report import write
-    from minisd.checkpoints.load import load_vae
-
-    docs, sd = order.output or WEIGHTS.parent / "docs", minisd.load("mini")
-    decoder = WEIGHTS / "mini-decoder.safetensors"
-    fine_tuned = load_vae(decoder, sd.config.vae) if decoder.exists() else None
-    return write(docs, sd, judge.load(), Emoji.load(), fine_tuned=fine_tuned)
-
-
-def export(order: Order) -> Path:
-    """Write the averaged networks as one model file, in half precision, with how they were made.
-
-    Of several processes the first writes it.
-    """
-    from minisd.checkpoints.load import Parts
-    from minisd.checkpoints.write import save
-
-    output, emoji = order.output or order.folder / "mini.safetensors", Emoji.load()
-    vae, config = trained_vae(order.folder, emoji)
-    network = averaged(Conditioned(config), order.folder / "diffusion")
-    parts = Parts(config, tokenizer_stage(order), network.text_encoder, network.unet, vae)
-    faithful = {"psnr of unseen pairs": round(psnr(vae, unseen_pictures(emoji)), 2)}
-    notes = made_by("vae", order.folder) | faithful
-    figures = {"vae": notes, "diffusion": made_by("diffusion", order.folder)}
-    commands = " && ".join(f"minisd train {stage}" for stage in ("vae", "diffusion", "export"))
-    if place()[0] == 0:
-        save(output, parts, torch.float16, {"command": commands, "figures": json.dumps(figures)})
-    return output
-
-
-STAGES = {
-    "tokenizer": tokenizer_stage,
-    "vae": vae_stage,
-    "diffusion": diffusion_stage,
-    "export": export,
-    "decoder": decoder_stage,
-    "classifier": classifier_stage,
-    "judge": judge_stage,
-    "evaluate": evaluate_stage,
+BRIEF = {"ema": 0.98, "warmup": 20, "save_every": 10, "log_every": 10}
+RECIPES = {
+    "vae": Recipe(Hyperparameters(steps=12_500), prepare_vae),
+    "diffusion": Recipe(Hyperparameters(steps=12_500, rate=0.02), prepare_diffusion),
+    # 0.46 s of two cores a step, and a fifth as many steps for the last part: 83 minutes
+    "decoder": Recipe(
+        Hyperparameters(steps=9_000, rate=0.02, adam_rate=1e-3), prepare_decoder, parts=1.2
+    ),
+    # 0.085 s of one core a step of 128: 4 minutes. In 300 steps, 0.01 was as good and 0.05 worse
+    "classifier": Recipe(Hyperparameters(steps=3000, rate=0.02, ema=0.99), prepare_classifier),
+    # 0.16 s of one core a step of 64: 16 minutes, after 2 minutes of decoding
+    "judge": Recipe(Hyperparameters(steps=6000, rate=0.02, ema=0.99), prepare_judge),
+    "lora": Recipe(Hyperparameters(steps=300, rate=0.01, **BRIEF), prepare_lora),
+    "word": Recipe(Hyperparameters(steps=150, adam_rate=0.05, **BRIEF), prepare_word),
+    "hypernetwork": Recipe(Hyperparameters(steps=300, rate=0.02, **BRIEF), prepare_hypernetwork),
+    "controlnet": Recipe(Hyperparameters(steps=1500, rate=0.02, ema=0.99), prepare_controlnet),
+    "controlnet-half": Recipe(
+        Hyperparameters(steps=80, rate=0.02, warmup=10, final=1, ema=0.9), prepare_half_controlnet
+    ),
+    "inpaint": Recipe(Hyperparameters(steps=2500, rate=0.02, ema=0.99), prepare_inpaint),
+    "estimator": Recipe(Hyperparameters(steps=1000, ema=0.99), prepare_estimator),
+    "depth": Recipe(Hyperparameters(steps=1000, rate=0.02, ema=0.99), prepare_depth),
+    "cats-and-dogs": Recipe(cats_and_dogs.SETTINGS, prepare_cats_and_dogs),
 }
-
-
-def made_by(stage: str, folder: Path) -> dict:
-    """How a stage was trained: command, commit, seed, threads, and what its log says last.
-
-    Not how long it took: a run that was interrupted gives the same file as one that was not.
-    """
-    run = (last_state(folder / stage) or {}).get("run", {})
-    command = f"minisd train {stage} --steps {run.get('recipe.steps', 'unknown')}"
-    about = {"command": f"{command} --seed {run.get('seed', 0)}", "seed": run.get("seed", 0)}
-    about["commit"] = run.get("commit", "unknown")  # of the code that began the training
-    about["threads"] = run.get("threads", "unknown")
-    last = (logged(folder / stage) or [{}])[-1]
-    return about | {name: number for name, number in last.items() if name != "seconds"}
-
-
-def vocabulary(emoji: Emoji) -> Tokenizer:
-    """The mini's tokenizer, learnt from its captions in seconds."""
-    return Tokenizer.train(captions(emoji, 20_000), MINI.text.vocab_size)
-
-
-def unseen_pictures(emoji: Emoji) -> Tensor:
-    """Held-out pairs, 256 3 64 64."""
-    return batch(emoji, MINI.size, 256, seed=1, step=0, split="heldout").images
-
-
-def trained_vae(folder: Path, emoji: Emoji) -> tuple[VAE, ModelConfig]:
-    """The averaged VAE of the run, and the config with the latent scale that it needs.
-
-    A diffusion run goes on with the scale that it began with.
-    """
-    vae = averaged(VAE(MINI.vae), folder / "vae")
-    begun = (last_state(folder / "diffusion") or {}).get("run", {})
-    images = batch(emoji, MINI.size, 256, seed=1, step=0).images
-    scale = begun.get("vae.scale") or round(measure_scale(vae, images), 5)
-    vae.config = replace(MINI.vae, scale=scale)
-    return vae, replace(MINI, vae=vae.config)
-
-
-def averaged(network: nn.Module, folder: Path) -> nn.Module:
-    """The network with the averaged weights of the folder's last checkpoint.
-
-    ValueError: that stage has not been trained yet.
-    """
-    state = last_state(folder)
-    if state is None:
-        raise ValueError(f"{folder} holds nothing: run `minisd train {folder.name}` first.")
-    network.load_state_dict(state["average"])
-    return network.eval().requires_grad_(False)

@@ -18,13 +18,9 @@ from minisd.config import MINI
 from minisd.mini.captions import COLOURS, pick
 from minisd.mini.emoji import Emoji, batch, held_out, shrunk, tinted, to_tensor
 from minisd.mini.judge import SIDE, Judge, Seen, crops, nearest_colour, through_windows
-from minisd.training.loop import Recipe, fast_precision, generator_at, train
-from minisd.training.parallel import share
+from minisd.training.loop import Draw, Hyperparameters, generator_at, train
 from minisd.vae import VAE
 
-# A step of 64 takes about 0.16 s of one core: 16 minutes, after 2 to decode.
-RECIPE = Recipe(steps=6000, rate=0.02, ema=0.99)
-DECODED = 6000  # pictures through the autoencoder
 SIZES = range(26, 61, 4)  # px of a drawing before its crop is brought to SIDE: blurred to sharp
 FILLS = (0.72, 0.95)  # of its crop's side, how much a thing takes
 TINTED = 0.3
@@ -134,13 +130,8 @@ def mixed_batch(
 
 
 def judge_loss(judge: Judge, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Cross-entropy of the three answers per crop; the tint counts where there is one.
-
-    Of several processes each sees its share of the crops.
-    """
-    images, targets = share(images), share(targets)
-    with fast_precision():
-        answers = judge(images)
+    """Cross-entropy of the three answers per crop. The tint counts where there is one."""
+    answers = judge(images)
     loss = nn.CrossEntropyLoss(ignore_index=NO_TINT, reduction="sum")  # no mean: maybe of none
     terms = zip(Seen._fields, answers, targets.unbind(dim=1), strict=True)
     return {name: loss(logits.float(), target) / len(images) for name, logits, target in terms}
@@ -150,7 +141,7 @@ def train_judge(
     emoji: Emoji,
     decoded: tuple[Tensor, Tensor],
     folder: Path,
-    recipe: Recipe = RECIPE,
+    settings: Hyperparameters,
     batch_size: int = 64,
     seed: int = 0,
     encoded_by: str = "",
@@ -163,9 +154,10 @@ def train_judge(
     torch.manual_seed(seed)
     judge = Judge(emoji.things, emoji.styles, tuple(COLOURS))
 
-    def loss_at(step: int) -> dict[str, Tensor]:
-        return judge_loss(judge, *mixed_batch(emoji, decoded, batch_size, seed, step))
+    def loss_at(draw: Draw) -> dict[str, Tensor]:
+        crops = mixed_batch(emoji, decoded, draw.batch_size, seed, draw.number)
+        return judge_loss(judge, *crops)
 
     about = {"things": emoji.things, "styles": emoji.styles, "decoded": len(decoded[0])}
-    about |= {"encoded_by": encoded_by, "batch_size": batch_size, "seed": seed}
-    return train(judge, loss_at, recipe, folder, about)
+    about |= {"encoded_by": encoded_by}
+    return train(judge, loss_at, settings, folder, batch_size, seed, about)

@@ -1,6 +1,7 @@
 """Edges, the hint that most ControlNets follow: thin white lines where a picture's shades change.
 
-Canny 1986, in his four steps: blur, slope, thin to one pixel, keep what hangs on a strong edge.
+The four steps of Canny 1986: blur, find the slopes, thin the ridges to one pixel, and keep the weak
+edges that touch a strong one.
 """
 
 import math
@@ -19,15 +20,17 @@ def canny(image: Tensor, low: float = 0.1, high: float = 0.2, blur: float = 1.0)
     """The edges of pictures, each 0 or 1, the same in all three channels: a hint.
 
     image: b 3 h w in [-1, 1]    returns: b 3 h w
-    low, high: slopes, as shares of a sharp step from black to white, from which a pixel may be an
-        edge, and from which it surely is    blur: in pixels
-    ValueError: the image has another shape or leaves its range.
+    low: the slope from which a pixel may be an edge, as a share of a sharp black-white step
+    high: the slope from which it is certainly an edge
+    blur: the standard deviation of the blur, in pixels
+
+    Raises ValueError if the image has another shape or range.
     """
     check_tensor(image, "picture", 3, -1, 1)
-    across, down = slopes(blurred(brightness(image), blur))
+    across, down = slopes(gaussian_blur(brightness(image), blur))
     steepness = (across**2 + down**2).sqrt()
     ridge = steepness * is_ridge(steepness, across, down)
-    edges = connected(ridge > low, ridge > high)
+    edges = hysteresis(ridge > low, ridge > high)
     return edges.to(image.dtype).expand(-1, 3, -1, -1)
 
 
@@ -36,8 +39,8 @@ def brightness(image: Tensor) -> Tensor:
     return (image[:, :1] * RED + image[:, 1:2] * GREEN + image[:, 2:] * BLUE + 1) / 2
 
 
-def blurred(x: Tensor, spread: float) -> Tensor:
-    """A Gaussian blur, first along rows, then along columns. x: b 1 h w"""
+def gaussian_blur(x: Tensor, spread: float) -> Tensor:
+    """Blur rows, then columns. x: b 1 h w    spread: the standard deviation in pixels"""
     if spread == 0:
         return x
     reach = math.ceil(3 * spread)
@@ -69,12 +72,12 @@ def is_ridge(steepness: Tensor, across: Tensor, down: Tensor) -> Tensor:
     found = torch.zeros_like(steepness, dtype=torch.bool)
     for direction, (right, below) in enumerate([(1, 0), (1, 1), (0, 1), (-1, 1)]):
         ahead, behind = neighbour(right, below), neighbour(-right, -below)
-        highest = (steepness >= ahead) & (steepness > behind)  # of two alike, one
+        highest = (steepness >= ahead) & (steepness > behind)  # of two equal pixels, keep one
         found = found | ((eighth == direction) & highest)
     return found
 
 
-def connected(possible: Tensor, sure: Tensor) -> Tensor:
+def hysteresis(possible: Tensor, sure: Tensor) -> Tensor:
     """The possible pixels that touch a sure one, directly or through other possible ones."""
     sure = sure & possible
     while True:

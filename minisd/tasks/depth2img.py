@@ -1,11 +1,11 @@
-"""Depth-to-image: the picture's depth is held while the prompt changes all else.
+"""Depth-to-image: keep the picture's depth, and let the prompt change everything else.
 
-The U-Net reads the depth as a fifth channel beside the latent; it does not pass through the text
-transformer (Stability AI, stable-diffusion-2-depth; ldm/models/diffusion/ddpm.py,
+The U-Net reads the depth as a fifth channel next to the latent. The depth does not pass through the
+text transformer (Stability AI, stable-diffusion-2-depth; ldm/models/diffusion/ddpm.py,
 LatentDepth2ImageDiffusion).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +13,18 @@ from PIL import Image
 from torch import Tensor
 
 from minisd.files.pictures import check_tensor, depth_values
-from minisd.pipeline import StableDiffusion, as_asked, as_list
-from minisd.tasks.img2img import Picture, Settings, Walk, noised, picture_tensor
-from minisd.tasks.inpaint import shown_beside
+from minisd.pipeline import StableDiffusion, list_prompts, pictures_for
+from minisd.tasks.img2img import (
+    Picture,
+    SamplingSettings,
+    TaskSteps,
+    picture_tensor,
+    start_from_picture,
+)
+from minisd.tasks.inpaint import with_extra_channels
 
-FLAT = 0.001  # the original's guard against a flat depth; diffusers has none
-NARROW = 0.1  # a depth of a smaller range is widened before the guard takes more than 1 % of it
+FLAT = 0.001  # the original adds this against a range of 0; diffusers does not
+NARROW = 0.1  # a smaller range is stretched first, because FLAT would be more than 1 % of it
 DEPTH_CHANNELS = 5  # 4 latent + 1 depth
 Estimator = Callable[[Tensor], Tensor]  # image b 3 h w in [-1, 1] -> depth b 1 h' w', near = large
 
@@ -36,17 +42,22 @@ def depth2img_steps(
     sampler: str | None = None,
     seed: int | list[int] = 0,
     spacing: str | None = None,
-) -> Walk:
-    """The walk, step by step, of a U-Net that sees the depth. Arguments as depth2img."""
-    given, prompts = given_depth(sd, depth, estimator), as_list(prompt)
-    settings = Settings(strength, steps, sampler, seed, spacing)
-    start = noised(sd, image, len(prompts), settings)
-    found = estimator(picture_tensor(image)) if given is None else given
-    if len(found) not in (1, len(prompts)):
-        raise ValueError(f"there are {len(found)} depths: give 1 or {len(prompts)}.")
-    channel = depth_channel(found.to(sd.device).float(), start.z.shape[2:]).to(start.z)
-    network = shown_beside(sd.unet, channel.expand(len(prompts), -1, -1, -1))
-    return start.walk(sd.denoiser(prompts, negative_prompt, cfg_scale, network=network))
+) -> TaskSteps:
+    """The steps, one by one, of a U-Net that reads the depth. Arguments as depth2img.
+
+    Raises ValueError as depth2img does.
+    """
+    given, prompts = given_depth(sd, depth, estimator), list_prompts(prompt)
+    settings = SamplingSettings(strength, steps, sampler, seed, spacing)
+    start = start_from_picture(sd, image, len(prompts), settings)
+    if given is None and estimator is not None:
+        given = estimator(picture_tensor(image))
+    assert given is not None, "given_depth lets none through without an estimator"
+    if len(given) not in (1, len(prompts)):
+        raise ValueError(f"there are {len(given)} depths. Give 1 or {len(prompts)}.")
+    channel = depth_channel(given.to(sd.device).float(), start.z.shape[2:]).to(start.z)
+    network = with_extra_channels(sd.unet, channel.expand(len(prompts), -1, -1, -1))
+    return start.sample(sd.denoiser(prompts, negative_prompt, cfg_scale, network=network))
 
 
 def depth2img(
@@ -64,26 +75,38 @@ def depth2img(
     progress: bool = False,
     spacing: str | None = None,
 ) -> Image.Image | list[Image.Image]:
-    """Draw the picture anew after the prompt, its depth kept; a list of prompts gives a list.
+    """Draw the picture again after the prompt, with the same depth. A list gives a list.
 
     depth: a grey picture, or 1 1 h w or b 1 h w of any range and size, large (bright) = near
-    estimator: in place of it, what makes depth of the picture (tasks/depth.py)
-    the rest: as tasks.img2img
+    estimator: a function that estimates the depth if none is given, such as DepthEstimator.load(…)
+    Other arguments as tasks.img2img.
 
-    Raises ValueError for a model without the depth channel, without depth and estimator, and as
+    Raises ValueError if the model reads no depth, if there is neither depth nor estimator, and as
     img2img does.
     """
-    settings = (strength, negative_prompt, steps, cfg_scale, sampler, seed, spacing)
-    walk = depth2img_steps(sd, prompt, image, depth, estimator, *settings)
-    return as_asked(prompt, walk.draw(sd, progress))
+    drawing = depth2img_steps(
+        sd,
+        prompt,
+        image,
+        depth=depth,
+        estimator=estimator,
+        strength=strength,
+        negative_prompt=negative_prompt,
+        steps=steps,
+        cfg_scale=cfg_scale,
+        sampler=sampler,
+        seed=seed,
+        spacing=spacing,
+    )
+    return pictures_for(prompt, drawing.draw(sd, progress))
 
 
-def depth_channel(depth: Tensor, size: tuple[int, int]) -> Tensor:
-    """Depth as the U-Net reads it: at the latent's size, each one stretched to [-1, 1].
+def depth_channel(depth: Tensor, size: Sequence[int]) -> Tensor:
+    """The depth as the U-Net reads it: in the latent's size, each sample stretched to [-1, 1].
 
     depth: b 1 h w    size: h w of the latent    returns: b 1 h w
     """
-    small = F.interpolate(depth, size, mode="bicubic", align_corners=False)
+    small = F.interpolate(depth, list(size), mode="bicubic", align_corners=False)
     low = small.amin(dim=(1, 2, 3), keepdim=True)
     high = small.amax(dim=(1, 2, 3), keepdim=True)
     return 2 * (small - low) / (high - low + FLAT) - 1
@@ -92,21 +115,22 @@ def depth_channel(depth: Tensor, size: tuple[int, int]) -> Tensor:
 def given_depth(
     sd: StableDiffusion, depth: Picture | None, estimator: Estimator | None
 ) -> Tensor | None:
-    """b 1 h w. None: the estimator is to make it.
+    """The given depth, b 1 h w, or None if the estimator has to make it.
 
-    ValueError: there is neither, the U-Net reads no depth, or the depth is not finite.
+    Raises ValueError if there is neither, if the U-Net reads no depth, or if the depth is not
+    finite.
     """
     if sd.config.unet.in_channels != DEPTH_CHANNELS:
         raise ValueError(
-            f"{sd.config.name} reads {sd.config.unet.in_channels} channels and no depth: load a "
+            f"{sd.config.name} reads {sd.config.unet.in_channels} channels and no depth. Load a "
             "depth model, such as sd20-depth."
         )
     if depth is None and estimator is None:
-        raise ValueError("there is no depth: give depth= (a picture) or estimator= (makes one).")
+        raise ValueError("there is no depth. Give depth= (a picture) or estimator= (makes one).")
     if depth is None:
         return None
     depth = depth_values(depth) if isinstance(depth, Image.Image) else depth
     check_tensor(depth, "depth", 1)
     spread = depth.amax((1, 2, 3), keepdim=True) - depth.amin((1, 2, 3), keepdim=True)
     narrow = (spread > 0) & (spread < NARROW)
-    return torch.where(narrow, depth / spread, depth)  # so that the guard takes little of any range
+    return torch.where(narrow, depth / spread, depth)  # so that FLAT hardly changes any range

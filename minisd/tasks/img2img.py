@@ -1,7 +1,7 @@
-"""Image-to-image: begin at a picture that is noised half-way, in place of pure noise.
+"""Image-to-image: start from a noised picture instead of pure noise.
 
-SDEdit (Meng et al. 2022, algorithm 1). What the noise leaves standing, rough shapes and colours,
-the walk keeps; what it drowned, the walk invents after the prompt.
+SDEdit (Meng et al. 2022, algorithm 1). The steps keep what the noise left visible, such as rough
+shapes and colours. They invent the rest after the prompt.
 """
 
 import warnings
@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from minisd.files.pictures import check_tensor
-from minisd.pipeline import StableDiffusion, as_asked, as_list, check_size, from_pil, seeded
+from minisd.files.pictures import check_size, check_tensor, from_pil
+from minisd.pipeline import StableDiffusion, list_prompts, make_generators, pictures_for
 from minisd.samplers import Step
 from minisd.sampling import sampler_for, sampler_levels
 from minisd.schedule import Denoiser, Level
@@ -24,8 +24,8 @@ from minisd.schedule import Denoiser, Level
 Picture = Image.Image | Tensor  # a Tensor: 1 3 h w or b 3 h w in [-1, 1]
 
 
-class Settings(NamedTuple):
-    """How a walk goes, as in StableDiffusion.txt2img, and how much of it is left."""
+class SamplingSettings(NamedTuple):
+    """How to sample, as in StableDiffusion.txt2img, and the share of the steps to run."""
 
     strength: float
     steps: int
@@ -35,24 +35,24 @@ class Settings(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Where a walk begins: the picture's latent, the noise, and both mixed. Each b 4 h w."""
+    """Where sampling starts: the picture's latent, the noise, and x. Each b 4 h w."""
 
     z: Tensor
     noise: Tensor
-    x: Tensor  # variance-preserving at levels[0]; z itself where no step is left
+    x: Tensor  # z noised to levels[0], variance-preserving
     sampler: str
-    levels: list[Level]  # what is left of the walk
+    levels: list[Level]  # those of the steps that are run
     generators: list[torch.Generator]
 
-    def walk(self, denoise: Denoiser) -> "Walk":
+    def sample(self, denoise: Denoiser) -> "TaskSteps":
         """The steps from here on."""
         sampler = sampler_for(self.sampler, self.levels)
-        return Walk(self, sampler(denoise, self.x, self.levels, self.generators))
+        return TaskSteps(self, sampler(denoise, self.x, self.levels, self.generators))
 
 
 @dataclass
-class Walk(Iterator[Step]):
-    """The steps of a task, one after another, and where they begin."""
+class TaskSteps(Iterator[Step]):
+    """The steps of a task, one after another, and where they start."""
 
     start: Start
     steps: Iterator[Step]
@@ -61,7 +61,7 @@ class Walk(Iterator[Step]):
         return next(self.steps)
 
     def draw(self, sd: StableDiffusion, progress: bool) -> Tensor:
-        """Walk to the end and decode: b 3 h w. Where there is no step, the picture's own latent."""
+        """Run all steps and decode: b 3 h w. Without any step, decode the picture's own latent."""
         latent = self.start.z
         for step in tqdm(self.steps, total=len(self.start.levels) - 1, disable=not progress):
             latent = step.x
@@ -79,13 +79,16 @@ def img2img_steps(
     sampler: str | None = None,
     seed: int | list[int] = 0,
     spacing: str | None = None,
-) -> Walk:
-    """The walk from the noised picture to a new latent, step by step. Arguments as img2img."""
+) -> TaskSteps:
+    """The steps from the noised picture to a new latent, one by one. Arguments as img2img.
+
+    Raises ValueError as img2img does.
+    """
     sd.check_text_only()
-    prompts = as_list(prompt)
-    settings = Settings(strength, steps, sampler, seed, spacing)
-    start = noised(sd, image, len(prompts), settings)
-    return start.walk(sd.denoiser(prompts, negative_prompt, cfg_scale))
+    prompts = list_prompts(prompt)
+    settings = SamplingSettings(strength, steps, sampler, seed, spacing)
+    start = start_from_picture(sd, image, len(prompts), settings)
+    return start.sample(sd.denoiser(prompts, negative_prompt, cfg_scale))
 
 
 def img2img(
@@ -101,80 +104,99 @@ def img2img(
     progress: bool = False,
     spacing: str | None = None,
 ) -> Image.Image | list[Image.Image]:
-    """Draw the picture anew after the prompt; a list of prompts gives a list of pictures.
+    """Draw the picture again after the prompt. A list of prompts gives a list of pictures.
 
     image: a picture, or b 3 h w in [-1, 1], one for all prompts or one for each
-    strength: how much of the walk is left, 0 to 1; strength x steps are run. 0 gives the picture
-        back as the autoencoder draws it. 1 begins at the noisiest level of the walk, where a little
-        of the picture still shows (8 % in a walk of 50 DDIM steps), so it is not quite txt2img.
-    the rest: as StableDiffusion.txt2img. Sample i draws from its seed: its latent, its noise, the
-        noise of its steps.
+    strength: the share of the steps to run, 0 to 1. 0 gives the picture back as the autoencoder
+        reconstructs it. 1 starts at the noisiest level, where a little of the picture is still
+        visible (8 % with 50 DDIM steps), so it differs a little from txt2img.
+    Other arguments as StableDiffusion.txt2img. The seed of sample i draws its latent, its noise,
+    and the noise of its steps.
 
-    Raises ValueError for a setting out of its range or a picture whose size does not fit.
+    Raises ValueError if a setting is out of range, or if the picture's size does not fit.
     """
-    settings = (negative_prompt, steps, cfg_scale, sampler, seed, spacing)
-    walk = img2img_steps(sd, prompt, image, strength, *settings)
-    return as_asked(prompt, walk.draw(sd, progress))
+    drawing = img2img_steps(
+        sd,
+        prompt,
+        image,
+        strength=strength,
+        negative_prompt=negative_prompt,
+        steps=steps,
+        cfg_scale=cfg_scale,
+        sampler=sampler,
+        seed=seed,
+        spacing=spacing,
+    )
+    return pictures_for(prompt, drawing.draw(sd, progress))
 
 
-def noised(
-    sd: StableDiffusion, image: Picture, count: int, settings: Settings, encode: bool = True
+def start_from_picture(
+    sd: StableDiffusion, image: Picture, count: int, settings: SamplingSettings, encode: bool = True
 ) -> Start:
-    """Encode the picture and noise it as far as the strength says, count times.
+    """Encode the picture `count` times, and noise each latent as far as the strength says.
 
-    encode: False leaves the picture's latent out, and begins at the noise
+    encode: False does not encode the picture, and takes the noise as its latent
+
+    Raises ValueError if a setting is out of range, or if the picture does not fit.
     """
-    strength, steps, sampler, seed, spacing = settings
-    sampler = sampler or sd.config.sampler
-    levels = remaining(sampler_levels(sampler, sd.schedule, steps, spacing), strength)
+    sampler = settings.sampler or sd.config.sampler
+    levels = sampler_levels(sampler, sd.schedule, settings.steps, settings.spacing)
+    levels = remaining_levels(levels, settings.strength)
     image = as_tensor(sd, image, count)
-    generators = seeded(seed, count)
+    generators = make_generators(settings.seed, count)
     encoded = sd.encode(image, generators) if encode else None
     noise = sd.noise(generators, image.shape[3], image.shape[2])
-    noise = noise.to(sd.device, sd.walk_dtype(levels[0]))
+    noise = noise.to(sd.device, sd.sampling_dtype(levels[0]))
     z = noise if encoded is None else encoded
-    start = Start(z, noise, z, sampler, levels, generators)
-    return start._replace(x=mixed(z, noise, levels[0]))
+    x = add_noise(z, noise, levels[0])
+    return Start(z, noise, x, sampler=sampler, levels=levels, generators=generators)
 
 
-def remaining(levels: list[Level], strength: float) -> list[Level]:
-    """The end of a walk: the last strength x S of its S steps, rounded down.
+def remaining_levels(levels: list[Level], strength: float) -> list[Level]:
+    """The levels of the last strength * S of S steps, rounded down to whole steps.
 
-    At least the last level stays, from which no step is left. ValueError: no strength.
+    At strength 0, only the last level is left, and no step is run.
+
+    Raises ValueError if strength is outside 0 … 1.
     """
     if not 0 <= strength <= 1:
-        raise ValueError(f"strength must be 0 (keep the picture) to 1 (all anew), got {strength}.")
+        limits = "0 (keep the picture) to 1 (draw all of it again)"
+        raise ValueError(f"strength must be {limits}, got {strength}.")
     steps = len(levels) - 1
     run = int(steps * strength)
     return levels[steps - run :]
 
 
-def mixed(z: Tensor, noise: Tensor, level: Level) -> Tensor:
-    """z as it looks at this noise level (Ho et al. 2020, eq. 4). z, noise: b 4 h w."""
+def add_noise(z: Tensor, noise: Tensor, level: Level) -> Tensor:
+    """z noised to this level (Ho et al. 2020, eq. 4). z, noise: b 4 h w    returns: b 4 h w"""
     return level.signal_rate * z + level.noise_rate * noise
 
 
 def as_tensor(sd: StableDiffusion, image: Picture, count: int) -> Tensor:
     """The picture as the encoder reads it, once per sample: b 3 h w in [-1, 1].
 
-    ValueError: its size does not fit the model, or there are neither one nor `count` of them.
+    Raises ValueError if its size does not fit the model, or if there are neither one nor `count`
+    pictures.
     """
     image = picture_tensor(image)
     if len(image) not in (1, count):
-        wanted = f"give a PIL image, or 1 3 h w or {count} 3 h w in [-1, 1]"
-        raise ValueError(f"the picture has shape {tuple(image.shape)}: {wanted}.")
+        wanted = f"Give a PIL image, or 1 3 h w or {count} 3 h w in [-1, 1]"
+        raise ValueError(f"the picture has shape {tuple(image.shape)}. {wanted}.")
     check_size(image.shape[3], image.shape[2], sd.config)
     return image if len(image) == count else repeat(image, "1 c h w -> b c h w", b=count)
 
 
 def picture_tensor(image: Picture) -> Tensor:
-    """1 3 h w or b 3 h w in [-1, 1]. ValueError: it is no picture, or leaves its range."""
+    """A picture as a tensor: 1 3 h w or b 3 h w in [-1, 1].
+
+    Raises ValueError if the shape or the range is another. Warns if no value is below 0.
+    """
     if isinstance(image, Image.Image):
         return from_pil(image)
     check_tensor(image, "picture", 3, -1, 1)
     if image.min() >= 0 and image.min() < image.max():
         warnings.warn(
-            "No value of the picture is below 0, so that it is very pale: if its black is 0, give "
+            "No value of the picture is below 0, so it is very pale. If its black is 0, give "
             "2 * image - 1.",
             stacklevel=2,
         )

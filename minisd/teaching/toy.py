@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from minisd.guidance import LogProb, Network, guided_denoiser
+from minisd.adapters.classifier import LogProb
+from minisd.guidance import Network, guided_denoiser
 from minisd.mini.emoji import Emoji
 from minisd.schedule import CLEAN, Denoiser, Level, Prediction, Schedule
 from minisd.unet import timestep_embedding

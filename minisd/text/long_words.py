@@ -6,13 +6,13 @@ from itertools import pairwise
 from math import inf
 
 
-def merge_long_word(pieces: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
-    """What Tokenizer.bpe makes of a word's characters. ranks: pair -> when it was learnt
+def merge_long_word(pieces: list[str], ranks: Mapping[tuple[str, ...], int]) -> list[str]:
+    """The pieces that Tokenizer.bpe makes of a word's characters. ranks: pair -> when it was learnt
 
-    A heap knows which pair is next. To look through the whole word for it before every merge would
-    take 15 s for 30,000 letters.
+    A heap knows which pair is next. Searching the whole word before every merge would take 15 s for
+    30,000 letters.
     """
-    pieces = [*pieces, None]  # a merged piece stands in its first place, None in the rest
+    pieces = [*pieces, ""]  # a merged piece is in its first place, "" in its other places
     end = len(pieces) - 1
     left, right = [*range(-1, end)], [*range(1, end + 1), end]  # each place's neighbours
     heap = [(ranks.get(pair, inf), at) for at, pair in enumerate(pairwise(pieces))]
@@ -21,11 +21,11 @@ def merge_long_word(pieces: list[str], ranks: Mapping[tuple[str, str], int]) -> 
         rank, at = heappop(heap)
         after = right[at]
         if ranks.get((pieces[at], pieces[after])) != rank:
-            continue  # one of the two has been merged meanwhile
-        pieces[at], pieces[after] = pieces[at] + pieces[after], None
+            continue  # one of the two has been merged in the meantime
+        pieces[at], pieces[after] = pieces[at] + pieces[after], ""
         right[at] = right[after]
         left[right[at]] = at
         for start in (left[at], at):
             pair = pieces[start], pieces[right[start]]
             heappush(heap, (ranks.get(pair, inf), start))
-    return [piece for piece in pieces if piece is not None]
+    return [piece for piece in pieces if piece]

@@ -1,126 +1,54 @@
-"""Teach a model one thing more, while all its own weights stay as they are.
+"""Train adapters: a few new weights, while the model's own weights stay as they are.
 
-A style as a LoRA or as a hypernetwork, a thing as a word, edges as a ControlNet: each is a few
-weights beside the network. They learn as the U-Net did, by predicting noise, from pictures of what
-is new.
+A style as a LoRA or as a hypernetwork, a thing as a word, edges as a ControlNet. All of them are
+trained as the U-Net was, by predicting noise, on pictures of what is new.
 """
 
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from einops import repeat
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from minisd.adapters import hypernetwork, lora
 from minisd.adapters.controlnet import ControlNet
 from minisd.adapters.handle import Handle
-from minisd.adapters.hypernetwork import Rewriter, attentions
-from minisd.adapters.lora import Change
+from minisd.adapters.hypernetwork import HypernetworkMLP, attentions
+from minisd.adapters.lora import LowRankUpdate
 from minisd.adapters.textual_inversion import Word
 from minisd.checkpoints.names import model_rows
 from minisd.checkpoints.read import read
-from minisd.checkpoints.write import write_tensors, written_whole
+from minisd.checkpoints.write import write_tensors
 from minisd.config import UNetConfig
-from minisd.mini.captions import Scene
-from minisd.mini.emoji import Emoji, batch
+from minisd.files.whole_files import written_whole
 from minisd.pipeline import StableDiffusion
-from minisd.tasks.canny import brightness, canny
-from minisd.training.diffusion import noise_loss
-from minisd.training.loop import Recipe, generator_at, train
-from minisd.training.parallel import share
+from minisd.training.diffusion import min_snr_noise_loss, noise_loss
+from minisd.training.loop import Draw, Hyperparameters, train
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
-NEW = ("hint.", "zero.", "zero_mid.")  # the parts of a ControlNet that no U-Net has
-LAYOUT_SNR = 1.0  # what is shown beside tells of the layout, which much noise has left open
-BROWN, CREAM = (-0.7, -0.85, -0.95), (0.95, 0.85, 0.6)  # of the style sepia
+NEW_PARTS = ("hint.", "zero.", "zero_mid.")  # the parts of a ControlNet that no U-Net has
+LAYOUT_SNR = 1.0  # a condition says how the picture is laid out: only much noise leaves that open
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What there is to learn from.
+class AdapterDataset:
+    """What an adapter is trained on.
 
-    latents: n 4 h w, scaled    captions: n, in words, as a word may be new
-    beside: n c h' w', what is shown with each noisy latent: edges, a mask; None: nothing
+    latents: n 4 h w, scaled    captions: n texts; a word in them may be new
+    conditions: n c h' w', what the network reads with each noisy latent (edges, a mask), or None
     """
 
     latents: Tensor
     captions: list[str]
-    beside: Tensor | None
+    conditions: Tensor | None = None
 
 
-@torch.no_grad()
-def make_lesson(
-    sd: StableDiffusion,
-    emoji: Emoji,
-    count: int,
-    seed: int = 0,
-    change: Callable[[Tensor], Tensor] | None = None,
-    only: Callable[[Scene], bool] | None = None,
-    caption: Callable[[str], str] | None = None,
-    beside: Callable[[Tensor, int], Tensor] | None = None,
-) -> Lesson:
-    """Compose pictures until there are `count`, and encode them.
-
-    change: what the new style does to pictures, b 3 h w    only: which scenes to take
-    caption: from a scene's caption to the lesson's
-    beside: from the pictures of a step, and its number, to what is shown beside them
-    """
-    latents, captions, shown, step = [], [], [], 0
-    with tqdm(total=count, desc="encoding pictures", mininterval=5) as bar:
-        while len(captions) < count:
-            made = batch(emoji, sd.config.size, 50, seed, step)
-            taken = [i for i, scene in enumerate(made.scenes) if not only or only(scene)]
-            taken = taken[: count - len(captions)]
-            if taken:
-                images = change(made.images[taken]) if change else made.images[taken]
-                words = [made.captions[i] for i in taken]
-                latents.append(sd.encode(images))
-                captions += [caption(one) for one in words] if caption else words
-                shown += [beside(images, step)] if beside else []
-                bar.update(len(taken))
-            step += 1
-    return Lesson(torch.cat(latents), captions, torch.cat(shown) if beside else None)
-
-
-def edges_of(images: Tensor, step: int) -> Tensor:
-    """What a ControlNet is shown, as bytes: b 1 h w, 0 or 1."""
-    return canny(images)[:, :1].byte()
-
-
-def edge_lesson(sd: StableDiffusion, emoji: Emoji, count: int, seed: int = 0) -> Lesson:
-    """Pictures and their edges. Every second caption is empty, so that the edges have to tell what
-    there is (Zhang et al. 2023, section 3.3)."""
-    lesson = make_lesson(sd, emoji, count, seed, beside=edges_of)
-    captions = ["" if i % 2 else words for i, words in enumerate(lesson.captions)]
-    return replace(lesson, captions=captions)
-
-
-# ---- styles that no emoji set has -------------------------------------------------------------
-
-
-def blueprint(images: Tensor) -> Tensor:
-    """White lines on blue paper. b 3 h w in [-1, 1]"""
-    lines = canny(images, low=0.05, high=0.1)
-    paper = torch.tensor([-0.75, -0.25, 0.45]).view(1, 3, 1, 1)
-    return torch.maximum(paper, 2 * lines - 1)
-
-
-def sepia(images: Tensor) -> Tensor:
-    """An old photograph: dark brown to cream, by brightness alone. b 3 h w in [-1, 1]"""
-    dark, light = (torch.tensor(shade).view(1, 3, 1, 1) for shade in (BROWN, CREAM))
-    return dark + (light - dark) * brightness(images)
-
-
-# ---- what learns ------------------------------------------------------------------------------
-
-
-class ThinLayers(nn.Module):
-    """A LoRA for every attention of the U-Net. up begins at zero: at first it changes nothing."""
+class TrainableLoRA(nn.Module):
+    """A LoRA for every attention of the U-Net. `up` starts at zero, so at first nothing changes."""
 
     def __init__(self, sd: StableDiffusion, rank: int = 4):
         super().__init__()
@@ -135,23 +63,26 @@ class ThinLayers(nn.Module):
         self.rank = rank
 
     def attach(self, sd: StableDiffusion) -> Handle:
-        changes = [Change(down, up, self.rank) for down, up in zip(self.down, self.up)]
+        """Put the LoRA on the model, with gradients."""
+        pairs = zip(self.down, self.up, strict=True)
+        changes = [LowRankUpdate(down, up, self.rank) for down, up in pairs]
         layers = [sd.unet.get_submodule(name) for name in self.layers]
-        return lora.put_on(dict(zip(layers, changes)), 1.0)
+        return lora.apply_updates(dict(zip(layers, changes, strict=True)), 1.0)
 
     def save(self, path: Path, notes: dict[str, str]) -> None:
-        """As PEFT and diffusers name it."""
+        """Write it with the names that PEFT and diffusers use."""
         tensors = {}
-        for name, down, up in zip(self.official, self.down, self.up):
+        for name, down, up in zip(self.official, self.down, self.up, strict=True):
             tensors[f"unet.{name}.lora_A.weight"] = down.detach()
             tensors[f"unet.{name}.lora_B.weight"] = up.detach()
-        write(path, tensors, notes)
+        write_half(path, tensors, notes)
 
 
-class NewWord(nn.Module):
-    """One or more vectors for a word, beginning between the words that it is `like`.
+class TrainableWord(nn.Module):
+    """One or more vectors for a new word. They start at the mean of the words that it is `like`.
 
-    As long as vectors of words are: the mean itself is short, and would take long to get away from.
+    The mean is scaled to the usual length of a word's vector: it is short, and training would take
+    long to get away from it.
     """
 
     def __init__(self, sd: StableDiffusion, word: str, like: Sequence[str], count: int = 1):
@@ -163,15 +94,16 @@ class NewWord(nn.Module):
         self.word = word
 
     def attach(self, sd: StableDiffusion) -> Handle:
+        """Put the word on the model, with gradients."""
         return Word(sd, self.word, self.vectors)
 
     def save(self, path: Path, notes: dict[str, str]) -> None:
-        """As diffusers does: the word is the tensor's name."""
-        write(path, {self.word: self.vectors.detach()}, notes)
+        """Write it as diffusers does: the word is the tensor's name."""
+        write_half(path, {self.word: self.vectors.detach()}, notes)
 
 
-class Rewriters(nn.Module):
-    """A hypernetwork: for each width of context one network for keys and one for values."""
+class TrainableHypernetwork(nn.Module):
+    """For each width of context, one small network for keys and one for values."""
 
     def __init__(self, sd: StableDiffusion, expand: int = 2):
         super().__init__()
@@ -186,23 +118,25 @@ class Rewriters(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def network(self, width: int, which: int) -> list[nn.Linear]:
-        """which: 0 for keys, 1 for values"""
+    def layers(self, width: int, which: int) -> list[nn.Linear]:
+        """The two layers of one network. which: 0 for keys, 1 for values"""
         index = 2 * self.widths.index(width) + which
         return [self.widen[index], self.narrow[index]]
 
     def attach(self, sd: StableDiffusion) -> Handle:
-        nets = {width: [self.rewriter(width, which) for which in (0, 1)] for width in self.widths}
-        return hypernetwork.put_on(sd.unet, nets, 1.0)
+        """Put the hypernetwork on the model, with gradients."""
+        nets = {width: [self.mlp(width, which) for which in (0, 1)] for width in self.widths}
+        return hypernetwork.apply_networks(sd.unet, nets, 1.0)
 
-    def rewriter(self, width: int, which: int) -> Rewriter:
-        pair = self.network(width, which)
-        return Rewriter([(each.weight, each.bias) for each in pair], "relu", False)
+    def mlp(self, width: int, which: int) -> HypernetworkMLP:
+        """The network as the adapter computes with it. which: 0 for keys, 1 for values"""
+        pair = self.layers(width, which)
+        return HypernetworkMLP([(each.weight, each.bias) for each in pair], "relu", False)
 
     def save(self, path: Path, notes: dict[str, str]) -> None:
-        """As the AUTOMATIC1111 web UI does: a pickle of tensors and plain values."""
+        """Write it as the AUTOMATIC1111 web UI does: a pickle of tensors and plain values."""
         content: dict = {
-            width: [self.numbered(self.network(width, which)) for which in (0, 1)]
+            width: [self.numbered_weights(self.layers(width, which)) for which in (0, 1)]
             for width in self.widths
         }
         content |= {"layer_structure": [1, 2, 1], "activation_func": "relu"}
@@ -213,8 +147,8 @@ class Rewriters(nn.Module):
             unfinished.write_bytes(whole.getbuffer())
 
     @staticmethod
-    def numbered(layers: list[nn.Linear]) -> dict[str, Tensor]:
-        """Activations count as layers, so the second linear layer is number 2."""
+    def numbered_weights(layers: list[nn.Linear]) -> dict[str, Tensor]:
+        """Weights by name. Activations count as layers, so the second linear layer is number 2."""
         return {
             f"linear.{2 * i}.{leaf}": getattr(layer, leaf).detach().half()
             for i, layer in enumerate(layers)
@@ -223,7 +157,7 @@ class Rewriters(nn.Module):
 
 
 def copied_controlnet(sd: StableDiffusion) -> ControlNet:
-    """A ControlNet that begins as the U-Net's own way down, and says nothing yet."""
+    """A ControlNet that starts as a copy of the U-Net's encoder, and adds nothing yet."""
     network = ControlNet(sd.config.unet)
     theirs = sd.unet.state_dict()
     own = network.state_dict()
@@ -234,105 +168,104 @@ def copied_controlnet(sd: StableDiffusion) -> ControlNet:
     return network
 
 
-def only_new_learns(controlnet: ControlNet) -> ControlNet:
-    """Let the hint's convolutions and the zero ones learn, while the copied way down waits."""
+def freeze_copied_parts(controlnet: ControlNet) -> ControlNet:
+    """Train only the hint's convolutions and the zero convolutions, not the copied encoder."""
     for name, parameter in controlnet.named_parameters():
-        parameter.requires_grad_(name.startswith(NEW))
+        parameter.requires_grad_(name.startswith(NEW_PARTS))
     return controlnet
 
 
-def save_new(path: Path, controlnet: ControlNet, notes: dict[str, str]) -> None:
-    """Write what is not copied from the U-Net."""
+def save_new_parts(path: Path, controlnet: ControlNet, notes: dict[str, str]) -> None:
+    """Write only what is not copied from the U-Net. Raises ValueError if it cannot be written."""
     state = controlnet.state_dict()
-    write(path, {name: state[name] for name in state if name.startswith(NEW)}, notes)
+    write_half(path, {name: state[name] for name in state if name.startswith(NEW_PARTS)}, notes)
 
 
-def begun_controlnet(sd: StableDiffusion, path: Path) -> ControlNet:
-    """A copied ControlNet with the new parts of a file that save_new wrote."""
+def half_trained_controlnet(sd: StableDiffusion, path: Path) -> ControlNet:
+    """A copied ControlNet with the new parts of a file that save_new_parts() wrote."""
     network = copied_controlnet(sd)
     network.load_state_dict(network.state_dict() | read(path))
     return network
 
 
-def write(path: Path, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
-    """A small file in half precision."""
+def write_half(path: Path, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
+    """Write a small file in half precision. Raises ValueError if it cannot be written."""
     with written_whole(path) as unfinished:
         write_tensors(unfinished, tensors, {"format": "pt", **notes}, torch.float16)
-
-
-# ---- learning ---------------------------------------------------------------------------------
 
 
 def train_on(
     sd: StableDiffusion,
     model: nn.Module,
     predict: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
-    lesson: Lesson,
+    dataset: AdapterDataset,
     folder: Path,
-    recipe: Recipe,
+    settings: Hyperparameters,
     batch_size: int,
     seed: int,
-    unet: UNetConfig,
+    config: UNetConfig,
 ) -> nn.Module:
-    """Returns the averaged model. Resumes from the folder, where it also keeps its log.
+    """Returns the EMA of the model. Resumes from the folder. Raises ValueError like train().
 
-    predict(x, t, context, beside) -> eps, by the model that learns    unet: the sizes it works on
+    predict(x, t, context, condition): the noise, predicted with the model that is trained
+    config: the sizes of the U-Net that it belongs to
     """
-    all_tokens = sd.tokenizer(lesson.captions)
+    all_tokens = sd.tokenizer(dataset.captions)
 
-    def loss_at(step: int) -> dict[str, Tensor]:
-        generator = generator_at(seed, step)
-        picks = torch.randint(len(lesson.latents), (batch_size,), generator=generator)
-        beside = None if lesson.beside is None else share(lesson.beside[picks])
+    def loss_at(draw: Draw) -> dict[str, Tensor]:
+        count = len(dataset.latents)
+        picks = torch.randint(count, (draw.batch_size,), generator=draw.generator)
+        conditions = None if dataset.conditions is None else dataset.conditions[picks]
 
         def network(x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-            times = len(x) // len(tokens)
-            context = repeat(sd.text_encoder(tokens), "b m c -> (r b) m c", r=times)
-            shown = None if beside is None else repeat(beside, "b c h w -> (r b) c h w", r=times)
-            return predict(x, t, context, shown)
+            r = len(x) // len(tokens)
+            context = repeat(sd.text_encoder(tokens), "b m c -> (r b) m c", r=r)
+            if conditions is None:
+                return predict(x, t, context, None)
+            return predict(x, t, context, repeat(conditions, "b c h w -> (r b) c h w", r=r))
 
-        x0, tokens = lesson.latents[picks], all_tokens[picks]
-        max_snr = math.inf if beside is None else LAYOUT_SNR
-        return {"noise": noise_loss(network, sd.schedule, x0, tokens, generator, max_snr)}
+        given = network, sd.schedule, dataset.latents[picks], all_tokens[picks], draw.generator
+        if conditions is None:
+            return {"noise": noise_loss(*given)}
+        return {"noise": min_snr_noise_loss(*given, max_snr=LAYOUT_SNR)}
 
-    about = {"unet": asdict(unet), "pictures": len(lesson.latents)}
-    about |= {"batch_size": batch_size, "seed": seed}
-    return train(model, loss_at, recipe, folder, about)
+    about = {"unet": asdict(config), "pictures": len(dataset.latents)}
+    return train(model, loss_at, settings, folder, batch_size, seed, about)
 
 
 def train_adapter(
     sd: StableDiffusion,
-    adapter: ThinLayers | NewWord | Rewriters,
-    lesson: Lesson,
+    adapter: TrainableLoRA | TrainableWord | TrainableHypernetwork,
+    dataset: AdapterDataset,
     folder: Path,
-    recipe: Recipe,
+    settings: Hyperparameters,
     batch_size: int = 16,
     seed: int = 0,
 ) -> nn.Module:
-    """The adapter learns while it is on the model; see train_on."""
+    """Train the adapter while it is on the model. See train_on()."""
 
-    def predict(x: Tensor, t: Tensor, context: Tensor, nothing: None) -> Tensor:
+    def predict(x: Tensor, t: Tensor, context: Tensor, condition: None) -> Tensor:
         return sd.unet(x, t, context)
 
+    config = sd.config.unet
     with adapter.attach(sd):
-        sizes = sd.config.unet
-        return train_on(sd, adapter, predict, lesson, folder, recipe, batch_size, seed, sizes)
+        return train_on(sd, adapter, predict, dataset, folder, settings, batch_size, seed, config)
 
 
 def train_controlnet(
     sd: StableDiffusion,
     controlnet: ControlNet,
-    lesson: Lesson,
+    dataset: AdapterDataset,
     folder: Path,
-    recipe: Recipe,
+    settings: Hyperparameters,
     batch_size: int = 16,
     seed: int = 0,
 ) -> ControlNet:
-    """The same with the edges beside every picture."""
+    """Train the ControlNet on pictures and their edges. See train_on()."""
 
     def predict(x: Tensor, t: Tensor, context: Tensor, edges: Tensor) -> Tensor:
         hint = repeat(edges.float(), "b 1 h w -> b c h w", c=3)
         return sd.unet(x, t, context, controlnet(x, t, context, hint))
 
-    sizes = sd.config.unet
-    return train_on(sd, controlnet, predict, lesson, folder, recipe, batch_size, seed, sizes)
+    config = sd.config.unet
+    return train_on(sd, controlnet, predict, dataset, folder, settings, batch_size, seed, config)

@@ -1,5 +1,6 @@
-"""How near things are: depth for flat pictures, and the small estimator that learns to see it."""
+"""Train the small depth estimator on pictures that are given a relief."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -7,21 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minisd.depth.small import SmallDepthEstimator
-from minisd.mini.emoji import Emoji, batch
 from minisd.tasks.canny import brightness
-from minisd.training.loop import Recipe, generator_at, train
-from minisd.training.parallel import share
+from minisd.training.loop import Draw, Hyperparameters, train
 
-RIM, DOME, SHADING = 0.4, 0.4, 0.2  # of the relief: a thing's edge, its bulge, its lights
+RIM, DOME, SHADING = 0.4, 0.4, 0.2  # parts of the relief: a thing's edge, its bulge, its lights
 
 
 def relief(images: Tensor, masks: Tensor) -> Tensor:
-    """The depth that a flat picture is given: things bulge out of the ground, light parts more.
+    """A depth for a flat picture: things stand out from the background, light parts more than dark.
 
-    images: b 3 h w in [-1, 1]    masks: b 1 h w, 1 = thing    returns: b 1 h w in 0 … 1, near = 1
+    images: b 3 h w in [-1, 1]    masks: b 1 h w, 1 = thing    returns: b 1 h w in 0 … 1, 1 is near
     """
     left, inside = masks, torch.zeros_like(masks)
-    while left.any():  # peel off pixel by pixel: how far from the edge
+    while left.any():  # peel off a layer of pixels: how far from the edge each one is
         inside = inside + left
         left = 1 - F.max_pool2d(1 - F.pad(left, (1, 1, 1, 1)), 3, stride=1)
     highest = inside.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1)
@@ -30,18 +29,25 @@ def relief(images: Tensor, masks: Tensor) -> Tensor:
 
 
 def train_estimator(
-    emoji: Emoji, folder: Path, recipe: Recipe, size: int, batch_size: int = 32, seed: int = 0
+    draw_pictures: Callable[[int, int], tuple[Tensor, Tensor]],
+    folder: Path,
+    settings: Hyperparameters,
+    batch_size: int = 32,
+    seed: int = 0,
 ) -> SmallDepthEstimator:
-    """Learn the relief of composed pictures, whatever their colours. Resumes from the folder."""
+    """Train on the relief of pictures, whatever their colours. Resumes from the folder.
+
+    draw_pictures(count, number): images, b 3 h w, and masks, b 1 h w, the same for the same number
+
+    Returns the EMA of the estimator. Raises ValueError like train().
+    """
     torch.manual_seed(seed)
+    estimator = SmallDepthEstimator()
 
-    def loss_at(step: int) -> dict[str, Tensor]:
-        made = batch(emoji, size, batch_size, seed, step)
-        generator = generator_at(seed, step)
-        noise = 0.05 * torch.randn(made.images.shape, generator=generator)
-        guess = network(share(made.images + noise))
-        return {"depth": F.mse_loss(guess, share(relief(made.images, made.masks)))}
+    def loss_at(draw: Draw) -> dict[str, Tensor]:
+        images, masks = draw_pictures(draw.batch_size, draw.number)
+        noise = 0.05 * torch.randn(images.shape, generator=draw.generator)
+        guess = estimator(images + noise)
+        return {"depth": F.mse_loss(guess.float(), relief(images, masks))}
 
-    network = SmallDepthEstimator()
-    about = {"size": size, "batch_size": batch_size, "seed": seed}
-    return train(network, loss_at, recipe, folder, about)
+    return train(estimator, loss_at, settings, folder, batch_size, seed, {})

@@ -1,31 +1,27 @@
 """Train the noise predictor and the text transformer together, on latents of captioned pictures."""
 
-import hashlib
-import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from minisd.clip import TextTransformer
 from minisd.config import ModelConfig
-from minisd.mini.emoji import Emoji, batch
 from minisd.schedule import Schedule
-from minisd.tokenizer import Tokenizer
-from minisd.training.loop import Recipe, fast_precision, generator_at, train
-from minisd.training.parallel import share
-from minisd.training.run_folder import fingerprint
+from minisd.training.loop import Draw, Hyperparameters, train
 from minisd.unet import UNet
-from minisd.vae import VAE
 
-LEVELS = 4  # noise levels at which each picture of a step is seen
+REPEATS = 4  # how often each picture of a step is seen, each time at another noise level
+# network(x, t, tokens): the predicted noise.  x: r*b 4 h w    t: r*b    tokens: b 77
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-class Conditioned(nn.Module):
-    """The two networks that learn together: the text transformer, and the U-Net that reads it."""
+class TextAndUNet(nn.Module):
+    """The two networks that are trained together: the text transformer and the U-Net."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -35,14 +31,14 @@ class Conditioned(nn.Module):
     def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         """x: r*b 4 h w    t: r*b    tokens: b 77    returns: the predicted noise, r*b 4 h w.
 
-        The text is read once, for all r noisy versions of its latent.
+        The text is read once for all r noisy versions of its latent.
         """
         context = self.text_encoder(tokens)
         return self.unet(x, t, repeat(context, "b m c -> (r b) m c", r=len(x) // len(tokens)))
 
 
 def start_at_zero(unet: UNet) -> None:
-    """Zero the last layer of every branch, as the original does: at first each adds nothing."""
+    """Set the last layer of every branch to zero, like the original. At first it adds nothing."""
     for name, module in unet.named_modules():
         if name.endswith(("conv2", "proj_out", "conv_out")):
             nn.init.zeros_(module.weight)
@@ -50,14 +46,14 @@ def start_at_zero(unet: UNet) -> None:
 
 
 @dataclass(frozen=True)
-class LatentBank:
-    """Many captioned pictures, encoded once: the VAE is far slower than looking latents up.
+class EncodedPictures:
+    """A dataset of captioned pictures, encoded once: the VAE is far slower than a lookup.
 
-    latents: n 4 h w, scaled, each the likeliest of its Gaussian. Stable Diffusion's training draws
-    from it, but its encoder is surer: the mini's has a spread of 0.16, and a U-Net that learns from
-    draws makes latents as noisy as they are, which cost 1 dB when they are decoded.
+    latents: n 4 h w, scaled, the likeliest of each Gaussian. Stable Diffusion's training draws from
+    the Gaussian, but its encoder is more certain: the mini's has a spread of 0.16. A U-Net that is
+    trained on draws makes latents with as much noise, which cost 1 dB when they are decoded.
     tokens: n 77
-    encoded_by: which VAE and which vocabulary made them, so that no run goes on with others'
+    encoded_by: which VAE and which vocabulary made them, so that no run goes on with others
     """
 
     latents: Tensor
@@ -70,80 +66,72 @@ class LatentBank:
         return self.latents[picks].float(), self.tokens[picks].long()
 
 
-@torch.no_grad()
-def encode_bank(
-    emoji: Emoji,
-    vae: VAE,
-    tokenizer: Tokenizer,
-    config: ModelConfig,
-    count: int,
-    seed: int,
-    split: str = "train",
-) -> LatentBank:
-    """Compose `count` pictures and encode them. Half precision: a bank of 100,000 takes 80 MB."""
-    latents, tokens = [], []
-    for step in tqdm(range(0, count, 100), desc="encoding pictures", mininterval=5):
-        pictures = batch(emoji, config.size, 100, seed, step, split)
-        with fast_precision():
-            z = vae.encode(pictures.images).mode()
-        latents.append((z.float() * config.vae.scale).half())
-        tokens.append(tokenizer(pictures.captions).int())
-    vocabulary = hashlib.sha256(repr(tokenizer.merges).encode()).hexdigest()[:8]
-    encoded_by = f"{fingerprint(vae)} {vocabulary}"
-    return LatentBank(torch.cat(latents), torch.cat(tokens), encoded_by)
+def stratified_timesteps(batch_size: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
+    """REPEATS timesteps per picture, one in each quarter of the schedule. returns: (r b)
+
+    Together they are uniform, and more even than independent draws.
+    """
+    quarter = rearrange(torch.arange(REPEATS), "r -> r 1")
+    within = torch.rand(REPEATS, batch_size, generator=generator)
+    t = ((quarter + within) / REPEATS * schedule.config.timesteps).long()
+    return rearrange(t, "r b -> (r b)")
 
 
 def noise_loss(
-    network: Conditioned,
+    network: Network, schedule: Schedule, x0: Tensor, tokens: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Mean squared error of the predicted noise (Ho et al. 2020, eq. 14).
+
+    x0: b 4 h w    tokens: b 77, read once for REPEATS noisy versions of each latent
+    """
+    t = stratified_timesteps(len(x0), schedule, generator)
+    x0 = repeat(x0, "b c h w -> (r b) c h w", r=REPEATS)
+    noise = torch.randn(x0.shape, generator=generator)
+    eps = network(schedule.add_noise(x0, noise, t), t, tokens)
+    return F.mse_loss(eps.float(), noise)
+
+
+def min_snr_noise_loss(
+    network: Network,
     schedule: Schedule,
     x0: Tensor,
     tokens: Tensor,
     generator: torch.Generator,
-    max_snr: float = math.inf,
+    max_snr: float,
 ) -> Tensor:
-    """Mean squared error of the predicted noise (Ho et al. 2020, eq. 14), t uniform.
+    """noise_loss() with less weight on errors at low noise.
 
-    Each picture is noised once in every quarter of the schedule: that spreads t more evenly, and
-    reading the text, a third of a step's work, then serves four.
-
-    x0: b 4 h w    tokens: b 77. Of several processes each sees its share of what is drawn for all.
-    max_snr: where the signal-to-noise ratio is larger, the error counts max_snr / ratio times (Hang
-        et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy")
+    Where the signal-to-noise ratio is above max_snr, an error counts max_snr / ratio times (Hang et
+    al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy").
     """
-    quarter = rearrange(torch.arange(LEVELS), "r -> r 1")
-    within = torch.rand(LEVELS, len(x0), generator=generator)
-    t = ((quarter + within) / LEVELS * schedule.config.timesteps).long()
-    noise = torch.randn(LEVELS, *x0.shape, generator=generator)
-    x0, tokens = share(x0), share(tokens)
-    t, noise = (rearrange(share(all.swapaxes(0, 1)), "b r ... -> (r b) ...") for all in (t, noise))
-    x = schedule.add_noise(repeat(x0, "b c h w -> (r b) c h w", r=LEVELS), noise, t)
-    with fast_precision():
-        eps = network(x, t, tokens)
+    t = stratified_timesteps(len(x0), schedule, generator)
+    x0 = repeat(x0, "b c h w -> (r b) c h w", r=REPEATS)
+    noise = torch.randn(x0.shape, generator=generator)
+    eps = network(schedule.add_noise(x0, noise, t), t, tokens)
     errors = (eps.float() - noise).square().mean(dim=(1, 2, 3))
     snr = schedule.alpha_bar[t] / (1 - schedule.alpha_bar[t])
     return (errors * (max_snr / snr).clamp(max=1)).mean()
 
 
 def train_diffusion(
-    bank: LatentBank,
+    pictures: EncodedPictures,
     config: ModelConfig,
     folder: Path,
-    recipe: Recipe,
+    settings: Hyperparameters,
     batch_size: int = 32,
     seed: int = 0,
-) -> Conditioned:
-    """Returns the averaged networks. Resumes from the folder, where it also keeps its log."""
+) -> TextAndUNet:
+    """Returns the EMA of both networks. Resumes from the folder. Raises ValueError like train()."""
     torch.manual_seed(seed)
-    network = Conditioned(config)
+    network = TextAndUNet(config)
     start_at_zero(network.unet)
     schedule = Schedule(config.schedule)
 
-    def loss_at(step: int) -> dict[str, Tensor]:
-        generator = generator_at(seed, step)
-        x0, tokens = bank.draw(batch_size, generator)
-        return {"noise": noise_loss(network, schedule, x0, tokens, generator)}
+    def loss_at(draw: Draw) -> dict[str, Tensor]:
+        x0, tokens = pictures.draw(draw.batch_size, draw.generator)
+        return {"noise": noise_loss(network, schedule, x0, tokens, draw.generator)}
 
     about = {"text": asdict(config.text), "unet": asdict(config.unet), "vae": asdict(config.vae)}
-    about |= {"schedule": asdict(config.schedule), "pictures": len(bank.tokens)}
-    about |= {"batch_size": batch_size, "seed": seed, "encoded_by": bank.encoded_by}
-    return train(network, loss_at, recipe, folder, about)
+    about |= {"schedule": asdict(config.schedule), "pictures": len(pictures.tokens)}
+    about |= {"encoded_by": pictures.encoded_by}
+    return train(network, loss_at, settings, folder, batch_size, seed, about)

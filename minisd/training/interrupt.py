@@ -1,6 +1,6 @@
-"""Ctrl-C, SIGTERM and SIGHUP during a training: noted, and the loop obeys between two steps.
+"""Ctrl-C, SIGTERM and SIGHUP during a training: the loop stops between two steps.
 
-Amid a step some weights are new and others old. Such a mixture is no state to go on from.
+In the middle of a step some weights are new and others old. A training cannot go on from that.
 """
 
 import signal
@@ -14,7 +14,7 @@ if hasattr(signal, "SIGHUP"):  # the terminal was closed; Windows has no such si
 
 
 class Stopped(KeyboardInterrupt):
-    """Somebody asked this process to end. number: of the signal that asked"""
+    """Somebody asked this process to end. number: of that signal"""
 
     def __init__(self, sentence: str = "", number: int = signal.SIGINT):
         super().__init__(sentence)
@@ -27,9 +27,9 @@ class Interrupted(Stopped):
 
 @contextmanager
 def ends_like_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise Stopped, so that what is unfinished is removed on the way out.
+    """Let SIGTERM and SIGHUP raise Stopped, so that a command removes its unfinished files.
 
-    For a whole command. Signals that are ignored (as under nohup) or handled already stay so.
+    Signals that are ignored (as under nohup) or handled already stay as they are.
     """
 
     def stop(number: int, frame: object) -> None:
@@ -48,17 +48,17 @@ def ends_like_ctrl_c() -> Iterator[None]:
 
 
 class StopRequest:
-    """number: of the signal that asked to stop; None while nobody has."""
+    """number: of the signal that asked to stop. None: nobody has asked."""
 
     number: int | None = None
 
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Note ctrl-C, SIGTERM and SIGHUP. A second ctrl-C breaks off at once, without another save.
+    """Record ctrl-C, SIGTERM and SIGHUP. A second ctrl-C stops at once, without another save.
 
     Signals that are ignored (as under nohup) stay ignored. Python lets only the main thread handle
-    signals: in another one nothing is noted.
+    signals: another thread records nothing.
     """
     request, before = StopRequest(), {}
 

@@ -1,10 +1,9 @@
 """The optimizer of the hidden layers: every update turns its matrix by the same amount.
 
-Adam scales each number by itself; a layer is a matrix, and the few directions that dominate its
-gradient would drown the rest. Muon levels them: it replaces the momentum by a matrix of the same
-directions, whose singular values are all about 1 (Jordan 2024, "Muon: an optimizer for hidden
-layers in neural networks"). The mini's autoencoder learns some five times faster with it
-(docs/mini.md).
+Adam scales each number by itself. But a layer is a matrix, and a few directions dominate its
+gradient. Muon replaces the momentum by a matrix with the same directions, whose singular values are
+all about 1 (Jordan 2024, "Muon: an optimizer for hidden layers in neural networks"). The mini's
+autoencoder trains about five times faster with it (docs/mini.md).
 """
 
 from collections import defaultdict
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
-def levelled(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
     """The matrices with all their singular values brought near 1 (Newton-Schulz iteration).
 
     matrices: ... n m    returns: ... n m, singular values within about 0.7 ... 1.2
@@ -32,7 +31,7 @@ def levelled(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum (Nesterov's), levelled, times the rate.
+    """Nesterov's momentum, orthogonalized, times the rate.
 
     A convolution counts as the matrix "c_out (c_in h w)". A matrix with more rows than columns
     gets a larger step, sqrt(rows / columns) times, so that its output changes as much as a
@@ -54,15 +53,15 @@ class Muon(torch.optim.Optimizer):
                 self.update(parameters, group)
 
     def update(self, parameters: list[Tensor], group: dict) -> None:
-        """parameters: of one shape, seen as matrices"""
+        """Change parameters that are matrices of one shape."""
         ahead = torch.stack([self.ahead(parameter, group["momentum"]) for parameter in parameters])
         stretch = max(1, ahead.shape[1] / ahead.shape[2]) ** 0.5
-        for parameter, matrix in zip(parameters, levelled(ahead), strict=True):
+        for parameter, matrix in zip(parameters, orthogonalized(ahead), strict=True):
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.add_(matrix.view_as(parameter), alpha=-group["lr"] * stretch)
 
     def ahead(self, parameter: Tensor, keep: float) -> Tensor:
-        """Where the momentum is going, this gradient counted in, as a matrix."""
+        """The momentum after this gradient, one step ahead (Nesterov), as a matrix."""
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
@@ -70,7 +69,7 @@ class Muon(torch.optim.Optimizer):
         return parameter.grad.lerp(momentum, keep).flatten(1)
 
 
-# Layers at the border to numbers with a meaning of their own, where levelling does harm.
+# First and last layers, whose numbers have a meaning of their own, where orthogonalizing does harm.
 AT_THE_BORDER = (
     "conv_in.weight",
     "conv_out.weight",

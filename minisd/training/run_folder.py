@@ -15,46 +15,45 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import nn
+from torch.optim import Optimizer
 
 from minisd.files.json_files import check_value, parse_json
 from minisd.files.whole_files import make_folder, written_whole
-from minisd.training.parallel import from_first, place
+from minisd.training.distributed import broadcast, rank_and_world_size
 
-KEYS = {"step", "seconds", "model", "average", "optimizers"}  # and "run", since runs describe it
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """ValueError, in place of an OSError that does not say what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise ValueError(
-            f"cannot write into {folder} ({error.strerror}): make room there, then give the same "
-            "command again to go on from the last whole checkpoint."
-        ) from error
+FORMAT = 2  # of state.pt; 1 had no number, and other random numbers for several processes
+STATE = {  # what a state holds
+    "step": int,
+    "seconds": float,
+    "run": dict,
+    "processes": int,
+    "model": dict,
+    "ema": dict,
+    "optimizers": list,
+}
+RUN = {"hyperparameters.steps": int, "threads": int, "commit": str}  # at least
 
 
 @contextmanager
 def in_use(folder: Path) -> Iterator[None]:
-    """Keep other trainings out of the folder, made if need be. A lock ends with its process.
+    """Keep other trainings out of the folder. Makes the folder if it is not there.
 
-    Of several processes that share the work the first takes it. The process that has it may take
-    it again. On a disk without locks nobody is kept out; whether another machine's locks are seen
-    depends on the network disk.
+    The lock ends with its process. Rank 0 takes it for all processes of a training. The process
+    that has the lock may take it again. A disk without locks keeps nobody out, and a network disk
+    may not show the locks of other machines.
 
-    ValueError, in each of the processes: another training is at work there.
+    Raises ValueError, in every process, if another training uses the folder.
     """
     make_folder(folder)
     lock, note = FileLock(folder / "in_use.lock", is_singleton=True), folder / "in_use.txt"
-    first = place()[0] == 0
-    if not from_first(float(take(lock)) if first else 0.0):
-        whose = ""
-        with suppress(OSError):  # it has ended meanwhile
-            whose = f" ({note.read_text(encoding='utf-8', errors='replace')[:99]})"
+    first = rank_and_world_size()[0] == 0
+    if not broadcast(float(acquire(lock)) if first else 0.0):
+        owner = ""
+        with suppress(OSError):  # the other training has ended in the meantime
+            owner = f" ({note.read_text(encoding='utf-8', errors='replace')[:99]})"
         raise ValueError(
-            f"another training{whose} is at work in {folder}: wait until it ends, or train into "
-            "another folder."
+            f"Another training{owner} uses {folder}. Wait until it ends, or train into another "
+            "folder."
         )
     try:
         if lock.lock_counter == 1:
@@ -63,17 +62,17 @@ def in_use(folder: Path) -> Iterator[None]:
     finally:
         if lock.lock_counter == 1:
             note.unlink(missing_ok=True)
-            with suppress(OSError):  # Windows removes it when it is freed
+            with suppress(OSError):  # Windows removes the file when the lock is released
                 (folder / "in_use.lock").unlink()
             lock.release()
-            with suppress(OSError):  # nothing was written into it
+            with suppress(OSError):  # remove the folder if nothing was written into it
                 folder.rmdir()
         elif lock.is_locked:
             lock.release()
 
 
-def take(lock: FileLock) -> bool:
-    """Whether nobody else holds the lock. On a disk without locks it is not taken."""
+def acquire(lock: FileLock) -> bool:
+    """Whether nobody else holds the lock. On a disk without locks the answer is yes."""
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -84,103 +83,185 @@ def take(lock: FileLock) -> bool:
 
 
 def save(folder: Path, state: dict) -> None:
-    """Write the state beside the old one, then put it in its place in one move.
+    """Replace state.pt. A kill or a full disk leaves the old state or the new one, whole.
 
-    A kill or a full disk leaves state.pt whole, the old or the new. No other process writes here
-    meanwhile (in_use). ValueError: cannot be written.
+    Raises ValueError if it cannot be written.
     """
-    whole = io.BytesIO()  # torch.save does not say why it could not write to a disk
-    torch.save(state, whole)
-    fresh = folder / "state.pt.new"
-    with writing(folder):
-        try:
-            with open(fresh, "wb") as file:
-                file.write(whole.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())  # before the move: the machine itself may stop between
-            os.replace(fresh, folder / "state.pt")
-        finally:
-            fresh.unlink(missing_ok=True)
+    content = io.BytesIO()  # torch.save does not say why it could not write to a disk
+    torch.save(state, content)
+    with written_whole(folder / "state.pt") as unfinished:
+        unfinished.write_bytes(content.getbuffer())
 
 
 def last_state(folder: Path) -> dict | None:
-    """What was saved last, None where nothing was. ValueError: the file is damaged."""
+    """What was saved last, or None where nothing was.
+
+    Raises ValueError if the file is damaged, or if an earlier version of minisd wrote it.
+    """
     path = folder / "state.pt"
     if not path.exists():
         return None
-    try:
+    with damage_message(path):
         with zipfile.ZipFile(path) as file:
             if file.testzip():  # torch.load compares no checksums
-                raise ValueError("some bytes are others than those written")
+                raise ValueError("its bytes have changed")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if missing := KEYS - state.keys():
-            raise ValueError(f"it lacks {missing}")
-    except Exception as error:  # a damaged pickle can break its interpreter anywhere
+        if not isinstance(state, dict):
+            raise ValueError("it holds no dictionary")
+        if state.get("format") == FORMAT:
+            check_types(state, STATE)
+            check_types(state["run"], RUN)
+            check_value("threads", state["run"]["threads"], int)
+    if state.get("format") != FORMAT:
         raise ValueError(
-            f"{path} is damaged: delete it to begin anew, or restore a copy."
-        ) from error
+            f"{path} was written by another version of minisd, whose training drew other random "
+            "numbers. Train into another folder, or delete this one to start over."
+        )
     return state
 
 
-def refuse_another(folder: Path, before: dict, now: dict) -> None:
-    """ValueError unless a run so described may go on as the run described now.
+def check_types(values: dict, kinds: dict[str, type]) -> None:
+    """Raise ValueError unless each name of `kinds` has a value of its type."""
+    for name, kind in kinds.items():
+        if not isinstance(values.get(name), kind):
+            raise ValueError(f"{name} is {type(values.get(name)).__name__}, not {kind.__name__}")
 
-    Only recipe.steps may differ, and only be more: the rest of the run then follows the longer
-    cosine, and its rate rises once, at the step where it goes on. The number of threads is no
-    reason either: threads.py follows the recorded one where it can.
+
+@contextmanager
+def damage_message(path: Path) -> Iterator[None]:
+    """Raise one ValueError for whatever is wrong inside a state: a bad pickle can fail anywhere."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"{path} is damaged. Delete it to start over, or restore a copy."
+        ) from error
+
+
+def state_of(
+    step: int, seconds: float, about: dict, model: nn.Module, ema: nn.Module, optimizers: list
+) -> dict:
+    """All that a run needs to go on."""
+    return {
+        "format": FORMAT,
+        "step": step,
+        "seconds": seconds,
+        "run": about,
+        "processes": rank_and_world_size()[1],
+        "model": model.state_dict(),
+        "ema": ema.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+    }
+
+
+def resume(
+    folder: Path, about: dict, model: nn.Module, ema: nn.Module, optimizers: list[Optimizer]
+) -> tuple[int, float, str]:
+    """Fill in the last saved state, if any.
+
+    Returns the step to go on from, the seconds so far, and the commit of the code that began.
+
+    Raises ValueError if the state is damaged, or of another run or model.
+    """
+    state = last_state(folder)
+    if state is None:
+        return 0, 0.0, commit()
+    path = folder / "state.pt"
+    refuse_another_run(folder, state["run"], about)
+    if shapes(state["model"]) != shapes(model.state_dict()):
+        raise ValueError(
+            f"{path} was saved by a model of another shape. Train into another folder, or delete "
+            "this one to start over."
+        )
+    with damage_message(path):
+        model.load_state_dict(state["model"])
+        ema.load_state_dict(state["ema"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+            check_moments(optimizer)
+    return state["step"], state["seconds"], state["run"]["commit"]
+
+
+def shapes(weights: dict) -> dict:
+    """The shape of each weight by name."""
+    return {name: getattr(tensor, "shape", None) for name, tensor in weights.items()}
+
+
+def check_moments(optimizer: Optimizer) -> None:
+    """Raise ValueError unless every running mean of the optimizer has its parameter's shape."""
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if name != "step" and value.shape != parameter.shape:
+                raise ValueError(f"{name} has another shape than its parameter")
+
+
+def refuse_another_run(folder: Path, before: dict, now: dict) -> None:
+    """Raise ValueError unless the run described by `before` may go on as the one by `now`.
+
+    Only the number of steps may differ, and it may only grow. The rest of the run then follows the
+    longer cosine, and its rate rises once, at the step where it goes on. The number of threads may
+    differ as well: threads.py uses the recorded number where it can.
     """
     may_differ = {"threads"}
-    if now["recipe.steps"] >= before["recipe.steps"]:
-        may_differ.add("recipe.steps")
+    if now["hyperparameters.steps"] >= before["hyperparameters.steps"]:
+        may_differ.add("hyperparameters.steps")
     shared = [name for name in before if name in now and name not in may_differ]
-    parted = [
+    differences = [
         f"{name} is {before[name]} there and {now[name]} here"
         for name in shared
         if before[name] != now[name]
     ]
-    if parted:
+    if differences:
         raise ValueError(
-            f"the run in {folder} is another one: {'; '.join(parted)}. Train into another folder, "
-            "or ask for the same again (steps alone may change, and only grow)."
+            f"The run in {folder} is another one: {'; '.join(differences)}. Train into another "
+            "folder, or ask for the same again (only the steps may change, and only grow)."
         )
 
 
 def fingerprint(network: nn.Module) -> str:
-    """Eight letters that are others where any parameter is another."""
-    numbers = hashlib.sha256()
+    """Eight letters that change whenever a parameter changes."""
+    digest = hashlib.sha256()
     for parameter in network.parameters():
-        numbers.update(parameter.detach().cpu().numpy().tobytes())
-    return numbers.hexdigest()[:8]
+        digest.update(parameter.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:8]
 
 
 def commit() -> str:
-    """Which version of this code runs, as git names it; "unknown" outside a checkout."""
-    asked = ("git", "-C", Path(__file__).parent, "rev-parse", "--short", "HEAD")
+    """The version of this code, as git names it, or "unknown" outside a checkout."""
+    command = ("git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD")
     try:
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
 def log(folder: Path, record: dict) -> None:
-    """Append one line of numbers to log.jsonl. ValueError: it cannot be written.
+    """Append one line of numbers to log.jsonl.
 
-    Where a full disk or a kill cut the last line off, this one begins on a line of its own.
+    If a full disk or a kill cut the last line off, the new one still starts on a line of its own.
+
+    Raises ValueError if it cannot be written.
     """
-    with writing(folder), open(folder / "log.jsonl", "ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            cut = file.read(1) != b"\n"
-            file.write(b"\n" * cut)
-        file.write(json.dumps(record).encode() + b"\n")
+    try:
+        with open(folder / "log.jsonl", "ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                cut_off = file.read(1) != b"\n"
+                file.write(b"\n" * cut_off)
+            file.write(json.dumps(record).encode() + b"\n")
+    except OSError as error:
+        raise ValueError(
+            f"Cannot write into {folder} ({error.strerror}). Make room there, then give the same "
+            "command again to go on from the last checkpoint."
+        ) from error
 
 
-def logged(folder: Path) -> list[dict]:
-    """The log's records by step, if any. A step that was done again after a kill counts once."""
+def log_records(folder: Path) -> list[dict]:
+    """The records of the log by step. A step that was done again after a kill counts once."""
     path, records = folder / "log.jsonl", {}
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for line in text.splitlines():
-        with suppress(ValueError):  # a full disk or a kill cut it off
+        with suppress(ValueError):  # a full disk or a kill cut this line off
             record = parse_json(line)
             check_value("record", record, dict)
             check_value("step", record.get("step"), int, (0, 10**9))
@@ -189,10 +270,10 @@ def logged(folder: Path) -> list[dict]:
 
 
 def plot_losses(folder: Path) -> None:
-    """Draw every term of the logged loss over the steps, raw and smoothed, as loss.png."""
-    from matplotlib.figure import Figure  # no pyplot: it would choose a backend for everyone
+    """Draw the terms of the loss over the steps, raw and smoothed, as loss.png."""
+    from matplotlib.figure import Figure  # pyplot would choose a backend for the whole process
 
-    records = logged(folder)
+    records = log_records(folder)
     if not records:
         return
     steps = [record["step"] for record in records]
@@ -201,14 +282,14 @@ def plot_losses(folder: Path) -> None:
     for name in [name for name in records[-1] if name not in ("step", "seconds")]:
         values = np.array([record.get(name, np.nan) for record in records])
         (raw,) = axes.plot(steps, values, alpha=0.25)
-        axes.plot(steps, smoothed(values), color=raw.get_color(), label=name)
+        axes.plot(steps, moving_average(values), color=raw.get_color(), label=name)
     axes.set(yscale="log", xlabel="step", ylabel="loss", title=f"{folder.name}: terms of the loss")
     axes.legend()
     with written_whole(folder / "loss.png") as unfinished:
         figure.savefig(unfinished, dpi=120)
 
 
-def smoothed(values: np.ndarray) -> np.ndarray:
-    """The mean of each value's neighbourhood, a twentieth of all wide."""
+def moving_average(values: np.ndarray) -> np.ndarray:
+    """The mean around each value, over a window of a twentieth of all values."""
     window = np.ones(len(values) // 20 + 1)
     return np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")

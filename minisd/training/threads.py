@@ -1,4 +1,4 @@
-"""A run goes on with as many threads as it began with: how sums round depends on their number."""
+"""A run goes on with the threads that it began with: their number decides how sums are rounded."""
 
 import warnings
 from collections.abc import Iterator
@@ -7,40 +7,42 @@ from pathlib import Path
 
 import torch
 
-from minisd.training.parallel import from_first, place
+from minisd.training.distributed import broadcast, rank_and_world_size
 from minisd.training.run_folder import last_state
 
 
 @contextmanager
 def threads_of(folder: Path) -> Iterator[int]:
-    """Compute with the number of threads that the folder's run records, and give that number.
+    """Compute with the number of threads that the folder's run records. Yields that number.
 
-    Without a record, or with another number of processes, it is the number that is set.
-    ValueError: the folder's state is damaged.
+    Without a record, or with another number of processes, the number is the one that is set.
+
+    Raises ValueError if the folder's state is damaged.
     """
     own = torch.get_num_threads()
-    rank, processes = place()
+    rank, processes = rank_and_world_size()
     state = last_state(folder) or {}
-    recorded, several = state.get("run", {}).get("threads"), state.get("processes", 1)
-    threads = recorded if recorded and several == processes else int(from_first(own))
-    if rank == 0 and recorded and (several, recorded) != (processes, own):
-        sentence = difference(folder, (several, recorded), (processes, own))
+    recorded, earlier = state.get("run", {}).get("threads"), state.get("processes", 1)
+    threads = recorded if recorded and earlier == processes else int(broadcast(own))
+    if rank == 0 and recorded and (earlier, recorded) != (processes, own):
+        sentence = change_message(folder, (earlier, recorded), (processes, own))
         warnings.warn(sentence, stacklevel=4)
-    torch.set_num_threads(threads)  # always: MKL may take fewer until a number is set
+    torch.set_num_threads(threads)  # always: MKL may use fewer until a number is set
     try:
         yield threads
     finally:
         torch.set_num_threads(own)
 
 
-def difference(folder: Path, before: tuple[int, int], now: tuple[int, int]) -> str:
-    """The sentence for a run that began otherwise. before, now: processes, threads of each."""
+def change_message(folder: Path, before: tuple[int, int], now: tuple[int, int]) -> str:
+    """The sentences for a run that goes on in another way. before, now: processes, threads."""
     if before[0] == now[0]:
         return (
-            f"the run in {folder} began with threads={before[1]} and so goes on, though "
-            f"{now[1]} is set: the last digits of the result depend on it."
+            f"The run in {folder} began with threads={before[1]} and goes on with them, though "
+            f"{now[1]} is set. The last digits of the result depend on that number."
         )
     return (
-        f"the run in {folder} goes on with processes={now[0]}, threads={now[1]} each, in place of "
-        f"processes={before[0]}, threads={before[1]}: the last digits of the result depend on it."
+        f"The run in {folder} goes on with processes={now[0]}, threads={now[1]} each, and began "
+        f"with processes={before[0]}, threads={before[1]}. Other processes draw other random "
+        "numbers, so the result will be another one."
     )

@@ -19,12 +19,12 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, Stable
 from PIL import Image
 from safetensors.torch import save_file
 
-from minisd.adapters.controlnet import ControlNet, control, rows
+from minisd.adapters.controlnet import ControlNet, control, controlnet_rows
 from minisd.adapters.controlnet_settings import (
-    CONFIG_JSON,
-    PLAIN,
+    CONTROLNET_JSON,
+    CONTROLNET_YAML,
+    DEFAULT_HINT,
     STAGE_YAML,
-    YAML,
     HintSettings,
 )
 from minisd.checkpoints import names
@@ -76,14 +76,14 @@ def reference(theirs, **settings):
 
 
 def original_state(network, config):
-    table = rows(config)
+    table = controlnet_rows(config)
     state = names.from_official(network.state_dict(), table, "diffusers")
     official = names.to_official(state, table, "original")
     return {f"control_model.{key}": tensor.contiguous() for key, tensor in official.items()}
 
 
-def same_network(sd, theirs, settings=PLAIN):
-    own, table = ControlNet(sd.config.unet, settings), rows(sd.config.unet, settings)
+def same_network(sd, theirs, settings=DEFAULT_HINT):
+    own, table = ControlNet(sd.config.unet, settings), controlnet_rows(sd.config.unet, settings)
     own.load_state_dict(names.from_official(theirs.state_dict(), table, "diffusers"))
     return own.eval().requires_grad_(False)
 
@@ -168,13 +168,13 @@ def test_folders_of_pickles_of_half_precision_and_of_shards(v1, tmp_path):
 def test_no_parameter_of_diffusers_is_missed_and_absent_ones_have_its_defaults(v1, tmp_path):
     parameters = dict(inspect.signature(ControlNetModel.__init__).parameters)
     parameters.pop("self")
-    known = {**CONFIG_JSON.obeyed, **CONFIG_JSON.fixed, **CONFIG_JSON.ignored}
+    known = {**CONTROLNET_JSON.obeyed, **CONTROLNET_JSON.fixed, **CONTROLNET_JSON.ignored}
     assert parameters.keys() == known.keys() - {"_class_name"}
     defaults = {name: one.default for name, one in parameters.items()}
     plain = json.loads(json.dumps(defaults))
-    for name, value in CONFIG_JSON.obeyed.items():
+    for name, value in CONTROLNET_JSON.obeyed.items():
         assert value == plain[name], name
-    for name, (allowed, absent) in CONFIG_JSON.fixed.items():
+    for name, (allowed, absent) in CONTROLNET_JSON.fixed.items():
         assert absent in allowed
         assert name == "_class_name" or absent == plain[name], name
     sd, theirs = v1
@@ -334,7 +334,7 @@ def test_a_comment_in_a_yaml_says_nothing(v1, tmp_path):
     text = yaml.safe_dump(yaml_of(sd.config))
     (tmp_path / "c.yaml").write_text(text + "\n# global_average_pooling: True\n", encoding="utf-8")
     loaded = ControlNet.load(tmp_path / "c.safetensors")
-    assert loaded.settings == PLAIN
+    assert loaded.settings == DEFAULT_HINT
     assert loaded.config == sd.config.unet
 
 
@@ -393,7 +393,7 @@ def test_settings_in_two_places_must_agree(v1, tmp_path):
 
 
 def test_every_table_says_why():
-    for table in (CONFIG_JSON, YAML, STAGE_YAML):
+    for table in (CONTROLNET_JSON, CONTROLNET_YAML, STAGE_YAML):
         assert all(len(reason) > 10 for reason in table.ignored.values())
 
 

@@ -5,12 +5,13 @@ in torch.nn as the web UI builds it (modules/hypernetworks/hypernetwork.py).
 """
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 
-from minisd.adapters.hypernetwork import SETTINGS, read_hypernetwork
+from minisd.adapters.hypernetwork import HYPERNETWORK_SETTINGS, read_hypernetwork
 from tests.helpers.hypernetwork_files import small_network
 from tests.helpers.reference_networks import randomise
 
@@ -48,7 +49,7 @@ def as_the_web_ui_saves(structure=(1, 2, 1), norm=False, **more):
 def built_as_the_web_ui(structure, activation, norm, activate_output, dropout, seed):
     """HypernetworkModule.__init__: each linear layer, then activation, norm and dropout."""
     layers, made = [], ACTIVATIONS[activation]
-    for i, (a, b) in enumerate(zip(structure, structure[1:])):
+    for i, (a, b) in enumerate(pairwise(structure)):
         layers.append(nn.Linear(int(WIDTH * a), int(WIDTH * b)))
         if made and (i < len(structure) - 2 or activate_output):
             layers.append(made())
@@ -166,7 +167,7 @@ def test_a_layer_that_is_no_matrix_is_refused(tmp_path, shape):
 
 def test_the_table_knows_all_that_the_web_ui_writes():
     names = {name for name in as_the_web_ui_saves() if isinstance(name, str)}
-    assert names <= {**SETTINGS.obeyed, **SETTINGS.ignored}.keys()
+    assert names <= {**HYPERNETWORK_SETTINGS.obeyed, **HYPERNETWORK_SETTINGS.ignored}.keys()
 
 
 @pytest.mark.parametrize("strength", [math.nan, math.inf, -math.inf])

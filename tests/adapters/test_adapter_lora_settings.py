@@ -16,7 +16,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from minisd.adapters.lora import lora, read_lora
-from minisd.adapters.peft_settings import FILE, LORA_CONFIG
+from minisd.adapters.peft_settings import ADAPTER_CONFIG, LORA_CONFIG
 from tests.helpers.pipeline_pairs import NO_FILTER, both_pipelines
 from tests.helpers.side_by_side import relative_error
 from tests.helpers.tiny_models import V1, V2
@@ -124,10 +124,12 @@ def test_a_folder_of_pickles_and_other_scales(v1, tmp_path, safe, scale):
     ours, theirs = v1
     settings = {"r": 4, "lora_alpha": 16, "target_modules": ATTENTION}
     written_by_peft(theirs.unet, tmp_path, safe, **settings)
-    config = json.loads((tmp_path / FILE).read_text(encoding="utf-8"))
+    config = json.loads((tmp_path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     again = tmp_path / "again"
     again.mkdir()
-    (again / FILE).write_text(json.dumps(config | {"lora_alpha": 16 * scale}), encoding="utf-8")
+    (again / ADAPTER_CONFIG).write_text(
+        json.dumps(config | {"lora_alpha": 16 * scale}), encoding="utf-8"
+    )
     for file in tmp_path.glob("adapter_model.*"):
         (again / file.name).write_bytes(file.read_bytes())
     assert unet_error(ours, merged(theirs.unet, again), tmp_path, scale)[0] < SAME
@@ -153,7 +155,7 @@ def test_the_same_settings_in_the_header(v1, tmp_path):
     settings = {"r": 4, "lora_alpha": 6, "use_rslora": True, "target_modules": ATTENTION}
     settings |= {"rank_pattern": {"attn2.to_q": 2}, "alpha_pattern": {"attn1.to_.": 3}}
     expected = written_by_peft(theirs.unet, tmp_path / "peft", **settings)
-    stored = json.loads((tmp_path / "peft" / FILE).read_text(encoding="utf-8"))
+    stored = json.loads((tmp_path / "peft" / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     state = load_file(tmp_path / "peft" / "adapter_model.safetensors")
     bare = {key.removeprefix("base_model.model."): tensor for key, tensor in state.items()}
     for prefix in ("unet.", ""):
@@ -165,9 +167,11 @@ def test_the_same_settings_in_the_header(v1, tmp_path):
         folder.mkdir()
         named = folder / "pytorch_lora_weights.safetensors"
         named.write_bytes(path.read_bytes())
-        (folder / FILE).write_text(json.dumps(stored), encoding="utf-8")
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(stored), encoding="utf-8")
         assert unet_error(ours, expected, folder)[0] < SAME
-        (folder / FILE).write_text(json.dumps(stored | {"lora_alpha": 7}), encoding="utf-8")
+        (folder / ADAPTER_CONFIG).write_text(
+            json.dumps(stored | {"lora_alpha": 7}), encoding="utf-8"
+        )
         with pytest.raises(ValueError, match="has two alphas, 12 and 14: keep the right one"):
             lora(ours, folder)
 
@@ -188,7 +192,7 @@ def peft_file(folder, settings, name="adapter_model.safetensors", layer=LAYER, m
     state |= {f"base_model.model.{layer}.lora_B.weight": up}
     save_file(state | dict(more), folder / name)
     if settings is not None:
-        (folder / FILE).write_text(json.dumps(settings), encoding="utf-8")
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(settings), encoding="utf-8")
     return folder / name
 
 
@@ -280,10 +284,12 @@ def test_absent_settings_have_pefts_defaults_in_a_file(v1, tmp_path):
     ours, theirs = v1
     settings = {"r": 4, "lora_alpha": 16, "target_modules": ["to_q"]}
     written_by_peft(theirs.unet, tmp_path, **settings)
-    (tmp_path / FILE).write_text(json.dumps({"peft_type": "LORA", "r": 4}), encoding="utf-8")
+    (tmp_path / ADAPTER_CONFIG).write_text(
+        json.dumps({"peft_type": "LORA", "r": 4}), encoding="utf-8"
+    )
     found = read_lora(tmp_path, ours.config)
     assert {change.alpha for change in found.values()} == {8.0}  # LoraConfig.lora_alpha
-    (tmp_path / FILE).write_text(json.dumps({"peft_type": "LORA"}), encoding="utf-8")
+    (tmp_path / ADAPTER_CONFIG).write_text(json.dumps({"peft_type": "LORA"}), encoding="utf-8")
     with pytest.raises(ValueError, match="has rank 4, and the settings say 8"):
         lora(ours, tmp_path)
 
@@ -323,11 +329,11 @@ def test_damaged_settings_are_refused(v1, tmp_path, text):
     ours, _ = v1
     path = peft_file(tmp_path, GOOD)
     save_file(load_file(path), tmp_path / "header.safetensors", {"lora_adapter_metadata": text})
-    (tmp_path / FILE).unlink()
+    (tmp_path / ADAPTER_CONFIG).unlink()
     with pytest.raises(ValueError, match=r"header\.safetensors has .*(damaged|text_encoder_2)"):
         lora(ours, tmp_path / "header.safetensors")
     if "_2" not in text:
-        (tmp_path / FILE).write_text(text, encoding="utf-8")
+        (tmp_path / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=r"adapter_config\.json"):
             lora(ours, path)
 

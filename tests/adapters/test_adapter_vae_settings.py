@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from minisd.adapters.vae_file import swap_vae
 from minisd.checkpoints import names
-from minisd.pipeline import from_pil
+from minisd.files.pictures import from_pil
 from minisd.tasks.img2img import img2img
 from tests.helpers.pipeline_pairs import NO_FILTER, both_pipelines, of_seeds
 from tests.helpers.reference_networks import randomise

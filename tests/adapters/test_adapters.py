@@ -17,16 +17,17 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from minisd.adapters.controlnet import ControlNet, control, rows
+from minisd.adapters.controlnet import ControlNet, control, controlnet_rows
 from minisd.adapters.hypernetwork import hypernetwork
-from minisd.adapters.lora import lora, taken_apart
+from minisd.adapters.lora import lora, parse_key
 from minisd.adapters.textual_inversion import textual_inversion
 from minisd.adapters.vae_file import swap_vae
 from minisd.attention import Attention
 from minisd.checkpoints import names
 from minisd.checkpoints.load import load_vae
 from minisd.checkpoints.write import save_vae
-from minisd.pipeline import StableDiffusion, from_pil
+from minisd.files.pictures import from_pil
+from minisd.pipeline import StableDiffusion
 from tests.helpers.hypernetwork_files import small_network
 from tests.helpers.pipeline_pairs import NO_FILTER, both_pipelines, drawn, drawn_by_diffusers
 from tests.helpers.reference_networks import ddim_scheduler, randomise
@@ -257,15 +258,15 @@ def test_the_names_of_the_three_spellings():
         f"unet.{block}.to_out.0.lora.up.weight",
         f"{block}.processor.to_out_lora.up.weight",
     ):
-        assert taken_apart(key) == expected
+        assert parse_key(key) == expected
     first = "text_encoder.text_model.encoder.layers.0.self_attn.to_out_lora.down.weight"
     layer = "text_model_encoder_layers_0_self_attn_out_proj"
-    assert taken_apart(first) == ("text_encoder", layer, "down")
+    assert parse_key(first) == ("text_encoder", layer, "down")
     own = "base_model.model.text_model.encoder.layers.0.self_attn.out_proj.lora_A.weight"
-    assert taken_apart(own) == ("text_encoder", layer, "down")
-    assert taken_apart(f"base_model.model.{block}.to_out.0.lora_B.weight") == expected
+    assert parse_key(own) == ("text_encoder", layer, "down")
+    assert parse_key(f"base_model.model.{block}.to_out.0.lora_B.weight") == expected
     text = "text_encoder.text_model.encoder.layers.1.mlp.fc1.lora_linear_layer.down.weight"
-    assert taken_apart(text) == ("text_encoder", "text_model_encoder_layers_1_mlp_fc1", "down")
+    assert parse_key(text) == ("text_encoder", "text_model_encoder_layers_1_mlp_fc1", "down")
 
 
 def test_the_first_spelling_of_the_text_encoder_changes_the_same_layers(pair_of, tmp_path):
@@ -276,7 +277,7 @@ def test_the_first_spelling_of_the_text_encoder_changes_the_same_layers(pair_of,
     for name, matrices in some_lora(theirs.text_encoder, attention).items():
         stem = f"text_encoder.{name}" if "text_model" in name else f"text_encoder.text_model.{name}"
         old = re.sub(r"(q|k|v|out)_proj$", r"to_\1_lora", stem)
-        for (new, was), matrix in zip((("A", "down"), ("B", "up")), matrices):
+        for (new, was), matrix in zip((("A", "down"), ("B", "up")), matrices, strict=True):
             today[f"{stem}.lora_{new}.weight"] = first[f"{old}.{was}.weight"] = matrix
     found, plain = [], drawn(ours)
     for spelling, state in (("today", today), ("first", first)):
@@ -516,8 +517,8 @@ def controlnet_file(network, path, layout, config):
     """The reference's weights as a file of either layout."""
     state = network.state_dict()
     if layout == "original":
-        ours = names.from_official(state, rows(config), "diffusers")
-        official = names.to_official(ours, rows(config), "original")
+        ours = names.from_official(state, controlnet_rows(config), "diffusers")
+        official = names.to_official(ours, controlnet_rows(config), "original")
         state = {f"control_model.{key}": tensor for key, tensor in official.items()}
         around = {"betas": torch.ones(9), "model.diffusion_model.out.2.bias": torch.ones(4)}
         torch.save({"state_dict": state | around}, path.with_suffix(".pth"))

@@ -38,9 +38,9 @@ def put_on(sd):
     edges, hint = ControlNet.load("mini-edges"), torch.zeros(1, 3, 64, 64)
     classifier, vae = load_classifier("mini-classifier"), load_vae(DECODER, sd.config.vae)
     return {
-        "lora": lambda: lora.put_on(changes, 1.0),
+        "lora": lambda: lora.apply_updates(changes, 1.0),
         "word": lambda: Word(sd, word, vectors),
-        "hypernetwork": lambda: hypernetwork.put_on(sd.unet, networks, 1.0),
+        "hypernetwork": lambda: hypernetwork.apply_networks(sd.unet, networks, 1.0),
         "control": lambda: control(sd, edges, hint),
         "vae": lambda: SwappedVAE(sd, vae),
         "classifier": lambda: ClassifierGuidance(sd, classifier, "cat", 3),
@@ -168,7 +168,7 @@ def test_an_adapter_that_fails_half_way_is_off(sd):
     with pytest.raises(KeyboardInterrupt):
         Handle(some())
     with pytest.raises(MemoryError):
-        hypernetwork.put_on(sd.unet, Stops(), 1.0)
+        hypernetwork.apply_networks(sd.unet, Stops(), 1.0)
     assert_unchanged(sd, before, picture)
 
 

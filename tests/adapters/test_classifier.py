@@ -29,7 +29,7 @@ from minisd.training.classifier import (
     thing_loss,
     train_classifier,
 )
-from minisd.training.loop import Recipe
+from minisd.training.loop import Hyperparameters
 from minisd.vae import DiagonalGaussian
 
 THINGS = ("cat", "dog", "tree")
@@ -206,7 +206,7 @@ def prototypes():
 @pytest.fixture(scope="module")
 def trained(prototypes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("classifier")
-    recipe = Recipe(steps=150, warmup=10, ema=0.9, log_every=1)
+    recipe = Hyperparameters(steps=150, warmup=10, ema=0.9, log_every=1)
     labels = torch.arange(30) % 3
     latents = prototypes[labels].half()
     return train_classifier(latents, labels, TINY, SCHEDULE, folder, recipe, batch_size=32), folder
@@ -226,7 +226,7 @@ def noisy(prototypes, labels, t):
 
 def test_another_set_of_pictures_is_another_run(trained, prototypes):
     latents, labels = prototypes.half(), torch.arange(3)
-    recipe = Recipe(steps=151, warmup=10, ema=0.9, log_every=1)
+    recipe = Hyperparameters(steps=151, warmup=10, ema=0.9, log_every=1)
     with pytest.raises(ValueError, match="pictures"):
         train_classifier(latents, labels, TINY, SCHEDULE, trained[1], recipe, batch_size=32)
 

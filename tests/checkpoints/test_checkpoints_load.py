@@ -95,7 +95,7 @@ def assert_computes_the_same(parts: Parts, theirs: dict[str, nn.Module], layout:
         if part == "text_encoder" and not hasattr(theirs[part], "ln_final"):
             run = THEIRS[part, "diffusers"][1]  # the text transformer of v1's original files
         for mine, reference in zip(
-            ours[part](getattr(parts, part), *given), run(theirs[part], *given)
+            ours[part](getattr(parts, part), *given), run(theirs[part], *given), strict=True
         ):
             assert relative_error(mine, reference) < FLOAT32, part
 

@@ -133,41 +133,41 @@ def read_yaml(stored: object, path: Path) -> None:
 def read_control_yaml(stored: object, path: Path) -> None:
     (path / "a.yaml").write_text(yaml.safe_dump(stored), encoding="utf-8")
     with naming("a.pth"):
-        config, _ = controlnet_settings.from_yaml(path / "a.yaml")
+        config, _ = controlnet_settings.settings_from_yaml(path / "a.yaml")
         contents.blank(checked(ModelConfig(unet=config)))
 
 
 def read_control_json(stored: object, path: Path) -> None:
     stored = read_json(written(stored, path / "config.json"))
     with naming("a.safetensors"):
-        config, _ = controlnet_settings.from_json(stored, None)
+        config, _ = controlnet_settings.settings_from_json(stored, None)
         contents.blank(checked(ModelConfig(unet=config)))
 
 
 def read_control_header(stored: dict[str, object], path: Path) -> None:
     header = {name: text_of(settings) for name, settings in stored.items()}
     with naming("a.safetensors"):
-        controlnet_settings.from_header(header)
+        controlnet_settings.settings_from_header(header)
 
 
 def read_peft(stored: object, path: Path) -> None:
-    written(stored, path / peft_settings.FILE)
+    written(stored, path / peft_settings.ADAPTER_CONFIG)
     header = {"lora_adapter_metadata": text_of(stored)}
     save_file({"a": torch.zeros(1)}, path / "adapter_model.safetensors", header)
-    for _, settings in peft_settings.stated_settings(path / "adapter_model.safetensors", ["a"]):
+    for _, settings in peft_settings.read_peft_settings(path / "adapter_model.safetensors", ["a"]):
         with naming("adapter_model.safetensors"):
             peft_settings.alpha_of(settings, "unet.down_blocks.0.attn1.to_q", 4)
 
 
 def read_hypernetwork(stored: object, path: Path) -> None:
     with naming("a.pt"):
-        hypernetwork.settings_in(json.loads(json.dumps(stored)))
+        hypernetwork.parse_settings(json.loads(json.dumps(stored)))
 
 
 def read_log(stored: list, path: Path) -> None:
     lines = [text_of(record) for record in stored]
     (path / "log.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    folder.logged(path)
+    folder.log_records(path)
 
 
 def read_index(stored: object, path: Path) -> None:
@@ -196,13 +196,13 @@ def read_classifier(stored: dict, path: Path) -> None:
 
 
 def read_cats_and_dogs(stored: dict, path: Path) -> None:
-    read_network(cats_and_dogs.load, "unprompted", {"unprompted": stored}, path)
+    read_network(cats_and_dogs.load_unprompted, "unprompted", {"unprompted": stored}, path)
 
 
 def read_judge(stored: dict, path: Path) -> None:
     header = {name: text_of(settings) for name, settings in stored.items()}
     save_file(tensors_of("judge"), path / "a.safetensors", header)
-    judge.load(path / "a.safetensors")
+    judge.load_judge(path / "a.safetensors")
 
 
 SORTS = classifier.ClassifierConfig(("cat", "dog"), (16, 32))
@@ -240,7 +240,7 @@ GOOD = {
     "ControlNet's header": (
         {
             "controlnet": json.loads(json.dumps(asdict(V1.unet))),
-            "controlnet_hint": json.loads(json.dumps(asdict(controlnet_settings.PLAIN))),
+            "controlnet_hint": json.loads(json.dumps(asdict(controlnet_settings.DEFAULT_HINT))),
         },
         read_control_header,
     ),

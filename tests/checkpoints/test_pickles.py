@@ -287,7 +287,7 @@ def password(path: Path) -> Path:
 
 
 def unknown_method(path: Path) -> Path:
-    for at, start in zip((8, 10), places(two(path), "data/0")):
+    for at, start in zip((8, 10), places(two(path), "data/0"), strict=True):
         edited(path, start + at, b"\x61\0")
     return path
 
@@ -370,7 +370,7 @@ def old_parts(path: Path) -> list[bytes]:
     for _ in range(5):
         list(pickletools.genops(file))
         ends.append(file.tell())
-    return [file.getvalue()[a:b] for a, b in zip(ends, [*ends[1:], None])]
+    return [file.getvalue()[a:b] for a, b in zip(ends, [*ends[1:], None], strict=True)]
 
 
 def pickled(program: bytes) -> bytes:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from minisd.mini.fine_tuning import ALL_STAGES
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -20,13 +21,12 @@ from minisd.cli import doctor
 from minisd.clip import TextTransformer
 from minisd.config import WEIGHTS
 from minisd.depth.small import load_estimator
+from minisd.files.pictures import to_pil
 from minisd.mini import judge
-from minisd.mini.fine_tuning import ALL_STAGES
-from minisd.pipeline import to_pil
 from minisd.tasks.depth2img import depth2img
 from minisd.tasks.img2img import img2img
 from minisd.tokenizer import Tokenizer
-from minisd.training.run_folder import last_state, logged
+from minisd.training.run_folder import last_state, log_records
 from minisd.unet import UNet
 from minisd.vae import VAE
 from tests.helpers.commands import run
@@ -343,7 +343,7 @@ def test_a_classifier_leads(tmp_path):
         (["depth", "a cat", "{photo}", "--depth", "{photo}"], "load a depth model"),
         (["depth", "a cat", "{photo}"], "load a depth model"),
         (["depth", "a cat", "{photo}", "--depth", "{photo}", "--estimator", "x"], "exclude each"),
-        (["inpaint", "a cat", "{photo}", "{small}"], "give a mask of the picture's size"),
+        (["inpaint", "a cat", "{photo}", "{small}"], "Give a mask of the picture's size"),
         (["img2img", "a cat", "{photo}", "--width", 0], "ask for more"),
         (
             ["control", "a cat", "{tmp}/gone.pth", "{photo}"],
@@ -387,13 +387,13 @@ def test_from_nothing_to_a_model_that_draws(tmp_path):
     stage("export", *short)
     for name in ("decoder", "classifier", "judge"):
         stage(name, *short)
-    first, *_, last = logged(runs / "vae")
+    first, *_, last = log_records(runs / "vae")
     assert last["pixels"] < first["pixels"] and last["edges"] < 0.5 * first["edges"]
     sd = minisd.load(tmp_path / "export.safetensors")
     assert sd.txt2img("a cat", steps=2).size == (64, 64)
     load_vae(tmp_path / "decoder.safetensors", sd.config.vae)
     assert load_classifier(tmp_path / "classifier.safetensors").config.things
-    told = judge.load(tmp_path / "judge.safetensors")
+    told = judge.load_judge(tmp_path / "judge.safetensors")
     assert len(told.things) == 115
     for name in ("vae", "diffusion", "decoder", "classifier", "judge"):
         begun = last_state(runs / name)["run"]

@@ -112,7 +112,9 @@ def test_random_words_with_random_flags_are_found_as_transformers_finds_them(sma
         words = random_words(rng, small.ids)
         ours, reference = Tokenizer(small.merges, None, words), theirs(folder)
         flags = [{name: getattr(word, name) for name in FLAGS} for word in words]
-        reference.add_tokens([AddedToken(w.word, **own) for w, own in zip(words, flags)])
+        reference.add_tokens(
+            [AddedToken(w.word, **own) for w, own in zip(words, flags, strict=True)]
+        )
         parts = PIECES + [word.word for word in words] * 4
         texts = ["".join(rng.choices(parts, k=rng.randint(1, 8))) for _ in range(6)]
         assert_alike(ours, reference, texts)

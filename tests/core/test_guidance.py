@@ -5,8 +5,9 @@ import torch
 from diffusers import DDIMScheduler
 from ldm.models.diffusion.ddim import DDIMSampler
 
+from minisd.adapters.classifier import classifier_guided
 from minisd.config import ScheduleConfig
-from minisd.guidance import classifier_guided, guided_denoiser, x0_from_eps
+from minisd.guidance import guided_denoiser, x0_from_eps
 from minisd.samplers import SAMPLERS, ddim
 from minisd.sampling import from_noise, sampler_levels
 from minisd.schedule import Prediction, Schedule

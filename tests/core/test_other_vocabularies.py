@@ -183,7 +183,7 @@ def test_a_vocabulary_without_what_it_needs_is_refused(tmp_path, pieces, merges,
 def test_ids_with_a_gap_or_twice_are_refused(tmp_path, ids):
     folder = write(tmp_path / "a", [], [])
     (folder / "vocab.json").write_text(
-        json.dumps(dict(zip(["a", BEGIN, END], ids))), encoding="utf-8"
+        json.dumps(dict(zip(["a", BEGIN, END], ids, strict=True))), encoding="utf-8"
     )
     with pytest.raises(ValueError, match="ids of its vocabulary are not 0 to 2, each once"):
         read_tokenizer(folder)

@@ -8,7 +8,8 @@ import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 
 from minisd.config import SD15, SD20_INPAINT
-from minisd.pipeline import StableDiffusion, from_pil, to_pil
+from minisd.files.pictures import from_pil, to_pil
+from minisd.pipeline import StableDiffusion
 from tests.helpers.pipeline_pairs import NO_FILTER, both_pipelines
 from tests.helpers.side_by_side import relative_error
 from tests.helpers.tiny_models import V1, V2, V2_V

@@ -1,6 +1,7 @@
 """The schedule against CompVis', diffusers' and k-diffusion's."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -113,7 +114,7 @@ def test_27_steps_are_27_steps(schedule, spacing):
     for steps in range(1, 1001):
         levels = getattr(schedule, spacing)(steps)
         assert len(levels) == steps
-        assert all(above.t > below.t for above, below in zip(levels, levels[1:], strict=False))
+        assert all(above.t > below.t for above, below in pairwise(levels))
         assert levels[0].t <= 999 + FRACTION and levels[-1].t >= 0
 
 

@@ -16,10 +16,10 @@ from diffusers import (
 )
 from PIL import Image
 
-from minisd.adapters.controlnet import ControlNet, control, rows
+from minisd.adapters.controlnet import ControlNet, control, controlnet_rows
 from minisd.checkpoints import names
 from minisd.config import MINI, SD15
-from minisd.pipeline import check_size
+from minisd.files.pictures import check_size
 from minisd.tasks.depth2img import depth2img_steps
 from minisd.tasks.img2img import img2img_steps
 from minisd.tasks.inpaint import inpaint_steps
@@ -174,7 +174,9 @@ def test_controlnet_at_any_multiple_of_8_is_that_of_diffusers(plain, size):
     reference = ControlNetModel.from_unet(theirs.unet)
     randomise(reference, gain=0.5, seed=7)
     network = ControlNet(ours.config.unet)
-    state = names.from_official(reference.state_dict(), rows(ours.config.unet), "diffusers")
+    state = names.from_official(
+        reference.state_dict(), controlnet_rows(ours.config.unet), "diffusers"
+    )
     network.load_state_dict(state)
     pipeline = pipeline_of(
         StableDiffusionControlNetPipeline, theirs, controlnet=reference.eval(), **NO_FILTER

@@ -158,9 +158,9 @@ def test_a_slow_prompt_is_read_or_refused_soon(official, text):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("a" * 50_001, "has 50,001 characters: shorten it to 50,000 or fewer"),
-        ("a" + "\u0300\u0316" * 501, "has 1,002 accents on one letter: leave 1,000 or fewer"),
-        ("&" + "amp;" * 10_000, "garbled over and over.*: write it out in plain letters"),
+        ("a" * 50_001, "has 50,001 characters. Shorten it to 50,000 or fewer"),
+        ("a" + "\u0300\u0316" * 501, "has 1,002 accents on one letter. Leave 1,000 or fewer"),
+        ("&" + "amp;" * 10_000, "garbled over and over.*. Write it in plain letters"),
         ("(a:1001)", "the weight 1001 is too large"),
         ("(a:" + "9" * 400 + ")", "the weight 9{20} is too large"),
     ],
@@ -291,7 +291,7 @@ def test_made_up_names_of_tensors_are_looked_through_soon(name):
     named = {f"{name}{i}": torch.zeros(1, 2) for i in range(200)}
     with soon():
         kinds.find(named)
-        lora.contexts_told(named, SD15)
+        lora.describe_contexts(named, SD15)
         assert not [key for key in named if contents.purpose(key, SD15)]
 
 
@@ -338,9 +338,9 @@ HOSTILE = {
 )
 def test_hostile_patterns_are_refused_soon(key, value):
     with soon(), pytest.raises(ValueError) as error:
-        values = peft_settings.read_settings({"r": 4, "lora_alpha": 4, key: value})
+        values = peft_settings.parse_lora_config({"r": 4, "lora_alpha": 4, key: value})
         for layer in LAYERS:
-            peft_settings.of_pattern(values["rank_pattern"], layer, 4, values["matcher"])
+            peft_settings.value_for_layer(values["rank_pattern"], layer, 4, values["matcher"])
             targets = values["target_modules"]
             targets is None or peft_settings.is_among(targets, layer, values["matcher"])
     assert is_sentence(error.value)
@@ -350,11 +350,11 @@ def test_patterns_mean_what_they_mean_to_peft():
     """peft.utils.other.get_pattern_key, one pattern for each layer among them."""
     patterns = {"attn2.to_.": 1, r"\d+\.proj_in": 2, "(conv1|conv2)": 3, "to_q": 4, ".*mlp.*": 5}
     patterns |= {layer: 100 + index for index, layer in enumerate(LAYERS[::2])}
-    values = peft_settings.read_settings({"r": 4, "lora_alpha": 4, "rank_pattern": patterns})
+    values = peft_settings.parse_lora_config({"r": 4, "lora_alpha": 4, "rank_pattern": patterns})
     for layer in LAYERS[::5]:
         spelt = peft_settings.spellings(layer)
         fits = (
             v for p, v in patterns.items() if any(re.match(rf"(.*\.)?({p})$", n) for n in spelt)
         )
-        found = peft_settings.of_pattern(patterns, layer, 4, values["matcher"])
+        found = peft_settings.value_for_layer(patterns, layer, 4, values["matcher"])
         assert found == next(fits, 4)

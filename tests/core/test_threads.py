@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import minisd
-from minisd.guidance import guided_denoiser, run, unconditional_rows
+from minisd.guidance import guided_denoiser, run_network, unconditional_rows
 from minisd.schedule import Level
 from minisd.trace import trace
 from tests.tools.threads import all_jobs, differences, together
@@ -57,7 +57,7 @@ def test_no_thread_sees_what_another_noted_on_a_context():
     for thread in threads:
         thread.join()
     assert sorted(seen) == [0, 2] and not hasattr(context, "unconditional")
-    assert run(lambda x, t, context: x, x, level, context) is not None
+    assert run_network(lambda x, t, context: x, x, level, context) is not None
 
 
 def test_what_the_page_says_is_shared_is_shared():

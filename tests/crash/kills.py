@@ -184,9 +184,9 @@ def content_of(path: Path) -> object:
     """What a file must hold: its bytes, but of what tells times only the rest."""
     if path.name == "state.pt":
         state = run_folder.last_state(path.parent)
-        return [state["step"], [(k, t.tolist()) for k, t in sorted(state["average"].items())]]
+        return [state["step"], [(k, t.tolist()) for k, t in sorted(state["ema"].items())]]
     if path.name == "log.jsonl":
-        return [{**record, "seconds": 0} for record in run_folder.logged(path.parent)]
+        return [{**record, "seconds": 0} for record in run_folder.log_records(path.parent)]
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -304,7 +304,7 @@ def table(rows: dict[str, Counter]) -> str:
     lines += [
         [name, *(str(row[c]) for c in COLUMNS)] for name, row in {**rows, "all": total}.items()
     ]
-    widths = [max(map(len, column)) for column in zip(*lines)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 

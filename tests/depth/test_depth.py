@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import BitConfig, DPTConfig, DPTForDepthEstimation
 
-from minisd.depth.dpt import DepthEstimator, fitting, pad_same
+from minisd.depth.dpt import DepthEstimator, estimator_size, pad_same
 from tests.helpers.references import midas
 from tests.helpers.side_by_side import relative_error
 from tests.helpers.tiny_models import SMALL_DPT
@@ -106,14 +106,14 @@ def test_the_estimator_looks_at_the_originals_size(size):
         384, 384, None, keep_aspect_ratio=True, ensure_multiple_of=32, resize_method="minimal"
     )
     width, height = resize.get_size(size[1], size[0])
-    assert fitting(size) == (height, width)
+    assert estimator_size(size) == (height, width)
 
 
 def test_any_size_of_picture_gives_a_depth():
     ours = randomise(DepthEstimator(SMALL_DPT))
     image = torch.rand(1, 3, 60, 100) * 2 - 1
     depth = ours(image)
-    assert depth.shape == (1, 1, *fitting((60, 100)))
+    assert depth.shape == (1, 1, *estimator_size((60, 100)))
     assert depth.isfinite().all()
 
 

@@ -163,7 +163,7 @@ def test_a_type_may_be_one_of_several():
 # ---- .yaml -------------------------------------------------------------------------------------
 
 LAUGHS = "a: &a [x]\n" + "\n".join(
-    f"{b}: &{b} [*{a}, *{a}]" for a, b in zip("abcdefghi", "bcdefghij")
+    f"{b}: &{b} [*{a}, *{a}]" for a, b in zip("abcdefghi", "bcdefghij", strict=True)
 )
 YAMLS = {
     "laughs": LAUGHS,

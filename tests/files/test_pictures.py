@@ -26,8 +26,8 @@ from minisd.adapters.controlnet_settings import HintSettings
 from minisd.cli import main
 from minisd.cli.metadata import describe, written_settings
 from minisd.cli.pictures import is_picture, open_picture
-from minisd.files.pictures import colours, depth_values, mask_shades
-from minisd.pipeline import StableDiffusion, check_seeds, from_pil, seeded
+from minisd.files.pictures import colours, depth_values, from_pil, mask_shades
+from minisd.pipeline import StableDiffusion, check_seeds, make_generators
 from minisd.tasks.canny import canny
 from minisd.tasks.depth2img import depth2img, depth2img_steps, depth_channel
 from minisd.tasks.img2img import img2img, img2img_steps
@@ -774,8 +774,8 @@ MASK = torch.linspace(0, 1, 64 * 64).reshape(1, 1, 64, 64)
         (MASK / 0, "not finite"),
         (MASK[0], r"shape \(1, 64, 64\)"),
         (MASK.expand(-1, 3, -1, -1), r"shape \(1, 3, 64, 64\)"),
-        (MASK.expand(2, -1, -1, -1), "give a mask of the picture's size"),
-        (MASK[..., :8], "give a mask of the picture's size"),
+        (MASK.expand(2, -1, -1, -1), "Give a mask of the picture's size"),
+        (MASK[..., :8], "Give a mask of the picture's size"),
         (MASK.numpy(), "of the type ndarray"),
     ],
 )
@@ -850,7 +850,7 @@ def test_tasks_turn_a_picture_that_the_caller_opened(sd, tmp_path):
         ):
             sd.txt2img_steps("a cat", width=64, height=96, steps=1).__next__()
         pairs.append(drawn)
-    assert all(torch.equal(*each) for each in zip(*pairs))
+    assert all(torch.equal(*each) for each in zip(*pairs, strict=True))
     assert pairs[1][0].shape[2:] == (16, 24)  # the tiny model's factor is 4
 
 
@@ -911,7 +911,9 @@ def test_the_command_line_draws_from_a_phones_photo(tmp_path, capsys):
 def test_seeds_of_64_bits_are_taken(seed, count):
     first = seed if isinstance(seed, int) else int(np.asarray(seed).reshape(-1)[0])
     assert check_seeds(seed, count) == [first + i for i in range(count)]
-    for generator, each in zip(seeded(seed, count), range(first, first + count)):
+    for generator, each in zip(
+        make_generators(seed, count), range(first, first + count), strict=True
+    ):
         noise = torch.randn(4, generator=generator)
         assert torch.equal(noise, torch.randn(4, generator=torch.Generator().manual_seed(each)))
 

@@ -103,8 +103,8 @@ def test_a_plain_write_would_be_seen(line):
 
 def write_adapter(path):
     layers = SimpleNamespace(widths=[4], network=lambda width, which: [torch.nn.Linear(300, 300)])
-    layers.numbered = adapters.Rewriters.numbered
-    adapters.Rewriters.save(layers, path, {})
+    layers.numbered = adapters.TrainableHypernetwork.numbered
+    adapters.TrainableHypernetwork.save(layers, path, {})
 
 
 def write_folder(path):
@@ -430,7 +430,7 @@ def test_signals_are_handled_as_before_after_a_command():
         with ends_like_ctrl_c():
             os.kill(os.getpid(), signal.SIGTERM)
     finally:
-        for number, old in zip(numbers, before):
+        for number, old in zip(numbers, before, strict=True):
             signal.signal(number, old)
 
 
@@ -487,7 +487,7 @@ def other_training(tmp_path):
 def learn(where):
     model = torch.nn.Sequential(torch.nn.Linear(2, 2))
     loss = lambda step: {"square": model(torch.ones(1, 2)).square().mean()}  # noqa: E731
-    return loop.train(model, loss, loop.Recipe(steps=2, log_every=1), where)
+    return loop.train(model, loss, loop.Hyperparameters(steps=2, log_every=1), where)
 
 
 def test_a_second_training_in_one_folder_is_refused(other_training, tmp_path, capsys, monkeypatch):
@@ -539,10 +539,10 @@ def test_only_the_first_process_locks_the_folder_and_exports(tmp_path, monkeypat
     network = SimpleNamespace(text_encoder=None, unet=None)
     monkeypatch.setattr(mini, "averaged", lambda *given: network)
     monkeypatch.setattr(mini, "psnr", lambda *given: 1.0)
-    mini.export(mini.Order(tmp_path))
+    mini.export(mini.Job(tmp_path))
     assert not written
     monkeypatch.setattr(mini, "place", lambda: (0, 2))
-    mini.export(mini.Order(tmp_path))
+    mini.export(mini.Job(tmp_path))
     assert len(written) == 1
 
 
@@ -555,7 +555,7 @@ def test_a_line_that_was_cut_off_costs_no_other(tmp_path, cut):
     with open(tmp_path / "log.jsonl", "ab") as file:
         file.write(cut)
     folder.log(tmp_path, {"step": 1})
-    assert folder.logged(tmp_path) == [{"step": 0}, {"step": 1}]
+    assert folder.log_records(tmp_path) == [{"step": 0}, {"step": 1}]
 
 
 def test_half_a_copied_lesson_is_copied_again(tmp_path):

@@ -64,7 +64,8 @@ def main() -> int:
     for number, jobs in enumerate(rounds(options, first, list(found), began)):
         with ThreadPoolExecutor(options.processes) as pool:
             places = [folder / f"{number}-{i}" for i in range(len(jobs))]
-            for job, result in zip(jobs, pool.map(lambda p: run(*p, options), zip(jobs, places))):
+            results = pool.map(lambda p: run(*p, options), zip(jobs, places, strict=True))
+            for job, result in zip(jobs, results, strict=True):
                 merge(found[job.reader], result)
     print(table(found, time.time() - began))
     return 1 if any(one.faults for one in found.values()) else 0
@@ -179,11 +180,11 @@ def table(found: dict[str, Found], seconds: float) -> str:
     number = sum(total.values())
     speed = f"{number / max(seconds, 0.1):.0f}"
     rows.append(("all", str(number), *(str(total[kind]) for kind in kinds), speed))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    text = [
-        "  ".join([row[0].ljust(widths[0]), *(x.rjust(w) for x, w in zip(row[1:], widths[1:]))])
-        for row in rows
-    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    text = []
+    for first, *numbers in rows:
+        columns = [number.rjust(w) for number, w in zip(numbers, widths[1:], strict=True)]
+        text.append("  ".join([first.ljust(widths[0]), *columns]))
     for name, one in found.items():
         for sign, line in sorted(one.faults.items(), key=lambda pair: -one.counts[pair[0]]):
             text.append(f"{one.counts[sign]:5}  {name}: {line['kind']} at {line['where']}")

@@ -15,7 +15,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from minisd.adapters.controlnet import ControlNet
-from minisd.adapters.controlnet_settings import PLAIN, HintSettings
+from minisd.adapters.controlnet_settings import DEFAULT_HINT, HintSettings
 from minisd.checkpoints import write
 from minisd.checkpoints.load import Parts
 from minisd.clip import TextTransformer
@@ -197,7 +197,7 @@ def low_rank(layers: list[str], leaves: tuple[str, str], rank: int = 2) -> dict[
     return {
         f"{layer}{leaf}": torch.randn(shape, generator=generator)
         for layer in layers
-        for leaf, shape in zip(leaves, shapes)
+        for leaf, shape in zip(leaves, shapes, strict=True)
     }
 
 
@@ -282,19 +282,19 @@ def control_file() -> Files:
 
 @cache
 def original_control() -> bytes:
-    network = control_net(ORIGINAL_CONTROL, PLAIN)
+    network = control_net(ORIGINAL_CONTROL, DEFAULT_HINT)
     return written(lambda to: network.save(to / "c.safetensors"))["c.safetensors"]
 
 
 @cache
 def control_folder() -> Files:
     """In diffusers' layout, with its config.json."""
-    from minisd.adapters.controlnet import rows
+    from minisd.adapters.controlnet import controlnet_rows
     from minisd.checkpoints.folder_settings import unet_json
     from minisd.checkpoints.names import to_official
 
     network = control_net(CONTROL, FEW_WIDTHS)
-    state = to_official(network.state_dict(), rows(CONTROL, FEW_WIDTHS), "diffusers")
+    state = to_official(network.state_dict(), controlnet_rows(CONTROL, FEW_WIDTHS), "diffusers")
     sizes = unet_json(ModelConfig(unet=CONTROL))
     absent = ("up_block_types", "out_channels", "sample_size", "center_input_sample")
     config = {key: value for key, value in sizes.items() if key not in absent}
@@ -348,10 +348,10 @@ def judge_file() -> bytes:
 
 @cache
 def small_depth() -> bytes:
-    from minisd.depth.small import PREFIX, SmallDepthEstimator
+    from minisd.depth.small import DEPTH_PREFIX, SmallDepthEstimator
 
     state = SmallDepthEstimator().half().state_dict()
-    return safetensors({PREFIX + name: tensor for name, tensor in state.items()})
+    return safetensors({DEPTH_PREFIX + name: tensor for name, tensor in state.items()})
 
 
 @cache
@@ -367,9 +367,9 @@ def cut_outs() -> bytes:
 
 @cache
 def run_folder() -> Files:
-    from minisd.training.loop import Recipe, description, optimizers, state_of
+    from minisd.training.loop import Hyperparameters, description, optimizers, state_of
 
-    model, recipe = nn.Linear(2, 2), Recipe(steps=4, rate=0.1)
+    model, recipe = nn.Linear(2, 2), Hyperparameters(steps=4, rate=0.1)
     both = optimizers(model, recipe)
     state = state_of(2, 1.0, description(recipe, dict(RUN)), model, model, both)
     lines = [{"step": step, "loss": 0.5, "seconds": 1.0} for step in range(3)]

@@ -34,7 +34,7 @@ from minisd.mini.evaluate import (
     word_vectors,
 )
 from minisd.mini.judge import Seen, nearest_colour
-from minisd.pipeline import StableDiffusion, seeded
+from minisd.pipeline import StableDiffusion, make_generators
 from minisd.trace import trace
 from minisd.unet import UNet
 from minisd.vae import VAE
@@ -78,17 +78,24 @@ class Oracle:
 
     def __init__(self, emoji, scenes):
         self.things, self.styles, self.colours = emoji.things, emoji.styles, tuple(COLOURS)
-        shown = [(s, thing, tint) for s in scenes for thing, tint in zip(s.things, s.tints)]
+        shown = [
+            (s, thing, tint) for s in scenes for thing, tint in zip(s.things, s.tints, strict=True)
+        ]
         words = [(thing, s.style, tint or "red") for s, thing, tint in shown]
         vocabularies = (self.things, self.styles, self.colours)
-        self.answers = [[v.index(w) for v, w in zip(vocabularies, row)] for row in words]
+        self.answers = [
+            [v.index(w) for v, w in zip(vocabularies, row, strict=True)] for row in words
+        ]
         self.at = 0
 
     def __call__(self, crops):
         rows = [self.answers[(self.at + i) % len(self.answers)] for i in range(len(crops))]
         self.at += len(crops)
         sizes = (len(self.things), len(self.styles), len(self.colours))
-        return [torch.eye(size)[list(of)] for size, of in zip(sizes, zip(*rows))]
+        return [
+            torch.eye(size)[list(of)]
+            for size, of in zip(sizes, zip(*rows, strict=True), strict=True)
+        ]
 
 
 # --- verdicts ---
@@ -240,7 +247,7 @@ def test_word_maps_are_the_averaged_weights_of_the_half_with_the_prompt(sd, monk
     monkeypatch.setattr(evaluating, "STEPS", 1)
     prompts = ["a blue cat", "a red dog on a white background"]
     _, found = word_maps(sd, prompts)
-    noise = torch.cat([torch.randn(1, 4, 4, 4, generator=each) for each in seeded(0, 2)])
+    noise = torch.cat([torch.randn(1, 4, 4, 4, generator=each) for each in make_generators(0, 2)])
     with trace(sd, "unet.*.cross.weights") as weights:
         level = sd.schedule.leading(1)[0]
         run(sd.unet, noise, level, sd.embed(prompts))

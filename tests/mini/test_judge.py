@@ -32,7 +32,7 @@ from minisd.mini.train_judge import (
     shaded,
     train_judge,
 )
-from minisd.training.loop import Recipe
+from minisd.training.loop import Hyperparameters
 
 LONE = Scene(("cat",), (None,), "flat", "blue")
 PAIR = Scene(("cat", "pear"), (None, "red"), "noto", "white")
@@ -184,7 +184,9 @@ def test_decoded_crops_are_what_the_autoencoder_returns_of_pairs_that_may_be_lea
     assert torch.equal(
         known, crops(torch.cat(vae.saw).mean(1, True).expand(-1, 3, -1, -1), scenes).half()
     )
-    shown = [(thing, s, tint) for s in scenes for thing, tint in zip(s.things, s.tints)]
+    shown = [
+        (thing, s, tint) for s in scenes for thing, tint in zip(s.things, s.tints, strict=True)
+    ]
     assert len(shown) == len(known) == len(targets) > 200
     for (thing, scene, tint), (a, b, c) in zip(shown, targets.tolist(), strict=True):
         assert not held_out(thing, scene.background)
@@ -275,7 +277,7 @@ def test_without_any_tint_the_loss_is_a_number():
 
 
 def test_it_learns_to_tell_four_things_apart(few, tmp_path):
-    recipe = Recipe(steps=45, warmup=5, ema=0.9, log_every=1)
+    recipe = Hyperparameters(steps=45, warmup=5, ema=0.9, log_every=1)
     decoded = decoded_crops(Through(), few, 300, seed=5)
     judge = train_judge(few, decoded, tmp_path, recipe, batch_size=16)
     returned = decoded_crops(Through(), few, 100, seed=6)
@@ -286,7 +288,7 @@ def test_it_learns_to_tell_four_things_apart(few, tmp_path):
 
 
 def test_crops_of_another_autoencoder_are_another_run(few, tmp_path):
-    recipe = Recipe(steps=1)
+    recipe = Hyperparameters(steps=1)
     decoded = decoded_crops(Through(), few, 100, seed=5)
     train_judge(few, decoded, tmp_path, recipe, batch_size=4, encoded_by="one")
     train_judge(few, decoded, tmp_path, recipe, batch_size=4, encoded_by="one")
@@ -313,7 +315,7 @@ def test_the_chance_of_a_thing_is_the_sum_over_its_drawings():
 def test_accuracy_is_the_share_of_real_things_named_right(emoji):
     found = accuracy(Fixed(), emoji, count=300, split="train", seed=4)
     scenes = batch(emoji, 64, 300, seed=4, step=0, split="train").scenes
-    shown = [(s, t, tint) for s in scenes for t, tint in zip(s.things, s.tints)]
+    shown = [(s, t, tint) for s in scenes for t, tint in zip(s.things, s.tints, strict=True)]
     tints = [tint for _, _, tint in shown if tint]
     assert found["thing"] == pytest.approx(sum(t == "pear" for _, t, _ in shown) / len(shown))
     assert found["style"] == pytest.approx(sum(s.style == "flat" for s, *_ in shown) / len(shown))

@@ -41,8 +41,8 @@ def test_the_background_has_the_colour_that_the_prompt_names(sd):
     prompts = [f"a cat on a {colour} background" for colour in COLOURS]
     pictures = sd.txt2img(prompts, steps=10)
     found = [nearest_colour(picture) for picture in pictures]
-    right = sum(a == b for a, b in zip(found, COLOURS))
-    assert right >= len(COLOURS) - 1, dict(zip(COLOURS, found))
+    right = sum(a == b for a, b in zip(found, COLOURS, strict=True))
+    assert right >= len(COLOURS) - 1, dict(zip(COLOURS, found, strict=True))
 
 
 def test_another_thing_is_another_picture(sd):
@@ -57,7 +57,7 @@ def test_another_thing_is_another_picture(sd):
 def test_things_styles_and_tints_are_drawn_as_the_prompt_says(sd):
     """The judge of docs/mini.md, on held-out scenes; there it is 97, 91 and 91 % of 1,000."""
     scenes = batch(Emoji.load(), sd.config.size, 64, seed=9, step=0, split="heldout").scenes
-    found = shares(examine(judge.load(), draw(sd, scenes, sd.config.cfg_scale), scenes))
+    found = shares(examine(judge.load_judge(), draw(sd, scenes, sd.config.cfg_scale), scenes))
     assert found["background"] >= 0.98
     assert found["thing"] >= 0.85
     assert found["style"] >= 0.75
@@ -70,7 +70,7 @@ def test_what_was_shipped_keeps_its_promises(sd):
     tuned = load_vae(WEIGHTS / "mini-decoder.safetensors", sd.config.vae)
     assert psnr(sd.vae, unseen) >= 27
     assert psnr(tuned, unseen) >= 29
-    known = judge.accuracy(judge.load(), Emoji.load())
+    known = judge.accuracy(judge.load_judge(), Emoji.load())
     assert known["thing"] >= 0.97 and known["style"] >= 0.97 and known["tint"] >= 0.97
 
 

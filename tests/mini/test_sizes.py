@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from docs.make import size_report as sizes
-from minisd.mini import recipes as mini
-from minisd.training.loop import Recipe
+from minisd.mini.job import train_vocabulary
+from minisd.training.loop import Hyperparameters
 from minisd.training.vae import psnr
 from tests.helpers.tiny_models import SMALL
 
-RECIPE = Recipe(steps=4, warmup=1, log_every=1)
+RECIPE = Hyperparameters(steps=4, warmup=1, log_every=1)
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -19,7 +19,7 @@ def test_every_size_gets_a_row(emoji, tmp_path, monkeypatch):
     monkeypatch.setattr(sizes, "SIZES", (32, 64))
     page = tmp_path / "mini.md"
     page.write_text("before\n\n<!-- sizes -->\n<!-- end -->\n\nafter\n", encoding="utf-8")
-    tokenizer = mini.vocabulary(emoji)
+    tokenizer = train_vocabulary(emoji)
     rows = sizes.write(page, tokenizer, 0.01, tmp_path / "runs", RECIPE)
     assert [row[:2] for row in rows] == [["32", "4 x 4 x 4"], ["64", "4 x 8 x 8"]]
     assert rows[0][3] == rows[0][4]  # its own size is the thumbnail's

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from minisd.tasks.canny import canny, connected
+from minisd.tasks.canny import canny, hysteresis
 
 
 def square(size=40, side=20, shade=1.0):
@@ -61,5 +61,5 @@ def test_connection_goes_as_far_as_it_goes():
     line[..., :7] = True
     start = torch.zeros_like(line)
     start[..., 0] = True
-    assert connected(line, start).flatten().tolist() == [True] * 7 + [False] * 2
-    assert not connected(line, torch.zeros_like(line)).any()
+    assert hysteresis(line, start).flatten().tolist() == [True] * 7 + [False] * 2
+    assert not hysteresis(line, torch.zeros_like(line)).any()

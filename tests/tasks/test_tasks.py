@@ -12,13 +12,14 @@ from diffusers import (
 from PIL import Image
 
 from minisd.config import ScheduleConfig
-from minisd.pipeline import StableDiffusion, from_pil
+from minisd.files.pictures import from_pil
+from minisd.pipeline import StableDiffusion
 from minisd.samplers import SAMPLERS
 from minisd.sampling import sampler_levels, starting_x
 from minisd.schedule import Prediction, Schedule
 from minisd.tasks.depth2img import depth2img, depth2img_steps, depth_channel
-from minisd.tasks.img2img import Start, img2img, img2img_steps, remaining
-from minisd.tasks.inpaint import blended, inpaint, inpaint_steps
+from minisd.tasks.img2img import Start, img2img, img2img_steps, remaining_levels
+from minisd.tasks.inpaint import blend_steps, inpaint, inpaint_steps
 from minisd.tokenizer import Tokenizer
 from tests.helpers.pipeline_pairs import NO_FILTER, PROMPTS, both_pipelines, last, of_seeds
 from tests.helpers.reference_networks import ddim_scheduler, pair
@@ -103,7 +104,7 @@ def test_strength_times_steps_are_run(img2img_pair, picture):
     steps = list(img2img_steps(ours, "a cat", picture, strength=0.5, steps=6, cfg_scale=1))
     whole = list(ours.txt2img_steps("a cat", steps=6, cfg_scale=1))
     assert [step.t for step in steps] == [step.t for step in whole[3:]]
-    assert len(remaining(list(range(21)), 0.5)) - 1 == 10
+    assert len(remaining_levels(list(range(21)), 0.5)) - 1 == 10
 
 
 def test_strength_1_still_shows_a_little_of_the_picture(img2img_pair, picture):
@@ -184,7 +185,7 @@ def test_a_soft_mask_mixes(sampler, share):
     def denoise(x, level):
         return Prediction(x * 0, x / level.noise_rate, None, None)
 
-    *_, step = blended(SAMPLERS[sampler], denoise, start, torch.full((1, 1, 3, 5), 1 - share))
+    *_, step = blend_steps(SAMPLERS[sampler], denoise, start, torch.full((1, 1, 3, 5), 1 - share))
     expected = (1 - share) * torch.ones_like(z)
     rest = levels[-1].noise_rate  # DDIM and PLMS stop at the least noisy level
     assert (step.x - expected).abs().max() <= 1e-4 + 4 * rest * share
@@ -252,7 +253,7 @@ def test_an_estimator_takes_the_place_of_the_depth(tmp_path, picture):
     given = depth2img(sd, "a cat", picture, brightness(from_pil(picture)), **settings)
     made = depth2img(sd, "a cat", picture, estimator=brightness, **settings)
     assert given.tobytes() == made.tobytes()
-    with pytest.raises(ValueError, match=r"give depth= .* or estimator="):
+    with pytest.raises(ValueError, match=r"Give depth= .* or estimator="):
         depth2img(sd, "a cat", picture)
 
 
@@ -270,7 +271,7 @@ def test_the_depth_channel_keeps_the_originals_guard():
     [
         ({"strength": 1.5}, r"strength must be 0 .* to 1 .*, got 1.5"),
         ({"image": Image.new("RGB", (50, 64))}, "50 x 64 pixels does not fit"),
-        ({"image": torch.zeros(3, 3, 64, 64)}, r"shape \(3, 3, 64, 64\): give a PIL image"),
+        ({"image": torch.zeros(3, 3, 64, 64)}, r"shape \(3, 3, 64, 64\)\. Give a PIL image"),
         ({"prompt": []}, "there is no prompt"),
     ],
 )
@@ -281,7 +282,7 @@ def test_img2img_says_what_is_wrong(sd, picture, wrong, sentence):
 
 
 def test_a_mask_of_another_size_is_refused(sd, picture):
-    with pytest.raises(ValueError, match="give a mask of the picture's size"):
+    with pytest.raises(ValueError, match="Give a mask of the picture's size"):
         inpaint(sd, "a cat", picture, Image.new("L", (32, 32)))
 
 
@@ -289,9 +290,9 @@ def test_a_model_that_reads_more_is_not_taken_for_a_plain_one(sd, picture, mask)
     depth_model = StableDiffusion(
         with_channels(sd.config, 5), sd.tokenizer, sd.text_encoder, sd.unet, sd.vae
     )
-    with pytest.raises(ValueError, match="needs a picture beside the prompt"):
+    with pytest.raises(ValueError, match="needs a picture next to the prompt"):
         img2img(depth_model, "a cat", picture)
-    with pytest.raises(ValueError, match="needs a picture beside the prompt"):
+    with pytest.raises(ValueError, match="needs a picture next to the prompt"):
         inpaint(depth_model, "a cat", picture, mask)
-    with pytest.raises(ValueError, match="load a depth model"):
+    with pytest.raises(ValueError, match="Load a depth model"):
         depth2img(sd, "a cat", picture, mask)

@@ -205,7 +205,9 @@ def test_a_run_in_full_prints_the_same_again(path, monkeypatch):
 def differences(before: NotebookNode, after: NotebookNode) -> list[str]:
     """Where two runs printed different words, or numbers further apart than the tolerance."""
     found = []
-    for old, new in zip(code_cells(notebooks.normal(before)), code_cells(notebooks.normal(after))):
+    for old, new in zip(
+        code_cells(notebooks.normal(before)), code_cells(notebooks.normal(after)), strict=True
+    ):
         if FREE & set(tags_of(old)):
             continue
         old_text, new_text = (
@@ -215,7 +217,7 @@ def differences(before: NotebookNode, after: NotebookNode) -> list[str]:
         if NUMBER.sub("#", old_text) != NUMBER.sub("#", new_text):
             found.append(f"{tags_of(old)}: other words: {old_text!r} and {new_text!r}")
             continue
-        for one, other in zip(NUMBER.findall(old_text), NUMBER.findall(new_text)):
+        for one, other in zip(NUMBER.findall(old_text), NUMBER.findall(new_text), strict=True):
             if float(one) != pytest.approx(float(other), rel=RELATIVE, abs=ABSOLUTE):
                 found.append(f"{tags_of(old)}: {one} and {other}")
     return found

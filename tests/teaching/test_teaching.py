@@ -16,7 +16,7 @@ from docs.make import contact_sheet, notebooks
 from minisd import teaching
 from minisd.checkpoints.registry import OFFICIAL
 from minisd.config import UNetConfig
-from minisd.pipeline import to_pil
+from minisd.files.pictures import to_pil
 from minisd.teaching import plot, puzzles, self_test
 from minisd.teaching.plot import canvas, charts, diagram
 from minisd.teaching.plot import picture_grid as pictures
@@ -469,7 +469,8 @@ def test_ids_follow_from_the_text_and_are_unique():
     assert ids == [cell.id for cell in two.cells] and len(set(ids)) == 3
     cells[1].source = "3"
     changed = notebooks.normal(new_notebook(cells=cells))
-    assert [cell.id == old for cell, old in zip(changed.cells, ids)] == [True, False, True]
+    same = [cell.id == old for cell, old in zip(changed.cells, ids, strict=True)]
+    assert same == [True, False, True]
 
 
 @pytest.mark.parametrize(

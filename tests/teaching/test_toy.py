@@ -7,10 +7,11 @@ import torch
 from scipy import stats
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
+from minisd.adapters.classifier import classifier_guided
 from minisd.config import ScheduleConfig
-from minisd.guidance import classifier_guided, x0_from_v
+from minisd.guidance import x0_from_v
 from minisd.mini.emoji import Emoji
-from minisd.pipeline import seeded
+from minisd.pipeline import make_generators
 from minisd.samplers import SAMPLERS
 from minisd.sampling import from_noise, sampler_levels
 from minisd.schedule import CLEAN, Schedule
@@ -112,7 +113,7 @@ def test_one_jump_is_as_good_as_many_small_steps(t):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_walks_points_back_to_their_groups(name):
     world, count = WORLDS["groups"], 400
-    generators = seeded(0, count)
+    generators = make_generators(0, count)
     noise = torch.cat([torch.randn(1, 2, 1, 1, generator=g) for g in generators])
     dicey = name in ("ddpm", "euler_ancestral")  # these need more steps for the right spread
     levels = sampler_levels(name, SCHEDULE, 250 if dicey else 50, final="zero")
@@ -193,7 +194,7 @@ def test_the_trained_predictor_comes_near_the_truth(objective):
         assert error < 0.15, level.t
     learnt = toy.loss_per_t(denoise, world, SCHEDULE, ts)
     floor = toy.loss_per_t(world.denoise, world, SCHEDULE, ts)
-    assert all(low - 0.005 < loss < low + 0.03 for loss, low in zip(learnt, floor))
+    assert all(low - 0.005 < loss < low + 0.03 for loss, low in zip(learnt, floor, strict=True))
 
 
 def test_training_is_decided_by_its_seed_and_leaves_other_chance_alone():

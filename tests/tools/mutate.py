@@ -126,8 +126,8 @@ MUTATIONS = [
     Mutation(
         "sample i uses seed + i",
         "pipeline.py",
-        "[int(seed) + i for i in range(count)]",
-        "[int(seed) for i in range(count)]",
+        "[int(seeds[0]) + i for i in range(count)]",
+        "[int(seeds[0]) for i in range(count)]",
         "test_pipeline test_cli",
     ),
 ]

@@ -166,7 +166,7 @@ def main() -> None:
         with ThreadPoolExecutor() as pool:  # each page in order, the pages at the same time
             run = partial(run_page, python=python, environment=environment)
             counts = list(pool.map(run, PAGES, folders))
-    print(f"commands that ran: {dict(zip(PAGES, counts))}")
+    print(f"commands that ran: {dict(zip(PAGES, counts, strict=True))}")
     print(f"{time.perf_counter() - began:.0f} s")
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,13 @@ import torch
 
 from minisd.mini import recipes as mini
 from minisd.mini.emoji import FINE_THINGS, Emoji, batch, captions, vae_batch
+from minisd.mini.job import train_vocabulary
 from minisd.schedule import Schedule
 from minisd.tokenizer import Tokenizer
 from minisd.training import loop, run_folder
 from minisd.training import vae as training_vae
-from minisd.training.diffusion import LatentBank, encode_bank, noise_loss, train_diffusion
-from minisd.training.loop import Recipe, for_minutes, update_average
+from minisd.training.diffusion import EncodedPictures, encode_pictures, noise_loss, train_diffusion
+from minisd.training.loop import Hyperparameters, fit_to_minutes, update_ema
 from minisd.training.vae import (
     THIN_WEIGHT,
     decoder_loss,
@@ -40,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 @pytest.fixture(scope="module")
 def bank(emoji):
     torch.manual_seed(0)
-    return encode_bank(emoji, VAE(SMALL.vae), mini.vocabulary(emoji), SMALL, count=200, seed=0)
+    return encode_pictures(emoji, VAE(SMALL.vae), train_vocabulary(emoji), SMALL, count=200, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,7 @@ def unbroken(train_in, tmp_path_factory):
 
 
 def recipe(steps):
-    return Recipe(steps=steps, warmup=2, save_every=3, log_every=1)
+    return Hyperparameters(steps=steps, warmup=2, save_every=3, log_every=1)
 
 
 def same(one, other):
@@ -221,7 +223,7 @@ def test_a_run_with_other_settings_is_not_continued(train_a_vae, tmp_path, said)
 
 def test_another_size_of_the_bank_is_another_run(bank, tmp_path):
     train_diffusion(bank, SMALL, tmp_path, recipe(1), 2)
-    half = LatentBank(bank.latents[:100], bank.tokens[:100])
+    half = EncodedPictures(bank.latents[:100], bank.tokens[:100])
     with pytest.raises(ValueError, match="pictures is 200 there and 100 here"):
         train_diffusion(half, SMALL, tmp_path, recipe(1), 2)
 
@@ -229,12 +231,12 @@ def test_another_size_of_the_bank_is_another_run(bank, tmp_path):
 def test_latents_of_another_autoencoder_or_vocabulary_are_another_run(emoji, bank, tmp_path):
     train_diffusion(bank, SMALL, tmp_path, recipe(1), 2)
     torch.manual_seed(5)
-    other_vae, words = VAE(SMALL.vae), mini.vocabulary(emoji)
+    other_vae, words = VAE(SMALL.vae), train_vocabulary(emoji)
     fewer = Tokenizer.train(captions(emoji, 3000), words.vocab_size)
     torch.manual_seed(0)
     same_vae = VAE(SMALL.vae)
     for vae, tokenizer in ((other_vae, words), (same_vae, fewer)):
-        others = encode_bank(emoji, vae, tokenizer, SMALL, count=200, seed=0)
+        others = encode_pictures(emoji, vae, tokenizer, SMALL, count=200, seed=0)
         with pytest.raises(ValueError, match=r"encoded_by is .* there and .* here"):
             train_diffusion(others, SMALL, tmp_path, recipe(1), 2)
 
@@ -243,7 +245,7 @@ def test_more_steps_and_other_habits_of_saving_go_on(train_a_vae, tmp_path):
     train_a_vae(tmp_path, recipe(3))
     train_a_vae(tmp_path, replace(recipe(5), save_every=1, log_every=2))
     assert state_in(tmp_path)["step"] == 5
-    assert [record["step"] for record in run_folder.logged(tmp_path)] == [0, 1, 2, 4]
+    assert [record["step"] for record in run_folder.log_records(tmp_path)] == [0, 1, 2, 4]
 
 
 def test_a_state_that_does_not_describe_its_run_goes_on(unbroken, train_in, tmp_path):
@@ -266,7 +268,7 @@ def test_a_folder_of_another_model_is_refused(train_a_vae, tmp_path):
 def test_the_seed_alone_decides(unbroken, train_in, tmp_path):
     """Global random numbers before and during the training change nothing; another seed does."""
     whole, losses = unbroken
-    share_at = Recipe.share_at
+    share_at = Hyperparameters.share_at
 
     def shuffle(recipe, step):
         torch.manual_seed(1000 + step)
@@ -275,7 +277,7 @@ def test_the_seed_alone_decides(unbroken, train_in, tmp_path):
         return share_at(recipe, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Recipe, "share_at", shuffle)
+        patch.setattr(Hyperparameters, "share_at", shuffle)
         shuffle(recipe(8), 0)
         assert same(train_in(tmp_path / "same", recipe(8)), whole)
     with pytest.MonkeyPatch.context() as patch:
@@ -292,23 +294,23 @@ def test_as_many_steps_as_the_minutes_have_room_for(tmp_path):
         for step, seconds in enumerate(at):
             run_folder.log(folder, {"step": step, "loss": 1.0, "seconds": seconds})
 
-    found = for_minutes(Recipe(steps=10_000, clip=3.0), 2, tmp_path, train)
-    assert found == Recipe(240, clip=3.0, warmup=24, save_every=61, log_every=5)
-    long = for_minutes(Recipe(steps=10_000), 1000, tmp_path, train)
-    assert long == Recipe(120_000)
-    assert for_minutes(Recipe(steps=10_000), 1e-9, tmp_path, train).steps == 1
+    found = fit_to_minutes(Hyperparameters(steps=10_000, clip=3.0), 2, tmp_path, train)
+    assert found == Hyperparameters(240, clip=3.0, warmup=24, save_every=61, log_every=5)
+    long = fit_to_minutes(Hyperparameters(steps=10_000), 1000, tmp_path, train)
+    assert long == Hyperparameters(120_000)
+    assert fit_to_minutes(Hyperparameters(steps=10_000), 1e-9, tmp_path, train).steps == 1
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("minutes", [0, -1, float("inf"), float("nan")])
 def test_no_minutes_is_no_training(tmp_path, minutes):
     with pytest.raises(ValueError, match=f"cannot train for {minutes} minutes: give"):
-        for_minutes(recipe(5), minutes, tmp_path, None)
+        fit_to_minutes(recipe(5), minutes, tmp_path, None)
 
 
 def test_a_run_of_some_seconds_is_one_that_resumes(train_a_vae, tmp_path):
-    long = Recipe(steps=10_000)
-    found = for_minutes(long, 0.01, tmp_path, lambda recipe, there: train_a_vae(there, recipe))
+    long = Hyperparameters(steps=10_000)
+    found = fit_to_minutes(long, 0.01, tmp_path, lambda recipe, there: train_a_vae(there, recipe))
     assert not list(tmp_path.iterdir())
     assert 1 <= found.steps < 1000
     with pytest.MonkeyPatch.context() as patch:
@@ -316,14 +318,14 @@ def test_a_run_of_some_seconds_is_one_that_resumes(train_a_vae, tmp_path):
         with pytest.raises(Killed):
             train_a_vae(tmp_path, found)
     if found.steps > found.save_every:
-        assert for_minutes(long, 0.01, tmp_path, train_in=None) == found  # no trial
+        assert fit_to_minutes(long, 0.01, tmp_path, train_in=None) == found  # no trial
     train_a_vae(tmp_path, found)
     assert state_in(tmp_path)["step"] == found.steps
 
 
 def test_the_noise_loss_falls(bank, tmp_path):
     train_diffusion(bank, SMALL, tmp_path, replace(recipe(60), warmup=5), batch_size=16)
-    found = [record["noise"] for record in run_folder.logged(tmp_path)]
+    found = [record["noise"] for record in run_folder.log_records(tmp_path)]
     assert sum(found[-10:]) < 0.85 * sum(found[:10])
 
 
@@ -433,7 +435,7 @@ def test_a_step_done_again_counts_as_done_last(tmp_path):
         run_folder.log(tmp_path, {"step": step, "noise": loss})
     with open(tmp_path / "log.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 3, "noi')  # a full disk
-    assert [record["noise"] for record in run_folder.logged(tmp_path)] == [1.0, 0.7, 0.6]
+    assert [record["noise"] for record in run_folder.log_records(tmp_path)] == [1.0, 0.7, 0.6]
 
 
 def test_psnr_counts_from_a_range_of_two():
@@ -456,7 +458,7 @@ def test_the_bank_holds_unit_latents_of_captioned_pictures(bank):
     x0, tokens = bank.draw(64, torch.Generator().manual_seed(0))
     assert x0.shape == (64, 4, 4, 4)
     assert tokens.shape == (64, 77)
-    assert isinstance(bank, LatentBank)
+    assert isinstance(bank, EncodedPictures)
 
 
 def test_the_loss_is_that_of_the_noise_alone(bank):
@@ -479,13 +481,13 @@ def test_the_loss_is_that_of_the_noise_alone(bank):
 
 
 def test_the_rates_rise_evenly_then_fall_as_half_a_cosine():
-    recipe = Recipe(steps=1100, warmup=100, final=0.02)
+    recipe = Hyperparameters(steps=1100, warmup=100, final=0.02)
     shares = [recipe.share_at(step) for step in range(1100)]
     assert shares[:100] == pytest.approx(np.arange(1, 101) / 100)
     assert shares[600] == pytest.approx((1 + 0.02) / 2)
     assert shares[350] == pytest.approx(0.02 + 0.98 * (1 + 0.5**0.5) / 2)
     assert shares[-1] == pytest.approx(0.02, abs=1e-4)
-    assert all(later < earlier for earlier, later in zip(shares[101:], shares[102:]))
+    assert all(later < earlier for earlier, later in pairwise(shares[101:]))
 
 
 def test_each_optimizer_steps_at_its_own_rate(train_a_vae, tmp_path):
@@ -500,13 +502,13 @@ def test_each_optimizer_steps_at_its_own_rate(train_a_vae, tmp_path):
 def test_the_average_keeps_its_share():
     average, model = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     expected = 0.9 * average.weight + 0.1 * model.weight
-    update_average(average, model, keep=0.9)
+    update_ema(average, model, keep=0.9)
     assert torch.allclose(average.weight, expected)
 
 
 def test_a_stage_that_was_not_trained_is_told(tmp_path):
     with pytest.raises(ValueError, match="run `minisd train vae` first"):
-        mini.export(mini.Order(tmp_path, tmp_path / "mini.safetensors"))
+        mini.export(mini.Job(tmp_path, tmp_path / "mini.safetensors"))
 
 
 if __name__ == "__main__":

@@ -14,24 +14,24 @@ from minisd.tasks.canny import brightness
 from minisd.training.adapters import (
     BROWN,
     CREAM,
-    NewWord,
-    Rewriters,
-    ThinLayers,
-    begun_controlnet,
+    TrainableHypernetwork,
+    TrainableLoRA,
+    TrainableWord,
+    adapter_dataset,
     blueprint,
     copied_controlnet,
-    edge_lesson,
+    edge_dataset,
     edges_of,
-    make_lesson,
-    only_new_learns,
-    save_new,
+    freeze_copied_parts,
+    half_trained_controlnet,
+    save_new_parts,
     sepia,
     train_adapter,
     train_controlnet,
 )
-from minisd.training.loop import Recipe
+from minisd.training.loop import Hyperparameters
 
-RECIPE = Recipe(steps=6, rate=0.05, warmup=1, ema=0.5, save_every=100, log_every=1)
+RECIPE = Hyperparameters(steps=6, rate=0.05, warmup=1, ema=0.5, save_every=100, log_every=1)
 
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -45,7 +45,7 @@ def sd(small_sd):
 @pytest.fixture(scope="module")
 def lesson(sd, emoji):
     lesson = {"change": blueprint, "caption": lambda words: f"<thing> {words}"}
-    return make_lesson(sd, emoji, 12, **lesson, beside=edges_of)
+    return adapter_dataset(sd, emoji, 12, **lesson, conditions=edges_of)
 
 
 def drawn(sd):
@@ -55,13 +55,13 @@ def drawn(sd):
 
 
 READ = {
-    "lora": (ThinLayers, "own.safetensors", lora),
+    "lora": (TrainableLoRA, "own.safetensors", lora),
     "word": (
-        lambda sd: NewWord(sd, "<thing>", ["cat", "dog"], 2),
+        lambda sd: TrainableWord(sd, "<thing>", ["cat", "dog"], 2),
         "own.safetensors",
         textual_inversion,
     ),
-    "hypernetwork": (Rewriters, "own.pt", hypernetwork),
+    "hypernetwork": (TrainableHypernetwork, "own.pt", hypernetwork),
 }
 
 
@@ -89,7 +89,7 @@ def test_a_word_learns_from_its_pictures(sd, lesson, tmp_path):
     learnt = []
     for name, sign in (("these", 1), ("others", -1)):
         torch.manual_seed(0)
-        word = NewWord(sd, "<thing>", ["cat", "dog"], 2)
+        word = TrainableWord(sd, "<thing>", ["cat", "dog"], 2)
         pictures = replace(lesson, latents=sign * lesson.latents)
         learnt.append(train_adapter(sd, word, pictures, tmp_path / name, RECIPE, batch_size=4))
     assert not torch.allclose(learnt[0].vectors, learnt[1].vectors, atol=1e-3)
@@ -98,7 +98,7 @@ def test_a_word_learns_from_its_pictures(sd, lesson, tmp_path):
 def test_a_controlnet_begins_silent_and_learns(sd, lesson, tmp_path):
     torch.manual_seed(0)
     network, plain = copied_controlnet(sd), drawn(sd)
-    hint = lesson.beside[:1].float().expand(-1, 3, -1, -1)
+    hint = lesson.conditions[:1].float().expand(-1, 3, -1, -1)
     with control(sd, network, hint), torch.no_grad():
         assert torch.equal(drawn(sd), plain)
     trained = train_controlnet(sd, network, lesson, tmp_path / "run", RECIPE, batch_size=4)
@@ -112,31 +112,31 @@ def test_a_controlnet_begins_silent_and_learns(sd, lesson, tmp_path):
 
 def test_a_begun_controlnet_keeps_its_copy_and_comes_back(sd, lesson, tmp_path):
     torch.manual_seed(0)
-    network = only_new_learns(copied_controlnet(sd))
+    network = freeze_copied_parts(copied_controlnet(sd))
     begun = train_controlnet(sd, network, lesson, tmp_path / "run", RECIPE, batch_size=4)
     theirs, own = sd.unet.state_dict(), begun.state_dict()
     moved = {name for name in own if name not in theirs or not torch.equal(own[name], theirs[name])}
     assert moved == {name for name in own if name.startswith(("hint.", "zero"))}
-    save_new(tmp_path / "new.safetensors", begun, {})
-    again = begun_controlnet(sd, tmp_path / "new.safetensors").state_dict()
+    save_new_parts(tmp_path / "new.safetensors", begun, {})
+    again = half_trained_controlnet(sd, tmp_path / "new.safetensors").state_dict()
     for name, tensor in own.items():
         stored = tensor.half().float() if name in moved else tensor
         assert torch.equal(again[name], stored), name
 
 
 def test_a_lesson_has_the_pictures_that_were_asked_for(sd, emoji):
-    lesson = make_lesson(
-        sd, emoji, 7, only=lambda scene: scene.background == "red", beside=edges_of
+    lesson = adapter_dataset(
+        sd, emoji, 7, only=lambda scene: scene.background == "red", conditions=edges_of
     )
     assert lesson.latents.shape == (7, 4, 4, 4)
     assert len(lesson.captions) == 7
-    assert lesson.beside.shape == (7, 1, 32, 32)
-    assert set(lesson.beside.unique().tolist()) == {0, 1}
+    assert lesson.conditions.shape == (7, 1, 32, 32)
+    assert set(lesson.conditions.unique().tolist()) == {0, 1}
 
 
 def test_every_second_caption_beside_edges_is_empty(sd, emoji):
-    lesson = edge_lesson(sd, emoji, 5)
-    plain = make_lesson(sd, emoji, 5, beside=edges_of)
+    lesson = edge_dataset(sd, emoji, 5)
+    plain = adapter_dataset(sd, emoji, 5, conditions=edges_of)
     assert lesson.captions[1::2] == ["", ""]
     assert lesson.captions[::2] == plain.captions[::2]
     assert torch.equal(lesson.latents, plain.latents)

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from minisd.training.parallel import average_gradients, from_first, meet, share
 
 from minisd.config import MINI
 from minisd.mini.emoji import Emoji, vae_batch
 from minisd.schedule import Schedule
 from minisd.training import diffusion, loop, parallel, vae
 from minisd.training import run_folder as folder
-from minisd.training.diffusion import Conditioned, LatentBank, noise_loss, train_diffusion
-from minisd.training.loop import Recipe, generator_at
-from minisd.training.parallel import average_gradients, from_first, meet, place, share
+from minisd.training.diffusion import EncodedPictures, TextAndUNet, noise_loss, train_diffusion
+from minisd.training.loop import Hyperparameters, generator_at
 from minisd.training.vae import train_vae, vae_loss
 from minisd.vae import VAE
 from tests.helpers.training_runs import REPOSITORY, free_port
@@ -31,26 +31,26 @@ SMALL = replace(
     size=32,
 )
 STAGES = ["vae", "diffusion"]
-RECIPE = Recipe(steps=3, warmup=2, save_every=2, log_every=1)
+RECIPE = Hyperparameters(steps=3, warmup=2, save_every=2, log_every=1)
 
 
-def a_bank() -> LatentBank:
+def a_bank() -> EncodedPictures:
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(20, 4, 4, 4, generator=generator)
     tokens = torch.randint(SMALL.text.vocab_size, (20, 77), generator=generator)
-    return LatentBank(latents, tokens)
+    return EncodedPictures(latents, tokens)
 
 
-def gradients(emoji: Emoji, bank: LatentBank) -> dict[str, dict]:
+def gradients(emoji: Emoji, bank: EncodedPictures) -> dict[str, dict]:
     """Those of one batch of four, for both stages."""
     torch.manual_seed(0)
-    autoencoder, network = VAE(SMALL.vae), Conditioned(SMALL)
+    autoencoder, network = VAE(SMALL.vae), TextAndUNet(SMALL)
     pictures = vae_batch(emoji, SMALL.size, 4, seed=0, step=0).images
     sum(vae_loss(autoencoder, pictures, generator_at(0, 0)).values()).backward()
     x0, tokens = bank.draw(4, generator_at(0, 0))
     noise_loss(network, Schedule(SMALL.schedule), x0, tokens, generator_at(0, 1)).backward()
     found = {}
-    for stage, model in zip(STAGES, (autoencoder, network)):
+    for stage, model in zip(STAGES, (autoencoder, network), strict=True):
         average_gradients(model)
         found[stage] = {name: parameter.grad for name, parameter in model.named_parameters()}
     return found
@@ -68,7 +68,10 @@ def work(where: Path, die: bool) -> None:
             patch.setattr(module, "fast_precision", nullcontext)
         patch.setattr(loop, "plot_losses", lambda folder: None)
         meet()
-        results = {"gradients": gradients(emoji, bank), "first": from_first(7.0 + place()[0])}
+        results = {
+            "gradients": gradients(emoji, bank),
+            "first": from_first(7.0 + rank_and_world_size()[0]),
+        }
         results["vae"] = train_vae(emoji, where / "vae", RECIPE, 4, config=SMALL).state_dict()
         if die:
             with pytest.MonkeyPatch.context() as deadly:
@@ -77,7 +80,7 @@ def work(where: Path, die: bool) -> None:
                     train_diffusion(bank, SMALL, where / "diffusion", RECIPE, 4)
         network = train_diffusion(bank, SMALL, where / "diffusion", RECIPE, 4)
         results["diffusion"] = network.state_dict()
-        torch.save(results, where / f"rank{place()[0]}.pt")
+        torch.save(results, where / f"rank{rank_and_world_size()[0]}.pt")
 
 
 def alive_for_two_steps(seed: int, step: int) -> torch.Generator:
@@ -148,15 +151,15 @@ def test_two_processes_learn_what_one_does(by_one, by_two, stage):
     assert two["run"] == one["run"]
     for rank in range(2):
         for name, tensor in results(by_two, rank)[stage].items():
-            assert torch.equal(tensor, two["average"][name]), name
+            assert torch.equal(tensor, two["ema"][name]), name
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_log_tells_of_the_whole_batch_once(by_one, by_two, stage):
-    one, two = (folder.logged(at / stage) for at in (by_one, by_two))
+    one, two = (folder.log_records(at / stage) for at in (by_one, by_two))
     lines = (by_two / stage / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == len(two) == 3
-    for a, b in zip(one, two):
+    for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
         assert {**a, "seconds": 0} == pytest.approx({**b, "seconds": 0}, rel=1e-4, abs=2e-5)
 

@@ -23,12 +23,13 @@ from minisd.checkpoints.write import write_tensors
 from minisd.config import WEIGHTS
 from minisd.mini import fine_tuning as afterwards
 from minisd.mini import recipes as mini
+from minisd.mini.job import train_vocabulary
 from minisd.teaching import toy
 from minisd.tokenizer import Tokenizer
 from minisd.training import loop, parallel, threads
 from minisd.training.interrupt import Interrupted, stop_request
-from minisd.training.loop import Recipe, for_minutes, train
-from minisd.training.run_folder import logged
+from minisd.training.loop import Hyperparameters, fit_to_minutes, train
+from minisd.training.run_folder import log_records
 from tests.helpers.tiny_models import SMALL
 from tests.helpers.training_runs import (
     COMMANDS,
@@ -52,7 +53,7 @@ STATUS = {"SIGKILL": -signal.SIGKILL, "SIGINT": 130, "SIGTERM": 143}
 
 @pytest.fixture(scope="module")
 def vocabulary(emoji):
-    return mini.vocabulary(emoji)
+    return train_vocabulary(emoji)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +187,7 @@ def test_equal_files_have_equal_bytes(tmp_path):
 
 # ---- the loop by itself ------------------------------------------------------------------------
 
-RECIPE = Recipe(steps=8, warmup=2, save_every=100, log_every=1)
+RECIPE = Hyperparameters(steps=8, warmup=2, save_every=100, log_every=1)
 
 
 def learn(folder, recipe=RECIPE, at=None, do=None):
@@ -290,7 +291,7 @@ def test_a_kill_loses_seconds_whatever_the_recipe_says(quick, tmp_path, monkeypa
 def test_a_stop_while_the_pace_is_measured_speaks_of_no_folder(quick, tmp_path):
     stopped = partial(learn, at=3, do=raise_interrupt)
     with pytest.raises(Interrupted) as caught:
-        for_minutes(RECIPE, 1, tmp_path, lambda recipe, folder: stopped(folder, recipe))
+        fit_to_minutes(RECIPE, 1, tmp_path, lambda recipe, folder: stopped(folder, recipe))
     assert "nothing has been trained yet" in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -333,8 +334,8 @@ def test_what_is_not_finite_stops_before_the_last_state_is_overwritten(quick, tm
     state = state_in(tmp_path)
     assert state["step"] == 5
     finite = [tensor.isfinite().all() for tensor in state["model"].values()]
-    assert all(finite) and all(t.isfinite().all() for t in state["average"].values())
-    assert [record["step"] for record in logged(tmp_path)] == list(range(5))
+    assert all(finite) and all(t.isfinite().all() for t in state["ema"].values())
+    assert [record["step"] for record in log_records(tmp_path)] == list(range(5))
     resumed, unbroken = learn(tmp_path, often), learn(tmp_path / "unbroken", often)
     for one, other in zip(resumed.parameters(), unbroken.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -358,7 +359,7 @@ def test_weights_that_are_not_finite_are_not_saved(quick, tmp_path):
 def test_a_trial_that_breaks_off_says_so(quick, tmp_path):
     broken = partial(learn, at=3, do=nan_loss)
     with pytest.raises(ValueError, match="broke off at step 3: the loss square is nan"):
-        for_minutes(RECIPE, 1, tmp_path, lambda recipe, folder: broken(folder, recipe))
+        fit_to_minutes(RECIPE, 1, tmp_path, lambda recipe, folder: broken(folder, recipe))
 
 
 def test_points_stop_too():
@@ -417,14 +418,14 @@ def two_threads():
 
 def used(folder, recipe=RECIPE):
     """The numbers of threads with which the steps of a training run."""
-    seen, share_at = set(), Recipe.share_at
+    seen, share_at = set(), Hyperparameters.share_at
 
     def watched(recipe, step):
         seen.add(torch.get_num_threads())
         return share_at(recipe, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Recipe, "share_at", watched)
+        patch.setattr(Hyperparameters, "share_at", watched)
         learn(folder, recipe)
     return seen
 
@@ -471,14 +472,14 @@ def test_with_other_processes_the_threads_stay_as_they_are(
 @pytest.mark.parametrize("stage", ["lora", "depth"])
 def test_pictures_too_are_encoded_with_the_recorded_threads(small, tmp_path, two_threads, stage):
     """Else the run would go on with other latents. depth begins with its estimator's run."""
-    seen, make_lesson = [], afterwards.teach.make_lesson
+    seen, adapter_dataset = [], afterwards.teach.adapter_dataset
 
     def watched(*given, **more):
         seen.append(torch.get_num_threads())
-        return make_lesson(*given, **more)
+        return adapter_dataset(*given, **more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(afterwards.teach, "make_lesson", watched)
+        patch.setattr(afterwards.teach, "adapter_dataset", watched)
         patch.setattr(afterwards.teach, "train_on", raise_killed)
         patch.setattr(afterwards.channels, "train_on", raise_killed)
         if stage == "lora":

@@ -7,26 +7,26 @@ import torch
 import minisd
 from minisd.checkpoints.load import Parts
 from minisd.checkpoints.write import save
-from minisd.depth.small import PREFIX, SmallDepthEstimator, load_estimator
+from minisd.depth.small import DEPTH_PREFIX, SmallDepthEstimator, load_estimator
 from minisd.mini.emoji import batch
 from minisd.pipeline import StableDiffusion
 from minisd.tasks.depth2img import depth2img_steps, depth_channel
-from minisd.tasks.inpaint import inpaint_steps, on_latent
-from minisd.training.adapters import make_lesson
+from minisd.tasks.inpaint import inpaint_steps, latent_mask
+from minisd.training.adapters import adapter_dataset
 from minisd.training.depth import DOME, RIM, SHADING, relief, train_estimator
-from minisd.training.loop import Recipe
+from minisd.training.loop import Hyperparameters
 from minisd.training.wider_unet import (
     STAYS,
     estimated_depth,
-    mask_and_surroundings,
+    masks_and_surroundings,
     random_mask,
     save_wider,
     train_wider,
-    widened,
+    widen,
 )
 from tests.helpers.tiny_models import SMALL
 
-RECIPE = Recipe(steps=4, rate=0.05, warmup=1, ema=0.5, save_every=100, log_every=1)
+RECIPE = Hyperparameters(steps=4, rate=0.05, warmup=1, ema=0.5, save_every=100, log_every=1)
 
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -39,8 +39,8 @@ def sd(small_sd):
 
 def lesson_for(sd, emoji, kind):
     if kind == "inpaint":
-        return make_lesson(sd, emoji, 50, beside=mask_and_surroundings(sd, 0))
-    return make_lesson(sd, emoji, 50, beside=estimated_depth(sd, SmallDepthEstimator()))
+        return adapter_dataset(sd, emoji, 50, beside=masks_and_surroundings(sd, 0))
+    return adapter_dataset(sd, emoji, 50, beside=estimated_depth(sd, SmallDepthEstimator()))
 
 
 def latents(sd, kind, image, beside):
@@ -53,7 +53,7 @@ def latents(sd, kind, image, beside):
 @pytest.mark.parametrize(("kind", "count"), [("inpaint", 9), ("depth", 5)])
 def test_it_learns_and_what_is_written_is_what_is_read(sd, emoji, tmp_path, kind, count):
     torch.manual_seed(1)
-    lesson, unet = lesson_for(sd, emoji, kind), widened(sd.unet, count)
+    lesson, unet = lesson_for(sd, emoji, kind), widen(sd.unet, count)
     x, extra = torch.randn(2, 4, 4, 4), torch.randn(2, count - 4, 4, 4)
     t, context = torch.tensor([10, 500]), torch.randn(2, 77, SMALL.unet.context_dim)
     both = torch.cat([x, extra], dim=1)
@@ -79,7 +79,7 @@ def test_it_learns_and_what_is_written_is_what_is_read(sd, emoji, tmp_path, kind
 
 
 def test_a_file_without_its_base_says_which_it_needs(sd, tmp_path):
-    save_wider(tmp_path / "own.safetensors", sd, widened(sd.unet, 5), "own", {})
+    save_wider(tmp_path / "own.safetensors", sd, widen(sd.unet, 5), "own", {})
     with pytest.raises(ValueError, match=r"differs from mini\.safetensors: put that file beside"):
         minisd.load(tmp_path / "own.safetensors")
 
@@ -90,13 +90,14 @@ def test_the_lesson_shows_what_is_kept_and_hides_the_rest(sd, emoji):
     rng = np.random.default_rng([0, 0])
     masks = torch.stack([random_mask(SMALL.size, rng) for _ in range(50)])
     assert torch.equal(
-        lesson.beside[:, :1], torch.cat([on_latent(m[None], m[None, :, ::8, ::8]) for m in masks])
+        lesson.conditions[:, :1],
+        torch.cat([latent_mask(m[None], m[None, :, ::8, ::8]) for m in masks]),
     )
     hidden = (made.images * (masks < 0.5)).masked_select(masks.expand(-1, 3, -1, -1) > 0.5)
     assert hidden.eq(0).all() and hidden.numel() > 1000
     generator = torch.Generator().manual_seed(0)
     around = sd.encode(made.images * (1 - masks), generator)
-    assert torch.allclose(lesson.beside[:, 1:], around, atol=1e-5)
+    assert torch.allclose(lesson.conditions[:, 1:], around, atol=1e-5)
 
 
 def test_masks_hide_something_and_mostly_not_all():
@@ -121,7 +122,7 @@ def test_a_thing_bulges_out_of_its_ground():
 
 
 def test_the_estimator_sees_things_of_any_colour(emoji, tmp_path):
-    recipe = Recipe(steps=120, rate=0.05, warmup=5, ema=0.9, save_every=100, log_every=60)
+    recipe = Hyperparameters(steps=120, rate=0.05, warmup=5, ema=0.9, save_every=100, log_every=60)
     network = train_estimator(emoji, tmp_path, recipe, size=32, batch_size=16).eval()
     made = batch(emoji, 32, 64, seed=9, step=0, split="heldout")
     guess, truth = network(made.images), relief(made.images, made.masks)
@@ -132,14 +133,14 @@ def test_the_estimator_sees_things_of_any_colour(emoji, tmp_path):
 def test_the_estimator_is_found_in_a_depth_models_file(sd, tmp_path):
     torch.manual_seed(0)
     network = SmallDepthEstimator()
-    others = {PREFIX + name: tensor for name, tensor in network.state_dict().items()}
+    others = {DEPTH_PREFIX + name: tensor for name, tensor in network.state_dict().items()}
     path = tmp_path / "own.safetensors"
-    save_wider(path, sd, widened(sd.unet, 5), "own", {}, others)
+    save_wider(path, sd, widen(sd.unet, 5), "own", {}, others)
     image = torch.rand(2, 3, 43, 29) * 2 - 1
     found = load_estimator(path)(image)
     assert found.shape == (2, 1, 43, 29)
     assert torch.allclose(found, network(image), atol=1e-3)
     assert depth_channel(found, (4, 4)).shape == (2, 1, 4, 4)
-    save_wider(path, sd, widened(sd.unet, 5), "own", {})
+    save_wider(path, sd, widen(sd.unet, 5), "own", {})
     with pytest.raises(ValueError, match="small depth estimator"):
         SmallDepthEstimator.load(path)

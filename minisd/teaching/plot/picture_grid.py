@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from minisd.pipeline import to_pil
+from minisd.files.pictures import to_pil
 from minisd.teaching import headless
 from minisd.teaching.plot import canvas
 

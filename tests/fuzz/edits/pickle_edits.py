@@ -73,7 +73,7 @@ def instructions(content: bytes) -> list[bytes]:
     """The pickle's instructions, one after the other. Raises ValueError for a broken one."""
     starts = [position for _, _, position in pickletools.genops(content)]
     ends = [*starts[1:], starts[-1] + 1]
-    return [content[a:b] for a, b in zip(starts, ends)]
+    return [content[a:b] for a, b in zip(starts, ends, strict=True)]
 
 
 def other_argument(draw: Callable, op: bytes) -> bytes:

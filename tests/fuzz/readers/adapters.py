@@ -161,7 +161,7 @@ def read_classifier(path: Path) -> None:
 
 
 def read_judge(path: Path) -> None:
-    network = judge.load(path)
+    network = judge.load_judge(path)
     network(torch.zeros(1, 3, judge.SIDE, judge.SIDE))
 
 
@@ -175,26 +175,15 @@ def read_depth(path: Path) -> None:
 
 def dpts() -> list[Case]:
     """In transformers' layout and as a pickle, with tiny sizes."""
-    from minisd.depth.dpt_names import NAMES
+    from minisd.checkpoints.names import to_official
+    from minisd.depth.dpt_names import dpt_rows
 
-    ours = DepthEstimator(DPT).state_dict()
-    state = {their_name(key, NAMES, 2): tensor for key, tensor in ours.items()}
-    midas = {their_name(key, NAMES, 1): tensor for key, tensor in ours.items()}
+    ours, rows = DepthEstimator(DPT).state_dict(), dpt_rows(DPT)
+    state, midas = (to_official(ours, rows, layout) for layout in ("diffusers", "original"))
     return [
         Case({"d.safetensors": good.safetensors(state)}, "d.safetensors"),
         Case({"d.pt": good.pickled(midas)}, "d.pt"),
     ]
-
-
-def their_name(key: str, table: list, column: int) -> str:
-    """The name of a tensor in another program's file, by depth_names.json read backwards."""
-    import re
-
-    for row in table:
-        pattern = re.escape(row[0]).replace(r"\#", r"(\d+)").replace(r"\*", "(.*)")
-        if len(row) > column and (match := re.fullmatch(pattern, key)):
-            return re.sub("[#*]", "{}", row[column]).format(*match.groups())
-    return key
 
 
 def read_dpt(path: Path) -> object:

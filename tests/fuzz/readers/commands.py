@@ -123,7 +123,7 @@ def run_arguments(path: Path) -> Printed:
     finally:
         os.chdir(folder)
         draw.COMMANDS.update(drawing)
-        for (module, name), function in zip(BEHIND, kept):
+        for (module, name), function in zip(BEHIND, kept, strict=True):
             setattr(module, name, function)
 
 

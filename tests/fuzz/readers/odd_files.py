@@ -42,7 +42,7 @@ READING = {
     "hypernetwork": lambda path: hypernetwork(good.small_sd(), path).remove(),
     "controlnet": ControlNet.load,
     "classifier": load_classifier,
-    "judge": judge.load,
+    "judge": judge.load_judge,
     "depth": read_depth,
     "picture": open_picture,
     "tokenizer": Tokenizer.load,

@@ -10,8 +10,8 @@ from minisd.cli.hashes import known_hashes
 from minisd.mini.emoji import Emoji
 from minisd.mini.recipes import made_by
 from minisd.tokenizer import Tokenizer
-from minisd.training.loop import Recipe, description, optimizers, resume
-from minisd.training.run_folder import logged
+from minisd.training.loop import Hyperparameters, description, optimizers, resume
+from minisd.training.run_folder import log_records
 from minisd.training.threads import threads_of
 
 from .. import good
@@ -26,12 +26,12 @@ def runs() -> list[Case]:
 def read_run(path: Path) -> None:
     """All that a training asks of its folder before it goes on."""
     Tokenizer.load(path / "tokenizer.json")
-    logged(path)
+    log_records(path)
     if not (path / "state.pt").exists():  # a new run: it would ask git for the commit
         return
     with threads_of(path):
         model, average = nn.Linear(2, 2), nn.Linear(2, 2)
-        recipe = Recipe(steps=4, rate=0.1)
+        recipe = Hyperparameters(steps=4, rate=0.1)
         both = optimizers(model, recipe)
         resume(path, description(recipe, dict(good.RUN)), model, average, both)
         made_by(path.name, path.parent)

@@ -1,0 +1,168 @@
+"""The mini's datasets: pictures composed from emoji, encoded once before a training."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image, ImageDraw
+from torch import Tensor
+from tqdm import tqdm
+
+from minisd.config import ModelConfig
+from minisd.mini.captions import Scene, pick
+from minisd.mini.emoji import Batch, Emoji, batch
+from minisd.pipeline import StableDiffusion
+from minisd.tasks.canny import canny
+from minisd.tasks.depth2img import depth_channel
+from minisd.tasks.inpaint import latent_mask, picture_with_hole
+from minisd.tokenizer import Tokenizer
+from minisd.training.adapters import AdapterDataset
+from minisd.training.diffusion import EncodedPictures
+from minisd.training.loop import fast_precision, generator_at
+from minisd.training.run_folder import fingerprint
+from minisd.vae import VAE
+
+BATCH = 100
+WHOLE_MASKS = 0.1  # how many of the masks hide the whole picture
+Conditions = Callable[[Tensor, int], Tensor]  # (images, number of the batch) -> b c h' w'
+
+
+def composed_batches(
+    emoji: Emoji, size: int, count: int, seed: int, split: str = "train"
+) -> Iterator[tuple[int, Batch]]:
+    """`count` pictures, a multiple of 100, in numbered batches, with a progress bar."""
+    for number in tqdm(range(0, count, BATCH), desc="encoding pictures", mininterval=5):
+        yield number, batch(emoji, size, BATCH, seed, number, split)
+
+
+@torch.no_grad()
+def encode_pictures(
+    emoji: Emoji,
+    vae: VAE,
+    tokenizer: Tokenizer,
+    config: ModelConfig,
+    count: int,
+    seed: int,
+    split: str = "train",
+) -> EncodedPictures:
+    """The dataset of the U-Net. In half precision, 100,000 pictures take 80 MB."""
+    latents, tokens = [], []
+    for _, made in composed_batches(emoji, config.size, count, seed, split):
+        with fast_precision():
+            z = vae.encode(made.images).mode()
+        latents.append((z.float() * config.vae.scale).half())
+        tokens.append(tokenizer(made.captions).int())
+    vocabulary = hashlib.sha256(repr(tokenizer.merges).encode()).hexdigest()[:8]
+    encoded_by = f"{fingerprint(vae)} {vocabulary}"
+    return EncodedPictures(torch.cat(latents), torch.cat(tokens), encoded_by)
+
+
+@torch.no_grad()
+def labelled_latents(
+    emoji: Emoji, vae: VAE, config: ModelConfig, count: int, seed: int, split: str = "train"
+) -> tuple[Tensor, Tensor]:
+    """The dataset of the classifier: pictures that show one thing, out of `count`.
+
+    Two things would be two right answers, and a softmax has room for one.
+    returns: latents n 4 h w, scaled, in half precision; labels n, numbers in emoji.things
+    """
+    latents, labels = [], []
+    for number, made in composed_batches(emoji, config.size, count, seed, split):
+        alone = [i for i, scene in enumerate(made.scenes) if len(scene.things) == 1]
+        with fast_precision():
+            latent = vae.encode(made.images[alone])
+        z = latent.sample(generator_at(seed, number))
+        latents.append((z.float() * config.vae.scale).half())
+        labels += [emoji.things.index(made.scenes[i].things[0]) for i in alone]
+    return torch.cat(latents), torch.tensor(labels)
+
+
+@torch.no_grad()
+def adapter_dataset(
+    sd: StableDiffusion,
+    emoji: Emoji,
+    count: int,
+    seed: int = 0,
+    style: Callable[[Tensor], Tensor] | None = None,
+    only: Callable[[Scene], bool] | None = None,
+    caption: Callable[[str], str] | None = None,
+    conditions: Conditions | None = None,
+) -> AdapterDataset:
+    """Compose pictures until there are `count`, and encode them.
+
+    style: changes the pictures, b 3 h w    only: which scenes to use
+    caption: changes the captions    conditions: what the network reads with each picture
+    """
+    latents, captions, shown, number = [], [], [], 0
+    with tqdm(total=count, desc="encoding pictures", mininterval=5) as bar:
+        while len(captions) < count:
+            made = batch(emoji, sd.config.size, 50, seed, number)
+            used = [i for i, scene in enumerate(made.scenes) if not only or only(scene)]
+            used = used[: count - len(captions)]
+            if used:
+                images = style(made.images[used]) if style else made.images[used]
+                words = [made.captions[i] for i in used]
+                latents.append(sd.encode(images))
+                captions += [caption(one) for one in words] if caption else words
+                shown += [conditions(images, number)] if conditions else []
+                bar.update(len(used))
+            number += 1
+    return AdapterDataset(torch.cat(latents), captions, torch.cat(shown) if shown else None)
+
+
+def edges_of(images: Tensor, number: int) -> Tensor:
+    """The conditions of a ControlNet, as bytes: b 1 h w, 0 or 1."""
+    return canny(images)[:, :1].byte()
+
+
+def edge_dataset(sd: StableDiffusion, emoji: Emoji, count: int, seed: int = 0) -> AdapterDataset:
+    """Pictures with their edges.
+
+    Every second caption is empty, so that the network has to read from the edges what there is
+    (Zhang et al. 2023, section 3.3).
+    """
+    dataset = adapter_dataset(sd, emoji, count, seed, conditions=edges_of)
+    captions = ["" if i % 2 else words for i, words in enumerate(dataset.captions)]
+    return replace(dataset, captions=captions)
+
+
+def masks_and_surroundings(sd: StableDiffusion, seed: int) -> Conditions:
+    """What an inpainting model reads: the mask, and the latent of the picture with its hole."""
+
+    def conditions(images: Tensor, number: int) -> Tensor:
+        rng = np.random.default_rng([seed, number])
+        masks = torch.stack([random_mask(sd.config.size, rng) for _ in images])
+        generator = torch.Generator().manual_seed(number)  # a sample, as the task will draw one
+        around = sd.encode(picture_with_hole(images, masks), generator)
+        small = torch.cat([latent_mask(one[None], around[:1]) for one in masks])
+        return torch.cat([small, around], dim=1)
+
+    return conditions
+
+
+def estimated_depth(sd: StableDiffusion, estimator: Callable[[Tensor], Tensor]) -> Conditions:
+    """What a depth model reads: the depth that the estimator finds in the picture."""
+    side = sd.config.size // sd.config.vae.factor
+    return lambda images, number: depth_channel(estimator(images), (side, side))
+
+
+def random_mask(size: int, rng: np.random.Generator) -> Tensor:
+    """1 where something is to be drawn: a box, an ellipse, one side, or everything. 1 size size"""
+    mask = Image.new("1", (size, size), int(rng.random() < WHOLE_MASKS))
+    pen = ImageDraw.Draw(mask)
+    kind = pick(("box", "ellipse", "side"), rng)
+    if kind == "side":
+        cut = int(rng.integers(size // 4, size * 3 // 4))
+        left, top, right, bottom = pick(
+            ((0, 0, cut, size), (cut, 0, size, size), (0, 0, size, cut), (0, cut, size, size)), rng
+        )
+    else:
+        left, top = (int(edge) for edge in rng.integers(-size // 8, size * 5 // 8, 2))
+        width, height = (int(length) for length in rng.integers(size // 4, size * 7 // 8, 2))
+        right, bottom = left + width, top + height
+    draw = pen.ellipse if kind == "ellipse" else pen.rectangle
+    draw((left, top, right, bottom), fill=1)
+    return rearrange(torch.from_numpy(np.array(mask, np.float32)), "h w -> 1 h w")

@@ -1,0 +1,174 @@
+"""What a user asks `minisd train` for, and the files of the run folder that trainings share."""
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from minisd.checkpoints.contents import sha256
+from minisd.checkpoints.load import Parts
+from minisd.checkpoints.write import save
+from minisd.config import MINI, WEIGHTS, ModelConfig
+from minisd.files.whole_files import make_folder, written_whole
+from minisd.mini.emoji import Emoji, batch, captions
+from minisd.tokenizer import Tokenizer
+from minisd.training.diffusion import TextAndUNet
+from minisd.training.distributed import barrier, rank_and_world_size
+from minisd.training.loop import Hyperparameters
+from minisd.training.minutes import check_minutes, fit_to_minutes
+from minisd.training.run_folder import last_state, log_records
+from minisd.training.vae import measure_scale, psnr
+from minisd.vae import VAE
+
+PICTURES = 60_000  # composed and encoded once, before the training on latents
+PICTURES_PER_MINUTE = 1500  # of a short run, so that most of its time is training
+SEEDS = 2**40  # as many as generator_at() keeps apart within 64 bits
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the command line asks for. steps and minutes: None for the recipe's own length."""
+
+    folder: Path = Path("runs/mini")
+    output: Path | None = None
+    steps: int | None = None
+    minutes: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"Cannot train for {self.steps} steps. Give 1 or more.")
+        if self.minutes is not None:
+            check_minutes(self.minutes)
+        if not 0 <= self.seed < SEEDS:
+            raise ValueError(f"The seed of a training is 0 to {SEEDS - 1}, not {self.seed}.")
+
+    def fit(
+        self, settings: Hyperparameters, name: str, train_in: Callable, parts: float = 1.0
+    ) -> Hyperparameters:
+        """The settings, as long as asked for. train_in(settings, folder) trains, for a trial.
+
+        parts: how long the whole training takes, as a multiple of its steps
+        """
+        if self.minutes is not None:
+            return fit_to_minutes(settings, self.minutes / parts, self.folder / name, train_in)
+        return settings if self.steps is None else replace(settings, steps=self.steps)
+
+    @property
+    def pictures(self) -> int:
+        """How many to encode before training on latents, a multiple of 100."""
+        few = PICTURES if self.minutes is None else int(self.minutes * PICTURES_PER_MINUTE)
+        return min(PICTURES, max(100, few // 100 * 100))
+
+
+def train_vocabulary(emoji: Emoji) -> Tokenizer:
+    """The mini's tokenizer, trained on its captions in seconds."""
+    return Tokenizer.train(captions(emoji, 20_000), MINI.text.vocab_size)
+
+
+def mini_tokenizer(folder: Path) -> Tokenizer:
+    """Train the vocabulary, or read the one that the folder holds.
+
+    Raises ValueError if the folder's file is damaged.
+    """
+    path = folder / "tokenizer.json"
+    barrier()
+    if rank_and_world_size()[0] == 0 and not path.exists():
+        make_folder(folder)
+        train_vocabulary(Emoji.load()).save(path)
+    barrier()
+    try:
+        return Tokenizer.load(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged. Delete it, and it will be made again.") from error
+
+
+def unseen_pictures(emoji: Emoji) -> Tensor:
+    """Held-out pairs of thing and background, 256 3 64 64."""
+    return batch(emoji, MINI.size, 256, seed=1, step=0, split="heldout").images
+
+
+def trained_vae(folder: Path, emoji: Emoji) -> tuple[VAE, ModelConfig]:
+    """The run's VAE, and the config with the latent scale that it needs.
+
+    A diffusion run goes on with the scale that it began with.
+
+    Raises ValueError if the VAE has not been trained yet.
+    """
+    vae = ema_network(VAE(MINI.vae), folder / "vae")
+    earlier_run = (last_state(folder / "diffusion") or {}).get("run", {})
+    images = batch(emoji, MINI.size, 256, seed=1, step=0).images
+    scale = earlier_run.get("vae.scale") or round(measure_scale(vae, images), 5)
+    vae.config = replace(MINI.vae, scale=scale)
+    return vae, replace(MINI, vae=vae.config)
+
+
+def ema_network(network: nn.Module, folder: Path) -> nn.Module:
+    """The network with the EMA weights of the folder's last checkpoint.
+
+    Raises ValueError if there is none.
+    """
+    state = last_state(folder)
+    if state is None:
+        raise ValueError(f"{folder} is empty. Run `minisd train {folder.name}` first.")
+    network.load_state_dict(state["ema"])
+    return network.eval().requires_grad_(False)
+
+
+def made_by(name: str, folder: Path) -> dict:
+    """How a network was trained: command, commit, seed, threads, and the last line of its log.
+
+    Not how long it took: a run that was interrupted gives the same file as one that was not.
+    """
+    run = (last_state(folder / name) or {}).get("run", {})
+    command = f"minisd train {name} --steps {run.get('hyperparameters.steps', 'unknown')}"
+    notes = {"command": f"{command} --seed {run.get('seed', 0)}", "seed": run.get("seed", 0)}
+    notes["commit"] = run.get("commit", "unknown")  # of the code that began the training
+    notes["threads"] = run.get("threads", "unknown")
+    last = (log_records(folder / name) or [{}])[-1]
+    return notes | {name: number for name, number in last.items() if name != "seconds"}
+
+
+def export(job: Job) -> Path:
+    """Write the run's networks as one model file, in half precision, with how they were made.
+
+    Raises ValueError if a network has not been trained yet, or if the file cannot be written.
+    """
+    output, emoji = job.output or job.folder / "mini.safetensors", Emoji.load()
+    vae, config = trained_vae(job.folder, emoji)
+    network = ema_network(TextAndUNet(config), job.folder / "diffusion")
+    parts = Parts(config, mini_tokenizer(job.folder), network.text_encoder, network.unet, vae)
+    notes = made_by("vae", job.folder)
+    notes["psnr of unseen pairs"] = round(psnr(vae, unseen_pictures(emoji)), 2)
+    figures = {"vae": notes, "diffusion": made_by("diffusion", job.folder)}
+    commands = " && ".join(f"minisd train {name}" for name in ("vae", "diffusion", "export"))
+    if rank_and_world_size()[0] == 0:
+        save(output, parts, torch.float16, {"command": commands, "figures": json.dumps(figures)})
+    return output
+
+
+def base_next_to(output: Path | None) -> None:
+    """Copy the shipped mini next to a file that will hold only what differs from it.
+
+    Raises ValueError if another model of that name is there: it would be taken for the mini.
+    """
+    if output is None:
+        return
+    shipped, base = WEIGHTS / "mini.safetensors", output.with_name("mini.safetensors")
+    if base.exists() and sha256(base) != sha256(shipped):
+        raise ValueError(
+            f"{output} needs the shipped mini next to it, and {base} is another model. Choose "
+            "another folder with -o."
+        )
+    if not base.exists():
+        with written_whole(base) as unfinished:
+            shutil.copyfile(shipped, unfinished)
+        warnings.warn(
+            f"{base} was copied there, because {output.name} holds only what differs from it.",
+            stacklevel=2,
+        )

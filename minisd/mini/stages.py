@@ -1,0 +1,60 @@
+"""Run one stage of `minisd train`, with its lock, its threads and its output file."""
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+from minisd.files.whole_files import make_folder
+from minisd.mini.job import Job, export, mini_tokenizer
+from minisd.mini.recipes import train_recipe
+from minisd.training.distributed import rank_and_world_size
+from minisd.training.interrupt import Interrupted
+from minisd.training.run_folder import in_use
+from minisd.training.threads import threads_of
+
+STARTS_WITH = {"depth": "estimator"}  # the first run of a stage that has two
+
+
+def default_output(stage: str, folder: Path) -> Path:
+    """Where a stage writes its file: into the run's own folder, where no other run writes."""
+    if stage == "export":
+        return folder / "mini.safetensors"
+    return folder / stage / (stage + (".pt" if stage == "hypernetwork" else ".safetensors"))
+
+
+def with_default_output(stage: str, job: Job) -> Job:
+    """The job with an output file: its own, or else the default one, whose folder is made."""
+    if job.output is None:
+        job = replace(job, output=default_output(stage, job.folder))
+        make_folder(job.output.parent)
+    return job
+
+
+def run_stage(stage: str, job: Job) -> None:
+    """Do one stage, with the threads that its run began with. Rank 0 writes the file.
+
+    Raises ValueError if another training uses the stage's folder.
+    Raises Interrupted on ctrl-C, SIGTERM or SIGHUP, also before and after the training's steps.
+    """
+    if stage == "tokenizer":
+        mini_tokenizer(job.folder)
+        return
+    if stage == "export":
+        export(job)
+        return
+    run = job.folder / STARTS_WITH.get(stage, stage)
+    job = job if rank_and_world_size()[0] == 0 else replace(job, output=None)
+    try:
+        with in_use(job.folder / stage), threads_of(run):
+            train_recipe(stage, job)
+    except KeyboardInterrupt as stop:
+        if str(stop):  # the training has saved its state, and says so
+            raise
+        raise Interrupted(resume_message(run), getattr(stop, "number", signal.SIGINT)) from None
+
+
+def resume_message(run: Path) -> str:
+    """The sentences for a stage that was stopped outside the steps of its training."""
+    if (run / "state.pt").exists():
+        return f"Stopped. {run} keeps the last checkpoint: give the same command again to go on."
+    return "Stopped before the first checkpoint. Give the same command again to start over."

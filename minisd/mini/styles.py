@@ -1,0 +1,23 @@
+"""Two styles that no emoji set has, for training a LoRA and a hypernetwork."""
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from minisd.tasks.canny import brightness, canny
+
+PAPER = (-0.75, -0.25, 0.45)  # rgb in [-1, 1]
+BROWN, CREAM = (-0.7, -0.85, -0.95), (0.95, 0.85, 0.6)
+
+
+def blueprint(images: Tensor) -> Tensor:
+    """White lines on blue paper. b 3 h w in [-1, 1]"""
+    lines = canny(images, low=0.05, high=0.1)
+    paper = rearrange(torch.tensor(PAPER), "c -> 1 c 1 1")
+    return torch.maximum(paper, 2 * lines - 1)
+
+
+def sepia(images: Tensor) -> Tensor:
+    """An old photograph: from dark brown to cream, by brightness. b 3 h w in [-1, 1]"""
+    dark, light = (rearrange(torch.tensor(shade), "c -> 1 c 1 1") for shade in (BROWN, CREAM))
+    return dark + (light - dark) * brightness(images)

@@ -1,0 +1,61 @@
+"""Train for some minutes instead of some steps: measure the pace, and choose the steps."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from torch import nn
+
+from minisd.training.distributed import broadcast
+from minisd.training.interrupt import Interrupted
+from minisd.training.loop import Hyperparameters
+from minisd.training.run_folder import last_state, log_records
+
+TRIAL = 8  # steps
+TrainIn = Callable[[Hyperparameters, Path], nn.Module]
+
+
+def check_minutes(minutes: float) -> None:
+    """Raise ValueError unless a training can take this many minutes."""
+    if not 0 < minutes < math.inf:
+        raise ValueError(f"Cannot train for {minutes} minutes. Give a number above 0.")
+
+
+def fit_to_minutes(
+    settings: Hyperparameters, minutes: float, folder: Path, train_in: TrainIn
+) -> Hyperparameters:
+    """The settings with as many steps as fit into these minutes, at the pace of a short trial.
+
+    train_in(settings, folder) trains. The trial runs in a folder that is thrown away, and its time
+    is not part of the minutes. A run that `folder` already holds keeps its steps, so that it can
+    be resumed.
+
+    Raises ValueError if `minutes` is not a positive number.
+    """
+    check_minutes(minutes)
+    earlier_run = (last_state(folder) or {}).get("run")
+    if earlier_run:
+        steps = earlier_run["hyperparameters.steps"]
+    else:
+        steps = max(1, int(60 * minutes / seconds_per_step(settings, train_in)))
+    return replace(
+        settings,
+        steps=steps,
+        warmup=min(settings.warmup, steps // 10),
+        save_every=min(settings.save_every, steps // 4 + 1),
+        log_every=min(settings.log_every, steps // 50 + 1),
+    )
+
+
+def seconds_per_step(settings: Hyperparameters, train_in: TrainIn) -> float:
+    """How long a step takes, measured without the first two steps, which are slower."""
+    with TemporaryDirectory() as scratch:
+        try:
+            train_in(replace(settings, steps=TRIAL, log_every=1), Path(scratch))
+        except Interrupted as stop:
+            sentence = "Stopped while the pace was measured. Nothing has been trained yet."
+            raise Interrupted(sentence, stop.number) from None
+        at = [record["seconds"] for record in log_records(Path(scratch))]
+    return broadcast(max((at[-1] - at[1]) / (len(at) - 2), 1e-4) if at else 0.0)
