@@ -7,7 +7,7 @@ from minisd.clip import TextTransformer
 from minisd.mini.emoji import Emoji
 from minisd.mini.job import train_vocabulary
 from minisd.pipeline import StableDiffusion
-from minisd.training import loop
+from minisd.training import run_folder
 from minisd.unet import UNet
 from minisd.vae import VAE
 from tests.helpers.tiny_models import SMALL
@@ -23,7 +23,7 @@ def emoji():
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Pictures of losses take longer than these trainings do."""
-    monkeypatch.setattr(loop, "plot_losses", lambda folder: None)
+    monkeypatch.setattr(run_folder, "plot_losses", lambda folder: None)
 
 
 @pytest.fixture(scope="module")

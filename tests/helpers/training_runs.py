@@ -9,10 +9,9 @@ import torch
 
 import minisd
 from minisd.clip import TextTransformer
-from minisd.mini import cats_and_dogs
-from minisd.mini import fine_tuning as afterwards
+from minisd.mini import cats_and_dogs, recipes
 from minisd.pipeline import StableDiffusion
-from minisd.training import loop
+from minisd.training import adapters, run_folder
 from minisd.unet import UNet
 from minisd.vae import VAE
 from tests.helpers.tiny_models import SMALL
@@ -43,13 +42,12 @@ def shrink(patch, vocabulary):
     networks = TextTransformer(TINY.text), UNet(TINY.unet), VAE(TINY.vae)
     sd = StableDiffusion(TINY, vocabulary, *networks)
     patch.setattr(minisd, "load", lambda name: sd)
-    patch.setattr(afterwards, "FEW", 3)
-    patch.setattr(afterwards, "MANY", 6)
-    patch.setattr(cats_and_dogs, "PICTURES", 100)
-    patch.setattr(loop, "plot_losses", lambda folder: None)
+    patch.setattr(recipes, "FEW", 3)
+    patch.setattr(recipes, "MANY", 6)
+    patch.setattr(cats_and_dogs, "PORTRAITS", 100)
+    patch.setattr(run_folder, "plot_losses", lambda folder: None)
     for name in ("train_adapter", "train_controlnet"):
-        learn = partial(getattr(afterwards.teach, name), batch_size=2)
-        patch.setattr(afterwards.teach, name, learn)
+        patch.setattr(adapters, name, partial(getattr(adapters, name), batch_size=2))
 
 
 def train_command(stage, folder, *more):
