@@ -34,7 +34,8 @@ from minisd.teaching import toy
 from minisd.tokenizer import Tokenizer
 from minisd.training import loop, parallel, threads
 from minisd.training.interrupt import Interrupted, stop_request
-from minisd.training.loop import Hyperparameters, fit_to_minutes, train
+from minisd.training.loop import Hyperparameters, train
+from minisd.training.minutes import fit_to_minutes
 from minisd.training.run_folder import log_records
 from minisd.unet import UNet
 from minisd.vae import VAE
