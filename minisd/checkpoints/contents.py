@@ -69,7 +69,7 @@ class OtherVAE:
     state: dict[str, Tensor]
 
 
-def lay_open(
+def open_checkpoint(
     path: Path, prediction: str | None = None, ema: bool = False, vae: OtherVAE | None = None
 ) -> Contents:
     """Read a model without building it. Raises ValueError as load() does.
@@ -280,7 +280,7 @@ def cover(
     unknown = [key for key in rest if purpose(key, config) is None]
     mend = "It is not whole, or a variant of SD v1 or v2 that is unknown here."
     tensors = as_needed(tensors, needed)
-    refuse_misfits(name, tensors, needed, unknown, mend)
+    check_cover(name, tensors, needed, unknown, mend)
     parts = {}
     for part, start in starts.items():
         within = {key.removeprefix(start): tensors[key] for key in needed if key.startswith(start)}
@@ -300,7 +300,7 @@ def cover_part(
     unknown = [key for key in tensors if key not in needed]
     mend = "It is not whole, or made for another model: get one of the model's sizes."
     tensors = as_needed(tensors, needed)
-    refuse_misfits(name, tensors, needed, unknown, mend)
+    check_cover(name, tensors, needed, unknown, mend)
     return names.from_official(tensors, rows, layout)
 
 
@@ -329,7 +329,7 @@ def not_needed_patterns(layers: int) -> dict[str, re.Pattern]:
     }
 
 
-def refuse_misfits(
+def check_cover(
     name: str,
     tensors: Mapping[str, Tensor],
     needed: Mapping[str, Tensor],

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minisd.checkpoints.contents import OUR_PREFIXES, Contents, lay_open
+from minisd.checkpoints.contents import OUR_PREFIXES, Contents, open_checkpoint
 from minisd.checkpoints.folder_settings import to_folder
 from minisd.checkpoints.load import (
     NOT_FINITE,
@@ -99,7 +99,7 @@ def convert(
         raise ValueError(f"{destination} exists already: give another name, or remove it first.")
     with written_whole(destination, folder=layout == "diffusers") as unfinished:
         other = None if vae is None else open_vae(vae, own_vae_config(path))
-        contents = lay_open(path, prediction, ema, other)
+        contents = open_checkpoint(path, prediction, ema, other)
         if keep_unused and (contents.layout, layout) != ("original", "original"):
             raise ValueError("keep_unused works from one original file to another: leave it out.")
         if contents.known_by is None:  # tried, which needs the network
