@@ -74,10 +74,10 @@ def info(source: str | Path) -> Info:
     if what != MODEL:
         parts, more = {"in all": tensors}, {"use": way_out(tensors)}
     else:
-        contents = open_checkpoint(path, ema=averaged)
-        about = {name: getattr(contents, name) for name in ("layout", "config", "known_by")}
-        unused = counted(purpose(key, contents.config) for key in contents.not_needed)
-        parts, more = contents.parts, {**about, "not_needed": unused}
+        checkpoint = open_checkpoint(path, ema=averaged)
+        about = {name: getattr(checkpoint, name) for name in ("layout", "config", "known_by")}
+        unused = counted(purpose(key, checkpoint.config) for key in checkpoint.not_needed)
+        parts, more = checkpoint.parts, {**about, "not_needed": unused}
     stored = [tensor for part in parts.values() for tensor in part.values()]
     dtypes = counted(str(tensor.dtype).removeprefix("torch.") for tensor in stored)
     numbers = {name: sum(t.numel() for t in part.values()) for name, part in parts.items()}

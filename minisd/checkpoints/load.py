@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minisd.checkpoints.contents import Contents, blank, check_cover, open_checkpoint
+from minisd.checkpoints.contents import Checkpoint, blank, check_cover, open_checkpoint
 from minisd.checkpoints.folder_settings import vae_config
 from minisd.checkpoints.names import is_v2
 from minisd.checkpoints.prediction import alpha_bar, with_prediction
@@ -88,19 +88,19 @@ def own_vae_config(path: Path) -> VAEConfig | None:
 
 
 def build(
-    contents: Contents,
+    checkpoint: Checkpoint,
     name: str,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Parts:
     """The networks of a checkpoint that was laid open. name: what to call it in an error."""
-    networks = blank(contents.config)
+    networks = blank(checkpoint.config)
     for part, network in networks.items():
         wide = part == "vae" and dtype is torch.float16
         own = torch.float32 if wide else dtype
-        fill(network, contents.parts[part], device, own, f"{name}: {part}")
-    parts = Parts(contents.config, contents.tokenizer, **networks)
-    return parts if contents.known_by else try_prediction(parts, name)
+        fill(network, checkpoint.parts[part], device, own, f"{name}: {part}")
+    parts = Parts(checkpoint.config, checkpoint.tokenizer, **networks)
+    return parts if checkpoint.known_by else try_prediction(parts, name)
 
 
 def load_vae(
