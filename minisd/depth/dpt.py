@@ -45,7 +45,7 @@ DPT_HYBRID = DepthConfig()
 
 
 def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """Zeros around x so that a convolution gives ceil(size / stride); an odd one right, below."""
+    """Pad with zeros, so that a convolution gives ceil(size / stride). Odd ones go right, below."""
     width_first = x.shape[:1:-1]
     totals = [max((n - 1) // stride * stride + kernel - n, 0) for n in width_first]
     return F.pad(x, [part for total in totals for part in (total // 2, total - total // 2)])
@@ -267,7 +267,7 @@ class DepthEstimator(nn.Module):
     def load(cls, path: str | Path, config: DepthConfig = DPT_HYBRID) -> "DepthEstimator":
         """Read it out of an official depth checkpoint, a MiDaS file or transformers' DPT file.
 
-        Raises ValueError for a file that holds no estimator of these sizes.
+        Raises ValueError if the file holds no estimator of these sizes.
         """
         path = local(path)
         with torch.device("meta"):
@@ -278,7 +278,7 @@ class DepthEstimator(nn.Module):
 
 
 def estimator_size(size: tuple[int, int]) -> tuple[int, int]:
-    """The size at which the estimator looks: one side near 384, the aspect kept, multiples of 32.
+    """The size that the estimator sees: one side near 384, both multiples of 32, same aspect.
 
     The side that changes least decides (MiDaS transforms.py, resize_method "minimal").
     """
