@@ -99,7 +99,9 @@ def apply_networks(
         projection.register_forward_pre_hook(rewriting_hook(net, strength))
         for layer in layers
         for projection, net in zip(
-            (layer.to_k, layer.to_v), networks.get(layer.to_k.in_features, ())
+            (layer.to_k, layer.to_v),
+            networks.get(layer.to_k.in_features, ()),
+            strict=False,  # a file may have no networks for this width
         )
     )
 

@@ -226,7 +226,7 @@ def fit_update(change: LowRankUpdate, layer: nn.Module, name: str) -> LowRankUpd
     weight, rank = layer.weight, len(change.down)
     ends = [1] * (weight.ndim - 2)  # up looks at one place only
     shapes = (rank, *weight.shape[1:]), (len(weight), rank, *ends)
-    pairs = list(zip((change.down, change.up), shapes))
+    pairs = list(zip((change.down, change.up), shapes, strict=True))
     if any((*matrix.shape, 1, 1)[:4] != (*shape, 1, 1)[:4] for matrix, shape in pairs):
         what = f"changes {change.down.shape[1]} channels into {len(change.up)}"
         own = f"the model's layer takes {weight.shape[1]} into {len(weight)}"

@@ -88,7 +88,8 @@ def read_words(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path.name} holds {what}: get another copy.")
     if not others:
         words = [found[key]["word"] or key for key in tensors]
-        tensors = dict(zip(words if len(words) > 1 else [path.stem], tensors.values()))
+        words = [path.stem] if len(words) == 1 else words
+        tensors = dict(zip(words, tensors.values(), strict=True))
     if len(tensors) > MOST_WORDS_OF_FILE:
         raise ValueError(
             f"{path.name} holds {len(tensors):,} words: {MOST_WORDS_OF_FILE:,} are the most."

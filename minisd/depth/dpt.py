@@ -6,6 +6,7 @@ Dense Prediction", figure 1; the ResNet is BiT's, Kolesnikov et al. 2020).
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -101,7 +102,8 @@ class ResNet(nn.Module):
         self.stem = StandardisedConv(3, config.stem, 7, stride=2)
         self.norm = nn.GroupNorm(groups, config.stem)
         self.stages = nn.ModuleList()
-        for c, c_out, count in zip((config.stem, *config.stages), config.stages, config.blocks):
+        widths = pairwise((config.stem, *config.stages))
+        for (c, c_out), count in zip(widths, config.blocks, strict=True):
             stride = 2 if self.stages else 1
             first = Bottleneck(c, c_out, stride, groups, first=True)
             rest = [Bottleneck(c_out, c_out, 1, groups, first=False) for _ in range(count - 1)]
@@ -252,7 +254,7 @@ class DepthEstimator(nn.Module):
         token = self.class_token.expand(len(x), -1, -1)
         x = torch.cat([token, places], dim=1) + self.positions(size)
         seen = [x := layer(x) for layer in self.layers]
-        taken = zip(self.readout, self.config.taken)
+        taken = zip(self.readout, self.config.taken, strict=True)
         finer, coarser = (readout(seen[i], size) for readout, i in taken)
         return [finer, self.shrink(coarser)]
 
