@@ -15,14 +15,16 @@ import pytest
 import torch
 
 from minisd.mini import recipes as mini
+from minisd.mini.datasets import encode_pictures
 from minisd.mini.emoji import FINE_THINGS, Emoji, batch, captions, vae_batch
 from minisd.mini.job import train_vocabulary
 from minisd.schedule import Schedule
 from minisd.tokenizer import Tokenizer
 from minisd.training import loop, run_folder
 from minisd.training import vae as training_vae
-from minisd.training.diffusion import EncodedPictures, encode_pictures, noise_loss, train_diffusion
-from minisd.training.loop import Hyperparameters, fit_to_minutes, update_ema
+from minisd.training.diffusion import EncodedPictures, noise_loss, train_diffusion
+from minisd.training.loop import Hyperparameters, update_ema
+from minisd.training.minutes import fit_to_minutes
 from minisd.training.vae import (
     THIN_WEIGHT,
     decoder_loss,
@@ -50,7 +52,10 @@ def trainings(emoji, bank):
     """Both trainings, each to be run in a folder."""
 
     def vae(folder, recipe, batch_size=2, seed=0, config=SMALL):
-        return train_vae(emoji, folder, recipe, batch_size, seed, config)
+        def draw_pictures(count, number):
+            return vae_batch(emoji, config.size, count, seed, number).images
+
+        return train_vae(draw_pictures, config.vae, folder, recipe, batch_size, seed)
 
     def diffusion(folder, recipe, batch_size=2, seed=0, config=SMALL):
         return train_diffusion(bank, config, folder, recipe, batch_size, seed)
@@ -88,16 +93,16 @@ def same(one, other):
 
 def exact_losses(patch, die_before=None):
     """Notes the terms of the loss by step, unrounded; can end the run at a step."""
-    seen, descend = {}, loop.descend
+    seen, take_step = {}, loop.take_step
 
-    def watched(model, loss_at, both, recipe, step):
+    def watched(run, loss, draw, settings, step, stop):
         if step == die_before:
             raise Killed
-        terms = descend(model, loss_at, both, recipe, step)
+        terms = take_step(run, loss, draw, settings, step, stop)
         seen[step] = [term.item() for term in terms.values()]
         return terms
 
-    patch.setattr(loop, "descend", watched)
+    patch.setattr(loop, "take_step", watched)
     return seen
 
 
@@ -122,11 +127,13 @@ def test_a_run_killed_while_it_saves_goes_on_from_the_save_before(train_a_vae, t
     command = [sys.executable, "-m", "tests.training.test_training", tmp_path / "killed"]
     killed = subprocess.run(command, cwd=REPOSITORY, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert (tmp_path / "killed" / "state.pt.new").exists()
+    left = [path.name for path in (tmp_path / "killed").iterdir()]
+    assert any(name.startswith(".minisd") for name in left), left
     assert state_in(tmp_path / "killed")["step"] == 3
     resumed = train_a_vae(tmp_path / "killed", recipe(6))
     assert same(resumed, train_a_vae(tmp_path / "whole", recipe(6)))
-    assert not (tmp_path / "killed" / "state.pt.new").exists()
+    left = [path.name for path in (tmp_path / "killed").iterdir()]
+    assert not any(name.startswith(".minisd") for name in left), left
 
 
 def be_killed_while_saving(folder):
@@ -140,7 +147,12 @@ def be_killed_while_saving(folder):
             os.kill(os.getpid(), signal.SIGKILL)
 
     os.fsync = sync_once
-    train_vae(Emoji.load(), folder, recipe(6), 2, config=SMALL)
+    emoji = Emoji.load()
+
+    def draw_pictures(count, number):
+        return vae_batch(emoji, SMALL.size, count, 0, number).images
+
+    train_vae(draw_pictures, SMALL.vae, folder, recipe(6), 2)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_and_says_what_to_do(train_a_vae, tmp_path):
@@ -154,7 +166,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_what_to_do(train_a_vae,
             train_a_vae(tmp_path, recipe(6))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert f"cannot write into {tmp_path} (File too large): make room" in str(caught.value)
+    assert f"{tmp_path / 'state.pt'} cannot be written (File too large)" in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "state.pt"]
     assert (tmp_path / "state.pt").read_bytes() == good
     train_a_vae(tmp_path, recipe(6))
@@ -162,10 +174,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_what_to_do(train_a_vae,
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
-@pytest.mark.parametrize("name", ["log.jsonl", "state.pt.new"])
-def test_a_disk_without_any_room_is_told(train_a_vae, tmp_path, name):
-    (tmp_path / name).symlink_to("/dev/full")
-    with pytest.raises(ValueError, match=r"cannot write into .* \(No space left on device\)"):
+def test_a_disk_without_any_room_is_told(train_a_vae, tmp_path):
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(ValueError, match=r"Cannot write into .* \(No space left on device\)"):
         train_a_vae(tmp_path, recipe(3))
     assert not (tmp_path / "state.pt").exists()
 

@@ -9,7 +9,9 @@ from minisd.adapters.controlnet import ControlNet, control
 from minisd.adapters.hypernetwork import hypernetwork
 from minisd.adapters.lora import lora
 from minisd.adapters.textual_inversion import textual_inversion
+from minisd.mini.datasets import adapter_dataset, edge_dataset, edges_of
 from minisd.mini.emoji import batch
+from minisd.mini.styles import blueprint, sepia
 from minisd.tasks.canny import brightness
 from minisd.training.adapters import (
     BROWN,
@@ -17,15 +19,10 @@ from minisd.training.adapters import (
     TrainableHypernetwork,
     TrainableLoRA,
     TrainableWord,
-    adapter_dataset,
-    blueprint,
     copied_controlnet,
-    edge_dataset,
-    edges_of,
     freeze_copied_parts,
     half_trained_controlnet,
     save_new_parts,
-    sepia,
     train_adapter,
     train_controlnet,
 )

@@ -28,7 +28,8 @@ from minisd.teaching import toy
 from minisd.tokenizer import Tokenizer
 from minisd.training import loop, parallel, threads
 from minisd.training.interrupt import Interrupted, stop_request
-from minisd.training.loop import Hyperparameters, fit_to_minutes, train
+from minisd.training.loop import Hyperparameters, train
+from minisd.training.minutes import fit_to_minutes
 from minisd.training.run_folder import log_records
 from tests.helpers.tiny_models import SMALL
 from tests.helpers.training_runs import (

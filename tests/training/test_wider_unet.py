@@ -8,22 +8,19 @@ import minisd
 from minisd.checkpoints.load import Parts
 from minisd.checkpoints.write import save
 from minisd.depth.small import DEPTH_PREFIX, SmallDepthEstimator, load_estimator
+from minisd.mini.datasets import (
+    adapter_dataset,
+    estimated_depth,
+    masks_and_surroundings,
+    random_mask,
+)
 from minisd.mini.emoji import batch
 from minisd.pipeline import StableDiffusion
 from minisd.tasks.depth2img import depth2img_steps, depth_channel
 from minisd.tasks.inpaint import inpaint_steps, latent_mask
-from minisd.training.adapters import adapter_dataset
 from minisd.training.depth import DOME, RIM, SHADING, relief, train_estimator
 from minisd.training.loop import Hyperparameters
-from minisd.training.wider_unet import (
-    STAYS,
-    estimated_depth,
-    masks_and_surroundings,
-    random_mask,
-    save_wider,
-    train_wider,
-    widen,
-)
+from minisd.training.wider_unet import STAYS, save_wider, train_wider, widen
 from tests.helpers.tiny_models import SMALL
 
 RECIPE = Hyperparameters(steps=4, rate=0.05, warmup=1, ema=0.5, save_every=100, log_every=1)
