@@ -10,16 +10,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzz import judge as judging
-from fuzz import watch
-from fuzz.case import Case, Printed, Reader
-from fuzz.edits import broken
-from fuzz.judge import CODE, HANG, LOADED, MEMORY, REFUSED, TRACEBACK, USUAL, WORDS, WRONG, Limits
-from fuzz.readers import READERS
-from fuzz.readers.models import kept_clip
-from fuzz.run import keep, kept, read_good, run_cases
 
 from minisd.tokenizer import Tokenizer
+from tests.fuzz import judge as judging
+from tests.fuzz import watch
+from tests.fuzz.case import Case, Printed, Reader
+from tests.fuzz.edits import broken
+from tests.fuzz.judge import (
+    CODE,
+    HANG,
+    LOADED,
+    MEMORY,
+    REFUSED,
+    TRACEBACK,
+    USUAL,
+    WORDS,
+    WRONG,
+    Limits,
+)
+from tests.fuzz.readers import READERS
+from tests.fuzz.readers.models import kept_clip
+from tests.fuzz.run import keep, kept, read_good, run_cases
 
 CASES = 25  # for a share of 1
 FEW = 6

@@ -28,6 +28,6 @@ def test_the_commands_of_the_page_exist():
 
 
 def test_the_time_and_memory_are_those_of_the_harness():
-    from fuzz.judge import ROOM, SECONDS
+    from tests.fuzz.judge import ROOM, SECONDS
 
     assert f"within {SECONDS:g} seconds" in PAGE and ROOM == 10**9 and "1 GB of memory" in PAGE

@@ -18,8 +18,6 @@ import yaml
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
-from test_pipeline import V1, V2, relative_error
-from test_tasks import NO_FILTER, both, last, of_seeds
 
 from minisd.adapters.controlnet import ControlNet, control, controlnet_rows
 from minisd.adapters.controlnet_settings import (
@@ -33,7 +31,10 @@ from minisd.checkpoints import names
 from minisd.tasks.depth2img import depth2img_steps
 from minisd.tasks.img2img import img2img_steps
 from minisd.tasks.inpaint import inpaint_steps
+from tests.helpers.pipeline_pairs import NO_FILTER, both_pipelines, last, of_seeds
 from tests.helpers.reference_networks import ddim_scheduler, ours, randomise
+from tests.helpers.side_by_side import relative_error
+from tests.helpers.tiny_models import V1, V2
 
 SAME, END_TO_END = 1e-5, 1e-4  # float32, largest error over the reference's spread
 SHUFFLE = "control_v11e_sd15_shuffle"
@@ -54,7 +55,9 @@ def eighth_of(family, tmp_path_factory):
     """A pair whose latents are eight times smaller than pictures, as every ControlNet expects."""
     config = {"v1": V1, "v2": V2}[family]
     config = replace(config, vae=replace(config.vae, channels=(32, 32, 64, 64)))
-    return both(config, StableDiffusionPipeline, tmp_path_factory.mktemp("pair"), **NO_FILTER)
+    return both_pipelines(
+        config, StableDiffusionPipeline, tmp_path_factory.mktemp("pair"), **NO_FILTER
+    )
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from test_adapters import small_network
 from torch import nn
 
 from minisd.adapters.hypernetwork import HYPERNETWORK_SETTINGS, read_hypernetwork
+from tests.helpers.hypernetwork_files import small_network
 from tests.helpers.reference_networks import randomise
 
 WIDTH = 64

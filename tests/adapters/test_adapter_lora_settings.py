@@ -14,11 +14,12 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from test_pipeline import V1, V2, relative_error
-from test_tasks import NO_FILTER, both
 
 from minisd.adapters.lora import lora, read_lora
 from minisd.adapters.peft_settings import ADAPTER_CONFIG, LORA_CONFIG
+from tests.helpers.pipeline_pairs import NO_FILTER, both_pipelines
+from tests.helpers.side_by_side import relative_error
+from tests.helpers.tiny_models import V1, V2
 
 SAME = 1e-5  # float32, largest error over the reference's spread
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -28,12 +29,12 @@ OTHER = LAYER.replace("attn1", "attn2")
 
 @pytest.fixture(scope="module")
 def v1(tmp_path_factory):
-    return both(V1, StableDiffusionPipeline, tmp_path_factory.mktemp("v1"), **NO_FILTER)
+    return both_pipelines(V1, StableDiffusionPipeline, tmp_path_factory.mktemp("v1"), **NO_FILTER)
 
 
 @pytest.fixture(scope="module")
 def v2(tmp_path_factory):
-    return both(V2, StableDiffusionPipeline, tmp_path_factory.mktemp("v2"), **NO_FILTER)
+    return both_pipelines(V2, StableDiffusionPipeline, tmp_path_factory.mktemp("v2"), **NO_FILTER)
 
 
 def fill_with_noise(model):

@@ -9,21 +9,22 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import save_file
-from test_pipeline import V1, relative_error
-from test_tasks import NO_FILTER, both, of_seeds
 
 from minisd.adapters.vae_file import swap_vae
 from minisd.checkpoints import names
 from minisd.files.pictures import from_pil
 from minisd.tasks.img2img import img2img
+from tests.helpers.pipeline_pairs import NO_FILTER, both_pipelines, of_seeds
 from tests.helpers.reference_networks import randomise
+from tests.helpers.side_by_side import relative_error
+from tests.helpers.tiny_models import V1
 
 SAME, END_TO_END = 1e-5, 1e-4  # float32, largest error over the reference's spread
 
 
 @pytest.fixture(scope="module")
 def pair_of(tmp_path_factory):
-    return both(V1, StableDiffusionPipeline, tmp_path_factory.mktemp("pair"), **NO_FILTER)
+    return both_pipelines(V1, StableDiffusionPipeline, tmp_path_factory.mktemp("pair"), **NO_FILTER)
 
 
 def other_vae(theirs, **settings):

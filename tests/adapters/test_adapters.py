@@ -7,7 +7,6 @@ import copy
 import json
 import re
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,8 +15,6 @@ import torch.nn.functional as F
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
-from test_pipeline import V1, V2, relative_error
-from test_tasks import NO_FILTER, both, last, of_seeds
 from torch import nn
 
 from minisd.adapters.controlnet import ControlNet, control, controlnet_rows
@@ -31,33 +28,26 @@ from minisd.checkpoints.load import load_vae
 from minisd.checkpoints.write import save_vae
 from minisd.files.pictures import from_pil
 from minisd.pipeline import StableDiffusion
+from tests.helpers.hypernetwork_files import small_network
+from tests.helpers.pipeline_pairs import NO_FILTER, both_pipelines, drawn, drawn_by_diffusers
 from tests.helpers.reference_networks import ddim_scheduler, randomise
+from tests.helpers.side_by_side import relative_error
+from tests.helpers.tiny_models import V1, V2
 
 END_TO_END = 1e-4  # float32, largest error over the reference's spread
-SETTINGS = {"num_inference_steps": 3, "guidance_scale": 5.0, "height": 64, "width": 96}
-OURS = {"steps": 3, "cfg_scale": 5.0, "seed": 3, "height": 64, "width": 96}
-PROMPTS = ["a photograph of an astronaut", "ein Café, 2 (two) cats"]
 
 
 @pytest.fixture(scope="module", params=["v1", "v2"])
 def pair_of(request, tmp_path_factory):
     config = {"v1": V1, "v2": V2}[request.param]
-    return both(config, StableDiffusionPipeline, tmp_path_factory.mktemp("pair"), **NO_FILTER)
+    return both_pipelines(
+        config, StableDiffusionPipeline, tmp_path_factory.mktemp("pair"), **NO_FILTER
+    )
 
 
 @pytest.fixture(scope="module")
 def sd(pair_of):
     return pair_of[0]
-
-
-def drawn(ours, prompts=PROMPTS):
-    return last(ours.txt2img_steps(prompts, **OURS))
-
-
-def drawn_by_diffusers(theirs, prompts=PROMPTS, **more):
-    generators = of_seeds(*range(3, 3 + len(prompts)))
-    walk = theirs(prompts, **SETTINGS, generator=generators, output_type="latent", **more)
-    return walk.images
 
 
 def states(sd):
@@ -381,23 +371,6 @@ def test_a_file_without_a_word_of_this_model_is_refused(sd, tmp_path, content, s
 # ---- hypernetworks ---------------------------------------------------------------------------
 
 
-def small_network(width, structure, norm, dropout, seed):
-    """As the web UI builds it: linear, activation (its place is kept), norm, dropout, numbered."""
-    generator = torch.Generator().manual_seed(seed)
-    state, number = {}, 0
-    for i, (a, b) in enumerate(pairwise(structure)):
-        c_in, c_out = int(width * a), int(width * b)
-        state[f"linear.{number}.weight"] = 0.3 * torch.randn(c_out, c_in, generator=generator)
-        state[f"linear.{number}.bias"] = 0.3 * torch.randn(c_out, generator=generator)
-        number += 1 + (i < len(structure) - 2)  # the last has no activation
-        if norm:
-            state[f"linear.{number}.weight"] = 1 + 0.3 * torch.randn(c_out, generator=generator)
-            state[f"linear.{number}.bias"] = 0.3 * torch.randn(c_out, generator=generator)
-            number += 1
-        number += dropout and i < len(structure) - 2
-    return state
-
-
 NORM_ALONE = {"linear.0.weight": torch.ones(64), "linear.0.bias": torch.zeros(64)}
 
 
@@ -522,7 +495,9 @@ def eighth(request, tmp_path_factory):
     """A pair whose latents are eight times smaller than pictures, as every ControlNet expects."""
     config = {"v1": V1, "v2": V2}[request.param]
     config = replace(config, vae=replace(config.vae, channels=(32, 32, 64, 64)))
-    return both(config, StableDiffusionPipeline, tmp_path_factory.mktemp("eighth"), **NO_FILTER)
+    return both_pipelines(
+        config, StableDiffusionPipeline, tmp_path_factory.mktemp("eighth"), **NO_FILTER
+    )
 
 
 def reference_controlnet(theirs, config):

@@ -12,11 +12,11 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
-from test_adapters import drawn, drawn_by_diffusers
-from test_pipeline import V1, relative_error
-from test_tasks import NO_FILTER, both
 
 from minisd.adapters.textual_inversion import Word, Words, textual_inversion
+from tests.helpers.pipeline_pairs import NO_FILTER, both_pipelines, drawn, drawn_by_diffusers
+from tests.helpers.side_by_side import relative_error
+from tests.helpers.tiny_models import V1
 
 END_TO_END = 1e-4  # float32, largest error over the reference's spread
 WIDTH = V1.text.width
@@ -24,7 +24,7 @@ WIDTH = V1.text.width
 
 @pytest.fixture(scope="module")
 def pair_of(tmp_path_factory):
-    return both(V1, StableDiffusionPipeline, tmp_path_factory.mktemp("pair"), **NO_FILTER)
+    return both_pipelines(V1, StableDiffusionPipeline, tmp_path_factory.mktemp("pair"), **NO_FILTER)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from minisd.config import VAEConfig
 from minisd.tokenizer import Tokenizer
 from tests.helpers.checkpoint_files import V1, V2, filled, original, single_file
 from tests.helpers.reference_networks import diffusers_vae
-from tests.helpers.side_by_side import error
+from tests.helpers.side_by_side import relative_error
 
 FLOAT32 = 1e-4  # largest error over the reference's spread
 HEADER = {"modelspec.predict_key": "epsilon"}
@@ -361,8 +361,11 @@ def test_a_model_without_vae_says_so_and_takes_one(tensors, tmp_path):
         sd = minisd.load(path, vae=vae)
         assert sd.config.vae.scale == sd.vae.config.scale == scale
         with torch.no_grad():
-            assert error(sd.decode(z), theirs.decode(z / scale).sample) < FLOAT32
-            assert error(sd.encode(image), theirs.encode(image).latent_dist.mean * scale) < FLOAT32
+            assert relative_error(sd.decode(z), theirs.decode(z / scale).sample) < FLOAT32
+            assert (
+                relative_error(sd.encode(image), theirs.encode(image).latent_dist.mean * scale)
+                < FLOAT32
+            )
 
 
 def test_another_vae_takes_the_place_of_the_models_own_in_every_layout(v1, tmp_path):

@@ -38,7 +38,7 @@ from tests.helpers.reference_networks import (
     run_our_vae,
     run_unet,
 )
-from tests.helpers.side_by_side import error
+from tests.helpers.side_by_side import relative_error
 
 FLOAT32 = 1e-4  # end to end in float32, largest error over the reference's spread
 PEAK = 1.3  # private memory while loading, over the larger of file and model
@@ -97,7 +97,7 @@ def assert_computes_the_same(parts: Parts, theirs: dict[str, nn.Module], layout:
         for mine, reference in zip(
             ours[part](getattr(parts, part), *given), run(theirs[part], *given), strict=True
         ):
-            assert error(mine, reference) < FLOAT32, part
+            assert relative_error(mine, reference) < FLOAT32, part
 
 
 def state(parts: Parts) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from minisd.checkpoints.write import convert
 from minisd.tokenizer import Tokenizer
 from tests.helpers.checkpoint_files import V1, V2, pipeline
 from tests.helpers.reference_networks import randomise
-from tests.helpers.side_by_side import error
+from tests.helpers.side_by_side import relative_error
 
 FLOAT32 = 1e-4  # largest error over the reference's spread
 CLASSES = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextConfig}
@@ -314,7 +314,7 @@ def test_diffusers_tiny_pipelines_draw_their_latent_in_every_layout(tmp_path, ml
     pipe = tiny_pipeline(tmp_path, intermediate_size=mlp)
     latent = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(5))
     theirs = drawn(pipe, latent)
-    assert error(latent_of(tmp_path / "tiny", latent), theirs) < FLOAT32
+    assert relative_error(latent_of(tmp_path / "tiny", latent), theirs) < FLOAT32
     convert(tmp_path / "tiny", tmp_path / "a.safetensors")
     convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "ours")
     convert(tmp_path / "b.safetensors", tmp_path / "again")
@@ -322,7 +322,7 @@ def test_diffusers_tiny_pipelines_draw_their_latent_in_every_layout(tmp_path, ml
         assert torch.equal(latent_of(tmp_path / name, latent), latent_of(tmp_path / "tiny", latent))
     again = StableDiffusionPipeline.from_pretrained(tmp_path / "again", safety_checker=None)
     again.set_progress_bar_config(disable=True)
-    assert error(drawn(again, latent), theirs) < FLOAT32
+    assert relative_error(drawn(again, latent), theirs) < FLOAT32
 
 
 @pytest.mark.parametrize("family", [V1, V2], ids=["v1", "v2"])
@@ -342,7 +342,7 @@ def test_the_text_mlps_width_is_read_off_a_single_file(tmp_path, family):
     parts, tokens = load(bare, prediction="eps"), torch.randint(0, 49408, (2, 77))
     with torch.no_grad():
         theirs = pipe.text_encoder(tokens).last_hidden_state
-        assert error(parts.text_encoder(tokens), theirs) < FLOAT32
+        assert relative_error(parts.text_encoder(tokens), theirs) < FLOAT32
 
 
 # ---- the family ------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from tests.helpers.reference_networks import (
     original_vae,
     run_open_clip_text,
 )
-from tests.helpers.side_by_side import error
+from tests.helpers.side_by_side import relative_error
 
 END_TO_END = 1e-4  # float32, largest error over the reference's spread
 V2_V = replace(V2, name="v2-v", size=768, schedule=replace(V2.schedule, prediction="v"))
@@ -143,8 +143,10 @@ def test_diffusers_opens_a_converted_folder_and_draws_our_picture(
     *_, last = ours.txt2img_steps(
         **prompt, steps=3, cfg_scale=3.0, latent=latent, width=side, height=side
     )
-    assert error(last.x, theirs) < END_TO_END
-    assert error(ours.decode(theirs), pipe.vae.decode(theirs / 0.18215).sample) < END_TO_END
+    assert relative_error(last.x, theirs) < END_TO_END
+    assert (
+        relative_error(ours.decode(theirs), pipe.vae.decode(theirs / 0.18215).sample) < END_TO_END
+    )
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,9 @@ def test_diffusers_opens_a_converted_folder_for_other_inputs(tmp_path, channels,
     parts = load(tmp_path / "a.safetensors")
     x, t, context = start(config), torch.tensor([500]), torch.randn(1, 77, 64)
     with torch.no_grad():
-        assert error(parts.unet(x, t, context), pipe.unet(x, t, context).sample) < END_TO_END
+        assert (
+            relative_error(parts.unet(x, t, context), pipe.unet(x, t, context).sample) < END_TO_END
+        )
 
 
 @pytest.fixture(scope="module")
@@ -188,8 +192,8 @@ def test_the_original_classes_open_a_converted_file(from_folder):
     vae.load_state_dict(part(from_folder, "first_stage_model."), strict=True)
     parts = load(from_folder)
     x, t, context = start(V2_V), torch.tensor([500]), torch.randn(1, 77, 64)
-    assert error(parts.unet(x, t, context), unet(x, t, context)) < END_TO_END
-    assert error(parts.vae.decode(x), vae.decode(x)) < END_TO_END
+    assert relative_error(parts.unet(x, t, context), unet(x, t, context)) < END_TO_END
+    assert relative_error(parts.vae.decode(x), vae.decode(x)) < END_TO_END
 
 
 def all_layers(tower: nn.Module, tokens: Tensor) -> Tensor:
@@ -207,7 +211,7 @@ def test_open_clip_opens_the_text_of_a_converted_file(from_folder):
     tower.load_state_dict(part(from_folder, "cond_stage_model.model."), strict=True)
     parts = load(from_folder)
     tokens = parts.tokenizer(["a cat", "two dogs on a hill"])
-    assert error(parts.text_encoder(tokens), all_layers(tower, tokens)) < END_TO_END
+    assert relative_error(parts.text_encoder(tokens), all_layers(tower, tokens)) < END_TO_END
 
 
 @torch.no_grad()
@@ -218,7 +222,10 @@ def test_open_clip_opens_the_whole_tower_that_keep_unused_kept(sources, tmp_path
     tower.load_state_dict({k: t for k, t in kept.items() if k not in ("attn_mask", "logit_scale")})
     parts = load(tmp_path / "a.safetensors")
     tokens = parts.tokenizer(["a cat", "two dogs on a hill"])
-    assert error(parts.text_encoder(tokens), run_open_clip_text(tower, tokens)[0]) < END_TO_END
+    assert (
+        relative_error(parts.text_encoder(tokens), run_open_clip_text(tower, tokens)[0])
+        < END_TO_END
+    )
 
 
 # ---- all or nothing --------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from dataclasses import asdict
 import diffusers
 import pytest
 import torch
-from test_samplers import CONTEXT, Network, generators, scheduler_states
 
 from minisd.checkpoints import scheduler_settings
 from minisd.checkpoints.scheduler_settings import (
@@ -29,6 +28,7 @@ from minisd.samplers import SAMPLERS
 from minisd.sampling import from_noise, sampler_levels
 from minisd.schedule import Schedule
 from minisd.tokenizer import Tokenizer
+from tests.helpers.sampler_references import CONTEXT, Network, generators, scheduler_states
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 

@@ -4,12 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
-from fuzz import watch
-from fuzz.case import Case, Printed, Reader
-from fuzz.hostile import ATTACKS, CANARY, bare, forms
-from fuzz.judge import CODE, LOADED, REFUSED, Limits, judge
-from fuzz.readers import READERS
-from fuzz.run import read_good
+
+from tests.fuzz import watch
+from tests.fuzz.case import Case, Printed, Reader
+from tests.fuzz.hostile import ATTACKS, CANARY, bare, forms
+from tests.fuzz.judge import CODE, LOADED, REFUSED, Limits, judge
+from tests.fuzz.readers import READERS
+from tests.fuzz.run import read_good
 
 FORMS = list(forms(None))
 # reader -> the file of its folder that is a pickle

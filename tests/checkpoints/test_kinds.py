@@ -29,7 +29,6 @@ from peft import (
     get_peft_model_state_dict,
 )
 from safetensors.torch import save_file
-from test_depth import SMALL
 from torch import nn
 
 import minisd
@@ -49,6 +48,7 @@ from minisd.depth.dpt import DepthEstimator
 from minisd.depth.dpt_names import to_ours
 from minisd.depth.small import load_estimator
 from tests.helpers.checkpoint_files import V1, V2, original, single_file
+from tests.helpers.tiny_models import SMALL_DPT
 
 KOHYA = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 CROSS = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -254,7 +254,7 @@ def sd():
     return minisd.load("mini")
 
 
-ESTIMATOR = DepthEstimator(SMALL)  # of a size that is quickly made
+ESTIMATOR = DepthEstimator(SMALL_DPT)  # of a size that is quickly made
 READERS = {
     MODEL: lambda sd, path: minisd.load(path),
     "LoRA": lora,

@@ -18,12 +18,12 @@ from typing import ClassVar
 
 import pytest
 from huggingface_hub import file_download
-from test_registry import serving
 
 from minisd import cli
 from minisd.checkpoints import registry as official
 from minisd.checkpoints.registry import OFFICIAL, Official, download
 from minisd.cli import hashes
+from tests.helpers.hub_server import serving
 
 CONTENT = random.Random(0).randbytes(102_400)
 OTHER = CONTENT[::-1]

@@ -10,7 +10,6 @@ import torch
 from minisd.mini.fine_tuning import ALL_STAGES
 from PIL import Image
 from safetensors.torch import save_file
-from test_pipeline import V1
 
 import minisd
 from minisd import cli
@@ -30,20 +29,14 @@ from minisd.tokenizer import Tokenizer
 from minisd.training.run_folder import last_state, log_records
 from minisd.unet import UNet
 from minisd.vae import VAE
+from tests.helpers.commands import run
+from tests.helpers.tiny_models import V1, write_tiny_model
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A tiny random model as a file."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    networks = TextTransformer(V1.text), UNet(V1.unet), VAE(V1.vae)
-    write.save(path, Parts(V1, Tokenizer.clip(), *networks))
-    return str(path)
-
-
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
+    return str(write_tiny_model(tmp_path_factory.mktemp("model")))
 
 
 def test_generate_writes_the_picture_of_txt2img_with_its_settings(model, tmp_path, capsys):

@@ -16,24 +16,19 @@ import torch
 from huggingface_hub import file_download
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_pipeline import V1
 from torch import nn
 
 import minisd
-from minisd import cli, samplers, sampling
+from minisd import samplers, sampling
 from minisd.adapters.controlnet import ControlNet
 from minisd.checkpoints import registry as official
-from minisd.checkpoints import write
-from minisd.checkpoints.load import Parts
 from minisd.cli import doctor, lessons, memory, options
 from minisd.cli.checks import SEEDS
-from minisd.clip import TextTransformer
 from minisd.config import MINI, WEIGHTS, VAEConfig
 from minisd.mini.examples import given_pictures
 from minisd.pipeline import StableDiffusion
-from minisd.tokenizer import Tokenizer
-from minisd.unet import UNet
-from minisd.vae import VAE
+from tests.helpers.commands import run
+from tests.helpers.tiny_models import V1, write_tiny_model
 
 SCREEN = 40  # lines that --help may take at 80 columns
 DRAWING = ("generate", "img2img", "inpaint", "depth", "control")
@@ -42,11 +37,7 @@ DRAWING = ("generate", "img2img", "inpaint", "depth", "control")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A tiny random model as a file."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    networks = TextTransformer(V1.text), UNet(V1.unet), VAE(V1.vae)
-    write.save(path, Parts(V1, Tokenizer.clip(), *networks))
-    return str(path)
+    return str(write_tiny_model(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture
@@ -61,10 +52,6 @@ def here(tmp_path, monkeypatch):
 def no_model(monkeypatch):
     """Whatever loads a model before it says what is wrong fails."""
     monkeypatch.setattr(minisd, "load", lambda *_, **__: pytest.fail("the model was loaded"))
-
-
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
 
 
 # ---- checks come first -----------------------------------------------------------------------

@@ -14,29 +14,20 @@ import pytest
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from test_pipeline import V1
 
 import minisd
-from minisd import cli, samplers, sampling
-from minisd.checkpoints import write
-from minisd.checkpoints.load import Parts
+from minisd import samplers, sampling
 from minisd.cli import hashes, webui
-from minisd.clip import TextTransformer
 from minisd.config import WEIGHTS
 from minisd.mini.examples import given_pictures
-from minisd.tokenizer import Tokenizer
-from minisd.unet import UNet
-from minisd.vae import VAE
+from tests.helpers.commands import run
+from tests.helpers.tiny_models import write_tiny_model
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A tiny random model as a file."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    networks = TextTransformer(V1.text), UNet(V1.unet), VAE(V1.vae)
-    write.save(path, Parts(V1, Tokenizer.clip(), *networks))
-    return path
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +58,6 @@ def drawn(tiny, tmp_path_factory):
         patch.chdir(folder)
         assert run(*PLAIN) == 0
     return folder / "cat.png"
-
-
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
 
 
 def about(path):

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
-from test_pipeline import V1, V2, V2_V, both_pipelines
 
 import minisd
 from minisd.adapters.classifier import ClassifierGuidance, load_classifier
@@ -25,7 +25,8 @@ from minisd.tasks.depth2img import depth2img
 from minisd.tasks.img2img import img2img
 from minisd.tasks.inpaint import inpaint
 from minisd.trace import trace
-from tests.helpers.reference_networks import ddim_scheduler
+from tests.helpers.pipeline_pairs import NO_FILTER, both_pipelines
+from tests.helpers.tiny_models import V1, V2, V2_V
 
 HALVES = [torch.float16, torch.bfloat16]
 DECIBELS = {torch.float16: 40, torch.bfloat16: 25}  # measured: 51 and 31
@@ -152,7 +153,7 @@ def test_a_trace_hears_every_part(models):
 def official(request, tmp_path_factory):
     """A file in the original layout, with random weights."""
     folder = tmp_path_factory.mktemp("official")
-    sd = both_pipelines(request.param, ddim_scheduler(request.param), folder)[0]
+    sd = both_pipelines(request.param, StableDiffusionPipeline, folder, **NO_FILTER)[0]
     parts = Parts(sd.config, sd.tokenizer, sd.text_encoder, sd.unet, sd.vae)
     save(folder / "ours.safetensors", parts)
     convert(folder / "ours.safetensors", folder / "official.safetensors")

@@ -15,7 +15,7 @@ from torch import nn
 
 from minisd.config import SD15, SD20_BASE, ModelConfig, TextConfig, UNetConfig, VAEConfig
 from tests.helpers.reference_networks import DRAWS, pair
-from tests.helpers.side_by_side import Case, Run, error, fed, inputs, run_both
+from tests.helpers.side_by_side import Case, Run, fed, inputs, relative_error, run_both
 
 # Both sides compute the same formula in another order: float64 loses 1e-16 per operation and we
 # see 1e-13 in all, float32 6e-8 and we see 5e-5. A wrong epsilon shows as 1e-7 at the least.
@@ -112,13 +112,14 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
 
 def test_every_tensor_on_the_way_equals_the_references(run: Run):
     errors = {
-        name: error(ours, theirs)
+        name: relative_error(ours, theirs)
         for name, our_call, their_call in run.shared()
         # not strict: some of our blocks return more tensors than the reference's
         for ours, theirs in zip(our_call.made, their_call.made, strict=False)
     }
     errors |= {
-        f"output {i}": error(*both) for i, both in enumerate(zip(run.ours, run.theirs, strict=True))
+        f"output {i}": relative_error(*both)
+        for i, both in enumerate(zip(run.ours, run.theirs, strict=True))
     }
     tolerance = FLOAT64 if run.case.dtype == torch.float64 else FLOAT32_END
     assert {name: off for name, off in errors.items() if not off < tolerance} == {}
@@ -127,7 +128,7 @@ def test_every_tensor_on_the_way_equals_the_references(run: Run):
 def test_each_block_fed_the_references_input_makes_its_output(run: Run):
     modules = dict(run.pair.ours.named_modules())
     errors = {
-        name: error(ours, theirs)
+        name: relative_error(ours, theirs)
         for name, _, call in run.shared()
         if not re.fullmatch(FED_OTHERWISE[run.case.layout], name)
         # not strict: some of our blocks return more tensors than the reference's
@@ -163,7 +164,9 @@ def test_any_one_epsilon_ten_times_too_large_shows(part: str, config: ModelConfi
             norm.eps = 10 * eps
             ours = both.run_ours(both.ours, *given)
             norm.eps = eps
-            errors[name] = max(error(*outputs) for outputs in zip(ours, theirs, strict=True))
+            errors[name] = max(
+                relative_error(*outputs) for outputs in zip(ours, theirs, strict=True)
+            )
     assert {name: off for name, off in errors.items() if off < SHOWS * FLOAT64} == {}
     assert min(errors.values()) > 0 and len(errors) >= 5
 
@@ -188,7 +191,7 @@ def test_any_epsilon_ten_times_too_large_shows_in_float32(
     errors = {}
     for name, norm in norms(run.pair.ours):
         norm.eps = 10 * norm.eps
-        errors[name] = error(fed(norm, calls[name])[0], calls[name].made[0])
+        errors[name] = relative_error(fed(norm, calls[name])[0], calls[name].made[0])
     assert {name: off for name, off in errors.items() if off < SHOWS * FLOAT32_BLOCK} == {}
     assert len(errors) >= 5
 

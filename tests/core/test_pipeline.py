@@ -6,66 +6,16 @@ import numpy as np
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
-from transformers import CLIPTokenizer
 
-from minisd.checkpoints.tokenizer_folder import write_tokenizer
-from minisd.config import SD15, SD20_BASE, SD20_INPAINT, ModelConfig, ScheduleConfig
+from minisd.config import SD15, SD20_INPAINT
 from minisd.files.pictures import from_pil, to_pil
 from minisd.pipeline import StableDiffusion
-from minisd.tokenizer import Tokenizer
-from tests.helpers.reference_networks import ddim_scheduler, pair
+from tests.helpers.pipeline_pairs import NO_FILTER, both_pipelines
+from tests.helpers.side_by_side import relative_error
+from tests.helpers.tiny_models import V1, V2, V2_V
 
 END_TO_END = 1e-4  # float32, largest error over the reference's spread
 BATCH = 1e-4  # kernels differ with the batch size
-
-
-def tiny(config: ModelConfig) -> ModelConfig:
-    """The same model with few and narrow layers; two levels, so that sizes are multiples of 8."""
-    unet = replace(
-        config.unet,
-        channels=(64, 128),
-        attention=(True, False),
-        res_blocks=1,
-        context_dim=64,
-        heads=4,
-    )
-    return replace(
-        config,
-        text=replace(config.text, width=64, layers=2, heads=2),
-        unet=unet,
-        vae=replace(config.vae, channels=(32, 64, 64), res_blocks=1),
-        size=64,
-    )
-
-
-V1 = tiny(SD15)
-V2 = tiny(SD20_BASE)
-V2_V = replace(V2, schedule=ScheduleConfig(prediction="v"))
-
-
-def both_pipelines(config: ModelConfig, scheduler, folder, dtype=torch.float32):
-    """Ours and diffusers' with the same random weights."""
-    parts = {
-        name: pair(name, config, "diffusers", "unit", dtype)
-        for name in ("text_encoder", "unet", "vae")
-    }
-    tokenizer = Tokenizer.clip(config.text.pad_token)
-    write_tokenizer(folder, tokenizer)
-    ours = StableDiffusion(config, tokenizer, **{name: p.ours for name, p in parts.items()})
-    theirs = StableDiffusionPipeline(
-        **{name: p.theirs for name, p in parts.items()},
-        tokenizer=CLIPTokenizer.from_pretrained(folder),
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    theirs.set_progress_bar_config(disable=True)
-    return ours, theirs
-
-
-def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return ((ours - theirs).abs().max() / theirs.std()).item()
 
 
 PROMPT = {
@@ -77,7 +27,7 @@ PROMPT = {
 @pytest.mark.parametrize("config", [V1, V2, V2_V], ids=["v1", "v2", "v2-v"])
 @pytest.mark.parametrize("cfg_scale", [1.0, 7.5])
 def test_txt2img_is_the_picture_of_diffusers(config, cfg_scale, tmp_path):
-    ours, theirs = both_pipelines(config, ddim_scheduler(config), tmp_path)
+    ours, theirs = both_pipelines(config, StableDiffusionPipeline, tmp_path, **NO_FILTER)
     noise = torch.randn(2, 4, 10, 16, generator=torch.Generator().manual_seed(0))
     settings = {"num_inference_steps": 4, "guidance_scale": cfg_scale, "latents": noise}
     common = {"prompt": PROMPT["prompt"], "negative_prompt": [PROMPT["negative"]] * 2}
@@ -98,7 +48,7 @@ def test_txt2img_with_a_sigma_sampler_is_the_picture_of_diffusers(tmp_path):
         timestep_spacing="trailing",  # whole t, where all agree on sigma
         steps_offset=1,
     )
-    ours, theirs = both_pipelines(V1, scheduler, tmp_path)
+    ours, theirs = both_pipelines(V1, StableDiffusionPipeline, tmp_path, scheduler, **NO_FILTER)
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     expected = theirs(
         "a cat", num_inference_steps=4, latents=noise, output_type="latent", height=64, width=64
@@ -110,7 +60,8 @@ def test_txt2img_with_a_sigma_sampler_is_the_picture_of_diffusers(tmp_path):
 
 @pytest.fixture(scope="module")
 def sd(tmp_path_factory):
-    return both_pipelines(V1, ddim_scheduler(V1), tmp_path_factory.mktemp("clip"))[0]
+    folder = tmp_path_factory.mktemp("clip")
+    return both_pipelines(V1, StableDiffusionPipeline, folder, **NO_FILTER)[0]
 
 
 def test_a_member_of_a_batch_is_its_lone_picture(sd):
@@ -142,7 +93,7 @@ def test_prompts_and_seeds_may_be_of_any_ordinary_kind(sd):
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
 def test_half_precision_draws_nearly_the_same_picture(sampler, tmp_path):
     """bfloat16 keeps 8 bits: each of many roundings may cost 0.4 %."""
-    sd = both_pipelines(V1, ddim_scheduler(V1), tmp_path)[0]
+    sd = both_pipelines(V1, StableDiffusionPipeline, tmp_path, **NO_FILTER)[0]
     *_, exact = sd.txt2img_steps("a cat", steps=2, sampler=sampler)
     for part in (sd.text_encoder, sd.unet, sd.vae):
         part.to(torch.bfloat16)

@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-import torch.nn.functional as F
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -32,6 +31,14 @@ from minisd.samplers import (
 from minisd.sampling import SPACINGS, from_noise, sampler_levels
 from minisd.schedule import CLEAN, Level, Prediction, Schedule
 from tests.helpers.references import compvis_states, k_diffusion
+from tests.helpers.sampler_references import (
+    CONTEXT,
+    NOISE,
+    Network,
+    draw,
+    generators,
+    scheduler_states,
+)
 
 # diffusers and CompVis hand tensors to numpy in ways that numpy 2 warns about
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -44,28 +51,6 @@ FLOAT64 = 1e-9  # float64 on both sides, after every step of a whole walk
 FLOAT32 = 1e-5  # the reference rounds x or its coefficients to float32
 
 
-class Network:
-    """A network that mixes pixels and channels, bends, and feels t and the context."""
-
-    def __init__(self, dtype=torch.float64):
-        generator = torch.Generator().manual_seed(3)
-        self.weight = 0.3 * torch.randn(4, 4, 3, 3, generator=generator).to(dtype)
-        self.calls = []
-
-    def __call__(self, x, t, context):
-        self.calls.append(t)
-        shift = context.mean(dim=(1, 2)) + torch.sin(t.to(x) / 300)
-        return torch.tanh(F.conv2d(x, self.weight, padding=1) + shift[:, None, None, None])
-
-
-def draw(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def generators(count=2):
-    return [torch.Generator().manual_seed(seed) for seed in range(count)]
-
-
 def noises(steps, dtype):
     """What `generators()` will give for each step, drawn here by hand."""
     sources = generators()
@@ -73,10 +58,6 @@ def noises(steps, dtype):
         torch.cat([torch.randn(1, 4, 6, 10, generator=g) for g in sources]).to(dtype)
         for _ in range(steps)
     ]
-
-
-NOISE = draw(2, 4, 6, 10)
-CONTEXT = draw(2, 7, 6, seed=1)
 
 
 def denoiser(objective="eps", dtype=torch.float64):
@@ -110,18 +91,6 @@ def time_scheduler(kind, objective="eps", **settings):
     scheduler.final_alpha_cumprod = SCHEDULE.alpha_bar[0]
     scheduler.one = torch.ones((), dtype=torch.float64)
     return scheduler
-
-
-def scheduler_states(scheduler, steps, network, noise, options=lambda index: {}):
-    """The state after every call of scheduler.step."""
-    scheduler.set_timesteps(steps)
-    x = noise * scheduler.init_noise_sigma
-    states = []
-    for index, t in enumerate(scheduler.timesteps):
-        output = network(scheduler.scale_model_input(x, t), t.expand(len(x)), CONTEXT.to(x))
-        x = scheduler.step(output, t, x, **options(index)).prev_sample
-        states.append(x)
-    return states
 
 
 def levels_of_timesteps(scheduler, last):

@@ -15,8 +15,6 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from PIL import Image
-from test_pipeline import V1, V2, relative_error
-from test_tasks import NO_FILTER, PROMPTS, both, last, of_seeds, with_channels
 
 from minisd.adapters.controlnet import ControlNet, control, controlnet_rows
 from minisd.checkpoints import names
@@ -27,7 +25,10 @@ from minisd.tasks.img2img import img2img_steps
 from minisd.tasks.inpaint import inpaint_steps
 from minisd.trace import trace
 from minisd.unet import UNet, Upsample
+from tests.helpers.pipeline_pairs import NO_FILTER, PROMPTS, both_pipelines, last, of_seeds
 from tests.helpers.reference_networks import pair, randomise
+from tests.helpers.side_by_side import relative_error
+from tests.helpers.tiny_models import V1, V2, with_channels
 
 END_TO_END = 1e-4  # float32, largest error over the reference's spread
 FLOAT64 = 1e-12
@@ -109,7 +110,7 @@ OURS = {"steps": 3, "cfg_scale": 5.0, "seed": 3}
 @pytest.fixture(scope="module", params=CONFIGS)
 def plain(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain")
-    return both(CONFIGS[request.param], StableDiffusionPipeline, folder, **NO_FILTER)
+    return both_pipelines(CONFIGS[request.param], StableDiffusionPipeline, folder, **NO_FILTER)
 
 
 def pipeline_of(kind, theirs, **more):
@@ -144,7 +145,7 @@ def test_img2img_at_any_multiple_of_8_is_that_of_diffusers(plain, size):
 @pytest.mark.parametrize(("version", "channels"), [("v1", 4), ("v1", 9), ("v2", 9)])
 def test_inpainting_at_any_multiple_of_8_is_that_of_diffusers(version, channels, size, tmp_path):
     config = with_channels(CONFIGS[version], channels)
-    ours, theirs = both(config, StableDiffusionInpaintPipeline, tmp_path, **NO_FILTER)
+    ours, theirs = both_pipelines(config, StableDiffusionInpaintPipeline, tmp_path, **NO_FILTER)
     image, mask = picture_of(size), mask_of(size)
     sides = {"width": size[0], "height": size[1]}
     images = {"image": [image] * 2, "mask_image": [mask] * 2, "strength": 1.0}
@@ -157,7 +158,7 @@ def test_inpainting_at_any_multiple_of_8_is_that_of_diffusers(version, channels,
 def test_depth2img_at_any_multiple_of_8_is_that_of_diffusers(size, tmp_path, monkeypatch):
     none = {"depth_estimator": None, "feature_extractor": None}
     config = with_channels(CONFIGS["v2"], 5)
-    ours, theirs = both(config, StableDiffusionDepth2ImgPipeline, tmp_path, **none)
+    ours, theirs = both_pipelines(config, StableDiffusionDepth2ImgPipeline, tmp_path, **none)
     image = picture_of(size)
     depth = torch.rand(1, 1, 37, 61, generator=torch.Generator().manual_seed(0))
     given = {"image": image, "depth_map": depth[:, 0], "strength": 0.7}

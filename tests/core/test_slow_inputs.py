@@ -15,7 +15,6 @@ from time import thread_time
 import ftfy
 import pytest
 import torch
-from test_tokenizer import SNIPPETS, random_text
 
 from minisd.adapters import lora, peft_settings
 from minisd.checkpoints import contents, kinds
@@ -27,6 +26,7 @@ from minisd.text.added_words import LONGEST_ADDED, AddedWord
 from minisd.text.long_words import merge_long_word
 from minisd.text.repair import LONGEST_TEXT, fix_text, unescape
 from minisd.tokenizer import Tokenizer, clip_layout, split_letters
+from tests.helpers.random_texts import SNIPPETS, random_text
 
 SECONDS = 5
 ALMOST = LONGEST_TEXT - 100

@@ -1,4 +1,4 @@
-"""Several threads at once: each gets what it gets alone. The long run is tests/tools/threads.py."""
+"""Several threads at once: each gets what it gets alone. The long run is tests.tools.threads."""
 
 import threading
 import warnings

@@ -22,7 +22,6 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import minisd
@@ -35,51 +34,16 @@ from minisd.tasks.depth2img import depth2img_steps
 from minisd.tasks.img2img import img2img_steps
 from minisd.tasks.inpaint import inpaint_steps
 from minisd.tokenizer import Tokenizer
+from tests.helpers.diffusers_tiny import SIDE, networks
 from tests.helpers.reference_networks import randomise
+from tests.helpers.side_by_side import relative_error
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
 CLOSE = 1e-4  # of the spread, after a whole walk
-SIDE = 32  # pixels; the latent is half of it
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 WITH_KARRAS = ("lms", "euler", "heun", "dpmpp_2m")
 NO_FILTER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-
-
-def networks(channels: int, v2: bool) -> dict[str, torch.nn.Module]:
-    """channels: the U-Net's. v2: heads of one width, linear projections, the exact GELU."""
-    unet = UNet2DConditionModel(
-        block_out_channels=(32, 64),
-        layers_per_block=2,
-        sample_size=32,
-        in_channels=channels,
-        out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=32,
-        **({"attention_head_dim": (2, 4), "use_linear_projection": True} if v2 else {}),
-    )
-    vae = AutoencoderKL(
-        block_out_channels=[32, 64],
-        in_channels=3,
-        out_channels=3,
-        down_block_types=["DownEncoderBlock2D", "DownEncoderBlock2D"],
-        up_block_types=["UpDecoderBlock2D", "UpDecoderBlock2D"],
-        latent_channels=4,
-    )
-    text = CLIPTextConfig(
-        bos_token_id=0,
-        eos_token_id=2,
-        hidden_size=32,
-        intermediate_size=37,
-        layer_norm_eps=1e-05,
-        num_attention_heads=4,
-        num_hidden_layers=5,
-        pad_token_id=1,
-        vocab_size=1000,
-        hidden_act="gelu" if v2 else "quick_gelu",
-    )
-    return {"unet": unet, "vae": vae, "text_encoder": CLIPTextModel(text)}
 
 
 def vocabulary(folder: Path) -> CLIPTokenizer:
@@ -185,10 +149,6 @@ inpaint_both = with_defaults("inpaint_both", StableDiffusionInpaintPipeline, cha
 depth_both = with_defaults("depth_both", StableDiffusionDepth2ImgPipeline, channels=5)
 
 
-def off(ours: Tensor, theirs: Tensor) -> float:
-    return ((ours - theirs).abs().max() / theirs.std()).item()
-
-
 def of_seed(seed: int = 3) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -212,7 +172,7 @@ def apart(both: Both, counts: tuple[int, ...], cfg_scale: float = 7.5) -> dict[i
         ).images
         settings = {"steps": steps, "cfg_scale": cfg_scale or 1.0, "seed": 3}
         *_, step = sd.txt2img_steps("a cat", "blurry", **settings, **size)
-        found[steps] = off(step.x, theirs)
+        found[steps] = relative_error(step.x, theirs)
     return {steps: far for steps, far in found.items() if not far < CLOSE}
 
 
@@ -299,7 +259,7 @@ def test_strength_cuts_the_folders_walk(img2img_both, name, spacing):
     ).images
     sd = minisd.load(img2img_both.folder)
     *_, step = img2img_steps(sd, "a cat", PICTURE, steps=steps, seed=3, **common)
-    assert off(step.x, theirs) < CLOSE
+    assert relative_error(step.x, theirs) < CLOSE
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
@@ -323,7 +283,7 @@ def test_inpainting_walks_as_the_folder_says(inpaint_both, name, spacing):
     ).images
     sd = minisd.load(inpaint_both.folder)
     *_, step = inpaint_steps(sd, "a cat", PICTURE, mask, 1.0, steps=3, seed=3)
-    assert off(step.x, theirs) < CLOSE
+    assert relative_error(step.x, theirs) < CLOSE
 
 
 @pytest.mark.parametrize("offset", [0, 1])
@@ -344,7 +304,7 @@ def test_the_depth_pipeline_leaves_the_files_steps_offset(depth_both, offset, mo
     sd = minisd.load(depth_both.folder)
     settings = {"strength": 0.75, "steps": 4, "seed": 3}
     *_, step = depth2img_steps(sd, "a cat", PICTURE, depth[None], **settings)
-    assert off(step.x, theirs) < CLOSE
+    assert relative_error(step.x, theirs) < CLOSE
 
 
 # ---- there and back --------------------------------------------------------------------------
@@ -377,7 +337,7 @@ def test_the_mini_draws_the_same_from_a_folder(tmp_path, sampler):
     if sampler is None:
         assert torch.equal(*latents)
     else:  # sigma between two t: diffusers' mean and k-diffusion's
-        assert off(*latents) < 1e-3
+        assert relative_error(*latents) < 1e-3
 
 
 # ---- what no walk can be computed with -------------------------------------------------------

@@ -18,40 +18,10 @@ from minisd import tokenizer as module
 from minisd.checkpoints.tokenizer_folder import read_tokenizer, write_tokenizer
 from minisd.prompt import chunks, emphasize, parse_weights, weighted_chunks
 from minisd.tokenizer import ALPHABET, Tokenizer, learn_merges
+from tests.helpers.random_texts import random_text
 from tests.helpers.references import clip, open_clip
 
 STRINGS = 21_000
-# Block borders: ASCII, Latin-1, combining marks, ..., the Basic Multilingual Plane, all others.
-UNICODE = (0, 0x80, 0x100, 0x300, 0x370, 0x2000, 0x3000, 0xD800, 0xE000, 0x10000, 0x20000, 0x110000)
-SNIPPETS = (
-    *(" ", "  ", "\t", "\n", "\u00a0", "\u2028", "\u200d", "_", "-", "...", "'", "’", "1", "2026"),
-    *("a", "cat", "CAT", "it's", "IT'S", "they'll", "don’t", "photograph", "straße", "İstanbul"),
-    *(
-        "&amp;",
-        "&amp;amp;",
-        "&amp;lt;",
-        "&eacute;",
-        "&amp;eacute;",
-        "&Amp;",
-        "&EACUTE;",
-        "&#x1F431;",
-        "&#0;",
-        "&nbsp;",
-    ),
-    *(
-        "Ã©",
-        "â€™",
-        "ï»¿",
-        "ﬁ",
-        "'ſ",
-        "<|startoftext|>",
-        "<|endoftext|>",
-        "</w>",
-        "🐱",
-        "👩‍🎨",
-        "🏳️‍🌈",
-    ),
-)
 HARD = (
     *(
         "",
@@ -101,17 +71,6 @@ ORDINARY = (
     "a red fox in the snow " * 20,
     "",
 )
-
-
-def random_text(rng: random.Random) -> str:
-    """Up to 12 parts: half of them any code point (all blocks alike), half snippets."""
-    parts = []
-    for _ in range(rng.randint(2, 12)):
-        block = rng.randrange(len(UNICODE) - 1)
-        code = rng.randrange(UNICODE[block], UNICODE[block + 1])
-        surrogate = 0xD800 <= code < 0xE000  # no text in UTF-8 holds one
-        parts.append(rng.choice(SNIPPETS) if surrogate or rng.random() < 0.5 else chr(code))
-    return "".join(parts)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_pipeline import V1
 
 from minisd.clip import TextTransformer
 from minisd.pipeline import StableDiffusion
@@ -12,6 +11,7 @@ from minisd.tokenizer import Tokenizer
 from minisd.trace import named_modules, trace
 from minisd.unet import UNet
 from minisd.vae import VAE
+from tests.helpers.tiny_models import V1
 
 CROSS = "unet.down.0.attn.0.cross.weights"
 FUSED = 1e-5  # the fused kernel and the explicit softmax, float32

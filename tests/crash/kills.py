@@ -1,6 +1,6 @@
 """Kill the program at random moments, give the same command again, and look at what lies there.
 
-python tests/crash/kills.py --kills 120 --seed 7
+python -m tests.crash.kills --kills 120 --seed 7
 
 Each kill strikes a forked process that trains, converts, draws, downloads or copies the lessons:
 after a random time, or at a random line of the code that writes files, which is where a kill could
@@ -26,18 +26,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
-TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS / "checkpoints"), str(TESTS / "training")]
-
-import einops  # noqa: F401 all that an action imports, so that each forked one has it
+import einops  # noqa: F401 imported here, so that each forked process has it
 import pytest
 import torch
 import torch._dynamo
 from huggingface_hub import file_download
-from test_registry import CONTENT, Hub, ThreadingHTTPServer
-from test_training_resume import order, shrink
 
 import minisd
 from minisd import cli
@@ -46,6 +42,8 @@ from minisd.checkpoints.load import Parts
 from minisd.checkpoints.write import save
 from minisd.files import whole_files
 from minisd.training import run_folder
+from tests.helpers.hub_server import CONTENT, Hub
+from tests.helpers.training_runs import shrink, train_command
 
 WRITERS = {whole_files.__file__, run_folder.__file__, official.__file__, cli.lessons.__file__}
 NOT_YET = r"\.minisd-unfinished-|\.part$|\.mark$|state\.pt\.new$|in_use\.|\.lock$"  # no final names
@@ -80,8 +78,8 @@ def commands(where: Path) -> dict[str, Callable[[Path], int]]:
         return 0
 
     return {
-        "train word": lambda folder: cli.main([*order("word", folder), "--steps", "25"]),
-        "train lora": lambda folder: cli.main([*order("lora", folder), "--steps", "12"]),
+        "train word": lambda folder: cli.main([*train_command("word", folder), "--steps", "25"]),
+        "train lora": lambda folder: cli.main([*train_command("lora", folder), "--steps", "12"]),
         "convert to a file": partial(convert, "a.safetensors"),
         "convert to a folder": partial(convert, "a"),
         "generate": generate,

@@ -5,26 +5,14 @@ import math
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_pipeline import relative_error
 from transformers import BitConfig, DPTConfig, DPTForDepthEstimation
 
-from minisd.depth.dpt import DepthConfig, DepthEstimator, estimator_size, pad_same
+from minisd.depth.dpt import DepthEstimator, estimator_size, pad_same
 from tests.helpers.references import midas
+from tests.helpers.side_by_side import relative_error
+from tests.helpers.tiny_models import SMALL_DPT
 
 FLOAT32 = 1e-4  # largest error over the reference's spread
-
-SMALL = DepthConfig(
-    stem=16,
-    stages=(32, 64, 128),
-    blocks=(1, 2, 1),
-    width=48,
-    layers=3,
-    heads=4,
-    taken=(1, 2),
-    features=24,
-    grid=4,
-    norm_groups=8,
-)
 
 
 def randomise(network, seed=0):
@@ -81,10 +69,10 @@ def depth_of_transformers(model, image):
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (32, 128)])
 def test_depth_is_that_of_transformers(tmp_path, height, width):
-    reference = of_transformers(SMALL, height, width)
+    reference = of_transformers(SMALL_DPT, height, width)
     path = tmp_path / "model.safetensors"
     save_file({name: t.contiguous() for name, t in reference.state_dict().items()}, path)
-    ours = DepthEstimator.load(path, SMALL)
+    ours = DepthEstimator.load(path, SMALL_DPT)
     image = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
     expected = depth_of_transformers(reference, image)
     assert expected.std() > 0
@@ -122,7 +110,7 @@ def test_the_estimator_looks_at_the_originals_size(size):
 
 
 def test_any_size_of_picture_gives_a_depth():
-    ours = randomise(DepthEstimator(SMALL))
+    ours = randomise(DepthEstimator(SMALL_DPT))
     image = torch.rand(1, 3, 60, 100) * 2 - 1
     depth = ours(image)
     assert depth.shape == (1, 1, *estimator_size((60, 100)))
@@ -139,14 +127,14 @@ def test_a_file_without_an_estimator_is_refused(tmp_path):
     save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="holds no depth estimator"):
         DepthEstimator.load(tmp_path / "a.safetensors")
-    state = DepthEstimator(SMALL).state_dict()
+    state = DepthEstimator(SMALL_DPT).state_dict()
     save_file({"dpt.x": torch.ones(1), **state}, tmp_path / "b.safetensors")
     with pytest.raises(ValueError, match=r"1 unknown \(dpt\.x\)"):
-        DepthEstimator.load(tmp_path / "b.safetensors", SMALL)
+        DepthEstimator.load(tmp_path / "b.safetensors", SMALL_DPT)
     both = {
         "pretrained.model.cls_token": torch.ones(1, 1, 48),
         "class_token": torch.zeros(1, 1, 48),
     }
     save_file({**state, **both}, tmp_path / "c.safetensors")
     with pytest.raises(ValueError, match=r"holds class_token twice .*, as class_token and as pre"):
-        DepthEstimator.load(tmp_path / "c.safetensors", SMALL)
+        DepthEstimator.load(tmp_path / "c.safetensors", SMALL_DPT)

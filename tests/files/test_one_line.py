@@ -11,22 +11,16 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
-from test_cli import run
-from test_pipeline import V1
 
 import minisd
 from minisd.adapters.controlnet import ControlNet
 from minisd.adapters.lora import lora
 from minisd.adapters.textual_inversion import textual_inversion
-from minisd.checkpoints import write
 from minisd.checkpoints.info import info
-from minisd.checkpoints.load import Parts
 from minisd.checkpoints.settings import naming
-from minisd.clip import TextTransformer
 from minisd.files.one_line import LONGEST, one_line
-from minisd.tokenizer import Tokenizer
-from minisd.unet import UNet
-from minisd.vae import VAE
+from tests.helpers.commands import run
+from tests.helpers.tiny_models import write_tiny_model
 
 CLEAR = "\x1b[2J"  # clears a terminal
 HOSTILE = f"{CLEAR}\r\n\x9b31m\x7f\u202e\u2066\u200b\u2028\ufeff\udcff"
@@ -66,11 +60,7 @@ def test_a_long_message_loses_its_middle():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A tiny random model as a file."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("one_line") / "tiny.safetensors"
-    networks = TextTransformer(V1.text), UNet(V1.unet), VAE(V1.vae)
-    write.save(path, Parts(V1, Tokenizer.clip(), *networks))
-    return path
+    return write_tiny_model(tmp_path_factory.mktemp("one_line"))
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,10 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionImg2ImgPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import load_image
 from PIL import Image, ImageOps, PngImagePlugin
-from test_pipeline import V1, V2
-from test_tasks import NO_FILTER, StableDiffusionImg2ImgPipeline, both, last, with_channels
 
 from minisd.adapters.controlnet import ControlNet, control
 from minisd.adapters.controlnet_settings import HintSettings
@@ -33,6 +32,8 @@ from minisd.tasks.canny import canny
 from minisd.tasks.depth2img import depth2img, depth2img_steps, depth_channel
 from minisd.tasks.img2img import img2img, img2img_steps
 from minisd.tasks.inpaint import as_mask, inpaint, inpaint_steps
+from tests.helpers.pipeline_pairs import NO_FILTER, both_pipelines, last
+from tests.helpers.tiny_models import V1, V2, with_channels
 
 HALF_A_SHADE = 0.5 / 255 + 1e-6
 rng = np.random.default_rng(0)
@@ -697,7 +698,7 @@ def test_a_cameras_second_picture_is_not_mentioned(tmp_path):
 @pytest.fixture(scope="module")
 def sd(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sd")
-    return both(V1, StableDiffusionImg2ImgPipeline, folder, **NO_FILTER)[0]
+    return both_pipelines(V1, StableDiffusionImg2ImgPipeline, folder, **NO_FILTER)[0]
 
 
 @pytest.fixture(scope="module")

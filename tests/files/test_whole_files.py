@@ -42,6 +42,7 @@ from minisd.training import run_folder as folder
 from minisd.training.interrupt import Stopped, ends_like_ctrl_c
 from minisd.training.run_folder import in_use
 from tests.helpers.checkpoint_files import V1, original, single_file
+from tests.helpers.training_runs import REPOSITORY
 
 PACKAGE = Path(whole_files.__file__).parent
 LARGE = torch.randn(300, 300)  # 360 kB
@@ -589,9 +590,8 @@ def test_half_a_copied_lesson_is_copied_again(tmp_path):
 
 def test_kills_at_random_moments_cost_nothing(tmp_path):
     """A few of tests/crash/kills.py, which has the long run."""
-    script = Path(__file__).parents[1] / "crash" / "kills.py"
-    command = [sys.executable, script, "--kills", "6", "--seed", "5"]
+    command = [sys.executable, "-m", "tests.crash.kills", "--kills", "6", "--seed", "5"]
     command += ["--only", "convert to a folder", "lessons"]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^all +6 ", done.stdout, flags=re.MULTILINE)

@@ -13,7 +13,7 @@ from minisd.config import ModelConfig
 from tests.helpers.reference_networks import Pair, pair
 
 
-def error(ours: Tensor, theirs: Tensor) -> float:
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
     """The largest difference over the reference's spread."""
     theirs = laid_out_like(ours, theirs)
     return ((ours - theirs).abs().max() / theirs.std()).item()

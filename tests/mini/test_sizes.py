@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from test_training import SMALL
 
 from docs.make import size_report as sizes
 from minisd.mini.job import train_vocabulary
 from minisd.training.loop import Hyperparameters
 from minisd.training.vae import psnr
+from tests.helpers.tiny_models import SMALL
 
 RECIPE = Hyperparameters(steps=4, warmup=1, log_every=1)
 

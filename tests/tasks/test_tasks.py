@@ -1,7 +1,5 @@
 """Image-to-image, inpainting and depth-to-image: the latents of diffusers' pipelines."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -12,10 +10,7 @@ from diffusers import (
     StableDiffusionInpaintPipeline,
 )
 from PIL import Image
-from test_pipeline import V1, V2, V2_V, relative_error
-from transformers import CLIPTokenizer
 
-from minisd.checkpoints.tokenizer_folder import write_tokenizer
 from minisd.config import ScheduleConfig
 from minisd.files.pictures import from_pil
 from minisd.pipeline import StableDiffusion
@@ -26,38 +21,13 @@ from minisd.tasks.depth2img import depth2img, depth2img_steps, depth_channel
 from minisd.tasks.img2img import Start, img2img, img2img_steps, remaining_levels
 from minisd.tasks.inpaint import blend_steps, inpaint, inpaint_steps
 from minisd.tokenizer import Tokenizer
+from tests.helpers.pipeline_pairs import NO_FILTER, PROMPTS, both_pipelines, last, of_seeds
 from tests.helpers.reference_networks import ddim_scheduler, pair
+from tests.helpers.side_by_side import relative_error
+from tests.helpers.tiny_models import V1, V2, V2_V, with_channels
 
 END_TO_END = 1e-4  # float32, largest error over the reference's spread
 HEIGHT, WIDTH = 64, 96
-PROMPTS = ["a photograph of an astronaut", "ein Café, 2 (two) cats"]
-
-
-def with_channels(config, channels):
-    return replace(config, unet=replace(config.unet, in_channels=channels))
-
-
-def both(config, pipeline, folder, scheduler=None, **parts_of_theirs):
-    """Ours and diffusers' with the same random weights."""
-    parts = {
-        name: pair(name, config, "diffusers", "unit", torch.float32) for name in ("unet", "vae")
-    }
-    parts["text_encoder"] = pair("text_encoder", config, "diffusers", "unit", torch.float32)
-    parts["unet"].theirs.register_to_config(sample_size=64)  # these pipelines want one
-    tokenizer = Tokenizer.clip(config.text.pad_token)
-    write_tokenizer(folder, tokenizer)
-    ours = StableDiffusion(config, tokenizer, **{name: p.ours for name, p in parts.items()})
-    theirs = pipeline(
-        **{name: p.theirs for name, p in parts.items()},
-        tokenizer=CLIPTokenizer.from_pretrained(folder),
-        scheduler=scheduler or ddim_scheduler(config),
-        **parts_of_theirs,
-    )
-    theirs.set_progress_bar_config(disable=True)
-    return ours, theirs
-
-
-NO_FILTER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +43,6 @@ def mask():
     return Image.fromarray(covered)
 
 
-def of_seeds(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def last(walk):
-    *_, step = walk
-    return step.x
-
-
 CONFIGS = {"v1": V1, "v2": V2, "v2-v": V2_V}
 
 
@@ -89,7 +50,7 @@ CONFIGS = {"v1": V1, "v2": V2, "v2-v": V2_V}
 def img2img_pair(request, tmp_path_factory):
     config = CONFIGS[request.param]
     folder = tmp_path_factory.mktemp("img2img")
-    return both(config, StableDiffusionImg2ImgPipeline, folder, **NO_FILTER)
+    return both_pipelines(config, StableDiffusionImg2ImgPipeline, folder, **NO_FILTER)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +81,9 @@ def test_img2img_with_a_sigma_sampler_is_that_of_diffusers(picture, tmp_path):
         timestep_spacing="trailing",
         steps_offset=1,
     )
-    ours, theirs = both(V1, StableDiffusionImg2ImgPipeline, tmp_path, scheduler, **NO_FILTER)
+    ours, theirs = both_pipelines(
+        V1, StableDiffusionImg2ImgPipeline, tmp_path, scheduler, **NO_FILTER
+    )
     settings = {"num_inference_steps": 5, "strength": 0.6, "output_type": "latent"}
     expected = theirs("a cat", picture, generator=of_seeds(1), **settings).images
     settings = {"steps": 5, "sampler": "euler", "spacing": "trailing", "seed": 1}
@@ -167,7 +130,7 @@ def test_inpainting_is_that_of_diffusers(
     version, channels, strength, steps, cfg_scale, picture, mask, tmp_path
 ):
     config = with_channels(CONFIGS[version], channels)
-    ours, theirs = both(config, StableDiffusionInpaintPipeline, tmp_path, **NO_FILTER)
+    ours, theirs = both_pipelines(config, StableDiffusionInpaintPipeline, tmp_path, **NO_FILTER)
     expected = theirs(
         PROMPTS,
         image=[picture] * 2,  # of one alone it would encode one, with the first generator
@@ -236,7 +199,9 @@ def test_inpainting_with_a_sigma_sampler_is_that_of_diffusers(picture, mask, tmp
         timestep_spacing="linspace",  # where all agree on the loudness of the first noise
         steps_offset=1,
     )
-    ours, theirs = both(V1, StableDiffusionInpaintPipeline, tmp_path, scheduler, **NO_FILTER)
+    ours, theirs = both_pipelines(
+        V1, StableDiffusionInpaintPipeline, tmp_path, scheduler, **NO_FILTER
+    )
     settings = {"num_inference_steps": 4, "strength": 1.0, "output_type": "latent"}
     size = {"height": HEIGHT, "width": WIDTH}
     expected = theirs("a cat", picture, mask, generator=of_seeds(1), **settings, **size).images
@@ -250,7 +215,9 @@ def test_depth2img_is_that_of_diffusers(picture, tmp_path, given_as, monkeypatch
     config = with_channels(V2, 5)
     scheduler = ddim_scheduler(config)
     none = {"depth_estimator": None, "feature_extractor": None}
-    ours, theirs = both(config, StableDiffusionDepth2ImgPipeline, tmp_path, scheduler, **none)
+    ours, theirs = both_pipelines(
+        config, StableDiffusionDepth2ImgPipeline, tmp_path, scheduler, **none
+    )
     depth = torch.rand(1, 1, 40, 60, generator=torch.Generator().manual_seed(0))
     if given_as == "picture":
         grey = Image.fromarray((depth[0, 0] * 255).byte().numpy())

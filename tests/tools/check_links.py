@@ -1,4 +1,4 @@
-"""Check every link inside the built site: python tests/tools/check_links.py docs/_site
+"""Check every link inside the built site: python -m tests.tools.check_links docs/_site
 
 Prints the dead ones and how many were looked at. Links to other sites are not followed.
 """

@@ -1,6 +1,6 @@
 """Writes weights/tiny-by-diffusers.safetensors, the numbers that lesson 17 holds ours against:
 
-python tests/tools/make_tiny.py
+python -m tests.tools.make_tiny
 """
 
 import json

@@ -1,7 +1,7 @@
 """Change one line that matters, see a test fail, put it back: do the tests hold the facts?
 
-    python tests/tools/mutate.py            # every mutation, some minutes
-    python tests/tools/mutate.py pad scale  # those whose description has one of the words
+    python -m tests.tools.mutate            # every mutation, some minutes
+    python -m tests.tools.mutate pad scale  # those whose description has one of the words
 
 Each change is made in a copy of the repository, and the tests that should notice are run on it.
 Prints a line each, and exits with 1 if any change went unnoticed.

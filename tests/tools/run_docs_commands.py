@@ -5,7 +5,7 @@ wheel alone and sees the other packages of the one that runs this. Commands that
 another system or a person are on a list with the reason. It also checks that the wheel holds the
 weights, and that -e does not copy them.
 
-    python tests/tools/run_docs_commands.py
+    python -m tests.tools.run_docs_commands
 """
 
 import json
@@ -37,7 +37,7 @@ LISTED = {
     r"!?git clone .*|cd minisd": "needs the network, and the reader's address of the repository",
     r"conda .*": "another program, and it needs the network",
     r"Set-ExecutionPolicy .*": "is for Windows",
-    r"pytest( -m slow)?|python tests/.*|sphinx-build .*": CLONE,
+    r"pytest( -m slow)?|python -m tests\..*|sphinx-build .*": CLONE,
     r"minisd download sd15": "needs the network, 4 GB",
     r"minisd lessons( --.*)?": "opens a browser and waits: tests/teaching/test_lessons.py",
     r"minisd (info|convert)": "only the name of a command",

@@ -1,6 +1,6 @@
 """Threads: whatever several do at once equals what each does alone. The long run, with its table:
 
-python tests/tools/threads.py
+python -m tests.tools.threads
 """
 
 import hashlib

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from minisd.config import MINI
 from minisd.mini import recipes as mini
 from minisd.mini.emoji import FINE_THINGS, Emoji, batch, captions, vae_batch
 from minisd.mini.job import train_vocabulary
@@ -34,15 +33,8 @@ from minisd.training.vae import (
     train_vae,
 )
 from minisd.vae import VAE
-
-SMALL = replace(
-    MINI,
-    text=replace(MINI.text, width=32, layers=1, heads=2),
-    unet=replace(MINI.unet, channels=(32, 32), context_dim=32, head_width=16),
-    vae=replace(MINI.vae, channels=(8, 8, 16, 16)),
-    size=32,
-)
-
+from tests.helpers.tiny_models import SMALL
+from tests.helpers.training_runs import REPOSITORY, Killed, forget_the_run, state_in
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -88,18 +80,10 @@ def recipe(steps):
     return Hyperparameters(steps=steps, warmup=2, save_every=3, log_every=1)
 
 
-def state_in(folder):
-    return torch.load(folder / "state.pt", weights_only=True)
-
-
 def same(one, other):
     """Whether two networks have the same weights to the last bit."""
     theirs = other.state_dict()
     return all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
-
-
-class Killed(Exception):
-    pass
 
 
 def exact_losses(patch, die_before=None):
@@ -135,7 +119,8 @@ def test_a_resumed_run_computes_what_an_unbroken_one_does(unbroken, train_in, tm
 
 def test_a_run_killed_while_it_saves_goes_on_from_the_save_before(train_a_vae, tmp_path):
     """The process is killed when the second state is written, but not yet in its place."""
-    killed = subprocess.run([sys.executable, __file__, tmp_path / "killed"], capture_output=True)
+    command = [sys.executable, "-m", "tests.training.test_training", tmp_path / "killed"]
+    killed = subprocess.run(command, cwd=REPOSITORY, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert (tmp_path / "killed" / "state.pt.new").exists()
     assert state_in(tmp_path / "killed")["step"] == 3
@@ -261,13 +246,6 @@ def test_more_steps_and_other_habits_of_saving_go_on(train_a_vae, tmp_path):
     train_a_vae(tmp_path, replace(recipe(5), save_every=1, log_every=2))
     assert state_in(tmp_path)["step"] == 5
     assert [record["step"] for record in run_folder.log_records(tmp_path)] == [0, 1, 2, 4]
-
-
-def forget_the_run(folder):
-    """Make the state one from before runs were described in it."""
-    state = state_in(folder)
-    del state["run"]
-    torch.save(state, folder / "state.pt")
 
 
 def test_a_state_that_does_not_describe_its_run_goes_on(unbroken, train_in, tmp_path):

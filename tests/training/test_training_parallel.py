@@ -2,7 +2,6 @@
 
 import ast
 import os
-import socket
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -31,6 +30,7 @@ from minisd.training.distributed import (
 from minisd.training.loop import Draw, Hyperparameters, LossModule, generator_at, train
 from minisd.training.vae import vae_loss
 from minisd.vae import VAE
+from tests.helpers.training_runs import free_port
 
 # Two channels to a group at least: a norm takes away the bias before it where it has but one.
 SMALL = replace(
@@ -167,12 +167,6 @@ def train_and_die(pictures: EncodedPictures, folder: Path) -> dict[str, Tensor]:
 
 
 # ---- the processes -------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

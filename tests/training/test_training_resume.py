@@ -16,31 +16,32 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from test_training import SMALL, Killed, forget_the_run, state_in
-from test_training_parallel import free_port
 from torch import nn
 
-import minisd
 from minisd import cli
 from minisd.checkpoints.write import write_tensors
-from minisd.clip import TextTransformer
 from minisd.config import WEIGHTS
-from minisd.mini import cats_and_dogs
 from minisd.mini import fine_tuning as afterwards
 from minisd.mini import recipes as mini
 from minisd.mini.job import train_vocabulary
-from minisd.pipeline import StableDiffusion
 from minisd.teaching import toy
 from minisd.tokenizer import Tokenizer
 from minisd.training import loop, parallel, threads
 from minisd.training.interrupt import Interrupted, stop_request
 from minisd.training.loop import Hyperparameters, fit_to_minutes, train
 from minisd.training.run_folder import log_records
-from minisd.unet import UNet
-from minisd.vae import VAE
+from tests.helpers.tiny_models import SMALL
+from tests.helpers.training_runs import (
+    COMMANDS,
+    REPOSITORY,
+    Killed,
+    forget_the_run,
+    free_port,
+    shrink,
+    state_in,
+    train_command,
+)
 
-TINY = replace(SMALL, unet=replace(SMALL.unet, channels=(32,), attention=(True,)))
-COMMANDS = {"word": 60, "lora": 12, "hypernetwork": 12}  # stage -> steps
 KILLS = [
     ("word", 41, "SIGKILL"),
     ("word", 41, "SIGINT"),
@@ -48,26 +49,6 @@ KILLS = [
     ("hypernetwork", 11, "SIGINT"),
 ]
 STATUS = {"SIGKILL": -signal.SIGKILL, "SIGINT": 130, "SIGTERM": 143}
-
-
-def shrink(patch, vocabulary):
-    """`minisd train` with a tiny model and few pictures."""
-    torch.manual_seed(0)
-    networks = TextTransformer(TINY.text), UNet(TINY.unet), VAE(TINY.vae)
-    sd = StableDiffusion(TINY, vocabulary, *networks)
-    patch.setattr(minisd, "load", lambda name: sd)
-    patch.setattr(afterwards, "FEW", 3)
-    patch.setattr(afterwards, "MANY", 6)
-    patch.setattr(cats_and_dogs, "PICTURES", 100)
-    patch.setattr(loop, "plot_losses", lambda folder: None)
-    for name in ("train_adapter", "train_controlnet"):
-        learn = partial(getattr(afterwards.teach, name), batch_size=2)
-        patch.setattr(afterwards.teach, name, learn)
-
-
-def order(stage, folder, *more):
-    steps = ("--steps", COMMANDS.get(stage, 1))
-    return [str(word) for word in ("train", stage, "--folder", folder, *steps, *more)]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +68,7 @@ def whole(small, tmp_path_factory):
     """The folder of unbroken runs."""
     folder = tmp_path_factory.mktemp("whole")
     for stage in COMMANDS:
-        assert cli.main(order(stage, folder)) == 0
+        assert cli.main(train_command(stage, folder)) == 0
     return folder
 
 
@@ -103,8 +84,10 @@ def died(vocabulary, tmp_path_factory):
     folder = tmp_path_factory.mktemp("died")
     vocabulary.save(folder / "tokenizer.json")
     port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, __file__, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | port)
+    command = [sys.executable, "-m", "tests.training.test_training_resume", folder]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, env=os.environ | port
+    )
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout)
 
@@ -151,7 +134,7 @@ def be_killed(folder, tokenizer, stage, at, name):
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch, tokenizer)
         patch.setattr(loop, "descend", deadly)
-        return cli.main(order(stage, folder))
+        return cli.main(train_command(stage, folder))
 
 
 @pytest.mark.parametrize("kill", KILLS, ids=lambda kill: " ".join(map(str, kill)))
@@ -169,7 +152,7 @@ def test_a_run_that_was_killed_gives_the_file_of_an_unbroken_one(whole, died, ki
         expected = f"stopped after {done} of {COMMANDS[stage]} steps, which are saved in "
         expected += f"{folder / stage}. Give the same command again to go on."
         assert said.splitlines()[-1] == f"minisd train: {expected}"
-    assert cli.main(order(stage, folder)) == 0
+    assert cli.main(train_command(stage, folder)) == 0
     assert output.read_bytes() == afterwards.default_output(stage, whole).read_bytes()
 
 
@@ -179,7 +162,7 @@ def test_a_complete_run_says_so_and_keeps_its_file(whole, tmp_path, capsys, monk
     output.unlink()
     monkeypatch.setattr(loop, "descend", None)  # no step is taken
     for _ in range(2):
-        assert cli.main(order("lora", tmp_path)) == 0
+        assert cli.main(train_command("lora", tmp_path)) == 0
         out, err = capsys.readouterr()
         assert f"the training in {tmp_path / 'lora'} is complete, 12 of 12 steps" in err
         assert out.splitlines()[-1] == str(output)
@@ -503,10 +486,10 @@ def test_pictures_too_are_encoded_with_the_recorded_threads(small, tmp_path, two
             learn(tmp_path / "lora", replace(RECIPE, steps=1))
         else:
             with pytest.raises(Killed):
-                cli.main(order(stage, tmp_path))
+                cli.main(train_command(stage, tmp_path))
         torch.set_num_threads(1)
         with pytest.raises(Killed):
-            cli.main(order(stage, tmp_path))
+            cli.main(train_command(stage, tmp_path))
     assert set(seen) == {2} and torch.get_num_threads() == 1
 
 
@@ -521,7 +504,7 @@ def raise_killed(*given):
     "stage", ["word", "controlnet", "controlnet-half", "inpaint", "depth", "cats-and-dogs"]
 )
 def test_a_stage_writes_its_file_into_its_run_folder(small, tmp_path, capsys, stage):
-    assert cli.main(order(stage, tmp_path, "--seed", 2, "--steps", 2)) == 0
+    assert cli.main(train_command(stage, tmp_path, "--seed", 2, "--steps", 2)) == 0
     output = tmp_path / stage / f"{stage}.safetensors"
     assert capsys.readouterr().out.splitlines()[-1] == str(output)
     with safe_open(output, "pt") as file:
@@ -544,14 +527,14 @@ def test_every_stage_that_makes_a_file_has_a_place_of_its_own():
 def test_what_is_trained_beside_no_file_says_its_folder(tmp_path, capsys, monkeypatch):
     for stage, name in cli.FOLDER_ONLY.items():
         monkeypatch.setitem(afterwards.ALL_STAGES, stage, lambda order: None)
-        assert cli.main(order(stage, tmp_path)) == 0
+        assert cli.main(train_command(stage, tmp_path)) == 0
         assert capsys.readouterr().out == f"{tmp_path / name}\n"
 
 
 def test_a_difference_is_not_written_next_to_another_base(small, tmp_path, capsys):
     """It would be read together with that one."""
     (tmp_path / "mini.safetensors").write_bytes(b"another")
-    assert cli.main(order("inpaint", tmp_path, "-o", tmp_path / "own.safetensors")) == 2
+    assert cli.main(train_command("inpaint", tmp_path, "-o", tmp_path / "own.safetensors")) == 2
     assert "which is not the shipped mini: choose another folder" in capsys.readouterr().err
     assert not (tmp_path / "inpaint").exists()
     assert (tmp_path / "mini.safetensors").read_bytes() == b"another"
@@ -568,7 +551,7 @@ def test_minutes_that_are_none_are_refused_as_they_were_given(tmp_path, capsys, 
 
 @pytest.mark.parametrize("seed", [-1, 2**40, 2**64, -(2**70)])
 def test_a_seed_that_cannot_be_is_refused_before_the_work(tmp_path, capsys, seed):
-    assert cli.main(order("word", tmp_path / "runs", "--seed", seed)) == 2
+    assert cli.main(train_command("word", tmp_path / "runs", "--seed", seed)) == 2
     assert f"the seed of a training is 0 to {2**40 - 1}, got {seed}." in capsys.readouterr().err
     assert loop.generator_at(2**40, 10**9)  # as judge's second seed at its largest
     assert not (tmp_path / "runs").exists()

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from test_training import SMALL
 
 import minisd
 from minisd.checkpoints.load import Parts
@@ -25,6 +24,7 @@ from minisd.training.wider_unet import (
     train_wider,
     widen,
 )
+from tests.helpers.tiny_models import SMALL
 
 RECIPE = Hyperparameters(steps=4, rate=0.05, warmup=1, ema=0.5, save_every=100, log_every=1)
 

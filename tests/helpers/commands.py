@@ -1,0 +1,8 @@
+"""The command line as the tests call it."""
+
+from minisd import cli
+
+
+def run(*arguments):
+    """Run `minisd` in this process; returns its exit status."""
+    return cli.main([str(argument) for argument in arguments])
