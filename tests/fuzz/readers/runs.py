@@ -10,11 +10,7 @@ from minisd.cli.hashes import known_hashes
 from minisd.mini.emoji import Emoji
 from minisd.mini.job import made_by
 from minisd.tokenizer import Tokenizer
-<<<<<<< HEAD
 from minisd.training.loop import Hyperparameters, create_optimizers, description
-=======
-from minisd.training.loop import Hyperparameters, description, optimizers
->>>>>>> main
 from minisd.training.run_folder import log_records, resume
 from minisd.training.threads import threads_of
 from tests.fuzz import good
