@@ -21,7 +21,7 @@ from minisd.training.diffusion import TextAndUNet
 from minisd.training.distributed import barrier, rank_and_world_size
 from minisd.training.loop import Hyperparameters
 from minisd.training.minutes import check_minutes, fit_to_minutes
-from minisd.training.run_folder import last_state, log_records
+from minisd.training.run_folder import fill_network, last_state, log_records
 from minisd.training.vae import measure_scale, psnr
 from minisd.vae import VAE
 
@@ -116,7 +116,7 @@ def ema_network(network: nn.Module, folder: Path) -> nn.Module:
     state = last_state(folder)
     if state is None:
         raise ValueError(f"{folder} is empty. Run `minisd train {folder.name}` first.")
-    network.load_state_dict(state["ema"])
+    fill_network(network, state["ema"], folder / "state.pt")
     return network.eval().requires_grad_(False)
 
 

@@ -226,6 +226,7 @@ def prepare_controlnet(job: Job) -> tuple[TrainIn, Save]:
     dataset = datasets.edge_dataset(sd, Emoji.load(), MANY, job.seed)
 
     def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
+        torch.manual_seed(job.seed)
         network = adapters.copied_controlnet(sd)
         return adapters.train_controlnet(sd, network, dataset, folder, settings, seed=job.seed)
 

@@ -20,9 +20,11 @@ from torch.optim import Optimizer
 from minisd.files.json_files import check_value, parse_json
 from minisd.files.whole_files import make_folder, written_whole
 from minisd.training.distributed import broadcast, rank_and_world_size
+from minisd.training.muon import Muon
 
-FORMAT = 2  # of state.pt; 1 had no number, and other random numbers for several processes
+FORMAT = 2  # of state.pt; files of format 1 have no number
 STATE = {  # what a state holds
+    "format": int,
     "step": int,
     "seconds": float,
     "run": dict,
@@ -32,6 +34,8 @@ STATE = {  # what a state holds
     "optimizers": list,
 }
 RUN = {"hyperparameters.steps": int, "threads": int, "commit": str}  # at least
+FORMAT_1 = {"step", "model", "average", "optimizers"}  # at least
+MOMENTS = {Muon: {"momentum"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}
 
 
 @contextmanager
@@ -108,23 +112,34 @@ def last_state(folder: Path) -> dict | None:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise ValueError("it holds no dictionary")
-        if state.get("format") == FORMAT:
-            check_types(state, STATE)
-            check_types(state["run"], RUN)
-            check_value("threads", state["run"]["threads"], int)
-    if state.get("format") != FORMAT:
+        version = state.get("format", 1 if state.keys() >= FORMAT_1 else FORMAT)
+        if not isinstance(version, int) or version == FORMAT:
+            check_state(state)
+    if version != FORMAT:
+        age = "an earlier" if version < FORMAT else "a later"
         raise ValueError(
-            f"{path} was written by another version of minisd, whose training drew other random "
-            "numbers. Train into another folder, or delete this one to start over."
+            f"{path} was written by {age} version of minisd, which drew other random numbers. "
+            "Train into another folder, or delete this one to start over."
         )
     return state
 
 
-def check_types(values: dict, kinds: dict[str, type]) -> None:
-    """Raise ValueError unless each name of `kinds` has a value of its type."""
-    for name, kind in kinds.items():
-        if not isinstance(values.get(name), kind):
-            raise ValueError(f"{name} is {type(values.get(name)).__name__}, not {kind.__name__}")
+def check_state(state: dict) -> None:
+    """Raise ValueError if a part of the state is missing, or has a wrong type or value."""
+    for values, kinds in ((state, STATE), (state["run"], RUN)):
+        for name, kind in kinds.items():
+            if not isinstance(values.get(name), kind):
+                raise ValueError(f"{name} is {type(values.get(name))}, not {kind.__name__}")
+    for name, value, most in (
+        ("step", state["step"] + 1, 2**40),
+        ("seconds", state["seconds"] + 1, 2**40),
+        ("processes", state["processes"], 2**20),
+        ("threads", state["run"]["threads"], 2**10),
+        ("steps", state["run"]["hyperparameters.steps"], 2**40),
+    ):
+        if not 1 <= value <= most:
+            raise ValueError(f"{name} is out of range")
+    json.dumps(state["run"])  # it fails for anything but plain values
 
 
 @contextmanager
@@ -168,30 +183,46 @@ def resume(
         return 0, 0.0, commit()
     path = folder / "state.pt"
     refuse_another_run(folder, state["run"], about)
-    if shapes(state["model"]) != shapes(model.state_dict()):
+    fill_network(model, state["model"], path)
+    fill_network(ema, state["ema"], path)
+    with damage_message(path):
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            fill_optimizer(optimizer, saved)
+    return state["step"], state["seconds"], state["run"]["commit"]
+
+
+def fill_network(network: nn.Module, weights: dict, path: Path) -> None:
+    """Fill the network with the weights of a state.pt.
+
+    Raises ValueError if the weights are damaged, or belong to a network of another shape.
+    """
+    own = network.state_dict()
+    with damage_message(path):
+        if weights.keys() != own.keys() or not all(map(torch.is_tensor, weights.values())):
+            raise ValueError("a weight is missing, unknown or no tensor")
+    if any(weights[name].shape != tensor.shape for name, tensor in own.items()):
         raise ValueError(
             f"{path} was saved by a model of another shape. Train into another folder, or delete "
             "this one to start over."
         )
-    with damage_message(path):
-        model.load_state_dict(state["model"])
-        ema.load_state_dict(state["ema"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-            check_moments(optimizer)
-    return state["step"], state["seconds"], state["run"]["commit"]
+    network.load_state_dict(weights)
 
 
-def shapes(weights: dict) -> dict:
-    """The shape of each weight by name."""
-    return {name: getattr(tensor, "shape", None) for name, tensor in weights.items()}
+def fill_optimizer(optimizer: Optimizer, saved: dict) -> None:
+    """Fill in the moments. The settings stay those of the optimizer, not those of the file.
 
-
-def check_moments(optimizer: Optimizer) -> None:
-    """Raise ValueError unless every running mean of the optimizer has its parameter's shape."""
+    Raises an error of any kind if the moments do not belong to the optimizer's parameters.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    if [group["params"] for group in saved["param_groups"]] != [g["params"] for g in groups]:
+        raise ValueError("the optimizer has other parameters")
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    parameters = set(optimizer.param_groups[0]["params"])
     for parameter, moments in optimizer.state.items():
+        if parameter not in parameters or moments.keys() != MOMENTS[type(optimizer)]:
+            raise ValueError("a moment is missing or unknown")
         for name, value in moments.items():
-            if name != "step" and value.shape != parameter.shape:
+            if value.shape != (() if name == "step" else parameter.shape):
                 raise ValueError(f"{name} has another shape than its parameter")
 
 

@@ -29,13 +29,6 @@ def state_in(folder):
     return torch.load(folder / "state.pt", weights_only=True)
 
 
-def forget_the_run(folder):
-    """Make the state one from before runs were described in it."""
-    state = state_in(folder)
-    del state["run"]
-    torch.save(state, folder / "state.pt")
-
-
 def shrink(patch, vocabulary):
     """`minisd train` with a tiny model and few pictures."""
     torch.manual_seed(0)
