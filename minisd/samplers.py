@@ -64,7 +64,7 @@ def on_sigma_scale(sampler: Callable[..., Moves]) -> Sampler:
 
     @in_steps
     @wraps(sampler)
-    def converted(
+    def convert(
         denoise: Denoiser, x: Tensor, levels: Levels, *more: object, **settings: object
     ) -> Moves:
         def denoise_scaled(x: Tensor, level: Level) -> Prediction:
@@ -74,7 +74,7 @@ def on_sigma_scale(sampler: Callable[..., Moves]) -> Sampler:
         for next_level, (prediction, x) in zip(levels[1:], moves, strict=True):
             yield prediction, x * next_level.signal_rate
 
-    return converted
+    return convert
 
 
 def unit_noise(x: Tensor, generators: Generators) -> Tensor:

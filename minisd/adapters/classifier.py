@@ -8,6 +8,7 @@ has (Dhariwal & Nichol 2021, section 4).
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -54,8 +55,8 @@ class LatentClassifier(nn.Module):
         self.config = config
         self.time = TimeEmbedding(channels[0])
         self.conv_in = nn.Conv2d(4, channels[0], 3, padding=1)
-        c_in = [channels[0], *channels]  # what each level receives
-        self.res = nn.ModuleList(ResBlock(a, b, time_dim, groups) for a, b in zip(c_in, channels))
+        widths = pairwise([channels[0], *channels])  # what each level receives and returns
+        self.res = nn.ModuleList(ResBlock(a, b, time_dim, groups) for a, b in widths)
         self.downsample = nn.ModuleList(
             nn.Conv2d(c, c, 3, stride=2, padding=1) for c in channels[:-1]
         )

@@ -101,7 +101,9 @@ class ControlNet(nn.Module):
         time = self.time(t)
         x = self.conv_in(x) + self.hint(hint)
         x, skips = UNet.encode(self, x, time, context)  # the same way down, with our own weights
-        corrections = [zero(skip) for zero, skip in zip(self.zero, skips)] + [self.zero_mid(x)]
+        corrections = [zero(skip) for zero, skip in zip(self.zero, skips, strict=True)] + [
+            self.zero_mid(x)
+        ]
         if self.settings.pools:
             corrections = [reduce(one, "b c h w -> b c 1 1", "mean") for one in corrections]
         return corrections

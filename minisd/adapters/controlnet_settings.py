@@ -112,8 +112,10 @@ def hint_settings(stored: object) -> HintSettings:
 
 def settings_to_header(config: UNetConfig, settings: HintSettings) -> dict[str, str]:
     """Undone by settings_from_header."""
-    both = json.dumps(asdict(config)), json.dumps(asdict(settings))
-    return dict(zip(("controlnet", "controlnet_hint"), both))
+    return {
+        "controlnet": json.dumps(asdict(config)),
+        "controlnet_hint": json.dumps(asdict(settings)),
+    }
 
 
 def settings_from_json(

@@ -1,4 +1,4 @@
-"""What every adapter returns: the way to take it off again."""
+"""The handle that every adapter returns. It removes the adapter again."""
 
 from collections.abc import Iterable
 from math import isfinite
@@ -20,13 +20,12 @@ class ListEntry:
 class Handle:
     """Takes an adapter off with remove(), or at the end of a `with` block.
 
-    Adapters are hooks, or entries in a list of the pipeline: the weights themselves are never
-    touched. So what is left after the last one is the model as it was, bit for bit, in whatever
-    order they went.
+    Adapters are hooks, or entries in a list of the pipeline. They never touch the weights. So the
+    model is the same as before, bit for bit, after the last one is removed, in any order.
     """
 
     def __init__(self, hooks: Iterable[RemovableHandle | ListEntry]):
-        """hooks: may put themselves on one by one; if one fails, none stays on."""
+        """hooks: created one by one. If one fails, those before it are removed."""
         self.hooks: list[RemovableHandle | ListEntry] = []
         try:
             for hook in hooks:
@@ -49,6 +48,6 @@ class Handle:
 
 
 def refuse_non_finite(value: float, name: str) -> None:
-    """Raise ValueError for a strength that is no finite number. name: of the argument"""
+    """Raises ValueError if the value is not finite. name: of the argument"""
     if not isfinite(value):
         raise ValueError(f"{name} is {value}: give a finite number, such as 1.")

@@ -1,6 +1,6 @@
-"""Hypernetworks: small networks that rewrite what attention reads, before keys and values.
+"""Hypernetworks: small MLPs that change what attention reads, before keys and values.
 
-For each width of context there are two: keys are made of c + strength * net0(c), values of
+Each width of context has two of them. Keys are made of c + strength * net0(c), values of
 c + strength * net1(c), in self- and cross-attention alike. The idea is NovelAI's (2022), the file
 layout that of AUTOMATIC1111's web UI (modules/hypernetworks/hypernetwork.py).
 """
@@ -36,13 +36,13 @@ ACTIVATION_FUNCTIONS = {
 ACTIVATION_FUNCTIONS |= {"leakyrelu": "leaky_relu", "swish": "hardswish"}
 LAYER_KEY = re.compile(r"\d{1,9}\.[01]\.linear\.\d{1,9}\.(weight|bias)")
 # What the web UI writes next to the networks (Hypernetwork.save). Files from before some of it
-# existed say nothing of it: then the tensors tell.
+# existed lack them. Then the tensors decide.
 HYPERNETWORK_SETTINGS = tables()["list of settings (hypernetwork)"]
 
 
 @dataclass(frozen=True)
 class HypernetworkMLP:
-    """One small network: linear layers, each followed by an activation and maybe a layer norm.
+    """One small MLP: linear layers, each followed by an activation and perhaps a layer norm.
 
     layers: (weight, bias) in order, a matrix for a linear layer, a vector for a norm
     """
@@ -52,7 +52,7 @@ class HypernetworkMLP:
     activates_output: bool
 
     def __call__(self, c: Tensor) -> Tensor:
-        """What is to be added to c. c: b m width, and so is what it returns."""
+        """What is added to c. c: b m width    returns: b m width"""
         last = max(i for i, (weight, _) in enumerate(self.layers) if weight.ndim == 2)
         x = c
         for i, (weight, bias) in enumerate(self.layers):
@@ -67,14 +67,13 @@ class HypernetworkMLP:
 
 
 def hypernetwork(sd: StableDiffusion, path: str | Path, strength: float = 1.0) -> Handle:
-    """Let the file's networks rewrite the U-Net's contexts, until the handle is removed.
+    """Let the file's MLPs change the contexts of the U-Net, until the handle is removed.
 
-    A file may rewrite the contexts of several models: widths that this one lacks are left alone,
-    as in the web UI, so long as its text is among those that it has.
+    A file may serve several models. Widths that this model lacks are ignored, as in the web UI, if
+    the file has the width of this model's text.
 
-    Raises ValueError, and leaves the model as it is, for a file that is no hypernetwork, has an
-    activation or a setting unknown here, or is made for other widths than the model's, and for a
-    strength that is no finite number.
+    Raises ValueError, and leaves the model as it is, if the file is not a hypernetwork, has an
+    unknown activation or setting or is made for other widths, or if the strength is not finite.
     """
     refuse_non_finite(strength, "strength")
     networks = read_hypernetwork(path)
@@ -100,13 +99,15 @@ def apply_networks(
         projection.register_forward_pre_hook(rewriting_hook(net, strength))
         for layer in layers
         for projection, net in zip(
-            (layer.to_k, layer.to_v), networks.get(layer.to_k.in_features, ())
+            (layer.to_k, layer.to_v),
+            networks.get(layer.to_k.in_features, ()),
+            strict=False,  # a file may have no networks for this width
         )
     )
 
 
 def rewriting_hook(net: HypernetworkMLP, strength: float) -> Callable:
-    """A hook that changes what a projection reads."""
+    """A hook that adds the MLP's answer to what a projection reads."""
 
     def hook(projection: nn.Linear, inputs: tuple[Tensor]) -> tuple[Tensor]:
         (context,) = inputs
@@ -116,7 +117,7 @@ def rewriting_hook(net: HypernetworkMLP, strength: float) -> Callable:
 
 
 def read_hypernetwork(path: str | Path) -> dict[int, tuple[HypernetworkMLP, HypernetworkMLP]]:
-    """Width -> the network for keys and the one for values. ValueError as hypernetwork()."""
+    """Width -> the MLP for keys and the one for values. Raises ValueError as hypernetwork()."""
     path = local(path)
     content = read(path) if is_safetensors(path) else unpickle(path)
     content = content if isinstance(content, dict) else {}
@@ -130,7 +131,7 @@ def read_hypernetwork(path: str | Path) -> dict[int, tuple[HypernetworkMLP, Hype
 
 
 def parse_networks(content: Mapping) -> dict[int, tuple[HypernetworkMLP, HypernetworkMLP]]:
-    """Width -> its two networks. Raises ValueError for anything else in the file's content."""
+    """Width -> its two MLPs. Raises ValueError if the file's content is anything else."""
     layers = {
         key: each for key, each in content.items() if key not in HYPERNETWORK_SETTINGS.ignored
     }
@@ -154,12 +155,12 @@ def parse_networks(content: Mapping) -> dict[int, tuple[HypernetworkMLP, Hyperne
 
 
 def usual_layer(key: str) -> str:
-    """A tensor's usual name: the first hypernetworks had just "linear1" and "linear2"."""
+    """The usual name of a tensor. The first hypernetworks named them "linear1" and "linear2"."""
     return key.replace(".linear1.", ".linear.0.").replace(".linear2.", ".linear.1.")
 
 
 def parse_settings(stored: Mapping[str, object]) -> dict[str, object]:
-    """What a file says of its networks. Raises ValueError for what is unknown or makes no sense."""
+    """The settings of a file. Raises ValueError if one is unknown or makes no sense."""
     said = HYPERNETWORK_SETTINGS.read(stored)
     said["activation_func"] = str(said["activation_func"] or "linear").lower()
     if said["activation_func"] not in {"linear", *ACTIVATION_FUNCTIONS}:
@@ -171,7 +172,7 @@ def parse_settings(stored: Mapping[str, object]) -> dict[str, object]:
 def build_mlp(
     held: Mapping[int, Mapping[str, Tensor]], width: int, said: Mapping[str, object]
 ) -> HypernetworkMLP | None:
-    """The network of these layers; None unless they lead from the width back to it, as is said.
+    """The MLP of these layers. None if they do not lead from the width back to it as stated.
 
     held: number of a layer -> its weight and bias. Their numbers have gaps, since activations and
         dropout count as well

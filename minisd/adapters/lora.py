@@ -1,8 +1,8 @@
-"""LoRA: a small change of many weight matrices, each the product of two thin ones.
+"""LoRA: a low-rank update of many weight matrices, each the product of two thin matrices.
 
-W + scale * (alpha / rank) * up @ down (Hu et al. 2022, eq. 3). It is kept beside the layer and
-added to the layer's output, so W is never touched. Files name the layers in three ways: as kohya's
-trainer, as PEFT and diffusers do now, as diffusers did at first.
+W + scale * (alpha / rank) * up @ down (Hu et al. 2022, eq. 3). The update is
+added to the layer's output, so W itself never changes. Files name the layers in three ways: like
+kohya's trainer, like PEFT and today's diffusers, or like the first diffusers.
 
 kohya's files keep alpha as a tensor, where 0 means the rank. PEFT's settings keep it as a number,
 where 0 means 0. Where nothing states it, it is the rank.
@@ -44,7 +44,7 @@ LEAF_NAMES = {"lora_A": "down", "lora_B": "up", "alpha": "alpha"}
 
 @dataclass(frozen=True)
 class LowRankUpdate:
-    """What is added to one layer. down: rank c_in (h w)    up: c_out rank (1 1)"""
+    """The update of one layer. down: rank c_in (h w)    up: c_out rank (1 1)"""
 
     down: Tensor
     up: Tensor
@@ -61,12 +61,12 @@ class LowRankUpdate:
 
 
 def lora(sd: StableDiffusion, path: str | Path, scale: float = 1.0) -> Handle:
-    """Add the changes of a LoRA file to the model, `scale` times, until the handle is removed.
+    """Add the updates of a LoRA file to the model, `scale` times, until the handle is removed.
 
     path: the file, or the folder into which PEFT or diffusers wrote it
 
-    Raises ValueError, and leaves the model as it is, for a file that is no LoRA, is of a kind
-    unknown here, or is made for another model, and for a scale that is no finite number.
+    Raises ValueError, and leaves the model as it is, if the file is not a LoRA, is of an unknown
+    kind or is made for another model, or if the scale is not finite.
     """
     refuse_non_finite(scale, "scale")
     fitted = {}
@@ -77,7 +77,7 @@ def lora(sd: StableDiffusion, path: str | Path, scale: float = 1.0) -> Handle:
 
 
 def apply_updates(changes: Mapping[nn.Module, LowRankUpdate], scale: float) -> Handle:
-    """Add each layer's change, `scale` times, until the handle is removed."""
+    """Add the update of each layer, `scale` times, until the handle is removed."""
     return Handle(
         layer.register_forward_hook(partial(add_update, change, scale), prepend=True)
         for layer, change in changes.items()
@@ -88,12 +88,12 @@ def apply_updates(changes: Mapping[nn.Module, LowRankUpdate], scale: float) -> H
 def add_update(
     change: LowRankUpdate, scale: float, layer: nn.Module, inputs: tuple, output: Tensor
 ) -> Tensor:
-    """A hook, after its first two arguments: it adds the change to the layer's output."""
+    """A forward hook once its first two arguments are bound. Adds the update to the output."""
     return output + scale * change(layer, inputs[0])
 
 
 def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], LowRankUpdate]:
-    """(part, our name of a layer) -> its change. ValueError as lora()."""
+    """(part, our name of a layer) -> its update. Raises ValueError as lora() does."""
     path = find_lora_file(local(path))
     tensors = read(path)
     refuse_other_kinds(path.name, tensors, "LoRA")
@@ -126,7 +126,7 @@ def keys_by_layer(
 ) -> dict[tuple[str, Row], dict[str, str]]:
     """(part, a layer) -> the keys of its tensors: down, up, and alpha where there is one.
 
-    ValueError: they do not cover whole layers of the model, each once.
+    Raises ValueError unless they cover whole layers of the model, each once.
     """
     found: defaultdict[tuple[str, Row], dict[str, str]] = defaultdict(dict)
     layers, strange = layers_by_name(config), []
@@ -149,17 +149,17 @@ def keys_by_layer(
 
 
 def describe_contexts(tensors: dict[str, Tensor], config: ModelConfig) -> str:
-    """How wide the contexts are that the file changes, if that shows another model's, in words."""
+    """Words for the width of the contexts in the file, if it is not the width of this model."""
     widths = {t.shape[1] for key, t in tensors.items() if READS_CONTEXT.match(key) and t.ndim > 1}
     other = ", ".join(map(str, sorted(widths - {config.unet.context_dim})))
     return other and f", whose contexts are {other} wide, not {config.unet.context_dim}"
 
 
 def make_update(held: dict[str, Tensor], settings: Sequence[Mapping], layer: str) -> LowRankUpdate:
-    """What a file holds of one layer.
+    """Build the update of one layer from its tensors in the file.
 
-    settings: of PEFT's, one for each place that states them    layer: its name in diffusers
-    ValueError: these are no two matrices of finite numbers, or two alphas are stated.
+    settings: PEFT's, one for each place that states them    layer: its name in diffusers
+    Raises ValueError if these are not two matrices of finite numbers, or if two alphas differ.
     """
     down, up = held["down"], held["up"]
     if not all(m.ndim in (2, 4) and m.is_floating_point() and is_finite(m) for m in (down, up)):
@@ -179,7 +179,7 @@ def make_update(held: dict[str, Tensor], settings: Sequence[Mapping], layer: str
 
 
 def parse_key(key: str) -> tuple[str, str, str]:
-    """A file's key as part, layer (its dots as underscores) and what it holds; "" where unknown.
+    """Split a file's key into part, layer (dots become underscores) and leaf. "" if unknown.
 
     >>> parse_key("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight")
     ('text_encoder', 'text_model_encoder_layers_0_mlp_fc1', 'down')
@@ -205,7 +205,7 @@ def parse_key(key: str) -> tuple[str, str, str]:
 def layers_by_name(config: ModelConfig) -> dict[tuple[str, str], Row]:
     """(part, a layer's official name with its dots as underscores) -> all its names.
 
-    Of the U-Net both official names, since kohya's files have either.
+    The U-Net's layers are listed under both official names, since kohya's files use either.
     """
     rows = model_rows(config)
     spellings = [("unet", "original"), ("unet", "diffusers"), ("text_encoder", "diffusers")]
@@ -217,16 +217,16 @@ def layers_by_name(config: ModelConfig) -> dict[tuple[str, str], Row]:
 
 
 def fit_update(change: LowRankUpdate, layer: nn.Module, name: str) -> LowRankUpdate:
-    """The change in the layer's own shape: 1x1 convolutions and linear layers are the same.
+    """The update in the shape of the layer. A 1x1 convolution equals a linear layer.
 
-    ValueError: it is for a layer of other sizes, or what bears the name has no such weight.
+    Raises ValueError if the update is for other sizes, or if the layer has no weight matrix.
     """
     if not isinstance(layer, (nn.Linear, nn.Conv2d)):
         raise ValueError(f"{name} has no matrix to change: the file is made for another model.")
     weight, rank = layer.weight, len(change.down)
     ends = [1] * (weight.ndim - 2)  # up looks at one place only
     shapes = (rank, *weight.shape[1:]), (len(weight), rank, *ends)
-    pairs = list(zip((change.down, change.up), shapes))
+    pairs = list(zip((change.down, change.up), shapes, strict=True))
     if any((*matrix.shape, 1, 1)[:4] != (*shape, 1, 1)[:4] for matrix, shape in pairs):
         what = f"changes {change.down.shape[1]} channels into {len(change.up)}"
         own = f"the model's layer takes {weight.shape[1]} into {len(weight)}"

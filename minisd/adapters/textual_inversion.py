@@ -1,4 +1,4 @@
-"""Textual inversion: a new word, made of one or more vectors that were learnt from pictures.
+"""Textual inversion: a new word whose one or more vectors were trained on pictures.
 
 Nothing else changes: the vectors stand where a token's embedding would (Gal et al. 2023, section
 3). Three kinds of file: diffusers' {word: vector, …}, AUTOMATIC1111's string_to_param, emb_params.
@@ -53,13 +53,13 @@ class Words(Handle):
 def textual_inversion(
     sd: StableDiffusion, path: str | Path, word: str | None = None
 ) -> Word | Words:
-    """Teach the model the word of a file, for use in any prompt, until the handle is removed.
+    """Add the word of a file to the model, for use in any prompt, until the handle is removed.
 
-    word: how to call it. None: as the file says, else by the file's own name. Of several words in a
-        file, the one to take; None: all of them
+    word: the name to type in prompts. None: the file's own word, or else the name of the file.
+        If the file has several words, the one to add; None: all of them
 
-    Raises ValueError, and leaves the model as it is, for a file that holds no word, or vectors of
-    another width than the text transformer's, and for a word that is taken.
+    Raises ValueError, and leaves the model as it is, if the file holds no word, if its vectors
+    do not have the width of the text transformer, or if the word is taken.
     """
     path = local(path)
     words = read_words(path)
@@ -70,7 +70,10 @@ def textual_inversion(
     for wide in {vectors.shape[1] for vectors in words.values()} - {sd.config.text.width}:
         what = f"vectors {wide} wide, and {sd.config.name} expects {sd.config.text.width}"
         raise ValueError(f"{path.name} has {what}: it is made for another model.")
-    return Word(sd, *words.popitem()) if len(words) == 1 else Words(sd, words)
+    try:
+        return Word(sd, *words.popitem()) if len(words) == 1 else Words(sd, words)
+    except ValueError as error:
+        raise ValueError(f"{path.name} has a word that cannot be added: {error}") from error
 
 
 def read_words(path: Path) -> dict[str, Tensor]:
@@ -85,7 +88,8 @@ def read_words(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path.name} holds {what}: get another copy.")
     if not others:
         words = [found[key]["word"] or key for key in tensors]
-        tensors = dict(zip(words if len(words) > 1 else [path.stem], tensors.values()))
+        words = [path.stem] if len(words) == 1 else words
+        tensors = dict(zip(words, tensors.values(), strict=True))
     if len(tensors) > MOST_WORDS_OF_FILE:
         raise ValueError(
             f"{path.name} holds {len(tensors):,} words: {MOST_WORDS_OF_FILE:,} are the most."

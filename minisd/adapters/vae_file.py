@@ -17,7 +17,7 @@ class SwappedVAE(Handle):
         sd.vae = vae
 
     def remove(self) -> None:
-        """Put back the one from before.
+        """Put the previous autoencoder back.
 
         An autoencoder that was swapped in later stays until its own handle is removed.
         """
@@ -35,11 +35,11 @@ class SwappedVAE(Handle):
 def swap_vae(sd: StableDiffusion, path: str | Path) -> SwappedVAE:
     """Encode and decode with the autoencoder of a VAE file, until the handle is removed.
 
-    path: a file in the original's layout or diffusers', or diffusers' folder, of the sizes of the
-        model's own
-    Latents have the scale that the config.json next to it says, else the model's own.
-    Raises ValueError, and leaves the model as it is, for any other file and for a setting that
-    minisd's VAE does not have.
+    path: a file in the original's or diffusers' layout, or diffusers' folder, with the sizes of the
+        model's own autoencoder
+    Latents have the scale in the config.json next to the file, or else the model's own scale.
+    Raises ValueError, and leaves the model as it is, if the file is anything else or has a setting
+    that minisd's VAE does not support.
     """
     dtype = sd.vae.decoder.conv_in.weight.dtype
     return SwappedVAE(sd, load_vae(path, sd.config.vae, sd.device, dtype))

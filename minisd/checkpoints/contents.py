@@ -45,7 +45,7 @@ NOT_NEEDED = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="
 
 
 @dataclass(frozen=True)
-class Contents:
+class Checkpoint:
     """What a model's file or folder holds.
 
     parts: text_encoder, unet and vae, each by our names
@@ -69,9 +69,9 @@ class OtherVAE:
     state: dict[str, Tensor]
 
 
-def lay_open(
+def open_checkpoint(
     path: Path, prediction: str | None = None, ema: bool = False, vae: OtherVAE | None = None
-) -> Contents:
+) -> Checkpoint:
     """Read a model without building it. Raises ValueError as load() does.
 
     vae: in place of the model's own, which then may be absent
@@ -80,23 +80,23 @@ def lay_open(
         raise ValueError(f'prediction is {prediction!r}: only "eps" and "v" are known.')
     if ema and path.is_dir():
         raise ValueError(f"{path} is a folder, which holds one kind of weights: leave ema out.")
-    contents = open_folder(path, vae) if path.is_dir() else open_file(path, prediction, ema, vae)
-    check_vocabulary(path.name, contents.config.text.vocab_size, contents.tokenizer)
-    check_parts(path.name, contents.config)
-    return contents if prediction is None else predicting(contents, prediction, path.name)
+    checkpoint = open_folder(path, vae) if path.is_dir() else open_file(path, prediction, ema, vae)
+    check_vocabulary(path.name, checkpoint.config.text.vocab_size, checkpoint.tokenizer)
+    check_parts(path.name, checkpoint.config)
+    return checkpoint if prediction is None else predicting(checkpoint, prediction, path.name)
 
 
-def predicting(contents: Contents, prediction: str, name: str) -> Contents:
+def predicting(checkpoint: Checkpoint, prediction: str, name: str) -> Checkpoint:
     """With what the argument says in place of what the file says, and a warning where they differ.
 
     Raises ValueError where the noise levels do not allow it.
     """
-    schedule = contents.config.schedule
-    if contents.known_by not in (None, ARGUMENT):
-        warn_of_argument(name, prediction, schedule.prediction, contents.known_by)
-    config = replace(contents.config, schedule=replace(schedule, prediction=prediction))
+    schedule = checkpoint.config.schedule
+    if checkpoint.known_by not in (None, ARGUMENT):
+        warn_of_argument(name, prediction, schedule.prediction, checkpoint.known_by)
+    config = replace(checkpoint.config, schedule=replace(schedule, prediction=prediction))
     with naming(name):
-        return replace(contents, config=checked(config), known_by=ARGUMENT)
+        return replace(checkpoint, config=checked(config), known_by=ARGUMENT)
 
 
 def check_parts(name: str, config: ModelConfig) -> None:
@@ -140,7 +140,7 @@ def blank(config: ModelConfig) -> dict[str, nn.Module]:
 # ---- single files ----------------------------------------------------------------------------
 
 
-def open_file(path: Path, prediction: str | None, ema: bool, vae: OtherVAE | None) -> Contents:
+def open_file(path: Path, prediction: str | None, ema: bool, vae: OtherVAE | None) -> Checkpoint:
     """An original single file, or one of our own."""
     stored, tensors = metadata(path), read(path)
     if "base" in stored:
@@ -161,7 +161,7 @@ def open_file(path: Path, prediction: str | None, ema: bool, vae: OtherVAE | Non
             config, known_by = with_stated_settings(config, path, stored, tensors, prediction)
         config = checked(replace(config, vae=vae.config) if vae else config)
     parts, rest = cover(tensors, config, layout, path.name)
-    return Contents(layout, config, tokenizer, parts, rest, known_by)
+    return Checkpoint(layout, config, tokenizer, parts, rest, known_by)
 
 
 def usual_form(tensors: dict[str, Tensor], ema: bool) -> dict[str, Tensor]:
@@ -195,7 +195,7 @@ def read_base(path: Path, name: str) -> dict[str, Tensor]:
 # ---- diffusers folders -----------------------------------------------------------------------
 
 
-def open_folder(path: Path, vae: OtherVAE | None) -> Contents:
+def open_folder(path: Path, vae: OtherVAE | None) -> Checkpoint:
     """A diffusers folder. The safety checker and what else it may hold is not looked at."""
     needed = [part for part in OUR_PREFIXES if not (vae and part == "vae")]
     refuse_other_folders(path, [*needed, "tokenizer"])
@@ -210,7 +210,7 @@ def open_folder(path: Path, vae: OtherVAE | None) -> Contents:
         raise ValueError(f"{error}{absent_sizes(path)}") from error
     pad = None if tokenizer.pad_token == tokenizer.end else tokenizer.pad_token
     config = replace(config, text=replace(config.text, pad_token=pad))
-    return Contents("diffusers", config, tokenizer, parts, rest, "its scheduler's settings")
+    return Checkpoint("diffusers", config, tokenizer, parts, rest, "its scheduler's settings")
 
 
 def refuse_other_folders(path: Path, needed: list[str]) -> None:
@@ -280,7 +280,7 @@ def cover(
     unknown = [key for key in rest if purpose(key, config) is None]
     mend = "It is not whole, or a variant of SD v1 or v2 that is unknown here."
     tensors = as_needed(tensors, needed)
-    refuse_misfits(name, tensors, needed, unknown, mend)
+    check_cover(name, tensors, needed, unknown, mend)
     parts = {}
     for part, start in starts.items():
         within = {key.removeprefix(start): tensors[key] for key in needed if key.startswith(start)}
@@ -300,7 +300,7 @@ def cover_part(
     unknown = [key for key in tensors if key not in needed]
     mend = "It is not whole, or made for another model: get one of the model's sizes."
     tensors = as_needed(tensors, needed)
-    refuse_misfits(name, tensors, needed, unknown, mend)
+    check_cover(name, tensors, needed, unknown, mend)
     return names.from_official(tensors, rows, layout)
 
 
@@ -329,7 +329,7 @@ def not_needed_patterns(layers: int) -> dict[str, re.Pattern]:
     }
 
 
-def refuse_misfits(
+def check_cover(
     name: str,
     tensors: Mapping[str, Tensor],
     needed: Mapping[str, Tensor],

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minisd.checkpoints.contents import lay_open, purpose
+from minisd.checkpoints.contents import open_checkpoint, purpose
 from minisd.checkpoints.kinds import MODEL, kind, way_out
 from minisd.checkpoints.load import locate
 from minisd.checkpoints.names import is_v2
@@ -74,10 +74,10 @@ def info(source: str | Path) -> Info:
     if what != MODEL:
         parts, more = {"in all": tensors}, {"use": way_out(tensors)}
     else:
-        contents = lay_open(path, ema=averaged)
-        about = {name: getattr(contents, name) for name in ("layout", "config", "known_by")}
-        unused = counted(purpose(key, contents.config) for key in contents.not_needed)
-        parts, more = contents.parts, {**about, "not_needed": unused}
+        checkpoint = open_checkpoint(path, ema=averaged)
+        about = {name: getattr(checkpoint, name) for name in ("layout", "config", "known_by")}
+        unused = counted(purpose(key, checkpoint.config) for key in checkpoint.not_needed)
+        parts, more = checkpoint.parts, {**about, "not_needed": unused}
     stored = [tensor for part in parts.values() for tensor in part.values()]
     dtypes = counted(str(tensor.dtype).removeprefix("torch.") for tensor in stored)
     numbers = {name: sum(t.numel() for t in part.values()) for name, part in parts.items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minisd.checkpoints.contents import Contents, blank, lay_open, refuse_misfits
+from minisd.checkpoints.contents import Checkpoint, blank, check_cover, open_checkpoint
 from minisd.checkpoints.folder_settings import vae_config
 from minisd.checkpoints.names import is_v2
 from minisd.checkpoints.prediction import alpha_bar, with_prediction
@@ -66,7 +66,7 @@ def load(
     check_dtype(dtype)
     path = locate(source)
     other = None if vae is None else open_vae(vae, own_vae_config(path))
-    return build(lay_open(path, prediction, ema, other), path.name, device, dtype)
+    return build(open_checkpoint(path, prediction, ema, other), path.name, device, dtype)
 
 
 def check_dtype(dtype: object) -> None:
@@ -88,19 +88,19 @@ def own_vae_config(path: Path) -> VAEConfig | None:
 
 
 def build(
-    contents: Contents,
+    checkpoint: Checkpoint,
     name: str,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Parts:
     """The networks of a checkpoint that was laid open. name: what to call it in an error."""
-    networks = blank(contents.config)
+    networks = blank(checkpoint.config)
     for part, network in networks.items():
         wide = part == "vae" and dtype is torch.float16
         own = torch.float32 if wide else dtype
-        fill(network, contents.parts[part], device, own, f"{name}: {part}")
-    parts = Parts(contents.config, contents.tokenizer, **networks)
-    return parts if contents.known_by else try_prediction(parts, name)
+        fill(network, checkpoint.parts[part], device, own, f"{name}: {part}")
+    parts = Parts(checkpoint.config, checkpoint.tokenizer, **networks)
+    return parts if checkpoint.known_by else try_prediction(parts, name)
 
 
 def load_vae(
@@ -140,7 +140,7 @@ def fill_whole(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -> 
     """
     needed = network.state_dict()
     unknown = [key for key in tensors if key not in needed]
-    refuse_misfits(name, tensors, needed, unknown, "Get another copy.")
+    check_cover(name, tensors, needed, unknown, "Get another copy.")
     fill(network, tensors, "cpu", torch.float32, name)
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minisd.checkpoints.contents import OUR_PREFIXES, Contents, lay_open
+from minisd.checkpoints.contents import OUR_PREFIXES, Checkpoint, open_checkpoint
 from minisd.checkpoints.folder_settings import to_folder
 from minisd.checkpoints.load import (
     NOT_FINITE,
@@ -100,45 +100,50 @@ def convert(
         raise ValueError(f"{destination} exists already: give another name, or remove it first.")
     with written_whole(destination, folder=layout == "diffusers") as unfinished:
         other = None if vae is None else open_vae(vae, own_vae_config(path))
-        contents = lay_open(path, prediction, ema, other)
-        if keep_unused and (contents.layout, layout) != ("original", "original"):
+        checkpoint = open_checkpoint(path, prediction, ema, other)
+        if keep_unused and (checkpoint.layout, layout) != ("original", "original"):
             raise ValueError("keep_unused works from one original file to another: leave it out.")
-        if contents.known_by is None:  # tried, which needs the network
-            contents = replace(contents, config=build(contents, path.name).config)
+        if checkpoint.known_by is None:  # tried, which needs the network
+            checkpoint = replace(checkpoint, config=build(checkpoint, path.name).config)
         if layout == "diffusers":
-            write_folder(unfinished, contents, dtype)
+            write_folder(unfinished, checkpoint, dtype)
         else:
-            write_file(unfinished, contents, layout, keep_unused, dtype)
+            write_file(unfinished, checkpoint, layout, keep_unused, dtype)
 
 
 def write_file(
-    path: Path, contents: Contents, layout: str, keep_unused: bool, dtype: torch.dtype | None
+    path: Path, checkpoint: Checkpoint, layout: str, keep_unused: bool, dtype: torch.dtype | None
 ):
     """All parts in one file; the settings stand in its header, which other programs pass over."""
-    prefix = prefixes(contents.config) if layout == "original" else OUR_PREFIXES
-    tensors = dict(contents.not_needed) if keep_unused else {}
-    for part, state in renamed(contents, layout).items():
+    prefix = prefixes(checkpoint.config) if layout == "original" else OUR_PREFIXES
+    tensors = dict(checkpoint.not_needed) if keep_unused else {}
+    for part, state in renamed(checkpoint, layout).items():
         tensors |= {prefix[part] + key: tensor for key, tensor in state.items()}
-    settings, unused = to_metadata(contents.config, contents.tokenizer), set(contents.not_needed)
+    settings, unused = (
+        to_metadata(checkpoint.config, checkpoint.tokenizer),
+        set(checkpoint.not_needed),
+    )
     write_tensors(path, tensors, settings, dtype, unused)
 
 
-def write_folder(path: Path, contents: Contents, dtype: torch.dtype | None):
+def write_folder(path: Path, checkpoint: Checkpoint, dtype: torch.dtype | None):
     """Each part in a folder of its own, beside its settings."""
-    for name, settings in to_folder(contents.config, contents.tokenizer).items():
+    for name, settings in to_folder(checkpoint.config, checkpoint.tokenizer).items():
         file = path / name
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    write_tokenizer(path / "tokenizer", contents.tokenizer)
-    for part, state in renamed(contents, "diffusers").items():
+    write_tokenizer(path / "tokenizer", checkpoint.tokenizer)
+    for part, state in renamed(checkpoint, "diffusers").items():
         name = "model" if part == "text_encoder" else "diffusion_pytorch_model"
         write_tensors(path / part / f"{name}.safetensors", state, {"format": "pt"}, dtype)
 
 
-def renamed(contents: Contents, layout: str) -> dict[str, dict[str, Tensor]]:
+def renamed(checkpoint: Checkpoint, layout: str) -> dict[str, dict[str, Tensor]]:
     """Each part's tensors under the names of a layout, without prefix."""
-    rows = model_rows(contents.config)
-    return {part: to_official(state, rows[part], layout) for part, state in contents.parts.items()}
+    rows = model_rows(checkpoint.config)
+    return {
+        part: to_official(state, rows[part], layout) for part, state in checkpoint.parts.items()
+    }
 
 
 def write_tensors(

@@ -6,6 +6,7 @@ Dense Prediction", figure 1; the ResNet is BiT's, Kolesnikov et al. 2020).
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -45,7 +46,7 @@ DPT_HYBRID = DepthConfig()
 
 
 def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """Zeros around x so that a convolution gives ceil(size / stride); an odd one right, below."""
+    """Pad with zeros, so that a convolution gives ceil(size / stride). Odd ones go right, below."""
     width_first = x.shape[:1:-1]
     totals = [max((n - 1) // stride * stride + kernel - n, 0) for n in width_first]
     return F.pad(x, [part for total in totals for part in (total // 2, total - total // 2)])
@@ -101,7 +102,8 @@ class ResNet(nn.Module):
         self.stem = StandardisedConv(3, config.stem, 7, stride=2)
         self.norm = nn.GroupNorm(groups, config.stem)
         self.stages = nn.ModuleList()
-        for c, c_out, count in zip((config.stem, *config.stages), config.stages, config.blocks):
+        widths = pairwise((config.stem, *config.stages))
+        for (c, c_out), count in zip(widths, config.blocks, strict=True):
             stride = 2 if self.stages else 1
             first = Bottleneck(c, c_out, stride, groups, first=True)
             rest = [Bottleneck(c_out, c_out, 1, groups, first=False) for _ in range(count - 1)]
@@ -252,7 +254,7 @@ class DepthEstimator(nn.Module):
         token = self.class_token.expand(len(x), -1, -1)
         x = torch.cat([token, places], dim=1) + self.positions(size)
         seen = [x := layer(x) for layer in self.layers]
-        taken = zip(self.readout, self.config.taken)
+        taken = zip(self.readout, self.config.taken, strict=True)
         finer, coarser = (readout(seen[i], size) for readout, i in taken)
         return [finer, self.shrink(coarser)]
 
@@ -267,7 +269,7 @@ class DepthEstimator(nn.Module):
     def load(cls, path: str | Path, config: DepthConfig = DPT_HYBRID) -> "DepthEstimator":
         """Read it out of an official depth checkpoint, a MiDaS file or transformers' DPT file.
 
-        Raises ValueError for a file that holds no estimator of these sizes.
+        Raises ValueError if the file holds no estimator of these sizes.
         """
         path = local(path)
         with torch.device("meta"):
@@ -278,7 +280,7 @@ class DepthEstimator(nn.Module):
 
 
 def estimator_size(size: tuple[int, int]) -> tuple[int, int]:
-    """The size at which the estimator looks: one side near 384, the aspect kept, multiples of 32.
+    """The size that the estimator sees: one side near 384, both multiples of 32, same aspect.
 
     The side that changes least decides (MiDaS transforms.py, resize_method "minimal").
     """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from minisd.checkpoints.contents import refuse_misfits
+from minisd.checkpoints.contents import check_cover
 from minisd.checkpoints.kinds import refuse_other_kinds
 from minisd.checkpoints.names import LEAVES, Row, flat
 from minisd.checkpoints.read import rename
@@ -129,7 +129,7 @@ def to_ours(tensors: Mapping[str, Tensor], network: DepthEstimator, name: str) -
         raise ValueError(f"{name} {error}.") from error
     needed = network.state_dict()
     unknown = [key for key in ours if key not in needed]
-    refuse_misfits(name, ours, needed, unknown, "It is no DPT-hybrid: get another file.")
+    check_cover(name, ours, needed, unknown, "It is no DPT-hybrid: get another file.")
     return ours
 
 

@@ -1,10 +1,11 @@
 """The mini's depth estimator: what DPT-hybrid is to Stable Diffusion, for pictures of 64 pixels.
 
-Three halvings and the way back, with what was seen at each size beside (Ronneberger et al. 2015,
-figure 1, without its crops). It serves wherever tasks/depth.py's estimator does.
+A small U-Net: it halves the picture three times and goes back up, with a skip at each size
+(Ronneberger et al. 2015, figure 1, without its crops). It can replace the estimator of dpt.py.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ class SmallDepthEstimator(nn.Module):
 
     def __init__(self, channels: tuple[int, ...] = CHANNELS):
         super().__init__()
-        finer = list(zip(channels, channels[1:]))
+        finer = list(pairwise(channels))
         self.conv_in = nn.Conv2d(3, channels[0], 3, padding=1)
         self.down = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in finer)
         self.up = nn.ModuleList(nn.Conv2d(b + a, a, 3, padding=1) for a, b in reversed(finer))
@@ -50,7 +51,7 @@ class SmallDepthEstimator(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> "SmallDepthEstimator":
-        """Read it out of mini-depth.safetensors. ValueError for a file that holds none."""
+        """Read it from mini-depth.safetensors. Raises ValueError if the file holds none."""
         path = local(path)
         with torch.device("meta"):
             network = cls()
@@ -63,7 +64,7 @@ class SmallDepthEstimator(nn.Module):
 
 
 def holds_small_estimator(path: Path) -> bool:
-    """Told from the header alone: an official depth model has gigabytes to read."""
+    """Reads only the header, because an official depth model has gigabytes of tensors."""
     names = header(path) if is_safetensors(path) else {}
     with torch.device("meta"):
         needed = SmallDepthEstimator().state_dict()
@@ -73,7 +74,7 @@ def holds_small_estimator(path: Path) -> bool:
 def load_estimator(path: str | Path) -> Callable[[Tensor], Tensor]:
     """The estimator that a depth model's file holds, the mini's or DPT-hybrid.
 
-    Raises ValueError where it holds neither.
+    Raises ValueError if it holds neither.
     """
     path = local(path)
     small = holds_small_estimator(path)

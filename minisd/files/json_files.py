@@ -14,7 +14,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from itertools import chain
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 # Python makes some 50 bytes of objects from each byte of "[{},{},{}, …", so this is at most 500 MB
 # and two seconds. A CLIP's tokenizer.json has 4 MB, a shard index less than 1 MB.
@@ -166,7 +166,9 @@ def build(kind: type[T], stored: object, ranges: Mapping[str, Range] = {}, part:
     if unknown := [name for name in stored if name not in types]:
         said = f"has the setting {shortened(unknown[0])}{where}"
         raise ValueError(f"{said}, which is unknown here: a newer minisd may know it")
-    needed = (one.name for one in fields(kind) if one.default is one.default_factory is MISSING)
+    needed = (
+        one.name for one in fields(cast(Any, kind)) if one.default is one.default_factory is MISSING
+    )
     parts = (name for name, one in types.items() if is_dataclass(one))
     if lacks := [name for name in (*needed, *parts) if name not in stored]:
         raise ValueError(f"lacks the setting {lacks[0]!r}{where}: get another copy")

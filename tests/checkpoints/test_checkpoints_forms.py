@@ -15,7 +15,7 @@ from torch import Tensor
 
 import minisd
 from minisd.checkpoints import contents
-from minisd.checkpoints.contents import lay_open
+from minisd.checkpoints.contents import open_checkpoint
 from minisd.checkpoints.info import info
 from minisd.checkpoints.load import load, load_vae
 from minisd.checkpoints.vae_file import open_vae
@@ -69,7 +69,7 @@ def refusal(path: Path, **options) -> str:
 
 
 def assert_same(path: Path, other: Path, **options) -> None:
-    ours, theirs = lay_open(path, **options), lay_open(other)
+    ours, theirs = open_checkpoint(path, **options), open_checkpoint(other)
     assert replace(ours.config, name="") == replace(theirs.config, name="")
     for part, state in theirs.parts.items():
         assert ours.parts[part].keys() == state.keys()
@@ -157,7 +157,7 @@ def test_shards_that_hold_one_name_with_different_values_are_named(v1, tmp_path)
     message = refusal(tmp_path / "folder")
     assert f"holds vae.{first} twice" in message
     save_file({first: content[first]}, path.with_name("b.safetensors"))
-    lay_open(tmp_path / "folder")
+    open_checkpoint(tmp_path / "folder")
 
 
 # ---- headers ---------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ def test_other_spellings_are_the_same_model(tensors, tmp_path, v1, spell, flat):
     assert_same(write(tmp_path / "a.safetensors", content), v1)
     vae = {k.removeprefix(VAE): t for k, t in content.items() if k.startswith(VAE)}
     ours = load_vae(write(tmp_path / "vae.safetensors", vae), V1.vae).state_dict()
-    whole = lay_open(v1).parts["vae"]
+    whole = open_checkpoint(v1).parts["vae"]
     assert all(torch.equal(ours[key], whole[key]) for key in whole)
 
 
@@ -243,7 +243,7 @@ def test_leftovers_are_named_as_not_needed(tensors, tmp_path, v1):
         tmp_path / "a.safetensors", tensors["v1"] | dict.fromkeys(LEFTOVERS, torch.ones(2))
     )
     assert_same(path, v1)
-    assert set(LEFTOVERS) <= set(lay_open(path).not_needed)
+    assert set(LEFTOVERS) <= set(open_checkpoint(path).not_needed)
     assert None not in info(path).not_needed
 
 
@@ -312,7 +312,7 @@ def test_averaged_weights_alone_load_with_ema(tensors, tmp_path, family):
     assert "holds only the averaged weights" in refusal(path)
     assert "ema=True" in refusal(path)
     assert info(path).layout == "original"
-    ours, theirs = (lay_open(each, ema=True) for each in (path, both))
+    ours, theirs = (open_checkpoint(each, ema=True) for each in (path, both))
     assert ours.parts["unet"].keys() == theirs.parts["unet"].keys()
     assert all(torch.equal(t, theirs.parts["unet"][k]) for k, t in ours.parts["unet"].items())
     odd = alone | {"model_ema.diffusion_modelinput_blocks10nonsense": torch.ones(1)}
@@ -382,7 +382,7 @@ def test_another_vae_takes_the_place_of_the_models_own_in_every_layout(v1, tmp_p
     assert "vae=FILE or --vae FILE" in message
     load(tmp_path / "folder", vae=tmp_path / "vae")
     convert(tmp_path / "folder", tmp_path / "whole", vae=tmp_path / "vae")
-    assert lay_open(tmp_path / "whole").parts["vae"].keys() == expected.keys()
+    assert open_checkpoint(tmp_path / "whole").parts["vae"].keys() == expected.keys()
 
 
 def test_the_settings_next_to_a_vae_are_obeyed_or_refused(v1, tmp_path):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import minisd
 from minisd.checkpoints import contents
-from minisd.checkpoints.contents import lay_open
+from minisd.checkpoints.contents import open_checkpoint
 from minisd.checkpoints.info import info
 from minisd.checkpoints.load import Parts, likeness_to_noise, load, try_prediction
 from minisd.checkpoints.write import convert
@@ -60,13 +60,13 @@ def write(tensors, tmp_path):
 
 
 def said(path: Path, **options) -> tuple[str, str | None]:
-    opened = lay_open(path, **options)
+    opened = open_checkpoint(path, **options)
     return opened.config.schedule.prediction, opened.known_by
 
 
 def refusal(path: Path, **options) -> str:
     with pytest.raises(ValueError) as caught:
-        lay_open(path, **options)
+        open_checkpoint(path, **options)
     assert "\n" not in str(caught.value)
     assert path.name in str(caught.value)
     return str(caught.value)
@@ -134,7 +134,7 @@ def test_an_argument_against_the_file_warns(write, tmp_path):
 def test_the_header_states_the_size(write):
     for stated, size in {"768x768": 768, "512x768": 512, "100x100": 512}.items():
         header = {"modelspec.predict_key": "epsilon", "modelspec.resolution": stated}
-        assert lay_open(write(header)).config.size == size
+        assert open_checkpoint(write(header)).config.size == size
 
 
 # ---- marker tensors --------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def test_marker_tensors_tell(write, prefix):
         "v",
         f"the marker tensor {prefix}v_pred",
     )
-    both = lay_open(write(more={f"{prefix}v_pred": EMPTY, f"{prefix}ztsnr": EMPTY}))
+    both = open_checkpoint(write(more={f"{prefix}v_pred": EMPTY, f"{prefix}ztsnr": EMPTY}))
     assert both.config.schedule.zero_terminal_snr
     theirs = table(rescale_betas_zero_snr=True)
     assert Schedule(both.config.schedule).alpha_bar.numpy() == pytest.approx(theirs, abs=1e-6)
@@ -157,7 +157,7 @@ def test_marker_tensors_tell(write, prefix):
     [({"ss_zero_terminal_snr": "True"}, {}), ({}, {"ztsnr": EMPTY})],
 )
 def test_zero_terminal_snr_means_v(write, header, more):
-    opened = lay_open(write(header, more))
+    opened = open_checkpoint(write(header, more))
     assert opened.config.schedule.prediction == "v"
     assert opened.config.schedule.zero_terminal_snr
     assert "it must be v" in refusal(write(header | {"modelspec.predict_key": "epsilon"}, more))
@@ -211,13 +211,15 @@ def test_a_yaml_against_the_header_is_an_error(write):
     ],
 )
 def test_a_yamls_noise_levels_are_obeyed(write, lines, theirs):
-    ours = Schedule(lay_open(write(yaml=yaml(*lines))).config.schedule)
+    ours = Schedule(open_checkpoint(write(yaml=yaml(*lines))).config.schedule)
     assert ours.alpha_bar.numpy() == pytest.approx(table(**theirs), abs=1e-6)
 
 
 def test_a_yamls_scale_is_obeyed(write):
-    assert lay_open(write(yaml=yaml("scale_factor: 0.5"))).config.vae.scale == 0.5
-    assert lay_open(write(more={"scale_factor": torch.tensor(0.25)})).config.vae.scale == 0.25
+    assert open_checkpoint(write(yaml=yaml("scale_factor: 0.5"))).config.vae.scale == 0.5
+    assert (
+        open_checkpoint(write(more={"scale_factor": torch.tensor(0.25)})).config.vae.scale == 0.25
+    )
 
 
 @pytest.mark.parametrize(
@@ -272,7 +274,7 @@ model:
 
 
 def test_the_published_v2_yaml_is_read_whole(write):
-    config = lay_open(write(yaml=PUBLISHED_YAML, family="v2")).config
+    config = open_checkpoint(write(yaml=PUBLISHED_YAML, family="v2")).config
     v = replace(V2, name="a", size=768, schedule=replace(V2.schedule, prediction="v"))
     assert config == v
 
@@ -293,13 +295,13 @@ def test_our_own_table_is_no_news_in_any_precision(write, dtype):
     for stored in (table().to(dtype), table().to(dtype).float()):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            opened = lay_open(write(v1, {"alphas_cumprod": stored}))
+            opened = open_checkpoint(write(v1, {"alphas_cumprod": stored}))
         assert opened.config.schedule == V1.schedule
 
 
 def test_a_table_with_zero_terminal_snr_is_obeyed(write):
     more = {"alphas_cumprod": table(rescale_betas_zero_snr=True)}
-    opened = lay_open(write(more=more))
+    opened = open_checkpoint(write(more=more))
     assert opened.config.schedule.zero_terminal_snr
     assert opened.config.schedule.prediction == "v"
     assert "it must be v" in refusal(write(more=more), prediction="eps")
@@ -313,18 +315,18 @@ def test_another_table_is_obeyed_and_reported(write, tmp_path, settings):
     theirs = table(**settings)
     path = write({"modelspec.predict_key": "epsilon"}, {"alphas_cumprod": theirs})
     with pytest.warns(UserWarning, match="an alphas_cumprod other than .*: it is obeyed"):
-        opened = lay_open(path)
+        opened = open_checkpoint(path)
     assert Schedule(opened.config.schedule).alpha_bar.numpy() == pytest.approx(theirs, rel=1e-5)
     with pytest.warns(UserWarning):
         convert(path, tmp_path / "b.safetensors")
-    assert lay_open(tmp_path / "b.safetensors").config.schedule == opened.config.schedule
+    assert open_checkpoint(tmp_path / "b.safetensors").config.schedule == opened.config.schedule
 
 
 def test_a_table_that_ends_without_signal_is_for_v_alone(write):
     theirs = DDIMScheduler(beta_schedule="linear", rescale_betas_zero_snr=True).alphas_cumprod
     path = write({"modelspec.predict_key": "v"}, {"alphas_cumprod": theirs})
     with pytest.warns(UserWarning, match="it is obeyed"):
-        schedule = Schedule(lay_open(path).config.schedule)
+        schedule = Schedule(open_checkpoint(path).config.schedule)
     assert schedule.alpha_bar[-1] == 0
     assert schedule.alpha_bar.numpy() == pytest.approx(theirs, abs=1e-4)
 
@@ -333,7 +335,7 @@ def test_a_table_that_ends_without_signal_is_for_v_alone(write):
 def test_a_table_that_does_not_fall_is_reported(write, stored):
     path = write({"modelspec.predict_key": "epsilon"}, {"alphas_cumprod": stored})
     with pytest.warns(UserWarning, match="does not fall from 1 to 0, and is ignored"):
-        assert lay_open(path).config.schedule == V1.schedule
+        assert open_checkpoint(path).config.schedule == V1.schedule
 
 
 # ---- the trial on noise ----------------------------------------------------------------------
@@ -388,7 +390,7 @@ def test_an_untrained_v1_network_is_not_taken_for_v(tmp_path, channels):
 )
 def test_the_heads_that_a_yaml_states_are_obeyed(write, family, stated, heads, head_width):
     text = yaml(f"unet_config: {{params: {{{stated}}}}}")
-    unet = lay_open(write(yaml=text, family=family)).config.unet
+    unet = open_checkpoint(write(yaml=text, family=family)).config.unet
     assert (unet.heads, unet.head_width) == (heads, head_width)
 
 
@@ -403,7 +405,7 @@ def test_a_stated_size_holds_whoever_says_eps_or_v(write, prediction):
 def test_betas_alone_are_the_noise_levels(write):
     betas = torch.linspace(0.0001, 0.02, 1000)
     with pytest.warns(UserWarning, match="is obeyed"):
-        config = lay_open(write(more={"betas": betas})).config
+        config = open_checkpoint(write(more={"betas": betas})).config
     theirs = DDIMScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear")
     assert torch.allclose(
         Schedule(config.schedule).alpha_bar.float(), theirs.alphas_cumprod, rtol=1e-4

@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import minisd
 from minisd.checkpoints import folder_settings
-from minisd.checkpoints.contents import lay_open
+from minisd.checkpoints.contents import open_checkpoint
 from minisd.checkpoints.folder_settings import text_config, unet_config, vae_config
 from minisd.checkpoints.known_settings import KnownSettings
 from minisd.checkpoints.load import load
@@ -194,10 +194,10 @@ def test_absent_sizes_are_the_references_and_said_where_they_do_not_fit(v1):
     change(v1, "unet/config.json", in_channels=..., out_channels=..., layers_per_block=...)
     change(v1, "vae/config.json", latent_channels=..., layers_per_block=..., norm_num_groups=...)
     change(v1, "text_encoder/config.json", vocab_size=..., max_position_embeddings=...)
-    assert replace(lay_open(v1).config, name="v1") == V1
+    assert replace(open_checkpoint(v1).config, name="v1") == V1
     change(v1, "text_encoder/config.json", hidden_size=...)
     with pytest.raises(ValueError, match=r"It lacks .*'hidden_size' .* so the usual one was taken"):
-        lay_open(v1)
+        open_checkpoint(v1)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_the_size_of_folders_before_diffusers_0_9_is_what_diffusers_makes_of_it(
     v1, version, side, size
 ):
     change(v1, "unet/config.json", _diffusers_version=version, sample_size=side)
-    assert lay_open(v1).config.size == size
+    assert open_checkpoint(v1).config.size == size
     theirs = StableDiffusionPipeline.from_pretrained(v1, safety_checker=None)
     if version is not ...:
         assert theirs.unet.config.sample_size * theirs.vae_scale_factor == size
@@ -232,16 +232,16 @@ def test_the_size_of_folders_before_diffusers_0_9_is_what_diffusers_makes_of_it(
 )
 def test_a_folder_of_something_else_is_refused_by_name(v1, file, settings, says):
     with pytest.raises(ValueError) as caught:
-        lay_open(change(v1, file, **settings))
+        open_checkpoint(change(v1, file, **settings))
     assert says in str(caught.value)
     assert "v1" in str(caught.value)
 
 
 def test_absent_parts_of_the_index_are_no_matter(v1):
     change(v1, "model_index.json", image_encoder=[None, None], whatever=[None, None])
-    lay_open(v1)
+    open_checkpoint(v1)
     (v1 / "model_index.json").unlink()
-    lay_open(v1)
+    open_checkpoint(v1)
 
 
 # ---- the tiny pipelines that diffusers' and transformers' own tests are made of -----------------
@@ -337,7 +337,7 @@ def test_the_text_mlps_width_is_read_off_a_single_file(tmp_path, family):
     convert(tmp_path / "folder", tmp_path / "a.safetensors")
     bare = tmp_path / "bare.safetensors"
     save_file(load_file(tmp_path / "a.safetensors"), bare)
-    opened = lay_open(bare, prediction="eps")
+    opened = open_checkpoint(bare, prediction="eps")
     assert replace(opened.config, name=family.name) == config
     parts, tokens = load(bare, prediction="eps"), torch.randint(0, 49408, (2, 77))
     with torch.no_grad():
@@ -370,12 +370,12 @@ def test_the_text_transformer_decides_the_family_and_no_flag_of_the_unet(
     projection = content["model.diffusion_model.middle_block.1.proj_in.weight"]
     assert projection.ndim == (2 if linear else 4)
     convert(tmp_path / "a.safetensors", tmp_path / "back")
-    whole, again = lay_open(tmp_path / "folder"), lay_open(tmp_path / "back")
+    whole, again = open_checkpoint(tmp_path / "folder"), open_checkpoint(tmp_path / "back")
     assert replace(again.config, name="folder") == whole.config
     for part, tensors in whole.parts.items():
         assert all(torch.equal(tensors[key], again.parts[part][key]) for key in tensors)
     save_file(content, tmp_path / "bare.safetensors")  # by another program, without our header
-    bare = lay_open(tmp_path / "bare.safetensors", prediction="eps")
+    bare = open_checkpoint(tmp_path / "bare.safetensors", prediction="eps")
     assert bare.config.text == whole.config.text
     assert bare.config.open_clip_text == whole.config.open_clip_text
 
@@ -404,8 +404,8 @@ def test_a_models_own_sampler_survives_a_folder(tmp_path, sampler):
     parts = replace(parts, config=replace(parts.config, sampler=sampler))
     save(tmp_path / "a.safetensors", parts)
     convert(tmp_path / "a.safetensors", tmp_path / "folder")
-    assert lay_open(tmp_path / "folder").config.sampler == sampler
-    assert lay_open(tmp_path / "folder").config.cfg_scale == parts.config.cfg_scale
+    assert open_checkpoint(tmp_path / "folder").config.sampler == sampler
+    assert open_checkpoint(tmp_path / "folder").config.cfg_scale == parts.config.cfg_scale
 
 
 def test_an_official_models_folder_holds_diffusers_files_alone(v1, tmp_path):

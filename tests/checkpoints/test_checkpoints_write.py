@@ -17,7 +17,7 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minisd.checkpoints.contents import lay_open
+from minisd.checkpoints.contents import open_checkpoint
 from minisd.checkpoints.info import info
 from minisd.checkpoints.load import load
 from minisd.checkpoints.read import metadata
@@ -117,7 +117,7 @@ def test_settings_that_no_tensor_tells_survive(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name in ("a.safetensors", "b.safetensors", "c"):
-            found = lay_open(tmp_path / name).config
+            found = open_checkpoint(tmp_path / name).config
             assert replace(found, name=config.name) == config
 
 
@@ -249,7 +249,7 @@ def never(*arguments, **options):
 
 
 def test_a_folder_without_write_permission_is_refused_before_the_work(locked, monkeypatch):
-    monkeypatch.setattr("minisd.checkpoints.write.lay_open", never)
+    monkeypatch.setattr("minisd.checkpoints.write.open_checkpoint", never)
     for name in ("a.safetensors", "folder"):
         with pytest.raises(ValueError, match=r"cannot be written \(Permission denied\): choose"):
             convert(locked, locked / name)
@@ -258,7 +258,7 @@ def test_a_folder_without_write_permission_is_refused_before_the_work(locked, mo
 
 @pytest.mark.parametrize("name", ["nowhere/a.safetensors", "a.txt/b.safetensors", "nowhere/a"])
 def test_a_place_that_does_not_exist_is_refused_before_the_work(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("minisd.checkpoints.write.lay_open", never)
+    monkeypatch.setattr("minisd.checkpoints.write.open_checkpoint", never)
     (tmp_path / "a.txt").touch()
     with pytest.raises(ValueError, match=r"cannot be written .*: choose a folder that exists"):
         convert(tmp_path, tmp_path / name)

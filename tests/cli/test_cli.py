@@ -340,10 +340,10 @@ def test_a_classifier_leads(tmp_path):
         (["img2img", "a cat", "{tmp}/gone.png"], "cannot be read as a picture"),
         (["img2img", "a cat", "{photo}", "--strength", 2], "strength must be 0"),
         (["img2img", "a cat", "{photo}", "--lora", "{photo}"], "is no file of weights"),
-        (["depth", "a cat", "{photo}", "--depth", "{photo}"], "load a depth model"),
-        (["depth", "a cat", "{photo}"], "load a depth model"),
+        (["depth", "a cat", "{photo}", "--depth", "{photo}"], "Load a depth model"),
+        (["depth", "a cat", "{photo}"], "Load a depth model"),
         (["depth", "a cat", "{photo}", "--depth", "{photo}", "--estimator", "x"], "exclude each"),
-        (["inpaint", "a cat", "{photo}", "{small}"], "Give a mask of the picture's size"),
+        (["inpaint", "a cat", "{photo}", "{small}"], "give a mask of the picture's size"),
         (["img2img", "a cat", "{photo}", "--width", 0], "ask for more"),
         (
             ["control", "a cat", "{tmp}/gone.pth", "{photo}"],

@@ -401,7 +401,7 @@ def test_a_signal_ends_a_command_and_leaves_nothing(tmp_path, monkeypatch, comma
         "lessons": ["lessons", str(work), "--no-open"],
         "download": ["download", "sd14"],
     }
-    monkeypatch.setattr("minisd.checkpoints.write.lay_open", wait)
+    monkeypatch.setattr("minisd.checkpoints.write.open_checkpoint", wait)
     monkeypatch.setattr(lessons.shutil, "copyfile", wait)
     monkeypatch.setattr("minisd.checkpoints.registry.download", wait)
     number = getattr(signal, name)

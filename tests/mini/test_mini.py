@@ -12,12 +12,12 @@ from safetensors import safe_open
 import minisd
 from docs.make.mini_report import parts, refilled
 from minisd.checkpoints.load import load_vae
+from minisd.checkpoints.tokenizer_folder import vocabulary
 from minisd.config import WEIGHTS
 from minisd.mini import judge
 from minisd.mini.captions import COLOURS
 from minisd.mini.emoji import Emoji, batch
 from minisd.mini.evaluate import draw, examine, shares
-from minisd.mini.recipes import vocabulary
 from minisd.training.vae import psnr
 
 README = Path(__file__).parents[2] / "README.md"

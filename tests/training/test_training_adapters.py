@@ -9,23 +9,18 @@ from minisd.adapters.controlnet import ControlNet, control
 from minisd.adapters.hypernetwork import hypernetwork
 from minisd.adapters.lora import lora
 from minisd.adapters.textual_inversion import textual_inversion
+from minisd.mini.datasets import adapter_dataset, edge_dataset, edges_of
 from minisd.mini.emoji import batch
+from minisd.mini.styles import BROWN, CREAM, blueprint, sepia
 from minisd.tasks.canny import brightness
 from minisd.training.adapters import (
-    BROWN,
-    CREAM,
     TrainableHypernetwork,
     TrainableLoRA,
     TrainableWord,
-    adapter_dataset,
-    blueprint,
     copied_controlnet,
-    edge_dataset,
-    edges_of,
     freeze_copied_parts,
     half_trained_controlnet,
     save_new_parts,
-    sepia,
     train_adapter,
     train_controlnet,
 )
@@ -44,7 +39,7 @@ def sd(small_sd):
 
 @pytest.fixture(scope="module")
 def lesson(sd, emoji):
-    lesson = {"change": blueprint, "caption": lambda words: f"<thing> {words}"}
+    lesson = {"style": blueprint, "caption": lambda words: f"<thing> {words}"}
     return adapter_dataset(sd, emoji, 12, **lesson, conditions=edges_of)
 
 

@@ -10,8 +10,8 @@ from minisd.cli.hashes import known_hashes
 from minisd.mini.emoji import Emoji
 from minisd.mini.recipes import made_by
 from minisd.tokenizer import Tokenizer
-from minisd.training.loop import Hyperparameters, description, optimizers, resume
-from minisd.training.run_folder import log_records
+from minisd.training.loop import Hyperparameters, description, optimizers
+from minisd.training.run_folder import log_records, resume
 from minisd.training.threads import threads_of
 
 from .. import good
