@@ -11,11 +11,9 @@ from minisd.adapters.lora import lora
 from minisd.adapters.textual_inversion import textual_inversion
 from minisd.mini.datasets import adapter_dataset, edge_dataset, edges_of
 from minisd.mini.emoji import batch
-from minisd.mini.styles import blueprint, sepia
+from minisd.mini.styles import BROWN, CREAM, blueprint, sepia
 from minisd.tasks.canny import brightness
 from minisd.training.adapters import (
-    BROWN,
-    CREAM,
     TrainableHypernetwork,
     TrainableLoRA,
     TrainableWord,
@@ -41,7 +39,7 @@ def sd(small_sd):
 
 @pytest.fixture(scope="module")
 def lesson(sd, emoji):
-    lesson = {"change": blueprint, "caption": lambda words: f"<thing> {words}"}
+    lesson = {"style": blueprint, "caption": lambda words: f"<thing> {words}"}
     return adapter_dataset(sd, emoji, 12, **lesson, conditions=edges_of)
 
 

@@ -21,12 +21,12 @@ from torch import nn
 from minisd import cli
 from minisd.checkpoints.write import write_tensors
 from minisd.config import WEIGHTS
-from minisd.mini import fine_tuning as afterwards
-from minisd.mini import recipes as mini
+from minisd.mini import datasets, recipes, stages
 from minisd.mini.job import train_vocabulary
+from minisd.schedule import Schedule
 from minisd.teaching import toy
 from minisd.tokenizer import Tokenizer
-from minisd.training import loop, parallel, threads
+from minisd.training import adapters, distributed, loop, run_folder, threads, wider_unet
 from minisd.training.interrupt import Interrupted, stop_request
 from minisd.training.loop import Hyperparameters, train
 from minisd.training.minutes import fit_to_minutes
@@ -36,7 +36,6 @@ from tests.helpers.training_runs import (
     COMMANDS,
     REPOSITORY,
     Killed,
-    forget_the_run,
     free_port,
     shrink,
     state_in,
@@ -125,16 +124,16 @@ def end_of(pid):
 
 def be_killed(folder, tokenizer, stage, at, name):
     """Train until a step at which this process signals itself."""
-    descend = loop.descend
+    take_step = loop.take_step
 
-    def deadly(model, loss_at, both, recipe, step):
+    def deadly(run, loss, draw, settings, step, stop):
         if step == at:
             os.kill(os.getpid(), getattr(signal, name))
-        return descend(model, loss_at, both, recipe, step)
+        return take_step(run, loss, draw, settings, step, stop)
 
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch, tokenizer)
-        patch.setattr(loop, "descend", deadly)
+        patch.setattr(loop, "take_step", deadly)
         return cli.main(train_command(stage, folder))
 
 
@@ -147,25 +146,25 @@ def test_a_run_that_was_killed_gives_the_file_of_an_unbroken_one(whole, died, ki
     assert died[1][KILLS.index(kill)] == STATUS[name], said
     done = at // 10 * 10 if name == "SIGKILL" else at + 1
     assert state_in(folder / stage)["step"] == done
-    output = afterwards.default_output(stage, folder)
+    output = stages.default_output(stage, folder)
     assert not output.exists()
     if name != "SIGKILL":
-        expected = f"stopped after {done} of {COMMANDS[stage]} steps, which are saved in "
+        expected = f"Stopped after {done} of {COMMANDS[stage]} steps, which are saved in "
         expected += f"{folder / stage}. Give the same command again to go on."
         assert said.splitlines()[-1] == f"minisd train: {expected}"
     assert cli.main(train_command(stage, folder)) == 0
-    assert output.read_bytes() == afterwards.default_output(stage, whole).read_bytes()
+    assert output.read_bytes() == stages.default_output(stage, whole).read_bytes()
 
 
 def test_a_complete_run_says_so_and_keeps_its_file(whole, tmp_path, capsys, monkeypatch):
     shutil.copytree(whole / "lora", tmp_path / "lora")
     output = tmp_path / "lora" / "lora.safetensors"
     output.unlink()
-    monkeypatch.setattr(loop, "descend", None)  # no step is taken
+    monkeypatch.setattr(loop, "take_step", None)  # no step is taken
     for _ in range(2):
         assert cli.main(train_command("lora", tmp_path)) == 0
         out, err = capsys.readouterr()
-        assert f"the training in {tmp_path / 'lora'} is complete, 12 of 12 steps" in err
+        assert f"The training in {tmp_path / 'lora'} is complete: 12 of 12 steps" in err
         assert out.splitlines()[-1] == str(output)
         assert output.read_bytes() == (whole / "lora" / "lora.safetensors").read_bytes()
 
@@ -196,17 +195,18 @@ def learn(folder, recipe=RECIPE, at=None, do=None):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
 
-    def loss_at(step):
-        x = torch.randn(8, 4, generator=loop.generator_at(0, step))
+    def loss_at(draw):
+        x = torch.randn(draw.batch_size, 4, generator=draw.generator)
         terms = {"square": (model(x) - 2 * x).square().mean(), "size": 1e-3 * x.square().mean()}
+        step = draw.number // distributed.rank_and_world_size()[1]
         return do(model, terms) if step == at else terms
 
-    return train(model, loss_at, recipe, folder, {"width": 4})
+    return train(model, loss_at, recipe, folder, batch_size=8, seed=0, about={"width": 4})
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(loop, "plot_losses", lambda folder: None)
+    monkeypatch.setattr(run_folder, "plot_losses", lambda folder: None)
 
 
 def raise_interrupt(model, terms):
@@ -220,7 +220,7 @@ def signal_twice(model, terms):
 
 
 def test_an_interrupt_within_the_loss_keeps_the_steps_before(quick, tmp_path):
-    with pytest.raises(Interrupted, match=r"stopped after 5 of 8 steps.*the same command"):
+    with pytest.raises(Interrupted, match=r"Stopped after 5 of 8 steps.*the same command"):
         learn(tmp_path / "stopped", at=5, do=raise_interrupt)
     assert state_in(tmp_path / "stopped")["step"] == 5
     resumed, unbroken = learn(tmp_path / "stopped"), learn(tmp_path / "unbroken")
@@ -267,14 +267,14 @@ def test_a_kill_loses_seconds_whatever_the_recipe_says(quick, tmp_path, monkeypa
     """It saves as soon as the pause is over, but never for more than 2 % of the time."""
     now = [0.0]
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-    saved, save = [], loop.save
+    saved, save = [], run_folder.save
 
     def slowly(folder, state):
         save(folder, state)
         saved.append(state["step"])
         now[0] += 0.31
 
-    monkeypatch.setattr(loop, "save", slowly)
+    monkeypatch.setattr(run_folder, "save", slowly)
 
     def pass_second(model, terms):
         now[0] += 1
@@ -293,7 +293,7 @@ def test_a_stop_while_the_pace_is_measured_speaks_of_no_folder(quick, tmp_path):
     stopped = partial(learn, at=3, do=raise_interrupt)
     with pytest.raises(Interrupted) as caught:
         fit_to_minutes(RECIPE, 1, tmp_path, lambda recipe, folder: stopped(folder, recipe))
-    assert "nothing has been trained yet" in str(caught.value)
+    assert "Nothing has been trained yet" in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -352,7 +352,7 @@ def test_weights_that_are_not_finite_are_not_saved(quick, tmp_path):
             model[1].weight[0, 0] = float("inf")
         return {"size": terms["size"] + 0 * model[0].bias.sum()}
 
-    with pytest.raises(ValueError, match=r"broke off at step 7: 1\.weight holds NaN or infinity"):
+    with pytest.raises(ValueError, match=r"broke off at step 7: 1\.weight is NaN or infinite"):
         learn(tmp_path, at=7, do=far)
     assert (tmp_path / "state.pt").read_bytes() == good
 
@@ -367,7 +367,7 @@ def test_points_stop_too():
     world = toy.two_peaks()
     broken = replace(world, centres=world.centres * float("nan"))
     with pytest.raises(ValueError, match="the loss is nan at step 0"):
-        toy.train_predictor(broken, mini.Schedule(SMALL.schedule), 3)
+        toy.train_predictor(broken, Schedule(SMALL.schedule), 3)
 
 
 # ---- several processes -------------------------------------------------------------------------
@@ -376,8 +376,8 @@ def test_points_stop_too():
 def share_work(folder, rank, shared):
     """What each of two processes does. One gets SIGTERM, and later has a term that is infinite."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
-    loop.plot_losses = lambda folder: None
-    parallel.meet()
+    run_folder.plot_losses = lambda folder: None
+    distributed.barrier()
     stop = {"at": 3, "do": lambda model, terms: (os.kill(os.getpid(), 15), terms)[1]}
     calls, said = {"stopped": stop, "broken": {"at": 4, "do": infinite_constant}}, {}
     for name, deed in calls.items():
@@ -399,7 +399,7 @@ def test_of_two_processes_both_stop_when_one_has_to(died):
         for rank in range(2)
     ]
     assert said[0] == said[1]
-    assert "stopped after 4 of 8 steps" in said[0]["stopped"]
+    assert "Stopped after 4 of 8 steps" in said[0]["stopped"]
     assert "broke off at step 4: the loss size is inf." in said[0]["broken"]
     state = state_in(folder / "stopped")
     assert (state["step"], state["processes"], state["run"]["threads"]) == (8, 2, 1)
@@ -419,14 +419,14 @@ def two_threads():
 
 def used(folder, recipe=RECIPE):
     """The numbers of threads with which the steps of a training run."""
-    seen, share_at = set(), Hyperparameters.share_at
+    seen, rate_factor = set(), Hyperparameters.rate_factor
 
     def watched(recipe, step):
         seen.add(torch.get_num_threads())
-        return share_at(recipe, step)
+        return rate_factor(recipe, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Hyperparameters, "share_at", watched)
+        patch.setattr(Hyperparameters, "rate_factor", watched)
         learn(folder, recipe)
     return seen
 
@@ -435,7 +435,7 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(quick, tmp_path, two_
     assert used(tmp_path, replace(RECIPE, steps=3)) == {2}
     assert state_in(tmp_path)["run"]["threads"] == 2
     torch.set_num_threads(1)
-    with pytest.warns(UserWarning, match="began with threads=2 and so goes on, though 1 is set"):
+    with pytest.warns(UserWarning, match="began with threads=2 and goes on with them"):
         assert used(tmp_path) == {2}
     assert torch.get_num_threads() == 1
     torch.set_num_threads(2)
@@ -444,28 +444,14 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(quick, tmp_path, two_
         assert used(tmp_path, replace(RECIPE, steps=9)) == {2}
 
 
-@pytest.mark.parametrize("old", ["no threads", "no description"])
-def test_a_run_that_records_no_threads_goes_on(quick, tmp_path, old):
-    learn(tmp_path, replace(RECIPE, steps=3))
-    state = state_in(tmp_path)
-    del state["run"]["threads"], state["processes"]
-    torch.save(state, tmp_path / "state.pt")
-    if old == "no description":
-        forget_the_run(tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert used(tmp_path) == {1}
-    assert state_in(tmp_path)["run"]["threads"] == 1
-
-
 def test_with_other_processes_the_threads_stay_as_they_are(
     quick, tmp_path, two_threads, monkeypatch
 ):
     """Two processes of two threads each on two cores would be many times slower."""
     learn(tmp_path, replace(RECIPE, steps=3))
     torch.set_num_threads(1)
-    monkeypatch.setattr(threads, "place", lambda: (0, 2))
-    said = "goes on with processes=2, threads=1 each, in place of processes=1, threads=2"
+    monkeypatch.setattr(threads, "rank_and_world_size", lambda: (0, 2))
+    said = "goes on with processes=2, threads=1 each, and began with processes=1, threads=2"
     with pytest.warns(UserWarning, match=said):
         assert used(tmp_path) == {1}
 
@@ -473,16 +459,16 @@ def test_with_other_processes_the_threads_stay_as_they_are(
 @pytest.mark.parametrize("stage", ["lora", "depth"])
 def test_pictures_too_are_encoded_with_the_recorded_threads(small, tmp_path, two_threads, stage):
     """Else the run would go on with other latents. depth begins with its estimator's run."""
-    seen, adapter_dataset = [], afterwards.teach.adapter_dataset
+    seen, adapter_dataset = [], datasets.adapter_dataset
 
     def watched(*given, **more):
         seen.append(torch.get_num_threads())
         return adapter_dataset(*given, **more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(afterwards.teach, "adapter_dataset", watched)
-        patch.setattr(afterwards.teach, "train_on", raise_killed)
-        patch.setattr(afterwards.channels, "train_on", raise_killed)
+        patch.setattr(datasets, "adapter_dataset", watched)
+        patch.setattr(adapters, "train_on", raise_killed)
+        patch.setattr(wider_unet, "train_on", raise_killed)
         if stage == "lora":
             learn(tmp_path / "lora", replace(RECIPE, steps=1))
         else:
@@ -516,9 +502,9 @@ def test_a_stage_writes_its_file_into_its_run_folder(small, tmp_path, capsys, st
 
 
 def test_every_stage_that_makes_a_file_has_a_place_of_its_own():
-    stages = set(afterwards.ALL_STAGES) - {*cli.FOLDER_ONLY, *cli.MEASURES}
+    stages = set(recipes.RECIPES) - {*cli.FOLDER_ONLY, *cli.MEASURES}
     folder = Path("runs/mini")
-    places = {stage: afterwards.default_output(stage, folder) for stage in stages}
+    places = {stage: stages.default_output(stage, folder) for stage in stages}
     assert len(set(places.values())) == len(stages) == 12
     assert places["export"] == folder / "mini.safetensors"
     assert places["hypernetwork"] == folder / "hypernetwork" / "hypernetwork.pt"
@@ -527,7 +513,7 @@ def test_every_stage_that_makes_a_file_has_a_place_of_its_own():
 
 def test_what_is_trained_beside_no_file_says_its_folder(tmp_path, capsys, monkeypatch):
     for stage, name in cli.FOLDER_ONLY.items():
-        monkeypatch.setitem(afterwards.ALL_STAGES, stage, lambda order: None)
+        monkeypatch.setitem(recipes.RECIPES, stage, lambda order: None)
         assert cli.main(train_command(stage, tmp_path)) == 0
         assert capsys.readouterr().out == f"{tmp_path / name}\n"
 
@@ -546,14 +532,14 @@ def test_a_difference_is_not_written_next_to_another_base(small, tmp_path, capsy
 def test_minutes_that_are_none_are_refused_as_they_were_given(tmp_path, capsys, stage, minutes):
     given = ["train", stage, "--folder", str(tmp_path / "runs"), "--minutes", str(minutes)]
     assert cli.main(given) == 2
-    assert f"cannot train for {minutes} minutes: give a number above 0" in capsys.readouterr().err
+    assert f"Cannot train for {minutes} minutes. Give a number above 0" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("seed", [-1, 2**40, 2**64, -(2**70)])
 def test_a_seed_that_cannot_be_is_refused_before_the_work(tmp_path, capsys, seed):
     assert cli.main(train_command("word", tmp_path / "runs", "--seed", seed)) == 2
-    assert f"the seed of a training is 0 to {2**40 - 1}, got {seed}." in capsys.readouterr().err
+    assert f"The seed of a training is 0 to {2**40 - 1}, not {seed}." in capsys.readouterr().err
     assert loop.generator_at(2**40, 10**9)  # as judge's second seed at its largest
     assert not (tmp_path / "runs").exists()
 

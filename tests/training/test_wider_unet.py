@@ -20,7 +20,7 @@ from minisd.tasks.depth2img import depth2img_steps, depth_channel
 from minisd.tasks.inpaint import inpaint_steps, latent_mask
 from minisd.training.depth import DOME, RIM, SHADING, relief, train_estimator
 from minisd.training.loop import Hyperparameters
-from minisd.training.wider_unet import STAYS, save_wider, train_wider, widen
+from minisd.training.wider_unet import FROZEN, save_wider, train_wider, widen
 from tests.helpers.tiny_models import SMALL
 
 RECIPE = Hyperparameters(steps=4, rate=0.05, warmup=1, ema=0.5, save_every=100, log_every=1)
@@ -36,8 +36,8 @@ def sd(small_sd):
 
 def lesson_for(sd, emoji, kind):
     if kind == "inpaint":
-        return adapter_dataset(sd, emoji, 50, beside=masks_and_surroundings(sd, 0))
-    return adapter_dataset(sd, emoji, 50, beside=estimated_depth(sd, SmallDepthEstimator()))
+        return adapter_dataset(sd, emoji, 50, conditions=masks_and_surroundings(sd, 0))
+    return adapter_dataset(sd, emoji, 50, conditions=estimated_depth(sd, SmallDepthEstimator()))
 
 
 def latents(sd, kind, image, beside):
@@ -58,7 +58,7 @@ def test_it_learns_and_what_is_written_is_what_is_read(sd, emoji, tmp_path, kind
     trained = train_wider(sd, unet, lesson, tmp_path / "run", RECIPE, batch_size=4)
     assert not torch.allclose(trained(both, t, context), unet(-both, t, context), atol=1e-3)
     for name, tensor in trained.state_dict().items():
-        if name.startswith(STAYS):
+        if name.startswith(FROZEN):
             assert torch.equal(tensor, sd.unet.state_dict()[name]), name
     parts = Parts(sd.config, sd.tokenizer, sd.text_encoder, sd.unet, sd.vae)
     save(tmp_path / "mini.safetensors", parts)
@@ -120,7 +120,12 @@ def test_a_thing_bulges_out_of_its_ground():
 
 def test_the_estimator_sees_things_of_any_colour(emoji, tmp_path):
     recipe = Hyperparameters(steps=120, rate=0.05, warmup=5, ema=0.9, save_every=100, log_every=60)
-    network = train_estimator(emoji, tmp_path, recipe, size=32, batch_size=16).eval()
+
+    def draw_pictures(count, number):
+        made = batch(emoji, 32, count, 0, number)
+        return made.images, made.masks
+
+    network = train_estimator(draw_pictures, tmp_path, recipe, batch_size=16).eval()
     made = batch(emoji, 32, 64, seed=9, step=0, split="heldout")
     guess, truth = network(made.images), relief(made.images, made.masks)
     both = torch.stack([guess.flatten(), truth.flatten()])
