@@ -19,7 +19,7 @@ from minisd.adapters.classifier import (
     save_classifier,
 )
 from minisd.config import MINI, WEIGHTS, ScheduleConfig
-from minisd.mini.emoji import batch
+from minisd.mini.scenes import batch
 from minisd.pipeline import StableDiffusion
 from minisd.sampling import sampler_levels
 from minisd.schedule import Schedule

@@ -340,10 +340,10 @@ def classifier() -> bytes:
 
 @cache
 def judge_file() -> bytes:
-    from minisd.mini.judge import Judge, save
+    from minisd.mini.judge import Judge, save_judge
 
     network = Judge(("cat", "dog"), ("flat", "noto"), ("red", "blue"))
-    return written(lambda to: save(network, to / "j.safetensors", {}))["j.safetensors"]
+    return written(lambda to: save_judge(to / "j.safetensors", network, {}))["j.safetensors"]
 
 
 @cache

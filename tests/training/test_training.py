@@ -16,8 +16,9 @@ import torch
 
 from minisd.config import MINI
 from minisd.mini import recipes as mini
-from minisd.mini.emoji import FINE_THINGS, Emoji, batch, captions, vae_batch
+from minisd.mini.emoji import FINE_THINGS, Emoji
 from minisd.mini.job import train_vocabulary
+from minisd.mini.scenes import batch, captions, vae_batch
 from minisd.schedule import Schedule
 from minisd.tokenizer import Tokenizer
 from minisd.training import loop, run_folder

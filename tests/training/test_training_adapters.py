@@ -9,7 +9,7 @@ from minisd.adapters.controlnet import ControlNet, control
 from minisd.adapters.hypernetwork import hypernetwork
 from minisd.adapters.lora import lora
 from minisd.adapters.textual_inversion import textual_inversion
-from minisd.mini.emoji import batch
+from minisd.mini.scenes import batch
 from minisd.tasks.canny import brightness
 from minisd.training.adapters import (
     BROWN,

@@ -13,7 +13,8 @@ import torch
 from minisd.training.parallel import average_gradients, from_first, meet, share
 
 from minisd.config import MINI
-from minisd.mini.emoji import Emoji, vae_batch
+from minisd.mini.emoji import Emoji
+from minisd.mini.scenes import vae_batch
 from minisd.schedule import Schedule
 from minisd.training import diffusion, loop, parallel, vae
 from minisd.training import run_folder as folder

@@ -9,7 +9,7 @@ import minisd
 from minisd.checkpoints.load import Parts
 from minisd.checkpoints.write import save
 from minisd.depth.small import DEPTH_PREFIX, SmallDepthEstimator, load_estimator
-from minisd.mini.emoji import batch
+from minisd.mini.scenes import batch
 from minisd.pipeline import StableDiffusion
 from minisd.tasks.depth2img import depth2img_steps, depth_channel
 from minisd.tasks.inpaint import inpaint_steps, latent_mask
