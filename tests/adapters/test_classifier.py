@@ -20,7 +20,7 @@ from minisd.adapters.classifier import (
 )
 from minisd.config import MINI, WEIGHTS, ScheduleConfig
 from minisd.mini.datasets import labelled_latents
-from minisd.mini.emoji import batch
+from minisd.mini.scenes import batch
 from minisd.pipeline import StableDiffusion
 from minisd.sampling import sampler_levels
 from minisd.schedule import Schedule
