@@ -1,6 +1,6 @@
 """Whatever stands in place of any one setting of a file: it is read, or refused in one sentence.
 
-`python tests/checkpoints/test_odd_settings.py` tries all that the tests try a part of, and counts.
+`python -m tests.checkpoints.test_odd_settings` tries all that the tests try a part of, and counts.
 """
 
 import copy

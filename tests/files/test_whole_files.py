@@ -34,8 +34,7 @@ from minisd.files.whole_files import (
     write_text,
     written_whole,
 )
-from minisd.mini import fine_tuning as afterwards
-from minisd.mini import recipes as mini
+from minisd.mini import job, stages
 from minisd.tokenizer import Tokenizer
 from minisd.training import adapters, loop
 from minisd.training import run_folder as folder
@@ -442,14 +441,12 @@ def test_ctrl_c_while_pictures_are_encoded_says_where_the_run_stands(
         raise KeyboardInterrupt
 
     if begun:
-        (tmp_path / "lora").mkdir()
-        state = dict.fromkeys(folder.KEYS, 0) | {"run": {}}
-        folder.save(tmp_path / "lora", state)
-    monkeypatch.setitem(afterwards.ALL_STAGES, "lora", stop)
+        learn(tmp_path / "lora")
+    monkeypatch.setattr(stages, "train_recipe", stop)
     assert cli.main(["train", "lora", "--folder", str(tmp_path)]) == 130
     said = capsys.readouterr().err.splitlines()[-1]
-    kept = f"stopped; the last checkpoint in {tmp_path / 'lora'} is kept: give the same"
-    assert (kept if begun else "stopped before the first checkpoint: give the same") in said
+    kept = f"Stopped. {tmp_path / 'lora'} keeps the last checkpoint: give the same command again"
+    assert (kept if begun else "Stopped before the first checkpoint. Give the same") in said
 
 
 def test_a_closed_terminal_costs_no_exit_status(tmp_path, monkeypatch):
@@ -459,7 +456,7 @@ def test_a_closed_terminal_costs_no_exit_status(tmp_path, monkeypatch):
     def gone(text):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setitem(afterwards.ALL_STAGES, "lora", stop)
+    monkeypatch.setattr(stages, "train_recipe", stop)
     monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=gone, flush=lambda: None))
     assert cli.main(["train", "lora", "--folder", str(tmp_path)]) == 143
 
@@ -486,18 +483,18 @@ def other_training(tmp_path):
 
 def learn(where):
     model = torch.nn.Sequential(torch.nn.Linear(2, 2))
-    loss = lambda step: {"square": model(torch.ones(1, 2)).square().mean()}  # noqa: E731
-    return loop.train(model, loss, loop.Hyperparameters(steps=2, log_every=1), where)
+    loss = lambda draw: {"square": model(torch.ones(1, 2)).square().mean()}  # noqa: E731
+    return loop.train(model, loss, loop.Hyperparameters(steps=2, log_every=1), where, 1, 0, {})
 
 
 def test_a_second_training_in_one_folder_is_refused(other_training, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run" / "vae"
-    monkeypatch.setitem(afterwards.ALL_STAGES, "vae", None)  # before pictures are encoded
+    monkeypatch.setattr(stages, "train_recipe", None)  # before pictures are encoded
     assert cli.main(["train", "vae", "--folder", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
-    assert f"another training (process {other_training} on " in said
-    assert f"is at work in {run}: wait until it ends, or train into another folder." in said
-    with pytest.raises(ValueError, match="another training"):
+    assert f"Another training (process {other_training} on " in said
+    assert f"uses {run}. Wait until it ends, or train into another folder." in said
+    with pytest.raises(ValueError, match="Another training"):
         learn(run)
     assert not (run / "state.pt").exists()
 
@@ -527,22 +524,22 @@ def test_a_folder_is_locked_once_by_one_process(tmp_path):
 
 def test_only_the_first_process_locks_the_folder_and_exports(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "place", lambda: (1, 2))
-    monkeypatch.setattr(folder, "from_first", lambda number: 1.0)
+    monkeypatch.setattr(folder, "broadcast", lambda number: 1.0)
     with in_use(tmp_path):
         assert not list(tmp_path.iterdir())
     written = []
-    monkeypatch.setattr(mini, "place", lambda: (1, 2))
-    monkeypatch.setattr("minisd.checkpoints.write.save", lambda *given: written.append(given))
-    monkeypatch.setattr(mini, "trained_vae", lambda *given: (None, MINI))
-    for name in ("tokenizer_stage", "unseen_pictures", "made_by"):
-        monkeypatch.setattr(mini, name, lambda *given: {})
+    monkeypatch.setattr(job, "rank_and_world_size", lambda: (1, 2))
+    monkeypatch.setattr("minisd.mini.job.save", lambda *given: written.append(given))
+    monkeypatch.setattr(job, "trained_vae", lambda *given: (None, MINI))
+    for name in ("mini_tokenizer", "unseen_pictures", "made_by"):
+        monkeypatch.setattr(job, name, lambda *given: {})
     network = SimpleNamespace(text_encoder=None, unet=None)
-    monkeypatch.setattr(mini, "averaged", lambda *given: network)
-    monkeypatch.setattr(mini, "psnr", lambda *given: 1.0)
-    mini.export(mini.Job(tmp_path))
+    monkeypatch.setattr(job, "ema_network", lambda *given: network)
+    monkeypatch.setattr(job, "psnr", lambda *given: 1.0)
+    job.export(job.Job(tmp_path))
     assert not written
-    monkeypatch.setattr(mini, "place", lambda: (0, 2))
-    mini.export(mini.Job(tmp_path))
+    monkeypatch.setattr(job, "rank_and_world_size", lambda: (0, 2))
+    job.export(job.Job(tmp_path))
     assert len(written) == 1
 
 

@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .case import Case
-from .judge import DIED, FAULTS, LOADED, REFUSED, SECONDS, Verdict, judge
-from .readers import READERS
-from .run import keep, kept, read_good
+from tests.fuzz.case import Case
+from tests.fuzz.judge import DIED, FAULTS, LOADED, REFUSED, SECONDS, Verdict, judge
+from tests.fuzz.readers import READERS
+from tests.fuzz.run import keep, kept, read_good
 
 CHUNK = 1500  # cases of one process
 ROUND = 10_000  # cases of one round, where only the time is limited

@@ -340,10 +340,10 @@ def classifier() -> bytes:
 
 @cache
 def judge_file() -> bytes:
-    from minisd.mini.judge import Judge, save
+    from minisd.mini.judge import Judge, save_judge
 
     network = Judge(("cat", "dog"), ("flat", "noto"), ("red", "blue"))
-    return written(lambda to: save(network, to / "j.safetensors", {}))["j.safetensors"]
+    return written(lambda to: save_judge(to / "j.safetensors", network, {}))["j.safetensors"]
 
 
 @cache
@@ -367,11 +367,12 @@ def cut_outs() -> bytes:
 
 @cache
 def run_folder() -> Files:
-    from minisd.training.loop import Hyperparameters, description, optimizers, state_of
+    from minisd.training.loop import Hyperparameters, create_optimizers, description
+    from minisd.training.run_folder import state_of
 
-    model, recipe = nn.Linear(2, 2), Hyperparameters(steps=4, rate=0.1)
-    both = optimizers(model, recipe)
-    state = state_of(2, 1.0, description(recipe, dict(RUN)), model, model, both)
+    model, settings = nn.Linear(2, 2), Hyperparameters(steps=4, rate=0.1)
+    optimizers = create_optimizers(model, settings)
+    state = state_of(2, 1.0, description(settings, dict(RUN)), model, model, optimizers)
     lines = [{"step": step, "loss": 0.5, "seconds": 1.0} for step in range(3)]
     return {
         "run/state.pt": pickled(state),

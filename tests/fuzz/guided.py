@@ -20,9 +20,9 @@ def main() -> int:
         print("The guided run needs atheris: pip install atheris (Linux and macOS).")
         return 2
     with atheris.instrument_imports(include=["minisd"]):
-        from .judge import Limits, judge
-        from .readers import READERS
-        from .run import keep, read_good
+        from tests.fuzz.judge import Limits, judge
+        from tests.fuzz.readers import READERS
+        from tests.fuzz.run import keep, read_good
     name, *options = sys.argv[1:]
     reader, seen = READERS[name], set()
     folder = Path(tempfile.mkdtemp(prefix="minisd-guided-"))

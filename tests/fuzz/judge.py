@@ -16,9 +16,8 @@ from pathlib import Path
 from types import TracebackType
 
 import minisd
-
-from .case import Case, Printed, Reader
-from .watch import TooSlow, Watch, forget_highest, watched
+from tests.fuzz.case import Case, Printed, Reader
+from tests.fuzz.watch import TooSlow, Watch, forget_highest, watched
 
 SECONDS = 5.0
 ROOM = 10**9  # bytes beyond the input's own size

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from . import watch
-from .case import Case, Reader
-from .judge import LOADED, REFUSED, USUAL, Limits, Verdict, judge
+from tests.fuzz import watch
+from tests.fuzz.case import Case, Reader
+from tests.fuzz.judge import LOADED, REFUSED, USUAL, Limits, Verdict, judge
 
 GENEROUS = Limits(seconds=60, bytes=10**10)
 

@@ -17,12 +17,11 @@ from pathlib import Path
 import torch
 
 from minisd.tokenizer import Tokenizer
-
-from .case import Case
-from .judge import SECONDS, Limits, Verdict
-from .readers import READERS
-from .readers.models import kept_clip
-from .run import keep, read_good, run_cases
+from tests.fuzz.case import Case
+from tests.fuzz.judge import SECONDS, Limits, Verdict
+from tests.fuzz.readers import READERS
+from tests.fuzz.readers.models import kept_clip
+from tests.fuzz.run import keep, read_good, run_cases
 
 KEPT = 2  # of one kind, at one place
 

@@ -4,9 +4,11 @@
     python -m tests.tools.mutate pad scale  # those whose description has one of the words
 
 Each change is made in a copy of the repository, and the tests that should notice are run on it.
-Prints a line each, and exits with 1 if any change went unnoticed.
+Prints one line for each. Exits with 1 if any change went unnoticed, and with 2 if the code no
+longer has a line that a mutation names.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -133,15 +135,32 @@ MUTATIONS = [
 ]
 
 
-def noticed(mutation: Mutation, folder: Path) -> bool:
-    """Run the tests on the copy with the one change in it."""
+def problem(mutation: Mutation) -> str:
+    """Why this mutation cannot be made in the code as it is now; "" if it can."""
+    path = ROOT / "minisd" / mutation.file
+    if not path.is_file():
+        return f"minisd/{mutation.file} does not exist. Name the file that holds the line now."
+    found = path.read_text(encoding="utf-8").count(mutation.line)
+    if found != 1:
+        return f"minisd/{mutation.file} has {mutation.line!r} {found} times. Name one line."
+    lost = [name for name in mutation.tests.split() if len(test_files(name)) != 1]
+    return f"No test file has the name {lost[0]}.py. Name one that has." if lost else ""
+
+
+def test_files(name: str) -> list[Path]:
+    """The test files of this name, in whatever room of tests/; relative to the repository."""
+    return [path.relative_to(ROOT) for path in sorted((ROOT / "tests").rglob(f"{name}.py"))]
+
+
+def is_noticed(mutation: Mutation, folder: Path) -> bool:
+    """Make the change in the copy, and run the tests that should fail."""
     path = folder / "minisd" / mutation.file
     right = path.read_text(encoding="utf-8")
-    assert right.count(mutation.line) == 1, f"{mutation.file} has no single {mutation.line!r}"
     path.write_text(right.replace(mutation.line, mutation.wrong), encoding="utf-8")
-    tests = [f"tests/{name}.py" for name in mutation.tests.split()]
+    tests = [path for name in mutation.tests.split() for path in test_files(name)]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
-    done = subprocess.run(command, cwd=folder, capture_output=True)
+    environment = os.environ | {"PYTHONPATH": str(folder)}  # the copy, not what is installed
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True)
     path.write_text(right, encoding="utf-8")
     assert done.returncode in (0, 1), done.stdout.decode()[-2000:]
     return done.returncode == 1
@@ -149,15 +168,18 @@ def noticed(mutation: Mutation, folder: Path) -> bool:
 
 def main(words: list[str]) -> int:
     chosen = [m for m in MUTATIONS if not words or any(word in m.fact for word in words)]
+    if problems := [f"{m.fact}: {why}" for m in chosen if (why := problem(m))]:
+        print(*problems, sep="\n")
+        return 2
     missed = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for part in ("minisd", "tests"):
+        for part in ("minisd", "tests", "docs"):
             shutil.copytree(ROOT / part, folder / part)
         shutil.copy(ROOT / "pyproject.toml", folder)
         (folder / "weights").symlink_to(ROOT / "weights")
         for mutation in chosen:
-            seen = noticed(mutation, folder)
+            seen = is_noticed(mutation, folder)
             missed += not seen
             print(f"{'noticed' if seen else 'MISSED':8} {mutation.fact}", flush=True)
     print(f"{len(chosen) - missed} of {len(chosen)} noticed")

@@ -4,9 +4,16 @@ from collections.abc import Callable
 
 from hypothesis import strategies as st
 
-from ..case import Case
-from . import json_edits, pickle_edits, picture_edits, safetensors_edits, text_edits, zip_edits
-from .byte_edits import edit_bytes, splice
+from tests.fuzz.case import Case
+from tests.fuzz.edits import (
+    json_edits,
+    pickle_edits,
+    picture_edits,
+    safetensors_edits,
+    text_edits,
+    zip_edits,
+)
+from tests.fuzz.edits.byte_edits import edit_bytes, splice
 
 
 def editor(content: bytes) -> Callable:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from hypothesis import strategies as st
 
-from .byte_edits import edit_bytes
-from .text_edits import nasty
+from tests.fuzz.edits.byte_edits import edit_bytes
+from tests.fuzz.edits.text_edits import nasty
 
 
 class Raw(str):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from hypothesis import strategies as st
 
-from .byte_edits import EDGES, edit_bytes
+from tests.fuzz.edits.byte_edits import EDGES, edit_bytes
 
 GLOBALS = [
     *("os system", "builtins eval", "builtins getattr", "builtins dict", "builtins list"),

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from hypothesis import strategies as st
 
-from .byte_edits import EDGES, edit_bytes, set_number
-from .json_edits import edit as edit_json_bytes
-from .text_edits import edit as edit_text_bytes
-from .text_edits import nasty
+from tests.fuzz.edits.byte_edits import EDGES, edit_bytes, set_number
+from tests.fuzz.edits.json_edits import edit as edit_json_bytes
+from tests.fuzz.edits.text_edits import edit as edit_text_bytes
+from tests.fuzz.edits.text_edits import nasty
 
 PNG = b"\x89PNG\r\n\x1a\n"
 STARTS = (PNG, b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from hypothesis import strategies as st
 
-from .byte_edits import EDGES, edit_bytes
-from .json_edits import NUMBERS, Pairs, edit_value, parse, write
-from .text_edits import edit_text, nasty
+from tests.fuzz.edits.byte_edits import EDGES, edit_bytes
+from tests.fuzz.edits.json_edits import NUMBERS, Pairs, edit_value, parse, write
+from tests.fuzz.edits.text_edits import edit_text, nasty
 
 DTYPES = (
     "F64",

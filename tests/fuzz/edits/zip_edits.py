@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from hypothesis import strategies as st
 
-from .byte_edits import EDGES, edit_bytes
-from .pickle_edits import edit_pickle
-from .text_edits import nasty
+from tests.fuzz.edits.byte_edits import EDGES, edit_bytes
+from tests.fuzz.edits.pickle_edits import edit_pickle
+from tests.fuzz.edits.text_edits import nasty
 
 # Fields by their place in a record and their width in bytes (APPNOTE.TXT, sections 4.3.7 to 4.3.16)
 LOCAL = [(4, 2), (6, 2), (8, 2), (14, 4), (18, 4), (22, 4), (26, 2), (28, 2)]

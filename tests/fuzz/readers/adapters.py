@@ -14,10 +14,9 @@ from minisd.adapters.textual_inversion import textual_inversion
 from minisd.depth.dpt import DepthConfig, DepthEstimator
 from minisd.depth.small import load_estimator
 from minisd.mini import judge
-
-from .. import good
-from ..case import Case, Reader
-from ..edits import broken
+from tests.fuzz import good
+from tests.fuzz.case import Case, Reader
+from tests.fuzz.edits import broken
 
 DPT = DepthConfig(
     stem=4,

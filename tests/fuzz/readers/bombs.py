@@ -11,12 +11,12 @@ from functools import cache
 from hypothesis import strategies as st
 from PIL import Image
 
-from .. import good, hostile
-from ..case import Case, Reader
-from ..edits import edit
-from ..edits.picture_edits import PNG, join
-from ..edits.safetensors_edits import assemble
-from .odd_files import READING, read_as_another, some_wrong_kinds
+from tests.fuzz import good, hostile
+from tests.fuzz.case import Case, Reader
+from tests.fuzz.edits import edit
+from tests.fuzz.edits.picture_edits import PNG, join
+from tests.fuzz.edits.safetensors_edits import assemble
+from tests.fuzz.readers.odd_files import READING, read_as_another, some_wrong_kinds
 
 MILLION = 10**6
 

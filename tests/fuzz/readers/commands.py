@@ -12,14 +12,13 @@ from docs.make import steering_report as steering
 from minisd.checkpoints import registry as official
 from minisd.checkpoints import write
 from minisd.cli import draw, lessons
-from minisd.mini import fine_tuning as afterwards
-
-from .. import good
-from ..case import Case, Printed, Reader
-from ..edits import broken
-from ..edits.text_edits import nasty
-from ..judge import run_command
-from . import adapters, files, models
+from minisd.mini import stages
+from tests.fuzz import good
+from tests.fuzz.case import Case, Printed, Reader
+from tests.fuzz.edits import broken
+from tests.fuzz.edits.text_edits import nasty
+from tests.fuzz.judge import run_command
+from tests.fuzz.readers import adapters, files, models
 
 COMMANDS_OF_IT = ["generate", "img2img", "inpaint", "depth", "control", "convert", "info"]
 COMMANDS_OF_IT += ["download", "lessons", "examples", "train"]
@@ -104,7 +103,7 @@ def some_arguments() -> list[Case]:
 
 
 # What the commands would do: fetch, train, and write into the folder that the user names.
-BEHIND = [(official, "download"), (afterwards, "carry_out"), (write, "convert")]
+BEHIND = [(official, "download"), (stages, "run_stage"), (write, "convert")]
 BEHIND += [(lessons, "copy"), (steering, "given_pictures")]
 
 

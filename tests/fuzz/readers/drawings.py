@@ -6,11 +6,10 @@ from hypothesis import strategies as st
 
 from minisd.cli import draw
 from minisd.files.pictures import colours, depth_values, mask_shades, open_picture
-
-from .. import good
-from ..case import Case, Printed, Reader
-from ..edits import broken
-from ..judge import run_command
+from tests.fuzz import good
+from tests.fuzz.case import Case, Printed, Reader
+from tests.fuzz.edits import broken
+from tests.fuzz.judge import run_command
 
 
 def pictures() -> list[Case]:

@@ -10,10 +10,9 @@ from safetensors.torch import load as safetensors_load
 from torch import Tensor
 
 from minisd.checkpoints.read import metadata, named_tensors, read
-
-from .. import good
-from ..case import Case, Reader
-from ..edits import broken
+from tests.fuzz import good
+from tests.fuzz.case import Case, Reader
+from tests.fuzz.edits import broken
 
 WEIGHTS = {
     "conv.weight": torch.arange(36.0).reshape(4, 1, 3, 3),

@@ -10,10 +10,9 @@ from minisd.checkpoints.load import Parts, load
 from minisd.checkpoints.tokenizer_folder import read_tokenizer
 from minisd.checkpoints.vae_file import open_vae
 from minisd.tokenizer import Tokenizer
-
-from .. import good
-from ..case import Case, Reader
-from ..edits import broken
+from tests.fuzz import good
+from tests.fuzz.case import Case, Reader
+from tests.fuzz.edits import broken
 
 CLIP: dict[int | None, Tokenizer] = {}
 read_clip = Tokenizer.clip

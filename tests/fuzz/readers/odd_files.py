@@ -15,17 +15,16 @@ from minisd.files.pictures import open_picture
 from minisd.mini import judge
 from minisd.mini.emoji import Emoji
 from minisd.tokenizer import Tokenizer
-
-from .. import good
-from ..case import Case, Printed, Reader
-from ..edits import broken
-from ..edits.text_edits import nasty
-from ..judge import run_command
-from .adapters import hypernetwork, lora, read_depth, textual_inversion
-from .commands import everything
-from .models import read_next_to
-from .runs import read_run_file
-from .text import read_infotext, read_prompt
+from tests.fuzz import good
+from tests.fuzz.case import Case, Printed, Reader
+from tests.fuzz.edits import broken
+from tests.fuzz.edits.text_edits import nasty
+from tests.fuzz.judge import run_command
+from tests.fuzz.readers.adapters import hypernetwork, lora, read_depth, textual_inversion
+from tests.fuzz.readers.commands import everything
+from tests.fuzz.readers.models import read_next_to
+from tests.fuzz.readers.runs import read_run_file
+from tests.fuzz.readers.text import read_infotext, read_prompt
 
 
 def where_there_is_a_file(read: Callable) -> Callable:

@@ -8,15 +8,14 @@ from torch import nn
 from minisd.checkpoints import registry as official
 from minisd.cli.hashes import known_hashes
 from minisd.mini.emoji import Emoji
-from minisd.mini.recipes import made_by
+from minisd.mini.job import made_by
 from minisd.tokenizer import Tokenizer
-from minisd.training.loop import Hyperparameters, description, optimizers
+from minisd.training.loop import Hyperparameters, create_optimizers, description
 from minisd.training.run_folder import log_records, resume
 from minisd.training.threads import threads_of
-
-from .. import good
-from ..case import Case, Reader
-from ..edits import broken
+from tests.fuzz import good
+from tests.fuzz.case import Case, Reader
+from tests.fuzz.edits import broken
 
 
 def runs() -> list[Case]:
@@ -30,10 +29,10 @@ def read_run(path: Path) -> None:
     if not (path / "state.pt").exists():  # a new run: it would ask git for the commit
         return
     with threads_of(path):
-        model, average = nn.Linear(2, 2), nn.Linear(2, 2)
-        recipe = Hyperparameters(steps=4, rate=0.1)
-        both = optimizers(model, recipe)
-        resume(path, description(recipe, dict(good.RUN)), model, average, both)
+        model, ema = nn.Linear(2, 2), nn.Linear(2, 2)
+        settings = Hyperparameters(steps=4, rate=0.1)
+        optimizers = create_optimizers(model, settings)
+        resume(path, description(settings, dict(good.RUN)), model, ema, optimizers)
         made_by(path.name, path.parent)
 
 

@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 from minisd import prompt
 from minisd.cli import webui
 from minisd.tokenizer import Tokenizer
-
-from .. import good
-from ..case import Case, Reader
-from ..edits import broken
-from ..edits.text_edits import LONG, nasty
+from tests.fuzz import good
+from tests.fuzz.case import Case, Reader
+from tests.fuzz.edits import broken
+from tests.fuzz.edits.text_edits import LONG, nasty
 
 PROMPTS = [
     "a cat on a blue background",
