@@ -21,11 +21,12 @@ from minisd.checkpoints.load import load_vae
 from minisd.config import MINI, WEIGHTS
 from minisd.files.pictures import to_pil
 from minisd.files.whole_files import make_folder, save_picture, write_text
-from minisd.mini.agreement import nearest
+from minisd.mini.agreement import nearest_pictures
 from minisd.mini.captions import Scene, full_caption
-from minisd.mini.emoji import Emoji, compose, to_tensor
+from minisd.mini.emoji import Emoji
 from minisd.mini.evaluate import ASPECTS, Judged, evaluate, row_name
 from minisd.mini.judge import Judge, load_judge
+from minisd.mini.scenes import compose_scene, to_tensor
 from minisd.pipeline import StableDiffusion
 from minisd.vae import VAE
 
@@ -66,7 +67,7 @@ def sheet(cells: list[Cell], columns: int) -> Image.Image:
     return page
 
 
-def sight(judged: Judged) -> str:
+def describe_seen(judged: Judged) -> str:
     """What the judge saw, in words; tints where they were asked for."""
     things = [
         " ".join([seen.style, *([seen.tint] if tint else []), seen.thing])
@@ -82,20 +83,21 @@ def sheets(
     samples = [
         Cell(one.image, full_caption(one.scene), GREEN if one.good else RED) for one in drawn[:64]
     ]
-    failures = [
-        Cell(one.image, f"{full_caption(one.scene)}\nSEEN: {sight(one)}", RED)
+    wrong = [
+        Cell(one.image, f"{full_caption(one.scene)}\nSEEN: {describe_seen(one)}", RED)
         for one in drawn
         if not one.good
     ]
     first = torch.stack([one.image for one in drawn[:8]])
     trained = [
         Cell(image, f"{full_caption(scene)}\n{distance:.0f} of 255 away")
-        for distance, image, scene in nearest(first, emoji, neighbours)
+        for distance, image, scene in nearest_pictures(first, emoji, neighbours)
     ]
     scales = [name for name in rows if name.startswith("scale")]
     strip = [
         Cell(one.image, f"{full_caption(one.scene)}\n{name}")
-        for same in list(zip(*(rows[name] for name in scales), strict=True))[:4]
+        # some scales may have fewer than four pictures
+        for same in zip(*(rows[name][:4] for name in scales), strict=False)
         for name, one in zip(scales, same, strict=True)
     ]
     made = {
@@ -103,7 +105,7 @@ def sheets(
         "nearest": sheet([*samples[:8], *trained], len(first)),
         "scales": sheet(strip, len(scales)),
     }
-    return made | ({"failures": sheet(failures[:32], 8)} if failures else {})
+    return made | ({"failures": sheet(wrong[:32], 8)} if wrong else {})
 
 
 FINE = (  # things with fine detail, and the style to take each in
@@ -123,7 +125,7 @@ FINE = (  # things with fine detail, and the style to take each in
 def through_autoencoders(sd: StableDiffusion, tuned: VAE | None, emoji: Emoji) -> Image.Image:
     """Real pictures, and below each what the model's decoder, and a fine-tuned one, make of it."""
     scenes = [Scene((thing,), (None,), style, "cyan") for thing, style in FINE]
-    composed = [compose(emoji, scene, sd.config.size, default_rng(1))[0] for scene in scenes]
+    composed = [compose_scene(emoji, scene, sd.config.size, default_rng(1))[0] for scene in scenes]
     real = to_tensor(composed)
     latents = sd.encode(real)
     rows = {"real": real, "own decoder": sd.decode(latents)}
@@ -146,12 +148,12 @@ def markdown(head: str, rows: list[list[str]]) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def shown(number: float | None) -> str:
+def format_number(number: float | None) -> str:
     """Three digits of it."""
     return "-" if number is None else f"{number:.3g}"
 
 
-def promises(figures: dict) -> list[tuple[str, str, float, float | None]]:
+def targets(figures: dict) -> list[tuple[str, str, float, float | None]]:
     """What the mini has to hold: what, at least or at most, how much, and what was found."""
     right = figures["right"]["heldout"][row_name(figures["settings"]["cfg_scale"])]
     attention, psnr, seconds = figures["attention"], figures["psnr"], figures["seconds"]
@@ -181,7 +183,7 @@ def promises(figures: dict) -> list[tuple[str, str, float, float | None]]:
     ]
 
 
-def kept(sign: str, bound: float, found: float | None) -> str:
+def target_status(sign: str, bound: float, found: float | None) -> str:
     if found is None:
         return "not measured"
     return "yes" if (found >= bound if sign == "≥" else found <= bound) else "**no**"
@@ -191,13 +193,13 @@ def rightness(rows: dict[str, dict[str, float]]) -> str:
     """The table of one split: % right per aspect, for real pictures and for each scale."""
     cells = [
         [name, str(row["pictures"])]
-        + [shown(100 * row[aspect] if aspect in row else None) for aspect in ASPECTS]
+        + [format_number(100 * row[aspect] if aspect in row else None) for aspect in ASPECTS]
         for name, row in rows.items()
     ]
     return markdown(f"pictures | number | {' | '.join(ASPECTS)}", cells)
 
 
-def mistaken(drawn: list[Judged], count: int = 10) -> list[str]:
+def confusions(drawn: list[Judged], count: int = 10) -> list[str]:
     """The things most often taken for others: "tomato (5 of 9: apple 4, pear 1)"."""
     asked = Counter(thing for one in drawn for thing in one.scene.things)
     wrong: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -212,52 +214,57 @@ def mistaken(drawn: list[Judged], count: int = 10) -> list[str]:
     return found
 
 
-def failing(drawn: list[Judged]) -> str:
+def failures(drawn: list[Judged]) -> str:
     """What fails, in numbers and names."""
     bad = sum(not one.good for one in drawn)
     wrong = {aspect: sum(not all(one.right[aspect]) for one in drawn) for aspect in ASPECTS[:4]}
     kinds = ", ".join(f"the {aspect} in {times}" for aspect, times in wrong.items())
-    names = "; ".join(mistaken(drawn)) or "none"
+    names = "; ".join(confusions(drawn)) or "none"
     return (
         f"Of {len(drawn)} held-out pictures at the default scale {bad} are wrong in something: "
         f"{kinds}. Things most often taken for others: {names}."
     )
 
 
-def looking(attention: dict[str, dict[str, float]]) -> str:
+def attention_table(attention: dict[str, dict[str, float]]) -> str:
     """The table of the word maps, the most looked-at role first."""
     shares, overlaps, behind = attention["share"], attention["overlap"], attention["behind"]
     rows = [
-        [role, shown(100 * shares[role]), shown(overlaps[role]), shown(behind[role])]
+        [
+            role,
+            format_number(100 * shares[role]),
+            format_number(overlaps[role]),
+            format_number(behind[role]),
+        ]
         for role in sorted(shares, key=shares.get, reverse=True)
     ]
-    rows.append(["places at random", "-", shown(overlaps["by chance"]), "-"])
+    rows.append(["places at random", "-", format_number(overlaps["by chance"]), "-"])
     return markdown("word | % of the attention | overlap with the thing | behind", rows)
 
 
-PARTS = ("settings", "promises", "heldout", "train", "failing", "attention", "synonyms")
+PARTS = ("settings", "targets", "heldout", "train", "failures", "attention", "synonyms")
 
 
 def parts(figures: dict, drawn: list[Judged]) -> dict[str, str]:
     """All computed parts by name."""
     holding = [
-        [what, f"{sign} {bound:g}", shown(found), kept(sign, bound, found)]
-        for what, sign, bound, found in promises(figures)
+        [what, f"{sign} {bound:g}", format_number(found), target_status(sign, bound, found)]
+        for what, sign, bound, found in targets(figures)
     ]
-    words = [[name, *map(shown, row.values())] for name, row in figures["synonyms"].items()]
+    words = [[name, *map(format_number, row.values())] for name, row in figures["synonyms"].items()]
     settings = (f"{name} {value:g}" for name, value in figures["settings"].items())
     return {
         "settings": f"Settings: {', '.join(settings)}.",
-        "promises": markdown("what | wanted | found | holds", holding),
+        "targets": markdown("what | wanted | found | holds", holding),
         "heldout": rightness(figures["right"]["heldout"]),
         "train": rightness(figures["right"]["train"]),
-        "failing": failing(drawn),
-        "attention": looking(figures["attention"]),
+        "failures": failures(drawn),
+        "attention": attention_table(figures["attention"]),
         "synonyms": markdown("vectors | synonyms | different things | gap", words),
     }
 
 
-def refilled(page: str, computed: dict[str, str]) -> str:
+def fill_parts(page: str, computed: dict[str, str]) -> str:
     """The page with each part replaced. ValueError: the page has no place for one."""
     for name, text in computed.items():
         opening = f"<!-- {name} -->\n"
@@ -272,9 +279,9 @@ def refilled(page: str, computed: dict[str, str]) -> str:
     return page
 
 
-def refill(path: Path, computed: dict[str, str]) -> None:
+def refill_page(path: Path, computed: dict[str, str]) -> None:
     """Write the computed parts into the page as it is now: it may have changed while they were."""
-    write_text(path, refilled(path.read_text(encoding="utf-8"), computed))
+    write_text(path, fill_parts(path.read_text(encoding="utf-8"), computed))
 
 
 def write_report(
@@ -292,7 +299,9 @@ def write_report(
     neighbours: how many training pictures to look through for the nearest
     """
     path = folder / "mini.md"
-    refilled(path.read_text(encoding="utf-8"), dict.fromkeys(PARTS, ""))  # has each part its place?
+    fill_parts(
+        path.read_text(encoding="utf-8"), dict.fromkeys(PARTS, "")
+    )  # has each part its place?
     figures, judged = evaluate(sd, judge, emoji, count, others, fine_tuned)
     figures["settings"]["training pictures compared"] = neighbours
     write_text(folder / "mini.json", json.dumps(figures, indent=1) + "\n")
@@ -302,7 +311,7 @@ def write_report(
         save_picture(picture, folder / "images" / f"mini-{name}.png", optimize=True)
     picture = through_autoencoders(sd, fine_tuned, emoji)
     save_picture(picture, folder / "images" / "mini-autoencoder.png", optimize=True)
-    refill(path, parts(figures, drawn))
+    refill_page(path, parts(figures, drawn))
     return figures
 
 

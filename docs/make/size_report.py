@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from docs.make.mini_report import markdown, refill, refilled
+from docs.make.mini_report import fill_parts, markdown, refill_page
 from minisd.config import MINI, ModelConfig
-from minisd.mini.emoji import Emoji, batch, vae_batch
-from minisd.mini.evaluate import fastest, seconds
+from minisd.mini.emoji import Emoji
+from minisd.mini.evaluate import fastest_of_three, seconds_per_picture
 from minisd.mini.job import mini_tokenizer
 from minisd.mini.recipes import RECIPES
+from minisd.mini.scenes import batch, vae_batch
 from minisd.pipeline import StableDiffusion
 from minisd.schedule import Schedule
 from minisd.tokenizer import Tokenizer
@@ -50,7 +51,7 @@ def seconds_per_step(config: ModelConfig, network: TextAndUNet, batch_size: int 
             loss = noise_loss(network, schedule, x0, tokens, generator)
         loss.backward()
 
-    return fastest(step)
+    return fastest_of_three(step)
 
 
 def measure_size(
@@ -78,7 +79,12 @@ def measure_size(
     training = seconds_per_step(config, network)
     sd = StableDiffusion(config, tokenizer, network.text_encoder, network.unet, vae)
     side = size // config.vae.factor
-    figures = [f"{own:.1f}", f"{thumbnail:.1f}", f"{training:.2f}", f"{seconds(sd, 1):.2f}"]
+    figures = [
+        f"{own:.1f}",
+        f"{thumbnail:.1f}",
+        f"{training:.2f}",
+        f"{seconds_per_picture(sd, 1):.2f}",
+    ]
     return [str(size), f"4 x {side} x {side}", f"{fitted.steps:,}", *figures]
 
 
@@ -86,12 +92,14 @@ def write_sizes(
     page: Path, tokenizer: Tokenizer, minutes: float, folder: Path, settings: Hyperparameters
 ) -> list[list[str]]:
     """Measure every size, and put the table into the page. Returns its rows."""
-    refilled(page.read_text(encoding="utf-8"), {"sizes": ""})  # before the work: is there a place?
+    fill_parts(
+        page.read_text(encoding="utf-8"), {"sizes": ""}
+    )  # before the work: is there a place?
     emoji, rows = Emoji.load(), []
     for size in SIZES:
         given = minutes, folder / str(size), settings
         rows.append(measure_size(size, emoji, tokenizer, *given))
-    refill(page, {"sizes": f"{minutes:g} minutes each.\n\n{markdown(COLUMNS, rows)}"})
+    refill_page(page, {"sizes": f"{minutes:g} minutes each.\n\n{markdown(COLUMNS, rows)}"})
     return rows
 
 

@@ -21,7 +21,7 @@ from minisd.depth.small import load_estimator
 from minisd.files.pictures import from_pil
 from minisd.mini.agreement import classifier_draw, edge_agreement
 from minisd.mini.captions import Scene, brief_caption
-from minisd.mini.evaluate import STEPS, draw_prompts, examine
+from minisd.mini.evaluate import DDIM_STEPS, draw_prompts, examine
 from minisd.mini.judge import load_judge
 from minisd.pipeline import StableDiffusion
 from minisd.tasks.canny import canny
@@ -41,7 +41,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 
 @torch.no_grad()
-def edges_kept(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[str, float]:
+def measure_edges(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[str, float]:
     """Edge agreement of what is drawn with the real picture's edges, with the ControlNet and not.
 
     The prompts are brief: one that names the style tells the mini's few drawings apart by itself.
@@ -62,7 +62,7 @@ def edges_kept(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[s
 
 
 @torch.no_grad()
-def depth_kept(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[str, float]:
+def measure_depth(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[str, float]:
     """Correlation of the depth of what is drawn with the real picture's, with its channel and not.
 
     Image-to-image at strength 1 in both, and prompts without style and place: hardly anything but
@@ -71,14 +71,14 @@ def depth_kept(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[s
     wide = minisd.load("mini-depth")
     estimate = load_estimator(WEIGHTS / "mini-depth.safetensors")
     truth, prompts = estimate(real), [brief_caption(replace(one, spot=None)) for one in scenes]
-    settings = {"strength": 1.0, "steps": STEPS, "seed": list(range(len(prompts)))}
+    settings = {"strength": 1.0, "steps": DDIM_STEPS, "seed": list(range(len(prompts)))}
     *_, led = depth2img_steps(wide, prompts, real, truth, **settings)
     *_, free = img2img_steps(sd, prompts, real, **settings)
     drawn = {"with": wide.decode(led.x), "without": sd.decode(free.x)}
     return {name: correlation(estimate(image), truth) for name, image in drawn.items()}
 
 
-def outside_kept(
+def measure_outside(
     real: Tensor, scenes: list[Scene], mask: Image.Image
 ) -> dict[str, dict[str, float]]:
     """How far pixels outside the mask are from the given ones, of 255: the most, and on average."""
@@ -88,7 +88,7 @@ def outside_kept(
     for model in ("mini", "mini-inpaint"):
         sd = minisd.load(model)
         for paste in (False, True):
-            drawn = inpaint(sd, prompts, real[:8], mask, steps=STEPS, paste=paste, seed=1)
+            drawn = inpaint(sd, prompts, real[:8], mask, steps=DDIM_STEPS, paste=paste, seed=1)
             apart = torch.cat([from_pil(one) for one in drawn]) - real[:8]
             apart = 127.5 * apart.abs()[:, :, kept]
             name = f"{model}, {'pasted' if paste else 'as drawn'}"
@@ -96,14 +96,14 @@ def outside_kept(
     return found
 
 
-def fine(images: Tensor) -> Tensor:
+def fine_detail(images: Tensor) -> Tensor:
     """What of a picture is finer than about four pixels. b 3 h w, and so is what it returns."""
     coarse = F.interpolate(F.avg_pool2d(images, 4), images.shape[2:], mode="bilinear")
     return images - coarse
 
 
 @torch.no_grad()
-def detail_kept(sd: StableDiffusion, real: Tensor) -> dict[str, dict[str, float]]:
+def measure_detail(sd: StableDiffusion, real: Tensor) -> dict[str, dict[str, float]]:
     """How faithfully the mini's decoder and the fine-tuned one draw the same latents of pictures.
 
     dB, also of the fine detail alone, and how much of the fine detail's spread is there: blur takes
@@ -115,8 +115,10 @@ def detail_kept(sd: StableDiffusion, real: Tensor) -> dict[str, dict[str, float]
         drawn = vae.decode(latents / sd.config.vae.scale).clamp(-1, 1)
         found[name] = {
             "dB": decibels(drawn, real),
-            "dB of the fine detail": decibels(fine(drawn), fine(real)),
-            "spread of the fine detail": (fine(drawn).std() / fine(real).std()).item(),
+            "dB of the fine detail": decibels(fine_detail(drawn), fine_detail(real)),
+            "spread of the fine detail": (
+                fine_detail(drawn).std() / fine_detail(real).std()
+            ).item(),
         }
     return found
 
@@ -135,7 +137,7 @@ def classifier_row(sd: StableDiffusion) -> tuple[dict[str, float], Image.Image]:
     return found, sheet(cells, 6)
 
 
-def word_known(sd: StableDiffusion) -> dict[str, float]:
+def measure_word(sd: StableDiffusion) -> dict[str, float]:
     """How often the judge sees a fox where the prompt says <blorp>, with the word and without."""
     colours = ("red", "green", "blue", "white", "yellow", "pink")
     prompts = [f"a <blorp> on a {colour} background" for colour in colours for _ in range(4)]

@@ -16,21 +16,22 @@ from PIL import Image
 from torch import Tensor
 
 import minisd
-from docs.make.mini_report import Cell, markdown, refill, sheet
+from docs.make.mini_report import Cell, markdown, refill_page, sheet
 from docs.make.steering_figures import (
     CLASSIFIER_SCALES,
     COUNT,
     classifier_row,
-    depth_kept,
-    detail_kept,
-    edges_kept,
-    outside_kept,
-    word_known,
+    measure_depth,
+    measure_detail,
+    measure_edges,
+    measure_outside,
+    measure_word,
 )
 from minisd.files.pictures import from_pil
 from minisd.files.whole_files import save_picture, write_text
-from minisd.mini.emoji import Emoji, batch
+from minisd.mini.emoji import Emoji
 from minisd.mini.examples import given_pictures, hat_mask
+from minisd.mini.scenes import batch
 
 SEED = 3
 WORK = Path("runs/steering")  # where the commands run; the page shows their pictures side by side
@@ -152,7 +153,7 @@ ROWS = {
 
 def strip(name: str, row: Row) -> tuple[str, Image.Image]:
     """Run a row's commands. Returns them as they are to be typed, and their pictures in a row."""
-    cells = [Cell(opened(WORK / path), word) for path, word in row.given]
+    cells = [Cell(read_picture(WORK / path), word) for path, word in row.given]
     typed = []
     for number, (command, word) in enumerate(row.commands):
         output = f"{name}-{number}.png"
@@ -161,26 +162,26 @@ def strip(name: str, row: Row) -> tuple[str, Image.Image]:
         words = [sys.executable, "-m", *shlex.split(typed[-1])]
         if subprocess.run(words, cwd=WORK, check=False).returncode:
             raise ValueError(f"this command failed: {typed[-1]}")
-        cells.append(Cell(opened(WORK / output), word))
+        cells.append(Cell(read_picture(WORK / output), word))
     if row.detail:
-        cells += [Cell(enlarged(cell.image, row.detail), "larger") for cell in cells]
+        cells += [Cell(enlarge(cell.image, row.detail), "larger") for cell in cells]
     return "\n".join(typed), sheet(cells, len(cells))
 
 
-def enlarged(image: Tensor, part: tuple[int, int, int, int]) -> Tensor:
+def enlarge(image: Tensor, part: tuple[int, int, int, int]) -> Tensor:
     """A part of the picture, as large as the picture. 3 h w; part: left, top, right, bottom"""
     left, top, right, bottom = part
     return F.interpolate(image[None, :, top:bottom, left:right], image.shape[1:])[0]
 
 
-def described(row: Row) -> str:
+def alt_text(row: Row) -> str:
     """What a strip shows, for those who cannot see it."""
     words = [word for _, word in (*row.given, *row.commands)]
     words += ["parts of these, larger"] if row.detail else []
     return ", ".join(words).replace("<", "\\<")
 
 
-def opened(path: str | Path) -> Tensor:
+def read_picture(path: str | Path) -> Tensor:
     return from_pil(Image.open(path).convert("RGB"))[0]
 
 
@@ -194,7 +195,7 @@ def write_report(folder: Path = Path("docs")) -> dict:
         commands, picture = strip(name, row)
         file = f"steering-{name}.png"
         save_picture(picture, IMAGES / file, optimize=True)
-        shown = f"![{described(row)}](images/{file})"
+        shown = f"![{alt_text(row)}](images/{file})"
         computed[name] = f"```bash\n{commands}\n```\n\n{shown}"
     real = batch(Emoji.load(), sd.config.size, COUNT, SEED, step=0, split="heldout")
     guided, picture = classifier_row(sd)
@@ -203,15 +204,15 @@ def write_report(folder: Path = Path("docs")) -> dict:
     words = f"Six things, a row for each of the scales {scales}: clearer from row to row"
     computed["classifier things"] = f"![{words}](images/steering-classifier-things.png)"
     figures = {
-        "edges": edges_kept(sd, real.images, real.scenes),
-        "depth": depth_kept(sd, real.images, real.scenes),
-        "outside": outside_kept(real.images, real.scenes, hat_mask()),
+        "edges": measure_edges(sd, real.images, real.scenes),
+        "depth": measure_depth(sd, real.images, real.scenes),
+        "outside": measure_outside(real.images, real.scenes, hat_mask()),
         "classifier": guided,
-        "word": word_known(sd),
-        "detail": detail_kept(sd, real.images),
+        "word": measure_word(sd),
+        "detail": measure_detail(sd, real.images),
     }
     write_text(folder / "steering.json", json.dumps(figures, indent=1) + "\n")
-    refill(path, computed | tables(figures))
+    refill_page(path, computed | tables(figures))
     return figures
 
 

@@ -98,10 +98,9 @@ def apply_networks(
     return Handle(
         projection.register_forward_pre_hook(rewriting_hook(net, strength))
         for layer in layers
+        if layer.to_k.in_features in networks  # a file may have none for a width
         for projection, net in zip(
-            (layer.to_k, layer.to_v),
-            networks.get(layer.to_k.in_features, ()),
-            strict=False,  # a file may have no networks for this width
+            (layer.to_k, layer.to_v), networks[layer.to_k.in_features], strict=True
         )
     )
 

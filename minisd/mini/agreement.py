@@ -1,4 +1,4 @@
-"""How well a drawing agrees with what it was led by: edges, a classifier's thing, a picture."""
+"""How well a picture agrees with what steered it: with edges, a classifier, a training picture."""
 
 from math import inf
 
@@ -8,13 +8,17 @@ from torch import Tensor
 
 from minisd.adapters.classifier import ClassifierGuidance, LatentClassifier
 from minisd.mini.captions import Scene
-from minisd.mini.emoji import Emoji, batch
-from minisd.mini.evaluate import STEPS
+from minisd.mini.emoji import Emoji
+from minisd.mini.evaluate import DDIM_STEPS
+from minisd.mini.scenes import batch
 from minisd.pipeline import StableDiffusion
 
 
 def edge_agreement(found: Tensor, wanted: Tensor) -> float:
-    """F1 of edge pixels that lie within one pixel of the other's. b 3 h w each, 0 or 1."""
+    """F1 score of edges: a pixel counts as found if the other picture has one within one pixel.
+
+    found, wanted: b 3 h w, 0 or 1
+    """
     near_found, near_wanted = (F.max_pool2d(one, 3, 1, 1) for one in (found, wanted))
     precision = (found * near_wanted).sum() / found.sum().clamp(min=1)
     recall = (wanted * near_found).sum() / wanted.sum().clamp(min=1)
@@ -25,19 +29,19 @@ def edge_agreement(found: Tensor, wanted: Tensor) -> float:
 def classifier_draw(
     sd: StableDiffusion, guide: LatentClassifier, things: list[str], scale: float
 ) -> Tensor:
-    """Pictures without any prompt, led by the classifier alone: one of each thing. b 3 h w"""
+    """Pictures without a prompt, one per thing. Only the classifier steers. returns: b 3 h w"""
     with ClassifierGuidance(sd, guide, things, scale):
-        *_, step = sd.txt2img_steps([""] * len(things), "", STEPS, cfg_scale=1, sampler="ddim")
+        *_, step = sd.txt2img_steps([""] * len(things), "", DDIM_STEPS, cfg_scale=1, sampler="ddim")
     return sd.decode(step.x).clamp(-1, 1)
 
 
-def nearest(images: Tensor, emoji: Emoji, count: int) -> list[tuple[float, Tensor, Scene]]:
-    """For each picture the most alike of `count` training pictures, and how far it is.
+def nearest_pictures(images: Tensor, emoji: Emoji, count: int) -> list[tuple[float, Tensor, Scene]]:
+    """For each picture, the most similar of `count` training pictures.
 
-    images: b 3 h w    returns: root of the mean squared difference, of 255; picture; scene
+    images: b 3 h w    returns: root mean squared difference of 255, picture, scene
     """
     best: list[tuple] = [(inf, None, None)] * len(images)
-    for step in range(0, count, 100):  # the very batches that encode_bank makes
+    for step in range(0, count, 100):  # the same batches as encode_pictures() makes
         made = batch(emoji, images.shape[-1], 100, seed=0, step=step)
         for index, image in enumerate(images):
             apart = 127.5 * (made.images - image).square().mean(dim=(1, 2, 3)).sqrt()

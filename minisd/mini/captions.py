@@ -1,8 +1,8 @@
-"""What the mini model's pictures are called: scenes in words, the way people type prompts.
+"""The mini's caption grammar: scenes in words, the way people type prompts.
 
-A caption never lies, but it may keep silent: what it does not name (the style, the background) is
-random in its picture. One in ten is empty, so that classifier-free guidance has something to
-subtract. Upper case needs no variants: the tokenizer lowers everything.
+A caption is always true, but it may be incomplete. What it does not name (the style or the
+background) is random in its picture. One caption in ten is empty, because classifier-free guidance
+needs the unconditional prediction. There is no upper case: the tokenizer lowers everything.
 """
 
 from dataclasses import dataclass, replace
@@ -62,19 +62,19 @@ SYNONYMS = {
 
 WITHOUT_ARTICLE = {"grapes", "cherries", "corn", "broccoli", "cheese", "fries"}
 
-EMPTY = 0.10
+EMPTY_SHARE = 0.10
 NAMES_SIZE = 0.80
 NAMES_PLACE = 0.70
 NAMES_BACKGROUND = 0.85
 HAS_PREFIX = 0.08
 PREFIXES = ("a picture of", "an image of", "a drawing of", "an emoji of")
-BACKGROUNDS = ("on {a} {colour} background",) * 16 + (
+BACKGROUND_PHRASES = ("on {a} {colour} background",) * 16 + (
     "{colour} background",
     ", {colour} background",
     "on {colour}",
     "in front of {a} {colour} background",
 )
-PLACES = ("{left} left of {right}",) * 3 + (
+PAIR_PHRASES = ("{left} left of {right}",) * 3 + (
     "{left} to the left of {right}",
     "{right} right of {left}",
     "{right} right of {left}",
@@ -83,9 +83,8 @@ PLACES = ("{left} left of {right}",) * 3 + (
     "{left} next to {right}",
 )
 
-
-SIZES = ("small", "small", "tiny", "little")
-# Where a small thing is -> its middle, (right, down) as fractions of the canvas, and the words.
+SIZE_WORDS = ("small", "small", "tiny", "little")
+# where a small thing is -> its middle, (right, down) as fractions of the canvas, and the words
 SPOTS = {
     "middle": ((0.5, 0.5), ("in the middle", "in the centre")),
     "left": ((0.27, 0.5), ("on the left", "at the left")),
@@ -108,41 +107,41 @@ class Habits:
 
 
 HABITS = Habits()
-# The vocabulary is learnt from plainer captions: rare words stay in pieces, as they do in CLIP's.
+# The vocabulary is trained on plainer captions, so that rare words stay in pieces, as in CLIP's.
 PLAIN_HABITS = Habits(names_style=0.50, uses_synonym=0.15)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows, in words: one thing, or two from left to right."""
+    """What a picture shows: one thing, or two from left to right."""
 
     things: tuple[str, ...]
-    tints: tuple[str | None, ...]  # a colour over the whole thing; None: its own colours
+    tints: tuple[str | None, ...]  # the colour of the whole thing; None: its own colours
     style: str
     background: str
-    spot: str | None = None  # of SPOTS: the one thing is small, and there; None: large, centred
+    spot: str | None = None  # in SPOTS: a small thing, placed there; None: a large one, centred
 
 
 def pick(options, rng: np.random.Generator):
-    """One of the options, each as likely."""
+    """One of the options; each is equally likely."""
     return options[int(rng.random() * len(options))]
 
 
 def article(word: str) -> str:
-    """ "an" before a vowel that is heard as one, else "a"."""
+    """ "an" before a vowel sound, else "a"."""
     return "an" if word[0] in "aeiou" and not word.startswith("uni") else "a"
 
 
 def synonym(word: str, rng: np.random.Generator, habits: Habits = HABITS) -> str:
-    """Now and then another word for the same."""
+    """The word, or sometimes a synonym."""
     other = word in SYNONYMS and rng.random() < habits.uses_synonym
     return pick(SYNONYMS[word], rng) if other else word
 
 
 def noun_phrase(words: list[str], thing: str, rng: np.random.Generator) -> str:
-    """ "a flat blue cat", at times "the flat blue cat" or "flat blue cat".
+    """ "a flat blue cat", or sometimes "the flat blue cat" or "flat blue cat".
 
-    words: the last names the thing, which may be known as another word
+    words: the last one names the thing, perhaps with a synonym of `thing`
     """
     phrase = " ".join(words)
     draw = rng.random()
@@ -154,23 +153,23 @@ def noun_phrase(words: list[str], thing: str, rng: np.random.Generator) -> str:
 
 
 def things_phrase(scene: Scene, style: str | None, rng: np.random.Generator, habits: Habits) -> str:
-    """The things with their tints (always named), perhaps their style, size and places."""
-    size = pick(SIZES, rng) if scene.spot and rng.random() < NAMES_SIZE else None
+    """The things with their tints, and perhaps their style, size and places."""
+    size = pick(SIZE_WORDS, rng) if scene.spot and rng.random() < NAMES_SIZE else None
     phrases = []
     for thing, tint in zip(scene.things, scene.tints, strict=True):
         colour = tint and synonym(tint, rng, habits)
         words = [word for word in (style, size, colour, synonym(thing, rng, habits)) if word]
         phrases.append(noun_phrase(words, thing, rng))
     if len(phrases) == 2:
-        return pick(PLACES, rng).format(left=phrases[0], right=phrases[1])
+        return pick(PAIR_PHRASES, rng).format(left=phrases[0], right=phrases[1])
     if scene.spot and rng.random() < NAMES_PLACE:
         return f"{phrases[0]} {pick(SPOTS[scene.spot][1], rng)}"
     return phrases[0]
 
 
 def caption(scene: Scene, rng: np.random.Generator, habits: Habits = HABITS) -> str:
-    """One way of saying what the scene shows: true, often incomplete, sometimes empty."""
-    if rng.random() < EMPTY:
+    """A random caption of the scene: true, often incomplete, sometimes empty."""
+    if rng.random() < EMPTY_SHARE:
         return ""
     style = scene.style if rng.random() < habits.names_style else None
     words = things_phrase(scene, style, rng, habits)
@@ -178,13 +177,13 @@ def caption(scene: Scene, rng: np.random.Generator, habits: Habits = HABITS) -> 
         words = f"{pick(PREFIXES, rng)} {words}"
     if rng.random() < NAMES_BACKGROUND:
         colour = synonym(scene.background, rng, habits)
-        where = pick(BACKGROUNDS, rng).format(a=article(colour), colour=colour)
+        where = pick(BACKGROUND_PHRASES, rng).format(a=article(colour), colour=colour)
         words = f"{words} {where}".replace(" ,", ",")
     return words
 
 
 def full_caption(scene: Scene) -> str:
-    """The usual form with everything named: "a flat blue cat on a red background"."""
+    """The usual form, with everything named: "a flat blue cat on a red background"."""
     size = "small" if scene.spot else ""
     phrases = []
     for thing, tint in zip(scene.things, scene.tints, strict=True):
@@ -197,5 +196,5 @@ def full_caption(scene: Scene) -> str:
 
 
 def brief_caption(scene: Scene) -> str:
-    """The same without style and tints, which are left to chance: "a cat on a red background"."""
+    """full_caption() without style and tints: "a cat on a red background"."""
     return full_caption(replace(scene, style="", tints=(None,) * len(scene.things)))

@@ -1,8 +1,8 @@
-"""A diffusion model of cats and dogs and nothing else: the article's first one, without a prompt.
+"""A diffusion model of cats and dogs only, without a prompt: the first model of the article.
 
-The classes are those of the mini, and so are the latents. Its U-Net of a million parameters learns
-blobs in 90 seconds and faces in 20 minutes of two cores. Every picture is a cat or a dog, so every
-sample ought to be.
+It uses the mini's classes and latents. Its U-Net has a million parameters. On two cores it learns
+to draw blobs in 90 seconds, and faces in 20 minutes. All training pictures show a cat or a dog, so
+all samples should too.
 """
 
 import json
@@ -22,14 +22,15 @@ from minisd.checkpoints.write import write_tensors, written_whole
 from minisd.config import WEIGHTS, ModelConfig, UNetConfig
 from minisd.files.json_files import build, parse_json
 from minisd.mini.captions import Scene, pick
-from minisd.mini.emoji import Emoji, compose, to_tensor
+from minisd.mini.emoji import Emoji
+from minisd.mini.scenes import compose_scene, to_tensor
 from minisd.pipeline import StableDiffusion
 from minisd.schedule import Schedule
 from minisd.training.diffusion import noise_loss, start_at_zero
 from minisd.training.loop import Draw, Hyperparameters, train
 from minisd.unet import UNet
 
-CONFIG = UNetConfig(
+UNPROMPTED_CONFIG = UNetConfig(
     channels=(40, 64),
     attention=(False, True),
     res_blocks=1,
@@ -38,22 +39,21 @@ CONFIG = UNetConfig(
     linear_projection=True,
     norm_groups=8,
 )
-SETTINGS = Hyperparameters(steps=6000, rate=0.02)  # 0.2 s of two cores a step: 20 minutes
-BRIEF_SETTINGS = Hyperparameters(
-    steps=500, rate=0.02, ema=0.98, warmup=20
-)  # 90 seconds, in a lesson's cell
+PORTRAIT_SETTINGS = Hyperparameters(steps=6000, rate=0.02)  # 0.2 s of two cores a step: 20 minutes
+# in a lesson's cell: 90 seconds
+BRIEF_SETTINGS = Hyperparameters(steps=500, rate=0.02, ema=0.98, warmup=20)
 PETS = ("cat", "dog")
-BACKGROUNDS = ("white", "green", "blue", "purple")
+PORTRAIT_BACKGROUNDS = ("white", "green", "blue", "purple")
 PORTRAITS = 4000
 
 
 class Unprompted(nn.Module):
-    """A U-Net that reads no prompt: where the words would be stands one vector of zeros.
+    """A U-Net that reads no prompt. One vector of zeros takes the place of the words.
 
-    x: b 4 h w    t: b    context: whatever there is, it is not read    returns: eps, b 4 h w
+    x: b 4 h w    t: b    context: ignored    returns: eps, b 4 h w
     """
 
-    def __init__(self, config: UNetConfig = CONFIG):
+    def __init__(self, config: UNetConfig = UNPROMPTED_CONFIG):
         super().__init__()
         self.unet = UNet(config)
 
@@ -64,15 +64,17 @@ class Unprompted(nn.Module):
 def portraits(
     emoji: Emoji, size: int, count: int, seed: int = 0, step: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Cats and dogs in equal numbers on an average, in all styles, turned left or right.
+    """Cats and dogs, about as many of each, in all styles, facing left or right.
 
     returns: images, b 3 h w; which of PETS each shows, b
     """
     rng = np.random.default_rng([seed, step])
     images, labels = [], rng.integers(len(PETS), size=count)
     for label in labels:
-        scene = Scene((PETS[label],), (None,), pick(emoji.styles, rng), pick(BACKGROUNDS, rng))
-        images.append(compose(emoji, scene, size, rng, mirror=True)[0])
+        scene = Scene(
+            (PETS[label],), (None,), pick(emoji.styles, rng), pick(PORTRAIT_BACKGROUNDS, rng)
+        )
+        images.append(compose_scene(emoji, scene, size, rng, mirror=True)[0])
     return to_tensor(images), torch.from_numpy(labels)
 
 
@@ -80,7 +82,7 @@ def portraits(
 def latent_portraits(
     sd: StableDiffusion, emoji: Emoji, count: int, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The same, encoded once for training. count: a multiple of 100
+    """Like portraits(), encoded once for training. count: a multiple of 100
 
     returns: latents, n 4 h w, scaled; labels, n
     """
@@ -96,12 +98,12 @@ def train_unprompted(
     latents: Tensor,
     schedule: Schedule,
     folder: Path,
-    settings: Hyperparameters = SETTINGS,
-    config: UNetConfig = CONFIG,
+    settings: Hyperparameters = PORTRAIT_SETTINGS,
+    config: UNetConfig = UNPROMPTED_CONFIG,
     batch_size: int = 32,
     seed: int = 0,
 ) -> Unprompted:
-    """Returns the averaged network. Resumes from the folder, where it also keeps its log.
+    """Returns the EMA of the network. Resumes from the folder. Raises ValueError like train().
 
     latents: n 4 h w, clean and scaled
     """
@@ -120,7 +122,7 @@ def train_unprompted(
 
 
 def save_unprompted(path: Path, network: Unprompted, notes: Mapping[str, object]) -> None:
-    """Write it in half precision. The header tells its config and the notes: how it was trained."""
+    """Write the network in half precision. The header holds its config and the notes."""
     config = json.dumps(asdict(network.unet.config))
     header = {"unprompted": config, "notes": json.dumps(notes)}
     with written_whole(path) as unfinished:
@@ -128,12 +130,15 @@ def save_unprompted(path: Path, network: Unprompted, notes: Mapping[str, object]
 
 
 def load_unprompted(path: Path = WEIGHTS / "cats-and-dogs.safetensors") -> Unprompted:
-    """Read what save_unprompted() wrote, ready to draw. Raises ValueError for any other file."""
+    """Read a file of save_unprompted(), ready to draw.
+
+    Raises ValueError if the file is another one, or is damaged.
+    """
     header = metadata(path)
     if "unprompted" not in header:
         raise ValueError(
-            f"{path} holds no model of cats and dogs: give a file that "
-            "`minisd train cats-and-dogs` made."
+            f"{path} holds no model of cats and dogs. Give a file that "
+            "`minisd train cats-and-dogs` has written."
         )
     try:
         config = build(UNetConfig, parse_json(header["unprompted"]), RANGES)
@@ -143,5 +148,5 @@ def load_unprompted(path: Path = WEIGHTS / "cats-and-dogs.safetensors") -> Unpro
         fill_whole(network, read(path), "it")
     except ValueError as error:
         reason = str(error).rstrip(".")
-        raise ValueError(f"{path} is a damaged model ({reason}): get it again.") from error
+        raise ValueError(f"{path} is damaged ({reason}). Get the file again.") from error
     return network.eval().requires_grad_(False)

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from minisd.config import ModelConfig
 from minisd.mini.captions import Scene, pick
-from minisd.mini.emoji import Batch, Emoji, batch
+from minisd.mini.emoji import Emoji
+from minisd.mini.scenes import Batch, batch
 from minisd.pipeline import StableDiffusion
 from minisd.tasks.canny import canny
 from minisd.tasks.depth2img import depth_channel
@@ -25,7 +26,7 @@ from minisd.training.loop import fast_precision, generator_at
 from minisd.training.run_folder import fingerprint
 from minisd.vae import VAE
 
-BATCH = 100
+ENCODED_AT_ONCE = 100
 WHOLE_MASKS = 0.1  # how many of the masks hide the whole picture
 Conditions = Callable[[Tensor, int], Tensor]  # (images, number of the batch) -> b c h' w'
 
@@ -34,8 +35,8 @@ def composed_batches(
     emoji: Emoji, size: int, count: int, seed: int, split: str = "train"
 ) -> Iterator[tuple[int, Batch]]:
     """`count` pictures, a multiple of 100, in numbered batches, with a progress bar."""
-    for number in tqdm(range(0, count, BATCH), desc="encoding pictures", mininterval=5):
-        yield number, batch(emoji, size, BATCH, seed, number, split)
+    for number in tqdm(range(0, count, ENCODED_AT_ONCE), desc="encoding pictures", mininterval=5):
+        yield number, batch(emoji, size, ENCODED_AT_ONCE, seed, number, split)
 
 
 @torch.no_grad()

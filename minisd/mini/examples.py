@@ -1,4 +1,4 @@
-"""The pictures that docs/steering.md starts from: what its commands are given."""
+"""The input pictures of the commands in docs/steering.md."""
 
 from pathlib import Path
 
@@ -9,13 +9,14 @@ from minisd.config import MINI
 from minisd.files.pictures import from_pil, to_pil
 from minisd.files.whole_files import make_folder, save_picture
 from minisd.mini.captions import Scene
-from minisd.mini.emoji import Emoji, compose, to_tensor
+from minisd.mini.emoji import Emoji
+from minisd.mini.scenes import compose_scene, to_tensor
 from minisd.tasks.canny import canny
 from minisd.tasks.inpaint import as_mask, picture_with_hole
 
 
 def crude_apple() -> Image.Image:
-    """A drawing as made in a minute by someone who cannot draw."""
+    """A drawing such as anybody makes in a minute."""
     picture = Image.new("RGB", (64, 64), "white")
     pen = ImageDraw.Draw(picture)
     pen.ellipse((13, 18, 51, 57), fill=(90, 190, 60))
@@ -24,24 +25,24 @@ def crude_apple() -> Image.Image:
 
 
 def hat_mask(size: int = 64) -> Image.Image:
-    """White over the upper part, where a hat is."""
+    """A mask that is white in the upper part, where a hat is."""
     mask = Image.new("L", (size, size), 0)
     ImageDraw.Draw(mask).rectangle((4, 2, size - 5, 25), fill=255)
     return mask
 
 
 def given_pictures(folder: Path) -> list[Path]:
-    """Draw what the commands are given, unless it is there. Returns where all of it is."""
+    """Write the input pictures that the folder does not have yet. Returns all their paths."""
     make_folder(folder)
     pictures, emoji = {"crude-apple": crude_apple(), "hat-mask": hat_mask()}, Emoji.load()
-    for name, scene, shade in (  # shade: of the background; ears stand out best from number 4
+    for name, scene, shade in (  # shade: seed of the background's; ears stand out best with 4
         ("santa", Scene(("santa",), (None,), "noto", "cyan"), 1),
         ("pair", Scene(("cat", "dog"), (None, None), "noto", "white"), 1),
         ("rabbit", Scene(("rabbit",), (None,), "glossy", "white"), 1),
         ("strawberry", Scene(("strawberry",), (None,), "twemoji", "blue"), 1),
         ("ears", Scene(("rabbit",), (None,), "twemoji", "white"), 4),
     ):
-        picture, _ = compose(emoji, scene, MINI.size, default_rng(shade))
+        picture, _ = compose_scene(emoji, scene, MINI.size, default_rng(shade))
         pictures[name] = to_pil(to_tensor([picture]))[0]
     santa, ears = from_pil(pictures["santa"]), from_pil(pictures["ears"])
     pictures["santa-hole"] = to_pil(picture_with_hole(santa, as_mask(hat_mask(), santa)))[0]

@@ -15,7 +15,8 @@ from minisd.checkpoints.load import Parts
 from minisd.checkpoints.write import save
 from minisd.config import MINI, WEIGHTS, ModelConfig
 from minisd.files.whole_files import make_folder, written_whole
-from minisd.mini.emoji import Emoji, batch, captions
+from minisd.mini.emoji import Emoji
+from minisd.mini.scenes import batch, captions
 from minisd.tokenizer import Tokenizer
 from minisd.training.diffusion import TextAndUNet
 from minisd.training.distributed import barrier, rank_and_world_size
@@ -27,7 +28,7 @@ from minisd.vae import VAE
 
 PICTURES = 60_000  # composed and encoded once, before the training on latents
 PICTURES_PER_MINUTE = 1500  # of a short run, so that most of its time is training
-SEEDS = 2**40  # as many as generator_at() keeps apart within 64 bits
+TRAINING_SEEDS = 2**40  # as many as generator_at() keeps apart within 64 bits
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,10 @@ class Job:
             raise ValueError(f"Cannot train for {self.steps} steps. Give 1 or more.")
         if self.minutes is not None:
             check_minutes(self.minutes)
-        if not 0 <= self.seed < SEEDS:
-            raise ValueError(f"The seed of a training is 0 to {SEEDS - 1}, not {self.seed}.")
+        if not 0 <= self.seed < TRAINING_SEEDS:
+            raise ValueError(
+                f"The seed of a training is 0 to {TRAINING_SEEDS - 1}, not {self.seed}."
+            )
 
     def fit(
         self, settings: Hyperparameters, name: str, train_in: Callable, parts: float = 1.0

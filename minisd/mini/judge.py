@@ -1,10 +1,11 @@
-"""The judge: a small network that says what a picture shows. It serves the evaluation alone.
+"""The judge: a small classifier that says what a picture shows. Only the evaluation uses it.
 
-It knows the drawings, but not the generator's pictures; judge_training.py says what it learns from.
-What colour the background has it is not asked: that can be measured.
+It was trained on the cut-outs, not on the generator's pictures (train_judge.py). It is not asked
+for the background colour, which can be measured directly.
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,16 +21,17 @@ from minisd.checkpoints.write import write_tensors, written_whole
 from minisd.config import MINI, WEIGHTS
 from minisd.files.json_files import check_value, parse_json
 from minisd.mini.captions import COLOURS, Scene
-from minisd.mini.emoji import LITTLE, SHIFT, Emoji, batch, middles
+from minisd.mini.emoji import Emoji
+from minisd.mini.scenes import SHIFT, SMALL_WIDTH, batch, middles
 
 SIDE = 64  # px of a crop
-WINDOW = LITTLE + 2 * SHIFT  # of the canvas: as far as a little thing may reach from its place
-WORDS = ("things", "styles", "colours")
+WINDOW = SMALL_WIDTH + 2 * SHIFT  # of the canvas: a small thing never reaches beyond it
+VOCABULARIES = ("things", "styles", "colours")
 MOST_WORDS = 1000  # of each
 
 
 class Seen(NamedTuple):
-    """What the judge takes one crop for. The tint means something only where there is one."""
+    """The judge's answers about one crop. The tint means something only if the thing is tinted."""
 
     thing: str
     style: str
@@ -59,8 +61,8 @@ class Block(nn.Module):
 class Judge(nn.Module):
     """Three answers about one crop: what thing it shows, in which style, and in which tint.
 
-    Each drawing, a thing in a style, is a class of its own, as every thing's styles differ in
-    something else. A thing's chance is the sum over its styles, a style's that over all things.
+    Each drawing (a thing in a style) is a class, because the styles of each thing differ in another
+    way. The probability of a thing is the sum over its styles; that of a style, over all things.
 
     crop: b 3 64 64 in [-1, 1]    returns: logits of the thing, of the style, of the tint
     """
@@ -70,9 +72,9 @@ class Judge(nn.Module):
         self.things, self.styles, self.colours = things, styles, colours
         widths = (32, 64, 64, 64)
         self.conv_in = nn.Conv2d(3, widths[0], 5, stride=2, padding=2)
-        self.blocks = nn.ModuleList(Block(a, b) for a, b in zip(widths, widths[1:]))
+        self.blocks = nn.ModuleList(Block(c_in, c_out) for c_in, c_out in pairwise(widths))
         self.norm_out = nn.GroupNorm(8, widths[-1])
-        # sees all 4 x 4 places: averaged over them the layout is lost, and it learns far slower
+        # reads all 4 x 4 places: an average over them would lose the layout and train far slower
         self.conv_out = nn.Conv2d(widths[-1], len(things) * len(styles) + len(colours), 4)
 
     def forward(self, crop: Tensor) -> tuple[Tensor, ...]:
@@ -89,18 +91,19 @@ class Judge(nn.Module):
 
 
 def through_windows(images: Tensor, windows: Tensor) -> Tensor:
-    """What each picture shows in its window, b 3 64 64; beyond the border its colour goes on.
+    """Cut a window out of each picture. Beyond the border, the border's colour continues.
 
     images: b 3 h w    windows: b 2 3, affine maps into a picture whose sides are at -1 and 1
+    returns: b 3 64 64
     """
     grid = F.affine_grid(windows, [len(images), 3, SIDE, SIDE], align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def crops(images: Tensor, scenes: list[Scene]) -> Tensor:
-    """What the judge looks at: around each thing, scene after scene, where the thing belongs.
+    """What the judge looks at: one crop per thing, where the scene puts it, scene after scene.
 
-    images: b 3 h w    returns: n 3 64 64; a lone large thing's is the whole picture
+    images: b 3 h w    returns: n 3 64 64; for a lone large thing, the whole picture
     """
     owners, windows = [], []
     for index, scene in enumerate(scenes):
@@ -114,24 +117,27 @@ def crops(images: Tensor, scenes: list[Scene]) -> Tensor:
 
 @torch.no_grad()
 def look(judge: Judge, images: Tensor, scenes: list[Scene]) -> list[list[Seen]]:
-    """What the judge sees in each picture, for each thing of its scene. images: b 3 h w."""
+    """What the judge sees in each picture, for each thing of its scene. images: b 3 h w"""
     answers = [logits.argmax(dim=1).tolist() for logits in judge(crops(images, scenes))]
-    words = (judge.things, judge.styles, judge.colours)
-    seen = iter([Seen(*(of[i] for of, i in zip(words, row))) for row in zip(*answers)])
+    rows = zip(*answers, strict=True)
+    seen = (
+        Seen(judge.things[thing], judge.styles[style], judge.colours[tint])
+        for thing, style, tint in rows
+    )
     return [[next(seen) for _ in scene.things] for scene in scenes]
 
 
 def nearest_colour(rgb: np.ndarray) -> str:
-    """The named colour that lies closest. rgb: three shades, 0..255."""
+    """The name of the closest colour. rgb: three shades, 0..255"""
     return min(COLOURS, key=lambda name: np.square(np.subtract(COLOURS[name], rgb)).sum())
 
 
 def accuracy(
     judge: Judge, emoji: Emoji, count: int = 1000, split: str = "heldout", seed: int = 3
 ) -> dict[str, float]:
-    """The share of real things that the judge is right about: thing, style, tint of tinted ones.
+    """How often the judge is right about composed pictures: thing, style, and tint if there is one.
 
-    Real means composed as the generator's pictures are, on pairs that neither was trained on.
+    By default, the pictures show pairs of thing and background that no training has used.
     """
     real = batch(emoji, MINI.size, count, seed, step=0, split=split)
     right: dict[str, list[bool]] = {name: [] for name in Seen._fields}
@@ -144,29 +150,32 @@ def accuracy(
 
 
 def save_judge(path: Path, judge: Judge, figures: dict) -> None:
-    """Write the judge in half precision; the header tells its words and how good it is."""
-    header = {name: json.dumps(getattr(judge, name)) for name in WORDS}
+    """Write the judge in half precision. The header holds its vocabularies and its accuracy."""
+    header = {name: json.dumps(getattr(judge, name)) for name in VOCABULARIES}
     header["figures"] = json.dumps(figures)
     with written_whole(path) as unfinished:
         write_tensors(unfinished, judge.state_dict(), header, torch.float16)
 
 
 def load_judge(path: Path = WEIGHTS / "judge.safetensors") -> Judge:
-    """Read a judge, ready to look. ValueError where the file cannot be read as one."""
+    """Read a judge, ready for look().
+
+    Raises ValueError if the file is no judge, or is damaged.
+    """
     try:
         header, state = metadata(path), read(path)
-        words = [parse_json(header.get(name, "null")) for name in WORDS]
-        for name, some in zip(WORDS, words, strict=True):
+        words = [parse_json(header.get(name, "null")) for name in VOCABULARIES]
+        for name, some in zip(VOCABULARIES, words, strict=True):
             check_value(name, some, tuple[str, ...])
             if not 0 < len(some) <= MOST_WORDS:
-                raise ValueError(f"has {len(some)} {name} in its header")
+                raise ValueError(f"its header has {len(some)} {name}")
         with torch.device("meta"):
             judge = Judge(*map(tuple, words))
         fill_whole(judge, state, "it")
     except ValueError as error:
         reason = str(error).rstrip(".")
         raise ValueError(
-            f"{path} cannot be read as the judge ({reason}): restore it from the repository, or "
-            "train it anew with `minisd train judge`."
+            f"{path} cannot be read as the judge ({reason}). Restore it from the repository, or "
+            "train it again with `minisd train judge`."
         ) from error
     return judge.eval().requires_grad_(False)

@@ -38,7 +38,7 @@ from minisd.checkpoints.write import save_vae
 from minisd.config import MINI
 from minisd.depth.small import DEPTH_PREFIX
 from minisd.mini import cats_and_dogs, datasets, judge, train_judge
-from minisd.mini.emoji import FINE_THINGS, Emoji, batch, vae_batch
+from minisd.mini.emoji import FINE_THINGS, Emoji
 from minisd.mini.job import (
     Job,
     base_next_to,
@@ -47,6 +47,7 @@ from minisd.mini.job import (
     trained_vae,
     unseen_pictures,
 )
+from minisd.mini.scenes import batch, vae_batch
 from minisd.mini.styles import blueprint, sepia
 from minisd.pipeline import StableDiffusion
 from minisd.schedule import Schedule
@@ -339,5 +340,5 @@ RECIPES = {
     "inpaint": Recipe(Hyperparameters(steps=2500, rate=0.02, ema=0.99), prepare_inpaint),
     "estimator": Recipe(Hyperparameters(steps=1000, ema=0.99), prepare_estimator),
     "depth": Recipe(Hyperparameters(steps=1000, rate=0.02, ema=0.99), prepare_depth),
-    "cats-and-dogs": Recipe(cats_and_dogs.SETTINGS, prepare_cats_and_dogs),
+    "cats-and-dogs": Recipe(cats_and_dogs.PORTRAIT_SETTINGS, prepare_cats_and_dogs),
 }

@@ -1,9 +1,10 @@
-"""Teach the judge what the drawings look like: as they are, and as the autoencoder returns them.
+"""Train the judge on the drawings: as they are, and after the autoencoder.
 
-Half of its crops are cut-outs at other sizes and places, on grounds of any colour. The others are
-training scenes that came through the autoencoder, moved a little: its decoder draws every picture
-that is judged, and a judge that knows sharp drawings alone takes what it blurs for another style.
-All are seen in other shades. No held-out (thing, background) pair is composed for it.
+Half of the crops are cut-outs of many sizes and places, on backgrounds of any colour. The others
+are training scenes that the autoencoder has encoded and decoded, moved a little. The decoder draws
+every picture that will be judged. A judge that has seen only sharp drawings would take its blur
+for another style. The shades of all crops are changed. No held-out (thing, background) pair is
+used.
 """
 
 from pathlib import Path
@@ -16,58 +17,62 @@ from tqdm import tqdm
 
 from minisd.config import MINI
 from minisd.mini.captions import COLOURS, pick
-from minisd.mini.emoji import Emoji, batch, held_out, shrunk, tinted, to_tensor
+from minisd.mini.emoji import Emoji
 from minisd.mini.judge import SIDE, Judge, Seen, crops, nearest_colour, through_windows
+from minisd.mini.scenes import batch, is_held_out, tiles_at_size, tint_tile, to_tensor
 from minisd.training.loop import Draw, Hyperparameters, generator_at, train
 from minisd.vae import VAE
 
-SIZES = range(26, 61, 4)  # px of a drawing before its crop is brought to SIDE: blurred to sharp
-FILLS = (0.72, 0.95)  # of its crop's side, how much a thing takes
-TINTED = 0.3
-NO_TINT = -100  # a target that cross_entropy passes over
+DRAWING_SIZES = range(26, 61, 4)  # px, before its crop is resized to SIDE: blurred to sharp
+FILLS = (0.72, 0.95)  # the part of its crop's side that a drawing takes
+TINTED_CROPS = 0.3  # the share of tinted drawings
+NO_TINT = -100  # a target that cross_entropy ignores
 
 
-def any_ground(thing: str, rng: np.random.Generator) -> np.ndarray:
-    """A shade to put the thing on, rgb 0..255: any, or one like a named one; no held-out pair."""
+def random_background(thing: str, rng: np.random.Generator) -> np.ndarray:
+    """A background for this thing, rgb 0..255: any colour, or one close to a named colour.
+
+    It never makes a held-out pair.
+    """
     while True:
         shade = rng.integers(0, 256, 3)
         if rng.random() < 0.5:
             shade = COLOURS[pick(tuple(COLOURS), rng)] + rng.integers(-40, 41, 3)
             shade = np.clip(shade, 0, 255)
-        if not held_out(thing, nearest_colour(shade)):
+        if not is_held_out(thing, nearest_colour(shade)):
             return shade
 
 
-def example(emoji: Emoji, rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
-    """One crop, h w rgb in 0..1 of any size, and the numbers of its thing, style and tint."""
+def drawn_crop(emoji: Emoji, rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
+    """One crop, h w rgb in 0..1, of any size; and the numbers of its thing, style and tint."""
     thing, style = int(rng.integers(len(emoji.things))), int(rng.integers(len(emoji.styles)))
-    ground = any_ground(emoji.things[thing], rng)
-    pixels = pick(SIZES, rng)
+    background = random_background(emoji.things[thing], rng)
+    pixels = pick(DRAWING_SIZES, rng)
     side = round(pixels / rng.uniform(*FILLS))
-    tile = shrunk(emoji, pixels)[thing, style].astype(np.float32) / 255
+    tile = tiles_at_size(emoji, pixels)[thing, style].astype(np.float32) / 255
     colours, tint = tuple(COLOURS), NO_TINT
-    if rng.random() < TINTED:
-        name = pick([colour for colour in colours if colour != nearest_colour(ground)], rng)
-        tile, tint = tinted(tile, name), colours.index(name)
+    if rng.random() < TINTED_CROPS:
+        name = pick([colour for colour in colours if colour != nearest_colour(background)], rng)
+        tile, tint = tint_tile(tile, name), colours.index(name)
     tile = tile[:, ::-1] if rng.random() < 0.5 else tile
-    picture = np.full((side, side, 3), ground / 255, np.float32)
+    picture = np.full((side, side, 3), background / 255, np.float32)
     left, top = rng.integers(0, side - pixels + 1, 2)
     there = (slice(top, top + pixels), slice(left, left + pixels))
     picture[there] = tile[..., :3] + (1 - tile[..., 3:]) * picture[there]
     return picture, [thing, style, tint]
 
 
-def shaded(images: Tensor, generator: torch.Generator) -> Tensor:
-    """In other shades: b 3 h w."""
+def change_shades(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Change the shades of each picture. b 3 h w"""
     channels = (len(images), 3, 1, 1)
     gain = 1 + 0.1 * torch.randn(channels, generator=generator)
     return images * gain + 0.1 * torch.randn(channels, generator=generator)
 
 
-def disturbed(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Other shades, some blur, some noise: b 3 h w."""
+def disturb(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Change the shades, and add some blur and some noise. b 3 h w"""
     each = (len(images), 1, 1, 1)
-    images = shaded(images, generator)
+    images = change_shades(images, generator)
     soft = F.pad(images, (2, 2, 2, 2), mode="replicate")
     soft = F.avg_pool2d(F.avg_pool2d(soft, 3, stride=1), 3, stride=1)
     images = images.lerp(soft, torch.rand(each, generator=generator))
@@ -75,21 +80,21 @@ def disturbed(images: Tensor, generator: torch.Generator) -> Tensor:
     return images + 0.1 * torch.rand(each, generator=generator) * noise
 
 
-def examples(emoji: Emoji, count: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """The step-th batch to learn from. returns: crops b 3 64 64, targets b 3."""
+def drawn_crops(emoji: Emoji, count: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    """A batch of drawn crops. returns: crops b 3 64 64; targets b 3"""
     rng = np.random.default_rng([seed, step])
-    made = [example(emoji, rng) for _ in range(count)]
+    made = [drawn_crop(emoji, rng) for _ in range(count)]
     images = [F.interpolate(to_tensor([one]), (SIDE, SIDE), mode="bilinear") for one, _ in made]
     targets = torch.tensor([target for _, target in made])
-    return disturbed(torch.cat(images), generator_at(seed, step)), targets
+    return disturb(torch.cat(images), generator_at(seed, step)), targets
 
 
 @torch.no_grad()
 def decoded_crops(vae: VAE, emoji: Emoji, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Crops of training scenes as the autoencoder returns them.
+    """Crops of training scenes, after the autoencoder has encoded and decoded them.
 
     count: of pictures, a multiple of 100
-    returns: crops n 3 64 64, in half precision to save memory, and targets n 3 as of example()
+    returns: crops n 3 64 64, in half precision to save memory; targets n 3, like drawn_crop()
     """
     found, targets, colours = [], [], tuple(COLOURS)
     for step in tqdm(range(count // 100), desc="decoding pictures, 100 each", mininterval=5):
@@ -104,8 +109,8 @@ def decoded_crops(vae: VAE, emoji: Emoji, count: int, seed: int) -> tuple[Tensor
     return torch.cat(found), torch.tensor(targets)
 
 
-def moved(images: Tensor, generator: torch.Generator) -> Tensor:
-    """A little to some side, a little nearer or farther, half of them mirrored: b 3 64 64."""
+def move_crops(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift and zoom each crop a little, and mirror half of them. b 3 64 64"""
     zoom = 1 + 0.1 * torch.randn(len(images), generator=generator)
     mirror = torch.randint(0, 2, (len(images),), generator=generator) * 2 - 1
     windows = torch.zeros(len(images), 2, 3)
@@ -117,22 +122,24 @@ def moved(images: Tensor, generator: torch.Generator) -> Tensor:
 def mixed_batch(
     emoji: Emoji, decoded: tuple[Tensor, Tensor], count: int, seed: int, step: int
 ) -> tuple[Tensor, Tensor]:
-    """The step-th batch, half of it examples() and half decoded crops, moved and shaded anew.
+    """A batch: half drawn_crops(), half decoded crops that are moved and given new shades.
 
-    decoded: what decoded_crops() returns    returns: crops count 3 64 64, targets count 3
+    decoded: what decoded_crops() returns    returns: crops count 3 64 64; targets count 3
     """
-    images, targets = examples(emoji, count - count // 2, seed, step)
+    images, targets = drawn_crops(emoji, count - count // 2, seed, step)
     known, theirs = decoded
     generator = generator_at(seed + 1, step)
     chosen = torch.randint(0, len(known), (count // 2,), generator=generator)
-    again = shaded(moved(known[chosen].float(), generator), generator)
+    again = change_shades(move_crops(known[chosen].float(), generator), generator)
     return torch.cat([images, again]), torch.cat([targets, theirs[chosen]])
 
 
 def judge_loss(judge: Judge, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Cross-entropy of the three answers per crop. The tint counts where there is one."""
+    """Cross-entropy of the three answers per crop. The tint counts only if there is one."""
     answers = judge(images)
-    loss = nn.CrossEntropyLoss(ignore_index=NO_TINT, reduction="sum")  # no mean: maybe of none
+    loss = nn.CrossEntropyLoss(
+        ignore_index=NO_TINT, reduction="sum"
+    )  # a mean over no tints would be NaN
     terms = zip(Seen._fields, answers, targets.unbind(dim=1), strict=True)
     return {name: loss(logits.float(), target) / len(images) for name, logits, target in terms}
 
@@ -146,10 +153,10 @@ def train_judge(
     seed: int = 0,
     encoded_by: str = "",
 ) -> Judge:
-    """Returns the averaged judge. Resumes from the folder, where it also keeps its log.
+    """Returns the EMA of the judge. Resumes from the folder. Raises ValueError like train().
 
     decoded: what decoded_crops() returns
-    encoded_by: which VAE returned the crops, so that no run goes on with another's
+    encoded_by: which VAE made the crops, so that no run goes on with crops of another one
     """
     torch.manual_seed(seed)
     judge = Judge(emoji.things, emoji.styles, tuple(COLOURS))

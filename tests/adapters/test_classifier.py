@@ -20,7 +20,7 @@ from minisd.adapters.classifier import (
 )
 from minisd.config import MINI, WEIGHTS, ScheduleConfig
 from minisd.mini.datasets import labelled_latents
-from minisd.mini.emoji import batch
+from minisd.mini.scenes import batch
 from minisd.pipeline import StableDiffusion
 from minisd.sampling import sampler_levels
 from minisd.schedule import Schedule
@@ -144,25 +144,6 @@ def test_the_loss_is_that_of_the_name_at_the_level_that_is_told():
     assert thing_loss(reader, SCHEDULE, x0, labels, generator).item() < 1e-6
     silent = thing_loss(lambda x, t: torch.zeros(300, 3), SCHEDULE, x0, labels, generator)
     assert silent.item() == pytest.approx(math.log(3))
-
-
-def test_two_processes_share_what_one_would_see(monkeypatch):
-    x0, labels = torch.randn(8, 4, 8, 8), torch.arange(8) % 3
-    seen = []
-
-    def network(x, t):
-        seen.append((x, t))
-        return torch.nn.functional.one_hot(t % 3, 3).float()
-
-    losses = []
-    for rank, processes in [(0, 1), (0, 2), (1, 2)]:
-        monkeypatch.setattr("minisd.training.parallel.place", lambda at=(rank, processes): at)
-        generator = torch.Generator().manual_seed(0)
-        losses.append(thing_loss(network, SCHEDULE, x0, labels, generator))
-    assert torch.allclose(losses[0], (losses[1] + losses[2]) / 2)
-    for whole, first, second in zip(*seen, strict=True):
-        parts = torch.stack([first, second], dim=1).flatten(0, 1)  # every other one
-        assert torch.equal(whole, parts)
 
 
 def test_accuracy_is_counted_at_each_t_under_the_same_noise():

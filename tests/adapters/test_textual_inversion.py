@@ -3,9 +3,7 @@
 import itertools
 import random
 import re
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from threading import Event
 
 import pytest
@@ -16,6 +14,7 @@ from safetensors.torch import save_file
 from minisd.adapters.textual_inversion import Word, Words, textual_inversion
 from tests.helpers.pipeline_pairs import NO_FILTER, both_pipelines, drawn, drawn_by_diffusers
 from tests.helpers.side_by_side import relative_error
+from tests.helpers.threads import frequent_switches
 from tests.helpers.tiny_models import V1
 
 END_TO_END = 1e-4  # float32, largest error over the reference's spread
@@ -195,17 +194,6 @@ THREADS, EMBEDDINGS = 4, 400
 PARTS = ["<a>", "<b>", "zib", "zibs", " a cat", " red", " (<b> big:1.3)", " (zib:0.7)"]
 
 
-@contextmanager
-def hurried():
-    """Threads take turns as often as Python lets them."""
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(usual)
-
-
 def jobs():
     rng = random.Random(0)
     prompts = ["".join(rng.choices(PARTS, k=rng.randint(1, 8))) for _ in range(50)]
@@ -229,7 +217,10 @@ def test_embeddings_in_threads_are_those_of_a_lone_run(sd, another_comes_and_goe
                 return number
             Word(sd, f"<other{number}>", vectors(3)).remove()
 
-    with Words(sd, {"<a>": vectors(1, 1), "<b>": vectors(3, 2), "zib": vectors(8, 3)}), hurried():
+    with (
+        Words(sd, {"<a>": vectors(1, 1), "<b>": vectors(3, 2), "zib": vectors(8, 3)}),
+        frequent_switches(1e-6),
+    ):
         alone = {job: embedded(sd, job) for job in jobs()}
         work = list(itertools.islice(itertools.cycle(alone), EMBEDDINGS))
         with ThreadPoolExecutor(THREADS + 1) as pool:
@@ -243,7 +234,7 @@ def test_embeddings_in_threads_are_those_of_a_lone_run(sd, another_comes_and_goe
 
 
 def test_words_that_threads_add_have_ids_of_their_own(sd):
-    with hurried(), ThreadPoolExecutor(THREADS) as pool:
+    with frequent_switches(1e-6), ThreadPoolExecutor(THREADS) as pool:
         words = list(pool.map(lambda i: Word(sd, f"<new{i}>", vectors(2, i)), range(100)))
         seen = list(sd.tokenizer.added_words.ids.values())
         right = [torch.equal(looked_up(sd, f"<new{i}>"), vectors(2, i)) for i in range(0, 100, 10)]

@@ -101,8 +101,8 @@ def test_a_plain_write_would_be_seen(line):
 
 
 def write_adapter(path):
-    layers = SimpleNamespace(widths=[4], network=lambda width, which: [torch.nn.Linear(300, 300)])
-    layers.numbered = adapters.TrainableHypernetwork.numbered
+    layers = SimpleNamespace(widths=[4], layers=lambda width, which: [torch.nn.Linear(300, 300)])
+    layers.numbered_weights = adapters.TrainableHypernetwork.numbered_weights
     adapters.TrainableHypernetwork.save(layers, path, {})
 
 
@@ -523,7 +523,7 @@ def test_a_folder_is_locked_once_by_one_process(tmp_path):
 
 
 def test_only_the_first_process_locks_the_folder_and_exports(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "place", lambda: (1, 2))
+    monkeypatch.setattr(folder, "rank_and_world_size", lambda: (1, 2))
     monkeypatch.setattr(folder, "broadcast", lambda number: 1.0)
     with in_use(tmp_path):
         assert not list(tmp_path.iterdir())

@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from minisd.mini.fine_tuning import ALL_STAGES
 from safetensors.torch import save_file
 
 import minisd
 from minisd.config import ScheduleConfig, UNetConfig
 from minisd.guidance import guided_denoiser
 from minisd.mini import cats_and_dogs
-from minisd.mini.judge import load as load_judge
-from minisd.mini.recipes import Job
+from minisd.mini.job import Job
+from minisd.mini.judge import load_judge
+from minisd.mini.recipes import train_recipe
 from minisd.schedule import Schedule
 from minisd.training.loop import Hyperparameters
 from minisd.training.run_folder import log_records
@@ -104,10 +104,10 @@ def test_another_file_is_refused_in_words(tmp_path):
 
 
 def test_the_stage_writes_a_small_file_that_says_how_it_was_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(cats_and_dogs, "PICTURES", 100)
+    monkeypatch.setattr(cats_and_dogs, "PORTRAITS", 100)
     output = tmp_path / "pets.safetensors"
-    ALL_STAGES["cats-and-dogs"](Job(folder=tmp_path, output=output, steps=2))
+    train_recipe("cats-and-dogs", Job(folder=tmp_path, output=output, steps=2))
     assert output.stat().st_size < 2.5e6
     notes = minisd.checkpoints.read.metadata(output)["notes"]
     assert "minisd train cats-and-dogs" in notes
-    assert cats_and_dogs.load_unprompted(output).unet.config == cats_and_dogs.CONFIG
+    assert cats_and_dogs.load_unprompted(output).unet.config == cats_and_dogs.UNPROMPTED_CONFIG

@@ -15,25 +15,25 @@ import minisd
 from docs.make import mini_report as drawing
 from minisd.clip import TextTransformer
 from minisd.config import MINI
-from minisd.guidance import run
+from minisd.guidance import run_network
 from minisd.mini import evaluate as evaluating
 from minisd.mini.captions import COLOURS, SPOTS, Scene, full_caption
-from minisd.mini.emoji import batch, compose, to_tensor
 from minisd.mini.evaluate import (
-    draw,
+    backgrounds,
+    check_scene,
+    draw_scenes,
     examine,
-    grounds,
-    in_place,
+    is_at_spot,
     likeness,
     overlap,
     roles,
     shares,
     silhouettes,
-    verdict,
     word_maps,
     word_vectors,
 )
 from minisd.mini.judge import Seen, nearest_colour
+from minisd.mini.scenes import batch, compose_scene, to_tensor
 from minisd.pipeline import StableDiffusion, make_generators
 from minisd.trace import trace
 from minisd.unet import UNet
@@ -109,7 +109,7 @@ EVERYTHING = torch.ones(64, 64, dtype=torch.bool)
 
 
 def test_the_right_answers_are_right():
-    right = verdict(PAIR, seen("cat noto grey", "pear noto red"), "white", EVERYTHING)
+    right = check_scene(PAIR, seen("cat noto grey", "pear noto red"), "white", EVERYTHING)
     assert right["tint"] == [True]
     assert right["two things"] == [True]
     assert right["small thing"] == []
@@ -131,7 +131,7 @@ def test_the_right_answers_are_right():
     ],
 )
 def test_what_is_wrong_is_told_apart(scene, answers, background, wrong):
-    right = verdict(scene, answers, background, EVERYTHING)
+    right = check_scene(scene, answers, background, EVERYTHING)
     assert {aspect for aspect, verdicts in right.items() if not all(verdicts)} == wrong
 
 
@@ -139,26 +139,26 @@ def test_a_small_thing_is_at_its_spot_and_no_other(emoji):
     rng = np.random.default_rng(0)
     for spot in SPOTS:
         scene = Scene(("dog",), (None,), "flat", "green", spot)
-        picture = to_tensor([compose(emoji, scene, 64, rng)[0]])
-        found = [name for name in SPOTS if in_place(silhouettes(picture)[0], name)]
+        picture = to_tensor([compose_scene(emoji, scene, 64, rng)[0]])
+        found = [name for name in SPOTS if is_at_spot(silhouettes(picture)[0], name)]
         assert found == [spot]
 
 
 def test_a_large_or_missing_thing_is_at_no_spot(emoji):
     scene = Scene(("dog",), (None,), "flat", "green")
-    picture = to_tensor([compose(emoji, scene, 64, np.random.default_rng(0))[0]])
+    picture = to_tensor([compose_scene(emoji, scene, 64, np.random.default_rng(0))[0]])
     for image in (picture, torch.zeros(1, 3, 64, 64)):
-        assert not any(in_place(silhouettes(image)[0], name) for name in SPOTS)
+        assert not any(is_at_spot(silhouettes(image)[0], name) for name in SPOTS)
 
 
 def test_the_border_tells_the_background_of_real_pictures(real):
-    found = [nearest_colour(shade) for shade in ((grounds(real.images) + 1) * 127.5).numpy()]
+    found = [nearest_colour(shade) for shade in ((backgrounds(real.images) + 1) * 127.5).numpy()]
     assert found == [scene.background for scene in real.scenes]
 
 
 def test_silhouettes_are_those_that_the_composer_knows(emoji):
     scenes = [Scene((thing,), (None,), "flat", "purple") for thing in emoji.things[:20]]
-    made = [compose(emoji, scene, 64, np.random.default_rng(0)) for scene in scenes]
+    made = [compose_scene(emoji, scene, 64, np.random.default_rng(0)) for scene in scenes]
     found = silhouettes(to_tensor([picture for picture, _ in made])).numpy()
     masks = np.stack([mask for _, mask in made]) > 0
     assert ((found & masks).sum() / (found | masks).sum()) > 0.93
@@ -202,10 +202,10 @@ def test_a_share_counts_only_where_it_is_asked_for(emoji):
 
 
 def test_picture_i_has_seed_i_across_batches(sd, monkeypatch):
-    monkeypatch.setattr(evaluating, "STEPS", 2)
-    monkeypatch.setattr(evaluating, "BATCH", 2)
+    monkeypatch.setattr(evaluating, "DDIM_STEPS", 2)
+    monkeypatch.setattr(evaluating, "DRAWN_AT_ONCE", 2)
     scenes = [PLAIN_CAT, BLUE_CAT, PAIR]
-    found = draw(sd, scenes, cfg_scale=3)
+    found = draw_scenes(sd, scenes, cfg_scale=3)
     for index, scene in enumerate(scenes):
         alone = sd.txt2img(full_caption(scene), steps=2, cfg_scale=3, sampler="ddim", seed=index)
         shades = ((found[index] + 1) * 127.5).round().numpy().transpose(1, 2, 0)
@@ -244,13 +244,13 @@ def test_overlap_of_known_maps():
 
 def test_word_maps_are_the_averaged_weights_of_the_half_with_the_prompt(sd, monkeypatch):
     """At one step, against the U-Net run with the prompts alone."""
-    monkeypatch.setattr(evaluating, "STEPS", 1)
+    monkeypatch.setattr(evaluating, "DDIM_STEPS", 1)
     prompts = ["a blue cat", "a red dog on a white background"]
     _, found = word_maps(sd, prompts)
     noise = torch.cat([torch.randn(1, 4, 4, 4, generator=each) for each in make_generators(0, 2)])
     with trace(sd, "unet.*.cross.weights") as weights:
         level = sd.schedule.leading(1)[0]
-        run(sd.unet, noise, level, sd.embed(prompts))
+        run_network(sd.unet, noise, level, sd.embed(prompts))
     layers = []
     for of_layer in weights.values():
         side = round(of_layer.shape[2] ** 0.5)
@@ -267,7 +267,7 @@ def test_a_map_that_is_the_silhouette_overlaps_wholly(sd, emoji, monkeypatch):
     def stub(sd, prompts):
         scenes = [by_prompt[prompt] for prompt in prompts]
         rng = np.random.default_rng(0)
-        images = to_tensor([compose(emoji, scene, 32, rng)[0] for scene in scenes])
+        images = to_tensor([compose_scene(emoji, scene, 32, rng)[0] for scene in scenes])
         covered = silhouettes(images).reshape(-1, 4, 8, 4, 8).float().mean(dim=(2, 4)) >= 0.5
         maps = torch.zeros(len(scenes), 77, 4, 4)
         for index, scene in enumerate(scenes):
@@ -279,7 +279,7 @@ def test_a_map_that_is_the_silhouette_overlaps_wholly(sd, emoji, monkeypatch):
     scenes = batch(emoji, 32, 40, evaluating.SEED, step=0, split="heldout").scenes
     by_prompt = {full_caption(scene): scene for scene in scenes}
     monkeypatch.setattr(evaluating, "word_maps", stub)
-    found = evaluating.attention(sd, emoji, count=20)
+    found = evaluating.measure_attention(sd, emoji, count=20)
     assert found["overlap"]["thing"] == 1
     assert found["overlap"]["padding"] < 0.7
     assert found["behind"]["padding"] == pytest.approx(1 - found["overlap"]["padding"])
@@ -335,7 +335,7 @@ def test_the_nearest_of_a_training_picture_is_itself(emoji):
     image = trained.images[7]
     noisy = image + 2 / 127.5
     for of, expected in [(image, 0), (noisy, 2)]:
-        ((distance, found, scene),) = drawing.nearest(of[None], emoji, count=200)
+        ((distance, found, scene),) = drawing.nearest_pictures(of[None], emoji, count=200)
         assert distance == pytest.approx(expected, abs=0.05)
         assert torch.equal(found, image) and scene == trained.scenes[7]
 
@@ -348,7 +348,7 @@ def test_the_things_taken_for_others_are_counted(emoji):
 
     drawn = [one("cat", "dog"), one("cat", "cat"), one("cat", "fox"), one("cat", "fox")]
     drawn += [one("pear", "apple"), one("bee", "bee")]
-    assert drawing.mistaken(drawn) == ["cat (3 of 4: fox 2, dog 1)", "pear (1 of 1: apple 1)"]
+    assert drawing.confusions(drawn) == ["cat (3 of 4: fox 2, dog 1)", "pear (1 of 1: apple 1)"]
 
 
 @pytest.mark.parametrize(
@@ -362,24 +362,24 @@ def test_the_things_taken_for_others_are_counted(emoji):
     ],
 )
 def test_a_promise_is_kept_or_not(sign, found, answer):
-    assert drawing.kept(sign, 0.3, found) == answer
+    assert drawing.target_status(sign, 0.3, found) == answer
 
 
 def test_a_page_without_a_place_for_a_part_is_refused():
     page = "words\n<!-- a -->\nold\n<!-- end -->\nmore\n"
-    assert drawing.refilled(page, {"a": "new"}) == (
+    assert drawing.fill_parts(page, {"a": "new"}) == (
         "words\n<!-- a -->\n\nnew\n\n<!-- end -->\nmore\n"
     )
     with pytest.raises(ValueError, match="no place for the computed part 'b'"):
-        drawing.refilled(page, {"b": "new"})
+        drawing.fill_parts(page, {"b": "new"})
 
 
 def test_one_call_renews_page_figures_and_sheets(sd, emoji, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluating, "STEPS", 2)
+    monkeypatch.setattr(evaluating, "DDIM_STEPS", 2)
     words = PAGE.read_text(encoding="utf-8")
     (tmp_path / "mini.md").write_text(words, encoding="utf-8")
     judge = Oracle(emoji, [BLUE_CAT])
-    figures = drawing.write(tmp_path, sd, judge, emoji, count=12, others=4, neighbours=100)
+    figures = drawing.write_report(tmp_path, sd, judge, emoji, count=12, others=4, neighbours=100)
     page = (tmp_path / "mini.md").read_text(encoding="utf-8")
 
     assert json.loads((tmp_path / "mini.json").read_text(encoding="utf-8")) == figures

@@ -9,27 +9,34 @@ from PIL import Image
 
 from minisd.mini import train_judge as judge_training
 from minisd.mini.captions import COLOURS, SPOTS, Scene
-from minisd.mini.emoji import batch, compose, held_out, middles, shrunk, to_tensor
 from minisd.mini.judge import (
     SIDE,
     WINDOW,
     Judge,
     accuracy,
     crops,
-    load,
+    load_judge,
     look,
     nearest_colour,
-    save,
+    save_judge,
+)
+from minisd.mini.scenes import (
+    batch,
+    compose_scene,
+    is_held_out,
+    middles,
+    tiles_at_size,
+    to_tensor,
 )
 from minisd.mini.train_judge import (
     NO_TINT,
+    change_shades,
     decoded_crops,
-    example,
-    examples,
+    drawn_crop,
+    drawn_crops,
     judge_loss,
     mixed_batch,
-    moved,
-    shaded,
+    move_crops,
     train_judge,
 )
 from minisd.training.loop import Hyperparameters
@@ -100,7 +107,7 @@ def test_a_crop_is_what_pillow_enlarges_around_the_middle(scene):
 def test_a_crop_shows_all_of_its_thing(emoji):
     rng = np.random.default_rng(0)
     for scene in [*SMALL, PAIR] * 3:
-        masks = [compose(emoji, scene, 64, rng)[1]]
+        masks = [compose_scene(emoji, scene, 64, rng)[1]]
         if len(scene.things) == 2:
             masks = [np.where(np.arange(64) // 32 == half, masks[0], 0) for half in (0, 1)]
         for index, mask in enumerate(masks):
@@ -142,24 +149,24 @@ def test_it_never_sees_a_held_out_pair_nor_a_tint_like_the_ground(emoji):
     rng = np.random.default_rng(0)
     grounds = set()
     for _ in range(500):
-        picture, (thing, _, tint) = example(emoji, rng)
+        picture, (thing, _, tint) = drawn_crop(emoji, rng)
         corners = picture[[0, 0, -1, -1], [0, -1, 0, -1]] * 255
         ground = np.median(corners, axis=0).round()
         name = independent_nearest(ground)
         grounds.add(name)
-        assert not held_out(emoji.things[thing], name)
+        assert not is_held_out(emoji.things[thing], name)
         assert tint == NO_TINT or list(COLOURS)[tint] != name
     assert grounds == set(COLOURS)
 
 
 def test_the_targets_tell_what_is_drawn(emoji, monkeypatch):
     """The drawing that the targets name lies somewhere in the picture, to the last shade."""
-    monkeypatch.setattr(judge_training, "SIZES", (30,))
+    monkeypatch.setattr(judge_training, "DRAWING_SIZES", (30,))
     monkeypatch.setattr(judge_training, "FILLS", (0.8, 0.8))
     rng = np.random.default_rng(1)
     for _ in range(20):
-        picture, (thing, style, tint) = example(emoji, rng)
-        tile = shrunk(emoji, 30)[thing, style]
+        picture, (thing, style, tint) = drawn_crop(emoji, rng)
+        tile = tiles_at_size(emoji, 30)[thing, style]
         rows, columns = np.nonzero(tile[..., 3] == 255)
         opaque = tile[rows, columns, :3] / 255
         room = range(len(picture) - 30 + 1)
@@ -169,13 +176,13 @@ def test_the_targets_tell_what_is_drawn(emoji, monkeypatch):
 
 
 def test_a_batch_depends_on_seed_and_step_alone(emoji):
-    first, targets = examples(emoji, 4, seed=1, step=2)
+    first, targets = drawn_crops(emoji, 4, seed=1, step=2)
     torch.manual_seed(5)
-    again, same = examples(emoji, 4, seed=1, step=2)
+    again, same = drawn_crops(emoji, 4, seed=1, step=2)
     assert torch.equal(first, again) and torch.equal(targets, same)
     assert first.shape == (4, 3, SIDE, SIDE)
     for seed, step in [(1, 3), (2, 2)]:
-        assert not torch.equal(first, examples(emoji, 4, seed, step)[0])
+        assert not torch.equal(first, drawn_crops(emoji, 4, seed, step)[0])
 
 
 def test_decoded_crops_are_what_the_autoencoder_returns_of_pairs_that_may_be_learnt(emoji):
@@ -189,7 +196,7 @@ def test_decoded_crops_are_what_the_autoencoder_returns_of_pairs_that_may_be_lea
     ]
     assert len(shown) == len(known) == len(targets) > 200
     for (thing, scene, tint), (a, b, c) in zip(shown, targets.tolist(), strict=True):
-        assert not held_out(thing, scene.background)
+        assert not is_held_out(thing, scene.background)
         assert (emoji.things[a], emoji.styles[b]) == (thing, scene.style)
         assert tint == (None if c == NO_TINT else list(COLOURS)[c])
 
@@ -198,7 +205,7 @@ def test_a_batch_is_half_cut_outs_and_half_decoded(emoji):
     decoded = decoded_crops(Through(), emoji, 100, seed=5)
     images, targets = mixed_batch(emoji, decoded, 9, seed=1, step=2)
     assert images.shape == (9, 3, SIDE, SIDE)
-    drawn, named = examples(emoji, 5, seed=1, step=2)
+    drawn, named = drawn_crops(emoji, 5, seed=1, step=2)
     assert torch.equal(images[:5], drawn) and torch.equal(targets[:5], named)
     assert all((decoded[1] == target).all(dim=1).any() for target in targets[5:])
     torch.manual_seed(5)
@@ -235,7 +242,7 @@ def test_moved_crops_are_the_same_drawing_elsewhere():
     """Half of the spots change sides; all keep theirs from top to bottom, but for a little."""
     spots = torch.zeros(400, 3, SIDE, SIDE)
     spots[:, :, 40:48, 44:52] = 1  # below and to the right, 12 and 16 px from the middle
-    after = moved(spots, torch.Generator().manual_seed(0))
+    after = move_crops(spots, torch.Generator().manual_seed(0))
     assert after.min() >= 0 and after.max() <= 1
     weight = after[:, 0].sum(dim=(1, 2))
     places = torch.arange(SIDE) - 31.5
@@ -250,7 +257,7 @@ def test_moved_crops_are_the_same_drawing_elsewhere():
 
 def test_shades_change_by_channel_and_nothing_else_does():
     images = torch.rand(50, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    after = shaded(images, torch.Generator().manual_seed(0))
+    after = change_shades(images, torch.Generator().manual_seed(0))
     for before, now in zip(images.flatten(0, 1), after.flatten(0, 1), strict=True):
         gain, offset = np.polyfit(before.flatten(), now.flatten(), 1)
         assert torch.allclose(now, before * gain + offset, atol=1e-4)
@@ -281,7 +288,7 @@ def test_it_learns_to_tell_four_things_apart(few, tmp_path):
     decoded = decoded_crops(Through(), few, 300, seed=5)
     judge = train_judge(few, decoded, tmp_path, recipe, batch_size=16)
     returned = decoded_crops(Through(), few, 100, seed=6)
-    for images, targets in (examples(few, 64, seed=9, step=0), returned):
+    for images, targets in (drawn_crops(few, 64, seed=9, step=0), returned):
         with torch.no_grad():
             thing = judge(images.float())[0].argmax(dim=1)
         assert (thing == targets[:, 0]).float().mean() > 0.5  # by chance: 0.25
@@ -325,15 +332,15 @@ def test_accuracy_is_the_share_of_real_things_named_right(emoji):
 def test_it_is_small_and_its_file_keeps_words_and_answers(emoji, tmp_path):
     torch.manual_seed(0)
     judge = Judge(emoji.things, emoji.styles, tuple(COLOURS))
-    save(judge, tmp_path / "judge.safetensors", {"thing": 0.5})
+    save_judge(tmp_path / "judge.safetensors", judge, {"thing": 0.5})
     assert (tmp_path / "judge.safetensors").stat().st_size < 1.5e6
-    again = load(tmp_path / "judge.safetensors")
+    again = load_judge(tmp_path / "judge.safetensors")
     assert (again.things, again.styles, again.colours) == (
         emoji.things,
         emoji.styles,
         tuple(COLOURS),
     )
-    picture, _ = compose(emoji, LONE, 64, np.random.default_rng(0))
+    picture, _ = compose_scene(emoji, LONE, 64, np.random.default_rng(0))
     with torch.no_grad():
         pairs = zip(judge(to_tensor([picture])), again(to_tensor([picture])), strict=True)
         assert all(torch.allclose(a, b, atol=0.02) for a, b in pairs)
@@ -345,12 +352,12 @@ def test_a_file_that_is_no_judge_is_refused_in_a_sentence(content, tmp_path):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=r"cannot be read as the judge .*minisd train judge"):
-        load(path)
+        load_judge(path)
 
 
 def test_a_judge_of_other_words_is_refused(emoji, tmp_path):
     judge = Judge(emoji.things, emoji.styles, tuple(COLOURS))
     judge.things = judge.things[1:]
-    save(judge, tmp_path / "judge.safetensors", {})
+    save_judge(tmp_path / "judge.safetensors", judge, {})
     with pytest.raises(ValueError, match="cannot be read as the judge"):
-        load(tmp_path / "judge.safetensors")
+        load_judge(tmp_path / "judge.safetensors")

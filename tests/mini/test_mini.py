@@ -10,14 +10,15 @@ import torch
 from safetensors import safe_open
 
 import minisd
-from docs.make.mini_report import parts, refilled
+from docs.make.mini_report import fill_parts, parts
 from minisd.checkpoints.load import load_vae
-from minisd.checkpoints.tokenizer_folder import vocabulary
 from minisd.config import WEIGHTS
 from minisd.mini import judge
 from minisd.mini.captions import COLOURS
-from minisd.mini.emoji import Emoji, batch
-from minisd.mini.evaluate import draw, examine, shares
+from minisd.mini.emoji import Emoji
+from minisd.mini.evaluate import draw_scenes, examine, shares
+from minisd.mini.job import train_vocabulary
+from minisd.mini.scenes import batch
 from minisd.training.vae import psnr
 
 README = Path(__file__).parents[2] / "README.md"
@@ -57,7 +58,9 @@ def test_another_thing_is_another_picture(sd):
 def test_things_styles_and_tints_are_drawn_as_the_prompt_says(sd):
     """The judge of docs/mini.md, on held-out scenes; there it is 97, 91 and 91 % of 1,000."""
     scenes = batch(Emoji.load(), sd.config.size, 64, seed=9, step=0, split="heldout").scenes
-    found = shares(examine(judge.load_judge(), draw(sd, scenes, sd.config.cfg_scale), scenes))
+    found = shares(
+        examine(judge.load_judge(), draw_scenes(sd, scenes, sd.config.cfg_scale), scenes)
+    )
     assert found["background"] >= 0.98
     assert found["thing"] >= 0.85
     assert found["style"] >= 0.75
@@ -79,8 +82,8 @@ def test_the_page_of_figures_says_what_was_measured():
     figures = json.loads((DOCS / "mini.json").read_text(encoding="utf-8"))
     page = (DOCS / "mini.md").read_text(encoding="utf-8")
     computed = parts(figures, [])
-    del computed["failing"]
-    assert refilled(page, computed) == page
+    del computed["failures"]
+    assert fill_parts(page, computed) == page
 
 
 def test_the_file_is_small_and_says_what_it_is(sd):
@@ -99,7 +102,7 @@ def test_latents_have_unit_spread(sd):
 
 
 def test_the_vocabulary_can_be_learnt_again(sd):
-    assert vocabulary(Emoji.load()).merges == sd.tokenizer.merges
+    assert train_vocabulary(Emoji.load()).merges == sd.tokenizer.merges
 
 
 def test_the_readmes_lines_run_and_say_what_they_give(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ def test_every_size_gets_a_row(emoji, tmp_path, monkeypatch):
     page = tmp_path / "mini.md"
     page.write_text("before\n\n<!-- sizes -->\n<!-- end -->\n\nafter\n", encoding="utf-8")
     tokenizer = train_vocabulary(emoji)
-    rows = sizes.write(page, tokenizer, 0.01, tmp_path / "runs", RECIPE)
+    rows = sizes.write_sizes(page, tokenizer, 0.01, tmp_path / "runs", RECIPE)
     assert [row[:2] for row in rows] == [["32", "4 x 4 x 4"], ["64", "4 x 8 x 8"]]
     assert rows[0][3] == rows[0][4]  # its own size is the thumbnail's
     assert all(float(seconds) > 0 for row in rows for seconds in row[5:])

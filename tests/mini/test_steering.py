@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from docs.make.mini_report import refilled
-from docs.make.steering_figures import correlation, fine
-from docs.make.steering_report import ROWS, enlarged, tables
+from docs.make.mini_report import fill_parts
+from docs.make.steering_figures import correlation, fine_detail
+from docs.make.steering_report import ROWS, enlarge, tables
 from minisd.cli import parser
 from minisd.mini.agreement import edge_agreement
 from minisd.mini.examples import hat_mask
@@ -47,10 +47,10 @@ def test_correlation_is_of_each_picture_by_itself():
 def test_fine_detail_is_what_shrinking_takes_away():
     flat, dots = torch.full((1, 3, 16, 16), 0.3), torch.zeros(1, 3, 16, 16)
     dots[..., ::2, ::2] = 1
-    assert fine(flat).abs().max() < 1e-6
-    assert fine(dots).std() == pytest.approx(dots.std().item(), abs=1e-3)
-    assert torch.allclose(fine(dots + 0.3), fine(dots), atol=1e-6)
-    part = enlarged(dots[0], (0, 0, 4, 4))
+    assert fine_detail(flat).abs().max() < 1e-6
+    assert fine_detail(dots).std() == pytest.approx(dots.std().item(), abs=1e-3)
+    assert torch.allclose(fine_detail(dots + 0.3), fine_detail(dots), atol=1e-6)
+    part = enlarge(dots[0], (0, 0, 4, 4))
     assert part.shape == dots[0].shape and torch.equal(part[:, :4, :4], torch.ones(3, 4, 4))
 
 
@@ -65,7 +65,7 @@ def test_the_page_has_a_place_for_all_that_is_computed():
     }
     page = (ROOT / "docs" / "steering.md").read_text(encoding="utf-8")
     computed = {name: "X" for name in [*ROWS, "classifier things"]} | tables(figures)
-    filled = refilled(page, computed)
+    filled = fill_parts(page, computed)
     assert "| without | 0.50 |" in filled
     assert len(re.findall(r"<!-- (?!end)", page)) == len(computed)
 

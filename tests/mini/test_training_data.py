@@ -20,7 +20,7 @@ from minisd.mini.captions import (
     HABITS,
     NAMES_PLACE,
     NAMES_SIZE,
-    SIZES,
+    SIZE_WORDS,
     SPOTS,
     SYNONYMS,
     WITHOUT_ARTICLE,
@@ -30,23 +30,23 @@ from minisd.mini.captions import (
     full_caption,
     synonym,
 )
-from minisd.mini.emoji import (
-    HELD_OUT,
+from minisd.mini.emoji import Emoji
+from minisd.mini.scenes import (
+    HELD_OUT_SHARE,
     JITTER,
-    LARGE,
-    LITTLE,
+    LARGE_WIDTH,
     SHIFT,
-    SMALL,
-    TINTED,
-    TWO_THINGS,
-    Emoji,
+    SMALL_SHARE,
+    SMALL_WIDTH,
+    TINTED_SHARE,
+    TWO_THINGS_SHARE,
     batch,
     captions,
-    compose,
+    compose_scene,
     draw_scene,
-    held_out,
-    shrunk,
-    tinted,
+    is_held_out,
+    tiles_at_size,
+    tint_tile,
     vae_batch,
 )
 
@@ -117,30 +117,32 @@ def test_shapes_and_ranges_are_as_promised(emoji, size):
 
 def test_training_never_shows_a_held_out_pair(scenes):
     for scene in scenes:
-        assert not any(held_out(thing, scene.background) for thing in scene.things), scene
+        assert not any(is_held_out(thing, scene.background) for thing in scene.things), scene
 
 
 def test_the_held_out_split_shows_nothing_else(emoji):
     for scene in scenes_of(emoji, "heldout", 3000):
-        assert all(held_out(thing, scene.background) for thing in scene.things), scene
+        assert all(is_held_out(thing, scene.background) for thing in scene.things), scene
 
 
 def test_a_batch_keeps_to_its_split(emoji, pictures):
     apart = batch(emoji, SIZE, 100, seed=5, step=0, split="heldout")
     for made, expected in [(pictures, False), (apart, True)]:
         for scene in made.scenes:
-            assert {held_out(thing, scene.background) for thing in scene.things} == {expected}
+            assert {is_held_out(thing, scene.background) for thing in scene.things} == {expected}
 
 
 def test_held_out_pairs_never_change():
     # A change would test a trained model on what it has seen.
-    apart = {thing: [c for c in COLOURS if held_out(thing, c)] for thing in ("cat", "dog", "apple")}
+    apart = {
+        thing: [c for c in COLOURS if is_held_out(thing, c)] for thing in ("cat", "dog", "apple")
+    }
     assert apart == {"cat": ["pink"], "dog": ["grey"], "apple": ["orange"]}
 
 
 def test_a_twelfth_of_the_pairs_is_held_out_and_every_thing_is_learned(emoji):
-    table = np.array([[held_out(thing, colour) for colour in COLOURS] for thing in emoji.things])
-    assert abs(table.mean() - HELD_OUT) < 0.02
+    table = np.array([[is_held_out(thing, colour) for colour in COLOURS] for thing in emoji.things])
+    assert abs(table.mean() - HELD_OUT_SHARE) < 0.02
     assert table.mean(axis=1).max() < 0.5, "some thing is hardly ever trained"
     assert table.any(axis=0).all(), "some background has no held-out thing"
 
@@ -192,7 +194,7 @@ def test_held_out_pictures_have_full_captions(emoji):
 
 
 def test_an_unknown_split_is_refused(emoji):
-    with pytest.raises(ValueError, match=r"'test' is unknown: it is one of train, heldout"):
+    with pytest.raises(ValueError, match=r"'test' is unknown. Choose one of train, heldout"):
         batch(emoji, SIZE, 1, 0, 0, split="test")
 
 
@@ -203,11 +205,11 @@ def test_the_shares_of_small_tinted_and_two_things_hold(scenes):
     two = [scene for scene in scenes if len(scene.things) == 2]
     lone = [scene for scene in scenes if len(scene.things) == 1]
     assert len(two) + len(lone) == len(scenes)
-    assert abs(len(two) / len(scenes) - TWO_THINGS) < 0.01
+    assert abs(len(two) / len(scenes) - TWO_THINGS_SHARE) < 0.01
     small = [scene for scene in lone if scene.spot]
-    assert abs(len(small) / len(lone) - SMALL) < 0.01
+    assert abs(len(small) / len(lone) - SMALL_SHARE) < 0.01
     tints = [tint for scene in scenes for tint in scene.tints]
-    assert abs(sum(map(bool, tints)) / len(tints) - TINTED) < 0.01
+    assert abs(sum(map(bool, tints)) / len(tints) - TINTED_SHARE) < 0.01
 
 
 def test_no_scene_contradicts_itself(scenes):
@@ -272,13 +274,13 @@ def test_size_and_place_are_said_of_small_things_alone_and_truly(scenes):
     rng = np.random.default_rng(0)
     told = [(scene.spot, text) for scene in scenes if (text := caption(scene, rng))]
     large = [text for spot, text in told if spot is None]
-    assert not any(named_spot(text) or set(SIZES) & set(text.split()) for text in large)
+    assert not any(named_spot(text) or set(SIZE_WORDS) & set(text.split()) for text in large)
 
     small = [(spot, text) for spot, text in told if spot]
-    sized = [sum(word in SIZES for word in text.split()) for _, text in small]
+    sized = [sum(word in SIZE_WORDS for word in text.split()) for _, text in small]
     assert max(sized) == 1
     assert abs(sum(sized) / len(small) - NAMES_SIZE) < 0.05
-    assert all(any(word in text.split() for _, text in small) for word in SIZES)
+    assert all(any(word in text.split() for _, text in small) for word in SIZE_WORDS)
 
     placed = [(spot, named_spot(text)) for spot, text in small if named_spot(text)]
     assert all(spot == named for spot, named in placed)
@@ -325,7 +327,7 @@ def test_places_are_said_from_the_right_side(emoji):
 def test_left_and_right_are_where_the_caption_says(emoji):
     scene = Scene(("apple", "cat"), ("blue", "green"), "flat", "white")
     assert "blue apple left of a flat green cat" in full_caption(scene)
-    picture, _ = compose(emoji, scene, SIZE, np.random.default_rng(0))
+    picture, _ = compose_scene(emoji, scene, SIZE, np.random.default_rng(0))
     red, green, blue = picture[:, : SIZE // 2].mean(axis=(0, 1))
     assert blue > max(red, green)
     red, green, blue = picture[:, SIZE // 2 :].mean(axis=(0, 1))
@@ -383,7 +385,7 @@ def test_shrinking_agrees_with_torch(emoji):
     rgba = rearrange(rgba, "thing style h w c -> (thing style) c h w")
     theirs = interpolate(rgba, (51, 51), mode="bicubic", antialias=True).clamp(0, 1)
     theirs = rearrange(theirs, "(thing style) c h w -> thing style h w c", style=4)
-    ours = torch.from_numpy(shrunk(emoji, 51)[::10]).float() / 255
+    ours = torch.from_numpy(tiles_at_size(emoji, 51)[::10]).float() / 255
     assert (ours - theirs).abs().mean() < SHRINKING
 
 
@@ -397,7 +399,7 @@ def test_shrinking_agrees_with_torch(emoji):
 )
 def test_composing_agrees_with_pillow(emoji, thing, style, spot, widths):
     scene = Scene((thing,), (None,), style, "blue", spot)
-    picture, silhouette = compose(emoji, scene, SIZE, np.random.default_rng(3))
+    picture, silhouette = compose_scene(emoji, scene, SIZE, np.random.default_rng(3))
     ground = tuple((picture[0, 0] * 255).round().astype(int))
     tile = Image.fromarray(emoji.tiles[emoji.things.index(thing), emoji.styles.index(style)])
     agreeing = 0
@@ -435,8 +437,8 @@ def box(silhouette: np.ndarray) -> np.ndarray:
 def test_a_thing_is_near_its_middle_and_never_cut_off(block, size, spot):
     rng = np.random.default_rng(0)
     scene = Scene(("block",), (None,), "flat", "blue", spot)
-    boxes = np.array([box(compose(block, scene, size, rng)[1]) for _ in range(60)])
-    assert (boxes[:, 2:] == round((LITTLE if spot else LARGE) * size)).all()
+    boxes = np.array([box(compose_scene(block, scene, size, rng)[1]) for _ in range(60)])
+    assert (boxes[:, 2:] == round((SMALL_WIDTH if spot else LARGE_WIDTH) * size)).all()
     off = boxes[:, :2] / size - (SPOTS[spot][0] if spot else 0.5)
     assert np.abs(off).max() <= SHIFT + 1 / size  # rounded to whole pixels
     assert np.abs(off.mean(axis=0)).max() < 0.01
@@ -447,9 +449,9 @@ def test_a_thing_is_near_its_middle_and_never_cut_off(block, size, spot):
 def test_two_things_stand_side_by_side_and_hardly_overlap(block, size):
     rng = np.random.default_rng(0)
     scene = Scene(("block", "block"), ("red", "green"), "flat", "blue")
-    pixels = round(LITTLE * size)
+    pixels = round(SMALL_WIDTH * size)
     for _ in range(50):
-        picture, _ = compose(block, scene, size, rng)
+        picture, _ = compose_scene(block, scene, size, rng)
         shades = [np.array(COLOURS[colour]) / 255 for colour in ("red", "green")]
         red, green = (np.abs(picture - shade).max(axis=2) < 0.02 for shade in shades)
         right, down, *sides = box(green)
@@ -465,7 +467,7 @@ def test_a_small_thing_is_where_its_caption_says(emoji, thing):
     rng = np.random.default_rng(0)
     for spot, style in product(SPOTS, emoji.styles):
         scene = Scene((thing,), (None,), style, "pink", spot)
-        _, silhouette = compose(emoji, scene, SIZE, rng)
+        _, silhouette = compose_scene(emoji, scene, SIZE, rng)
         rows, columns = silhouette.any(axis=1).nonzero()[0], silhouette.any(axis=0).nonzero()[0]
         assert max(len(rows), len(columns)) < SIZE / 2
         words = named_spot(full_caption(scene)).split()
@@ -497,8 +499,10 @@ class OneShade:
 
 def test_mirrored_things_are_turned_half_of_the_time_and_stay_in_their_place(emoji):
     scene = Scene(("snail",), (None,), "noto", "white", "left")
-    plain = [compose(emoji, scene, SIZE, OneShade(seed)) for seed in range(60)]
-    mirrored = [compose(emoji, scene, SIZE, OneShade(seed), mirror=True) for seed in range(60)]
+    plain = [compose_scene(emoji, scene, SIZE, OneShade(seed)) for seed in range(60)]
+    mirrored = [
+        compose_scene(emoji, scene, SIZE, OneShade(seed), mirror=True) for seed in range(60)
+    ]
     as_drawn = shown(*plain[0])
     turned = as_drawn[:, ::-1]
     assert not np.array_equal(as_drawn, turned)
@@ -529,9 +533,9 @@ def test_the_silhouette_is_where_the_picture_is_not_background(pictures):
 
 def test_a_tinted_thing_has_the_tints_colour(emoji):
     for thing in ("cat", "penguin", "ghost", "book", "tree"):
-        tile = shrunk(emoji, 51)[emoji.things.index(thing), 0].astype(np.float32) / 255
+        tile = tiles_at_size(emoji, 51)[emoji.things.index(thing), 0].astype(np.float32) / 255
         for colour in COLOURS:
-            shaded = tinted(tile, colour)
+            shaded = tint_tile(tile, colour)
             average = shaded[..., :3].sum(axis=(0, 1)) / shaded[..., 3].sum() * 255
             if colour in ("white", "black", "grey"):
                 assert np.ptp(average) < 1  # of 255
@@ -594,7 +598,7 @@ def test_every_cut_out_is_trimmed_centred_and_not_empty(emoji):
 
 
 def test_no_two_cut_outs_are_the_same(emoji):
-    small = torch.from_numpy(shrunk(emoji, 13)).float() / 255
+    small = torch.from_numpy(tiles_at_size(emoji, 13)).float() / 255
     small = rearrange(small, "thing style h w c -> (thing style) (h w c)")
     distance = torch.cdist(small, small, p=1) / small.shape[1]
     others = ~torch.eye(len(small), dtype=torch.bool)
@@ -616,7 +620,7 @@ def test_the_script_says_what_it_lacks(tmp_path):
 
 
 def test_a_missing_file_says_how_to_get_it(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere.safetensors cannot be read .* restore it"):
+    with pytest.raises(ValueError, match=r"nowhere.safetensors cannot be read .* Restore it"):
         Emoji.load(tmp_path / "nowhere.safetensors")
 
 
@@ -643,5 +647,5 @@ SPOILT = {
 def test_a_corrupt_file_is_one_clear_error(tmp_path, kind):
     path = tmp_path / "emoji.safetensors"
     SPOILT[kind](path)
-    with pytest.raises(ValueError, match="cannot be read as the training cut-outs"):
+    with pytest.raises(ValueError, match="cannot be read as the emoji cut-outs"):
         Emoji.load(path)

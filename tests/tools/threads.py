@@ -5,11 +5,9 @@ python -m tests.tools.threads
 
 import hashlib
 import random
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Barrier
@@ -29,6 +27,7 @@ from minisd.checkpoints.write import convert, save
 from minisd.pipeline import StableDiffusion
 from minisd.tasks.img2img import img2img
 from minisd.teaching import tiny
+from tests.helpers.threads import frequent_switches
 
 THREADS = 4
 Job = Callable[[], bytes]  # its result, to be compared
@@ -116,17 +115,6 @@ def pictures(count: int) -> list[Job]:
     return [job(number) for number in range(count)]
 
 
-@contextmanager
-def frequent_switches() -> Iterator[None]:
-    """Python gives the turn to another thread 1000 times as often as usual."""
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(5e-6)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(usual)
-
-
 def together(jobs: list[Job]) -> list[bytes]:
     """Every job's result, in an order of chance, by threads that begin at once."""
     order = random.Random(1).sample(range(len(jobs)), len(jobs))
@@ -137,7 +125,7 @@ def together(jobs: list[Job]) -> list[bytes]:
         for number in order[first::THREADS]:
             results[number] = jobs[number]()
 
-    with frequent_switches(), ThreadPoolExecutor(THREADS) as pool:
+    with frequent_switches(5e-6), ThreadPoolExecutor(THREADS) as pool:
         for done in [pool.submit(work, first) for first in range(THREADS)]:
             done.result()
     return [results[number] for number in range(len(jobs))]

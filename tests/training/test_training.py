@@ -16,8 +16,9 @@ import torch
 
 from minisd.mini import recipes
 from minisd.mini.datasets import encode_pictures
-from minisd.mini.emoji import FINE_THINGS, Emoji, batch, captions, vae_batch
+from minisd.mini.emoji import FINE_THINGS, Emoji
 from minisd.mini.job import Job, export, train_vocabulary
+from minisd.mini.scenes import batch, captions, vae_batch
 from minisd.schedule import Schedule
 from minisd.tokenizer import Tokenizer
 from minisd.training import loop, run_folder

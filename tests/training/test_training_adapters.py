@@ -10,7 +10,7 @@ from minisd.adapters.hypernetwork import hypernetwork
 from minisd.adapters.lora import lora
 from minisd.adapters.textual_inversion import textual_inversion
 from minisd.mini.datasets import adapter_dataset, edge_dataset, edges_of
-from minisd.mini.emoji import batch
+from minisd.mini.scenes import batch
 from minisd.mini.styles import BROWN, CREAM, blueprint, sepia
 from minisd.tasks.canny import brightness
 from minisd.training.adapters import (

@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import minisd
 from minisd.config import MINI
-from minisd.mini.emoji import Emoji, vae_batch
+from minisd.mini.emoji import Emoji
+from minisd.mini.scenes import vae_batch
 from minisd.schedule import Schedule
 from minisd.training import diffusion, distributed, loop, run_folder
 from minisd.training.diffusion import EncodedPictures, TextAndUNet, noise_loss, train_diffusion

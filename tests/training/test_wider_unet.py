@@ -14,7 +14,7 @@ from minisd.mini.datasets import (
     masks_and_surroundings,
     random_mask,
 )
-from minisd.mini.emoji import batch
+from minisd.mini.scenes import batch
 from minisd.pipeline import StableDiffusion
 from minisd.tasks.depth2img import depth2img_steps, depth_channel
 from minisd.tasks.inpaint import inpaint_steps, latent_mask
