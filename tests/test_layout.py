@@ -223,6 +223,7 @@ BARE = {
 VERBS = {
     "embed": "a verb: sd.embed(prompts) is public",
     "widen": "a verb: a U-Net gets more input channels",
+    "shorten": "a verb: a value becomes short enough for a message",
     "read": "a verb: read(path) is every file's entrance",
     "clean": "a verb: clean(text)",
     "fit": "a verb",

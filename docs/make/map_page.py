@@ -28,10 +28,10 @@ TABLE = """
 
 def page() -> str:
     parts = [
-        ("U-Net", "unet", SD15, names.unet(SD15.unet)),
-        ("VAE", "vae", SD15, names.vae(SD15.vae)),
-        ("Text, SD v1", "text_encoder", SD15, names.text_v1(SD15.text)),
-        ("Text, SD v2", "text_encoder", SD20_BASE, names.text_v2(SD20_BASE.text)),
+        ("U-Net", "unet", SD15, names.unet_rows(SD15.unet)),
+        ("VAE", "vae", SD15, names.vae_rows(SD15.vae)),
+        ("Text, SD v1", "text_encoder", SD15, names.text_v1_rows(SD15.text)),
+        ("Text, SD v2", "text_encoder", SD20_BASE, names.text_v2_rows(SD20_BASE.text)),
     ]
     return HEAD + "".join(section(*part) for part in parts)
 

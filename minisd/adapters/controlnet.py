@@ -26,7 +26,7 @@ from minisd.adapters.controlnet_settings import (
 )
 from minisd.adapters.handle import Handle, refuse_non_finite
 from minisd.checkpoints import names
-from minisd.checkpoints.contents import cover_part, purpose, weight_files
+from minisd.checkpoints.contents import cover_part, weight_files, why_unneeded
 from minisd.checkpoints.kinds import refuse_other_kinds
 from minisd.checkpoints.load import fill
 from minisd.checkpoints.read import read
@@ -157,10 +157,10 @@ def control(
     finite number, and later, when something is drawn, for hints of another size or number.
     """
     refuse_non_finite(scale, "scale")
-    if describe_sizes(network.config) != describe_sizes(sd.config.unet):
+    if describe_hint_sizes(network.config) != describe_hint_sizes(sd.config.unet):
         needs, has = (
-            describe_sizes(network.config),
-            f"{sd.config.name} has {describe_sizes(sd.config.unet)}",
+            describe_hint_sizes(network.config),
+            f"{sd.config.name} has {describe_hint_sizes(sd.config.unet)}",
         )
         what = f"is for a U-Net with {needs}, and {has}"
         raise ValueError(f"this ControlNet {what}: it is made for another model.")
@@ -250,13 +250,13 @@ def strip_prefix(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
         if key.startswith(CONTROLNET_PREFIX) or key == DIFFERENCE
     }
     for key in tensors:
-        if key not in own and not AROUND_KEYS.fullmatch(key) and purpose(key, SD15) is None:
+        if key not in own and not AROUND_KEYS.fullmatch(key) and why_unneeded(key, SD15) is None:
             what = f"holds {key} next to its ControlNet, which is unknown here"
             raise ValueError(f"{name} {what}: get another copy.")
     return {key.removeprefix(CONTROLNET_PREFIX): tensor for key, tensor in own.items()}
 
 
-def describe_sizes(config: UNetConfig) -> str:
+def describe_hint_sizes(config: UNetConfig) -> str:
     """What a ControlNet and its U-Net must have in common, in words."""
     return f"channels {config.channels}, contexts {config.context_dim} wide"
 
@@ -272,7 +272,9 @@ def published_config(path: Path, tensors: dict[str, Tensor]) -> UNetConfig:
 def controlnet_rows(config: UNetConfig, settings: HintSettings = DEFAULT_HINT) -> list[names.Row]:
     """The table of a ControlNet: the U-Net's way down, the hint's convolutions, the zero ones."""
     shared = [
-        row for row in names.unet(config) if not row.ours.startswith(("up.", "norm_", "conv_o"))
+        row
+        for row in names.unet_rows(config)
+        if not row.ours.startswith(("up.", "norm_", "conv_o"))
     ]
     embedding, last = "controlnet_cond_embedding", 2 * len(settings.widths) - 1
     theirs = ["conv_in", *(f"blocks.{i}" for i in range(last - 1)), "conv_out"]
@@ -286,4 +288,4 @@ def controlnet_rows(config: UNetConfig, settings: HintSettings = DEFAULT_HINT) -
         for i in range(len(skip_channels(config)))
     ]
     middle = names.Row("zero_mid", "middle_block_out.0", "controlnet_mid_block")
-    return names.flat([*shared, *hint, *zero, middle])
+    return names.flat_rows([*shared, *hint, *zero, middle])

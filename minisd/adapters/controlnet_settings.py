@@ -15,7 +15,7 @@ from typing import Literal
 from minisd.checkpoints.folder_settings import unet_config, unet_json
 from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.read import metadata, read_json
-from minisd.checkpoints.settings import RANGES, check_levels, checked, naming
+from minisd.checkpoints.settings import RANGES, check_levels, naming, validate_config
 from minisd.checkpoints.yaml_files import read_yaml
 from minisd.config import ModelConfig, UNetConfig
 from minisd.files.json_files import build, check_value, parse_json
@@ -62,7 +62,7 @@ def read_controlnet_settings(
     with naming(path.name):
         found = all_settings(path, layout, given)
         for config, _ in found:
-            checked(ModelConfig(unet=config))
+            validate_config(ModelConfig(unet=config))
         stated = found[0][0] if found else None
         if any(one != found[0] for one in found):
             raise ValueError("has settings in two places that differ: delete the wrong ones")

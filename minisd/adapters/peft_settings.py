@@ -16,7 +16,7 @@ import regex
 from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.read import metadata, read_json
 from minisd.checkpoints.settings import naming
-from minisd.files.json_files import check_value, is_of, parse_json, shortened
+from minisd.files.json_files import check_value, is_of, parse_json, shorten
 
 ADAPTER_CONFIG = "adapter_config.json"
 LORA_FILE_STEMS = (
@@ -64,7 +64,7 @@ def header_settings(path: Path) -> dict[str, dict[str, object]]:
     for key, value in stored.items():
         part, _, name = key.rpartition(".")
         if part not in ("", "unet", "text_encoder"):
-            what = f"{path.name} has settings of a part named {shortened(part)[1:-1]}"
+            what = f"{path.name} has settings of a part named {shorten(part)[1:-1]}"
             raise ValueError(f"{what}: it is made for another kind of model.")
         parts.setdefault(part, {})[name] = value
     return parts
@@ -78,7 +78,7 @@ def parse_lora_config(stored: Mapping[str, object]) -> dict[str, object]:
             raise ValueError(f"has more than {MOST_PATTERNS} entries in {key}: get another copy")
     for key, makes_sense in MAKES_SENSE.items():
         if not makes_sense(values[key]):
-            what = f"has {key} = {shortened(values[key])} in its {ADAPTER_CONFIG}"
+            what = f"has {key} = {shorten(values[key])} in its {ADAPTER_CONFIG}"
             raise ValueError(f"{what}, which makes no sense: get another copy")
     ends = {
         key: set(v) for key, v in values.items() if key in LAYER_CHOICES and isinstance(v, list)

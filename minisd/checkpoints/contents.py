@@ -25,7 +25,7 @@ from minisd.checkpoints.prediction import ARGUMENT, warn_of_argument, with_state
 from minisd.checkpoints.prediction import PUBLISHED as PUBLISHED
 from minisd.checkpoints.prediction import sha256 as sha256
 from minisd.checkpoints.read import metadata, read, read_json, rename
-from minisd.checkpoints.settings import checked, from_metadata, naming
+from minisd.checkpoints.settings import from_metadata, naming, validate_config
 from minisd.checkpoints.tokenizer_folder import read_tokenizer
 from minisd.clip import TextTransformer
 from minisd.config import ModelConfig, VAEConfig
@@ -96,7 +96,7 @@ def predicting(checkpoint: Checkpoint, prediction: str, name: str) -> Checkpoint
         warn_of_argument(name, prediction, schedule.prediction, checkpoint.known_by)
     config = replace(checkpoint.config, schedule=replace(schedule, prediction=prediction))
     with naming(name):
-        return replace(checkpoint, config=checked(config), known_by=ARGUMENT)
+        return replace(checkpoint, config=validate_config(config), known_by=ARGUMENT)
 
 
 def check_parts(name: str, config: ModelConfig) -> None:
@@ -127,7 +127,7 @@ def check_vocabulary(name: str, rows: int, tokenizer: Tokenizer) -> None:
         warnings.warn(f"{name} has vectors for {rows} tokens and {unused}. {lost}", stacklevel=4)
 
 
-def blank(config: ModelConfig) -> dict[str, nn.Module]:
+def empty_networks(config: ModelConfig) -> dict[str, nn.Module]:
     """The three networks without weights, which costs neither time nor memory."""
     with torch.device("meta"):
         return {
@@ -159,7 +159,7 @@ def open_file(path: Path, prediction: str | None, ema: bool, vae: OtherVAE | Non
             config = config_from_tensors(tensors, path.stem)
             tokenizer = Tokenizer.clip(config.text.pad_token)
             config, known_by = with_stated_settings(config, path, stored, tensors, prediction)
-        config = checked(replace(config, vae=vae.config) if vae else config)
+        config = validate_config(replace(config, vae=vae.config) if vae else config)
     parts, rest = cover(tensors, config, layout, path.name)
     return Checkpoint(layout, config, tokenizer, parts, rest, known_by)
 
@@ -176,7 +176,7 @@ def usual_form(tensors: dict[str, Tensor], ema: bool) -> dict[str, Tensor]:
 def with_other_vae(tensors: Mapping[str, Tensor], vae: OtherVAE, layout: str) -> dict[str, Tensor]:
     """The tensors of a model with those of another autoencoder in place of its own, if any."""
     start = (names.PREFIXES_V1 if layout == "original" else OUR_PREFIXES)["vae"]
-    official = names.to_official(vae.state, names.flat(names.vae(vae.config)), layout)
+    official = names.to_official(vae.state, names.flat_rows(names.vae_rows(vae.config)), layout)
     others = {key: tensor for key, tensor in tensors.items() if not key.startswith(start)}
     return others | {start + key: tensor for key, tensor in official.items()}
 
@@ -273,11 +273,11 @@ def cover(
     rows = names.model_rows(config)
     starts = names.prefixes(config) if layout == "original" else OUR_PREFIXES
     needed = {}
-    for part, network in blank(config).items():
+    for part, network in empty_networks(config).items():
         official = names.to_official(network.state_dict(), rows[part], layout)
         needed |= {starts[part] + key: tensor for key, tensor in official.items()}
     rest = {key: tensor for key, tensor in tensors.items() if key not in needed}
-    unknown = [key for key in rest if purpose(key, config) is None]
+    unknown = [key for key in rest if why_unneeded(key, config) is None]
     mend = "It is not whole, or a variant of SD v1 or v2 that is unknown here."
     tensors = as_needed(tensors, needed)
     check_cover(name, tensors, needed, unknown, mend)
@@ -314,7 +314,7 @@ def as_needed(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> di
     return fitting
 
 
-def purpose(key: str, config: ModelConfig) -> str | None:
+def why_unneeded(key: str, config: ModelConfig) -> str | None:
     """What a tensor is for that we do not need; None if it is none of the known."""
     patterns = not_needed_patterns(config.text.layers)
     return next((what for what, pattern in patterns.items() if pattern.match(key)), None)

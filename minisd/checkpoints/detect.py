@@ -36,8 +36,11 @@ def config_from_tensors(tensors: Mapping[str, Tensor], name: str) -> ModelConfig
     for part, prefix in prefixes.items():
         if not has(tensors, prefix):
             raise ValueError(f"holds no {part} ({NO_VAE if part == 'vae' else prefix + '…'})")
-    text = (text_v2 if v2 else text_v1)(tensors, prefixes["text_encoder"])
-    others = {"unet": unet(tensors, prefixes["unet"]), "vae": vae(tensors, prefixes["vae"])}
+    text = (text_v2_sizes if v2 else text_v1_sizes)(tensors, prefixes["text_encoder"])
+    others = {
+        "unet": unet_sizes(tensors, prefixes["unet"]),
+        "vae": vae_sizes(tensors, prefixes["vae"]),
+    }
     return with_text_layout(ModelConfig(name=name, text=text, **others), open_clip=v2)
 
 
@@ -67,7 +70,7 @@ def count(tensors: Mapping[str, Tensor], prefix: str) -> int:
     >>> count({"up.0.weight": None, "up.2.weight": None}, "up.")
     3
     """
-    highest = max(numbers(tensors, prefix), default=-1)
+    highest = max(module_numbers(tensors, prefix), default=-1)
     if highest >= MOST_MODULES:
         raise ValueError(
             f"holds {prefix}{highest}, and no such network has so many: get another copy"
@@ -75,13 +78,13 @@ def count(tensors: Mapping[str, Tensor], prefix: str) -> int:
     return 1 + highest
 
 
-def numbers(tensors: Mapping[str, Tensor], prefix: str) -> set[int]:
+def module_numbers(tensors: Mapping[str, Tensor], prefix: str) -> set[int]:
     """The numbers of the modules under a prefix."""
     numbered = re.compile(re.escape(prefix) + r"(\d{1,9})\.")
     return {int(match[1]) for match in map(numbered.match, tensors) if match}
 
 
-def unet(tensors: Mapping[str, Tensor], prefix: str) -> UNetConfig:
+def unet_sizes(tensors: Mapping[str, Tensor], prefix: str) -> UNetConfig:
     levels = unet_levels(tensors, prefix)
     channels = tuple(shape(tensors, f"{level[0]}.0.out_layers.3.weight")[0] for level in levels)
     transformer = f"{prefix}middle_block.1."
@@ -116,7 +119,7 @@ def unet_levels(tensors: Mapping[str, Tensor], prefix: str) -> list[list[str]]:
     return levels
 
 
-def vae(tensors: Mapping[str, Tensor], prefix: str, layout: str = "original") -> VAEConfig:
+def vae_sizes(tensors: Mapping[str, Tensor], prefix: str, layout: str = "original") -> VAEConfig:
     """layout: "original" or "diffusers", of the names within."""
     level, block = ("down", "block") if layout == "original" else ("down_blocks", "resnets")
     if not has(tensors, f"{prefix}encoder."):  # as programs that never encode a picture save it
@@ -131,13 +134,13 @@ def vae(tensors: Mapping[str, Tensor], prefix: str, layout: str = "original") ->
     )
 
 
-def text_v1(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
+def text_v1_sizes(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
     vectors, layers = f"{prefix}text_model.embeddings.", f"{prefix}text_model.encoder.layers."
     words, positions = (f"{vectors}{name}_embedding.weight" for name in ("token", "position"))
     return text(tensors, TextConfig(), words, positions, layers, "mlp.fc1")
 
 
-def text_v2(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
+def text_v2_sizes(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
     """SD v2 reads what comes out of the last layer but one. Some files leave that last layer out.
 
     At another width than the published one, a file that keeps what only the whole tower needs
@@ -160,7 +163,7 @@ def text(tensors: Mapping[str, Tensor], usual: TextConfig, *names: str) -> TextC
     """
     words, positions, layers, mlp = names
     vocabulary, width = shape(tensors, words, 2)[:2]
-    found = numbers(tensors, layers)
+    found = module_numbers(tensors, layers)
     known = TEXT_LAYERS.get(width, (max(len(found), 1),))
     if not any(found == set(range(number)) for number in known):
         wanted = " or ".join(str(number) for number in known)

@@ -54,7 +54,7 @@ def cut_off(path: Path, whole: int | None = None) -> str:
     return f"{path.name} ends after {got}: the download was cut off. Fetch it again."
 
 
-def damaged(path: Path) -> str:
+def damage_sentence(path: Path) -> str:
     """The sentence for a file that reads well up to some point."""
     size = size_in_words(path.stat().st_size)
     return f"{path.name} is damaged, or cut off after {size}: fetch it again."

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from minisd.checkpoints.detect import with_text_layout
-from minisd.checkpoints.known_settings import same, tables
+from minisd.checkpoints.known_settings import equal_values, tables
 from minisd.checkpoints.read import read_json
 from minisd.checkpoints.scheduler_settings import FILE, sampler_and_schedule, scheduler_json
-from minisd.checkpoints.settings import checked, naming, tuples
+from minisd.checkpoints.settings import naming, tuples, validate_config
 from minisd.config import ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
-from minisd.files.json_files import shortened
+from minisd.files.json_files import shorten
 from minisd.tokenizer import Tokenizer
 
 TABLES = {part: tables()[f"{part}/config.json"] for part in ("unet", "vae", "text_encoder")}
@@ -21,8 +21,12 @@ INDEX, OURS = tables()["model_index.json"], tables()["minisd.json"]
 # folder_settings.json. names: by part, our name -> diffusers', of what both say alike.
 # index: the class that opens each part    pipelines: by the channels of the U-Net's input
 # per_level: one value for all levels, or a list of one for each
-STORED = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-NAMES, CLASSES, PIPELINES = STORED["names"], STORED["index"], STORED["pipelines"]
+FOLDER_TABLES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+NAMES, CLASSES, PIPELINES = (
+    FOLDER_TABLES["names"],
+    FOLDER_TABLES["index"],
+    FOLDER_TABLES["pipelines"],
+)
 WALKS = ("spacing", "steps_offset", "set_alpha_to_one", "final", "karras")  # how samplers walk
 ATTENDS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 
@@ -53,7 +57,7 @@ def from_folder(folder: Path, vae: VAEConfig | None = None) -> ModelConfig:
             folder.name, text, unet, vae, schedule, size, sampler=sampler, **OURS.read(ours)
         )
         config = as_before_conversion(config, scheduler) if ours else config
-        return checked(with_text_layout(config, open_clip=text.activation == "gelu"))
+        return validate_config(with_text_layout(config, open_clip=text.activation == "gelu"))
 
 
 def as_before_conversion(config: ModelConfig, scheduler: Mapping) -> ModelConfig:
@@ -94,13 +98,15 @@ def one_value(value: object) -> object:
     >>> one_value([[1, 1], [1, 1]]), one_value([1, 2])
     (1, [1, 2])
     """
-    while isinstance(value, list) and value and all(same(each, value[0]) for each in value):
+    while isinstance(value, list) and value and all(equal_values(each, value[0]) for each in value):
         value = value[0]
     return value
 
 
 def unet_config(stored: Mapping) -> UNetConfig:
-    stored = {key: one_value(v) if key in STORED["per_level"] else v for key, v in stored.items()}
+    stored = {
+        key: one_value(v) if key in FOLDER_TABLES["per_level"] else v for key, v in stored.items()
+    }
     said = TABLES["unet"].read(stored)
     channels = tuple(said["block_out_channels"])
     attention = attending(said, len(channels))
@@ -130,11 +136,11 @@ def attending(said: Mapping, levels: int) -> tuple[bool, ...]:
     down, up = said["down_block_types"], said["up_block_types"]
     for block in down:
         if block not in ATTENDS:
-            lacks = f"minisd lacks {shortened(block)}, and has only {' and '.join(ATTENDS)}"
+            lacks = f"minisd lacks {shorten(block)}, and has only {' and '.join(ATTENDS)}"
             raise ValueError(f"has an unknown block in its U-Net's down_block_types: {lacks}")
     mirrored = [block.replace("Down", "Up") for block in reversed(down)]
     if len(down) == levels and list(up) != mirrored:
-        raise ValueError(f"has up_block_types = {shortened(up)} in its unet: only {mirrored} fit")
+        raise ValueError(f"has up_block_types = {shorten(up)} in its unet: only {mirrored} fit")
     return tuple(ATTENDS[block] for block in down)
 
 
@@ -145,7 +151,7 @@ def vae_config(stored: Mapping) -> VAEConfig:
     for name, block in (("down", "DownEncoderBlock2D"), ("up", "UpDecoderBlock2D")):
         blocks, fitting = list(said[f"{name}_block_types"]), [block] * levels
         if blocks != fitting:
-            wrong = f"{name}_block_types = {shortened(blocks)} in its vae for {levels} levels"
+            wrong = f"{name}_block_types = {shorten(blocks)} in its vae for {levels} levels"
             raise ValueError(f"has {wrong}: only {fitting} fit")
     said["layers_per_block"] = one_value(said["layers_per_block"])
     return VAEConfig(**fields("vae", said))
@@ -177,7 +183,7 @@ def to_folder(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, dict]:
     return files
 
 
-def named(part: str, config: object) -> dict[str, object]:
+def to_folder_names(part: str, config: object) -> dict[str, object]:
     """Undoes fields."""
     return {theirs: getattr(config, ours) for ours, theirs in NAMES[part].items()}
 
@@ -201,7 +207,7 @@ def unet_json(config: ModelConfig) -> dict:
     up = [block.replace("Down", "Up") for block in reversed(down)]
     heads = [width // unet.head_width for width in unet.channels] if unet.head_width else unet.heads
     return {
-        **named("unet", unet),
+        **to_folder_names("unet", unet),
         "attention_head_dim": heads,
         "down_block_types": down,
         "sample_size": config.size // config.vae.factor,
@@ -212,7 +218,7 @@ def unet_json(config: ModelConfig) -> dict:
 def vae_json(config: ModelConfig) -> dict:
     levels = len(config.vae.channels)
     return {
-        **named("vae", config.vae),
+        **to_folder_names("vae", config.vae),
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "sample_size": config.size,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
@@ -222,7 +228,7 @@ def vae_json(config: ModelConfig) -> dict:
 def text_json(config: ModelConfig, tokenizer: Tokenizer) -> dict:
     text = config.text
     return {
-        **named("text_encoder", text),
+        **to_folder_names("text_encoder", text),
         "architectures": CLASSES["text_encoder"][1:],
         "bos_token_id": tokenizer.begin,
         "eos_token_id": tokenizer.end,

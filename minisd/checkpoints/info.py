@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minisd.checkpoints.contents import open_checkpoint, purpose
+from minisd.checkpoints.contents import open_checkpoint, why_unneeded
 from minisd.checkpoints.kinds import MODEL, kind, way_out
 from minisd.checkpoints.load import locate
 from minisd.checkpoints.names import is_v2
@@ -14,8 +14,8 @@ from minisd.checkpoints.variants import holds_only_averaged
 from minisd.config import ModelConfig
 from minisd.files.one_line import one_line
 
-FILES = {"ours": "minisd's own single file", "original": "an original single file"}
-LAYOUTS = {**FILES, "diffusers": "a diffusers folder"}
+KNOWN_FILES = {"ours": "minisd's own single file", "original": "an original single file"}
+LAYOUT_NAMES = {**KNOWN_FILES, "diffusers": "a diffusers folder"}
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,19 @@ class Info:
     not_needed: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        layout = f", {LAYOUTS[self.layout]}" if self.layout else ""
+        layout = f", {LAYOUT_NAMES[self.layout]}" if self.layout else ""
         rows = [("", f"{self.name}: {self.kind}{layout}, {size_in_words(self.bytes)}")]
         rows += [(part, f"{numbers:,} numbers") for part, numbers in self.numbers.items()]
         rows += [("stored as", f"{dtype}: {n} tensors") for dtype, n in self.tensors.items()]
         if self.config:
-            rows += described(self.config, self.known_by)
+            rows += describe_sizes(self.config, self.known_by)
         rows += [("use", self.use)] if self.use else []
         rows += [("not needed", f"{what}: {n}") for what, n in self.not_needed.items()]
         lines = [f"  {name:<13} {text}" if name else text for name, text in rows]
         return "\n".join(map(one_line, lines))
 
 
-def described(config: ModelConfig, known_by: str | None) -> list[tuple[str, str]]:
+def describe_sizes(config: ModelConfig, known_by: str | None) -> list[tuple[str, str]]:
     """What the sizes mean, in rows of a name and a text."""
     unsaid = "eps or v: no word of it; loading tries it on noise"
     return [
@@ -62,7 +62,7 @@ def described(config: ModelConfig, known_by: str | None) -> list[tuple[str, str]
     ]
 
 
-def info(source: str | Path) -> Info:
+def inspect_source(source: str | Path) -> Info:
     """Look into any file of weights, or a diffusers folder, without building anything.
 
     Raises ValueError for what is no file of weights, or is a model that would not load.
@@ -76,16 +76,16 @@ def info(source: str | Path) -> Info:
     else:
         checkpoint = open_checkpoint(path, ema=averaged)
         about = {name: getattr(checkpoint, name) for name in ("layout", "config", "known_by")}
-        unused = counted(purpose(key, checkpoint.config) for key in checkpoint.not_needed)
+        unused = count_names(why_unneeded(key, checkpoint.config) for key in checkpoint.not_needed)
         parts, more = checkpoint.parts, {**about, "not_needed": unused}
     stored = [tensor for part in parts.values() for tensor in part.values()]
-    dtypes = counted(str(tensor.dtype).removeprefix("torch.") for tensor in stored)
+    dtypes = count_names(str(tensor.dtype).removeprefix("torch.") for tensor in stored)
     numbers = {name: sum(t.numel() for t in part.values()) for name, part in parts.items()}
     files = path.rglob("*") if path.is_dir() else [path]
     size = sum(file.stat().st_size for file in files if file.is_file())
     return Info(path.name, what, size, numbers, dtypes, **more)
 
 
-def counted(names: Iterable[str]) -> dict[str, int]:
+def count_names(names: Iterable[str]) -> dict[str, int]:
     """How often each name is there, the most frequent first."""
     return dict(Counter(names).most_common())

@@ -16,7 +16,7 @@ from torch import Tensor
 
 MODEL = "Stable Diffusion model"
 UNKNOWN = "file of a kind unknown here"
-SHOWN = 3  # names in an error about a file of an unknown kind
+MOST_LISTED = 3  # names in an error about a file of an unknown kind
 LONGEST_NAMES = 500_000  # characters; those of the largest SD and SDXL files are 300,000
 
 
@@ -60,11 +60,11 @@ def pattern(signs: Iterable[str]) -> re.Pattern:
     return re.compile(f"^(?:{'|'.join(lines)})$", re.MULTILINE)
 
 
-def stored(name: str) -> list | dict:
+def read_table(name: str) -> list | dict:
     return json.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 
-KINDS = [
+KNOWN_KINDS = [
     Kind(
         called=one["is"],
         signs=pattern(one["signs"]),
@@ -74,9 +74,9 @@ KINDS = [
         use=one.get("use", ""),
         instead=one.get("instead", ""),
     )
-    for one in stored("kinds.json")
+    for one in read_table("kinds.json")
 ]
-REFUSALS = stored("refusals.json")
+REFUSALS = read_table("refusals.json")
 
 
 def foreign(what: str, beginning: str) -> str:
@@ -91,7 +91,7 @@ def foreign(what: str, beginning: str) -> str:
     return next(signs[sign] for sign in signs if re.match(sign, beginning, re.DOTALL))
 
 
-def shown(tensors: Mapping[str, Tensor] | Iterable[str]) -> str:
+def list_tensors(tensors: Mapping[str, Tensor] | Iterable[str]) -> str:
     """A line for each tensor: its name, a tab and its shape, if that is given.
 
     >>> import torch
@@ -108,11 +108,11 @@ def find(tensors: Mapping[str, Tensor] | Iterable[str]) -> tuple[Kind | None, st
 
     Raises ValueError for more names than can be looked through in a few seconds.
     """
-    lines = shown(tensors)
+    lines = list_tensors(tensors)
     if len(lines) > LONGEST_NAMES:
         what = f"the file names {len(tensors):,} tensors in {len(lines):,} letters"
         raise ValueError(f"{what}, more than any model needs: get another copy.")
-    for kind in KINDS:
+    for kind in KNOWN_KINDS:
         sign = kind.signs.search(lines)
         if not sign or not kind.also.search(lines) or kind.without.search(lines):
             continue
@@ -147,7 +147,7 @@ def refuse_other_kinds(name: str, tensors: Mapping[str, Tensor], wanted: str) ->
     reader = REFUSALS["readers"][wanted]
     if (found and found.name == wanted) or not tensors:
         return
-    holds = sign or ", ".join(list(tensors)[:SHOWN])
+    holds = sign or ", ".join(list(tensors)[:MOST_LISTED])
     if wanted == MODEL:
         loads = "minisd loads whole Stable Diffusion v1 and v2 models"
         what = f"no whole model ({kind(tensors)}): {loads}, and this file holds {holds}"

@@ -13,12 +13,21 @@ from operator import or_
 from pathlib import Path
 from types import NoneType
 
-from minisd.files.json_files import USUAL_RANGE, check_value, shortened
+from minisd.files.json_files import USUAL_RANGE, check_value, shorten
 
 TYPES = json.loads(Path(__file__).with_name("known_types.json").read_text(encoding="utf-8"))
-WORDS = {"int": int, "number": float, "bool": bool, "text": str, "dict": dict, "list": tuple}
-WORDS |= {f"{word}s": tuple[kind, ...] for word, kind in WORDS.items() if word != "list"}
-WORDS["null"] = NoneType
+VERDICT_WORDS = {
+    "int": int,
+    "number": float,
+    "bool": bool,
+    "text": str,
+    "dict": dict,
+    "list": tuple,
+}
+VERDICT_WORDS |= {
+    f"{word}s": tuple[kind, ...] for word, kind in VERDICT_WORDS.items() if word != "list"
+}
+VERDICT_WORDS["null"] = NoneType
 REQUIRED = object()  # in place of a default: the reference has none that fits, so say it
 
 
@@ -48,16 +57,16 @@ class KnownSettings:
         part = self.file.removesuffix("/config.json")
         for name, (allowed, absent) in self.fixed.items():
             value = stored.get(name, absent)
-            if not any(same(value, one) for one in allowed):
+            if not any(equal_values(value, one) for one in allowed):
                 known = " or ".join(repr(one) for one in allowed)
-                said = f"{name} = {shortened(value)}" + (
+                said = f"{name} = {shorten(value)}" + (
                     "" if name in stored else ", as it says nothing"
                 )
                 raise ValueError(f"has {said} in its {part}: only {known} is known here")
         for name, value in stored.items():
             known = name in self.obeyed or name in self.fixed or name in self.ignored
             if not known and not name.startswith("_") and value is not None:
-                said = f"{shortened(name)[1:-1]} = {shortened(value)} in its {self.file}"
+                said = f"{shorten(name)[1:-1]} = {shorten(value)} in its {self.file}"
                 said = f"{said}, a setting unknown here"
                 raise ValueError(f"has {said}: delete it if the model is the same without it")
         values = {name: stored.get(name, default) for name, default in self.obeyed.items()}
@@ -78,16 +87,16 @@ def kind_of(name: str, default: object) -> object:
     (<class 'int'>, <class 'bool'>)
     """
     if name in TYPES:
-        return reduce(or_, [WORDS[word] for word in TYPES[name].split(" or ")])
+        return reduce(or_, [VERDICT_WORDS[word] for word in TYPES[name].split(" or ")])
     return tuple[type(default[0]), ...] if isinstance(default, list) else type(default)
 
 
-def same(a: object, b: object) -> bool:
+def equal_values(a: object, b: object) -> bool:
     """Whether two JSON values mean the same: 1 and 1.0 do, 1 and true do not."""
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
+        return len(a) == len(b) and all(equal_values(x, y) for x, y in zip(a, b))
     return a == b
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minisd.checkpoints.contents import Checkpoint, blank, check_cover, open_checkpoint
+from minisd.checkpoints.contents import Checkpoint, check_cover, empty_networks, open_checkpoint
 from minisd.checkpoints.folder_settings import vae_config
 from minisd.checkpoints.names import is_v2
 from minisd.checkpoints.prediction import alpha_bar, with_prediction
@@ -66,7 +66,7 @@ def load(
     check_dtype(dtype)
     path = locate(source)
     other = None if vae is None else open_vae(vae, own_vae_config(path))
-    return build(open_checkpoint(path, prediction, ema, other), path.name, device, dtype)
+    return build_networks(open_checkpoint(path, prediction, ema, other), path.name, device, dtype)
 
 
 def check_dtype(dtype: object) -> None:
@@ -87,14 +87,14 @@ def own_vae_config(path: Path) -> VAEConfig | None:
         return from_metadata(header)[0].vae if "minisd" in header else None
 
 
-def build(
+def build_networks(
     checkpoint: Checkpoint,
     name: str,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Parts:
     """The networks of a checkpoint that was laid open. name: what to call it in an error."""
-    networks = blank(checkpoint.config)
+    networks = empty_networks(checkpoint.config)
     for part, network in networks.items():
         wide = part == "vae" and dtype is torch.float16
         own = torch.float32 if wide else dtype

@@ -36,7 +36,7 @@ class Row:
     convolution: tuple[str, ...] = ()  # layouts that store our Linear as a 1x1 convolution
     third: int | None = None  # original: q, k, v are one matrix, of which this is the 0th, 1st, 2nd
 
-    def flat(self) -> Iterator["Row"]:
+    def all_rows(self) -> Iterator["Row"]:
         """This row, then everything within it, each under its full names."""
         yield replace(self, rows=())
         for row in self.rows:
@@ -46,7 +46,7 @@ class Row:
                 original=f"{self.original}.{row.original}",
                 diffusers=f"{self.diffusers}.{row.diffusers}",
             )
-            yield from full.flat()
+            yield from full.all_rows()
 
     def key(self, layout: str, leaf: str) -> str:
         """The name of a parameter. layout: "ours", "original" or "diffusers"; leaf: see LEAVES."""
@@ -58,9 +58,9 @@ class Row:
 
 def model_rows(config: ModelConfig) -> dict[str, list[Row]]:
     """The table of a whole model, part by part; every row under its full names within the part."""
-    text = text_v2(config.text) if is_v2(config) else text_v1(config.text)
-    parts = {"unet": unet(config.unet), "vae": vae(config.vae), "text_encoder": text}
-    return {part: flat(rows) for part, rows in parts.items()}
+    text = text_v2_rows(config.text) if is_v2(config) else text_v1_rows(config.text)
+    parts = {"unet": unet_rows(config.unet), "vae": vae_rows(config.vae), "text_encoder": text}
+    return {part: flat_rows(rows) for part, rows in parts.items()}
 
 
 def prefixes(config: ModelConfig) -> dict[str, str]:
@@ -77,9 +77,9 @@ def is_v2(config: ModelConfig) -> bool:
     return linear if config.open_clip_text is None else config.open_clip_text
 
 
-def flat(rows: list[Row]) -> list[Row]:
+def flat_rows(rows: list[Row]) -> list[Row]:
     """The rows and all within them, each under its full names."""
-    return [full for row in rows for full in row.flat()]
+    return [full for row in rows for full in row.all_rows()]
 
 
 # ---- translating parameters -----------------------------------------------------------------
@@ -178,7 +178,7 @@ ATTENTION = (
     *[Row(name, name, name) for name in ("to_q", "to_k", "to_v")],
     Row("to_out", "to_out.0", "to_out.0"),
 )
-GEGLU = (Row("widen", "net.0.proj", "net.0.proj"), Row("narrow", "net.2", "net.2"))
+GEGLU_ROWS = (Row("widen", "net.0.proj", "net.0.proj"), Row("narrow", "net.2", "net.2"))
 CONV = (Row("conv", "conv", "conv"),)
 
 
@@ -191,7 +191,7 @@ def transformer(config: UNetConfig) -> tuple[Row, ...]:
         "norm_cross": ("norm2", ()),
         "cross": ("attn2", ATTENTION),
         "norm_ff": ("norm3", ()),
-        "ff": ("ff", GEGLU),
+        "ff": ("ff", GEGLU_ROWS),
     }
     block = [
         Row(ours, f"transformer_blocks.0.{theirs}", f"transformer_blocks.0.{theirs}", rows)
@@ -202,7 +202,7 @@ def transformer(config: UNetConfig) -> tuple[Row, ...]:
     return (Row("norm", "norm", "norm"), proj_in, *block, proj_out)
 
 
-def unet(config: UNetConfig) -> list[Row]:
+def unet_rows(config: UNetConfig) -> list[Row]:
     """The U-Net's rows. The original counts blocks through: input_blocks.0 is the first conv."""
     time = (Row("linear1", "0", "linear_1"), Row("linear2", "2", "linear_2"))
     return [
@@ -227,7 +227,7 @@ def unet_down(config: UNetConfig) -> list[Row]:
         down = Row(f"down.{i}", f"input_blocks.{n}", f"down_blocks.{i}")
         for j in range(config.res_blocks):
             down = replace(down, original=f"input_blocks.{n}")
-            rows.append(res_block(down, j, shortcut=j == 0 and c_in != c_out))
+            rows.append(res_block_rows(down, j, shortcut=j == 0 and c_in != c_out))
             if config.attention[i]:
                 rows.append(attn_block(down, j, config))
             n += 1
@@ -247,7 +247,7 @@ def unet_up(config: UNetConfig) -> list[Row]:
         up = Row(f"up.{i}", f"output_blocks.{n}", f"up_blocks.{i}")
         for j in range(config.res_blocks + 1):
             up = replace(up, original=f"output_blocks.{n}")
-            rows.append(res_block(up, j, shortcut=True))  # the skip beside x is narrowed again
+            rows.append(res_block_rows(up, j, shortcut=True))  # the skip beside x is narrowed again
             if attends:
                 rows.append(attn_block(up, j, config))
             n += 1
@@ -259,7 +259,7 @@ def unet_up(config: UNetConfig) -> list[Row]:
     return rows
 
 
-def res_block(level: Row, j: int, shortcut: bool) -> Row:
+def res_block_rows(level: Row, j: int, shortcut: bool) -> Row:
     rows = (*RES_BLOCK, SHORTCUT) if shortcut else RES_BLOCK
     official = (f"{level.original}.0", f"{level.diffusers}.resnets.{j}")
     return Row(f"{level.ours}.res.{j}", *official, rows)
@@ -286,7 +286,7 @@ VAE_MID = (
 )
 
 
-def vae(config: VAEConfig) -> list[Row]:
+def vae_rows(config: VAEConfig) -> list[Row]:
     """The autoencoder's rows. The original numbers the decoder's levels as the encoder's."""
     channels, last = config.channels, len(config.channels) - 1
     down, up = [], []
@@ -340,7 +340,7 @@ TEXT_LAYER = (
 )
 
 
-def text_v2(config: TextConfig) -> list[Row]:
+def text_v2_rows(config: TextConfig) -> list[Row]:
     """The text transformer's rows; "original" is open_clip, "diffusers" Hugging Face."""
     embeddings = "text_model.embeddings"
     position = f"{embeddings}.position_embedding.weight"
@@ -356,9 +356,9 @@ def text_v2(config: TextConfig) -> list[Row]:
     ]
 
 
-def text_v1(config: TextConfig) -> list[Row]:
+def text_v1_rows(config: TextConfig) -> list[Row]:
     """As text_v2, but v1's single files too have the Hugging Face names and separate q, k, v."""
-    return [with_hugging_face_names(row) for row in text_v2(config)]
+    return [with_hugging_face_names(row) for row in text_v2_rows(config)]
 
 
 def with_hugging_face_names(row: Row) -> Row:

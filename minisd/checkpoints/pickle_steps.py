@@ -11,9 +11,11 @@ from typing import BinaryIO, NamedTuple
 import torch
 from torch.serialization import StorageType
 
-from minisd.files.json_files import shortened
+from minisd.files.json_files import shorten
 
-STEPS = 300_000  # SD v1 with its averaged weights takes 60,000, and twice that with an optimizer
+MOST_STEPS = (
+    300_000  # SD v1 with its averaged weights takes 60,000, and twice that with an optimizer
+)
 MOST_NESTED = 1000  # values in one key, or in the arguments of one call
 MAY_COPY = 5000  # steps for what may copy a dictionary, so that few can
 MOST_CLASSES = 100
@@ -21,7 +23,14 @@ MOST_CLASSES = 100
 # What tensors themselves are pickled with, next to storages and dtypes.
 DICTIONARY, PARAMETER = "collections.OrderedDict", "torch._utils._rebuild_parameter"
 REBUILDS = {f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3")}
-OTHERS = {DICTIONARY, PARAMETER, "torch.Size", "torch.device", "builtins.set", "_codecs.encode"}
+OTHER_CLASSES = {
+    DICTIONARY,
+    PARAMETER,
+    "torch.Size",
+    "torch.device",
+    "builtins.set",
+    "_codecs.encode",
+}
 PYTHON_3 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # old pickles have the old names
 
 # Seen in published files: callbacks, settings, losses as NumPy scalars, times and paths.
@@ -57,12 +66,12 @@ def dtype(name: str) -> torch.dtype | None:
     return found if isinstance(found, torch.dtype) else None
 
 
-def asked(name: str) -> Asked:
+def check_name(name: str) -> Asked:
     """A name that is harmless. Raises Refusal for any other."""
     storage = name.startswith("torch.") and name.endswith("Storage")
-    if storage or name in REBUILDS | OTHERS or name.startswith(LEFT_BEHIND) or dtype(name):
+    if storage or name in REBUILDS | OTHER_CLASSES or name.startswith(LEFT_BEHIND) or dtype(name):
         return Asked(name)
-    name = shortened(name).strip("'")
+    name = shorten(name).strip("'")
     asks = f"asks for {name}, which could run code, and was not loaded"
     if "._rebuild_" in name:
         asks = f"holds tensors of a kind that no model needs ({name})"
@@ -75,7 +84,7 @@ class PickleSteps:
     def __init__(self):
         self.names: set[str] = set()
         self.storages: dict[str, Stored] = {}
-        self.left = STEPS
+        self.left = MOST_STEPS
 
     def follow(self, file: BinaryIO) -> object:
         """Go through the next pickle in the file. Returns what it leaves.
@@ -115,7 +124,7 @@ class PickleSteps:
             self.names.add(f"{PYTHON_3.get(module, module)}.{short}")
             if len(self.names) > MOST_CLASSES:
                 raise Refusal(f"asks for more than {MOST_CLASSES} classes: get another copy")
-            return asked(f"{PYTHON_3.get(module, module)}.{short}")
+            return check_name(f"{PYTHON_3.get(module, module)}.{short}")
         if name == "BINPERSID":
             return self.storage(*taken[0])
         if name in ("REDUCE", "NEWOBJ"):
@@ -132,7 +141,7 @@ class PickleSteps:
     def spend(self, steps: int) -> None:
         self.left -= steps
         if self.left < 0:
-            raise Refusal(f"is a pickle of more than {STEPS:,} steps: get another copy")
+            raise Refusal(f"is a pickle of more than {MOST_STEPS:,} steps: get another copy")
 
     def count(self, value: object) -> None:
         """Spend a step for all that a value holds, as often as it is there: so a hash works."""
@@ -195,5 +204,5 @@ def refuse_too_large(
         raise ValueError("no sizes")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 not in size and (last + 1) * itemsize > stored.itemsize * stored.count:
-        large = f"holds a tensor {shortened(list(size))} larger than its storage"
+        large = f"holds a tensor {shorten(list(size))} larger than its storage"
         raise Refusal(f"{large}: get another copy")

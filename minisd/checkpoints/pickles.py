@@ -19,17 +19,17 @@ from typing import BinaryIO
 import torch
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
-from minisd.checkpoints.first_bytes import damaged, is_zip, size_in_words
+from minisd.checkpoints.first_bytes import damage_sentence, is_zip, size_in_words
 from minisd.checkpoints.kinds import foreign
 from minisd.checkpoints.pickle_steps import LEFT_BEHIND, PickleSteps, Refusal
 
 PICKLE = 20 * 10**6  # bytes; SD v1 with its averaged weights has 0.4 MB
 UNPACKED = 4, 200 * 10**6  # at most so many times the packed size, and so many bytes more
 MOST_VALUES = 100_000  # of dictionaries and lists, counted as often as they are there
-DEEPEST = 100  # levels of dictionaries and lists
+DEEPEST_PICKLE = 100  # levels of dictionaries and lists
 PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 ALIGNED = 16  # bytes; torch.save puts every storage at a multiple of 64
-SMALL = (
+SMALL_FILE = (
     "data.pkl",
     "version",
     ".data/version",
@@ -96,10 +96,10 @@ def unpickle(path: str | Path) -> object:
     except Exception as error:  # a damaged file can break its readers anywhere
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
             raise ValueError(f"{path.name} needs more memory than there is.") from error
-        raise ValueError(damaged(path)) from error
+        raise ValueError(damage_sentence(path)) from error
 
 
-def load(source: Path | BinaryIO, names: set[str], mmap: bool) -> object:
+def load_pickle(source: Path | BinaryIO, names: set[str], mmap: bool) -> object:
     """torch.load, with stand-ins for the classes that were left behind. One thread at a time."""
     classes = [stand_in(name) for name in names if name.startswith(LEFT_BEHIND)]
     with ONE_AT_A_TIME, warnings.catch_warnings():
@@ -120,7 +120,7 @@ def refuse_endless(content: object) -> None:
         each, depth = waiting.pop()
         if isinstance(each, (dict, list, tuple)):
             left -= len(each)
-            if left < 0 or depth > DEEPEST:
+            if left < 0 or depth > DEEPEST_PICKLE:
                 raise Refusal("holds dictionaries or lists inside one another without end")
             values = each.values() if isinstance(each, dict) else each
             waiting += [(value, depth + 1) for value in values]
@@ -140,7 +140,7 @@ def from_old(path: Path) -> object:
         if start.tell() + sum(sizes) > path.stat().st_size:
             raise ValueError("storages outside the file")
         file.seek(0)
-        return load(file, steps.names, mmap=False)
+        return load_pickle(file, steps.names, mmap=False)
 
 
 # ---- a zip of the pickle and the storages: torch.save since 1.6 ------------------------------
@@ -161,7 +161,7 @@ def from_zip(path: Path) -> object:
         raise Refusal(f"ends after {size}: the download was cut off. Fetch it again")
     with ShortReads(path) as file, zipfile.ZipFile(file) as archive:
         inside = members(archive)
-        infos = [inside[name] for name in SMALL if name in inside]
+        infos = [inside[name] for name in SMALL_FILE if name in inside]
         if any(info.file_size > PICKLE for info in infos):
             raise Refusal("holds a larger pickle than any model needs: get another copy")
         steps = PickleSteps()
@@ -171,10 +171,10 @@ def from_zip(path: Path) -> object:
             if infos[-1].file_size != stored.itemsize * stored.count:
                 raise ValueError("a storage of another size")
         if lies_plain(file, infos) and path.suffix != ".safetensors":  # torch would go by that
-            return load(path, steps.names, mmap=True)
+            return load_pickle(path, steps.names, mmap=True)
         with tempfile.TemporaryFile() as plain:
             unpack(archive, infos, plain, path.stat().st_size)
-            return load(plain, steps.names, mmap=False)
+            return load_pickle(plain, steps.names, mmap=False)
 
 
 def members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:

@@ -17,19 +17,25 @@ from torch import Tensor
 
 from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.names import is_v2
-from minisd.checkpoints.settings import checked
+from minisd.checkpoints.settings import validate_config
 from minisd.checkpoints.yaml_files import read_yaml as content_of
 from minisd.config import ModelConfig, ScheduleConfig
-from minisd.files.json_files import MOST_ITEMS, check_value, shortened
+from minisd.files.json_files import MOST_ITEMS, check_value, shorten
 
 # prediction.json. published: files that say nothing in their headers, by what they predict
 # keys: of the header (ModelSpec, kohya's trainer, ComfyUI, others), of the .yaml, and tensors,
 # mostly empty, that say it by being there (ComfyUI, SimpleTuner): what each speaks of, in which
 # words    v_endings: how a value ends that means v    edm: tensors of models that minisd has not
 # numbers: CompVis' names -> ours; its rules for betas in words -> diffusers'
-STORED = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-WORDS, KEYS, NUMBERS = STORED["words"], STORED["keys"], STORED["numbers"]
-PUBLISHED = {sha: said for said, files in STORED["published"].items() for sha in files.values()}
+PREDICTION_TABLES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+WORDS, KEYS, NUMBERS = (
+    PREDICTION_TABLES["words"],
+    PREDICTION_TABLES["keys"],
+    PREDICTION_TABLES["numbers"],
+)
+PUBLISHED = {
+    sha: said for said, files in PREDICTION_TABLES["published"].items() for sha in files.values()
+}
 ARGUMENT = "the argument prediction="
 # "model: params:" of the .yaml that CompVis' and Stability's code is set up with. Absent settings
 # are those of the published files: people write only what differs.
@@ -55,19 +61,19 @@ def with_stated_settings(
     """
     files = map(path.with_suffix, (".yaml", ".yml"))
     beside = next(filter(Path.exists, files), None)
-    said = read_yaml(beside, config) if beside else {}
+    said = yaml_settings(beside, config) if beside else {}
     config = with_yaml_unet(with_yaml_numbers(config, said), said)
     if "scale_factor" in tensors:
         scale = tensors["scale_factor"].double().mean().item()
         config = replace(config, vae=replace(config.vae, scale=scale))
     statements = from_header(header) + from_markers(tensors)
     if said:
-        statements += stated(said, f"{beside.name} beside it")
+        statements += statements_in(said, f"{beside.name} beside it")
     table = noise_table(tensors)
     zero_snr = replace(config.schedule, zero_terminal_snr=True)
-    if table is not None and alike(table, alpha_bar(zero_snr)):
+    if table is not None and is_same_table(table, alpha_bar(zero_snr)):
         statements.append(("zero_terminal_snr", True, "its alphas_cumprod"))
-    zero, zero_by = agreed(statements, "zero_terminal_snr", "delete the one that is wrong")
+    zero, zero_by = single_value(statements, "zero_terminal_snr", "delete the one that is wrong")
     found, known_by = who_says(path, statements, prediction)
     if not found and zero:
         found, known_by = "v", f"{zero_by}: with no signal at the last t it must be v"
@@ -102,7 +108,7 @@ def who_says(
     silent = all(where.endswith("beside it") for _, where in said)
     if silent and (published := PUBLISHED.get(sha256(path))):
         return published, "its sha256, a published file's"
-    return agreed(statements, "prediction", 'give prediction="eps" or prediction="v"')
+    return single_value(statements, "prediction", 'give prediction="eps" or prediction="v"')
 
 
 def warn_of_argument(name: str, argument: str, said: str | None, where: str) -> None:
@@ -112,7 +118,7 @@ def warn_of_argument(name: str, argument: str, said: str | None, where: str) -> 
         warnings.warn(f"{name} predicts {other}.", stacklevel=2)
 
 
-def agreed(statements: list[Statement], field: str, mend: str) -> tuple:
+def single_value(statements: list[Statement], field: str, mend: str) -> tuple:
     """The one value that is stated, and where first. ValueError: two places contradict."""
     found = [(said, where) for of, said, where in statements if of == field and said is not None]
     for value, where in found[1:]:
@@ -133,7 +139,7 @@ def sha256(path: Path) -> str:
 # ---- the places ------------------------------------------------------------------------------
 
 
-def stated(place: Mapping[str, object], where: str) -> list[Statement]:
+def statements_in(place: Mapping[str, object], where: str) -> list[Statement]:
     """What a place's keys say. where: with KEY for the key
 
     Raises ValueError for a value that is none of the known.
@@ -146,31 +152,36 @@ def stated(place: Mapping[str, object], where: str) -> list[Statement]:
 
 
 def from_header(header: Mapping[str, str]) -> list[Statement]:
-    ends = {key: header.get(key, "").endswith(end) for key, end in STORED["v_endings"].items()}
-    return stated({**header, **{key: "v" * v for key, v in ends.items()}}, "KEY in its header")
+    ends = {
+        key: header.get(key, "").endswith(end)
+        for key, end in PREDICTION_TABLES["v_endings"].items()
+    }
+    return statements_in(
+        {**header, **{key: "v" * v for key, v in ends.items()}}, "KEY in its header"
+    )
 
 
 def known_value(key: str, value: object, words: str) -> object:
     """What a text means; None for none. Raises ValueError, naming it, if it is not known."""
     text, known = str(value).strip().lower(), WORDS[words]
-    if text in STORED["unstated"]:
+    if text in PREDICTION_TABLES["unstated"]:
         return None
     if text not in known:
-        what = f"{key} = {shortened(value)}, which is unknown here (known: {', '.join(known)})"
+        what = f"{key} = {shorten(value)}, which is unknown here (known: {', '.join(known)})"
         raise ValueError(f"has {what}: get another copy, or delete that key")
     return known[text]
 
 
 def from_markers(tensors: Mapping[str, Tensor]) -> list[Statement]:
     """What is said by tensors that are there. Raises ValueError for those of EDM models."""
-    for key in STORED["edm"]:
+    for key in PREDICTION_TABLES["edm"]:
         if key in tensors:
             raise ValueError(f"is trained with EDM's noise levels ({key}), which minisd has not")
-    there = {key: True for key in STORED["markers"] if key in tensors}
-    return stated(there, "the marker tensor KEY")
+    there = {key: True for key in PREDICTION_TABLES["markers"] if key in tensors}
+    return statements_in(there, "the marker tensor KEY")
 
 
-def read_yaml(path: Path, config: ModelConfig) -> dict:
+def yaml_settings(path: Path, config: ModelConfig) -> dict:
     """The settings "model: params:" of a .yaml; {} if it is no model's.
 
     Raises ValueError for what is no YAML, and for settings that these networks do not have.
@@ -185,7 +196,7 @@ def read_yaml(path: Path, config: ModelConfig) -> dict:
     layer = "penultimate" if is_v2(config) else "last"
     for name, value in {"layer": layer, "layer_idx": None, "clip_skip": None}.items():
         if text.get(name, value) not in (value, None):
-            what = f"{name} = {shortened(text[name])} for its text transformer in {path.name}"
+            what = f"{name} = {shorten(text[name])} for its text transformer in {path.name}"
             raise ValueError(f"has {what}: only {value!r} is known here")
     return said
 
@@ -202,28 +213,34 @@ def with_yaml_numbers(config: ModelConfig, said: Mapping[str, object]) -> ModelC
     """The schedule and the latents' scale that a .yaml says. ValueError: impossible ones."""
     rule = known_value("beta_schedule", said.get("beta_schedule"), "beta_schedule")
     rule = rule or config.schedule.beta_schedule
-    found = {NUMBERS[k]: number(k, v) for k, v in said.items() if k in NUMBERS and v is not None}
+    found = {
+        NUMBERS[k]: yaml_number(k, v) for k, v in said.items() if k in NUMBERS and v is not None
+    }
     scale = found.pop("scale", config.vae.scale)
     schedule = replace(config.schedule, beta_schedule=rule, **found)
-    return checked(replace(config, schedule=schedule, vae=replace(config.vae, scale=scale)))
+    return validate_config(replace(config, schedule=schedule, vae=replace(config.vae, scale=scale)))
 
 
 def with_yaml_unet(config: ModelConfig, said: Mapping[str, object]) -> ModelConfig:
     """The U-Net's heads, which no tensor shows; its sizes, the tensors tell."""
     stated = params_of(said, "unet_config")
     stated = {name: value for name, value in stated.items() if value not in (None, -1)}
-    heads = {ours: stated[name] for name, ours in STORED["unet_heads"].items() if name in stated}
+    heads = {
+        ours: stated[name]
+        for name, ours in PREDICTION_TABLES["unet_heads"].items()
+        if name in stated
+    }
     heads = {"head_width": None, **heads} if heads else {}
     return replace(config, unet=replace(config.unet, **heads))
 
 
-def number(name: str, value: object) -> object:
+def yaml_number(name: str, value: object) -> object:
     """YAML takes 1e-4 for a text. Raises ValueError for what is none."""
     try:
         return value if name == "timesteps" else float(value)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"has {name} = {shortened(value)} in its .yaml, which is no number"
+            f"has {name} = {shorten(value)} in its .yaml, which is no number"
         ) from error
 
 
@@ -249,14 +266,14 @@ def noise_table(tensors: Mapping[str, Tensor]) -> Tensor | None:
 
 def with_levels(schedule: ScheduleConfig, stored: Tensor, name: str) -> ScheduleConfig:
     """The schedule that the stored alphas_cumprod belongs to: ours, or its own, with a warning."""
-    if alike(stored, alpha_bar(schedule)):
+    if is_same_table(stored, alpha_bar(schedule)):
         return schedule
     zero = schedule.zero_terminal_snr
     table = stored.double().flatten()
     steps = torch.cat([torch.ones(1, dtype=table.dtype), table])
     falls = table.numel() > 1 and bool((steps.diff() < 0).all()) and bool(table[-1] >= 0)
     outcome = "is obeyed" if falls else "does not fall from 1 to 0, and is ignored"
-    if zero and alike(stored, alpha_bar(replace(schedule, zero_terminal_snr=False))):
+    if zero and is_same_table(stored, alpha_bar(replace(schedule, zero_terminal_snr=False))):
         falls, outcome = False, "is ignored, since the file states a zero terminal SNR"
     what = "an alphas_cumprod other than the one that its other settings give"
     warnings.warn(f"{name} holds {what}: it {outcome}.", stacklevel=2)
@@ -268,7 +285,7 @@ def with_levels(schedule: ScheduleConfig, stored: Tensor, name: str) -> Schedule
     return replace(schedule, betas=betas, timesteps=len(betas), zero_terminal_snr=zero)
 
 
-def alike(stored: Tensor, ours: Tensor) -> bool:
+def is_same_table(stored: Tensor, ours: Tensor) -> bool:
     """Whether a table is ours, up to the rounding of the precision that it went through."""
     if stored.shape != ours.shape:
         return False

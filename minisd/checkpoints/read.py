@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from minisd.checkpoints.first_bytes import cut_off, damaged, is_safetensors
+from minisd.checkpoints.first_bytes import cut_off, damage_sentence, is_safetensors
 from minisd.checkpoints.first_bytes import size_in_words as size_in_words
 from minisd.checkpoints.pickles import refuse_endless, unpickle
 from minisd.checkpoints.settings import naming
@@ -152,7 +152,7 @@ def header(path: Path) -> dict:
         with safe_open(path, framework="pt"):  # it compares places, shapes and sizes
             return content
     except SafetensorError as error:
-        raise ValueError(damaged(path)) from error
+        raise ValueError(damage_sentence(path)) from error
 
 
 def check_header(said: object, dtypes: dict[str, str]) -> None:

@@ -53,7 +53,7 @@ SHIPPED = {
 }
 
 
-def kept() -> Path:
+def cache_dir() -> Path:
     """Where downloads are kept. ValueError: this user has no home folder to keep them in."""
     try:
         return Path(os.environ.get(FOLDER) or "~/.cache/minisd").expanduser()
@@ -70,7 +70,7 @@ def local(source: str | Path) -> Path:
         return WEIGHTS / SHIPPED[str(source)]
     if source not in OFFICIAL:
         return Path(source)
-    path = kept() / str(source) / OFFICIAL[source].file
+    path = cache_dir() / str(source) / OFFICIAL[source].file
     way = f"fetch it with `minisd download {source}`"
     if not os.path.exists(path):
         raise ValueError(f"{source} is not on this machine: {way}.")
@@ -105,16 +105,16 @@ def download(name: str, endpoint: str | None = None) -> Path:
     arrived is not what was published (it is deleted).
     """
     about(name)
-    path = kept() / name / OFFICIAL[name].file
-    if os.path.exists(path) and not unfinished(path):
+    path = cache_dir() / name / OFFICIAL[name].file
+    if os.path.exists(path) and not broken_downloads(path):
         return local(name)
     try:
         with one_at_a_time(path.parent):
             if not path.exists():  # another process may have fetched it in the meantime
                 fetch(name, path, endpoint)
-            elif notes := [left for left in unfinished(path) if is_note(left)]:
+            elif notes := [left for left in broken_downloads(path) if is_note(left)]:
                 os.replace(notes[0], path.with_name(NOTE))  # a kill came between file and note
-            for left in unfinished(path):
+            for left in broken_downloads(path):
                 left.unlink()
     except (OSError, NotImplementedError) as error:  # the latter: a disk without locks
         why = f"{path.parent} cannot be written ({reason(error)})"
@@ -122,7 +122,7 @@ def download(name: str, endpoint: str | None = None) -> Path:
     return local(name)
 
 
-def unfinished(path: Path) -> list[Path]:
+def broken_downloads(path: Path) -> list[Path]:
     """What broken downloads of a file have left next to it."""
     return list(path.parent.glob(f"{path.name}.from-*"))
 

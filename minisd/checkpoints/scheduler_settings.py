@@ -12,16 +12,16 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from minisd.checkpoints.known_settings import same, tables
+from minisd.checkpoints.known_settings import equal_values, tables
 from minisd.config import ModelConfig, ScheduleConfig
-from minisd.files.json_files import shortened
+from minisd.files.json_files import shorten
 
 FILE = "scheduler/scheduler_config.json"
 KNOWN = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 SAMPLER_OF = KNOWN["samplers"]  # the scheduler's class -> the sampler that walks as it does
 CLASS_OF = {sampler: name for name, sampler in SAMPLER_OF.items()}
 PREDICTIONS = KNOWN["predictions"]
-SETTINGS = {name: tables()[f"{FILE} ({name})"] for name in SAMPLER_OF}
+SCHEDULER_SETTINGS = {name: tables()[f"{FILE} ({name})"] for name in SAMPLER_OF}
 
 
 def sampler_and_schedule(
@@ -36,7 +36,7 @@ def sampler_and_schedule(
     name = class_of(stored, index)
     # what the pipeline for a U-Net of so many channels sets in place of what the file says
     stored = stored | KNOWN["pipelines"].get(str(channels), {})
-    said = SETTINGS[name].read(stored)
+    said = SCHEDULER_SETTINGS[name].read(stored)
     known = {setting: stored[setting] for setting in said if setting in stored}
     refuse_unknown(known, f"in its {FILE}")
     if known.get("final_sigmas_type") == "sigma_min":
@@ -64,12 +64,12 @@ def class_of(stored: Mapping[str, object], index: Mapping[str, object]) -> str:
         lcm = "is an LCM model, which needs its own sampler, and minisd does not have it yet"
         raise ValueError(f"{lcm}: load the model that it was made from")
     if str(name) not in SAMPLER_OF:
-        short = shortened(name).strip("'")
+        short = shorten(name).strip("'")
         has = f"has the scheduler {short}, which minisd lacks" if name else "names no scheduler"
         classes = ", ".join(SAMPLER_OF)
         raise ValueError(f"{has}: write one of {classes} as _class_name into its {FILE}")
     if listed not in (None, name):
-        both = f"{name} in its {FILE}, which is used, and {shortened(listed)} in its"
+        both = f"{name} in its {FILE}, which is used, and {shorten(listed)} in its"
         warnings.warn(f"This folder names two schedulers: {both} model_index.json.", stacklevel=2)
     return name
 
@@ -77,8 +77,8 @@ def class_of(stored: Mapping[str, object], index: Mapping[str, object]) -> str:
 def refuse_unknown(said: Mapping[str, object], where: str) -> None:
     """Raise ValueError for a value that minisd lacks, by its name. where: which of KNOWN."""
     for name, known in KNOWN[where].items():
-        if name in said and not any(same(said[name], value) for value in known):
-            value, choice = shortened(said[name]), " or ".join(map(repr, known))
+        if name in said and not any(equal_values(said[name], value) for value in known):
+            value, choice = shorten(said[name]), " or ".join(map(repr, known))
             has = f"has {name} = {value} {where}"
             raise ValueError(f"{has}: minisd lacks {value}, it knows {choice}")
 
@@ -101,7 +101,7 @@ def scheduler_json(config: ModelConfig) -> dict[str, object]:
     published folders have them.
     """
     schedule, name = config.schedule, CLASS_OF[config.sampler]
-    if schedule.zero_terminal_snr and "rescale_betas_zero_snr" in SETTINGS[name].fixed:
+    if schedule.zero_terminal_snr and "rescale_betas_zero_snr" in SCHEDULER_SETTINGS[name].fixed:
         name = CLASS_OF["ddim"]  # that class cannot say it
     spacing, clean = schedule.spacing, schedule.set_alpha_to_one
     if spacing is None:  # the walks of the original code

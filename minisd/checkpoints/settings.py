@@ -8,7 +8,7 @@ from dataclasses import asdict
 from minisd.checkpoints.scheduler_settings import CLASS_OF, PREDICTIONS, check_schedule
 from minisd.clip import ACTIVATIONS
 from minisd.config import ModelConfig, TextConfig
-from minisd.files.json_files import build, parse_json, shortened
+from minisd.files.json_files import build, parse_json, shorten
 from minisd.files.one_line import one_line
 from minisd.tokenizer import Tokenizer
 
@@ -70,7 +70,7 @@ RANGES = {
 }
 
 
-def checked(config: ModelConfig) -> ModelConfig:
+def validate_config(config: ModelConfig) -> ModelConfig:
     """The config itself. Raises ValueError for sizes that are none or do not fit together."""
     text, unet, vae = config.text, config.unet, config.vae
     build(ModelConfig, asdict(config), RANGES)
@@ -83,7 +83,7 @@ def checked(config: ModelConfig) -> ModelConfig:
     ):
         if value not in known:
             choice = " and ".join(known)
-            raise ValueError(f"{what} {shortened(value)}: only {choice} are known here")
+            raise ValueError(f"{what} {shorten(value)}: only {choice} are known here")
     if config.schedule.zero_terminal_snr and config.schedule.prediction != "v":
         raise ValueError("has a last level without signal, of which eps says nothing: it must be v")
     if len(unet.attention) != len(unet.channels):

@@ -13,13 +13,13 @@ from pathlib import Path
 from minisd.checkpoints.known_settings import tables
 from minisd.checkpoints.read import read_json
 from minisd.checkpoints.settings import naming
-from minisd.files.json_files import LARGEST, check_value, read_at_most, shortened
+from minisd.files.json_files import LARGEST, check_value, read_at_most, shorten
 from minisd.files.whole_files import make_folder, write_text
 from minisd.tokenizer import BEGIN, END, AddedWord, Pair, Tokenizer, clip_layout
 
 Settings = Mapping[str, object]
 
-FILES = ("tokenizer_config", "special_tokens_map", "tokenizer", "added_tokens", "vocab")
+TOKENIZER_FILES = ("tokenizer_config", "special_tokens_map", "tokenizer", "added_tokens", "vocab")
 MARKS = ("pad_token", "unk_token")
 
 CONFIG, SPECIAL_MAP = tables()["tokenizer_config.json"], tables()["special_tokens_map.json"]
@@ -37,7 +37,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     gap, or a setting is unknown here.
     """
     with naming(f"{path}:"):
-        files = [path / f"{name}.json" for name in FILES]
+        files = [path / f"{name}.json" for name in TOKENIZER_FILES]
         config, special, fast, listed, ids = (read_json(f) if f.exists() else {} for f in files)
         config, special = CONFIG.read(plain_ends(config)), SPECIAL_MAP.read(plain_ends(special))
         fast = FAST.read(fast)
@@ -153,7 +153,7 @@ def special_tokens(*files: Settings) -> list[dict]:
     names = ("additional_special_tokens", "extra_special_tokens")
     lists = [stored[name] for stored in files for name in names if stored[name]]
     if any(one != lists[0] or not isinstance(one, list) for one in lists):
-        raise ValueError(f"its lists of special tokens differ, or are none: {shortened(lists)}")
+        raise ValueError(f"its lists of special tokens differ, or are none: {shorten(lists)}")
     return [as_token(one) for one in (lists or [[]])[0]]
 
 
@@ -163,7 +163,7 @@ def stated_words(
     """The words whose ids are said, with their flags, from the three places."""
     for index, token in (decoder or {}).items():
         if not (re.fullmatch("[0-9]{1,7}", index) and isinstance(token, dict)):
-            said = f"has {shortened(index)}: {shortened(token)} among its added_tokens_decoder"
+            said = f"has {shorten(index)}: {shorten(token)} among its added_tokens_decoder"
             raise ValueError(f"{said}, which is no id with a word: fetch it again")
     first = [token | {"id": int(index)} for index, token in (decoder or {}).items()]
     last = [{"content": word, "id": index} for word, index in listed.items()]  # without flags
@@ -172,7 +172,7 @@ def stated_words(
         word = one["content"]
         token = WORD.read(found.get(word, {"special": word in specials}) | one)
         if found.setdefault(word, token) != token:
-            both = f"{shortened(found[word])}, but {shortened(token)}"
+            both = f"{shorten(found[word])}, but {shorten(token)}"
             raise ValueError(f"its files contradict one another: {both}")
     known = found if decoder is None else {BEGIN, END, *(one["content"] for one in first)}
     if lacking := found.keys() - known:

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from minisd.checkpoints.contents import OtherVAE, cover_part, weight_files
-from minisd.checkpoints.detect import vae
+from minisd.checkpoints.detect import vae_sizes
 from minisd.checkpoints.folder_settings import vae_config
 from minisd.checkpoints.kinds import refuse_other_kinds
-from minisd.checkpoints.names import flat, usual_name
-from minisd.checkpoints.names import vae as vae_rows
+from minisd.checkpoints.names import flat_rows, usual_name
+from minisd.checkpoints.names import vae_rows as vae_rows
 from minisd.checkpoints.read import read, read_json, rename
 from minisd.checkpoints.registry import local
-from minisd.checkpoints.settings import checked, naming
+from minisd.checkpoints.settings import naming, validate_config
 from minisd.checkpoints.variants import with_scales_applied
 from minisd.config import ModelConfig, VAEConfig
 from minisd.vae import VAE
@@ -37,13 +37,15 @@ def open_vae(source: str | Path, expected: VAEConfig | None = None) -> OtherVAE:
     layout = "diffusers" if any(".down_blocks." in key for key in tensors) else "original"
     with naming(path.name):
         said = stated_config(settings, path.is_dir(), layout)
-        config = expected or said or vae(tensors, "", layout)
+        config = expected or said or vae_sizes(tensors, "", layout)
         if said and expected:
             config = agreeing(said, expected)
-        checked(ModelConfig(vae=config))
+        validate_config(ModelConfig(vae=config))
     with torch.device("meta"):
         network = VAE(config)
-    return OtherVAE(config, cover_part(tensors, network, flat(vae_rows(config)), layout, path.name))
+    return OtherVAE(
+        config, cover_part(tensors, network, flat_rows(vae_rows(config)), layout, path.name)
+    )
 
 
 def vae_tensors(name: str, files: list[Path]) -> dict[str, Tensor]:

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from minisd.checkpoints.names import LEAVES, PREFIXES_V1, flat, unet
+from minisd.checkpoints.names import LEAVES, PREFIXES_V1, flat_rows, unet_rows
 from minisd.config import UNetConfig
 
 UNET = PREFIXES_V1["unet"]
 AVERAGED = "model_ema.diffusion_model"  # how the flattened names of averaged weights begin
 BLOCKS = 50  # more than any U-Net has on one way: SD's have 12
-SCALES = r"\.(scale_weight|weight_scale)$"
+SCALE_KEYS = r"\.(scale_weight|weight_scale)$"
 NOTES = (".scale_input", ".input_scale", "scaled_fp8")
 
 
@@ -23,7 +23,7 @@ def with_averaged_unet(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Some files hold the averaged ones alone. Raises ValueError for a file without them.
     """
-    names = {key: flattened(key) for key in tensors if key.startswith(UNET)}
+    names = {key: average_key(key) for key in tensors if key.startswith(UNET)}
     if holds_only_averaged(tensors):
         names = {key: flat for flat, key in averaged_names(tensors).items()}
     if not names or any(name not in tensors for name in names.values()):
@@ -37,7 +37,7 @@ def holds_only_averaged(tensors: Mapping[str, Tensor]) -> bool:
     return averaged and not any(key.startswith(UNET) for key in tensors)
 
 
-def flattened(key: str) -> str:
+def average_key(key: str) -> str:
     """The name of a weight's average.
 
     >>> flattened("model.diffusion_model.input_blocks.11.0.in_layers.0.weight")
@@ -51,9 +51,13 @@ def averaged_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
     Raises ValueError for one that is no SD U-Net's.
     """
-    keys = [UNET + row.key("original", leaf) for row in flat(unet(UNetConfig())) for leaf in LEAVES]
+    keys = [
+        UNET + row.key("original", leaf)
+        for row in flat_rows(unet_rows(UNetConfig()))
+        for leaf in LEAVES
+    ]
     inside = {re.sub(r"put_blocks\.\d+", "put_blocks.{}", key) for key in keys}
-    known = {flattened(name): name for key in inside for name in map(key.format, range(BLOCKS))}
+    known = {average_key(name): name for key in inside for name in map(key.format, range(BLOCKS))}
     averaged = [key for key in tensors if key.startswith(AVERAGED)]
     for key in averaged:
         if key not in known:
@@ -71,7 +75,7 @@ def with_scales_applied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     usual = {key: tensor for key, tensor in tensors.items() if not key.endswith(NOTES)}
     for name, scale in tensors.items():
-        key = re.sub(SCALES, ".weight", name)
+        key = re.sub(SCALE_KEYS, ".weight", name)
         if key == name or key not in tensors:
             continue
         weight = tensors[key]

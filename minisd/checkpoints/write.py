@@ -17,21 +17,21 @@ from minisd.checkpoints.folder_settings import to_folder
 from minisd.checkpoints.load import (
     NOT_FINITE,
     Parts,
-    build,
+    build_networks,
     check_dtype,
     is_finite,
     locate,
     own_vae_config,
 )
-from minisd.checkpoints.names import flat, model_rows, prefixes, to_official
-from minisd.checkpoints.names import vae as vae_rows
+from minisd.checkpoints.names import flat_rows, model_rows, prefixes, to_official
+from minisd.checkpoints.names import vae_rows as vae_rows
 from minisd.checkpoints.settings import to_metadata
 from minisd.checkpoints.tokenizer_folder import write_tokenizer
 from minisd.checkpoints.vae_file import open_vae
 from minisd.files.whole_files import written_whole
 from minisd.vae import VAE
 
-ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # nobody calls a folder so
+OUTPUT_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # nobody calls a folder so
 LAYOUTS = ("original", "diffusers", "ours")
 
 
@@ -62,7 +62,7 @@ def save_vae(path: str | Path, vae: VAE, notes: Mapping[str, str] | None = None)
 
     notes: for the header. Raises ValueError as save() does.
     """
-    state = to_official(vae.state_dict(), flat(vae_rows(vae.config)), "original")
+    state = to_official(vae.state_dict(), flat_rows(vae_rows(vae.config)), "original")
     with written_whole(Path(path)) as unfinished:
         write_tensors(unfinished, state, {"format": "pt", **(notes or {})}, torch.float16)
 
@@ -91,7 +91,7 @@ def convert(
     if dtype is not None:
         check_dtype(dtype)
     destination, path = Path(destination), locate(source)
-    layout = layout or ("original" if destination.suffix in ENDINGS else "diffusers")
+    layout = layout or ("original" if destination.suffix in OUTPUT_ENDINGS else "diffusers")
     if layout not in LAYOUTS:
         raise ValueError(f"There is no layout {layout!r}: the layouts are {', '.join(LAYOUTS)}.")
     if layout != "diffusers" and destination.suffix != ".safetensors":
@@ -104,7 +104,7 @@ def convert(
         if keep_unused and (checkpoint.layout, layout) != ("original", "original"):
             raise ValueError("keep_unused works from one original file to another: leave it out.")
         if checkpoint.known_by is None:  # tried, which needs the network
-            checkpoint = replace(checkpoint, config=build(checkpoint, path.name).config)
+            checkpoint = replace(checkpoint, config=build_networks(checkpoint, path.name).config)
         if layout == "diffusers":
             write_folder(unfinished, checkpoint, dtype)
         else:
@@ -117,7 +117,7 @@ def write_file(
     """All parts in one file; the settings stand in its header, which other programs pass over."""
     prefix = prefixes(checkpoint.config) if layout == "original" else OUR_PREFIXES
     tensors = dict(checkpoint.not_needed) if keep_unused else {}
-    for part, state in renamed(checkpoint, layout).items():
+    for part, state in tensors_by_layout(checkpoint, layout).items():
         tensors |= {prefix[part] + key: tensor for key, tensor in state.items()}
     settings, unused = (
         to_metadata(checkpoint.config, checkpoint.tokenizer),
@@ -133,12 +133,12 @@ def write_folder(path: Path, checkpoint: Checkpoint, dtype: torch.dtype | None):
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps(settings, indent=2), encoding="utf-8")
     write_tokenizer(path / "tokenizer", checkpoint.tokenizer)
-    for part, state in renamed(checkpoint, "diffusers").items():
+    for part, state in tensors_by_layout(checkpoint, "diffusers").items():
         name = "model" if part == "text_encoder" else "diffusion_pytorch_model"
         write_tensors(path / part / f"{name}.safetensors", state, {"format": "pt"}, dtype)
 
 
-def renamed(checkpoint: Checkpoint, layout: str) -> dict[str, dict[str, Tensor]]:
+def tensors_by_layout(checkpoint: Checkpoint, layout: str) -> dict[str, dict[str, Tensor]]:
     """Each part's tensors under the names of a layout, without prefix."""
     rows = model_rows(checkpoint.config)
     return {

@@ -7,7 +7,9 @@ import yaml
 
 from minisd.files.json_files import DEEPEST, parse_json, read_at_most
 
-LARGEST = 100_000  # bytes. Published ones have 4,000, and PyYAML reads some 100,000 in a second
+LARGEST_YAML = (
+    100_000  # bytes. Published ones have 4,000, and PyYAML reads some 100,000 in a second
+)
 
 
 def read_yaml(path: Path) -> object:
@@ -16,7 +18,7 @@ def read_yaml(path: Path) -> object:
     Raises ValueError, to be read after the name of the checkpoint next to it, for anything else.
     """
     try:
-        text = read_at_most(path, LARGEST).decode("utf-8-sig")
+        text = read_at_most(path, LARGEST_YAML).decode("utf-8-sig")
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             # a few lines of aliases of aliases stand for billions of values

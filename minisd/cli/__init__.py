@@ -9,8 +9,8 @@ from pathlib import Path
 import minisd
 from minisd.cli import doctor, draw, lessons
 from minisd.cli.memory import TOO_LITTLE, check_limits, is_out_of_memory
-from minisd.cli.messages import never_fail, say, show
-from minisd.cli.options import WORDS, add_drawing
+from minisd.cli.messages import never_fail, print_message, print_results
+from minisd.cli.options import SHORT_OPTIONS, add_drawing
 from minisd.cli.parser import Parser
 from minisd.cli.pictures import check_writable, is_picture
 from minisd.training.interrupt import ends_like_ctrl_c
@@ -36,21 +36,21 @@ def main(arguments: list[str] | None = None) -> int:
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = in_a_line
             with ends_like_ctrl_c():
-                run(arguments)
+                run_command(arguments)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
-        say(in_words(error), by=name)
+        print_message(error_sentence(error), by=name)
         return 2
     except KeyboardInterrupt as stop:
         with suppress(OSError):  # the terminal may be closed
             if str(stop):  # a training, which says what is saved
-                say(stop, by=name)
+                print_message(stop, by=name)
         return 128 + getattr(stop, "number", 2)  # as shells do: 130 for ctrl-C
     return 0
 
 
-def in_words(error: Exception) -> str:
+def error_sentence(error: Exception) -> str:
     """What an error says to a user: of a reader that lacked memory, that alone is true."""
     says_so = isinstance(error, ValueError) and "memory" in str(error)
     if is_out_of_memory(error) and not says_so:
@@ -61,7 +61,7 @@ def in_words(error: Exception) -> str:
     return str(error)
 
 
-def run(arguments: list[str]) -> None:
+def run_command(arguments: list[str]) -> None:
     """Find the command and run it."""
     if not arguments:
         parser().print_help()
@@ -69,8 +69,8 @@ def run(arguments: list[str]) -> None:
     ours, passed_on = lessons.split_arguments(arguments)
     options, extra = parser().parse_known_args(ours)
     check_limits()
-    if options.command in WORDS:
-        draw.draw(options, extra)
+    if options.command in SHORT_OPTIONS:
+        draw.draw_command(options, extra)
     elif options.command == "lessons":
         lessons.lessons(options, extra + passed_on)
     elif extra:
@@ -82,7 +82,7 @@ def run(arguments: list[str]) -> None:
 
 def in_a_line(message: Warning, *where: object, **more: object) -> None:
     """A warning as a user reads it, without the line of code that gave it."""
-    say(message)
+    print_message(message)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_examples(commands.add_parser("examples", help="write the pictures of docs/steering.md"))
     look = commands.add_parser("doctor", help="check this machine, and say what to fix")
-    look.set_defaults(run=lambda options: show(*doctor.examine().split("\n")))
+    look.set_defaults(run=lambda options: print_results(*doctor.doctor_lines().split("\n")))
     add_train(commands.add_parser("train", help="train the mini model's parts"))
     return top
 
@@ -113,10 +113,10 @@ def add_convert(command: argparse.ArgumentParser) -> None:
     add("--ema", action="store_true", help="the averaged weights of a training checkpoint")
     add("--vae", metavar="FILE", help="take this VAE, for a model that has none or another")
     add("--keep-unused", action="store_true", help="copy what the model does not need as well")
-    command.set_defaults(run=convert)
+    command.set_defaults(run=convert_command)
 
 
-def convert(options: argparse.Namespace) -> None:
+def convert_command(options: argparse.Namespace) -> None:
     """Write the model as an official single file (.safetensors) or as a diffusers folder."""
     import torch
 
@@ -131,59 +131,59 @@ def convert(options: argparse.Namespace) -> None:
         ema=options.ema,
         vae=options.vae,
     )
-    show(options.destination)
+    print_results(options.destination)
 
 
 def add_info(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", help="FILE, FOLDER or NAME, or a picture")
-    command.set_defaults(run=info)
+    command.set_defaults(run=info_command)
 
 
-def info(options: argparse.Namespace) -> None:
+def info_command(options: argparse.Namespace) -> None:
     """Print what a checkpoint is and holds, or how a picture was drawn."""
-    from minisd.checkpoints.info import info as describe
+    from minisd.checkpoints.info import inspect_source as describe
     from minisd.cli import metadata
 
     path = Path(options.model)
     if path.is_file() and is_picture(path):
-        show(*metadata.describe(path).split("\n"))
+        print_results(*metadata.describe(path).split("\n"))
     else:
-        show(*str(describe(options.model)).split("\n"))
+        print_results(*str(describe(options.model)).split("\n"))
 
 
 def add_download(command: argparse.ArgumentParser) -> None:
     command.add_argument("name", nargs="?", help="none: list the names")
-    command.set_defaults(run=download)
+    command.set_defaults(run=download_command)
 
 
-def download(options: argparse.Namespace) -> None:
+def download_command(options: argparse.Namespace) -> None:
     """Say what a published file is and whose licence it bears, then fetch it."""
     from minisd.checkpoints import registry as official
 
     if options.name in official.SHIPPED:
-        say(f"{options.name} came with minisd.")
-        show(official.local(options.name))
+        print_message(f"{options.name} came with minisd.")
+        print_results(official.local(options.name))
         return
     for name in [options.name] if options.name else official.OFFICIAL:
-        show(official.about(name))
+        print_results(official.about(name))
     if options.name:
-        show(official.download(options.name))
+        print_results(official.download(options.name))
     else:
-        say(f"these came with minisd: {', '.join(official.SHIPPED)}.")
+        print_message(f"these came with minisd: {', '.join(official.SHIPPED)}.")
 
 
 def add_examples(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("folder", nargs="?", type=Path, default=Path("examples"), help="(examples)")
-    command.set_defaults(run=examples)
+    command.set_defaults(run=examples_command)
 
 
-def examples(options: argparse.Namespace) -> None:
+def examples_command(options: argparse.Namespace) -> None:
     """Write the pictures that docs/steering.md starts from; what is there stays as it is."""
     from minisd.mini.examples import given_pictures
 
     for path in given_pictures(options.folder):
-        show(path)
+        print_results(path)
 
 
 # the stages that write no file of their own, and what they leave in the folder
@@ -203,10 +203,10 @@ def add_train(command: argparse.ArgumentParser) -> None:
     length.add_argument("--minutes", type=float, help="how long to train, instead of --steps")
     add("--seed", type=int, default=0, help="of the first weights and all batches (0)")
     add("-o", "--output", type=Path, help="the file to write (STAGE/STAGE.safetensors in --folder)")
-    command.set_defaults(run=train)
+    command.set_defaults(run=train_command)
 
 
-def train(options: argparse.Namespace) -> None:
+def train_command(options: argparse.Namespace) -> None:
     """Train one stage of the mini model, or export what is trained."""
     from minisd.mini.job import Job
     from minisd.mini.stages import run_stage, with_default_output
@@ -229,4 +229,4 @@ def train(options: argparse.Namespace) -> None:
     if options.stage in FOLDER_ONLY:
         written = job.folder / FOLDER_ONLY[options.stage]
     if written and rank_and_world_size()[0] == 0:
-        show(written)
+        print_results(written)

@@ -4,7 +4,7 @@ import argparse
 from math import isfinite
 from pathlib import Path
 
-from minisd.cli.pictures import open_picture, say_resized
+from minisd.cli.pictures import open_input, say_resized
 
 
 def existing(source: str) -> str:
@@ -45,7 +45,7 @@ def two_paths(given: str) -> tuple[str, str]:
     raise ValueError(f"There is no file {local(network)}: write FILE:HINT, two files, not {given}.")
 
 
-def hinted(options: argparse.Namespace) -> list[tuple[str, str, float]]:
+def controlnet_hints(options: argparse.Namespace) -> list[tuple[str, str, float]]:
     """Every ControlNet with its hint and scale."""
     own = []
     if options.command == "control":
@@ -69,7 +69,7 @@ def sources(options: argparse.Namespace) -> dict[str, list[str]]:
     for name in ("lora", "hypernetwork"):
         found[name] = [with_number(given)[0] for given in getattr(options, name)]
     found["classifier"] = [with_thing(given)[0] for given in options.classifier]
-    pairs = hinted(options)
+    pairs = controlnet_hints(options)
     own, rest = (pairs[:1], pairs[1:]) if options.command == "control" else ([], pairs)
     found["network"], found["hint"] = [one[0] for one in own], [one[1] for one in own]
     found["control"] = [path for network, hint, _ in rest for path in (network, hint)]
@@ -109,8 +109,8 @@ def read_hints(options: argparse.Namespace) -> list:
     from minisd.files.pictures import colours
 
     return [
-        (network, colours(open_picture(Path(hint)), "hint"), scale)
-        for network, hint, scale in hinted(options)
+        (network, colours(open_input(Path(hint)), "hint"), scale)
+        for network, hint, scale in controlnet_hints(options)
     ]
 
 

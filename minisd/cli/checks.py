@@ -9,8 +9,8 @@ from minisd.cli.memory import check_memory_at_least
 from minisd.cli.pictures import output_paths
 from minisd.files.json_files import HALF_CHARACTER
 
-SEEDS = range(-(2**63), 2**64)  # what torch.Generator takes
-PICTURES = ("image", "mask", "depth", "hint")  # opened by another function, which says more
+SEED_COUNT = range(-(2**63), 2**64)  # what torch.Generator takes
+MOST_AT_ONCE = ("image", "mask", "depth", "hint")  # opened by another function, which says more
 
 
 def check_before_loading(options: argparse.Namespace) -> list[Path]:
@@ -20,8 +20,8 @@ def check_before_loading(options: argparse.Namespace) -> list[Path]:
     paths = output_paths(
         options.output, options.number, getattr(options, "every_step", False), options.force
     )
-    check_seeds(options.seed, options.number)
-    check_size(options.width, options.height)
+    check_seed_range(options.seed, options.number)
+    check_size_options(options.width, options.height)
     if getattr(options, "depth", None) and options.estimator:
         raise ValueError("--depth and --estimator exclude each other: give one of them.")
     check_files(options)
@@ -51,15 +51,17 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise ValueError(f"--clip-skip must be 0 or more, got {options.clip_skip}.")
 
 
-def check_seeds(first: int, number: int) -> None:
+def check_seed_range(first: int, number: int) -> None:
     """Of several pictures the last one counts as well."""
     last = first + number - 1
-    if first not in SEEDS or last not in SEEDS:
-        wrong = f"got {first}" if first not in SEEDS else f"but picture {number} would have {last}"
+    if first not in SEED_COUNT or last not in SEED_COUNT:
+        wrong = (
+            f"got {first}" if first not in SEED_COUNT else f"but picture {number} would have {last}"
+        )
         raise ValueError(f"seeds go from -2**63 to 2**64 - 1, {wrong}: choose another.")
 
 
-def check_size(width: int | None, height: int | None) -> None:
+def check_size_options(width: int | None, height: int | None) -> None:
     """What is impossible for any model; what fits this one is asked when it is loaded."""
     for name, length in (("width", width), ("height", height)):
         if length is not None and length < 8:
@@ -72,7 +74,7 @@ def check_files(options: argparse.Namespace) -> None:
     """Raise ValueError for the first file that is not there."""
     for name, named in sources(options).items():
         for source in named:
-            if name not in PICTURES:
+            if name not in MOST_AT_ONCE:
                 existing(source)
             elif not Path(source).exists() and not Path(source).suffix:
                 raise ValueError(

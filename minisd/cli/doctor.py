@@ -9,7 +9,7 @@ from pathlib import Path
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # how much of the cores a container may use
 
 
-def examine() -> str:
+def doctor_lines() -> str:
     """What a run depends on, a line each, and below it what needs fixing."""
     import torch
 
@@ -31,14 +31,16 @@ def examine() -> str:
         "mps": "yes" if torch.backends.mps.is_available() else "none",
         "mini model": f"{mini.stat().st_size / 1e6:.0f} MB" if mini.exists() else "missing",
     }
-    facts |= {name: installed(name) for name in ("diffusers", "transformers", "huggingface_hub")}
+    facts |= {
+        name: package_version(name) for name in ("diffusers", "transformers", "huggingface_hub")
+    }
     lines = [f"{name:16}{value}" for name, value in facts.items()]
     advice = to_mend(torch.__version__, speed, mini)
     advice += advice_on_threads(torch.get_num_threads(), usable_cores(), load)
     return "\n".join([*lines, "", *(advice or ["Nothing to fix."])])
 
 
-def installed(package: str) -> str:
+def package_version(package: str) -> str:
     """The version of an optional package."""
     try:
         return version(package)

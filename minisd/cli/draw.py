@@ -10,12 +10,12 @@ from pathlib import Path
 from minisd.cli.adapters import adapt, read_hints
 from minisd.cli.checks import check_before_loading
 from minisd.cli.memory import check_memory, enough_memory
-from minisd.cli.metadata import check_hashes, follow, settings_of, warn_of_model
-from minisd.cli.options import WORDS, fill_in, given_options
+from minisd.cli.metadata import check_hashes, follow, picture_settings, warn_of_model
+from minisd.cli.options import SHORT_OPTIONS, fill_in, given_options
 from minisd.cli.parser import place_words
 from minisd.cli.pictures import (
     fitting,
-    open_picture,
+    open_input,
     progress_bar,
     side_by_side,
     strip_path,
@@ -23,9 +23,9 @@ from minisd.cli.pictures import (
 )
 
 
-def draw(options: argparse.Namespace, extra: list[str]) -> None:
+def draw_command(options: argparse.Namespace, extra: list[str]) -> None:
     """Run a drawing command. extra: the words that argparse left over."""
-    place_words(options, extra, WORDS[options.command], needed=options.like is None)
+    place_words(options, extra, SHORT_OPTIONS[options.command], needed=options.like is None)
     given = given_options(options)
     recorded = {} if options.like is None else follow(options, given)
     fill_in(options, recorded)
@@ -54,7 +54,7 @@ def generate(options: argparse.Namespace, outputs: list[Path]) -> None:
     from minisd.files.pictures import to_pil
 
     hints = read_hints(options)
-    sd = load(options)
+    sd = load_model(options)
     settings = common_settings(sd, options) | {
         "width": sd.config.size if options.width is None else options.width,
         "height": sd.config.size if options.height is None else options.height,
@@ -63,7 +63,7 @@ def generate(options: argparse.Namespace, outputs: list[Path]) -> None:
     }
     size = (settings["width"], settings["height"])
     check_memory(sd, *size)
-    about = settings_of(options, sd, settings)
+    about = picture_settings(options, sd, settings)
     adapt(sd, options, size, hints)
     for seed, path in enumerate(outputs, start=options.seed):
         guesses = []
@@ -78,17 +78,15 @@ def generate(options: argparse.Namespace, outputs: list[Path]) -> None:
             write_png(side_by_side(guesses), strip_path(path), about | {"seed": seed})
 
 
-def img2img(options: argparse.Namespace, outputs: list[Path]) -> None:
-    from minisd.tasks.img2img import img2img
+def run_img2img(options: argparse.Namespace, outputs: list[Path]) -> None:
 
-    draw_from_picture(options, outputs, img2img)
+    draw_from_picture(options, outputs, run_img2img)
 
 
-def inpaint(options: argparse.Namespace, outputs: list[Path]) -> None:
-    from minisd.tasks.inpaint import inpaint
+def run_inpaint(options: argparse.Namespace, outputs: list[Path]) -> None:
 
-    mask = open_picture(Path(options.mask))
-    draw_from_picture(options, outputs, inpaint, mask=mask, paste=options.paste)
+    mask = open_input(Path(options.mask))
+    draw_from_picture(options, outputs, run_inpaint, mask=mask, paste=options.paste)
 
 
 def depth(options: argparse.Namespace, outputs: list[Path]) -> None:
@@ -100,7 +98,7 @@ def depth(options: argparse.Namespace, outputs: list[Path]) -> None:
         return read_estimator(options)
 
     if options.depth:
-        draw_from_picture(options, outputs, depth2img, depth=open_picture(options.depth))
+        draw_from_picture(options, outputs, depth2img, depth=open_input(options.depth))
     else:
         draw_from_picture(options, outputs, depth2img, estimator=lambda image: network()(image))
 
@@ -121,14 +119,14 @@ def draw_from_picture(
     """Run a task on the picture, once per seed. A mask among `more` is made to fit as well."""
     from minisd.files.pictures import colours, mask_shades, size_step
 
-    image = open_picture(Path(options.image))
+    image = open_input(Path(options.image))
     if "mask" in more and more["mask"].size != image.size:
         raise ValueError(
             f"the mask is {more['mask'].size} pixels and the picture {image.size}: give a mask "
             "of the picture's size."
         )
     hints = read_hints(options)
-    sd = load(options)
+    sd = load_model(options)
     size = fitting(image.size, options, size_step(sd.config))
     check_memory(sd, *size)
     image = image if image.size == size else colours(image).resize(size)
@@ -136,7 +134,7 @@ def draw_from_picture(
         more["mask"] = mask_shades(more["mask"]).resize(size)
     settings = common_settings(sd, options)
     sizes = {"width": size[0], "height": size[1]}
-    about = settings_of(options, sd, settings | sizes)
+    about = picture_settings(options, sd, settings | sizes)
     adapt(sd, options, size, hints)
     settings |= {"strength": options.strength, "progress": sys.stderr.isatty(), **more}
     for seed, path in enumerate(outputs, start=options.seed):
@@ -145,7 +143,7 @@ def draw_from_picture(
         write_png(drawn, path, about | {"seed": seed})
 
 
-def load(options: argparse.Namespace):
+def load_model(options: argparse.Namespace):
     import minisd
 
     names = ("device", "prediction", "ema")
@@ -170,8 +168,8 @@ def common_settings(sd, options: argparse.Namespace) -> dict:
 
 COMMANDS = {
     "generate": generate,
-    "img2img": img2img,
-    "inpaint": inpaint,
+    "img2img": run_img2img,
+    "inpaint": run_inpaint,
     "depth": depth,
     "control": generate,
 }

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from minisd.cli.messages import say
+from minisd.cli.messages import print_message
 
-LARGE = 10**9  # bytes: from here on a digest is kept for the next command
+LARGE_FILE = 10**9  # bytes: from here on a digest is kept for the next command
 TICK = 0.02  # seconds: two changes of a file within one tick of the system's clock look alike
-KEPT = "hashes.json"  # next to the downloads
+CACHED_HASHES = "hashes.json"  # next to the downloads
 FOLDERS = ("text_encoder", "tokenizer", "unet", "vae", "scheduler", "depth_estimator")
 
 
@@ -52,15 +52,15 @@ def base_of(path: Path) -> list[Path]:
 def hash_of_file(path: Path) -> str:
     """A small file's is computed each time, a large one's only when the file has changed."""
     file = path.stat()
-    if file.st_size < LARGE:
-        return compute_hash(path, state_of(path))
+    if file.st_size < LARGE_FILE:
+        return compute_hash(path, file_state(path))
     age = time.time() - max(file.st_mtime, file.st_ctime)
     if 0 <= age < TICK:
         time.sleep(TICK)
-    return kept_hash(path, state_of(path))
+    return kept_hash(path, file_state(path))
 
 
-def state_of(path: Path) -> str:
+def file_state(path: Path) -> str:
     """Changes with the file: its date can be set back, but not the date of its last change.
 
     On Windows st_ctime is when the file was made: it changes when another takes its place.
@@ -73,7 +73,7 @@ def compute_hash(path: Path, state: str) -> str:
     from minisd.checkpoints.registry import sha256
 
     digest = sha256(path)
-    if state_of(path) != state:
+    if file_state(path) != state:
         raise ValueError(f"{path} changed while it was read: wait until it is written.")
     return digest
 
@@ -81,13 +81,13 @@ def compute_hash(path: Path, state: str) -> str:
 @cache
 def kept_hash(path: Path, state: str) -> str:
     """The sha256 of a file in this state: looked up, or computed and kept."""
-    from minisd.checkpoints.registry import kept
+    from minisd.checkpoints.registry import cache_dir
     from minisd.checkpoints.write import written_whole
 
-    notes = kept() / KEPT
+    notes = cache_dir() / CACHED_HASHES
     if known := known_hashes(notes).get(str(path), {}).get(state):
         return known
-    say(f"computing the sha256 of {path.name}, once.")
+    print_message(f"computing the sha256 of {path.name}, once.")
     digest = compute_hash(path, state)
     # a convenience: where it cannot be kept, the next command computes it again
     with suppress(OSError, ValueError, NotImplementedError):

@@ -7,7 +7,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from minisd.cli.messages import show
+from minisd.cli.messages import print_results
 from minisd.config import NOTEBOOKS
 
 OWN_OPTIONS = ("--no-open", "-h", "--help")
@@ -44,7 +44,7 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 def lessons(options: argparse.Namespace, passed_on: list[str]) -> None:
     """Copy the notebooks and open them in Jupyter. What the student has changed is kept."""
     for line in copy(NOTEBOOKS, options.folder):
-        show(line)
+        print_results(line)
     if options.no_open:
         return
     if find_spec("jupyterlab") is None and find_spec("notebook") is None:

@@ -26,7 +26,7 @@ TOO_LITTLE = "there is too little memory: close other programs"
 
 # How torch says it: on the CPU (Linux and Windows), on CUDA and MPS, of more than can be counted,
 # of a file that is mapped.
-WORDS = (
+OUT_OF_MEMORY_WORDS = (
     "can't allocate memory",
     "Cannot allocate memory",
     "not enough memory",
@@ -50,7 +50,9 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     if error is None:
         return False
     own = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
-    said = isinstance(error, RuntimeError | OSError) and any(word in str(error) for word in WORDS)
+    said = isinstance(error, RuntimeError | OSError) and any(
+        word in str(error) for word in OUT_OF_MEMORY_WORDS
+    )
     return own or said or is_out_of_memory(error.__cause__)
 
 
@@ -166,7 +168,7 @@ def free_memory_of(sd) -> int | None:
 # ---- how much a picture takes ----------------------------------------------------------------
 
 
-def needed(sd, width: int, height: int) -> int:
+def bytes_needed(sd, width: int, height: int) -> int:
     """About how many bytes a picture takes: the weights, and the VAE decoder's largest maps.
 
     Those are at the picture's full size with the channels of the level before the last. All else
@@ -186,12 +188,12 @@ def maps(sd, width: int, height: int) -> int:
 
 def check_memory(sd, width: int, height: int) -> None:
     """Raise ValueError for a picture that takes more than the whole memory."""
-    limit, need = memory_of(sd), needed(sd, width, height)
+    limit, need = memory_of(sd), bytes_needed(sd, width, height)
     if limit is not None and need > limit:
         weights = need - maps(sd, width, height)
         room = room_for_maps(free_memory_of(sd), limit - weights)
         smaller = smaller_size(sd, width, height, room)
-        raise ValueError(f"{too_large(limit, need, width, height)}: {advice(sd, smaller)}.")
+        raise ValueError(f"{too_large(limit, need, width, height)}: {memory_advice(sd, smaller)}.")
 
 
 def check_memory_at_least(width: int, height: int) -> None:
@@ -224,7 +226,7 @@ def room_for_maps(free: int | None, most: float) -> float:
     return most if free is None else min(most, (free - ALWAYS) / SCATTERED)
 
 
-def advice(sd, size: tuple[int, int] | None) -> str:
+def memory_advice(sd, size: tuple[int, int] | None) -> str:
     """What to do, in words. size: one that fits"""
     if size is None:
         return f"take a smaller model: not even the smallest picture of {sd.config.name} fits"
@@ -242,7 +244,7 @@ def enough_memory(sd, width: int, height: int) -> Iterator[None]:
             raise
         # The size that failed takes more than it should: at most half of its pixels are proposed.
         room = room_for_maps(free, maps(sd, width, height) / 2)
-        way = advice(sd, smaller_size(sd, width, height, room))
+        way = memory_advice(sd, smaller_size(sd, width, height, room))
         raise ValueError(f"{TOO_LITTLE}, or {way}.") from error
 
 

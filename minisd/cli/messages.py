@@ -10,13 +10,13 @@ from minisd.files.one_line import one_line
 LONGEST_RESULT = 100_000  # characters of a line: prompts are shown whole
 
 
-def show(*results: object) -> None:
+def print_results(*results: object) -> None:
     """Print results, each in a line: the path of what was written, the rows of `info`."""
     for result in results:
         print(one_line(result, LONGEST_RESULT), flush=True)
 
 
-def say(text: object, by: str = "minisd") -> None:
+def print_message(text: object, by: str = "minisd") -> None:
     """Print a message or an error in one line. by: the command that says it"""
     print(one_line(f"{by}: {text}"), file=sys.stderr)
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from minisd.cli import webui
 from minisd.cli.adapters import sources
 from minisd.cli.hashes import hash_of
-from minisd.cli.messages import LONGEST_RESULT, say
-from minisd.cli.pictures import open_picture
+from minisd.cli.messages import LONGEST_RESULT, print_message
+from minisd.cli.pictures import open_input
 from minisd.files.json_files import parse_json
 from minisd.files.one_line import one_line
 
 # Name in the file -> the option's name, and its type.
-SETTINGS = {
+PICTURE_SETTINGS = {
     "prompt": ("prompt", str),
     "negative_prompt": ("negative", str),
     "seed": ("seed", int),
@@ -51,20 +51,20 @@ THREADS = range(1, 1025)  # as many as some machine has cores
 FACTS = ("minisd", "command", "hashes", "dtype", "threads", "torch", "schedule")
 
 
-def settings_of(options: argparse.Namespace, sd, settings: dict) -> dict[str, object]:
+def picture_settings(options: argparse.Namespace, sd, settings: dict) -> dict[str, object]:
     """Everything but the seed. settings: those that the model had a word in, by name in the file"""
     import torch
 
     import minisd
 
-    own = {name: getattr(options, dest, None) for name, (dest, _) in SETTINGS.items()}
+    own = {name: getattr(options, dest, None) for name, (dest, _) in PICTURE_SETTINGS.items()}
     own |= settings | {"prediction": sd.config.schedule.prediction}
     own["strength"] = None if own["strength"] is None else str(own["strength"])
     named = {source for all_of_a_kind in sources(options).values() for source in all_of_a_kind}
     levels = sd.config.schedule
     if options.spacing is None and levels.spacing is not None:
         own["schedule"] = "karras" if levels.karras else levels.spacing
-    kept = {name: plain(value) for name, value in own.items() if value not in (None, [])}
+    kept = {name: plain_value(value) for name, value in own.items() if value not in (None, [])}
     return kept | {
         "minisd": minisd.__version__,
         "command": options.command,
@@ -75,7 +75,7 @@ def settings_of(options: argparse.Namespace, sd, settings: dict) -> dict[str, ob
     }
 
 
-def plain(value: object) -> object:
+def plain_value(value: object) -> object:
     """As JSON has it."""
     return str(value) if isinstance(value, Path) else value
 
@@ -88,7 +88,7 @@ def written_settings(path: Path) -> dict[str, object] | None:
 
     Raises ValueError where there is no picture, and where that was changed into something else.
     """
-    text = open_picture(path).info.get("minisd")
+    text = open_input(path).info.get("minisd")
     if text is None:
         return None
     try:
@@ -106,7 +106,7 @@ def written_text(path: Path) -> str | None:
     """The web UI's text: of a PNG, or of the comment in a JPEG's or WebP's EXIF data."""
     from minisd.files.pictures import in_our_words
 
-    picture = open_picture(path)
+    picture = open_input(path)
     if "parameters" in picture.info:
         return str(picture.info["parameters"])
     try:
@@ -133,7 +133,7 @@ def follow(options: argparse.Namespace, given: set[str]) -> dict[str, object]:
         return of_another_program(path, options.command, given)
     if (command := about.get("command", "generate")) != options.command:
         raise ValueError(f"{path} was drawn by another command: minisd {command} --like {path}.")
-    unknown = about.keys() - SETTINGS.keys() - set(FACTS)
+    unknown = about.keys() - PICTURE_SETTINGS.keys() - set(FACTS)
     if unknown:
         raise ValueError(
             f"{path} has the setting {min(unknown)}, which this minisd does not know: it was drawn "
@@ -153,18 +153,18 @@ def of_another_program(path: Path, command: str, given: set[str]) -> dict[str, o
     if command != "generate":
         raise ValueError(f"{path} was drawn from a prompt alone: minisd generate --like {path}.")
     try:
-        about, warnings = webui.settings_of(text, given)
+        about, warnings = webui.settings_from_webui(text, given)
     except ValueError as error:
         raise ValueError(f"{path} {error}.") from error
     for warning in warnings:
-        say(f"{path}: {warning}")
+        print_message(f"{path}: {warning}")
     return values_of(path, about) | {"model_hash": webui.model_hash(text)}
 
 
 def values_of(path: Path, about: dict[str, object]) -> dict[str, object]:
     """The settings by the options' names, each of its type. ValueError: one has another."""
     values = {}
-    for name, (dest, kind) in SETTINGS.items():
+    for name, (dest, kind) in PICTURE_SETTINGS.items():
         value = about.get(name)
         if value is None:
             continue
@@ -198,7 +198,9 @@ def warn_of_versions(path: Path, about: dict[str, object]) -> None:
     here = {"minisd": minisd.__version__, "torch": torch.__version__}
     other = [f"{name} {about[name]}" for name in here if about.get(name, here[name]) != here[name]]
     if other:
-        say(f"{path} was drawn by {' and '.join(other)}: the new picture may differ a little.")
+        print_message(
+            f"{path} was drawn by {' and '.join(other)}: the new picture may differ a little."
+        )
 
 
 def check_hashes(options: argparse.Namespace, hashes: dict[str, str], given: set[str]) -> None:
@@ -220,7 +222,7 @@ def check_hashes(options: argparse.Namespace, hashes: dict[str, str], given: set
 def warn_of_model(options: argparse.Namespace, digest: str) -> None:
     """digest: the beginning of the model's sha256, "" where it is not known"""
     if digest and not hash_of(options.model).startswith(digest):
-        say(
+        print_message(
             f"{options.like} was drawn by a model with the sha256 {digest}…, which "
             f"{options.model} is not: the new picture will be another one."
         )
@@ -228,16 +230,16 @@ def warn_of_model(options: argparse.Namespace, digest: str) -> None:
 
 def describe(path: Path) -> str:
     """What a picture's file says of how it was drawn, in rows, for a person."""
-    width, height = open_picture(path).size
+    width, height = open_input(path).size
     size = f"{path.name}: {width} x {height} pixels"
     about, text = written_settings(path), written_text(path)
     if about is not None:
-        rows = [(name, shown(value)) for name, value in about.items() if name != "hashes"]
+        rows = [(name, format_value(value)) for name, value in about.items() if name != "hashes"]
         rows += [(f"sha256 of {name}", digest) for name, digest in about.get("hashes", {}).items()]
         command = about.get("command", "generate")
         head, again = f"{size}, drawn by minisd {about.get('minisd', '')}".rstrip(), command
     elif text is not None:
-        rows, again = list(webui.parsed(text).items()), "generate"
+        rows, again = list(webui.parse_parameters(text).items()), "generate"
         head = f"{size}, with the settings of another program"
     else:
         return one_line(f"{size}; it does not say how it was drawn")
@@ -246,5 +248,5 @@ def describe(path: Path) -> str:
     return "\n".join(one_line(line, LONGEST_RESULT) for line in lines)
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

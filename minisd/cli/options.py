@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 
 # The names in samplers.py and sampling.py, which would import torch. A test compares them.
-SAMPLERS = ("ddpm", "ddim", "plms", "lms", "euler", "euler_ancestral", "heun", "dpmpp_2m")
-SPACINGS = ("leading", "linspace", "trailing", "uniform", "karras")
+SAMPLER_CHOICES = ("ddpm", "ddim", "plms", "lms", "euler", "euler_ancestral", "heun", "dpmpp_2m")
+SPACING_CHOICES = ("leading", "linspace", "trailing", "uniform", "karras")
 ADAPTERS = ("lora", "embedding", "hypernetwork", "vae", "control", "classifier")
 
-WORDS = {  # what each command takes in this order, the prompt first
+SHORT_OPTIONS = {  # what each command takes in this order, the prompt first
     "generate": ["prompt"],
     "img2img": ["prompt", "image"],
     "inpaint": ["prompt", "image", "mask"],
@@ -43,7 +43,7 @@ STRENGTHS = {"img2img": 0.75, "inpaint": 1.0, "depth": 0.8}
 
 def add_drawing(command: argparse.ArgumentParser, name: str) -> None:
     """All that a drawing command takes. Options that are not given stay None: see fill_in."""
-    words = WORDS[name]
+    words = SHORT_OPTIONS[name]
     command.usage = " ".join(["minisd", name, *(word.upper() for word in words), "[options]"])
     for word in words:
         command.add_argument(word, nargs="?", metavar=word.upper(), help=MEANING[word])
@@ -62,10 +62,10 @@ def add_common(command: argparse.ArgumentParser) -> None:
     add("--negative", metavar="PROMPT", help="what to steer away from")
     add("--steps", type=int, metavar="N", help="1 to 1000 (30); few need --spacing trailing")
     add("--scale", type=float, metavar="X", help="how strongly the prompt steers (the model's)")
-    known = f"{', '.join(SAMPLERS)} (the model's)"
-    add("--sampler", choices=SAMPLERS, metavar="NAME", help=known)
-    known = f"{', '.join(SPACINGS)} (the sampler's)"
-    add("--spacing", choices=SPACINGS, metavar="NAME", help=f"of the noise levels: {known}")
+    known = f"{', '.join(SAMPLER_CHOICES)} (the model's)"
+    add("--sampler", choices=SAMPLER_CHOICES, metavar="NAME", help=known)
+    known = f"{', '.join(SPACING_CHOICES)} (the sampler's)"
+    add("--spacing", choices=SPACING_CHOICES, metavar="NAME", help=f"of the noise levels: {known}")
     add("--seed", type=int, metavar="N", help="of the first picture; the next have N + 1, … (0)")
     add("-n", "--number", type=int, metavar="N", help="how many pictures (1)")
     add("--prediction", choices=("eps", "v"), help="if the model's file cannot say it")

@@ -7,12 +7,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from minisd.cli.messages import say, show
+from minisd.cli.messages import print_message, print_results
 
 MOST_PICTURES = 10_000  # of one command: their names are chosen before the first is drawn
 
 
-def open_picture(path: Path):
+def open_input(path: Path):
     """The picture of a file, upright: see minisd/files/pictures.py. ValueError: there is none."""
     from minisd.files.pictures import open_picture as opened
 
@@ -46,7 +46,7 @@ def fitting(size: tuple[int, int], options: argparse.Namespace, multiple: int) -
 
 def say_resized(what: str, old: tuple[int, int], new: tuple[int, int]) -> None:
     sizes = " to ".join(f"{width} x {height}" for width, height in (old, new))
-    say(f"the {what} is resized from {sizes}.")
+    print_message(f"the {what} is resized from {sizes}.")
 
 
 def progress_bar(walk, options: argparse.Namespace):
@@ -70,18 +70,18 @@ def output_paths(output: Path, number: int, every_step: bool, force: bool = Fals
     if output.suffix.lower() != ".png":
         raise ValueError(f"pictures are written as PNG: name the output {output.stem}.png.")
     first = 1
-    paths = numbered(output, number, first)
+    paths = numbered_outputs(output, number, first)
     while not force and (there := [one for one in files_of(paths, every_step) if one.is_file()]):
         first, taken = first + 1, there[0]
-        paths = numbered(output, number, first)
+        paths = numbered_outputs(output, number, first)
     for path in files_of(paths, every_step):
         check_writable(path)
     if first > 1:
-        say(f"{taken} exists: drawing {names(paths)} (--force overwrites).")
+        print_message(f"{taken} exists: drawing {names(paths)} (--force overwrites).")
     return paths
 
 
-def numbered(output: Path, number: int, first: int) -> list[Path]:
+def numbered_outputs(output: Path, number: int, first: int) -> list[Path]:
     """`number` names from output-first on; a lone first one is the output itself."""
     if number == 1 and first == 1:
         return [output]
@@ -125,7 +125,7 @@ def write_png(picture, path: Path, settings: dict) -> None:
     info.add_text("minisd", json.dumps(settings))
     info.add_text("parameters", parameters_text(settings))
     save_picture(picture, path, pnginfo=info)
-    show(path)
+    print_results(path)
 
 
 def strip_path(path: Path) -> Path:

@@ -16,13 +16,13 @@ from pathlib import PurePath
 
 import regex
 
-from minisd.cli.options import SPACINGS
+from minisd.cli.options import SPACING_CHOICES
 from minisd.files.json_files import parse_json
 
 # Name: value, … *+ passes over a name without a colon at once: to look for a colon from every
 # letter of a long line would take minutes.
 PARAMETER = regex.compile(r'(\w[\w /-]*+)(?:: *("(?:[^"\\]|\\.)*"|[^,]*)(?:, *|$))?')
-LONGEST = 50_000  # characters of the text, as of any prompt
+LONGEST_WEBUI_TEXT = 50_000  # characters of the text, as of any prompt
 DIGITS = 10  # of a sha256, as the web UI shows it
 FEWEST = 3  # parameters in the last line; with fewer it belongs to the prompt
 TAG = re.compile(r"<(lora|hypernet):([^:>]+)(?::([^>]*))?>")
@@ -34,9 +34,9 @@ WEIGHTS = re.compile(
     r"(\\[\\()\[\]])|:\s*([+-]?[\d.]+)\s*\)|([()\[\]])|([^\\()\[\]:]+|.)", re.DOTALL
 )
 FACTOR = {"(": 1.1, "[": 1 / 1.1}
-DEEPEST = 50  # brackets open at once: the words in them count 117 times
+DEEPEST_PARENTHESES = 50  # brackets open at once: the words in them count 117 times
 
-SAMPLERS = {  # the web UI's name -> ours
+WEBUI_SAMPLERS = {  # the web UI's name -> ours
     "DDIM": "ddim",
     "PLMS": "plms",
     "LMS": "lms",
@@ -45,7 +45,7 @@ SAMPLERS = {  # the web UI's name -> ours
     "Heun": "heun",
     "DPM++ 2M": "dpmpp_2m",
 }
-NAMES = {ours: theirs for theirs, ours in SAMPLERS.items()}  # of others it has none
+WEBUI_NAMES = {ours: theirs for theirs, ours in WEBUI_SAMPLERS.items()}  # of others it has none
 ONE_SPACING = ("DDIM", "PLMS")  # there always leading, which is our default for them
 HARMLESS = {
     "Version": "of the web UI",
@@ -67,7 +67,7 @@ def parameters_text(about: dict) -> str:
     hashes = about.get("hashes", {})
     values = {
         "Steps": about["steps"],
-        "Sampler": NAMES.get(about["sampler"], about["sampler"]),
+        "Sampler": WEBUI_NAMES.get(about["sampler"], about["sampler"]),
         "Schedule type": schedule_type(about),
         "CFG scale": f"{about['cfg_scale']:g}",
         "Seed": about["seed"],
@@ -89,10 +89,10 @@ def parameters_text(about: dict) -> str:
     negative = in_their_syntax(about["negative_prompt"], about)
     lines = [prompt] + [f"Negative prompt: {negative}"] * bool(negative)
     said = {key: value for key, value in values.items() if value not in (None, "")}
-    return "\n".join([*lines, ", ".join(f"{key}: {quoted(value)}" for key, value in said.items())])
+    return "\n".join([*lines, ", ".join(f"{key}: {quote(value)}" for key, value in said.items())])
 
 
-def quoted(value: object) -> str:
+def quote(value: object) -> str:
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if re.search("[,\n:]", text) else text
 
@@ -124,7 +124,7 @@ def loras(about: dict) -> list[tuple[str, float]]:
 # ---- reading ---------------------------------------------------------------------------------
 
 
-def parsed(text: str) -> dict[str, str]:
+def parse_parameters(text: str) -> dict[str, str]:
     """Prompt, negative prompt and every parameter, by the web UI's names."""
     *lines, last = text.strip().split("\n")
     if len(parameters_in(last)) < FEWEST:
@@ -136,7 +136,7 @@ def parsed(text: str) -> dict[str, str]:
             current, line = "Negative prompt", line.removeprefix("Negative prompt:").strip()
         prompts[current].append(line)
     found = {name: "\n".join(said) for name, said in prompts.items()}
-    return found | {key: unquoted(value) for key, value in parameters_in(last)}
+    return found | {key: unquote(value) for key, value in parameters_in(last)}
 
 
 def parameters_in(line: str) -> list[tuple[str, str]]:
@@ -144,22 +144,22 @@ def parameters_in(line: str) -> list[tuple[str, str]]:
     return [(name, value) for name, value in found if value is not None]
 
 
-def unquoted(value: str) -> str:
+def unquote(value: str) -> str:
     try:
         return str(parse_json(value)) if value.startswith('"') else value.strip()
     except ValueError:
         return value
 
 
-def settings_of(text: str, given: set[str]) -> tuple[dict[str, object], list[str]]:
+def settings_from_webui(text: str, given: set[str]) -> tuple[dict[str, object], list[str]]:
     """Our settings (see metadata.py) for the web UI's text, and what to be warned of.
 
     given: names of options on the command line, which make good for what we cannot read
     Raises ValueError, naming it, for what cannot be drawn here.
     """
-    if len(text) > LONGEST:
+    if len(text) > LONGEST_WEBUI_TEXT:
         raise ValueError(f"says {len(text):,} letters about itself: it is damaged")
-    said = parsed(text)
+    said = parse_parameters(text)
     for name, value in said.items():
         known = name in READ or name in OF_MODEL or name in HARMLESS
         if not known and name not in ("Prompt", "Negative prompt"):
@@ -168,18 +168,20 @@ def settings_of(text: str, given: set[str]) -> tuple[dict[str, object], list[str
     if absent:
         raise ValueError(f"does not say its {', '.join(absent)}")
     sampler, spacing = sampler_of(said)
-    width, height = numbers(said.get("Size", "512x512"), r"(\d+)x(\d+)", "Size")
+    width, height = find_numbers(said.get("Size", "512x512"), r"(\d+)x(\d+)", "Size")
     settings = {
         "prompt": prompt_of(said["Prompt"], given),
         "negative_prompt": prompt_of(said["Negative prompt"], given),
-        "steps": numbers(said["Steps"], r"(\d+)", "Steps")[0],
-        "cfg_scale": float(numbers(said.get("CFG scale", "7"), r"([\d.]+)", "CFG scale", float)[0]),
-        "seed": numbers(said["Seed"], r"(-?\d+)", "Seed")[0],
+        "steps": find_numbers(said["Steps"], r"(\d+)", "Steps")[0],
+        "cfg_scale": float(
+            find_numbers(said.get("CFG scale", "7"), r"([\d.]+)", "CFG scale", float)[0]
+        ),
+        "seed": find_numbers(said["Seed"], r"(-?\d+)", "Seed")[0],
         "sampler": sampler,
         "spacing": spacing,
         "width": width,
         "height": height,
-        "clip_skip": numbers(said.get("Clip skip", "1"), r"(\d+)", "Clip skip")[0] - 1,
+        "clip_skip": find_numbers(said.get("Clip skip", "1"), r"(\d+)", "Clip skip")[0] - 1,
         "extended": True,  # it always reads (word:1.2)
     }
     if said.get("VAE") and "vae" not in given:
@@ -187,7 +189,7 @@ def settings_of(text: str, given: set[str]) -> tuple[dict[str, object], list[str
     return settings | model_of(said, given), warnings_for(said)
 
 
-def numbers(text: str, pattern: str, name: str, kind: type = int) -> list:
+def find_numbers(text: str, pattern: str, name: str, kind: type = int) -> list:
     match = re.fullmatch(pattern, text)
     try:
         return [kind(one) for one in match.groups()]
@@ -202,16 +204,16 @@ def sampler_of(said: dict[str, str]) -> tuple[str, str | None]:
     of samplers end in Karras.
     """
     name = said["Sampler"].removesuffix(" Karras")
-    if name not in SAMPLERS:
+    if name not in WEBUI_SAMPLERS:
         raise ValueError(f"was drawn by {said['Sampler']}, a sampler that minisd lacks")
     spacing = "karras" if said["Sampler"] != name else said.get("Schedule type", "").lower()
     if spacing in ("", "automatic"):
         if name in ONE_SPACING:
-            return SAMPLERS[name], None
+            return WEBUI_SAMPLERS[name], None
         spacing = "karras" if spacing and name == "DPM++ 2M" else "uniform"
-    if spacing not in SPACINGS:
+    if spacing not in SPACING_CHOICES:
         raise ValueError(f"was drawn with Schedule type: {spacing}, which minisd lacks")
-    return SAMPLERS[name], spacing
+    return WEBUI_SAMPLERS[name], spacing
 
 
 def prompt_of(prompt: str, given: set[str]) -> str:
@@ -245,8 +247,8 @@ def in_our_syntax(prompt: str) -> str:
         places = [at for which, at in opened if which == kind]
         if bracket in ("(", "["):
             opened.append((bracket, len(pieces)))
-            if len(opened) > DEEPEST:
-                raise ValueError(f"has more than {DEEPEST} brackets in one another")
+            if len(opened) > DEEPEST_PARENTHESES:
+                raise ValueError(f"has more than {DEEPEST_PARENTHESES} brackets in one another")
         elif (bracket or number) and places:
             factor = weight_of(number) if number else FACTOR[kind]
             multiply(pieces[places[-1] :], factor)
@@ -255,7 +257,7 @@ def in_our_syntax(prompt: str) -> str:
             pieces.append([escaped[1:] or text or bracket or f":{number})", 1.0])
     for kind, at in opened:
         multiply(pieces[at:], FACTOR[kind])
-    weighted = ((words, f"{Decimal(f'{weight:.7g}'):f}") for words, weight in merged(pieces))
+    weighted = ((words, f"{Decimal(f'{weight:.7g}'):f}") for words, weight in merge_pieces(pieces))
     return "".join(words if weight == "1" else f"({words}:{weight})" for words, weight in weighted)
 
 
@@ -271,7 +273,7 @@ def multiply(pieces: list[list], factor: float) -> None:
         piece[1] *= factor
 
 
-def merged(pieces: list[list]) -> list[tuple[str, float]]:
+def merge_pieces(pieces: list[list]) -> list[tuple[str, float]]:
     """Neighbours of one weight as one text, its parentheses escaped as we read them."""
     runs = groupby(pieces, key=lambda piece: piece[1])
     texts = [("".join(words for words, _ in run), weight) for weight, run in runs]
@@ -299,7 +301,7 @@ def model_hash(text: str) -> str:
     """The first ten digits of the model's sha256; "" where it says none, or eight of another sum,
     as the web UI did until 2023.
     """
-    digest = parsed(text).get("Model hash", "")
+    digest = parse_parameters(text).get("Model hash", "")
     return digest if len(digest) == DIGITS else ""
 
 

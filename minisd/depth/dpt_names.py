@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minisd.checkpoints.contents import check_cover
 from minisd.checkpoints.kinds import refuse_other_kinds
-from minisd.checkpoints.names import LEAVES, Row, flat
+from minisd.checkpoints.names import LEAVES, Row, flat_rows
 from minisd.checkpoints.read import rename
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def dpt_rows(config: DepthConfig) -> list[Row]:
         Row(f"layers.{i}", f"{model}.blocks.{i}", f"dpt.encoder.layer.{i}", DPT_LAYER)
         for i in range(config.layers)
     ]
-    return flat(
+    return flat_rows(
         [
             Row("class_token", f"{model}.cls_token", f"{embeddings}.cls_token"),
             Row("position_embedding", f"{model}.pos_embed", f"{embeddings}.position_embeddings"),

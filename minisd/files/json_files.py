@@ -75,9 +75,9 @@ def parse_json(text: str | bytes, largest: int = LARGEST) -> object:
         content = json.loads(
             text.removeprefix("\ufeff"),  # Windows' editors put this mark in front
             object_pairs_hook=dictionary,
-            parse_int=lambda digits: number(int, digits),
-            parse_float=lambda digits: number(float, digits),
-            parse_constant=lambda name: number(float, name),
+            parse_int=lambda digits: parse_number(int, digits),
+            parse_float=lambda digits: parse_number(float, digits),
+            parse_constant=lambda name: parse_number(float, name),
         )
     except UnicodeDecodeError as error:
         raise ValueError("is no UTF-8 text, as JSON is: get another copy") from error
@@ -99,18 +99,18 @@ def dictionary(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"has {shortened(twice)} twice: delete the wrong one")
+        raise ValueError(f"has {shorten(twice)} twice: delete the wrong one")
     return found
 
 
-def number(kind: type, digits: str) -> float:
+def parse_number(kind: type, digits: str) -> float:
     """Raises ValueError for NaN, and for digits that take time to no purpose.
 
     Infinity is no JSON, but diffusers writes it ("lambda_min_clipped": -Infinity). check_value
     lets none through.
     """
     if digits == "NaN" or len(digits) > LONGEST_NUMBER:
-        raise ValueError(f"has the number {shortened(digits)}: get another copy")
+        raise ValueError(f"has the number {shorten(digits)}: get another copy")
     return kind(digits)
 
 
@@ -136,7 +136,7 @@ SHORT.maxstring = SHORT.maxlong = SHORT.maxother = SHORTENED
 SHORT.maxlist = SHORT.maxtuple = 8
 
 
-def shortened(value: object) -> str:
+def shorten(value: object) -> str:
     """A value as Python writes it, on one line of at most 80 characters.
 
     >>> shortened([1, "a\\n"]), len(shortened("x" * 10**6))
@@ -162,9 +162,9 @@ def build(kind: type[T], stored: object, ranges: Mapping[str, Range] = {}, part:
     """
     where, types = f" in its {part}" if part else "", get_type_hints(kind)
     if not isinstance(stored, Mapping):
-        raise ValueError(f"has {shortened(stored)}{where}, which should be names with values")
+        raise ValueError(f"has {shorten(stored)}{where}, which should be names with values")
     if unknown := [name for name in stored if name not in types]:
-        said = f"has the setting {shortened(unknown[0])}{where}"
+        said = f"has the setting {shorten(unknown[0])}{where}"
         raise ValueError(f"{said}, which is unknown here: a newer minisd may know it")
     needed = (
         one.name for one in fields(cast(Any, kind)) if one.default is one.default_factory is MISSING
@@ -191,8 +191,8 @@ def check_value(
     limits: the least and the most of its numbers. None: the usual range
     """
     if not is_of(kind, value, limits):
-        said = f"has {name} = {shortened(value)}{where}, a setting of a wrong kind"
-        raise ValueError(f"{said}: it should be {in_words(kind, limits)}")
+        said = f"has {name} = {shorten(value)}{where}, a setting of a wrong kind"
+        raise ValueError(f"{said}: it should be {describe_kind(kind, limits)}")
 
 
 def is_of(kind: object, value: object, limits: Range | None = None) -> bool:
@@ -213,23 +213,23 @@ def is_of(kind: object, value: object, limits: Range | None = None) -> bool:
     return isinstance(value, kind)
 
 
-def in_words(kind: object, limits: Range | None = None) -> str:
+def describe_kind(kind: object, limits: Range | None = None) -> str:
     """
     >>> in_words(tuple[int, ...] | None)
     'a list in which each value is an integer from 1 to 1,000,000, or null'
     """
     inner = get_args(kind)
     if get_origin(kind) in (Union, UnionType):
-        return ", or ".join(in_words(one, limits) for one in inner)
+        return ", or ".join(describe_kind(one, limits) for one in inner)
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, inner))
     if get_origin(kind) is tuple:
-        return f"a list in which each value is {in_words(inner[0], limits)}"
+        return f"a list in which each value is {describe_kind(inner[0], limits)}"
     if kind in (int, float):
         least, most = limits or USUAL_RANGE[kind]
         return f"{'an integer' if kind is int else 'a number'} from {least:,} to {most:,}"
-    return NAMES[kind]
+    return KIND_NAMES[kind]
 
 
-NAMES = {bool: "true or false", str: "a text", dict: "names with values", tuple: "a list"}
-NAMES[NoneType] = "null"
+KIND_NAMES = {bool: "true or false", str: "a text", dict: "names with values", tuple: "a list"}
+KIND_NAMES[NoneType] = "null"

@@ -48,8 +48,8 @@ PIXEL_READS = 400_000  # a PNG of MOST_BYTES in chunks of 8 KB takes 200,000
 MOST_STRIPS = 100_000  # of a TIFF; usual ones are of several rows and 8 KB
 MOST_EXIF = 10**6  # bytes; a camera writes 64 KB at most
 TOO_LARGE = "is too large a picture (50 megapixels and the free memory are the limits)"
-KINDS = "it is no PNG, JPEG, WebP, GIF, BMP or TIFF, is damaged, or has too many parts"
-UNREADABLE = f"cannot be read as a picture: {KINDS}"
+PICTURE_KINDS = "it is no PNG, JPEG, WebP, GIF, BMP or TIFF, is damaged, or has too many parts"
+UNREADABLE = f"cannot be read as a picture: {PICTURE_KINDS}"
 # Each scan of a JPEG visits all its pixels; ten are usual. A scan's header names 1 to 4 components.
 SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e][\x01-\x04]")
 MOST_VISITS = 20 * MOST_PIXELS

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-COLOURS = {  # sRGB, 0..255
+NAMED_COLOURS = {  # sRGB, 0..255
     "white": (245, 245, 245),
     "black": (20, 20, 20),
     "grey": (130, 130, 130),

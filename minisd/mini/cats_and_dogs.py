@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from minisd.checkpoints.load import fill_whole
 from minisd.checkpoints.read import metadata, read
-from minisd.checkpoints.settings import RANGES, checked
+from minisd.checkpoints.settings import RANGES, validate_config
 from minisd.checkpoints.write import write_tensors, written_whole
 from minisd.config import WEIGHTS, ModelConfig, UNetConfig
 from minisd.files.json_files import build, parse_json
@@ -142,7 +142,7 @@ def load_unprompted(path: Path = WEIGHTS / "cats-and-dogs.safetensors") -> Unpro
         )
     try:
         config = build(UNetConfig, parse_json(header["unprompted"]), RANGES)
-        checked(ModelConfig(unet=config))
+        validate_config(ModelConfig(unet=config))
         with torch.device("meta"):
             network = Unprompted(config)
         fill_whole(network, read(path), "it")

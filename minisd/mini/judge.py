@@ -20,7 +20,7 @@ from minisd.checkpoints.read import metadata, read
 from minisd.checkpoints.write import write_tensors, written_whole
 from minisd.config import MINI, WEIGHTS
 from minisd.files.json_files import check_value, parse_json
-from minisd.mini.captions import COLOURS, Scene
+from minisd.mini.captions import NAMED_COLOURS, Scene
 from minisd.mini.emoji import Emoji
 from minisd.mini.scenes import SHIFT, SMALL_WIDTH, batch, middles
 
@@ -129,7 +129,9 @@ def look(judge: Judge, images: Tensor, scenes: list[Scene]) -> list[list[Seen]]:
 
 def nearest_colour(rgb: np.ndarray) -> str:
     """The name of the closest colour. rgb: three shades, 0..255"""
-    return min(COLOURS, key=lambda name: np.square(np.subtract(COLOURS[name], rgb)).sum())
+    return min(
+        NAMED_COLOURS, key=lambda name: np.square(np.subtract(NAMED_COLOURS[name], rgb)).sum()
+    )
 
 
 def accuracy(

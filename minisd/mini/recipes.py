@@ -58,10 +58,10 @@ from minisd.training.classifier import accuracy_per_t, train_classifier
 from minisd.training.depth import train_estimator
 from minisd.training.diffusion import train_diffusion
 from minisd.training.loop import Hyperparameters
+from minisd.training.minutes import TrainIn
 from minisd.training.run_folder import fingerprint
 from minisd.training.vae import psnr, train_decoder, train_vae
 
-TrainIn = Callable[[Hyperparameters, Path], Any]  # (settings, run folder) -> the trained network
 Save = Callable[[Path, Any, dict], None]  # (path, network, notes)
 
 WORD, MEANING = "<blorp>", "fox"  # the new word, and the known thing whose name it replaces

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
 from minisd.mini.captions import (
-    COLOURS,
+    NAMED_COLOURS,
     PLAIN_HABITS,
     SPOTS,
     Scene,
@@ -84,16 +84,16 @@ def allowed_things(emoji: Emoji, split: str) -> dict[str, tuple[str, ...]]:
     wanted = split == "heldout"
     return {
         colour: tuple(thing for thing in emoji.things if is_held_out(thing, colour) == wanted)
-        for colour in COLOURS
+        for colour in NAMED_COLOURS
     }
 
 
 def draw_scene(emoji: Emoji, split: str, rng: np.random.Generator) -> Scene:
     """A random scene of this split."""
-    background = pick(tuple(COLOURS), rng)
+    background = pick(tuple(NAMED_COLOURS), rng)
     things = allowed_things(emoji, split)[background]
     count = 2 if rng.random() < TWO_THINGS_SHARE else 1
-    other_colours = tuple(colour for colour in COLOURS if colour != background)
+    other_colours = tuple(colour for colour in NAMED_COLOURS if colour != background)
     tints = [
         pick(other_colours, rng) if rng.random() < TINTED_SHARE else None for _ in range(count)
     ]
@@ -112,7 +112,7 @@ def tint_tile(tile: np.ndarray, colour: str) -> np.ndarray:
     light = light[..., None] / np.maximum(alpha, 1e-3)
     average = (light * alpha).sum() / alpha.sum()
     light = np.clip(0.5 + 0.8 * (light - average), 0, 1)  # a dark thing gets its colour too
-    pure = np.array(COLOURS[colour], np.float32) / 255
+    pure = np.array(NAMED_COLOURS[colour], np.float32) / 255
     shade = pure * np.minimum(2 * light, 1) + (1 - pure) * np.maximum(2 * light - 1, 0)
     return np.concatenate([shade * alpha, alpha], axis=-1)
 
@@ -133,7 +133,7 @@ def compose_scene(
 
     mirror: flip half of the cut-outs left to right, each in its place, so captions stay true
     """
-    shade = np.array(COLOURS[scene.background]) + rng.integers(-JITTER, JITTER + 1, 3)
+    shade = np.array(NAMED_COLOURS[scene.background]) + rng.integers(-JITTER, JITTER + 1, 3)
     shade = np.clip(shade / 255, 0, 1)
     picture = np.broadcast_to(shade, (size, size, 3)).astype(np.float32)
     silhouette = np.zeros((size, size), np.float32)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minisd.config import MINI
-from minisd.mini.captions import COLOURS, pick
+from minisd.mini.captions import NAMED_COLOURS, pick
 from minisd.mini.emoji import Emoji
 from minisd.mini.judge import SIDE, Judge, Seen, crops, nearest_colour, through_windows
 from minisd.mini.scenes import batch, is_held_out, tiles_at_size, tint_tile, to_tensor
@@ -37,7 +37,7 @@ def random_background(thing: str, rng: np.random.Generator) -> np.ndarray:
     while True:
         shade = rng.integers(0, 256, 3)
         if rng.random() < 0.5:
-            shade = COLOURS[pick(tuple(COLOURS), rng)] + rng.integers(-40, 41, 3)
+            shade = NAMED_COLOURS[pick(tuple(NAMED_COLOURS), rng)] + rng.integers(-40, 41, 3)
             shade = np.clip(shade, 0, 255)
         if not is_held_out(thing, nearest_colour(shade)):
             return shade
@@ -50,7 +50,7 @@ def drawn_crop(emoji: Emoji, rng: np.random.Generator) -> tuple[np.ndarray, list
     pixels = pick(DRAWING_SIZES, rng)
     side = round(pixels / rng.uniform(*FILLS))
     tile = tiles_at_size(emoji, pixels)[thing, style].astype(np.float32) / 255
-    colours, tint = tuple(COLOURS), NO_TINT
+    colours, tint = tuple(NAMED_COLOURS), NO_TINT
     if rng.random() < TINTED_CROPS:
         name = pick([colour for colour in colours if colour != nearest_colour(background)], rng)
         tile, tint = tint_tile(tile, name), colours.index(name)
@@ -96,7 +96,7 @@ def decoded_crops(vae: VAE, emoji: Emoji, count: int, seed: int) -> tuple[Tensor
     count: of pictures, a multiple of 100
     returns: crops n 3 64 64, in half precision to save memory; targets n 3, like drawn_crop()
     """
-    found, targets, colours = [], [], tuple(COLOURS)
+    found, targets, colours = [], [], tuple(NAMED_COLOURS)
     for step in tqdm(range(count // 100), desc="decoding pictures, 100 each", mininterval=5):
         real = batch(emoji, MINI.size, 100, seed, step)
         drawn = vae.decode(vae.encode(real.images).mode())
@@ -159,7 +159,7 @@ def train_judge(
     encoded_by: which VAE made the crops, so that no run goes on with crops of another one
     """
     torch.manual_seed(seed)
-    judge = Judge(emoji.things, emoji.styles, tuple(COLOURS))
+    judge = Judge(emoji.things, emoji.styles, tuple(NAMED_COLOURS))
 
     def loss_at(draw: Draw) -> dict[str, Tensor]:
         crops = mixed_batch(emoji, decoded, draw.batch_size, seed, draw.number)

@@ -3,12 +3,12 @@
 import os
 
 
-def quick() -> bool:
+def is_quick() -> bool:
     """Whether a lesson should take fewer steps and samples: MINISD_QUICK=1 in the environment."""
     return os.environ.get("MINISD_QUICK", "0") not in ("", "0")
 
 
-def headless() -> bool:
+def is_headless() -> bool:
     """Whether nobody sits before the notebook, so that no widget is of use: MINISD_HEADLESS=1."""
     return os.environ.get("MINISD_HEADLESS", "0") not in ("", "0")
 

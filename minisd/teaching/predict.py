@@ -7,7 +7,7 @@ guess.reveal("b", a="No: at 0 the prompt is not read at all.", b="Yes: …")
 
 from html import escape
 
-from minisd.teaching import headless
+from minisd.teaching import is_headless
 from minisd.teaching.plot.canvas import display, in_notebook, say
 
 
@@ -70,7 +70,7 @@ def predict(question: str, **options: str) -> Guess:
     if len(options) < 2:
         raise ValueError("a question needs two options or more: a=…, b=….")
     guess = Guess(question, options)
-    widget = None if headless() or not in_notebook() else buttons(guess)
+    widget = None if is_headless() or not in_notebook() else buttons(guess)
     if widget is None:
         say(guess.words())
     else:

@@ -23,12 +23,12 @@ def row_mean(x):
     return x.mean(dim=1)
 
 
-def red(image):
+def red_channel(image):
     """The red channel alone. image: b 3 h w    returns: b h w"""
     return image[:, 0]
 
 
-def numbers(x):
+def count_numbers(x):
     """How many numbers one sample of x has. x: b c h w    returns: one int"""
     return x[0].numel()
 
@@ -43,7 +43,7 @@ def heads(x):
     return rearrange(x, "b n (heads d) -> b heads n d", heads=4)
 
 
-def mixed(x0, noise, share):
+def mix(x0, noise, share):
     """share of x0 and the rest of noise, a share per sample. x0, noise: b c h w    share: b"""
     return noise + rearrange(share, "b -> b 1 1 1") * (x0 - noise)
 
@@ -58,7 +58,7 @@ def size(h, k, stride, padding):
     return (h + 2 * padding - k) // stride + 1
 
 
-def edges():
+def edge_kernel():
     """The kernel, 3 3, that gives each pixel minus its left neighbour. No arguments"""
     return torch.tensor([[0.0, 0, 0], [-1, 1, 0], [0, 0, 0]])
 
@@ -117,13 +117,13 @@ PUZZLES = [
         {"This is the sum: divide by how many they are.": lambda x: x.sum(dim=1)},
     ),
     Puzzle(
-        red,
+        red_channel,
         normal(2, 3, 4, 5),
         "An index takes its axis away; `image[:, 0:1]` would keep it, with length 1.",
         {"You kept the channel axis: index it with 0, not with 0:1.": lambda i: i[:, 0:1]},
     ),
     Puzzle(
-        numbers,
+        count_numbers,
         normal(2, 3, 4, 5),
         "c times h times w: this is how the latent's 48 times fewer numbers are counted.",
         {"These are the numbers of the whole batch: take one sample.": lambda x: x.numel()},
@@ -152,7 +152,7 @@ PUZZLES = [
         },
     ),
     Puzzle(
-        mixed,
+        mix,
         two_and_share,
         "Axes of length 1 stretch; this is how a whole batch is noised, each to its own t.",
         {
@@ -177,7 +177,7 @@ PUZZLES = [
         },
     ),
     Puzzle(
-        edges,
+        edge_kernel,
         lambda g: (),
         "What networks call convolution does not flip the kernel; mathematicians' does.",
         {
@@ -239,10 +239,10 @@ BY_NAME = {puzzle.solve.__name__: puzzle for puzzle in PUZZLES}
 
 def check(name: str, answer: Callable) -> None:
     """Try an answer to the puzzle, a function, and say what came of it."""
-    say(verdict(name, answer))
+    say(check_verdict(name, answer))
 
 
-def verdict(name: str, answer: Callable) -> str:
+def check_verdict(name: str, answer: Callable) -> str:
     """What check says. Puzzle 0 is the example. ValueError: no puzzle is called so."""
     if name not in BY_NAME:
         raise ValueError(f"there is no puzzle {name!r}: they are {', '.join(BY_NAME)}.")
@@ -256,24 +256,24 @@ def verdict(name: str, answer: Callable) -> str:
     if got is ...:
         return f"{label} waits for your line in place of the three dots."
     wanted = puzzle.solve(*arguments)
-    wrong = difference(got, wanted)
+    wrong = find_difference(got, wanted)
     if wrong is None:
         return f"{label} is right. {puzzle.right}"
     for sentence, mistake in puzzle.mistakes.items():
-        if difference(got, mistake(*arguments)) is None:
+        if find_difference(got, mistake(*arguments)) is None:
             wrong = f"{wrong} {sentence}"
             break
     return f"{label} is not right yet. {wrong}"
 
 
-def difference(got: object, wanted: Tensor | float) -> str | None:
+def find_difference(got: object, wanted: Tensor | float) -> str | None:
     """The first thing in which an answer differs: its kind, its shape, a number. None: nothing."""
     try:
         found, wanted = torch.as_tensor(got).double(), torch.as_tensor(wanted).double()
     except (TypeError, ValueError, RuntimeError):
         return f"Expected numbers, got {type(got).__name__}."
     if found.shape != wanted.shape:
-        return f"The shape is {written(found.shape)}, expected {written(wanted.shape)}."
+        return f"The shape is {shape_text(found.shape)}, expected {shape_text(wanted.shape)}."
     close = torch.isclose(found, wanted, rtol=1e-6, atol=1e-8, equal_nan=True)
     if close.all():
         return None
@@ -282,7 +282,7 @@ def difference(got: object, wanted: Tensor | float) -> str | None:
     return f"{where} is {found[place]:.4f}, expected {wanted[place]:.4f}."
 
 
-def written(shape: torch.Size) -> str:
+def shape_text(shape: torch.Size) -> str:
     return " ".join(map(str, shape)) or "that of one number"
 
 

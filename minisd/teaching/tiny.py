@@ -38,7 +38,7 @@ TINY_V2 = replace(
 BY_DIFFUSERS = WEIGHTS / "tiny-by-diffusers.safetensors"
 
 PROMPT = "a photograph of an astronaut riding a horse"  # of diffusers' own tests
-KEPT = 64  # numbers of each tensor: enough to tell whether two tensors are the same
+RECORDED = 64  # numbers of each tensor: enough to tell whether two tensors are the same
 
 
 def model(config: ModelConfig = TINY, gain: float = 0.3) -> StableDiffusion:
@@ -82,7 +82,7 @@ def inputs(sd: StableDiffusion) -> dict[str, list[Tensor]]:
 
 
 @torch.no_grad()
-def run(sd: StableDiffusion) -> None:
+def run_networks(sd: StableDiffusion) -> None:
     """Every network once, to be watched by a trace: text, U-Net, encoder, decoder."""
     given = inputs(sd)
     sd.text_encoder(*given["text_encoder"])
@@ -95,7 +95,7 @@ def run(sd: StableDiffusion) -> None:
 def some(tensor: Tensor) -> Tensor:
     """64 numbers of a tensor, evenly picked from all of it: its fingerprint."""
     numbers = tensor.detach().float().flatten()
-    places = torch.linspace(0, len(numbers) - 1, min(KEPT, len(numbers)), dtype=torch.float64)
+    places = torch.linspace(0, len(numbers) - 1, min(RECORDED, len(numbers)), dtype=torch.float64)
     return numbers[places.round().long()]
 
 

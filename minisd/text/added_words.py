@@ -32,7 +32,7 @@ class AddedWord:
     @property
     def form(self) -> str:
         """The form in which a text is searched for the word."""
-        return lower_each(compose(self.word)) if self.normalized else self.word
+        return lower_each(compose_accents(self.word)) if self.normalized else self.word
 
 
 def refuse_bad_word(word: str) -> None:
@@ -46,7 +46,7 @@ def refuse_bad_word(word: str) -> None:
         raise ValueError(f"the word {word!r} holds half a character. Choose another.")
 
 
-def compose(text: str) -> str:
+def compose_accents(text: str) -> str:
     """Compose accents and make every gap one space, as transformers' CLIPTokenizer does first."""
     composed = normalize("NFC", text).replace("\u0130", "i\u0307")  # it is longer in lower case
     return regex.sub(r"\s+", " ", composed)
@@ -67,7 +67,7 @@ class Trie:
     def __init__(self):
         self.nodes: dict = {}
 
-    def put(self, form: str, word: AddedWord | None) -> None:
+    def set_form(self, form: str, word: AddedWord | None) -> None:
         """Find this word, or no word (None), by this form from now on."""
         node = self.nodes
         for letter in form:
@@ -119,7 +119,7 @@ class AddedWords:
         self.taken = set(marks)
         self.exact, self.normalized = Trie(), Trie()
         for mark in marks:
-            self.exact.put(mark, AddedWord(mark, (), normalized=False))
+            self.exact.set_form(mark, AddedWord(mark, (), normalized=False))
 
     @property
     def ids(self) -> dict[str, list[int]]:
@@ -133,13 +133,13 @@ class AddedWords:
             raise ValueError(f"the word {word.word!r} is taken. Choose another.")
         self.by_form[word.form] = word
         self.taken |= {word.form, word.word}
-        (self.normalized if word.normalized else self.exact).put(word.form, word)
+        (self.normalized if word.normalized else self.exact).set_form(word.form, word)
 
     def remove(self, word: str) -> None:
         """Do not find this word any more. It must be a normalized one."""
         old = self.by_form.pop(AddedWord(word, ()).form)
         self.taken -= {old.form, old.word}
-        self.normalized.put(old.form, None)
+        self.normalized.set_form(old.form, None)
 
     def cut(self, text: str) -> Iterator[str | AddedWord]:
         """The added words in a text and the text between them, in order.
@@ -153,5 +153,5 @@ class AddedWords:
             if isinstance(part, AddedWord):
                 yield part if part.ids else part.word  # a mark has no ids here
             else:
-                composed = compose(part)
+                composed = compose_accents(part)
                 yield from cut_at(composed, lower_each(composed), self.normalized)

@@ -17,7 +17,7 @@ from minisd.unet import UNet
 
 REPEATS = 4  # how often each picture of a step is seen, each time at another noise level
 # network(x, t, tokens): the predicted noise.  x: r*b 4 h w    t: r*b    tokens: b 77
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+PredictNoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class TextAndUNet(nn.Module):
@@ -78,7 +78,11 @@ def stratified_timesteps(batch_size: int, schedule: Schedule, generator: torch.G
 
 
 def noise_loss(
-    network: Network, schedule: Schedule, x0: Tensor, tokens: Tensor, generator: torch.Generator
+    network: PredictNoise,
+    schedule: Schedule,
+    x0: Tensor,
+    tokens: Tensor,
+    generator: torch.Generator,
 ) -> Tensor:
     """Mean squared error of the predicted noise (Ho et al. 2020, eq. 14).
 
@@ -92,7 +96,7 @@ def noise_loss(
 
 
 def min_snr_noise_loss(
-    network: Network,
+    network: PredictNoise,
     schedule: Schedule,
     x0: Tensor,
     tokens: Tensor,

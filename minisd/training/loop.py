@@ -149,7 +149,7 @@ class Run:
         if rank_and_world_size()[0] == 0:
             networks = self.model, self.ema, self.optimizers
             state = run_folder.state_of(step, self.seconds(), self.about, *networks)
-            run_folder.save(self.folder, state)
+            run_folder.save_state(self.folder, state)
         self.saved = time.monotonic()
         self.cost = self.saved - started
 

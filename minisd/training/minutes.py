@@ -5,8 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-from torch import nn
+from typing import Any
 
 from minisd.training.distributed import broadcast
 from minisd.training.interrupt import Interrupted
@@ -14,7 +13,7 @@ from minisd.training.loop import Hyperparameters
 from minisd.training.run_folder import last_state, log_records
 
 TRIAL = 8  # steps
-TrainIn = Callable[[Hyperparameters, Path], nn.Module]
+TrainIn = Callable[[Hyperparameters, Path], Any]  # returns the trained network
 
 
 def check_minutes(minutes: float) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """The matrices with all their singular values brought near 1 (Newton-Schulz iteration).
 
     matrices: ... n m    returns: ... n m, singular values within about 0.7 ... 1.2
@@ -56,7 +56,7 @@ class Muon(torch.optim.Optimizer):
         """Change parameters that are matrices of one shape."""
         ahead = torch.stack([self.ahead(parameter, group["momentum"]) for parameter in parameters])
         stretch = max(1, ahead.shape[1] / ahead.shape[2]) ** 0.5
-        for parameter, matrix in zip(parameters, orthogonalized(ahead), strict=True):
+        for parameter, matrix in zip(parameters, orthogonalize(ahead), strict=True):
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.add_(matrix.view_as(parameter), alpha=-group["lr"] * stretch)
 

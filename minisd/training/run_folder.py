@@ -86,7 +86,7 @@ def acquire(lock: FileLock) -> bool:
     return True
 
 
-def save(folder: Path, state: dict) -> None:
+def save_state(folder: Path, state: dict) -> None:
     """Replace state.pt. A kill or a full disk leaves the old state or the new one, whole.
 
     Raises ValueError if it cannot be written.

@@ -533,7 +533,7 @@ def difference(request, tmp_path_factory, tmp_path):
     sd, theirs = eighth_of(request.param, tmp_path_factory)
     full = original_state(reference(theirs), sd.config.unet)
     unet = names.to_official(
-        sd.unet.state_dict(), names.flat(names.unet(sd.config.unet)), "original"
+        sd.unet.state_dict(), names.flat_rows(names.unet_rows(sd.config.unet)), "original"
     )
     save_file(full, tmp_path / "full.safetensors")
     save_file(difference_state(full, unet), tmp_path / "diff.safetensors")

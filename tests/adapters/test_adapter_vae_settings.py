@@ -159,7 +159,7 @@ def test_an_absent_scale_is_diffusers_default(pair_of, tmp_path):
 
 def test_an_original_file_without_settings_keeps_the_models_scale(pair_of, tmp_path):
     sd, theirs = pair_of
-    table = names.flat(names.vae(sd.config.vae))
+    table = names.flat_rows(names.vae_rows(sd.config.vae))
     ours = names.from_official(other_vae(theirs).state_dict(), table, "diffusers")
     save_file(names.to_official(ours, table, "original"), tmp_path / "vae.safetensors")
     with swap_vae(sd, tmp_path / "vae.safetensors"):

@@ -629,7 +629,7 @@ def test_a_vae_file_replaces_the_autoencoder(pair_of, tmp_path, layout):
     path = tmp_path / "vae.safetensors"
     state = other.state_dict()
     if layout != "diffusers":
-        table = names.flat(names.vae(ours.config.vae))
+        table = names.flat_rows(names.vae_rows(ours.config.vae))
         state = names.to_official(names.from_official(state, table, "diffusers"), table, "original")
         state |= {"loss.logvar": torch.ones(1)}
     if layout == "prefixed":

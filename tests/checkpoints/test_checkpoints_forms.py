@@ -16,7 +16,7 @@ from torch import Tensor
 import minisd
 from minisd.checkpoints import contents
 from minisd.checkpoints.contents import open_checkpoint
-from minisd.checkpoints.info import info
+from minisd.checkpoints.info import inspect_source
 from minisd.checkpoints.load import load, load_vae
 from minisd.checkpoints.vae_file import open_vae
 from minisd.checkpoints.write import convert
@@ -176,7 +176,7 @@ def with_metadata(source: Path, path: Path, value: object) -> Path:
 def test_a_header_with_null_loads(v1, tmp_path):
     path = with_metadata(v1, tmp_path / "null.safetensors", None)
     assert_same(path, v1, prediction="eps")
-    assert "SD v1" in str(info(path))
+    assert "SD v1" in str(inspect_source(path))
 
 
 @pytest.mark.parametrize("value", [[], [1], "text", 3, {"a": 1}, {"a": None}, {"a": {"b": "c"}}])
@@ -184,7 +184,7 @@ def test_an_odd_header_is_a_sentence(v1, tmp_path, value):
     path = with_metadata(v1, tmp_path / "odd.safetensors", value)
     assert "has a header whose __metadata__ is not names with texts" in refusal(path)
     with pytest.raises(ValueError, match="has a header whose __metadata__"):
-        info(path)
+        inspect_source(path)
 
 
 def test_a_header_with_odd_entries_is_a_sentence(tmp_path):
@@ -244,7 +244,7 @@ def test_leftovers_are_named_as_not_needed(tensors, tmp_path, v1):
     )
     assert_same(path, v1)
     assert set(LEFTOVERS) <= set(open_checkpoint(path).not_needed)
-    assert None not in info(path).not_needed
+    assert None not in inspect_source(path).not_needed
 
 
 # ---- 8 bits ----------------------------------------------------------------------------------
@@ -311,7 +311,7 @@ def test_averaged_weights_alone_load_with_ema(tensors, tmp_path, family):
     path = write(tmp_path / "alone.safetensors", alone)
     assert "holds only the averaged weights" in refusal(path)
     assert "ema=True" in refusal(path)
-    assert info(path).layout == "original"
+    assert inspect_source(path).layout == "original"
     ours, theirs = (open_checkpoint(each, ema=True) for each in (path, both))
     assert ours.parts["unet"].keys() == theirs.parts["unet"].keys()
     assert all(torch.equal(t, theirs.parts["unet"][k]) for k, t in ours.parts["unet"].items())
@@ -335,11 +335,11 @@ def vae_folder(folder: Path, **settings: object) -> AutoencoderKL:
 
 def as_original(folder: Path, path: Path) -> Path:
     """The same VAE as the original names it."""
-    from minisd.checkpoints.names import flat, to_official
-    from minisd.checkpoints.names import vae as rows
+    from minisd.checkpoints.names import flat_rows, to_official
+    from minisd.checkpoints.names import vae_rows as rows
 
     state = open_vae(folder).state
-    return write(path, to_official(state, flat(rows(V1.vae)), "original"), None)
+    return write(path, to_official(state, flat_rows(rows(V1.vae)), "original"), None)
 
 
 def test_a_model_without_vae_says_so_and_takes_one(tensors, tmp_path):

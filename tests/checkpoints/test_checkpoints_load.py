@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minisd.checkpoints import contents, detect
-from minisd.checkpoints.contents import blank
-from minisd.checkpoints.info import info
+from minisd.checkpoints.contents import empty_networks
+from minisd.checkpoints.info import inspect_source
 from minisd.checkpoints.load import Parts, load
 from minisd.checkpoints.names import model_rows, prefixes, to_official
 from minisd.checkpoints.write import save
@@ -355,7 +355,9 @@ def random_mini() -> Parts:
     torch.manual_seed(0)
     tokenizer = Tokenizer.train(["a cat", "a cut", "two cats"], 520, pad_token=0)
     config = replace(MINI, text=replace(MINI.text, vocab_size=520, pad_token=0), name="tiny")
-    networks = {part: network.to_empty(device="cpu") for part, network in blank(config).items()}
+    networks = {
+        part: network.to_empty(device="cpu") for part, network in empty_networks(config).items()
+    }
     for network in networks.values():
         for parameter in network.parameters():
             nn.init.normal_(parameter)
@@ -480,7 +482,7 @@ def test_what_is_no_whole_model_is_called_by_its_name(tmp_path, kind):
         f"is no whole model ({kind.strip()}): minisd loads whole Stable Diffusion v1 and v2 models"
     )
     assert says in refusal(path)
-    assert info(path).kind == kind.strip()
+    assert inspect_source(path).kind == kind.strip()
 
 
 LAYERS = {"v1": "text_model.encoder.layers.", "v2": "transformer.resblocks."}
@@ -511,13 +513,13 @@ def text_of_width(family: str, width: int, layers: int) -> tuple[dict[str, Tenso
 
 
 def test_at_the_published_widths_only_the_published_numbers_of_text_layers_are_taken():
-    assert detect.text_v1(*text_of_width("v1", 768, 12)).layers == 12
-    assert detect.text_v2(*text_of_width("v2", 1024, 24)).layers == 23
-    assert detect.text_v2(*text_of_width("v2", 1024, 23)).layers == 23
+    assert detect.text_v1_sizes(*text_of_width("v1", 768, 12)).layers == 12
+    assert detect.text_v2_sizes(*text_of_width("v2", 1024, 24)).layers == 23
+    assert detect.text_v2_sizes(*text_of_width("v2", 1024, 23)).layers == 23
     with pytest.raises(ValueError, match=r"holds 11 text layers .* where 12, .* get another copy"):
-        detect.text_v1(*text_of_width("v1", 768, 11))
+        detect.text_v1_sizes(*text_of_width("v1", 768, 11))
     with pytest.raises(ValueError, match=r"holds 22 text layers .* where 23 or 24, "):
-        detect.text_v2(*text_of_width("v2", 1024, 22))
+        detect.text_v2_sizes(*text_of_width("v2", 1024, 22))
 
 
 def test_a_part_that_is_absent_is_named(tensors, tmp_path):
@@ -661,7 +663,7 @@ for path in others:
 
 def write_zeros(config: ModelConfig, path: Path, dtype: torch.dtype) -> Path:
     tensors, rows = {}, model_rows(config)
-    for part, network in blank(config).items():
+    for part, network in empty_networks(config).items():
         empty = network.to(dtype).to_empty(device="cpu").state_dict()
         official = to_official(empty, rows[part], "original")
         tensors |= {prefixes(config)[part] + key: value.zero_() for key, value in official.items()}

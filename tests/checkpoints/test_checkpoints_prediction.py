@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import minisd
 from minisd.checkpoints import contents
 from minisd.checkpoints.contents import open_checkpoint
-from minisd.checkpoints.info import info
+from minisd.checkpoints.info import inspect_source
 from minisd.checkpoints.load import Parts, likeness_to_noise, load, try_prediction
 from minisd.checkpoints.write import convert
 from minisd.schedule import Schedule
@@ -370,7 +370,7 @@ def test_a_trained_network_is_told_in_either_family(name, open_clip):
 def test_an_untrained_v1_network_is_not_taken_for_v(tmp_path, channels):
     content = single_file(original(with_inputs(V1, channels)))
     save_file({key: t.contiguous() for key, t in content.items()}, tmp_path / "a.safetensors")
-    assert "eps or v: no word of it" in str(info(tmp_path / "a.safetensors"))
+    assert "eps or v: no word of it" in str(inspect_source(tmp_path / "a.safetensors"))
     with pytest.warns(UserWarning, match="which decides nothing: taken as eps"):
         assert load(tmp_path / "a.safetensors").config.schedule.prediction == "eps"
 

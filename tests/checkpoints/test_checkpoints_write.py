@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minisd.checkpoints.contents import open_checkpoint
-from minisd.checkpoints.info import info
+from minisd.checkpoints.info import inspect_source
 from minisd.checkpoints.load import load
 from minisd.checkpoints.read import metadata
 from minisd.checkpoints.write import convert, save
@@ -374,7 +374,7 @@ def test_written_files_have_the_permissions_that_the_user_has_set(sources, tmp_p
 
 
 def test_info_lists_the_parts_and_what_is_not_needed(sources):
-    found = info(sources["v2"])
+    found = inspect_source(sources["v2"])
     assert (found.kind, found.layout) == ("Stable Diffusion model", "original")
     numbers = {name: sum(t.numel() for t in n.parameters()) for name, n in original(V2).items()}
     assert found.numbers["unet"] == numbers["unet"]
@@ -391,8 +391,10 @@ def test_info_lists_the_parts_and_what_is_not_needed(sources):
 
 
 def test_info_says_what_is_predicted_and_how_that_is_known(sources, tmp_path):
-    assert "predicts      eps or v: no word of it; loading tries" in str(info(sources["v1"]))
+    assert "predicts      eps or v: no word of it; loading tries" in str(
+        inspect_source(sources["v1"])
+    )
     convert(sources["v2"], tmp_path / "a", prediction="v")
-    assert "predicts      v, by its scheduler's settings" in str(info(tmp_path / "a"))
-    assert "made for      768 x 768 pixels" in str(info(tmp_path / "a"))
-    assert "stored as     float16: 208 tensors" in str(info(tmp_path / "a"))
+    assert "predicts      v, by its scheduler's settings" in str(inspect_source(tmp_path / "a"))
+    assert "made for      768 x 768 pixels" in str(inspect_source(tmp_path / "a"))
+    assert "stored as     float16: 208 tensors" in str(inspect_source(tmp_path / "a"))

@@ -17,7 +17,7 @@ from minisd.checkpoints import scheduler_settings
 from minisd.checkpoints.scheduler_settings import (
     CLASS_OF,
     FILE,
-    SETTINGS,
+    SCHEDULER_SETTINGS,
     sampler_and_schedule,
     scheduler_json,
 )
@@ -230,16 +230,16 @@ def defaults_of(name: str) -> dict[str, object]:
     return {key: one.default for key, one in parameters.items() if key != "self"}
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", SCHEDULER_SETTINGS)
 def test_an_absent_setting_has_the_default_of_the_class(name):
-    table = SETTINGS[name]
+    table = SCHEDULER_SETTINGS[name]
     absent = dict(table.obeyed) | {key: value for key, (_, value) in table.fixed.items()}
     for key, default in defaults_of(name).items():
         if key not in table.ignored:
             assert absent[key] == default, key
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", SCHEDULER_SETTINGS)
 def test_no_setting_that_the_class_knows_is_ignored_but_those_of_what_is_off(name):
     of_what_is_off = {
         "clip_sample_range",
@@ -248,16 +248,16 @@ def test_no_setting_that_the_class_knows_is_ignored_but_those_of_what_is_off(nam
         "sample_max_value",
         "time_shift_type",
     }
-    assert set(SETTINGS[name].ignored) & set(defaults_of(name)) <= of_what_is_off
-    assert all(len(why) > 10 for why in SETTINGS[name].ignored.values())
+    assert set(SCHEDULER_SETTINGS[name].ignored) & set(defaults_of(name)) <= of_what_is_off
+    assert all(len(why) > 10 for why in SCHEDULER_SETTINGS[name].ignored.values())
 
 
 def test_every_class_of_a_stable_diffusion_pipeline_is_known_or_refused_by_name():
     compatible = [kind.name for kind in diffusers.schedulers.KarrasDiffusionSchedulers]
-    assert set(SETTINGS) <= set(compatible)
+    assert set(SCHEDULER_SETTINGS) <= set(compatible)
     for name in [*compatible, "LCMScheduler", "TCDScheduler", "FlowMatchEulerDiscreteScheduler"]:
         stored = said("plms", _class_name=name)
-        if name in SETTINGS:
+        if name in SCHEDULER_SETTINGS:
             assert sampler_and_schedule(stored, {}, 4)[0] == scheduler_settings.SAMPLER_OF[name]
         else:
             way_out = (

@@ -40,7 +40,7 @@ from minisd.adapters.textual_inversion import textual_inversion
 from minisd.adapters.vae_file import swap_vae
 from minisd.checkpoints import kinds
 from minisd.checkpoints.detect import MODEL, kind
-from minisd.checkpoints.info import info
+from minisd.checkpoints.info import inspect_source
 from minisd.checkpoints.kinds import UNKNOWN
 from minisd.checkpoints.read import read
 from minisd.config import WEIGHTS
@@ -108,7 +108,7 @@ def test_every_kind_is_called_by_its_name(name, n):
 
 
 def test_every_kind_has_an_example_and_a_source():
-    written = {entry.name for entry in kinds.KINDS}
+    written = {entry.name for entry in kinds.KNOWN_KINDS}
     assert written == EXAMPLES.keys() | set(SHIPPED.values()) | BY_OTHERS
     listed = json.loads(
         (WEIGHTS.parent / "minisd/checkpoints/kinds.json").read_text(encoding="utf-8")
@@ -333,12 +333,12 @@ def test_a_file_of_unknown_kind_is_said_to_be_unknown(sd, tmp_path):
 def test_info_says_what_every_file_is_and_what_to_do_with_it(files, tmp_path):
     for name, path in files:
         if name != MODEL:
-            assert info(path).kind == name and info(path).use
+            assert inspect_source(path).kind == name and inspect_source(path).use
     assert "use           give it as --lora, or to lora()" in str(
-        info(WEIGHTS / "mini-blueprint.safetensors")
+        inspect_source(WEIGHTS / "mini-blueprint.safetensors")
     )
     torch.save(tensors_of(EXAMPLES["LoHa"][0]), tmp_path / "a.pt")
-    assert "use           minisd has no use for it" in str(info(tmp_path / "a.pt"))
+    assert "use           minisd has no use for it" in str(inspect_source(tmp_path / "a.pt"))
 
 
 def test_one_odd_tensor_among_a_lora_s_is_named(sd, tmp_path):

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from minisd.adapters import classifier, controlnet_settings, hypernetwork, peft_settings
 from minisd.checkpoints import contents, folder_settings, prediction, vae_file
-from minisd.checkpoints.settings import checked, from_metadata, naming
+from minisd.checkpoints.settings import from_metadata, naming, validate_config
 from minisd.checkpoints.tokenizer_folder import read_tokenizer, write_tokenizer
 from minisd.config import MINI, SD15, ModelConfig
 from minisd.files.json_files import read_json
@@ -64,7 +64,7 @@ def text_of(stored: object) -> str:
 def read_header(stored: object, path: Path) -> None:
     with naming("a.safetensors"):
         config, _ = from_metadata({"minisd": text_of(stored), "tokenizer": words().to_json()})
-        contents.blank(checked(config))
+        contents.empty_networks(validate_config(config))
 
 
 def read_header_words(stored: object, path: Path) -> None:
@@ -85,7 +85,7 @@ def model_folder() -> dict[str, object]:
 def read_folder(stored: dict[str, object], path: Path) -> None:
     for name, settings in stored.items():
         written(settings, path / name)
-    contents.blank(folder_settings.from_folder(path))
+    contents.empty_networks(folder_settings.from_folder(path))
     folder_settings.absent_sizes(path)
 
 
@@ -118,30 +118,30 @@ def read_vae(stored: object, path: Path) -> None:
     file = written(stored, path / "config.json")
     with naming("vae"):
         config = vae_file.stated_config(file, required=True, layout="diffusers")
-        contents.blank(checked(ModelConfig(vae=config)))
+        contents.empty_networks(validate_config(ModelConfig(vae=config)))
 
 
 def read_yaml(stored: object, path: Path) -> None:
     (path / "a.yaml").write_text(yaml.safe_dump(stored), encoding="utf-8")
     with naming("a.ckpt"):
-        said = prediction.read_yaml(path / "a.yaml", SD15)
+        said = prediction.yaml_settings(path / "a.yaml", SD15)
         config = prediction.with_yaml_unet(prediction.with_yaml_numbers(SD15, said), said)
-        prediction.stated(said, "a.yaml")
-        contents.blank(checked(config))
+        prediction.statements_in(said, "a.yaml")
+        contents.empty_networks(validate_config(config))
 
 
 def read_control_yaml(stored: object, path: Path) -> None:
     (path / "a.yaml").write_text(yaml.safe_dump(stored), encoding="utf-8")
     with naming("a.pth"):
         config, _ = controlnet_settings.settings_from_yaml(path / "a.yaml")
-        contents.blank(checked(ModelConfig(unet=config)))
+        contents.empty_networks(validate_config(ModelConfig(unet=config)))
 
 
 def read_control_json(stored: object, path: Path) -> None:
     stored = read_json(written(stored, path / "config.json"))
     with naming("a.safetensors"):
         config, _ = controlnet_settings.settings_from_json(stored, None)
-        contents.blank(checked(ModelConfig(unet=config)))
+        contents.empty_networks(validate_config(ModelConfig(unet=config)))
 
 
 def read_control_header(stored: dict[str, object], path: Path) -> None:

@@ -533,14 +533,14 @@ def test_a_disk_that_is_full_in_the_middle_keeps_what_it_has(hub, folder, monkey
 def large(tmp_path, monkeypatch):
     """Every file counts as large."""
     monkeypatch.setenv("MINISD_WEIGHTS", str(tmp_path / "kept"))
-    monkeypatch.setattr(hashes, "LARGE", 0)
+    monkeypatch.setattr(hashes, "LARGE_FILE", 0)
     hashes.kept_hash.cache_clear()
     return tmp_path / "large.bin"
 
 
 @pytest.mark.parametrize("limit", [0, 10**9])
 def test_a_file_that_changed_under_its_old_date_is_hashed_again(large, monkeypatch, limit):
-    monkeypatch.setattr(hashes, "LARGE", limit)
+    monkeypatch.setattr(hashes, "LARGE_FILE", limit)
     for content in (b"one", b"two", b"six"):
         large.unlink(missing_ok=True) if os.name == "nt" else None  # keeps no date of changes
         large.write_bytes(content)
@@ -558,7 +558,7 @@ def test_a_damaged_list_of_hashes_is_ignored(large, notes):
     known.parent.mkdir()
     if b"%s" in notes:
         path = json.dumps(str(large.resolve())).strip('"').encode()
-        notes = notes % (path, hashes.state_of(large).encode())
+        notes = notes % (path, hashes.file_state(large).encode())
     known.write_bytes(notes)
     assert hashes.hash_of(str(large)) == sha(b"one")
     assert list(json.loads(known.read_text(encoding="utf-8"))) == [str(large.resolve())]

@@ -23,7 +23,7 @@ from minisd import samplers, sampling
 from minisd.adapters.controlnet import ControlNet
 from minisd.checkpoints import registry as official
 from minisd.cli import doctor, lessons, memory, options
-from minisd.cli.checks import SEEDS
+from minisd.cli.checks import SEED_COUNT
 from minisd.config import MINI, WEIGHTS, VAEConfig
 from minisd.mini.examples import given_pictures
 from minisd.pipeline import StableDiffusion
@@ -510,7 +510,7 @@ print((peak() - before) * 1024)
     nothing, unet = nn.Module(), nn.Module()  # the weights count for nothing here
     unet.conv_in = nn.Conv2d(1, 1, 1)
     sd = SimpleNamespace(text_encoder=nothing, vae=nothing, unet=unet, config=config)
-    assert memory.needed(sd, 448, 448) == pytest.approx(int(done.stdout), rel=0.2)
+    assert memory.bytes_needed(sd, 448, 448) == pytest.approx(int(done.stdout), rel=0.2)
 
 
 def test_a_container_has_less_than_the_machine(tmp_path, monkeypatch):
@@ -544,7 +544,7 @@ def test_every_control_group_around_counts(tmp_path, monkeypatch, groups, file):
 
 
 def test_seeds_at_both_ends_draw(here, model):
-    for seed in (SEEDS[0], SEEDS[-1]):
+    for seed in (SEED_COUNT[0], SEED_COUNT[-1]):
         given = ["--seed", seed, "--model", model, "--steps", 1, "-o", f"at{seed}.png"]
         assert run("generate", "a cat", *given) == 0
 
@@ -651,8 +651,8 @@ def test_the_doctor_shows_load_and_the_cores_of_a_container(capsys, tmp_path, mo
 
 
 def test_the_choices_are_those_of_the_samplers():
-    assert tuple(samplers.SAMPLERS) == options.SAMPLERS
-    assert tuple(sampling.SPACINGS) == options.SPACINGS
+    assert tuple(samplers.SAMPLERS) == options.SAMPLER_CHOICES
+    assert tuple(sampling.SPACINGS) == options.SPACING_CHOICES
 
 
 COMMANDS = (*DRAWING, "convert", "info", "download", "lessons", "examples", "doctor", "train")

@@ -168,7 +168,7 @@ def test_the_levels_that_a_folder_asks_for_are_written(here):
 
 def test_a_large_file_is_hashed_once(here, monkeypatch, capsys):
     monkeypatch.setenv("MINISD_WEIGHTS", str(here / "kept"))
-    monkeypatch.setattr(hashes, "LARGE", 0)
+    monkeypatch.setattr(hashes, "LARGE_FILE", 0)
     first = hashes.hash_of("photo.png")
     assert "once" in capsys.readouterr().err
     hashes.kept_hash.cache_clear()  # as in another process
@@ -336,7 +336,7 @@ Model hash: 45dee52b, Clip skip: 2, RNG: CPU"""
 
 
 def test_the_web_uis_text_is_read():
-    settings, warnings = webui.settings_of(EXAMPLE, {"model"})
+    settings, warnings = webui.settings_from_webui(EXAMPLE, {"model"})
     assert settings == {
         "prompt": "girl with a beret, (blue eyes:1.1), desert scene\nand a second line",
         "negative_prompt": "ugly, (blurry:0.9090909), (bad:1.2)",
@@ -351,7 +351,7 @@ def test_the_web_uis_text_is_read():
         "extended": True,
     }
     assert warnings == []
-    assert webui.settings_of(EXAMPLE.replace(", RNG: CPU", ""), {"model"})[1] != []
+    assert webui.settings_from_webui(EXAMPLE.replace(", RNG: CPU", ""), {"model"})[1] != []
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
@@ -401,7 +401,7 @@ def test_a_picture_of_the_web_ui_is_drawn(here, kind):
 )
 def test_samplers_by_the_web_uis_names(theirs, ours):
     text = f"a cat\nSteps: 2, Sampler: {theirs}, Seed: 1"
-    settings, _ = webui.settings_of(text, {"model"})
+    settings, _ = webui.settings_from_webui(text, {"model"})
     assert (settings["sampler"], settings["spacing"]) == ours
 
 
@@ -498,7 +498,7 @@ def test_what_we_write_is_read_back_the_same():
             told |= {"clip_skip": 1, "extended": True, "model": "mini", "minisd": "0.1.0"}
             if sampler == "ddpm":  # the web UI has no name for it
                 continue
-            back, warnings = webui.settings_of(webui.parameters_text(told), set())
+            back, warnings = webui.settings_from_webui(webui.parameters_text(told), set())
             same = (sampler, spacing or (None if sampler in ("ddim", "plms") else "uniform"))
             assert (back.pop("sampler"), back.pop("spacing")) == same and not warnings
             assert back.items() <= told.items() and back["model"] == "mini"
@@ -511,7 +511,7 @@ def test_brackets_that_mean_nothing_are_escaped_and_values_quoted():
     prompt, negative, last = webui.parameters_text(told).split("\n")
     assert prompt == r"a \(cat\) \[x\] \\ " and negative == r"Negative prompt: \(no\)"
     assert 'VAE: "a.pt, b.pt"' in last and "Model: my model x," in last
-    assert webui.parsed("a cat\n" + last)["VAE"] == "a.pt, b.pt"
+    assert webui.parse_parameters("a cat\n" + last)["VAE"] == "a.pt, b.pt"
 
 
 # ---- minisd info -----------------------------------------------------------------------------

@@ -237,7 +237,7 @@ def test_a_word_that_cannot_be_typed_is_refused(word):
 
 # --- the web UI's text ---------------------------------------------------------------------------
 
-LONG = webui.LONGEST - 100
+LONG = webui.LONGEST_WEBUI_TEXT - 100
 SLOW_PARAMETERS = {
     "a name": "a" * LONG,
     "names": "a:" * (LONG // 2),
@@ -258,10 +258,10 @@ SLOW_PARAMETERS = {
 @pytest.mark.parametrize("text", SLOW_PARAMETERS.values(), ids=SLOW_PARAMETERS)
 def test_another_program_s_text_is_read_or_refused_soon(text):
     with soon():
-        webui.parsed(f"a cat\n{text}")
+        webui.parse_parameters(f"a cat\n{text}")
         for read in (
             lambda: webui.prompt_of(text, {"lora", "hypernetwork"}),
-            lambda: webui.settings_of(text, set()),
+            lambda: webui.settings_from_webui(text, set()),
         ):
             try:
                 read()
@@ -292,7 +292,7 @@ def test_made_up_names_of_tensors_are_looked_through_soon(name):
     with soon():
         kinds.find(named)
         lora.describe_contexts(named, SD15)
-        assert not [key for key in named if contents.purpose(key, SD15)]
+        assert not [key for key in named if contents.why_unneeded(key, SD15)]
 
 
 def test_a_file_of_too_many_names_is_refused():
@@ -306,9 +306,9 @@ def test_purposes_are_those_of_the_list():
         for name in names:
             key = name.replace("LAST", layers).replace("*", "x\n.y")
             first = next(w for w, ns in contents.NOT_NEEDED.items() if matches(key, ns, layers))
-            assert contents.purpose(key, SD15) == first, what
+            assert contents.why_unneeded(key, SD15) == first, what
     for key in ("model.diffusion_model.out.2.weight", "betas2", "xbetas", "loss", ""):
-        assert contents.purpose(key, SD15) is None
+        assert contents.why_unneeded(key, SD15) is None
 
 
 def matches(key: str, names: list[str], layers: str) -> bool:

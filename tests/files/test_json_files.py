@@ -17,7 +17,7 @@ from minisd.files.json_files import (
     check_value,
     parse_json,
     read_json,
-    shortened,
+    shorten,
 )
 
 
@@ -90,9 +90,9 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 
 def test_what_an_error_quotes_is_short_and_on_one_line():
-    assert shortened([1, "a\n\x1b[2J"]) == r"[1, 'a\n\x1b[2J']"
+    assert shorten([1, "a\n\x1b[2J"]) == r"[1, 'a\n\x1b[2J']"
     for value in ("x" * 10**7, [[1] * 10**6] * 99, {"x" * 10**6: 1}, 10**10**5, "\ud800" * 999):
-        assert len(shortened(value)) <= 80 and shortened(value).isprintable()
+        assert len(shorten(value)) <= 80 and shorten(value).isprintable()
 
 
 # ---- dataclasses -------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import minisd
 from minisd.adapters.controlnet import ControlNet
 from minisd.adapters.lora import lora
 from minisd.adapters.textual_inversion import textual_inversion
-from minisd.checkpoints.info import info
+from minisd.checkpoints.info import inspect_source
 from minisd.checkpoints.settings import naming
 from minisd.files.one_line import LONGEST, one_line
 from tests.helpers.commands import run
@@ -160,7 +160,7 @@ def test_no_name_of_a_tensor_reaches_an_error(tmp_path, model):
         {f"emb_params{CLEAR}": torch.zeros(2, 8)},
         {f"model.diffusion_model.{CLEAR}": torch.zeros(3), "cond_stage_model.a": torch.zeros(3)},
     ]
-    readers = [minisd.load, info, ControlNet.load]
+    readers = [minisd.load, inspect_source, ControlNet.load]
     readers += [lambda path: lora(sd, path), lambda path: textual_inversion(sd, path)]
     for tensors in sets:
         save_file(tensors, path)

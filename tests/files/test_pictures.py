@@ -25,7 +25,7 @@ from minisd.adapters.controlnet import ControlNet, control
 from minisd.adapters.controlnet_settings import HintSettings
 from minisd.cli import main
 from minisd.cli.metadata import describe, written_settings
-from minisd.cli.pictures import is_picture, open_picture
+from minisd.cli.pictures import is_picture, open_input
 from minisd.files.pictures import colours, depth_values, from_pil, mask_shades
 from minisd.pipeline import StableDiffusion, check_seeds, make_generators
 from minisd.tasks.canny import canny
@@ -100,14 +100,14 @@ def test_every_orientation_of_every_format_is_obeyed(tmp_path, name, orientation
     with Image.open(path) as picture:
         right = np.asarray(ImageOps.exif_transpose(picture))
     assert (right.shape[:2] == (24, 40)) == (orientation < 5)
-    assert np.array_equal(shown(open_picture(path)), right)
+    assert np.array_equal(shown(open_input(path)), right)
     assert np.array_equal(shown(Image.open(path)), right)  # opened by the caller
     assert np.array_equal(np.asarray(load_image(str(path))), right)
 
 
 def test_a_picture_is_turned_once(tmp_path):
     path = saved(tmp_path, Image.fromarray(RGB), "a.png", exif=exif(6))
-    once = open_picture(path)
+    once = open_input(path)
     assert np.array_equal(np.asarray(colours(once)), np.asarray(once))
     assert np.array_equal(np.asarray(colours(colours(once).convert("RGBA"))), np.asarray(once))
 
@@ -117,7 +117,7 @@ def test_masks_and_depths_are_turned_too(tmp_path):
         for orientation in (2, 6, 7):
             path = saved(tmp_path, Image.fromarray(picture), name, exif=exif(orientation))
             right = np.asarray(ImageOps.exif_transpose(Image.open(path)))
-            for opened in (open_picture(path), Image.open(path)):
+            for opened in (open_input(path), Image.open(path)):
                 depth = depth_values(opened)
                 assert np.array_equal(depth[0, 0].numpy(), right)
                 mask = as_mask(opened, torch.zeros(1, 3, *right.shape))[0, 0].numpy()
@@ -159,7 +159,7 @@ def test_deep_greys_are_scaled_by_their_range(tmp_path):
     for path, right in deep_files(tmp_path):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            picture = open_picture(path)
+            picture = open_input(path)
         assert picture.mode in ("I", "F") or picture.mode.startswith("I;16"), path.name
         as_picture = (from_pil(picture)[0].numpy() + 1) / 2
         assert np.abs(as_picture - right).max() <= HALF_A_SHADE, path.name
@@ -173,13 +173,13 @@ def test_deep_greys_are_scaled_by_their_range(tmp_path):
 def test_depth_keeps_all_of_its_bits(tmp_path):
     fine = (30000 + np.arange(24 * 40)).astype(np.uint16).reshape(24, 40)
     path = saved(tmp_path, Image.fromarray(fine), "fine.png")
-    assert np.array_equal(depth_values(open_picture(path))[0, 0].numpy(), fine)
+    assert np.array_equal(depth_values(open_input(path))[0, 0].numpy(), fine)
     for any_range in (fine.astype(np.int32) * 9 - 5, fine.astype(np.float32) / 7e4 - 3):
         depth = depth_values(Image.fromarray(any_range))
         assert np.array_equal(depth[0, 0].numpy(), any_range.astype(np.float32))
     unsigned = fine.astype(np.uint32) * 140000
     (tmp_path / "unsigned.tiff").write_bytes(tiff(unsigned, 32, white=1))
-    depth = depth_values(open_picture(tmp_path / "unsigned.tiff"))
+    depth = depth_values(open_input(tmp_path / "unsigned.tiff"))
     assert unsigned.max() > 2**31
     assert np.array_equal(depth[0, 0].numpy(), unsigned.astype(np.float32))
 
@@ -246,10 +246,10 @@ def test_opaque_pictures_of_every_mode_show_their_colours(tmp_path):
         right = right if right.ndim == 3 else np.dstack([right] * 3)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert np.array_equal(shown(open_picture(path)), right), path.name
+            assert np.array_equal(shown(open_input(path)), right), path.name
         assert np.array_equal(shown(Image.open(path)), right), path.name
         theirs = processor.preprocess(load_image(str(path)))
-        assert (from_pil(open_picture(path)) - theirs).abs().max() < 1e-6, path.name
+        assert (from_pil(open_input(path)) - theirs).abs().max() < 1e-6, path.name
 
 
 def test_opaque_masks_are_those_of_diffusers(tmp_path):
@@ -257,7 +257,7 @@ def test_opaque_masks_are_those_of_diffusers(tmp_path):
     processor = VaeImageProcessor(vae_scale_factor=8, **settings)
     for path, _ in opaque_files(tmp_path):
         theirs = processor.preprocess(load_image(str(path)))
-        ours = as_mask(open_picture(path), torch.zeros(1, 3, *GREY.shape))
+        ours = as_mask(open_input(path), torch.zeros(1, 3, *GREY.shape))
         assert (ours - theirs).abs().max() < 1e-6, path.name
 
 
@@ -274,7 +274,7 @@ def test_cmyk_jpegs_are_not_negatives(tmp_path):
     ink = Image.new("CMYK", (16, 16), (0, 200, 200, 20))
     path = saved(tmp_path, ink, "ink.jpg", quality=100)
     right = [(255 - c) * (255 - 20) / 255 for c in (0, 200, 200)]
-    assert np.abs(shown(open_picture(path)) - right).max() < 4
+    assert np.abs(shown(open_input(path)) - right).max() < 4
 
 
 # ---- transparency ----------------------------------------------------------------------------
@@ -312,11 +312,11 @@ def transparent_pictures(folder):
         "rgba.tiff": {},
     }.items():
         picture = rgba if name.startswith("rgba") else palette
-        yield name, open_picture(saved(folder, picture, name, **options))
+        yield name, open_input(saved(folder, picture, name, **options))
     grey, key = Image.fromarray(GREY), int(GREY[3, 3])
-    yield "grey", open_picture(saved(folder, grey, "grey.png", transparency=key))
+    yield "grey", open_input(saved(folder, grey, "grey.png", transparency=key))
     first = tuple(int(c) for c in RGB[0, 0])
-    yield "rgb", open_picture(saved(folder, colour, "rgb.png", transparency=first))
+    yield "rgb", open_input(saved(folder, colour, "rgb.png", transparency=first))
     trns = chunk(b"tRNS", struct.pack(">H", int(DEEP[5, 5])))
     yield "deep", Image.open(io.BytesIO(png(DEEP.astype(">u2"), 16, 0, trns)))
     with_palette_alpha = rgba.quantize(16)
@@ -354,7 +354,7 @@ SOFT = np.clip(np.hypot(*np.mgrid[-12:12, -20:20]) * -30 + 300, 0, 255).astype(n
 def test_paint_on_a_transparent_layer_is_a_mask(tmp_path, colour, hidden, strength):
     image = torch.zeros(1, 3, 24, 40)
     layer = painted(colour, strength, hidden)
-    for picture in (layer, open_picture(saved(tmp_path, layer, "mask.png")), layer.convert("RGBa")):
+    for picture in (layer, open_input(saved(tmp_path, layer, "mask.png")), layer.convert("RGBa")):
         assert np.array_equal(mask_shades(picture), strength)
         found = as_mask(picture, image)[0, 0].numpy()
         assert np.allclose(found, strength / 255)
@@ -367,7 +367,7 @@ def test_paint_on_a_transparent_layer_is_a_mask(tmp_path, colour, hidden, streng
 def test_a_layer_in_a_palette_is_a_mask_too(tmp_path):
     layer = painted((255, 255, 255), 255 - HOLE, (0, 0, 0))
     for name, picture in (("mask.gif", layer), ("mask.png", layer.quantize(4))):
-        found = mask_shades(open_picture(saved(tmp_path, picture, name)))
+        found = mask_shades(open_input(saved(tmp_path, picture, name)))
         assert np.array_equal(found, 255 - HOLE)
 
 
@@ -422,7 +422,7 @@ def test_pngs_with_long_texts_open(tmp_path, kind, where, turned):
         if turned is None
         else np.asarray(Image.fromarray(RGB).transpose(Image.Transpose.ROTATE_270))
     )
-    assert np.array_equal(shown(open_picture(tmp_path / "long.png")), right)
+    assert np.array_equal(shown(open_input(tmp_path / "long.png")), right)
 
 
 def test_pngs_with_many_texts_open(tmp_path):
@@ -430,7 +430,7 @@ def test_pngs_with_many_texts_open(tmp_path):
     count = PngImagePlugin.MAX_TEXT_MEMORY // len(text) + 2
     many = [chunk(b"zTXt", b"%d\0\0" % i + zlib.compress(text)) for i in range(count)]
     (tmp_path / "many.png").write_bytes(png(RGB, 8, 2, *many))
-    assert np.array_equal(shown(open_picture(tmp_path / "many.png")), RGB)
+    assert np.array_equal(shown(open_input(tmp_path / "many.png")), RGB)
 
 
 def damaged_files(folder):
@@ -459,7 +459,7 @@ def damaged_files(folder):
 def test_a_file_that_is_no_whole_picture_is_refused_by_one_sentence(tmp_path):
     for path in damaged_files(tmp_path):
         with pytest.raises(ValueError, match="cannot be read as a picture") as refusal:
-            open_picture(path)
+            open_input(path)
             pytest.fail(path.name)
         assert "\n" not in str(refusal.value) and str(path) in str(refusal.value)
 
@@ -474,7 +474,7 @@ def test_no_seventh_kind_opens(tmp_path):
         written.append(path)
     for path in written:
         with pytest.raises(ValueError, match="no PNG, JPEG, WebP, GIF, BMP or TIFF"):
-            open_picture(path)
+            open_input(path)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX has pipes among its files")
@@ -484,14 +484,14 @@ def test_only_regular_files_are_opened(tmp_path):
     places = [tmp_path / "pipe.png", tmp_path / "broken.png", tmp_path / ("a" * 300), "/dev/zero"]
     for path in places:
         with pytest.raises(ValueError, match="cannot be read as a picture: "):
-            open_picture(path)
+            open_input(path)
 
 
 def test_a_huge_file_is_refused_unread(tmp_path):
     with open(tmp_path / "huge.png", "wb") as file:
         file.truncate(50 * 10**9)  # takes no room on the disk
     with pytest.raises(ValueError, match="no regular file of at most 403 MB"):
-        open_picture(tmp_path / "huge.png")
+        open_input(tmp_path / "huge.png")
 
 
 def small_but_costly():
@@ -535,7 +535,7 @@ def test_a_file_of_endless_parts_is_refused_soon(tmp_path):
         path.write_bytes(content)
         began = time.process_time()
         with pytest.raises(ValueError, match=r"has too many parts|is too large a picture"):
-            open_picture(path)
+            open_input(path)
             pytest.fail(name)
         assert time.process_time() - began < 4, name
 
@@ -546,7 +546,7 @@ def test_frames_without_number_are_not_all_counted(tmp_path):
     frame = b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\0"
     path.write_bytes(path.read_bytes()[:-1] + frame * 200_000 + b";")
     with pytest.warns(UserWarning, match="holds several pictures: the first is used"):
-        assert open_picture(path).size == (4, 4)
+        assert open_input(path).size == (4, 4)
 
 
 def six_kinds():
@@ -631,7 +631,7 @@ def test_a_broken_file_is_a_picture_or_one_sentence(tmp_path, capfd):
 
 
 def open_and_use(path):
-    picture = open_picture(path)
+    picture = open_input(path)
     for use in (colours, mask_shades, depth_values):
         with contextlib.suppress(ValueError):
             use(picture)
@@ -670,7 +670,7 @@ def test_a_picture_that_is_too_large_is_refused(tmp_path, monkeypatch):
     path = saved(tmp_path, Image.fromarray(RGB), "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match=r"is too large a picture .*: make it smaller"):
-        open_picture(path)
+        open_input(path)
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp", "a.tiff"])
@@ -679,7 +679,7 @@ def test_the_first_of_several_pictures_is_used_and_that_is_said(tmp_path, name):
     options = {"lossless": True} if name == "a.webp" else {}
     path = saved(tmp_path, frames[0], name, save_all=True, append_images=frames[1:], **options)
     with pytest.warns(UserWarning, match="holds 3 pictures: the first is used"):
-        picture = open_picture(path)
+        picture = open_input(path)
     assert (shown(picture) == (255, 0, 0)).all()
 
 
@@ -689,7 +689,7 @@ def test_a_cameras_second_picture_is_not_mentioned(tmp_path):
     path = saved(tmp_path, first, "phone.mpo", save_all=True, append_images=[second])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert (shown(open_picture(path)) == 255).all()
+        assert (shown(open_input(path)) == 255).all()
 
 
 # ---- tensors ---------------------------------------------------------------------------------

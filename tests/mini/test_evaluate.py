@@ -17,7 +17,7 @@ from minisd.clip import TextTransformer
 from minisd.config import MINI
 from minisd.guidance import run_network
 from minisd.mini import evaluate as evaluating
-from minisd.mini.captions import COLOURS, SPOTS, Scene, full_caption
+from minisd.mini.captions import NAMED_COLOURS, SPOTS, Scene, full_caption
 from minisd.mini.evaluate import (
     backgrounds,
     check_scene,
@@ -77,7 +77,7 @@ class Oracle:
     """Knows what the scenes ask for, and answers so, crop after crop, over and over."""
 
     def __init__(self, emoji, scenes):
-        self.things, self.styles, self.colours = emoji.things, emoji.styles, tuple(COLOURS)
+        self.things, self.styles, self.colours = emoji.things, emoji.styles, tuple(NAMED_COLOURS)
         shown = [
             (s, thing, tint) for s in scenes for thing, tint in zip(s.things, s.tints, strict=True)
         ]
@@ -176,7 +176,7 @@ def test_a_perfect_model_and_a_perfect_judge_give_all(emoji, real):
 
 
 def test_pictures_of_other_scenes_have_the_wrong_background(emoji, real):
-    order = sorted(range(200), key=lambda i: list(COLOURS).index(real.scenes[i].background))
+    order = sorted(range(200), key=lambda i: list(NAMED_COLOURS).index(real.scenes[i].background))
     shifted = real.images[order].roll(100, dims=0)
     scenes = [real.scenes[i] for i in order]
     found = shares(examine(Oracle(emoji, scenes), shifted, scenes))

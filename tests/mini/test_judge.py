@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from minisd.mini import train_judge as judge_training
-from minisd.mini.captions import COLOURS, SPOTS, Scene
+from minisd.mini.captions import NAMED_COLOURS, SPOTS, Scene
 from minisd.mini.judge import (
     SIDE,
     WINDOW,
@@ -73,7 +73,7 @@ class Through:
 class Fixed:
     """Says the same of every crop."""
 
-    things, styles, colours = ("cat", "pear"), ("flat", "noto"), tuple(COLOURS)
+    things, styles, colours = ("cat", "pear"), ("flat", "noto"), tuple(NAMED_COLOURS)
 
     def __call__(self, crop):
         logits = torch.zeros(len(crop), 16)
@@ -136,7 +136,9 @@ def test_opinions_come_in_the_order_of_scenes_and_things():
 
 
 def independent_nearest(rgb):
-    distances = {name: np.linalg.norm(np.array(COLOURS[name]) - rgb) for name in COLOURS}
+    distances = {
+        name: np.linalg.norm(np.array(NAMED_COLOURS[name]) - rgb) for name in NAMED_COLOURS
+    }
     return min(distances, key=distances.get)
 
 
@@ -155,8 +157,8 @@ def test_it_never_sees_a_held_out_pair_nor_a_tint_like_the_ground(emoji):
         name = independent_nearest(ground)
         grounds.add(name)
         assert not is_held_out(emoji.things[thing], name)
-        assert tint == NO_TINT or list(COLOURS)[tint] != name
-    assert grounds == set(COLOURS)
+        assert tint == NO_TINT or list(NAMED_COLOURS)[tint] != name
+    assert grounds == set(NAMED_COLOURS)
 
 
 def test_the_targets_tell_what_is_drawn(emoji, monkeypatch):
@@ -198,7 +200,7 @@ def test_decoded_crops_are_what_the_autoencoder_returns_of_pairs_that_may_be_lea
     for (thing, scene, tint), (a, b, c) in zip(shown, targets.tolist(), strict=True):
         assert not is_held_out(thing, scene.background)
         assert (emoji.things[a], emoji.styles[b]) == (thing, scene.style)
-        assert tint == (None if c == NO_TINT else list(COLOURS)[c])
+        assert tint == (None if c == NO_TINT else list(NAMED_COLOURS)[c])
 
 
 def test_a_batch_is_half_cut_outs_and_half_decoded(emoji):
@@ -331,14 +333,14 @@ def test_accuracy_is_the_share_of_real_things_named_right(emoji):
 
 def test_it_is_small_and_its_file_keeps_words_and_answers(emoji, tmp_path):
     torch.manual_seed(0)
-    judge = Judge(emoji.things, emoji.styles, tuple(COLOURS))
+    judge = Judge(emoji.things, emoji.styles, tuple(NAMED_COLOURS))
     save_judge(tmp_path / "judge.safetensors", judge, {"thing": 0.5})
     assert (tmp_path / "judge.safetensors").stat().st_size < 1.5e6
     again = load_judge(tmp_path / "judge.safetensors")
     assert (again.things, again.styles, again.colours) == (
         emoji.things,
         emoji.styles,
-        tuple(COLOURS),
+        tuple(NAMED_COLOURS),
     )
     picture, _ = compose_scene(emoji, LONE, 64, np.random.default_rng(0))
     with torch.no_grad():
@@ -356,7 +358,7 @@ def test_a_file_that_is_no_judge_is_refused_in_a_sentence(content, tmp_path):
 
 
 def test_a_judge_of_other_words_is_refused(emoji, tmp_path):
-    judge = Judge(emoji.things, emoji.styles, tuple(COLOURS))
+    judge = Judge(emoji.things, emoji.styles, tuple(NAMED_COLOURS))
     judge.things = judge.things[1:]
     save_judge(tmp_path / "judge.safetensors", judge, {})
     with pytest.raises(ValueError, match="cannot be read as the judge"):

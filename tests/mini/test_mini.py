@@ -14,7 +14,7 @@ from docs.make.mini_report import fill_parts, parts
 from minisd.checkpoints.load import load_vae
 from minisd.config import WEIGHTS
 from minisd.mini import judge
-from minisd.mini.captions import COLOURS
+from minisd.mini.captions import NAMED_COLOURS
 from minisd.mini.emoji import Emoji
 from minisd.mini.evaluate import draw_scenes, examine, shares
 from minisd.mini.job import train_vocabulary
@@ -35,15 +35,15 @@ def nearest_colour(picture) -> str:
     pixels = np.asarray(picture, np.float32)
     border = np.concatenate([pixels[:4].reshape(-1, 3), pixels[-4:].reshape(-1, 3)])
     middle = np.median(border, axis=0)
-    return min(COLOURS, key=lambda name: np.abs(middle - COLOURS[name]).sum())
+    return min(NAMED_COLOURS, key=lambda name: np.abs(middle - NAMED_COLOURS[name]).sum())
 
 
 def test_the_background_has_the_colour_that_the_prompt_names(sd):
-    prompts = [f"a cat on a {colour} background" for colour in COLOURS]
+    prompts = [f"a cat on a {colour} background" for colour in NAMED_COLOURS]
     pictures = sd.txt2img(prompts, steps=10)
     found = [nearest_colour(picture) for picture in pictures]
-    right = sum(a == b for a, b in zip(found, COLOURS, strict=True))
-    assert right >= len(COLOURS) - 1, dict(zip(COLOURS, found, strict=True))
+    right = sum(a == b for a, b in zip(found, NAMED_COLOURS, strict=True))
+    assert right >= len(NAMED_COLOURS) - 1, dict(zip(NAMED_COLOURS, found, strict=True))
 
 
 def test_another_thing_is_another_picture(sd):

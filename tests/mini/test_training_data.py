@@ -16,8 +16,8 @@ from torch.nn.functional import interpolate
 
 from docs.make import draw_emoji as script
 from minisd.mini.captions import (
-    COLOURS,
     HABITS,
+    NAMED_COLOURS,
     NAMES_PLACE,
     NAMES_SIZE,
     SIZE_WORDS,
@@ -65,7 +65,7 @@ def pictures(emoji):
 
 def nearest_colour(rgb) -> str:
     """The named colour closest to an sRGB colour in 0..255."""
-    return min(COLOURS, key=lambda name: np.linalg.norm(np.array(COLOURS[name]) - rgb))
+    return min(NAMED_COLOURS, key=lambda name: np.linalg.norm(np.array(NAMED_COLOURS[name]) - rgb))
 
 
 def scenes_of(emoji, split, count):
@@ -135,13 +135,16 @@ def test_a_batch_keeps_to_its_split(emoji, pictures):
 def test_held_out_pairs_never_change():
     # A change would test a trained model on what it has seen.
     apart = {
-        thing: [c for c in COLOURS if is_held_out(thing, c)] for thing in ("cat", "dog", "apple")
+        thing: [c for c in NAMED_COLOURS if is_held_out(thing, c)]
+        for thing in ("cat", "dog", "apple")
     }
     assert apart == {"cat": ["pink"], "dog": ["grey"], "apple": ["orange"]}
 
 
 def test_a_twelfth_of_the_pairs_is_held_out_and_every_thing_is_learned(emoji):
-    table = np.array([[is_held_out(thing, colour) for colour in COLOURS] for thing in emoji.things])
+    table = np.array(
+        [[is_held_out(thing, colour) for colour in NAMED_COLOURS] for thing in emoji.things]
+    )
     assert abs(table.mean() - HELD_OUT_SHARE) < 0.02
     assert table.mean(axis=1).max() < 0.5, "some thing is hardly ever trained"
     assert table.any(axis=0).all(), "some background has no held-out thing"
@@ -223,8 +226,8 @@ def test_every_spot_style_and_colour_is_as_likely(emoji, scenes):
     for drawn, options in [
         ([scene.spot for scene in scenes if scene.spot], SPOTS),
         ([scene.style for scene in scenes], emoji.styles),
-        ([scene.background for scene in scenes], COLOURS),
-        ([tint for scene in scenes for tint in scene.tints if tint], COLOURS),
+        ([scene.background for scene in scenes], NAMED_COLOURS),
+        ([tint for scene in scenes for tint in scene.tints if tint], NAMED_COLOURS),
     ]:
         expected = len(drawn) / len(options)
         for option in options:
@@ -245,7 +248,9 @@ def named_background(text: str) -> str | None:
     """The colour that a caption gives the background, read without knowing the grammar."""
     found = re.search(r"(\w+) background$| on (\w+)$", text)
     word = found and (found[1] or found[2])
-    return next((colour for colour in COLOURS if word in (colour, *SYNONYMS.get(colour, ()))), None)
+    return next(
+        (colour for colour in NAMED_COLOURS if word in (colour, *SYNONYMS.get(colour, ()))), None
+    )
 
 
 def test_the_named_background_is_the_colour_in_the_corner(pictures):
@@ -256,7 +261,7 @@ def test_the_named_background_is_the_colour_in_the_corner(pictures):
 
 
 def test_a_shade_is_never_nearer_to_another_colour():
-    colours = np.array(list(COLOURS.values()))
+    colours = np.array(list(NAMED_COLOURS.values()))
     apart = np.linalg.norm(colours[:, None] - colours[None], axis=-1)
     assert np.sort(apart, axis=1)[:, 1].min() > 2 * JITTER * 3**0.5
 
@@ -354,11 +359,11 @@ def test_articles_fit_the_word_after_them(emoji):
 
 def test_words_without_article_and_synonyms_name_things_that_exist(emoji):
     assert set(emoji.things) >= WITHOUT_ARTICLE
-    assert set(emoji.things) | set(COLOURS) >= set(SYNONYMS)
+    assert set(emoji.things) | set(NAMED_COLOURS) >= set(SYNONYMS)
 
 
 def test_no_synonym_is_the_name_of_something_else(emoji):
-    names = {*emoji.things, *COLOURS, *emoji.styles}
+    names = {*emoji.things, *NAMED_COLOURS, *emoji.styles}
     assert not names & {word for words in SYNONYMS.values() for word in words}
 
 
@@ -372,7 +377,7 @@ def test_every_synonym_is_said_now_and_then(word):
 
 def test_what_has_no_synonym_keeps_its_name(emoji):
     rng = np.random.default_rng(0)
-    for word in {*emoji.things, *COLOURS} - set(SYNONYMS):
+    for word in {*emoji.things, *NAMED_COLOURS} - set(SYNONYMS):
         assert {synonym(word, rng) for _ in range(50)} == {word}
 
 
@@ -452,7 +457,7 @@ def test_two_things_stand_side_by_side_and_hardly_overlap(block, size):
     pixels = round(SMALL_WIDTH * size)
     for _ in range(50):
         picture, _ = compose_scene(block, scene, size, rng)
-        shades = [np.array(COLOURS[colour]) / 255 for colour in ("red", "green")]
+        shades = [np.array(NAMED_COLOURS[colour]) / 255 for colour in ("red", "green")]
         red, green = (np.abs(picture - shade).max(axis=2) < 0.02 for shade in shades)
         right, down, *sides = box(green)
         assert sides == [pixels, pixels]
@@ -534,7 +539,7 @@ def test_the_silhouette_is_where_the_picture_is_not_background(pictures):
 def test_a_tinted_thing_has_the_tints_colour(emoji):
     for thing in ("cat", "penguin", "ghost", "book", "tree"):
         tile = tiles_at_size(emoji, 51)[emoji.things.index(thing), 0].astype(np.float32) / 255
-        for colour in COLOURS:
+        for colour in NAMED_COLOURS:
             shaded = tint_tile(tile, colour)
             average = shaded[..., :3].sum(axis=(0, 1)) / shaded[..., 3].sum() * 255
             if colour in ("white", "black", "grey"):

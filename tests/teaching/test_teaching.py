@@ -48,8 +48,8 @@ def shot(figure):
 
 def test_quick_and_headless_follow_the_environment(monkeypatch):
     for variable, asked in {
-        "MINISD_QUICK": teaching.quick,
-        "MINISD_HEADLESS": teaching.headless,
+        "MINISD_QUICK": teaching.is_quick,
+        "MINISD_HEADLESS": teaching.is_headless,
     }.items():
         monkeypatch.delenv(variable, raising=False)
         assert not asked()
@@ -143,9 +143,9 @@ def test_show_puts_picture_and_words_into_the_notebook(in_notebook):
 
 
 def test_source_shows_the_code_as_it_stands(capsys):
-    plot.source(charts.flattened)
+    plot.source(charts.principal_components)
     out = capsys.readouterr().out
-    assert out.startswith("```python\n# minisd/teaching/plot/charts.py\ndef flattened(")
+    assert out.startswith("```python\n# minisd/teaching/plot/charts.py\ndef principal_components(")
     assert "torch.linalg.svd" in out
     plot.source(Guess.choose)
     assert "\ndef choose(" in capsys.readouterr().out  # a method is moved to the margin
@@ -301,10 +301,14 @@ def test_flattened_keeps_distances_of_flat_points(generator):
     turn, _ = torch.linalg.qr(torch.randn(9, 9, generator=generator, dtype=torch.float64))
     spread_out = flat @ turn[:2]
     torch.testing.assert_close(
-        torch.cdist(charts.flattened(spread_out), charts.flattened(spread_out)),
+        torch.cdist(
+            charts.principal_components(spread_out), charts.principal_components(spread_out)
+        ),
         torch.cdist(flat, flat),
     )
-    torch.testing.assert_close(charts.flattened(spread_out), charts.flattened(spread_out + 5))
+    torch.testing.assert_close(
+        charts.principal_components(spread_out), charts.principal_components(spread_out + 5)
+    )
 
 
 def test_words_of_a_map_do_not_lie_on_each_other():
@@ -383,8 +387,8 @@ def test_there_are_twelve_puzzles_and_an_example():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_solution_passes_and_the_stub_does_not(name):
     puzzle = puzzles.BY_NAME[name]
-    assert f"{name}** is right. {puzzle.right}" in puzzles.verdict(name, puzzle.solve)
-    assert "waits for your line" in puzzles.verdict(name, lambda *arguments: ...)
+    assert f"{name}** is right. {puzzle.right}" in puzzles.check_verdict(name, puzzle.solve)
+    assert "waits for your line" in puzzles.check_verdict(name, lambda *arguments: ...)
     assert puzzle.solve.__doc__
 
 
@@ -393,7 +397,7 @@ def test_the_solution_passes_and_the_stub_does_not(name):
     [(name, sentence) for name in NAMES for sentence in puzzles.BY_NAME[name].mistakes],
 )
 def test_each_known_mistake_gets_its_own_sentence(name, sentence):
-    words = puzzles.verdict(name, puzzles.BY_NAME[name].mistakes[sentence])
+    words = puzzles.check_verdict(name, puzzles.BY_NAME[name].mistakes[sentence])
     assert "is not right yet" in words and words.endswith(sentence)
 
 
@@ -403,7 +407,7 @@ def test_the_solutions_agree_with_torch(generator):
     torch.testing.assert_close(puzzles.group_norm(x), functional.group_norm(x, 2))
     torch.testing.assert_close(puzzles.layer_norm(x), functional.layer_norm(x, (5,)))
     torch.testing.assert_close(puzzles.softmax(x[0, 0]), x[0, 0].softmax(1))
-    left = functional.conv2d(x[:1, :1], puzzles.edges()[None, None], padding=1)
+    left = functional.conv2d(x[:1, :1], puzzles.edge_kernel()[None, None], padding=1)
     torch.testing.assert_close(left[..., 1:-1], (x[:1, :1, :, 1:] - x[:1, :1, :, :-1])[..., :-1])
     assert functional.conv2d(x, torch.zeros(1, 6, 3, 3), stride=2, padding=1).shape[2] == (
         puzzles.size(4, 3, 2, 1)
@@ -411,13 +415,13 @@ def test_the_solutions_agree_with_torch(generator):
 
 
 def test_a_verdict_says_what_is_different():
-    assert "The shape is 2 20 3, expected 2 4 3 5" in puzzles.verdict(
+    assert "The shape is 2 20 3, expected 2 4 3 5" in puzzles.check_verdict(
         "heads", lambda x: x.transpose(1, 2)
     )
-    assert "stopped with ZeroDivisionError" in puzzles.verdict("size", lambda *a: 1 / 0)
-    assert "Expected numbers, got NoneType" in puzzles.verdict("red", lambda image: None)
+    assert "stopped with ZeroDivisionError" in puzzles.check_verdict("size", lambda *a: 1 / 0)
+    assert "Expected numbers, got NoneType" in puzzles.check_verdict("red", lambda image: None)
     with pytest.raises(ValueError, match="no puzzle 'blue'"):
-        puzzles.verdict("blue", lambda: ...)
+        puzzles.check_verdict("blue", lambda: ...)
 
 
 def test_the_self_test_says_where_to_start():

@@ -17,7 +17,7 @@ def stored():
 
 def errors(sd, theirs) -> dict[str, float]:
     with trace(sd) as ours:
-        tiny.run(sd)
+        tiny.run_networks(sd)
     return {
         name: ((tiny.some(ours[name]) - theirs[name]).abs().max() / ours[name].std()).item()
         for name in ours

@@ -5,7 +5,7 @@ import torch
 
 from minisd.config import MINI
 from minisd.training.diffusion import TextAndUNet
-from minisd.training.muon import Muon, orthogonalized, split_for_muon
+from minisd.training.muon import Muon, orthogonalize, split_for_muon
 from minisd.vae import VAE
 
 SHAPES = {"square": (24, 24), "tall": (40, 12), "wide": (8, 72), "row": (1, 9), "column": (9, 1)}
@@ -29,13 +29,13 @@ def test_levelling_keeps_the_directions_and_sends_every_singular_value_through_t
     matrix = random_matrix(shape)
     u, singular, v = torch.linalg.svd(matrix, full_matrices=False)
     expected = u @ torch.diag(quintic_of(singular / singular.square().sum().sqrt())) @ v
-    torch.testing.assert_close(orthogonalized(matrix), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(orthogonalize(matrix), expected, rtol=1e-6, atol=1e-6)
 
 
 @hidden_layers
 def test_singular_values_end_near_one(shape):
     for seed in range(10):
-        values = torch.linalg.svdvals(orthogonalized(random_matrix(shape, seed)))
+        values = torch.linalg.svdvals(orthogonalize(random_matrix(shape, seed)))
         whole = torch.linalg.svdvals(random_matrix(shape, seed))
         values = values[whole / whole.norm() > 0.005]  # smaller ones are still on their way to 1
         assert values.min() > 0.65
@@ -45,13 +45,13 @@ def test_singular_values_end_near_one(shape):
 @hidden_layers
 def test_levelling_in_float32_is_as_good(shape):
     matrix = random_matrix(shape, dtype=torch.float32)
-    found = orthogonalized(matrix)
+    found = orthogonalize(matrix)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), orthogonalized(matrix.double()), rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.double(), orthogonalize(matrix.double()), rtol=0, atol=1e-4)
 
 
 def test_no_gradient_is_no_change():
-    assert torch.equal(orthogonalized(torch.zeros(4, 6)), torch.zeros(4, 6))
+    assert torch.equal(orthogonalize(torch.zeros(4, 6)), torch.zeros(4, 6))
 
 
 def step_both(ours, theirs, steps=4):

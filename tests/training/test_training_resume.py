@@ -267,14 +267,14 @@ def test_a_kill_loses_seconds_whatever_the_recipe_says(quick, tmp_path, monkeypa
     """It saves as soon as the pause is over, but never for more than 2 % of the time."""
     now = [0.0]
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-    saved, save = [], run_folder.save
+    saved, save = [], run_folder.save_state
 
     def slowly(folder, state):
         save(folder, state)
         saved.append(state["step"])
         now[0] += 0.31
 
-    monkeypatch.setattr(run_folder, "save", slowly)
+    monkeypatch.setattr(run_folder, "save_state", slowly)
 
     def pass_second(model, terms):
         now[0] += 1

@@ -42,21 +42,21 @@ STYLE = {
 }
 
 
-def styled(function):
+def with_style(function):
     """Draw with the style of the lessons, and leave matplotlib's own settings as they were."""
     return matplotlib.rc_context(STYLE)(function)
 
 
-@styled
-def blank(height: int, width: int = WIDTH) -> Figure:
+@with_style
+def blank_figure(height: int, width: int = WIDTH) -> Figure:
     """An empty figure of so many pixels."""
     return Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
 
 
-@styled
+@with_style
 def panels(count: int = 1, height: int = 260, **sharing: bool) -> tuple[Figure, list[Axes]]:
     """A figure with `count` axes side by side. sharing: sharex, sharey of matplotlib."""
-    figure = blank(height)
+    figure = blank_figure(height)
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
     axes = figure.subplots(1, count, squeeze=False, **sharing)
     return figure, list(axes[0])
@@ -69,7 +69,7 @@ def png(figure: Figure, colours: int = 256) -> bytes:
     return small.getvalue()
 
 
-@styled
+@with_style
 def as_image(figure: Figure) -> Image.Image:
     """The figure as a PIL image, pixel for pixel."""
     plain = io.BytesIO()

@@ -16,7 +16,7 @@ DASHES = ["-", "--", "-.", ":"]
 Curve = Sequence[float] | tuple[Sequence[float], Sequence[float]]
 
 
-@canvas.styled
+@canvas.with_style
 def lines(
     curves: dict[str, Curve],
     x_label: str = "",
@@ -75,7 +75,7 @@ def to_pixels(axes: Axes, ends: list[tuple[str, float, str]]) -> list[float]:
     return [axes.transData.transform((left, value))[1] for _, value, _ in ends]
 
 
-@canvas.styled
+@canvas.with_style
 def bars(
     values: dict[str, float | Sequence[float]],
     label: str = "",
@@ -107,7 +107,7 @@ def bars(
     return figure
 
 
-@canvas.styled
+@canvas.with_style
 def heat(
     matrix: Tensor,
     rows: Sequence[str] = (),
@@ -146,7 +146,7 @@ def write_numbers(axes: Axes, values: np.ndarray, image: object, form: str) -> N
         axes.text(column, row, form.format(value), **how)
 
 
-def flattened(vectors: Tensor, dimensions: int = 2) -> Tensor:
+def principal_components(vectors: Tensor, dimensions: int = 2) -> Tensor:
     """The vectors on the axes along which they differ most (principal components), signs fixed.
 
     vectors: n d    returns: n dimensions
@@ -158,7 +158,7 @@ def flattened(vectors: Tensor, dimensions: int = 2) -> Tensor:
     return centred @ (axes * largest.sign()).T
 
 
-@canvas.styled
+@canvas.with_style
 def embedding_map(
     vectors: Tensor, words: Sequence[str], groups: Sequence[int] | None = None, height: int = 380
 ) -> Figure:
@@ -167,7 +167,7 @@ def embedding_map(
     vectors: n d    groups: a number per word, for its colour
     """
     figure, (axes,) = canvas.panels(1, height)
-    points = flattened(vectors).numpy()
+    points = principal_components(vectors).numpy()
     colours = [COLOURS[group % 7] for group in groups or [0] * len(words)]
     axes.scatter(*points.T, c=colours, s=36)
     axes.margins(0.15)
@@ -213,7 +213,7 @@ def plane(arrows: dict[str, Arrow]) -> dict[str, np.ndarray]:
     return {name: (ends @ basis.T).numpy() for name, ends in flat.items()}
 
 
-@canvas.styled
+@canvas.with_style
 def vectors(
     arrows: dict[str, Arrow], x_label: str = "", y_label: str = "", height: int = 320
 ) -> Figure:

@@ -26,12 +26,12 @@ class Box(NamedTuple):
     height: float = 44
 
 
-@canvas.styled
+@canvas.with_style
 def boxes(
     nodes: dict[str, Box], arrows: list[tuple[str, str] | tuple[str, str, str]], height: int
 ) -> Figure:
     """Boxes by key, and arrows between them: (from, to) or (from, to, words)."""
-    figure = canvas.blank(height)
+    figure = canvas.blank_figure(height)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, canvas.WIDTH)
     axes.set_ylim(height, 0)
@@ -78,7 +78,7 @@ def draw_box(axes: Axes, box: Box) -> FancyBboxPatch:
     return patch
 
 
-@canvas.styled
+@canvas.with_style
 def bricks(
     rows: dict[str, Sequence[str]], marked: dict[str, Sequence[int]] | None = None
 ) -> Figure:

@@ -27,12 +27,12 @@ WAYS = 14  # walkers whose ways are drawn
 GREY = "#999999"
 
 
-def flat(points: Tensor, d: int) -> np.ndarray:
+def as_rows(points: Tensor, d: int) -> np.ndarray:
     """Points as rows: b d."""
     return rearrange(points.detach().cpu().numpy().ravel(), "(b d) -> b d", d=d)
 
 
-@canvas.styled
+@canvas.with_style
 def flow(
     states: Tensor | dict[str, Tensor],
     ts: Sequence[float],
@@ -55,7 +55,7 @@ def flow(
     marks = np.linspace(0, len(ts) - 1, 5 if len(panels) == 1 else 3).round().astype(int)
     for plane, (title, walkers) in zip(axes, panels.items()):
         ways = rearrange(walkers.detach().cpu().numpy(), "s b ... -> s (b ...)")
-        heat(plane, counted(ways, span) if density is None else density.numpy(), span)
+        draw_density(plane, count_walkers(ways, span) if density is None else density.numpy(), span)
         kinds = torch.zeros(ways.shape[1]) if groups is None else groups
         for way, kind in zip(ways.T[:WAYS], kinds):
             plane.plot(moments, way, color=COLOURS[int(kind)], linewidth=1.2)
@@ -65,7 +65,7 @@ def flow(
     return figure
 
 
-def heat(plane: Axes, density: np.ndarray, span: tuple[float, float]) -> None:
+def draw_density(plane: Axes, density: np.ndarray, span: tuple[float, float]) -> None:
     """Each moment's density in shades of grey, by itself, so that peaks stay visible. s places"""
     shades = density / density.max(axis=1, keepdims=True)
     extent = (0, len(density) - 1, *span)
@@ -73,7 +73,7 @@ def heat(plane: Axes, density: np.ndarray, span: tuple[float, float]) -> None:
     plane.imshow(shades.T, extent=extent, interpolation="bilinear", **look)
 
 
-def counted(states: np.ndarray, span: tuple[float, float]) -> np.ndarray:
+def count_walkers(states: np.ndarray, span: tuple[float, float]) -> np.ndarray:
     """How many walkers are near each place, a little smoothed: s b -> s places."""
     edges = np.linspace(*span, BINS + 1)
     rows = [np.histogram(row, edges)[0] for row in states]
@@ -81,7 +81,7 @@ def counted(states: np.ndarray, span: tuple[float, float]) -> np.ndarray:
     return np.stack([np.convolve(row, soft, "same") for row in rows]) + 1e-9
 
 
-@canvas.styled
+@canvas.with_style
 def peaks(
     places: Tensor,
     panels: dict[str, Tensor],
@@ -120,7 +120,7 @@ def peaks(
 Cloud = tuple[Tensor, Tensor | None]  # points, b 2 1 1; the group of each, b, None: not told
 
 
-@canvas.styled
+@canvas.with_style
 def groups(
     panels: dict[str, Cloud],
     names: Sequence[str] = (),
@@ -138,7 +138,7 @@ def groups(
     columns = columns or len(panels)
     rows = -(-len(panels) // columns)
     side = (canvas.WIDTH - 16) // max(2, columns)
-    figure = canvas.blank(rows * (side + 24) + 34 * bool(names))
+    figure = canvas.blank_figure(rows * (side + 24) + 34 * bool(names))
     figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03)
     planes = figure.subplots(rows, columns, squeeze=False).ravel()
     size = 4 if max(len(points) for points, _ in panels.values()) > 250 else 14
@@ -146,9 +146,9 @@ def groups(
         for path in rearrange((ways or {}).get(title, torch.zeros(0, 0, 2)), "s b d -> b d s"):
             plane.plot(*path.numpy(), color=GREY, linewidth=0.8, zorder=0)
         colours = GREY if kinds is None else [COLOURS[int(kind)] for kind in kinds]
-        plane.scatter(*flat(points, 2).T, s=size, c=colours, linewidths=0)
+        plane.scatter(*as_rows(points, 2).T, s=size, c=colours, linewidths=0)
         if unsure and title in unsure:
-            doubtful = flat(points[unsure[title]], 2)
+            doubtful = as_rows(points[unsure[title]], 2)
             plane.scatter(*doubtful.T, s=14, facecolors="none", edgecolors=INK, linewidths=0.8)
         dress(plane, title, reach, ring)
     for plane in planes[len(panels) :]:
@@ -157,7 +157,7 @@ def groups(
     return figure
 
 
-@canvas.styled
+@canvas.with_style
 def field(
     panels: dict[str, tuple[Tensor, Tensor]],
     points: Tensor | dict[str, Tensor] | None = None,
@@ -178,12 +178,12 @@ def field(
     for plane, (title, (places, arrows)) in zip(planes, panels.items()):
         below = points.get(title) if isinstance(points, dict) else points
         if below is not None:
-            plane.scatter(*flat(below, 2).T, s=4, color=COLOURS[5], linewidths=0)
-        way = flat(arrows, 2)
+            plane.scatter(*as_rows(below, 2).T, s=4, color=COLOURS[5], linewidths=0)
+        way = as_rows(arrows, 2)
         length = np.linalg.norm(way, axis=1, keepdims=True)
         way = longest * way / np.maximum(length, 1e-9) * (length / length.max()) ** 0.4
         look = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.008, "color": INK}
-        plane.quiver(*flat(places, 2).T, *way.T, **look)
+        plane.quiver(*as_rows(places, 2).T, *way.T, **look)
         for index, (name, centre) in enumerate(zip(*marks or ((), ()))):
             look = {"color": COLOURS[index], "weight": "bold", "ha": "center", "va": "center"}
             plane.text(*centre.flatten().tolist(), name, **look, backgroundcolor="#FFFFFFCC")

@@ -15,15 +15,15 @@ from PIL import Image
 from torch import Tensor
 
 from minisd.files.pictures import to_pil
-from minisd.teaching import headless
+from minisd.teaching import is_headless
 from minisd.teaching.plot import canvas
 
-Picture = Tensor | Image.Image
+AnyPicture = Tensor | Image.Image
 GAP, LINE, LETTER = 6, 17, 7.5  # px between pictures, of a line of words, of a letter
 SMOOTH_FROM = 32  # px: smaller ones are enlarged as squares, so that each number can be seen
 
 
-def as_pil(picture: Picture) -> Image.Image:
+def as_pil(picture: AnyPicture) -> Image.Image:
     """A picture of any of the forms above as a PIL image."""
     if isinstance(picture, Image.Image):
         return picture.convert("RGB")
@@ -36,7 +36,7 @@ def as_pil(picture: Picture) -> Image.Image:
     return to_pil(picture.detach())[0]
 
 
-def enlarged(picture: Image.Image, width: int) -> Image.Image:
+def enlarge(picture: Image.Image, width: int) -> Image.Image:
     """The picture at another width, small ones in squares, others smoothly."""
     height = round(picture.height * width / picture.width)
     small = max(picture.size) < SMOOTH_FROM
@@ -59,9 +59,9 @@ def write(figure: Figure, words: str, x: float, y: float, **how: str) -> None:
     figure.text(x / width, 1 - y / height, words, **({"ha": "center", "va": "bottom"} | how))
 
 
-@canvas.styled
+@canvas.with_style
 def pictures(
-    images: Tensor | Sequence[Picture],
+    images: Tensor | Sequence[AnyPicture],
     titles: Sequence[str] = (),
     columns: int | None = None,
     size: int | None = None,
@@ -76,10 +76,10 @@ def pictures(
         raise ValueError(f"{len(shown)} pictures need as many titles, got {len(titles)}.")
     columns = columns or len(shown)
     size = size or min(160, canvas.WIDTH // columns - GAP)
-    shown = [enlarged(image, size) for image in shown]
+    shown = [enlarge(image, size) for image in shown]
     head = LINE * max((title.count("\n") + 1 for title in titles), default=0)
     tall = max(image.height for image in shown) + head + GAP
-    figure = canvas.blank(tall * ceil(len(shown) / columns), (size + GAP) * columns)
+    figure = canvas.blank_figure(tall * ceil(len(shown) / columns), (size + GAP) * columns)
     for index, image in enumerate(shown):
         left, top = index % columns * (size + GAP) + GAP // 2, index // columns * tall + head
         place(figure, image, left, top)
@@ -88,8 +88,8 @@ def pictures(
     return figure
 
 
-@canvas.styled
-def table(rows: dict[str, Tensor | Sequence[Picture]], columns: Sequence[str] = ()) -> Figure:
+@canvas.with_style
+def table(rows: dict[str, Tensor | Sequence[AnyPicture]], columns: Sequence[str] = ()) -> Figure:
     """Pictures in a table: each row with its name at the left, each column with its at the top.
 
     rows: samplers, scales, prompts … each with its pictures    columns: what changes along a row
@@ -98,10 +98,10 @@ def table(rows: dict[str, Tensor | Sequence[Picture]], columns: Sequence[str] = 
     count = max(map(len, shown.values()))
     margin = int(max(len(line) for name in rows for line in name.split("\n")) * LETTER) + 2 * GAP
     size = min(128, (canvas.WIDTH - margin) // count - GAP)
-    shown = {name: [enlarged(image, size) for image in row] for name, row in shown.items()}
+    shown = {name: [enlarge(image, size) for image in row] for name, row in shown.items()}
     head = LINE * max((title.count("\n") + 1 for title in columns), default=0)
     tall = max(image.height for row in shown.values() for image in row) + GAP
-    figure = canvas.blank(head + tall * len(shown), margin + (size + GAP) * count)
+    figure = canvas.blank_figure(head + tall * len(shown), margin + (size + GAP) * count)
     for r, (name, row) in enumerate(shown.items()):
         top = head + r * tall
         write(figure, name, margin - GAP, top + tall / 2, ha="right", va="center")
@@ -112,9 +112,9 @@ def table(rows: dict[str, Tensor | Sequence[Picture]], columns: Sequence[str] = 
     return figure
 
 
-@canvas.styled
+@canvas.with_style
 def channels(
-    latent: Tensor, titles: Sequence[str] = (), picture: Picture | None = None, label: str = ""
+    latent: Tensor, titles: Sequence[str] = (), picture: AnyPicture | None = None, label: str = ""
 ) -> Figure:
     """Every channel of a latent as a map: blue is negative, red positive, white zero.
 
@@ -152,7 +152,7 @@ def with_scale(figure: Figure, cmap: str, low: float, high: float, label: str) -
     return figure
 
 
-def overlay(picture: Picture, weights: Tensor, peak: float | None = None) -> Image.Image:
+def overlay(picture: AnyPicture, weights: Tensor, peak: float | None = None) -> Image.Image:
     """The picture in pale grey under a map: dark blue looks away, yellow looks there most.
 
     weights: h w, of any resolution, from 0 up    peak: what is yellow; None: the map's maximum
@@ -166,7 +166,7 @@ def overlay(picture: Picture, weights: Tensor, peak: float | None = None) -> Ima
 
 
 def attention(
-    picture: Picture,
+    picture: AnyPicture,
     maps: Tensor | Sequence[Tensor],
     words: Sequence[str],
     columns: int | None = None,
@@ -182,10 +182,12 @@ def attention(
     return pictures([first, *overlays], ["picture", *words], columns or min(len(words) + 1, 5))
 
 
-def stacked(figures: Sequence[Figure]) -> Figure:
+def stack_figures(figures: Sequence[Figure]) -> Figure:
     """Figures one below the other, as one."""
     shots = [canvas.as_image(figure) for figure in figures]
-    whole = canvas.blank(sum(shot.height for shot in shots), max(shot.width for shot in shots))
+    whole = canvas.blank_figure(
+        sum(shot.height for shot in shots), max(shot.width for shot in shots)
+    )
     top = 0
     for shot in shots:
         place(whole, shot, 0, top)
@@ -206,10 +208,10 @@ def slider(
     shown: the values whose figures stand in for the slider; None: first, middle and last
     """
     values = list(values)
-    if not headless() and canvas.in_notebook() and live(draw, label, values):
+    if not is_headless() and canvas.in_notebook() and live(draw, label, values):
         return
     few = shown or list(dict.fromkeys([values[0], values[len(values) // 2], values[-1]]))
-    canvas.show(stacked([draw(value) for value in few]), alt)
+    canvas.show(stack_figures([draw(value) for value in few]), alt)
 
 
 def live(draw: Callable[[object], Figure], label: str, values: list) -> bool:

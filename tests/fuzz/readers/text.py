@@ -54,8 +54,8 @@ def infotexts() -> list[Case]:
 
 def read_infotext(path: Path) -> None:
     text = typed(path)
-    webui.parsed(text)
-    settings, _ = webui.settings_of(text, {"model"})
+    webui.parse_parameters(text)
+    settings, _ = webui.settings_from_webui(text, {"model"})
     webui.parameters_text(good.DRAWN | settings)
 
 
