@@ -512,7 +512,7 @@ def test_an_edited_notebook_is_not_in_the_normal_form():
 
 
 def test_execute_runs_in_a_fresh_kernel_that_is_headless():
-    code = "from minisd.teaching import headless, plot\nassert headless()\nplot.say('**A**')\nx = 1"
+    code = "from minisd.teaching import is_headless, plot\nassert is_headless()\nplot.say('**A**')\nx = 1"
     made = new_notebook(cells=[new_code_cell(code), new_code_cell("print(x)")])
     done = notebooks.normal(notebooks.execute(made))
     assert done.cells[0].outputs[0].data["text/markdown"] == "**A**"
