@@ -79,14 +79,16 @@ def generate(options: argparse.Namespace, outputs: list[Path]) -> None:
 
 
 def run_img2img(options: argparse.Namespace, outputs: list[Path]) -> None:
+    from minisd.tasks.img2img import img2img
 
-    draw_from_picture(options, outputs, run_img2img)
+    draw_from_picture(options, outputs, img2img)
 
 
 def run_inpaint(options: argparse.Namespace, outputs: list[Path]) -> None:
+    from minisd.tasks.inpaint import inpaint
 
     mask = open_input(Path(options.mask))
-    draw_from_picture(options, outputs, run_inpaint, mask=mask, paste=options.paste)
+    draw_from_picture(options, outputs, inpaint, mask=mask, paste=options.paste)
 
 
 def depth(options: argparse.Namespace, outputs: list[Path]) -> None:

@@ -49,6 +49,7 @@ from minisd.mini.job import (
 )
 from minisd.mini.scenes import batch, vae_batch
 from minisd.mini.styles import blueprint, sepia
+from minisd.pipeline import StableDiffusion
 from minisd.schedule import Schedule
 from minisd.tasks.depth2img import DEPTH_CHANNELS
 from minisd.tasks.inpaint import INPAINTING_CHANNELS
@@ -269,7 +270,7 @@ def prepare_wider(
 
 
 def prepare_inpaint(job: Job) -> tuple[TrainIn, Save]:
-    def conditions(sd: minisd.StableDiffusion) -> datasets.Conditions:
+    def conditions(sd: StableDiffusion) -> datasets.Conditions:
         return datasets.masks_and_surroundings(sd, job.seed)
 
     return prepare_wider(job, INPAINTING_CHANNELS, "mini-inpaint", conditions, {})
@@ -293,7 +294,7 @@ def prepare_depth(job: Job) -> tuple[TrainIn, Save]:
     estimator = train_recipe("estimator", replace(job, output=None))
     others = {DEPTH_PREFIX + name: tensor for name, tensor in estimator.state_dict().items()}
 
-    def conditions(sd: minisd.StableDiffusion) -> datasets.Conditions:
+    def conditions(sd: StableDiffusion) -> datasets.Conditions:
         return datasets.estimated_depth(sd, estimator)
 
     train_in, save_unet = prepare_wider(job, DEPTH_CHANNELS, "mini-depth", conditions, others)

@@ -33,7 +33,8 @@ def long_prompts(draw: st.DrawFn) -> Case:
 
 def typed(path: Path) -> str:
     """The text as a terminal hands it on: what is no UTF-8 becomes lone surrogates."""
-    return path.read_bytes().decode("utf-8", errors="surrogateescape")
+    with path.open("rb") as file:  # Pillow hands on 1 MB of text at most
+        return file.read(4 << 20).decode("utf-8", errors="surrogateescape")
 
 
 def read_prompt(path: Path) -> None:
