@@ -229,7 +229,10 @@ def warn_of_model(options: argparse.Namespace, digest: str) -> None:
 
 
 def describe(path: Path) -> str:
-    """What a picture's file says of how it was drawn, in rows, for a person."""
+    """What a picture's file says about how it was drawn, in rows, for a person.
+
+    Raises ValueError if the file is no picture, or if what it says is damaged or too long.
+    """
     width, height = open_input(path).size
     size = f"{path.name}: {width} x {height} pixels"
     about, text = written_settings(path), written_text(path)
@@ -239,7 +242,10 @@ def describe(path: Path) -> str:
         command = about.get("command", "generate")
         head, again = f"{size}, drawn by minisd {about.get('minisd', '')}".rstrip(), command
     elif text is not None:
-        rows, again = list(webui.parse_parameters(text).items()), "generate"
+        try:
+            rows, again = list(webui.parse_parameters(text).items()), "generate"
+        except ValueError as error:
+            raise ValueError(f"{path} {error}.") from error
         head = f"{size}, with the settings of another program"
     else:
         return one_line(f"{size}; it does not say how it was drawn")

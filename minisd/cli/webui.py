@@ -125,7 +125,16 @@ def loras(about: dict) -> list[tuple[str, float]]:
 
 
 def parse_parameters(text: str) -> dict[str, str]:
-    """Prompt, negative prompt and every parameter, by the web UI's names."""
+    """Prompt, negative prompt and every parameter, by the web UI's names.
+
+    Raises ValueError if the text has more than LONGEST_WEBUI_TEXT characters: each step below
+    copies it, and a text from a stranger could fill the memory.
+    """
+    if len(text) > LONGEST_WEBUI_TEXT:
+        raise ValueError(
+            f"says how it was drawn in {len(text):,} characters, more than {LONGEST_WEBUI_TEXT:,}. "
+            "Use another picture"
+        )
     *lines, last = text.strip().split("\n")
     if len(parameters_in(last)) < FEWEST:
         lines, last = [*lines, last], ""
@@ -157,8 +166,6 @@ def settings_from_webui(text: str, given: set[str]) -> tuple[dict[str, object], 
     given: names of options on the command line, which make good for what we cannot read
     Raises ValueError, naming it, for what cannot be drawn here.
     """
-    if len(text) > LONGEST_WEBUI_TEXT:
-        raise ValueError(f"says {len(text):,} letters about itself: it is damaged")
     said = parse_parameters(text)
     for name, value in said.items():
         known = name in READ or name in OF_MODEL or name in HARMLESS

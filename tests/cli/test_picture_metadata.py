@@ -8,6 +8,7 @@ import hashlib
 import json
 import shlex
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -352,6 +353,30 @@ def test_the_web_uis_text_is_read():
     }
     assert warnings == []
     assert webui.settings_from_webui(EXAMPLE.replace(", RNG: CPU", ""), {"model"})[1] != []
+
+
+@pytest.mark.parametrize("line", ["a" * 1000, "a: 1, " * 200, "\n" * 1000, '"'])
+def test_a_web_ui_text_that_is_too_long_is_refused_before_it_is_copied(line):
+    text = line * (20_000_000 // len(line))
+    for read in (
+        webui.parse_parameters,
+        webui.model_hash,
+        lambda text: webui.settings_from_webui(text, {"model"}),
+    ):
+        tracemalloc.start()
+        try:
+            with pytest.raises(ValueError, match="more than 50,000"):
+                read(text)
+            assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        finally:
+            tracemalloc.stop()
+
+
+def test_a_picture_with_too_long_a_text_is_refused_by_name(here, capsys):
+    path = with_text(EXAMPLE + "a" * 60_000)
+    for command in (["info", path], ["generate", "--like", path, "-o", "cat.png"]):
+        assert run(*command) != 0
+        assert f"{path} says how it was drawn in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
