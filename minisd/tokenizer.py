@@ -306,7 +306,7 @@ class Tokenizer:
         """
         refuse_long_text(text)
         groups = []
-        for part in self.added_words.cut(text):
+        for part in self.added_words.split_text(text):
             if isinstance(part, AddedWord):
                 groups.append(list(part.ids))
             else:

@@ -98,10 +98,8 @@ def apply_networks(
     return Handle(
         projection.register_forward_pre_hook(rewriting_hook(net, strength))
         for layer in layers
-        if layer.to_k.in_features in networks  # a file may have none for a width
-        for projection, net in zip(
-            (layer.to_k, layer.to_v), networks[layer.to_k.in_features], strict=True
-        )
+        if (nets := networks.get(layer.to_k.in_features, ()))  # a file may have none for a width
+        for projection, net in zip((layer.to_k, layer.to_v), nets, strict=True)
     )
 
 

@@ -101,7 +101,7 @@ class Matcher:
     def __init__(self):
         self.left = PATIENCE
 
-    def first(self, patterns: Iterable[str], layer: str) -> str | None:
+    def first_match(self, patterns: Iterable[str], layer: str) -> str | None:
         """The first pattern that fits the layer. ValueError: the time is up."""
         names, begun = spellings(layer), thread_time()
         try:
@@ -166,13 +166,13 @@ def value_for_layer(
     4
     """
     ends = {rf"(.*\.)?({pattern})$": value for pattern, value in (patterns or {}).items()}
-    return ends.get((matcher or Matcher()).first(ends, layer), default)
+    return ends.get((matcher or Matcher()).first_match(ends, layer), default)
 
 
 def is_among(choice: str | set[str], layer: str, matcher: Matcher) -> bool:
     """Whether PEFT would choose the layer: by a regular expression, or by the ends of names."""
     if isinstance(choice, str):
-        return matcher.first([choice], layer) is not None
+        return matcher.first_match([choice], layer) is not None
     parts = [name.split(".") for name in spellings(layer)]
     return any(".".join(each[at:]) in choice for each in parts for at in range(len(each)))
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from minisd.checkpoints import names, variants
 from minisd.checkpoints.detect import config_from_tensors
 from minisd.checkpoints.folder_settings import absent_sizes, from_folder
-from minisd.checkpoints.kinds import MODEL, refuse_other_kinds
+from minisd.checkpoints.kinds import MODEL_KIND, refuse_other_kinds
 from minisd.checkpoints.prediction import ARGUMENT, warn_of_argument, with_stated_settings
 from minisd.checkpoints.prediction import PUBLISHED as PUBLISHED
 from minisd.checkpoints.prediction import sha256 as sha256
@@ -145,7 +145,7 @@ def open_file(path: Path, prediction: str | None, ema: bool, vae: OtherVAE | Non
     stored, tensors = metadata(path), read(path)
     if "base" in stored:
         tensors = read_base(path, stored["base"]) | tensors
-    refuse_other_kinds(path.name, tensors, MODEL)
+    refuse_other_kinds(path.name, tensors, MODEL_KIND)
     with naming(path.name):
         theirs = any(key.startswith("model.") for key in tensors)
         layout = "original" if theirs or "unet.conv_in.weight" not in tensors else "ours"

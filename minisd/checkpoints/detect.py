@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from minisd.checkpoints.kinds import MODEL as MODEL
 from minisd.checkpoints.kinds import kind as kind
 from minisd.checkpoints.names import PREFIXES_V1, PREFIXES_V2
 from minisd.config import OPENCLIP_H, ModelConfig, TextConfig, UNetConfig, VAEConfig

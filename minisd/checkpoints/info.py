@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from minisd.checkpoints.contents import open_checkpoint, why_unneeded
-from minisd.checkpoints.kinds import MODEL, kind, way_out
+from minisd.checkpoints.kinds import MODEL_KIND, kind, way_out
 from minisd.checkpoints.load import locate
 from minisd.checkpoints.names import is_v2
 from minisd.checkpoints.read import read, size_in_words
@@ -67,11 +67,11 @@ def inspect_source(source: str | Path) -> Info:
 
     Raises ValueError for what is no file of weights, or is a model that would not load.
     """
-    path, averaged, what = locate(source), False, MODEL
+    path, averaged, what = locate(source), False, MODEL_KIND
     if path.is_file():
         tensors = read(path)
         what, averaged = kind(tensors), holds_only_averaged(tensors)
-    if what != MODEL:
+    if what != MODEL_KIND:
         parts, more = {"in all": tensors}, {"use": way_out(tensors)}
     else:
         checkpoint = open_checkpoint(path, ema=averaged)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-MODEL = "Stable Diffusion model"
+MODEL_KIND = "Stable Diffusion model"
 UNKNOWN = "file of a kind unknown here"
 MOST_LISTED = 3  # names in an error about a file of an unknown kind
 LONGEST_NAMES = 500_000  # characters; those of the largest SD and SDXL files are 300,000
@@ -148,7 +148,7 @@ def refuse_other_kinds(name: str, tensors: Mapping[str, Tensor], wanted: str) ->
     if (found and found.name == wanted) or not tensors:
         return
     holds = sign or ", ".join(list(tensors)[:MOST_LISTED])
-    if wanted == MODEL:
+    if wanted == MODEL_KIND:
         loads = "minisd loads whole Stable Diffusion v1 and v2 models"
         what = f"no whole model ({kind(tensors)}): {loads}, and this file holds {holds}"
     elif found and found.use:

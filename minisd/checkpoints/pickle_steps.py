@@ -21,11 +21,11 @@ MAY_COPY = 5000  # steps for what may copy a dictionary, so that few can
 MOST_CLASSES = 100
 
 # What tensors themselves are pickled with, next to storages and dtypes.
-DICTIONARY, PARAMETER = "collections.OrderedDict", "torch._utils._rebuild_parameter"
+DICTIONARY, PARAMETER_CLASS = "collections.OrderedDict", "torch._utils._rebuild_parameter"
 REBUILDS = {f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3")}
 OTHER_CLASSES = {
     DICTIONARY,
-    PARAMETER,
+    PARAMETER_CLASS,
     "torch.Size",
     "torch.device",
     "builtins.set",
@@ -185,7 +185,9 @@ class PickleSteps:
             if arguments[1:] != ("latin1",):
                 raise ValueError("no bytes")
             self.spend(len(arguments[0]) // 100)
-        elif called != PARAMETER and any(isinstance(each, (dict, Made)) for each in arguments):
+        elif called != PARAMETER_CLASS and any(
+            isinstance(each, (dict, Made)) for each in arguments
+        ):
             self.spend(MAY_COPY)
         return Made(called)
 

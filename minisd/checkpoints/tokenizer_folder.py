@@ -24,7 +24,7 @@ MARKS = ("pad_token", "unk_token")
 
 CONFIG, SPECIAL_MAP = tables()["tokenizer_config.json"], tables()["special_tokens_map.json"]
 FAST, MODEL = tables()["tokenizer.json"], tables()["tokenizer.json under model"]
-WORD = tables()["list of added words (tokenizer)"]
+WORD_RULE = tables()["list of added words (tokenizer)"]
 
 
 # ---- reading -----------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def added_words(
         word = token["content"]
         if word not in found:
             after += word not in ids
-            found[word] = WORD.read({"special": True, **token, "id": ids.get(word, after)})
+            found[word] = WORD_RULE.read({"special": True, **token, "id": ids.get(word, after)})
     words = []
     for word, token in sorted(found.items(), key=lambda item: item[1]["id"]):
         flags = {name: flag for name, flag in token.items() if name not in ("content", "id")}
@@ -170,7 +170,7 @@ def stated_words(
     found: dict[str, dict] = {}
     for one in map(as_token, [*first, *fast, *last]):
         word = one["content"]
-        token = WORD.read(found.get(word, {"special": word in specials}) | one)
+        token = WORD_RULE.read(found.get(word, {"special": word in specials}) | one)
         if found.setdefault(word, token) != token:
             both = f"{shorten(found[word])}, but {shorten(token)}"
             raise ValueError(f"its files contradict one another: {both}")

@@ -15,7 +15,7 @@ SHORT_OPTIONS = {  # what each command takes in this order, the prompt first
     "depth": ["prompt", "image"],
     "control": ["prompt", "network", "hint"],
 }
-MEANING = {
+OPTION_MEANINGS = {
     "prompt": 'in quotes, such as "a cat on a blue background"',
     "image": "the picture to begin with",
     "mask": "a picture of the same size: white is drawn again",
@@ -46,7 +46,7 @@ def add_drawing(command: argparse.ArgumentParser, name: str) -> None:
     words = SHORT_OPTIONS[name]
     command.usage = " ".join(["minisd", name, *(word.upper() for word in words), "[options]"])
     for word in words:
-        command.add_argument(word, nargs="?", metavar=word.upper(), help=MEANING[word])
+        command.add_argument(word, nargs="?", metavar=word.upper(), help=OPTION_MEANINGS[word])
     add_common(command)
     add_own(command, name)
     add_adapters(command)

@@ -30,7 +30,7 @@ TAG = re.compile(r"<(lora|hypernet):([^:>]+)(?::([^>]*))?>")
 PROMPT_PROGRAMS = re.compile(r"\bAND\b|\bBREAK\b|\[[^\[\]:|]*[:|][^\[\]]*\]")
 
 # Of a prompt: an escaped bracket, the end ":1.2)" of a weight, a bracket, or plain text.
-WEIGHTS = re.compile(
+WEIGHT_PATTERN = re.compile(
     r"(\\[\\()\[\]])|:\s*([+-]?[\d.]+)\s*\)|([()\[\]])|([^\\()\[\]:]+|.)", re.DOTALL
 )
 FACTOR = {"(": 1.1, "[": 1 / 1.1}
@@ -249,7 +249,7 @@ def in_our_syntax(prompt: str) -> str:
     """
     pieces: list[list] = []  # each a text and its weight
     opened: list[tuple[str, int]] = []  # brackets not yet closed, each with its place in pieces
-    for escaped, number, bracket, text in WEIGHTS.findall(prompt):
+    for escaped, number, bracket, text in WEIGHT_PATTERN.findall(prompt):
         kind = "(" if number or bracket in "()" else "["
         places = [at for which, at in opened if which == kind]
         if bracket in ("(", "["):

@@ -24,7 +24,7 @@ from minisd.mini.captions import NAMED_COLOURS, Scene
 from minisd.mini.emoji import Emoji
 from minisd.mini.scenes import SHIFT, SMALL_WIDTH, batch, middles
 
-SIDE = 64  # px of a crop
+CROP_SIDE = 64  # px of a crop
 WINDOW = SMALL_WIDTH + 2 * SHIFT  # of the canvas: a small thing never reaches beyond it
 VOCABULARIES = ("things", "styles", "colours")
 MOST_WORDS = 1000  # of each
@@ -96,7 +96,7 @@ def through_windows(images: Tensor, windows: Tensor) -> Tensor:
     images: b 3 h w    windows: b 2 3, affine maps into a picture whose sides are at -1 and 1
     returns: b 3 64 64
     """
-    grid = F.affine_grid(windows, [len(images), 3, SIDE, SIDE], align_corners=False)
+    grid = F.affine_grid(windows, [len(images), 3, CROP_SIDE, CROP_SIDE], align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 

@@ -64,7 +64,10 @@ from minisd.training.vae import psnr, train_decoder, train_vae
 
 Save = Callable[[Path, Any, dict], None]  # (path, network, notes)
 
-WORD, MEANING = "<blorp>", "fox"  # the new word, and the known thing whose name it replaces
+NEW_WORD, WORD_MEANING = (
+    "<blorp>",
+    "fox",
+)  # the new word, and the known thing whose name it replaces
 LIKE = ("cat", "dog", "bear", "lion")  # the words that the new one starts between
 FEW, MANY = 500, 8000  # pictures: of one style or thing, and for a network that reads conditions
 DECODED = 6000  # pictures through the autoencoder, for the judge
@@ -216,10 +219,10 @@ def prepare_hypernetwork(job: Job) -> tuple[TrainIn, Save]:
 
 def prepare_word(job: Job) -> tuple[TrainIn, Save]:
     return prepare_adapter(
-        lambda sd: adapters.TrainableWord(sd, WORD, LIKE),
+        lambda sd: adapters.TrainableWord(sd, NEW_WORD, LIKE),
         job,
-        only=lambda scene: scene.things == (MEANING,),
-        caption=lambda words: words.replace(MEANING, WORD),
+        only=lambda scene: scene.things == (WORD_MEANING,),
+        caption=lambda words: words.replace(WORD_MEANING, NEW_WORD),
     )
 
 

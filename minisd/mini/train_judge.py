@@ -18,12 +18,12 @@ from tqdm import tqdm
 from minisd.config import MINI
 from minisd.mini.captions import NAMED_COLOURS, pick
 from minisd.mini.emoji import Emoji
-from minisd.mini.judge import SIDE, Judge, Seen, crops, nearest_colour, through_windows
+from minisd.mini.judge import CROP_SIDE, Judge, Seen, crops, nearest_colour, through_windows
 from minisd.mini.scenes import batch, is_held_out, tiles_at_size, tint_tile, to_tensor
 from minisd.training.loop import Draw, Hyperparameters, generator_at, train
 from minisd.vae import VAE
 
-DRAWING_SIZES = range(26, 61, 4)  # px, before its crop is resized to SIDE: blurred to sharp
+DRAWING_SIZES = range(26, 61, 4)  # px, before its crop is resized to CROP_SIDE: blurred to sharp
 FILLS = (0.72, 0.95)  # the part of its crop's side that a drawing takes
 TINTED_CROPS = 0.3  # the share of tinted drawings
 NO_TINT = -100  # a target that cross_entropy ignores
@@ -84,7 +84,9 @@ def drawn_crops(emoji: Emoji, count: int, seed: int, step: int) -> tuple[Tensor,
     """A batch of drawn crops. returns: crops b 3 64 64; targets b 3"""
     rng = np.random.default_rng([seed, step])
     made = [drawn_crop(emoji, rng) for _ in range(count)]
-    images = [F.interpolate(to_tensor([one]), (SIDE, SIDE), mode="bilinear") for one, _ in made]
+    images = [
+        F.interpolate(to_tensor([one]), (CROP_SIDE, CROP_SIDE), mode="bilinear") for one, _ in made
+    ]
     targets = torch.tensor([target for _, target in made])
     return disturb(torch.cat(images), generator_at(seed, step)), targets
 

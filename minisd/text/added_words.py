@@ -141,7 +141,7 @@ class AddedWords:
         self.taken -= {old.form, old.word}
         self.normalized.set_form(old.form, None)
 
-    def cut(self, text: str) -> Iterator[str | AddedWord]:
+    def split_text(self, text: str) -> Iterator[str | AddedWord]:
         """The added words in a text and the text between them, in order.
 
         The exact words are searched first, then the normalized ones in what is left.

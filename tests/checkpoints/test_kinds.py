@@ -39,9 +39,9 @@ from minisd.adapters.lora import lora
 from minisd.adapters.textual_inversion import textual_inversion
 from minisd.adapters.vae_file import swap_vae
 from minisd.checkpoints import kinds
-from minisd.checkpoints.detect import MODEL, kind
+from minisd.checkpoints.detect import kind
 from minisd.checkpoints.info import inspect_source
-from minisd.checkpoints.kinds import UNKNOWN
+from minisd.checkpoints.kinds import MODEL_KIND, UNKNOWN
 from minisd.checkpoints.read import read
 from minisd.config import WEIGHTS
 from minisd.depth.dpt import DepthEstimator
@@ -86,9 +86,9 @@ SHIPPED = {
     "mini-edges-half": "half of a ControlNet for the mini",
     "cats-and-dogs": "U-Net that draws cats and dogs without a prompt",
     "tiny-by-diffusers": "recorded trace of a tiny model",
-    "mini": MODEL,
-    "mini-inpaint": MODEL,
-    "mini-depth": MODEL,
+    "mini": MODEL_KIND,
+    "mini-inpaint": MODEL_KIND,
+    "mini-depth": MODEL_KIND,
     "mini-decoder": "VAE",
     "mini-edges": "ControlNet",
     "mini-blueprint": "LoRA",
@@ -256,7 +256,7 @@ def sd():
 
 ESTIMATOR = DepthEstimator(SMALL_DPT)  # of a size that is quickly made
 READERS = {
-    MODEL: lambda sd, path: minisd.load(path),
+    MODEL_KIND: lambda sd, path: minisd.load(path),
     "LoRA": lora,
     "textual inversion": textual_inversion,
     "hypernetwork": hypernetwork,
@@ -266,7 +266,7 @@ READERS = {
     "classifier of latents": lambda sd, path: load_classifier(path),
 }
 WAY_OUT = {
-    MODEL: "minisd.load()",
+    MODEL_KIND: "minisd.load()",
     "LoRA": "--lora",
     "textual inversion": "--embedding",
     "hypernetwork": "--hypernetwork",
@@ -325,14 +325,14 @@ def test_a_file_of_unknown_kind_is_said_to_be_unknown(sd, tmp_path):
     path = tmp_path / "odd.safetensors"
     save_file({f"layer.{n}.weight": torch.zeros(2, 2) for n in range(5)}, path)
     assert kind(read(path)) == UNKNOWN
-    for wanted in (MODEL, "VAE", "ControlNet"):
+    for wanted in (MODEL_KIND, "VAE", "ControlNet"):
         with pytest.raises(ValueError, match=r"no .*unknown here.* holds layer\.0\.weight, layer"):
             READERS[wanted](sd, path)
 
 
 def test_info_says_what_every_file_is_and_what_to_do_with_it(files, tmp_path):
     for name, path in files:
-        if name != MODEL:
+        if name != MODEL_KIND:
             assert inspect_source(path).kind == name and inspect_source(path).use
     assert "use           give it as --lora, or to lora()" in str(
         inspect_source(WEIGHTS / "mini-blueprint.safetensors")
@@ -362,9 +362,9 @@ LEFT_IN_MODELS = (  # by trainers and converters
 def test_whole_models_are_models():
     for config in (V1, V2):
         tensors = single_file(original(config)) | tensors_of(dict.fromkeys(LEFT_IN_MODELS, (4,)))
-        assert kind(tensors) == kind(list(tensors)) == MODEL
+        assert kind(tensors) == kind(list(tensors)) == MODEL_KIND
         without = {key: t for key, t in tensors.items() if not key.startswith("first_stage")}
-        assert kind(without) == MODEL  # load() says what it lacks
+        assert kind(without) == MODEL_KIND  # load() says what it lacks
 
 
 @pytest.mark.parametrize("settings", [{}, {"cross_attention_dim": 1024}])

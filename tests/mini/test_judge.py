@@ -10,7 +10,7 @@ from PIL import Image
 from minisd.mini import train_judge as judge_training
 from minisd.mini.captions import NAMED_COLOURS, SPOTS, Scene
 from minisd.mini.judge import (
-    SIDE,
+    CROP_SIDE,
     WINDOW,
     Judge,
     accuracy,
@@ -85,7 +85,7 @@ class Fixed:
 
 
 def test_a_lone_large_thing_is_looked_at_whole():
-    image = torch.rand(1, 3, SIDE, SIDE)
+    image = torch.rand(1, 3, CROP_SIDE, CROP_SIDE)
     assert torch.allclose(crops(image, [LONE]), image, atol=1e-4)
 
 
@@ -99,7 +99,7 @@ def test_a_crop_is_what_pillow_enlarges_around_the_middle(scene):
         box = tuple((at + by) * 64 for by in (-half, half) for at in (right, down))
         for channel, plane in zip(crop, image[0], strict=True):
             theirs = Image.fromarray(plane.numpy()).resize(
-                (SIDE, SIDE), Image.Resampling.BILINEAR, box=box
+                (CROP_SIDE, CROP_SIDE), Image.Resampling.BILINEAR, box=box
             )
             assert np.abs(np.asarray(theirs) - channel.numpy()).max() < 1e-3
 
@@ -182,7 +182,7 @@ def test_a_batch_depends_on_seed_and_step_alone(emoji):
     torch.manual_seed(5)
     again, same = drawn_crops(emoji, 4, seed=1, step=2)
     assert torch.equal(first, again) and torch.equal(targets, same)
-    assert first.shape == (4, 3, SIDE, SIDE)
+    assert first.shape == (4, 3, CROP_SIDE, CROP_SIDE)
     for seed, step in [(1, 3), (2, 2)]:
         assert not torch.equal(first, drawn_crops(emoji, 4, seed, step)[0])
 
@@ -206,7 +206,7 @@ def test_decoded_crops_are_what_the_autoencoder_returns_of_pairs_that_may_be_lea
 def test_a_batch_is_half_cut_outs_and_half_decoded(emoji):
     decoded = decoded_crops(Through(), emoji, 100, seed=5)
     images, targets = mixed_batch(emoji, decoded, 9, seed=1, step=2)
-    assert images.shape == (9, 3, SIDE, SIDE)
+    assert images.shape == (9, 3, CROP_SIDE, CROP_SIDE)
     drawn, named = drawn_crops(emoji, 5, seed=1, step=2)
     assert torch.equal(images[:5], drawn) and torch.equal(targets[:5], named)
     assert all((decoded[1] == target).all(dim=1).any() for target in targets[5:])
@@ -220,7 +220,7 @@ def test_a_batch_is_half_cut_outs_and_half_decoded(emoji):
 def test_each_crop_keeps_its_own_target(emoji):
     """Each has a shade that tells its target: in other shades, still in the same order."""
     targets = torch.arange(100)[:, None].expand(-1, 3)
-    marked = 10 * targets[:, :, None, None].expand(-1, -1, SIDE, SIDE).half()
+    marked = 10 * targets[:, :, None, None].expand(-1, -1, CROP_SIDE, CROP_SIDE).half()
     images, found = mixed_batch(emoji, (marked, targets), 40, seed=0, step=0)
     told = np.corrcoef(images[20:].mean(dim=(1, 2, 3)), found[20:, 0])[0, 1]
     assert told > 0.95
@@ -229,10 +229,10 @@ def test_each_crop_keeps_its_own_target(emoji):
 def test_decoded_crops_are_learnt_from_moved_and_shaded(emoji):
     """None comes as it was: plain crops have other shades, grainy ones are seen elsewhere."""
     targets = torch.tensor([[0, 0, NO_TINT]])
-    plain = torch.full((1, 3, SIDE, SIDE), 0.5).half()
+    plain = torch.full((1, 3, CROP_SIDE, CROP_SIDE), 0.5).half()
     images, _ = mixed_batch(emoji, (plain, targets), 40, seed=0, step=0)
     assert (images[20:].mean(dim=(2, 3)) - 0.5).abs().median() > 0.05
-    known = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    known = torch.rand(1, 3, CROP_SIDE, CROP_SIDE, generator=torch.Generator().manual_seed(0))
     images, _ = mixed_batch(emoji, (known.half(), targets), 40, seed=0, step=0)
     for image in images[20:]:
         sides = (known[0], known[0].flip(2))
@@ -242,12 +242,12 @@ def test_decoded_crops_are_learnt_from_moved_and_shaded(emoji):
 
 def test_moved_crops_are_the_same_drawing_elsewhere():
     """Half of the spots change sides; all keep theirs from top to bottom, but for a little."""
-    spots = torch.zeros(400, 3, SIDE, SIDE)
+    spots = torch.zeros(400, 3, CROP_SIDE, CROP_SIDE)
     spots[:, :, 40:48, 44:52] = 1  # below and to the right, 12 and 16 px from the middle
     after = move_crops(spots, torch.Generator().manual_seed(0))
     assert after.min() >= 0 and after.max() <= 1
     weight = after[:, 0].sum(dim=(1, 2))
-    places = torch.arange(SIDE) - 31.5
+    places = torch.arange(CROP_SIDE) - 31.5
     across = (after[:, 0].sum(dim=1) * places).sum(dim=1) / weight
     down = (after[:, 0].sum(dim=2) * places).sum(dim=1) / weight
     assert 0.4 < (across > 0).float().mean() < 0.6
@@ -308,7 +308,7 @@ def test_crops_of_another_autoencoder_are_another_run(few, tmp_path):
 def test_the_chance_of_a_thing_is_the_sum_over_its_drawings():
     torch.manual_seed(0)
     judge = Judge(("cat", "pear", "bee"), ("flat", "noto"), ("red", "blue", "pink", "grey"))
-    crop = torch.randn(2, 3, SIDE, SIDE)
+    crop = torch.randn(2, 3, CROP_SIDE, CROP_SIDE)
     said = []
     judge.conv_out.register_forward_hook(lambda module, inputs, output: said.append(output))
     thing, style, tint = judge(crop)

@@ -419,7 +419,9 @@ def test_a_verdict_says_what_is_different():
         "heads", lambda x: x.transpose(1, 2)
     )
     assert "stopped with ZeroDivisionError" in puzzles.check_verdict("size", lambda *a: 1 / 0)
-    assert "Expected numbers, got NoneType" in puzzles.check_verdict("red", lambda image: None)
+    assert "Expected numbers, got NoneType" in puzzles.check_verdict(
+        "red_channel", lambda image: None
+    )
     with pytest.raises(ValueError, match="no puzzle 'blue'"):
         puzzles.check_verdict("blue", lambda: ...)
 
@@ -512,7 +514,8 @@ def test_an_edited_notebook_is_not_in_the_normal_form():
 
 
 def test_execute_runs_in_a_fresh_kernel_that_is_headless():
-    code = "from minisd.teaching import is_headless, plot\nassert is_headless()\nplot.say('**A**')\nx = 1"
+    code = "from minisd.teaching import is_headless, plot\nassert is_headless()\n"
+    code += "plot.say('**A**')\nx = 1"
     made = new_notebook(cells=[new_code_cell(code), new_code_cell("print(x)")])
     done = notebooks.normal(notebooks.execute(made))
     assert done.cells[0].outputs[0].data["text/markdown"] == "**A**"

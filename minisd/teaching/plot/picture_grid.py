@@ -19,7 +19,7 @@ from minisd.teaching import is_headless
 from minisd.teaching.plot import canvas
 
 AnyPicture = Tensor | Image.Image
-GAP, LINE, LETTER = 6, 17, 7.5  # px between pictures, of a line of words, of a letter
+GAP, LINE, LETTER_WIDTH = 6, 17, 7.5  # px between pictures, of a line of words, of a letter
 SMOOTH_FROM = 32  # px: smaller ones are enlarged as squares, so that each number can be seen
 
 
@@ -96,7 +96,9 @@ def table(rows: dict[str, Tensor | Sequence[AnyPicture]], columns: Sequence[str]
     """
     shown = {name: [as_pil(image) for image in images] for name, images in rows.items()}
     count = max(map(len, shown.values()))
-    margin = int(max(len(line) for name in rows for line in name.split("\n")) * LETTER) + 2 * GAP
+    margin = (
+        int(max(len(line) for name in rows for line in name.split("\n")) * LETTER_WIDTH) + 2 * GAP
+    )
     size = min(128, (canvas.WIDTH - margin) // count - GAP)
     shown = {name: [enlarge(image, size) for image in row] for name, row in shown.items()}
     head = LINE * max((title.count("\n") + 1 for title in columns), default=0)

@@ -161,7 +161,7 @@ def read_classifier(path: Path) -> None:
 
 def read_judge(path: Path) -> None:
     network = judge.load_judge(path)
-    network(torch.zeros(1, 3, judge.SIDE, judge.SIDE))
+    network(torch.zeros(1, 3, judge.CROP_SIDE, judge.CROP_SIDE))
 
 
 def small_depths() -> list[Case]:
