@@ -8,11 +8,10 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from docs.make import steering_report as steering
 from minisd.checkpoints import registry as official
 from minisd.checkpoints import write
 from minisd.cli import draw, lessons
-from minisd.mini import stages
+from minisd.mini import examples, stages
 from tests.fuzz import good
 from tests.fuzz.case import Case, Printed, Reader
 from tests.fuzz.edits import broken
@@ -104,7 +103,7 @@ def some_arguments() -> list[Case]:
 
 # What the commands would do: fetch, train, and write into the folder that the user names.
 BEHIND = [(official, "download"), (stages, "run_stage"), (write, "convert")]
-BEHIND += [(lessons, "copy"), (steering, "given_pictures")]
+BEHIND += [(lessons, "copy"), (examples, "given_pictures")]
 
 
 def run_arguments(path: Path) -> Printed:
