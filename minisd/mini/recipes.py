@@ -226,32 +226,32 @@ def prepare_word(job: Job) -> tuple[TrainIn, Save]:
     )
 
 
-def prepare_controlnet(job: Job) -> tuple[TrainIn, Save]:
+def prepare_on_edges(start: Callable, job: Job, count: int, save: Save) -> tuple[TrainIn, Save]:
+    """start(sd): the ControlNet before training    count: of pictures"""
     sd = minisd.load("mini")
-    dataset = datasets.edge_dataset(sd, Emoji.load(), MANY, job.seed)
+    dataset = datasets.edge_dataset(sd, Emoji.load(), count, job.seed)
 
     def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
         torch.manual_seed(job.seed)
-        network = adapters.copied_controlnet(sd)
-        return adapters.train_controlnet(sd, network, dataset, folder, settings, seed=job.seed)
+        return adapters.train_controlnet(sd, start(sd), dataset, folder, settings, seed=job.seed)
 
-    return train_in, save_with_notes
+    return train_in, save
+
+
+def prepare_controlnet(job: Job) -> tuple[TrainIn, Save]:
+    return prepare_on_edges(adapters.copied_controlnet, job, MANY, save_with_notes)
 
 
 def prepare_half_controlnet(job: Job) -> tuple[TrainIn, Save]:
     """A ControlNet that is stopped before it follows its hint. Only its new parts are trained."""
-    sd = minisd.load("mini")
-    dataset = datasets.edge_dataset(sd, Emoji.load(), FEW, job.seed)
 
-    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
-        torch.manual_seed(job.seed)
-        network = adapters.freeze_copied_parts(adapters.copied_controlnet(sd))
-        return adapters.train_controlnet(sd, network, dataset, folder, settings, seed=job.seed)
+    def start(sd: StableDiffusion) -> nn.Module:
+        return adapters.freeze_copied_parts(adapters.copied_controlnet(sd))
 
     def save(path: Path, network: Any, notes: dict) -> None:
         adapters.save_new_parts(path, network, {"notes": json.dumps(notes)})
 
-    return train_in, save
+    return prepare_on_edges(start, job, FEW, save)
 
 
 def prepare_wider(

@@ -35,6 +35,7 @@ from minisd.tasks.img2img import img2img_steps
 from minisd.tasks.inpaint import inpaint_steps
 from minisd.tokenizer import Tokenizer
 from tests.helpers.diffusers_tiny import SIDE, networks
+from tests.helpers.pipeline_pairs import NO_FILTER
 from tests.helpers.reference_networks import randomise
 from tests.helpers.side_by_side import relative_error
 
@@ -43,7 +44,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 CLOSE = 1e-4  # of the spread, after a whole walk
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 WITH_KARRAS = ("lms", "euler", "heun", "dpmpp_2m")
-NO_FILTER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
 def vocabulary(folder: Path) -> CLIPTokenizer:
