@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from minisd.adapters.controlnet import ControlNet
 from minisd.adapters.controlnet_settings import DEFAULT_HINT, HintSettings
 from minisd.checkpoints import write
-from minisd.checkpoints.load import Parts
+from minisd.checkpoints.checkpoint import Parts
 from minisd.clip import TextTransformer
 from minisd.config import OPENCLIP_H, ModelConfig, TextConfig, UNetConfig, VAEConfig
 from minisd.pipeline import StableDiffusion

@@ -3,7 +3,7 @@
 import torch
 from transformers import CLIPTokenizer
 
-from minisd.checkpoints.tokenizer_folder import write_tokenizer
+from minisd.checkpoints.folder_tokenizer import write_tokenizer
 from minisd.pipeline import StableDiffusion
 from minisd.tokenizer import Tokenizer
 from tests.helpers.reference_networks import ddim_scheduler, pair
