@@ -104,13 +104,13 @@ def written_settings(path: Path) -> dict[str, object] | None:
 
 def written_text(path: Path) -> str | None:
     """The web UI's text: of a PNG, or of the comment in a JPEG's or WebP's EXIF data."""
-    from minisd.files.pictures import in_our_words
+    from minisd.files.picture_files import explain_pillow_errors
 
     picture = open_input(path)
     if "parameters" in picture.info:
         return str(picture.info["parameters"])
     try:
-        with in_our_words(str(path)):
+        with explain_pillow_errors(str(path)):
             comment = picture.getexif().get_ifd(0x8769).get(0x9286)  # Exif, UserComment
     except ValueError:  # the EXIF is damaged where no pixel needs it
         return None

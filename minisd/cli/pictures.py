@@ -13,8 +13,8 @@ MOST_PICTURES = 10_000  # of one command: their names are chosen before the firs
 
 
 def open_input(path: Path):
-    """The picture of a file, upright: see minisd/files/pictures.py. ValueError: there is none."""
-    from minisd.files.pictures import open_picture as opened
+    """Open a picture file, upright, by minisd/files/picture_files.py. ValueError: there is none."""
+    from minisd.files.picture_files import open_picture as opened
 
     return opened(path)
 

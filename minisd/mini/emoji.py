@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from minisd.checkpoints.header import read_metadata
 from minisd.config import WEIGHTS
 from minisd.files.json_files import check_value, parse_json
-from minisd.files.pictures import in_our_words
+from minisd.files.picture_files import explain_pillow_errors
 
 FINE_THINGS = ("cat", "tiger", "rabbit", "lion", "owl", "butterfly", "bee", "snail")
 FINE_THINGS += ("maple leaf", "sunflower", "strawberry", "watermelon")  # drawn with thin lines
@@ -64,7 +64,8 @@ def read_tile(png: np.ndarray) -> np.ndarray:
 
     Raises ValueError if it is no PNG file, or if it is far too large.
     """
-    with in_our_words("a cut-out"), Image.open(io.BytesIO(png.tobytes()), formats=["PNG"]) as tile:
+    file = io.BytesIO(png.tobytes())
+    with explain_pillow_errors("a cut-out"), Image.open(file, formats=["PNG"]) as tile:
         if max(tile.size) > LARGEST_TILE:
             raise ValueError("it is far larger than a cut-out")
         return np.asarray(tile.convert("RGBA"))

@@ -270,5 +270,5 @@ def test_a_scale_that_drowns_the_picture_is_told(models):
 def test_no_picture_is_made_of_numbers_that_are_not_finite(value):
     image = torch.zeros(2, 3, 8, 8)
     image[1, 2, 3, 4] = value
-    with pytest.raises(ValueError, match="the picture is not finite"):
+    with pytest.raises(ValueError, match="the picture holds NaN or infinity"):
         to_pil(image)

@@ -5,7 +5,8 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from minisd.cli import draw
-from minisd.files.pictures import colours, depth_values, mask_shades, open_picture
+from minisd.files.picture_files import open_picture
+from minisd.files.pictures import colours, depth_values, mask_shades
 from tests.fuzz import good
 from tests.fuzz.case import Case, Printed, Reader
 from tests.fuzz.edits import broken

@@ -11,7 +11,7 @@ from minisd.adapters.controlnet import ControlNet
 from minisd.checkpoints.load import load
 from minisd.checkpoints.read import read_tensors
 from minisd.checkpoints.vae_file import open_vae
-from minisd.files.pictures import open_picture
+from minisd.files.picture_files import open_picture
 from minisd.mini import judge
 from minisd.mini.emoji import Emoji
 from minisd.tokenizer import Tokenizer

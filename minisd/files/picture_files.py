@@ -1,0 +1,199 @@
+"""Opening pictures from strangers: within bounds, upright, and with one sentence for every error.
+
+A picture file may be hostile. So Pillow may open only six kinds of files, it may read only as often
+as a normal file needs, and every error that it raises becomes one sentence.
+"""
+
+import io
+import logging
+import os
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+ORIENTATION = 0x0112  # the EXIF tag, which has the same number in a TIFF
+TILE = (322, 323)  # TIFF tags: width and height of a tile, which may be larger than the picture
+ANIMATED = ("GIF", "PNG", "WEBP", "TIFF")  # formats that can hold several pictures
+
+# For other formats, Pillow runs programs (Ghostscript for EPS) or code that few people test.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+MOST_PIXELS = 8192 * 6144  # as the largest phone cameras take; 200 MB once the file is open
+MOST_BYTES = 8 * MOST_PIXELS  # such a picture with alpha and 16 bits per value, uncompressed
+HEADER_READS, HEADER_BYTES = 40_000, 8 * 10**6  # normal files need 1,000 reads and 1 MB
+TIFF_BYTES = 3 * 10**6  # Pillow needs 300 bytes of memory for one byte of a TIFF's strip list
+PIXEL_READS = 400_000  # a PNG of MOST_BYTES in chunks of 8 KB needs 200,000
+MOST_STRIPS = 100_000  # in a TIFF; a normal strip has several rows and 8 KB
+MOST_EXIF = 10**6  # bytes; cameras write at most 64 KB
+TOO_LARGE = "is too large a picture (50 megapixels and the free memory are the limits)"
+PICTURE_KINDS = "it is not a PNG, JPEG, WebP, GIF, BMP or TIFF, is damaged, or has too many parts"
+UNREADABLE = f"cannot be read as a picture: {PICTURE_KINDS}"
+# Pillow visits every pixel of a JPEG once per scan, and ten scans are usual. Every scan begins with
+# a header, which names 1 to 4 components.
+SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e][\x01-\x04]")
+MOST_VISITS = 20 * MOST_PIXELS  # pixels times scans
+
+# Chunks of a PNG with texts or a colour profile. We need only those that hold EXIF data.
+PNG = b"\x89PNG\r\n\x1a\n"
+TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+ORIENTED = (b"XML:com.adobe.xmp", b"Raw profile type exif")
+
+PILLOW = threading.RLock()  # because all threads share Python's list of warning filters
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # otherwise errors are printed
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Open a picture file and turn the picture upright. Of an animation, only the first frame.
+
+    ValueError: there is no such file, it is too large, or it cannot be read.
+    """
+    content = read_file(Path(path))
+    with explain_pillow_errors(str(path)):
+        try:
+            picture, frames = first_frame(content)
+        except Image.DecompressionBombError:
+            raise
+        except Exception:  # a PNG's texts may be damaged, or too long (another program's workflow)
+            shortened = without_texts(content)
+            if shortened is content:
+                raise
+            picture, frames = first_frame(shortened)
+    if frames != 1:
+        warnings.warn(f"{path} holds {frames} pictures: minisd uses the first.", stacklevel=2)
+    return picture
+
+
+def read_file(path: Path) -> bytes:
+    """All bytes of a file. ValueError: there is no such file, or it is too large for a picture."""
+    try:
+        size = path.stat().st_size
+        if path.is_file() and size <= MOST_BYTES:  # a pipe or device might never end
+            with open(path, "rb") as file:
+                return file.read(size)
+        regular = f"not a regular file of at most {MOST_BYTES / 1e6:.0f} MB"
+        why = f"it is {'a folder' if path.is_dir() else regular}"
+    except (OSError, ValueError) as error:  # ValueError: an impossible file name
+        absent = isinstance(error, FileNotFoundError)
+        why = "there is no such file" if absent else "the system does not allow reading it"
+    raise ValueError(f"{path} cannot be read as a picture: {why}.")
+
+
+@contextmanager
+def explain_pillow_errors(what: str) -> Iterator[None]:
+    """Turn every error that Pillow raises inside into one ValueError, and hide Pillow's warnings.
+
+    what: the name of the picture in the message
+    """
+    with PILLOW, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except (Image.DecompressionBombError, MemoryError) as error:
+            raise ValueError(f"{what} {TOO_LARGE}: make it smaller.") from error
+        except Exception as error:  # on a damaged file, Pillow raises errors of every type
+            raise ValueError(f"{what} {UNREADABLE}. Save it again as PNG or JPEG.") from error
+
+
+class LimitedReader(io.BytesIO):
+    """A file in memory that can be read only so often: a hostile file has endless small parts."""
+
+    def __init__(self, content: bytes):
+        """The limits are set for the header: for what comes before the pixels."""
+        super().__init__(content)
+        self.reads = HEADER_READS
+        self.total = TIFF_BYTES if content.startswith((b"II", b"MM")) else HEADER_BYTES
+
+    def read(self, size: int | None = -1) -> bytes:
+        part = super().read(size)
+        self.reads -= 1
+        self.total -= (
+            0 if size in (-1, None) else len(part)
+        )  # reading everything at once cannot go on for ever
+        if self.reads < 0 or self.total < 0:
+            raise ValueError("this file has more parts than a picture needs")
+        return part
+
+
+def first_frame(content: bytes) -> tuple[Image.Image, int | str]:
+    """The first picture, upright, and the number of pictures. Raises the errors of Pillow."""
+    file = LimitedReader(content)
+    picture = Image.open(file, formats=FORMATS)
+    pixels = picture.width * picture.height
+    tile = [getattr(picture, "tag_v2", {}).get(tag, 1) for tag in TILE]
+    if pixels > MOST_PIXELS or np.prod(tile, dtype=float) > MOST_PIXELS:
+        raise Image.DecompressionBombError
+    visits = sum(pixels for _ in SCAN.finditer(content))
+    if visits > MOST_VISITS or len(picture.tile) > MOST_STRIPS:
+        raise ValueError("this file has more scans or strips than a picture needs")
+    file.reads, file.total = PIXEL_READS, len(content) + HEADER_BYTES
+    frames = frames_in(content) if picture.format in ANIMATED else 1
+    picture = apply_exif_orientation(picture)
+    # the copy frees the WebP decoder, which holds two more copies of the pixels
+    return picture.copy() if picture.format == "WEBP" else picture, frames
+
+
+def frames_in(content: bytes) -> int | str:
+    """The number of pictures in a file; "several" if they are damaged or too many to count."""
+    picture = Image.open(LimitedReader(content), formats=FORMATS)
+    try:
+        return getattr(picture, "n_frames", 1)
+    except Exception:  # of any type, see above; the first picture is readable all the same
+        return "several"
+
+
+def without_texts(png: bytes) -> bytes:
+    """The same PNG without its texts and colour profile, which no pixel needs. Keeps EXIF data.
+
+    Returns any other kind of file unchanged.
+    """
+    if not png.startswith(PNG):
+        return png
+    at, chunks, kept = len(PNG), 0, [PNG]
+    while at + 8 <= len(png) and (chunks := chunks + 1) < PIXEL_READS:
+        length = int.from_bytes(png[at : at + 4], "big")
+        kind, chunk = png[at + 4 : at + 8], png[at : at + 12 + length]
+        if kind not in TEXTS or chunk[8:40].startswith(ORIENTED):
+            kept.append(chunk)
+        at += len(chunk)
+    return b"".join(kept)
+
+
+def turn_upright(picture: Image.Image, what: str = "picture") -> Image.Image:
+    """Turn the picture upright by its EXIF orientation. Returns it unchanged if it has none.
+
+    ValueError: its pixels cannot be read. (Pillow may read them only now.)
+    """
+    with explain_pillow_errors(f"the {what}"):
+        return apply_exif_orientation(picture)
+
+
+def apply_exif_orientation(picture: Image.Image) -> Image.Image:
+    """As turn_upright(), but raises the errors of Pillow as they are."""
+    with silence_error_stream() if picture.format == "TIFF" else nullcontext():
+        picture.load()
+    if not picture.width * picture.height or len(picture.info.get("exif", b"")) > MOST_EXIF:
+        raise ValueError("no pixels, or far too large EXIF data")
+    turned = picture.getexif().get(ORIENTATION) in range(2, 9)
+    return ImageOps.exif_transpose(picture) if turned else picture
+
+
+@contextmanager
+def silence_error_stream() -> Iterator[None]:
+    """Silence the error stream of the process: libtiff, written in C, prints warnings there."""
+    try:
+        original, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # the program has no error stream
+        yield
+        return
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(original, 2)
+        os.close(original)
+        os.close(nowhere)
