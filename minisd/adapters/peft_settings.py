@@ -15,7 +15,7 @@ import regex
 
 from minisd.checkpoints.header import read_metadata
 from minisd.checkpoints.known_settings import settings_tables
-from minisd.files.json_files import check_value, is_of, parse_json, read_json, shorten
+from minisd.files.json_files import check_value, has_type, parse_json, read_json, shorten
 from minisd.files.one_line import name_errors
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -125,7 +125,9 @@ def compile_pattern(pattern: str) -> regex.Pattern:
 
 def maps_patterns(value: dict | None, kind: type) -> bool:
     """Whether it is None, or leads from patterns to numbers of that kind."""
-    return all(is_pattern(pattern) and is_of(kind, one) for pattern, one in (value or {}).items())
+    return all(
+        is_pattern(pattern) and has_type(kind, one) for pattern, one in (value or {}).items()
+    )
 
 
 MAKES_SENSE = {  # beyond being of the right type

@@ -1,7 +1,8 @@
-"""JSON from strangers: read within bounds, then checked against the types of a dataclass.
+"""JSON files from strangers: read them within bounds, and check them against a dataclass.
 
-A file is never trusted: it may be huge, nested a million deep, say one thing twice, or be no file
-at all. Whatever is wrong becomes a ValueError that reads well after the file's name.
+No file is trusted: it may be huge, nested a million levels deep, hold one name twice, or not be a
+file at all. Every problem becomes a ValueError. Most messages begin with a verb ("holds …"): the
+caller puts the file's name in front of them.
 """
 
 import json
@@ -16,16 +17,16 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-# Python makes some 50 bytes of objects from each byte of "[{},{},{}, …", so this is at most 500 MB
-# and two seconds. A CLIP's tokenizer.json has 4 MB, a shard index less than 1 MB.
+# Python needs about 50 bytes of memory for each byte of "[{},{},{}, …". So the limit costs at most
+# 500 MB and two seconds. A tokenizer.json of CLIP has 4 MB, a shard index less than 1 MB.
 LARGEST = 10 * 10**6  # bytes
-DEEPEST = 30  # lists and dictionaries inside one another; a tokenizer.json has 6
+DEEPEST = 30  # levels of nested lists and dictionaries; a tokenizer.json has 6
 LONGEST_NUMBER = 100  # characters; transformers writes 10**30 where it means "no limit"
-MOST_ITEMS = 100_000  # of a tuple: a schedule's own betas
-SHORTENED = 80  # characters of a value that an error quotes
+MOST_ITEMS = 100_000  # in a tuple, such as the betas of a schedule
+SHORTENED = 80  # characters that an error quotes of a value
 
 T = TypeVar("T")
-Range = tuple[float, float]  # the least and the most that a number may be
+Range = tuple[float, float]  # the smallest and the largest allowed number
 USUAL_RANGE = {int: (1, 10**6), float: (-(10**6), 10**6)}  # sizes and counts; rates and scales
 
 
@@ -33,9 +34,9 @@ USUAL_RANGE = {int: (1, 10**6), float: (-(10**6), 10**6)}  # sizes and counts; r
 
 
 def read_json(path: Path) -> dict:
-    """A .json file with names and values.
+    """Read a .json file that holds an object: names with values.
 
-    Raises ValueError if it is absent, no regular file, cut off, too large, or something else.
+    Raises ValueError if it is missing, not a regular file, cut off, too large, or something else.
     """
     try:
         content = parse_json(read_at_most(path, LARGEST))
@@ -44,70 +45,73 @@ def read_json(path: Path) -> dict:
     except ValueError as error:
         raise ValueError(f"{path} {error}.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no names and values: fetch it again.")
+        raise ValueError(f"{path} is not a JSON object (names with values): fetch it again.")
     return content
 
 
 def read_at_most(path: Path, most: int) -> bytes:
-    """A whole regular file. A pipe would wait for ever, and a device never end.
+    """Read a whole regular file. (A pipe or a device might never end.)
 
-    Raises ValueError, to be read after the path, for anything else and for more than `most` bytes.
+    Raises ValueError, whose message follows the path, for anything else and for more than `most`
+    bytes.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("is a folder, a pipe or a device: give a file")
     with open(path, "rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise ValueError(f"has more than {most:,} bytes, which no such file needs: fetch it again")
+        raise ValueError(
+            f"has more than {most:,} bytes, more than such a file needs: fetch it again"
+        )
     return content
 
 
 def parse_json(text: str | bytes, largest: int = LARGEST) -> object:
-    """What a JSON text says: dictionaries, lists, texts, numbers, true, false and None.
+    """Parse a JSON text into dictionaries, lists, texts, numbers, booleans and None.
 
-    Raises ValueError, to be read after a file's name, for what is no JSON, is too large or too
-    deep, names one thing twice, or holds NaN, an endless number or a text that is not Unicode.
+    Raises ValueError, whose message follows the file's name, if the text is not JSON, is too large
+    or too deeply nested, or holds a name twice, NaN, a very long number, or an invalid text.
     """
     if len(text) > largest:
         raise ValueError(f"has more than {largest:,} bytes of JSON: get another copy")
     try:
         text = text.decode() if isinstance(text, bytes) else text
         content = json.loads(
-            text.removeprefix("\ufeff"),  # Windows' editors put this mark in front
-            object_pairs_hook=dictionary,
+            text.removeprefix("\ufeff"),  # a mark that some Windows editors put in front
+            object_pairs_hook=build_dictionary,
             parse_int=lambda digits: parse_number(int, digits),
             parse_float=lambda digits: parse_number(float, digits),
             parse_constant=lambda name: parse_number(float, name),
         )
     except UnicodeDecodeError as error:
-        raise ValueError("is no UTF-8 text, as JSON is: get another copy") from error
+        raise ValueError("is not UTF-8 text, as JSON must be: get another copy") from error
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise ValueError(f"is no JSON from {place} on: fetch it again") from error
+        raise ValueError(f"is not valid JSON from {place} on: fetch it again") from error
     except RecursionError as error:
         raise ValueError(TOO_DEEP) from error
     check_depth_and_texts(content)
     return content
 
 
-HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")  # UTF-16 writes some as two, and no text has one
-TOO_DEEP = f"has values more than {DEEPEST} levels inside one another: get another copy"
+HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")  # half of a pair in UTF-16, invalid alone
+TOO_DEEP = f"nests values more than {DEEPEST} levels deep: get another copy"
 
 
-def dictionary(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Raises ValueError for a name that is there twice: nobody knows which value is meant."""
+def build_dictionary(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A dictionary of the pairs. Raises ValueError if two pairs have the same name."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"has {shorten(twice)} twice: delete the wrong one")
+        raise ValueError(f"holds the name {shorten(twice)} twice: delete the wrong one")
     return found
 
 
 def parse_number(kind: type, digits: str) -> float:
-    """Raises ValueError for NaN, and for digits that take time to no purpose.
+    """Parse a number. Raises ValueError for NaN, and for more digits than any number needs.
 
-    Infinity is no JSON, but diffusers writes it ("lambda_min_clipped": -Infinity). check_value
-    lets none through.
+    Infinity is not valid JSON, but diffusers writes it ("lambda_min_clipped": -Infinity). So it is
+    parsed here, and check_value refuses it.
     """
     if digits == "NaN" or len(digits) > LONGEST_NUMBER:
         raise ValueError(f"has the number {shorten(digits)}: get another copy")
@@ -115,7 +119,7 @@ def parse_number(kind: type, digits: str) -> float:
 
 
 def check_depth_and_texts(content: object) -> None:
-    """Go down level by level. Raises ValueError for too many, and for half a character."""
+    """Raise ValueError for too many levels of nesting, and for half a character in a text."""
     level = [content]
     for _ in range(DEEPEST + 1):
         texts = [one for one in level if isinstance(one, str)]
@@ -137,37 +141,37 @@ SHORT.maxlist = SHORT.maxtuple = 8
 
 
 def shorten(value: object) -> str:
-    """A value as Python writes it, on one line of at most 80 characters.
+    """The repr() of a value, shortened to one line of at most 80 characters.
 
     >>> shorten([1, "a\\n"]), len(shorten("x" * 10**6))
     ("[1, 'a\\\\n']", 80)
     """
     try:
         text = SHORT.repr(value)
-    except ValueError:  # Python writes no number of more than 4300 digits
+    except ValueError:  # Python does not print a number of more than 4300 digits
         return "a number of thousands of digits"
     return text if len(text) <= SHORTENED else f"{text[: SHORTENED - 1]}…"
 
 
-# ---- a dictionary against a dataclass ----------------------------------------------------------
+# ---- checking a dictionary against a dataclass ------------------------------------------------
 
 
 def build_dataclass(
     kind: type[T], stored: object, ranges: Mapping[str, Range] = {}, part: str = ""
 ) -> T:
-    """An object of the dataclass `kind`, whose fields the dictionary `stored` has.
+    """Build an object of the dataclass `kind` from the dictionary `stored`.
 
-    ranges: field -> the least and the most of its numbers, where it is not the usual range
-    part: in which the fields are, for the error: "unet"
-    Raises ValueError, to be read after a file's name, for a name that is no field, an absent field
-    that has no default or is a dataclass itself, and a value of another type or out of range.
+    ranges: field -> the smallest and the largest allowed number, if not the usual ones
+    part: the part of the file that holds the fields, such as "unet". For the message
+    Raises ValueError, whose message follows the file's name, for a name that is not a field, for a
+    missing field that has no default or is a dataclass, and for a value of the wrong type or range.
     """
     where, types = f" in its {part}" if part else "", get_type_hints(kind)
     if not isinstance(stored, Mapping):
-        raise ValueError(f"has {shorten(stored)}{where}, which should be names with values")
+        raise ValueError(f"has {shorten(stored)}{where}: this should be names with values")
     if unknown := [name for name in stored if name not in types]:
-        said = f"has the setting {shorten(unknown[0])}{where}"
-        raise ValueError(f"{said}, which is unknown here: a newer minisd may know it")
+        found = f"has the setting {shorten(unknown[0])}{where}, which minisd does not know"
+        raise ValueError(f"{found}: a newer version may know it")
     needed = (
         one.name for one in fields(cast(Any, kind)) if one.default is one.default_factory is MISSING
     )
@@ -187,36 +191,38 @@ def build_dataclass(
 def check_value(
     name: str, value: object, kind: object, limits: Range | None = None, where: str = ""
 ) -> None:
-    """Raises ValueError, naming the setting, for a value of another type or out of its range.
+    """Raise ValueError, with the setting's name, for a value of the wrong type or out of range.
 
-    kind: int, float, bool, str, dict, tuple, tuple[one of them, ...], a Literal, or one of several
-    limits: the least and the most of its numbers. None: the usual range
+    kind: int, float, bool, str, dict, tuple, tuple[one of them, ...], a Literal, or a union of them
+    limits: the smallest and the largest allowed number. None: the usual range
     """
-    if not is_of(kind, value, limits):
-        said = f"has {name} = {shorten(value)}{where}, a setting of a wrong kind"
-        raise ValueError(f"{said}: it should be {describe_kind(kind, limits)}")
+    if not has_type(kind, value, limits):
+        found = f"has {name} = {shorten(value)}{where}, a setting of the wrong type"
+        raise ValueError(f"{found}: it should be {describe_kind(kind, limits)}")
 
 
-def is_of(kind: object, value: object, limits: Range | None = None) -> bool:
-    """Whether a value is of a type. 1 is a float, too; true is no number, and [] no numbers."""
+def has_type(kind: object, value: object, limits: Range | None = None) -> bool:
+    """Whether a value has a type. 1 is also a float. True is no number, [] no list of numbers."""
     inner = get_args(kind)
     if get_origin(kind) in (Union, UnionType):
-        return any(is_of(one, value, limits) for one in inner)
+        return any(has_type(one, value, limits) for one in inner)
     if get_origin(kind) is Literal:
         return any(type(value) is type(one) and value == one for one in inner)
     if kind is tuple or get_origin(kind) is tuple:
         if not isinstance(value, list | tuple) or len(value) > MOST_ITEMS or not inner:
             return isinstance(value, list | tuple) and not inner
-        needed = inner[0] in (int, float)  # a network without any sizes
-        return len(value) >= needed and all(is_of(inner[0], one, limits) for one in value)
+        needed = inner[0] in (int, float)  # a network needs at least one size
+        return len(value) >= needed and all(has_type(inner[0], one, limits) for one in value)
     if kind in (int, float):
         least, most = limits or USUAL_RANGE[kind]
-        return type(value) in (int, kind) and least <= value <= most  # never true of NaN
+        return type(value) in (int, kind) and least <= value <= most  # false for NaN
+    assert isinstance(kind, type)
     return isinstance(value, kind)
 
 
 def describe_kind(kind: object, limits: Range | None = None) -> str:
-    """
+    """The type in words, for a message.
+
     >>> describe_kind(tuple[int, ...] | None)
     'a list in which each value is an integer from 1 to 1,000,000, or null'
     """

@@ -355,7 +355,7 @@ def test_a_comment_in_a_yaml_says_nothing(v1, tmp_path):
         ({"num_heads": -1, "num_head_channels": -1}, "heads = -1 in its unet"),
         ({"num_heads": 2}, "does not fit the U-Net"),
         ({"model_channels": "wide"}, "model_channels = 'wide' in its"),
-        ({"channel_mult": 2}, "a setting of a wrong kind"),
+        ({"channel_mult": 2}, "a setting of the wrong type"),
         ({"global_average_pooling": "perhaps"}, "global_average_pooling = 'perhaps'"),
         ({"a_setting_of_the_future": 1}, "a_setting_of_the_future = 1"),
     ],

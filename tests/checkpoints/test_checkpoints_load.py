@@ -577,7 +577,7 @@ def test_settings_that_no_network_here_has_are_refused(folders, tmp_path, settin
     stored |= {} if value is None else {key: value}
     (folder / file).write_text(json.dumps(stored), encoding="utf-8")
     assert SETTINGS[setting] in refusal(folder)
-    for text, says in {"{": "is no JSON", "[]": "holds no names and values"}.items():
+    for text, says in {"{": "is not valid JSON", "[]": "is not a JSON object"}.items():
         (folder / file).write_text(text, encoding="utf-8")
         assert says in refusal(folder)
     (folder / file).unlink()

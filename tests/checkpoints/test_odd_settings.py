@@ -326,7 +326,7 @@ def failure(name: str, at: tuple, odd: object, path: Path) -> str:
 
 
 FOREIGN = ("invalid literal", "object is not", "could not convert", "Error(s) in", "Exceeds the")
-FOREIGN += ("a setting of a wrong kind: get",)  # naming() says it of what no check foresaw
+FOREIGN += ("a setting of the wrong type: get",)  # naming() says it of what no check foresaw
 
 
 def every_change(name: str) -> list[tuple[tuple, object]]:

@@ -269,7 +269,7 @@ DECODER = {"added_tokens_decoder": {"530": TOY}}
         ({"added_tokens": {"<a>": 530, "<b>": 530}}, "'<b>' has the id 530, .* is 531"),
         ({"added_tokens": {"<a>": 530, "<A>": 531}}, "'<A>' is taken"),
         ({"added_tokens": {"toy": 530}}, "'toy' has the id 530 and, in vocab.json, 521"),
-        ({"added_tokens": {"<a>": "530"}}, "of a wrong kind"),
+        ({"added_tokens": {"<a>": "530"}}, "of the wrong type"),
         (
             {"tokenizer_config": {"added_tokens_decoder": {"530": TOY | {"lstrip": "no"}}}},
             "lstrip = 'no' in its list of added words",

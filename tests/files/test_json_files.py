@@ -33,9 +33,9 @@ def refusal(call, *given) -> str:
 # ---- JSON --------------------------------------------------------------------------------------
 
 TEXTS = {
-    "": "is no JSON from line 1, column 1 on: fetch it again",
-    '{"a": 1,\n b}': "is no JSON from line 2, column 2 on",
-    '{"a": 1, "b": 2, "a": 3}': "has 'a' twice: delete the wrong one",
+    "": "is not valid JSON from line 1, column 1 on: fetch it again",
+    '{"a": 1,\n b}': "is not valid JSON from line 2, column 2 on",
+    '{"a": 1, "b": 2, "a": 3}': "holds the name 'a' twice: delete the wrong one",
     "[NaN]": "has the number 'NaN'",
     "[" + "9" * 10**6 + "]": "has the number '99999",
     "[" + "1" * 5000 + ".5]": "has the number '11111",
@@ -44,9 +44,9 @@ TEXTS = {
     '{"a":' * 500 + "1" + "}" * 500: "more than 30 levels",
     r'["\ud800"]': "half a character",
     r'{"\udfff": 1}': "half a character",
-    b"\xff\xfe[\0]\0": "is no UTF-8 text",
+    b"\xff\xfe[\0]\0": "is not UTF-8 text",
     "1" * (LARGEST + 1): "has more than 10,000,000 bytes",
-    "{" + ",".join(f'"{i % 99999}":1' for i in range(10**5)) + "}": "has '0' twice",
+    "{" + ",".join(f'"{i % 99999}":1' for i in range(10**5)) + "}": "the name '0' twice",
 }
 
 
@@ -72,7 +72,7 @@ def test_only_regular_files_with_names_and_values_are_read(tmp_path):
     path.write_text('{"a": 1}', encoding="utf-8")
     assert read_json(path) == {"a": 1}
     path.write_text("[]", encoding="utf-8")
-    assert f"{path} holds no names and values" in refusal(read_json, path)
+    assert f"{path} is not a JSON object" in refusal(read_json, path)
     assert f"{tmp_path} is a folder, a pipe or a device" in refusal(read_json, tmp_path)
     assert "gone.json cannot be read (No such" in refusal(read_json, tmp_path / "gone.json")
     with open(path, "wb") as file:
@@ -122,7 +122,10 @@ def test_a_dictionary_becomes_the_dataclass():
 @pytest.mark.parametrize(
     ("stored", "says"),
     [
-        ({"size": 1.0}, "has size = 1.0 in its inner, a setting of a wrong kind: it should be an"),
+        (
+            {"size": 1.0},
+            "has size = 1.0 in its inner, a setting of the wrong type: it should be an",
+        ),
         ({"size": True}, "has size = True"),
         ({"size": 0}, "an integer from 1 to 9"),
         ({"size": 10}, "has size = 10"),
@@ -140,9 +143,12 @@ def test_a_dictionary_becomes_the_dataclass():
         ({"size": 1, "order": ["rgb"]}, "has order = ('rgb',)"),
         ({"size": 1, "width": "x"}, "an integer from 1 to 1,000,000, or null"),
         ({"size": 1, "on": 1}, "it should be true or false"),
-        ({"size": 1, "colour": 1}, "has the setting 'colour' in its inner, which is unknown"),
+        (
+            {"size": 1, "colour": 1},
+            "has the setting 'colour' in its inner, which minisd does not know",
+        ),
         ({}, "lacks the setting 'size' in its inner"),
-        ([], "has [] in its inner, which should be names with values"),
+        ([], "has [] in its inner: this should be names with values"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(stored, says):

@@ -180,7 +180,7 @@ def test_what_the_disk_says_only_at_the_end_is_told(tmp_path, monkeypatch, numbe
         ("nowhere/a", "choose a folder that exists"),
         ("dangling", "choose a folder that exists"),
         (".", "is a folder: give the name of a file in it"),
-        ("device", "is no regular file: give another name"),
+        ("device", "is not a regular file: give another name"),
     ],
 )
 def test_a_name_that_cannot_be_written_is_one_sentence(tmp_path, name, said):
