@@ -82,7 +82,7 @@ def test_a_wrong_file_is_deleted(hub, tmp_path):
 
 def test_where_no_sha256_is_published_the_first_is_noted(hub, monkeypatch):
     monkeypatch.setitem(OFFICIAL, "some", replace(OFFICIAL["some"], sha256=None))
-    assert "unknown: it will be noted" in official.describe_official("some")
+    assert "unknown: it is noted" in official.describe_official("some")
     path = download("some", hub.endpoint)
     note = path.parent / "source.json"
     assert json.loads(note.read_text(encoding="utf-8"))["sha256"] == SHA256
@@ -153,7 +153,7 @@ def test_no_server_is_told(hub):
 
 
 def test_a_name_that_is_not_here_yet_says_how_to_fetch_it(hub):
-    with pytest.raises(ValueError, match="fetch it with `minisd download some`"):
+    with pytest.raises(ValueError, match="download it with `minisd download some`"):
         minisd.load("some")
     with pytest.raises(ValueError, match="choose sd14, sd14-full"):
         download("sd99")

@@ -329,7 +329,7 @@ def test_a_server_gives_the_file_or_one_sentence(hub, folder, monkeypatch, mood,
     if "://here" in str(mood):
         assert "not safe" in told[0]
     if isinstance(mood, int):
-        gone, unfit = "is no longer at a/b", "sent what does not continue"
+        gone, unfit = "is no longer at a/b", "sent data that does not continue"
         says = {401: "wants a login", 404: gone, 410: gone, 416: unfit}
         assert says.get(mood, f"a/b cannot give some.ckpt (it answers {mood})") in told[0]
     check_whole(hub, folder)
@@ -347,7 +347,7 @@ def test_a_page_in_the_place_of_the_file_is_refused(hub, folder, monkeypatch):
 def test_where_nobody_says_the_size_nothing_is_fetched(hub, folder, monkeypatch):
     unknown(monkeypatch)
     hub.mood = "hides the size"
-    assert "does not say how large some.ckpt is" in refusal(hub)
+    assert "does not state the size of some.ckpt" in refusal(hub)
     check_whole(hub, folder)
 
 
@@ -475,7 +475,9 @@ def test_a_damaged_note_is_one_sentence_or_does_no_harm(hub, folder, monkeypatch
 def test_a_folder_in_the_place_of_the_file_is_refused(hub, folder):
     (folder / "some.ckpt").mkdir(parents=True)
     for ask in (lambda: official.local_path("some"), lambda: download("some", hub.endpoint)):
-        with pytest.raises(ValueError, match=r"some\.ckpt is no file: delete it, then fetch it"):
+        with pytest.raises(
+            ValueError, match=r"some\.ckpt is not a file: delete it, then download it"
+        ):
             ask()
     assert hub.asked == []
 
@@ -506,7 +508,7 @@ def test_without_a_home_one_sentence(hub, monkeypatch):
 
     monkeypatch.setenv("MINISD_WEIGHTS", "")
     monkeypatch.setattr(Path, "expanduser", no_home)
-    with pytest.raises(ValueError, match="no home folder is known here: set MINISD_WEIGHTS"):
+    with pytest.raises(ValueError, match="you have no home folder: set MINISD_WEIGHTS"):
         official.local_path("some")
 
 

@@ -574,7 +574,7 @@ def test_no_network_is_said(here, capsys, monkeypatch, cause):
     monkeypatch.setattr(file_download, "get_hf_file_metadata", unreachable(cause))
     assert run("download", "sd15") == 2
     told = capsys.readouterr().err.strip()
-    assert "there is no network to fetch v1-5-pruned-emaonly.safetensors by" in told
+    assert "there is no network to download v1-5-pruned-emaonly.safetensors" in told
     assert "\n" not in told
     part = here / "kept/sd15/v1-5-pruned-emaonly.safetensors.from-stable-diffusion-v1-5-stable-"
     Path(f"{part}diffusion-v1-5.part").write_bytes(b"begun")
