@@ -1,9 +1,11 @@
-"""What is in a file of weights: for whoever has one, or wonders why it does not load."""
+"""Describe what a file of weights contains, without building a model from it."""
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from torch import Tensor
 
 from minisd.checkpoints.cover import why_unneeded
 from minisd.checkpoints.file_kinds import MODEL_KIND, advice_for, kind_of_tensors
@@ -21,11 +23,12 @@ LAYOUT_NAMES = {**KNOWN_FILES, "diffusers": "a diffusers folder"}
 
 @dataclass(frozen=True)
 class Info:
-    """What a file or folder of weights holds. The fields with defaults are for whole models.
+    """What a file or folder of weights contains.
 
-    numbers: how many, by part    tensors: how many, by dtype    not_needed: how many, by use
-    known_by: where it is said what the U-Net predicts; None if nowhere
-    use: what to do with the file, for all but whole models
+    numbers: part -> how many    tensors: dtype -> how many
+    Only a whole model has layout, config, known_by and not_needed; only other files have use.
+    known_by: where the file states what the U-Net predicts. None: nowhere
+    not_needed: purpose -> number of tensors    use: how to use the file
     """
 
     name: str
@@ -53,40 +56,47 @@ class Info:
 
 
 def describe_sizes(config: ModelConfig, known_by: str | None) -> list[tuple[str, str]]:
-    """What the sizes mean, in rows of a name and a text."""
-    unsaid = "eps or v: no word of it; loading tries it on noise"
+    """What the sizes mean, as rows of a name and a text."""
+    unstated = "eps or v: the file does not say; loading tests it on noise"
     return [
         ("laid out as", "SD v2" if is_v2(config) else "SD v1"),
         ("input", f"{config.unet.in_channels} channels"),
-        ("predicts", f"{config.schedule.prediction}, by {known_by}" if known_by else unsaid),
+        ("predicts", f"{config.schedule.prediction}, by {known_by}" if known_by else unstated),
         ("made for", f"{config.size} x {config.size} pixels"),
     ]
 
 
 def inspect_source(source: str | Path) -> Info:
-    """Look into any file of weights, or a diffusers folder, without building anything.
+    """Describe any file of weights, or a diffusers folder, without building a network.
 
-    Raises ValueError for what is no file of weights, or is a model that would not load.
+    Raises ValueError if it is not a file of weights, or if it is a model that would not load.
     """
-    path, averaged, what = locate(source), False, MODEL_KIND
-    if path.is_file():
-        tensors = read_tensors(path)
-        what, averaged = kind_of_tensors(tensors), holds_only_ema(tensors)
-    if what != MODEL_KIND:
-        parts, more = {"in all": tensors}, {"use": advice_for(tensors)}
-    else:
-        checkpoint = open_checkpoint(path, ema=averaged)
-        about = {name: getattr(checkpoint, name) for name in ("layout", "config", "known_by")}
-        unused = count_names(why_unneeded(key, checkpoint.config) for key in checkpoint.not_needed)
-        parts, more = checkpoint.parts, {**about, "not_needed": unused}
+    path = locate(source)
+    tensors = read_tensors(path) if path.is_file() else {}
+    kind = kind_of_tensors(tensors) if path.is_file() else MODEL_KIND
+    if kind != MODEL_KIND:
+        return replace(count_contents(path, kind, {"in all": tensors}), use=advice_for(tensors))
+    checkpoint = open_checkpoint(path, ema=holds_only_ema(tensors))
+    purposes = [str(why_unneeded(key, checkpoint.config)) for key in checkpoint.not_needed]
+    return replace(
+        count_contents(path, kind, checkpoint.parts),
+        layout=checkpoint.layout,
+        config=checkpoint.config,
+        known_by=checkpoint.known_by,
+        not_needed=count_names(purposes),
+    )
+
+
+def count_contents(path: Path, kind: str, parts: Mapping[str, Mapping[str, Tensor]]) -> Info:
+    """The size of a file or folder, its numbers by part and its tensors by dtype."""
     stored = [tensor for part in parts.values() for tensor in part.values()]
     dtypes = count_names(str(tensor.dtype).removeprefix("torch.") for tensor in stored)
     numbers = {name: sum(t.numel() for t in part.values()) for name, part in parts.items()}
     files = path.rglob("*") if path.is_dir() else [path]
     size = sum(file.stat().st_size for file in files if file.is_file())
-    return Info(path.name, what, size, numbers, dtypes, **more)
+    return Info(path.name, kind, size, numbers, dtypes)
 
 
 def count_names(names: Iterable[str]) -> dict[str, int]:
-    """How often each name is there, the most frequent first."""
+    """How often each name occurs, the most frequent first."""
     return dict(Counter(names).most_common())

@@ -1,8 +1,9 @@
-"""From a file or folder to a model's networks: every weight in its place, or an error."""
+"""Load a model from a file or folder: every weight gets its place, or there is an error."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,16 +38,17 @@ def load(
 ) -> Parts:
     """Read a whole model: "mini", a .safetensors or .ckpt file, or a diffusers folder.
 
-    Of the mini there are "mini-inpaint" (9 channels) and "mini-depth" (5 channels) as well.
+    The mini also has the forms "mini-inpaint" (9 channels) and "mini-depth" (5 channels).
 
-    dtype: one of DTYPES. With float16 the autoencoder is in float32 all the same: its feature maps
-        may leave float16's range of 65,504, as the mini's do, which reach 190,000
-    prediction: "eps" or "v", where the file does not say it or says it wrongly
-    ema: the U-Net's averaged weights, which training checkpoints keep beside the last ones
-    vae: a VAE file, a folder with one or a published name, in place of the model's own VAE, which
+    dtype: one of DTYPES. With float16, the autoencoder still uses float32: its feature maps may
+        leave float16's range of 65,504. Those of the mini reach 190,000
+    prediction: "eps" or "v", if the file does not say it, or says it wrongly
+    ema: load the U-Net's averaged weights, which training checkpoints keep next to the last ones
+    vae: a VAE file, a folder with one, or a published name. It replaces the model's own VAE, which
         some files lack
 
-    Raises ValueError, in one sentence, for anything but a whole and healthy SD v1 or v2 model.
+    Raises ValueError, with one sentence, for anything except a complete, undamaged SD v1 or v2
+    model.
     """
     check_dtype(dtype)
     path = locate(source)
@@ -55,14 +57,14 @@ def load(
 
 
 def check_dtype(dtype: object) -> None:
-    """Raise ValueError, with those that can, unless weights of this dtype can draw."""
+    """Raise ValueError, which lists the possible dtypes, unless a model can use this one."""
     if not any(dtype is known for known in DTYPES):
-        said, known = repr(dtype).splitlines()[0][:60], ", ".join(map(str, DTYPES))
-        raise ValueError(f"dtype {said} cannot be used for a model: give one of {known}.")
+        given, known = repr(dtype).splitlines()[0][:60], ", ".join(map(str, DTYPES))
+        raise ValueError(f"dtype {given} cannot be used for a model: give one of {known}.")
 
 
 def own_vae_config(path: Path) -> VAEConfig | None:
-    """The sizes of its VAE that a file of our own, or a folder, states; None where none does."""
+    """The VAE's sizes as a file of our own or a folder states them. None: it does not."""
     stated = path / "vae" / "config.json"
     stored = read_json(stated) if stated.exists() else None
     header = read_metadata(path) if path.is_file() else {}
@@ -75,12 +77,12 @@ def own_vae_config(path: Path) -> VAEConfig | None:
 def open_checkpoint(
     path: Path, prediction: str | None = None, ema: bool = False, vae: OtherVAE | None = None
 ) -> Checkpoint:
-    """Read a model without building it. Raises ValueError as load() does.
+    """Read a model without building its networks. Raises ValueError as load() does.
 
-    vae: in place of the model's own, which then may be absent
+    vae: replaces the model's own VAE, which may then be missing
     """
     if prediction not in (None, "eps", "v"):
-        raise ValueError(f'prediction is {prediction!r}: only "eps" and "v" are known.')
+        raise ValueError(f'prediction is {prediction!r}: give "eps" or "v".')
     if ema and path.is_dir():
         raise ValueError(f"{path} is a folder, which holds one kind of weights: leave ema out.")
     checkpoint = (
@@ -94,9 +96,9 @@ def open_checkpoint(
 
 
 def override_prediction(checkpoint: Checkpoint, prediction: str, name: str) -> Checkpoint:
-    """With what the argument says in place of what the file says, and a warning where they differ.
+    """The checkpoint with the argument's prediction. Warns if the file states another one.
 
-    Raises ValueError where the noise levels do not allow it.
+    Raises ValueError if the noise levels do not allow this prediction.
     """
     schedule = checkpoint.config.schedule
     if checkpoint.known_by not in (None, BY_ARGUMENT):
@@ -112,13 +114,13 @@ def build_networks(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Parts:
-    """The networks of a checkpoint that was laid open. name: what to call it in an error."""
+    """Build the networks of a checkpoint. name: of the checkpoint, for an error"""
     networks = empty_networks(checkpoint.config)
     for part, network in networks.items():
-        wide = part == "vae" and dtype is torch.float16
-        own = torch.float32 if wide else dtype
+        needs_range = part == "vae" and dtype is torch.float16
+        own = torch.float32 if needs_range else dtype
         fill(network, checkpoint.parts[part], device, own, f"{name}: {part}")
-    parts = Parts(checkpoint.config, checkpoint.tokenizer, **networks)
+    parts = Parts(checkpoint.config, checkpoint.tokenizer, **cast(dict[str, Any], networks))
     return parts if checkpoint.known_by else try_prediction(parts, name)
 
 
@@ -128,10 +130,10 @@ def load_vae(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> VAE:
-    """The autoencoder of a VAE file or folder, named as in the original or in diffusers.
+    """Load the autoencoder of a VAE file or folder, with the names of the original or of diffusers.
 
-    config: the sizes it must have. The scale of its latents (vae.config.scale) is that of the
-        config.json in the folder or next to the file, else the config's
+    config: the sizes it must have. The scale of its latents (vae.config.scale) comes from the
+        config.json in the folder or next to the file. If there is none, from `config`
     Raises ValueError for any other file.
     """
     check_dtype(dtype)
@@ -143,19 +145,19 @@ def load_vae(
 
 
 def locate(source: str | Path) -> Path:
-    """Where the weights lie. Raises ValueError if there is nothing."""
+    """The path of a model's weights. Raises ValueError if nothing is there."""
     path = WEIGHTS / SHIPPED[str(source)] if source in SHIPPED else local_path(source)
     if not path.exists():
-        wanted = 'a .safetensors or .ckpt file, a diffusers folder, "mini", or a published name'
-        raise ValueError(f"There is no file or folder {path}: give {wanted}.")
+        known = 'a .safetensors or .ckpt file, a diffusers folder, "mini", or a published name'
+        raise ValueError(f"There is no file or folder {path}: give {known}.")
     return path
 
 
 def fill_whole(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
-    """Give a network on the meta device all that a file of ours holds, in single precision.
+    """Fill a network on the meta device with all tensors of a file of our own, as float32.
 
-    name: what to call the file in an error
-    Raises ValueError for tensors that are missing, too much, of another shape or not finite.
+    name: of the file, for an error
+    Raises ValueError for tensors that are missing, unknown, of another shape or not finite.
     """
     needed = network.state_dict()
     unknown = [key for key in tensors if key not in needed]
@@ -170,14 +172,14 @@ def fill(
     dtype: torch.dtype,
     name: str,
 ):
-    """Give the network its tensors. Those of the right dtype and device stay mapped to the file.
+    """Fill a network with its tensors. Those of the right dtype and device stay mapped to the file.
 
-    name: what to call the network in an error
-    Raises ValueError naming the first module with a weight that is no finite number.
+    name: of the network, for an error
+    Raises ValueError that names the first weight with NaN or infinity.
     """
     for key in network.state_dict():
         if not state[key].is_floating_point():
-            what = f"{name}.{key} is {state[key].dtype}, which weights are not"
+            what = f"{name}.{key} is {state[key].dtype}, but weights must be floating-point"
             raise ValueError(f"{what}: get another copy.")
     converted = {key: state[key].to(device, dtype) for key in network.state_dict()}
     for key, tensor in converted.items():
@@ -190,6 +192,6 @@ def is_finite(tensor: Tensor) -> bool:
     """Whether no element is NaN or infinity."""
     if tensor.numel() == 0 or not tensor.is_floating_point():
         return True
-    tensor = tensor.float() if tensor.itemsize == 1 else tensor  # 8 bits have no extrema in torch
-    lowest, highest = tensor.aminmax()  # one pass without a copy; NaN comes out at both ends
+    tensor = tensor.float() if tensor.itemsize == 1 else tensor  # torch has no aminmax for 8 bits
+    lowest, highest = tensor.aminmax()  # one pass, no copy; both are NaN if any element is
     return bool(lowest.isfinite() and highest.isfinite())

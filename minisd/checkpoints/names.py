@@ -1,11 +1,13 @@
-"""One table: the name of every module here, in the original files and in diffusers folders.
+"""One table of names: those of minisd, of the original single files, and of diffusers folders.
 
-Built by loops over the config, as the networks are. It reads and writes official files, and lines a
-trace up with a reference: where a row's names are modules on both sides, both have the same output.
+Loops over the config build the table, as they build the networks. minisd reads and writes official
+files with it, and compares a trace with a reference: if both names of a row belong to modules, the
+two modules have the same output.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from einops import rearrange
@@ -13,8 +15,8 @@ from torch import Tensor
 
 from minisd.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
 
-# Where a single file keeps each part. v1's text transformer has its Hugging Face names there, v2's
-# those of open_clip. A folder keeps each part in a directory of its own, without a prefix.
+# The prefix of each part in a single file. The text transformer has Hugging Face's names in v1, and
+# open_clip's names in v2. A folder keeps each part in its own directory, without a prefix.
 PREFIXES_V1 = {
     "unet": "model.diffusion_model.",
     "vae": "first_stage_model.",
@@ -22,22 +24,24 @@ PREFIXES_V1 = {
 }
 PREFIXES_V2 = {**PREFIXES_V1, "text_encoder": "cond_stage_model.model."}
 
-LEAVES = ("weight", "bias", "")  # "" for a row that is itself a parameter
+LEAVES = ("weight", "bias", "")  # "": the row itself is a parameter
 
 
 @dataclass(frozen=True)
 class Row:
-    """The three names of one module, and what it consists of, named from there on."""
+    """The three names of one module, and the rows inside it, whose names continue the module's."""
 
     ours: str
     original: str
     diffusers: str
     rows: tuple["Row", ...] = ()
     convolution: tuple[str, ...] = ()  # layouts that store our Linear as a 1x1 convolution
-    third: int | None = None  # original: q, k, v are one matrix, of which this is the 0th, 1st, 2nd
+    third: int | None = (
+        None  # the original has q, k, v in one matrix: 0, 1 or 2 is this one's place
+    )
 
     def all_rows(self) -> Iterator["Row"]:
-        """This row, then everything within it, each under its full names."""
+        """This row, then all rows inside it, each with its full names."""
         yield replace(self, rows=())
         for row in self.rows:
             full = replace(
@@ -57,28 +61,28 @@ class Row:
 
 
 def model_rows(config: ModelConfig) -> dict[str, list[Row]]:
-    """The table of a whole model, part by part; every row under its full names within the part."""
+    """The table of a whole model: part -> rows, each with its full names within the part."""
     text = text_v2_rows(config.text) if is_v2(config) else text_v1_rows(config.text)
     parts = {"unet": unet_rows(config.unet), "vae": vae_rows(config.vae), "text_encoder": text}
     return {part: flat_rows(rows) for part, rows in parts.items()}
 
 
 def prefixes(config: ModelConfig) -> dict[str, str]:
-    """Where the single file of this model keeps each part."""
+    """The prefix of each part in a single file of this model."""
     return PREFIXES_V2 if is_v2(config) else PREFIXES_V1
 
 
 def is_v2(config: ModelConfig) -> bool:
-    """Whether single files of this model are in SD v2's layout: with open_clip's text names.
+    """Whether single files of this model have SD v2's layout: with open_clip's text names.
 
-    The text transformer decides. How the U-Net's projections are stored is a matter of their own.
+    Only the text transformer decides this, not how the U-Net's projections are stored.
     """
     linear = config.unet.linear_projection
     return linear if config.open_clip_text is None else config.open_clip_text
 
 
 def flat_rows(rows: list[Row]) -> list[Row]:
-    """The rows and all within them, each under its full names."""
+    """The rows and all rows inside them, each with its full names."""
     return [full for row in rows for full in row.all_rows()]
 
 
@@ -86,10 +90,10 @@ def flat_rows(rows: list[Row]) -> list[Row]:
 
 
 def from_official(state: Mapping[str, Tensor], rows: list[Row], layout: str) -> dict[str, Tensor]:
-    """Official names and shapes to ours. The results share memory with `state`.
+    """Translate official names and shapes to ours. The results share memory with `state`.
 
-    Keys of `state` that the table does not know are left out. What a network needs, under official
-    names and shapes, is `to_official` of its own state dict (it may be on the meta device).
+    Leaves out the keys of `state` that are not in the table. To see what a network needs under
+    official names, call `to_official` with its state dict, which may be on the meta device.
     """
     ours = {}
     for row in rows:
@@ -107,7 +111,7 @@ def from_official(state: Mapping[str, Tensor], rows: list[Row], layout: str) -> 
 
 
 def to_official(state: Mapping[str, Tensor], rows: list[Row], layout: str) -> dict[str, Tensor]:
-    """Our names and shapes to the official ones: the inverse of `from_official`, bit for bit."""
+    """Translate our names and shapes to official ones: the exact inverse of `from_official`."""
     official = {}
     for row in rows:
         for leaf in LEAVES:
@@ -119,15 +123,15 @@ def to_official(state: Mapping[str, Tensor], rows: list[Row], layout: str) -> di
                 tensor = rearrange(tensor, "c_out c_in -> c_out c_in 1 1")
             key = row.key(layout, leaf)
             if layout == "original" and row.third:
-                tensor = torch.cat([official[key], tensor])  # the thirds come in order
+                tensor = torch.cat([official[key], tensor])  # q, k, v come in this order
             official[key] = tensor
     return official
 
 
-# Spellings that other versions wrote: VAE attention in folders before diffusers 0.15, and the text
-# transformer in folders since transformers 5, which leaves the "text_model." out.
+# Other spellings: diffusers before 0.15 used these names in the attention of the VAE. (And
+# transformers since 5 writes the text transformer without "text_model.": see usual_name.)
 OLD_VAE_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# diffusers' converter to single files left its own names in the attention of the VAE.
+# The converter of diffusers to single files keeps these names in the attention of the VAE.
 ORIGINAL_VAE_NAMES = {
     **{"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"},
     **{"query": "q", "key": "k", "value": "v", "proj_attn": "proj_out", "group_norm": "norm"},
@@ -135,7 +139,7 @@ ORIGINAL_VAE_NAMES = {
 
 
 def usual_name(key: str, part: str) -> str:
-    """A key of a folder, or of a VAE file, as the table spells it.
+    """A key of a folder or of a VAE file, in the table's spelling.
 
     >>> usual_name("decoder.mid_block.attentions.0.proj_attn.bias", "vae")
     'decoder.mid_block.attentions.0.to_out.0.bias'
@@ -156,7 +160,7 @@ def usual_name(key: str, part: str) -> str:
 
 
 def usual_single_file_name(key: str) -> str:
-    """A key of an original single file as the table spells it, with its prefix."""
+    """A key of an original single file, with its prefix, in the table's spelling."""
     for part in ("vae", "text_encoder"):
         prefix = PREFIXES_V1[part]
         if key.startswith(prefix):
@@ -183,7 +187,7 @@ CONV = (Row("conv", "conv", "conv"),)
 
 
 def transformer(config: UNetConfig) -> tuple[Row, ...]:
-    """Inside a SpatialTransformer, where original and diffusers agree on every name."""
+    """The rows of a SpatialTransformer. Original and diffusers use the same names here."""
     stored = () if config.linear_projection else ("original", "diffusers")
     inside = {
         "norm_self": ("norm1", ()),
@@ -203,7 +207,7 @@ def transformer(config: UNetConfig) -> tuple[Row, ...]:
 
 
 def unet_rows(config: UNetConfig) -> list[Row]:
-    """The U-Net's rows. The original counts blocks through: input_blocks.0 is the first conv."""
+    """The U-Net's rows. The original numbers all blocks in one list: input_blocks.0 is a conv."""
     time = (Row("linear1", "0", "linear_1"), Row("linear2", "2", "linear_2"))
     return [
         Row("time", "time_embed", "time_embedding", time),
@@ -223,7 +227,7 @@ def unet_down(config: UNetConfig) -> list[Row]:
     rows = []
     n = 1
     widths = [config.channels[0], *config.channels]
-    for i, (c_in, c_out) in enumerate(zip(widths, widths[1:])):
+    for i, (c_in, c_out) in enumerate(pairwise(widths)):
         down = Row(f"down.{i}", f"input_blocks.{n}", f"down_blocks.{i}")
         for j in range(config.res_blocks):
             down = replace(down, original=f"input_blocks.{n}")
@@ -236,7 +240,7 @@ def unet_down(config: UNetConfig) -> list[Row]:
             official = (f"{down.original}.0.op", f"{down.diffusers}.downsamplers.0.conv")
             rows.append(Row(f"{down.ours}.downsample", *official))
             n += 1
-        rows.append(down)  # the level's output is that of its last block
+        rows.append(down)  # the output of a level is that of its last block
     return rows
 
 
@@ -247,12 +251,12 @@ def unet_up(config: UNetConfig) -> list[Row]:
         up = Row(f"up.{i}", f"output_blocks.{n}", f"up_blocks.{i}")
         for j in range(config.res_blocks + 1):
             up = replace(up, original=f"output_blocks.{n}")
-            rows.append(res_block_rows(up, j, shortcut=True))  # the skip beside x is narrowed again
+            rows.append(res_block_rows(up, j, shortcut=True))  # narrows x and its skip
             if attends:
                 rows.append(attn_block(up, j, config))
             n += 1
         if i < len(config.channels) - 1:
-            place = 2 if attends else 1  # the original appends it to the level's last block
+            place = 2 if attends else 1  # the original has it at the end of the level's last block
             official = (f"{up.original}.{place}", f"{up.diffusers}.upsamplers.0")
             rows.append(Row(f"{up.ours}.upsample", *official, CONV))
         rows.append(up)
@@ -287,7 +291,7 @@ VAE_MID = (
 
 
 def vae_rows(config: VAEConfig) -> list[Row]:
-    """The autoencoder's rows. The original numbers the decoder's levels as the encoder's."""
+    """The autoencoder's rows. In the original, level 0 of the decoder is its last one."""
     channels, last = config.channels, len(config.channels) - 1
     down, up = [], []
     for i, c_in in enumerate([channels[0], *channels[:-1]]):
@@ -341,7 +345,7 @@ TEXT_LAYER = (
 
 
 def text_v2_rows(config: TextConfig) -> list[Row]:
-    """The text transformer's rows; "original" is open_clip, "diffusers" Hugging Face."""
+    """The text transformer's rows. "original": names of open_clip. "diffusers": of Hugging Face."""
     embeddings = "text_model.embeddings"
     position = f"{embeddings}.position_embedding.weight"
     layers = [
@@ -357,7 +361,7 @@ def text_v2_rows(config: TextConfig) -> list[Row]:
 
 
 def text_v1_rows(config: TextConfig) -> list[Row]:
-    """As text_v2, but v1's single files too have the Hugging Face names and separate q, k, v."""
+    """As text_v2_rows, but with Hugging Face's names and separate q, k, v in single files, too."""
     return [with_hugging_face_names(row) for row in text_v2_rows(config)]
 
 

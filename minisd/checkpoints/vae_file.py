@@ -1,4 +1,4 @@
-"""A VAE alone: a file in the original's layout or diffusers', or the folder that holds one."""
+"""Read a file that holds only a VAE, in the original layout or in diffusers', or its folder."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -22,15 +22,15 @@ from minisd.files.json_files import read_json
 from minisd.files.one_line import name_errors
 from minisd.vae import VAE
 
-VAE_PREFIX = "first_stage_model."  # of the autoencoder in whole models, and in some VAE files
-ONLY_TRAINING = ("loss.", "model_ema.", "logvar")
+VAE_PREFIX = "first_stage_model."  # in whole models, and in some VAE files
+ONLY_TRAINING = ("loss.", "model_ema.", "logvar")  # prefixes of tensors that only training uses
 
 
 def open_vae(source: str | Path, expected: VAEConfig | None = None) -> OtherVAE:
-    """The autoencoder of a VAE file or folder, by our names.
+    """Read the autoencoder of a VAE file or folder, with minisd's names.
 
-    expected: the sizes it must have, and the scale of its latents where no config.json says it.
-        None: as its settings or its tensors say
+    expected: the sizes that it must have, and the scale of its latents if no config.json states
+        it. None: the sizes come from its settings or its tensors
     Raises ValueError for anything else, and for settings that minisd's VAE does not have.
     """
     path = local_path(source)
@@ -39,10 +39,10 @@ def open_vae(source: str | Path, expected: VAEConfig | None = None) -> OtherVAE:
     tensors = vae_tensors(path.name, weight_files(path) if path.is_dir() else [path])
     layout = "diffusers" if any(".down_blocks." in key for key in tensors) else "original"
     with name_errors(path.name):
-        said = read_stated_config(settings, path.is_dir(), layout)
-        config = expected or said or vae_sizes(tensors, "", layout)
-        if said and expected:
-            config = agree_on_config(said, expected)
+        stated = read_stated_config(settings, path.is_dir(), layout)
+        config = expected or stated or vae_sizes(tensors, "", layout)
+        if stated and expected:
+            config = agree_on_config(stated, expected)
         validate_config(ModelConfig(vae=config))
     with torch.device("meta"):
         network = VAE(config)
@@ -52,7 +52,7 @@ def open_vae(source: str | Path, expected: VAEConfig | None = None) -> OtherVAE:
 
 
 def vae_tensors(name: str, files: list[Path]) -> dict[str, Tensor]:
-    """The tensors under the usual names, without prefix. Raises ValueError for other files."""
+    """The tensors with their usual names, without prefix. Raises ValueError for other files."""
     shards = [pair for file in files for pair in read_tensors(file).items()]
     refuse_other_kinds(name, dict(shards), "VAE")
     with name_errors(name):
@@ -64,10 +64,10 @@ def vae_tensors(name: str, files: list[Path]) -> dict[str, Tensor]:
 
 
 def read_stated_config(path: Path, required: bool, layout: str) -> VAEConfig | None:
-    """What a config.json says of a VAE; None if there is none, or it belongs to another network.
+    """A VAE's config.json. None: there is none, or it belongs to another network.
 
-    required: whether that is an error    layout: of the file; one that names no class belongs to
-        a file in diffusers' layout
+    required: whether a missing one is an error
+    layout: of the VAE file. In diffusers' layout, a config.json without a class belongs to it
     """
     stored = read_json(path) if required or path.exists() else {}
     unnamed = "Autoencoder" if layout == "diffusers" and stored else ""
@@ -75,11 +75,11 @@ def read_stated_config(path: Path, required: bool, layout: str) -> VAEConfig | N
     return vae_config(stored) if belongs else None
 
 
-def agree_on_config(said: VAEConfig, expected: VAEConfig) -> VAEConfig:
-    """What the VAE's own settings say. Raises ValueError for other sizes than the model needs."""
+def agree_on_config(stated: VAEConfig, expected: VAEConfig) -> VAEConfig:
+    """Return the VAE's own settings. Raises ValueError if the model needs other sizes."""
     for name, needed in asdict(expected).items():
-        own = getattr(said, name)
+        own = getattr(stated, name)
         if own != needed and name != "scale":
-            sizes = f"{name} = {own} in its config.json, and the model's own VAE has {needed}"
-            raise ValueError(f"has {sizes}: give one of the model's sizes")
-    return said
+            sizes = f"{name} = {own} in its config.json, but the model's own VAE has {needed}"
+            raise ValueError(f"has {sizes}: give a VAE with the model's sizes")
+    return stated

@@ -1,4 +1,4 @@
-"""Which configs no network can be built with."""
+"""Check that networks can be built from a config."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -8,11 +8,11 @@ from minisd.clip import ACTIVATIONS
 from minisd.config import ModelConfig, TextConfig
 from minisd.files.json_files import build_dataclass, shorten
 
-LEVELS = 8  # of networks: at each the resolution halves
+LEVELS = 8  # of a network; the resolution halves at each level
 RANGES = {
     "layers": (1, 100),
     "res_blocks": (1, 10),
-    "max_length": (TextConfig.max_length, TextConfig.max_length),  # as long as a tokenizer's rows
+    "max_length": (TextConfig.max_length, TextConfig.max_length),  # the tokenizer's rows have it
     "pad_token": (0, 10**6),
     "timesteps": (2, 100_000),
     "steps_offset": (0, 100),
@@ -23,7 +23,7 @@ RANGES = {
 
 
 def validate_config(config: ModelConfig) -> ModelConfig:
-    """The config itself. Raises ValueError for sizes that are none or do not fit together."""
+    """Return the config. Raises ValueError if its sizes are impossible or do not fit together."""
     text, unet, vae = config.text, config.unet, config.vae
     build_dataclass(ModelConfig, asdict(config), RANGES)
     check_levels(unet.channels, vae.channels)
@@ -35,15 +35,15 @@ def validate_config(config: ModelConfig) -> ModelConfig:
     ):
         if value not in known:
             choice = " and ".join(known)
-            raise ValueError(f"{what} {shorten(value)}: only {choice} are known here")
+            raise ValueError(f"{what} {shorten(value)}: minisd knows only {choice}")
     if config.schedule.zero_terminal_snr and config.schedule.prediction != "v":
-        raise ValueError("has a last level without signal, of which eps says nothing: it must be v")
+        raise ValueError("has a zero terminal SNR and predicts eps: only v works there")
     if len(unet.attention) != len(unet.channels):
-        levels = f"{len(unet.channels)} U-Net levels, but says of {len(unet.attention)}"
-        raise ValueError(f"has {levels} whether they attend to the text: get another copy")
+        levels = f"{len(unet.channels)} U-Net levels, but states the types of {len(unet.attention)}"
+        raise ValueError(f"has {levels}: get another copy")
     refuse_uneven([(text.width, text.heads), (unet.channels[0], 2)])  # sines and cosines of t
     refuse_uneven((width, unet.norm_groups) for width in unet.channels)
-    attending = zip(unet.channels, [*unet.attention[:-1], True])  # the middle attends, too
+    attending = zip(unet.channels, [*unet.attention[:-1], True], strict=True)  # True: the middle
     heads = unet.head_width or unet.heads
     refuse_uneven((width, heads) for width, attends in attending if attends)
     refuse_uneven((width, vae.norm_groups) for width in vae.channels)
@@ -51,15 +51,15 @@ def validate_config(config: ModelConfig) -> ModelConfig:
 
 
 def check_levels(*networks: tuple[int, ...]) -> None:
-    """Raise ValueError for networks of so many levels that building them would take for ever."""
+    """Raise ValueError for a network with so many levels that building it would never end."""
     for channels in networks:
         if len(channels) > LEVELS:
-            raise ValueError(f"has {len(channels)} levels, and at most {LEVELS} are possible")
+            raise ValueError(f"has {len(channels)} levels, but minisd allows at most {LEVELS}")
 
 
 def refuse_uneven(divided: Iterable[tuple[int, int]]) -> None:
-    """divided: channels, and the groups or heads that they are to be cut into"""
+    """Raise ValueError if a number of channels cannot be divided into its groups or heads."""
     for width, number in divided:
         if width % number:
-            uneven = f"{width} channels in {number} groups or heads, which does not come out even"
+            uneven = f"{width} channels, which cannot be divided into {number} groups or heads"
             raise ValueError(f"has {uneven}: get another copy")

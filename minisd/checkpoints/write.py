@@ -1,6 +1,6 @@
-"""Writing a model: our own file, the official single file, a diffusers folder. All or nothing.
+"""Write a model as our own file, an original single file, or a diffusers folder.
 
-What is written appears under its name only when it is whole.
+A file or folder appears under its name only when it is complete.
 """
 
 import json
@@ -31,7 +31,7 @@ from minisd.checkpoints.vae_file import open_vae
 from minisd.files.whole_files import written_whole
 from minisd.vae import VAE
 
-FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # nobody calls a folder so
+FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # no folder has such a name
 LAYOUTS = ("original", "diffusers", "ours")
 
 
@@ -41,12 +41,13 @@ def save(
     dtype: torch.dtype | None = None,
     notes: Mapping[str, str] | None = None,
 ):
-    """Write a model as our own file, which load() reads back. An older one there is replaced.
+    """Write a model as our own file, which load() can read. Replaces an existing file.
 
-    dtype: None keeps the weights'    notes: more for the header, e.g. how the model was trained
+    dtype: None keeps the dtype of the weights
+    notes: more entries for the header, for example how the model was trained
 
-    Raises ValueError, before the work, where the file may not be written, and for weights that are
-    no finite numbers, or none in dtype; and when the disk is full: the older file stays then.
+    Raises ValueError if the file must not be written (before the work starts), if weights are NaN
+    or infinity, perhaps only in dtype, or if the disk is full. Then the existing file stays.
     """
     if dtype is not None:
         check_dtype(dtype)
@@ -58,9 +59,9 @@ def save(
 
 
 def save_vae(path: str | Path, vae: VAE, notes: Mapping[str, str] | None = None):
-    """Write an autoencoder alone, in half precision, as the published VAE files have it.
+    """Write only an autoencoder, in the layout of published VAE files, in half precision.
 
-    notes: for the header. Raises ValueError as save() does.
+    notes: entries for the header. Raises ValueError as save() does.
     """
     state = to_official(vae.state_dict(), flat_rows(vae_rows(vae.config)), "original")
     with written_whole(Path(path)) as unfinished:
@@ -77,16 +78,16 @@ def convert(
     vae: str | Path | None = None,
     ema: bool = False,
 ):
-    """Write a model in another layout. Its weights stay what they are, bit for bit.
+    """Write a model in another layout. Unless dtype is given, no bit of its weights changes.
 
-    source: as for load()    destination: a name not taken yet
-    layout: "original" (single file), "diffusers" (folder) or "ours" (single file); None goes by
-        the destination: original if it is called .safetensors, else a folder
-    keep_unused: copy what the model does not use as well, from one original file to another
-    dtype: None keeps the stored ones    prediction, vae, ema: as for load()
+    source: as for load()    destination: a path where nothing exists yet
+    layout: "original" (single file), "diffusers" (folder) or "ours" (single file). None: original
+        if the destination ends in .safetensors, otherwise a folder
+    keep_unused: also copy the tensors that minisd does not use, from one original file to another
+    dtype: None keeps the stored dtypes    prediction, vae, ema: as for load()
 
-    Raises ValueError, before the work, where that cannot be written, and as load() does; also for
-    weights that dtype is too narrow for.
+    Raises ValueError if the destination cannot be written (before the work starts), if weights are
+    too large for dtype, and as load() does.
     """
     if dtype is not None:
         check_dtype(dtype)
@@ -95,15 +96,17 @@ def convert(
     if layout not in LAYOUTS:
         raise ValueError(f"There is no layout {layout!r}: the layouts are {', '.join(LAYOUTS)}.")
     if layout != "diffusers" and destination.suffix != ".safetensors":
-        raise ValueError(f"{destination.name} must end in .safetensors: nothing else is written.")
+        raise ValueError(
+            f"{destination.name} must end in .safetensors: minisd writes no other files."
+        )
     if destination.exists():
-        raise ValueError(f"{destination} exists already: give another name, or remove it first.")
+        raise ValueError(f"{destination} already exists: give another name, or remove it first.")
     with written_whole(destination, folder=layout == "diffusers") as unfinished:
         other = None if vae is None else open_vae(vae, own_vae_config(path))
         checkpoint = open_checkpoint(path, prediction, ema, other)
         if keep_unused and (checkpoint.layout, layout) != ("original", "original"):
             raise ValueError("keep_unused works from one original file to another: leave it out.")
-        if checkpoint.known_by is None:  # tried, which needs the network
+        if checkpoint.known_by is None:  # finding it out needs the network
             checkpoint = replace(checkpoint, config=build_networks(checkpoint, path.name).config)
         if layout == "diffusers":
             write_folder(unfinished, checkpoint, dtype)
@@ -114,20 +117,17 @@ def convert(
 def write_file(
     path: Path, checkpoint: Checkpoint, layout: str, keep_unused: bool, dtype: torch.dtype | None
 ):
-    """All parts in one file; the settings stand in its header, which other programs pass over."""
+    """Write all parts into one file. Its header holds the settings, which other programs ignore."""
     prefix = prefixes(checkpoint.config) if layout == "original" else OUR_PREFIXES
     tensors = dict(checkpoint.not_needed) if keep_unused else {}
     for part, state in tensors_by_layout(checkpoint, layout).items():
         tensors |= {prefix[part] + key: tensor for key, tensor in state.items()}
-    settings, unused = (
-        config_to_metadata(checkpoint.config, checkpoint.tokenizer),
-        set(checkpoint.not_needed),
-    )
-    write_tensors(path, tensors, settings, dtype, unused)
+    settings = config_to_metadata(checkpoint.config, checkpoint.tokenizer)
+    write_tensors(path, tensors, settings, dtype, set(checkpoint.not_needed))
 
 
 def write_folder(path: Path, checkpoint: Checkpoint, dtype: torch.dtype | None):
-    """Each part in a folder of its own, beside its settings."""
+    """Write each part into its own folder, next to its settings."""
     for name, settings in folder_json_files(checkpoint.config, checkpoint.tokenizer).items():
         file = path / name
         file.parent.mkdir(exist_ok=True)
@@ -139,7 +139,7 @@ def write_folder(path: Path, checkpoint: Checkpoint, dtype: torch.dtype | None):
 
 
 def tensors_by_layout(checkpoint: Checkpoint, layout: str) -> dict[str, dict[str, Tensor]]:
-    """Each part's tensors under the names of a layout, without prefix."""
+    """Each part's tensors with the names of a layout, without prefix."""
     rows = model_rows(checkpoint.config)
     return {
         part: to_official(state, rows[part], layout) for part, state in checkpoint.parts.items()
@@ -153,20 +153,22 @@ def write_tensors(
     dtype: torch.dtype | None,
     unused: Set[str] = frozenset(),
 ):
-    """One .safetensors file. dtype is for floating-point numbers: positions stay integers.
+    """Write one .safetensors file. dtype changes only floating-point tensors, not positions.
 
-    unused: names of tensors that may hold infinity, as v2's causal mask does
-    Raises ValueError for any other that holds NaN or infinity, maybe only as dtype.
+    unused: names of tensors that may contain infinity, as v2's causal mask does
+    Raises ValueError if another tensor contains NaN or infinity, perhaps only in dtype.
     """
     ready, memory = {}, set()
     for key, tensor in tensors.items():
         changes = dtype is not None and tensor.is_floating_point()
         stored = (tensor.to(dtype) if changes else tensor).contiguous()
         if key not in unused and not is_finite(stored):
-            narrow = f"holds numbers too large for {dtype}: keep the dtype that it is stored in."
+            narrow = f"holds numbers that are too large for {dtype}: keep the stored dtype."
             raise ValueError(f"{key} {narrow if is_finite(tensor) else NOT_FINITE}")
         address = stored.untyped_storage().data_ptr()
-        ready[key] = stored.clone() if address in memory else stored  # the format shares nothing
+        ready[key] = (
+            stored.clone() if address in memory else stored
+        )  # the format cannot share memory
         memory.add(address)
     save_file(ready, path, dict(settings))
     sort_settings(path)

@@ -1,4 +1,4 @@
-"""The .yaml files that lie next to checkpoints, read within bounds."""
+"""Read the .yaml files that lie next to checkpoints, within bounds."""
 
 import json
 from pathlib import Path
@@ -7,29 +7,27 @@ import yaml
 
 from minisd.files.json_files import DEEPEST, parse_json, read_at_most
 
-LARGEST_YAML = (
-    100_000  # bytes. Published ones have 4,000, and PyYAML reads some 100,000 in a second
-)
+LARGEST_YAML = 100_000  # bytes. Published files have 4,000; PyYAML reads about 100,000 per second
 
 
 def read_yaml(path: Path) -> object:
-    """What a .yaml says, of the values that JSON has, too.
+    """Read a .yaml file that holds only values that JSON has as well.
 
-    Raises ValueError, to be read after the name of the checkpoint next to it, for anything else.
+    Raises ValueError, whose message follows the name of the checkpoint, for anything else.
     """
     try:
         text = read_at_most(path, LARGEST_YAML).decode("utf-8-sig")
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            # a few lines of aliases of aliases stand for billions of values
+            # a few lines with aliases of aliases can stand for billions of values
             if isinstance(event, yaml.AliasEvent):
-                raise ValueError("an alias (*), which is unknown here")
+                raise ValueError("an alias (*), which minisd does not read")
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
-                raise ValueError("too many levels inside one another")
-        return parse_json(json.dumps(yaml.safe_load(text)))  # which tests names, texts and numbers
-    except Exception as error:  # PyYAML can break anywhere: at the date 2024-99-99, for one
+                raise ValueError("too many nested levels")
+        return parse_json(json.dumps(yaml.safe_load(text)))  # checks names, texts and numbers
+    except Exception as error:  # PyYAML raises many types, for example for the date 2024-99-99
         reason = str(error).partition("\n")[0][:80]
-        what = f"has {path.name} beside it, which is no YAML ({reason})"
-        raise ValueError(f"{what}: fetch it again, or move it away") from error
+        what = f"lies next to {path.name}, which is not valid YAML ({reason})"
+        raise ValueError(f"{what}: fetch that file again, or move it away") from error

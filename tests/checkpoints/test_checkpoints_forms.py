@@ -242,7 +242,7 @@ def test_leftovers_are_named_as_not_needed(tensors, tmp_path, v1):
     )
     assert_same(path, v1)
     assert set(LEFTOVERS) <= set(open_checkpoint(path).not_needed)
-    assert None not in inspect_source(path).not_needed
+    assert "None" not in inspect_source(path).not_needed
 
 
 # ---- 8 bits ----------------------------------------------------------------------------------

@@ -193,7 +193,9 @@ def test_a_yaml_of_something_else_says_nothing(write, text):
 
 
 def test_a_broken_yaml_says_so(write):
-    assert "a.yaml beside it, which is no YAML" in refusal(write(yaml="model: [\n  params"))
+    assert "lies next to a.yaml, which is not valid YAML" in refusal(
+        write(yaml="model: [\n  params")
+    )
 
 
 def test_a_yaml_against_the_header_is_an_error(write):
@@ -371,7 +373,7 @@ def test_a_trained_network_is_told_in_either_family(name, open_clip):
 def test_an_untrained_v1_network_is_not_taken_for_v(tmp_path, channels):
     content = single_file(original(with_inputs(V1, channels)))
     save_file({key: t.contiguous() for key, t in content.items()}, tmp_path / "a.safetensors")
-    assert "eps or v: no word of it" in str(inspect_source(tmp_path / "a.safetensors"))
+    assert "eps or v: the file does not say" in str(inspect_source(tmp_path / "a.safetensors"))
     with pytest.warns(UserWarning, match="which decides nothing: taken as eps"):
         assert load(tmp_path / "a.safetensors").config.schedule.prediction == "eps"
 

@@ -76,7 +76,7 @@ def test_settings_that_are_all_absent_give_the_references_networks():
 
 @pytest.mark.parametrize("table", [*TABLES.values(), *OTHERS])
 def test_an_unknown_setting_is_refused_by_name(table: KnownSettings):
-    with pytest.raises(ValueError, match=r"shape_of_water = 3 .* a setting unknown here"):
+    with pytest.raises(ValueError, match=r"shape_of_water = 3 .* which minisd does not know"):
         table.read({"shape_of_water": 3})
     table.read({"shape_of_water": None, "_note": 3})
 
@@ -85,7 +85,7 @@ def test_an_unknown_setting_is_refused_by_name(table: KnownSettings):
     ("part", "name"), [(part, name) for part in TABLES for name in TABLES[part].fixed]
 )
 def test_another_value_of_what_is_fixed_is_refused_by_name(part, name):
-    with pytest.raises(ValueError, match=rf"has {name} = 'odd' in its {part}: only "):
+    with pytest.raises(ValueError, match=rf"has {name} = 'odd' in its {part}: minisd knows only "):
         READERS[part]({name: "odd"})
 
 

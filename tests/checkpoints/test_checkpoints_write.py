@@ -267,7 +267,7 @@ def test_what_is_there_already_is_never_overwritten(sources, tmp_path):
     for name in ("a.safetensors", "folder"):
         destination = tmp_path / name
         destination.mkdir()
-        with pytest.raises(ValueError, match="exists already"):
+        with pytest.raises(ValueError, match="already exists"):
             convert(sources["v1"], destination)
 
 
@@ -321,7 +321,7 @@ MASK = "cond_stage_model.model.attn_mask"
 @pytest.mark.parametrize(
     ("value", "dtype", "says"),
     [
-        (1e5, torch.float16, "numbers too large for torch.float16: keep the dtype"),
+        (1e5, torch.float16, "numbers that are too large for torch.float16: keep the stored dtype"),
         (float("inf"), None, "NaN or infinity: .* Get another copy"),
         (float("nan"), torch.float16, "NaN or infinity: .* Get another copy"),
     ],
@@ -386,11 +386,11 @@ def test_info_lists_the_parts_and_what_is_not_needed(sources):
         "what compares text with pictures": 2,
         "the causal mask": 1,
     }
-    assert "loading tries it on noise" in str(found)
+    assert "loading tests it on noise" in str(found)
 
 
 def test_info_says_what_is_predicted_and_how_that_is_known(sources, tmp_path):
-    assert "predicts      eps or v: no word of it; loading tries" in str(
+    assert "predicts      eps or v: the file does not say; loading tests" in str(
         inspect_source(sources["v1"])
     )
     convert(sources["v2"], tmp_path / "a", prediction="v")

@@ -350,7 +350,7 @@ def test_what_minisd_lacks_is_refused_by_name(name, told, named):
 def test_skip_prk_steps_is_false_where_it_is_absent():
     stored = said("plms")
     stored.pop("skip_prk_steps")
-    assert "skip_prk_steps = False, as it says nothing" in refusal(stored)
+    assert "skip_prk_steps = False (the default)" in refusal(stored)
     assert sampler_and_schedule(stored, {}, 9)[0] == "plms"  # the inpainting pipeline sets it
 
 

@@ -190,7 +190,9 @@ YAMLS = {
 @pytest.mark.parametrize("name", YAMLS)
 def test_a_yaml_that_asks_for_much_is_refused(tmp_path, name):
     (tmp_path / "a.yaml").write_text(YAMLS[name], encoding="utf-8")
-    assert "has a.yaml beside it, which is no YAML (" in refusal(read_yaml, tmp_path / "a.yaml")
+    assert "lies next to a.yaml, which is not valid YAML (" in refusal(
+        read_yaml, tmp_path / "a.yaml"
+    )
 
 
 def test_a_good_yaml_is_read(tmp_path):
