@@ -1,7 +1,7 @@
-"""Reading a file of weights: what kind of file it is, then name -> tensor, safely and lazily.
+"""Read a file of weights safely into a dictionary from names to tensors.
 
-Nothing here knows what the tensors are for. They stay mapped to the file, so that a model costs no
-memory until its weights are looked at, and no more than once after that.
+Nothing here depends on what the tensors are for. They stay mapped to the file: a tensor needs no
+memory until somebody reads its numbers, and then only once.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,37 +17,38 @@ from minisd.checkpoints.pickles import refuse_endless, unpickle
 from minisd.files.one_line import name_errors, one_line
 
 LONGEST_NAME = 500  # characters; SD's have about 100
-MOST_SHARED_BYTES = 10**9  # bytes that tensors may count twice, as tied weights do
+MOST_SHARED_BYTES = 10**9  # bytes that tensors may share, as tied weights do
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a .safetensors, .ckpt, .pt, .pth or .bin file, on the CPU, as stored.
+    """Read all tensors of a .safetensors, .ckpt, .pt, .pth or .bin file, on the CPU, as stored.
 
-    What the file is shows in its first bytes; its name plays no part. Where a pickle holds
-    dictionaries and lists inside one another, their keys are joined with dots.
+    The first bytes show what the file is, whatever its name. If a pickle holds nested dictionaries
+    and lists, dots join their keys.
 
-    Raises ValueError: no such file, cut off, no file of weights, or a pickle with foreign classes.
+    Raises ValueError if there is no such file, if it is cut off or not a file of weights, or if it
+    is a pickle that asks for unknown classes.
     """
     path = Path(path)
     content = read_safetensors(path) if is_safetensors(path) else unpickle(path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]  # beside it: optimizer, epoch, callbacks
+        content = content["state_dict"]  # next to optimizer, epoch, callbacks
     with name_errors(path.name):
         return rename_tensors(named_tensors(content))
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    read_header(path)  # it says in our words when the file is cut off
+    read_header(path)  # refuses a damaged file with our own message
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def named_tensors(content: object) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested dictionaries and lists, with its path.
+    """Every tensor in nested dictionaries and lists, with its path as its name.
 
-    A list may be there twice, as one network for two widths. Raises ValueError for lists inside one
-    another without end, for tensors without real numbers, and where names make far more of them
-    than there are: a file may state any number of tensors on the same numbers.
+    The same list may occur twice, for example one network for two widths. But a hostile file can
+    give the same numbers any number of names. Raises ValueError for that, for endlessly nested
+    lists, and for tensors that do not hold real numbers.
 
     >>> dict(named_tensors({768: [{"linear.weight": torch.tensor(1)}], "step": 3}))
     {'768.0.linear.weight': tensor(1)}
@@ -56,8 +57,8 @@ def named_tensors(content: object) -> Iterator[tuple[str, Tensor]]:
     waiting, storages, room = [("", content)], set(), MOST_SHARED_BYTES
     while waiting:
         name, each = waiting.pop()
-        if name != one_line(name, LONGEST_NAME):  # nor one that a terminal would obey or hide
-            raise ValueError("holds a tensor whose name is too long, or no text: get another copy")
+        if name != one_line(name, LONGEST_NAME):  # too long, or with invisible characters
+            raise ValueError("holds a tensor whose name is too long or not text: get another copy")
         if isinstance(each, Tensor):
             refuse_unreadable(name, str(each.dtype))
             storage = each.untyped_storage()
@@ -76,11 +77,11 @@ def named_tensors(content: object) -> Iterator[tuple[str, Tensor]]:
 def rename_tensors(
     tensors: Iterable[tuple[str, Tensor]], spell: Callable[[str], str] = str
 ) -> dict[str, Tensor]:
-    """The tensors under their usual names. Every renaming goes through here: it loses nothing.
+    """Give tensors their usual names, without losing any.
 
-    spell: from a name to the usual one
-    A tensor that is there under two names counts once. Raises ValueError, naming both, where the
-    two have different values.
+    spell: turns a name into the usual one
+    Two names may become the same one. Raises ValueError, with both names, if the values of the two
+    tensors differ.
     """
     found, names = {}, {}
     for name, tensor in tensors:
@@ -94,9 +95,9 @@ def rename_tensors(
 
 
 def same_values(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same numbers. A matrix equals the same 1x1 convolution."""
+    """Whether two tensors hold the same numbers. A matrix may equal a 1x1 convolution."""
     if a.numel() != b.numel() or a.shape[:1] != b.shape[:1]:
         return False
-    if a.dtype != b.dtype or a.itemsize == 1:  # 8 bits cannot be compared in torch
+    if a.dtype != b.dtype or a.itemsize == 1:  # torch cannot compare 8 bits
         a, b = a.double(), b.double()
     return torch.equal(a.flatten(), b.flatten())

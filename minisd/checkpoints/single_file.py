@@ -1,4 +1,4 @@
-"""Opening a single file: the layout of the original code, or minisd's own."""
+"""Open a single file, in the layout of the original code or in minisd's own."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from minisd.checkpoints.names import usual_single_file_name
 from minisd.checkpoints.read import read_tensors, rename_tensors
 from minisd.checkpoints.single_file_settings import with_stated_settings
 from minisd.checkpoints.single_file_variants import apply_scales, holds_only_ema, with_ema_unet
-from minisd.checkpoints.sizes_from_tensors import config_from_tensors
+from minisd.checkpoints.sizes_from_tensors import config_from_tensors, has_prefix
 from minisd.checkpoints.validate import validate_config
 from minisd.files.one_line import name_errors
 from minisd.tokenizer import Tokenizer
@@ -23,14 +23,14 @@ from minisd.tokenizer import Tokenizer
 def open_single_file(
     path: Path, prediction: str | None, ema: bool, vae: OtherVAE | None
 ) -> Checkpoint:
-    """An original single file, or one of our own."""
+    """Read a model from an original single file, or from one of our own."""
     stored, tensors = read_metadata(path), read_tensors(path)
     if "base" in stored:
         tensors = read_base(path, stored["base"]) | tensors
     refuse_other_kinds(path.name, tensors, MODEL_KIND)
     with name_errors(path.name):
-        theirs = any(key.startswith("model.") for key in tensors)
-        layout = "original" if theirs or "unet.conv_in.weight" not in tensors else "ours"
+        ours = "unet.conv_in.weight" in tensors
+        layout = "ours" if ours and not has_prefix(tensors, "model.") else "original"
         tensors = to_usual_form(tensors, ema)
         if vae:
             tensors = with_other_vae(tensors, vae, layout)
@@ -47,20 +47,26 @@ def open_single_file(
 
 
 def to_usual_form(tensors: dict[str, Tensor], ema: bool) -> dict[str, Tensor]:
-    """A file's tensors under the usual names, whatever form it has. Raises ValueError."""
+    """Bring a file's tensors into their usual form: usual names, no scales, the wanted U-Net.
+
+    ema: use the averaged weights of the U-Net. Raises ValueError if the file lacks what is wanted.
+    """
     if holds_only_ema(tensors) and not ema:
-        alone = "holds only the averaged weights of its U-Net (model_ema.…)"
-        raise ValueError(f"{alone}: load it with ema=True")
+        averaged = "holds only the averaged weights of its U-Net (model_ema.…)"
+        raise ValueError(f"{averaged}: load it with ema=True")
     tensors = apply_scales(rename_tensors(tensors.items(), usual_single_file_name))
     return with_ema_unet(tensors) if ema else tensors
 
 
 def read_base(path: Path, name: str) -> dict[str, Tensor]:
-    """The model that one of our own files was fine-tuned from: it holds only what differs."""
+    """The tensors of the model that one of our own files was fine-tuned from.
+
+    Such a file holds only the tensors that differ.
+    """
     if not is_file_name(name):
-        raise ValueError(f"{path.name} names no file as its base: get another copy.")
+        raise ValueError(f"{path.name} has an impossible file name as its base: get another copy.")
     base = path.with_name(name)
     if not base.exists():
         differs = f"{path.name} holds only what differs from {base.name}"
-        raise ValueError(f"{differs}: put that file beside it.")
+        raise ValueError(f"{differs}: put that file into the same folder.")
     return read_tensors(base)

@@ -1,4 +1,4 @@
-"""Single files of an unusual form, brought to the usual one: averaged or 8-bit weights."""
+"""Bring unusual single files into the usual form: those with averaged or 8-bit weights."""
 
 import re
 from collections.abc import Mapping
@@ -9,36 +9,36 @@ from minisd.checkpoints.names import LEAVES, PREFIXES_V1, flat_rows, unet_rows
 from minisd.config import UNetConfig
 
 UNET_PREFIX = PREFIXES_V1["unet"]
-EMA_START = "model_ema.diffusion_model"  # how the flattened names of averaged weights begin
-MOST_BLOCKS = 50  # more than any U-Net has on one way: SD's have 12
+EMA_START = "model_ema.diffusion_model"  # then follows a name without its dots
+MOST_BLOCKS = 50  # more than any U-Net has on its way down or up; SD's have 12
 SCALE_KEYS = r"\.(scale_weight|weight_scale)$"
-SCALE_NOTES = (".scale_input", ".input_scale", "scaled_fp8")
+SCALE_NOTES = (".scale_input", ".input_scale", "scaled_fp8")  # not needed to multiply
 
 
 # ---- averaged weights ------------------------------------------------------------------------
 
 
 def with_ema_unet(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Put the averaged weights, whose names were flattened, in place of the U-Net's last ones.
+    """Replace the U-Net's last weights by its averaged ones, whose names have lost their dots.
 
-    Some files hold the averaged ones alone. Raises ValueError for a file without them.
+    Some files hold only the averaged ones. Raises ValueError for a file without them.
     """
     names = {key: ema_key(key) for key in tensors if key.startswith(UNET_PREFIX)}
     if holds_only_ema(tensors):
         names = {key: flat for flat, key in ema_names(tensors).items()}
     if not names or any(name not in tensors for name in names.values()):
-        raise ValueError("lacks averaged weights (model_ema.…): load without ema=True")
+        raise ValueError("lacks averaged weights (model_ema.…): load it without ema=True")
     return dict(tensors) | {key: tensors[name] for key, name in names.items()}
 
 
 def holds_only_ema(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a file holds the U-Net's averaged weights without the last ones."""
+    """Whether a file holds the U-Net's averaged weights, but not its last ones."""
     averaged = any(key.startswith(EMA_START) for key in tensors)
     return averaged and not any(key.startswith(UNET_PREFIX) for key in tensors)
 
 
 def ema_key(key: str) -> str:
-    """The name of a weight's average.
+    """The name of a weight's average: the weight's name without its dots.
 
     >>> ema_key("model.diffusion_model.input_blocks.11.0.in_layers.0.weight")
     'model_ema.diffusion_modelinput_blocks110in_layers0weight'
@@ -47,9 +47,9 @@ def ema_key(key: str) -> str:
 
 
 def ema_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """A file's averaged weights and what each is the average of: any block's, were it SD's.
+    """Name of each averaged weight in a file -> the usual name of that weight.
 
-    Raises ValueError for one that is no SD U-Net's.
+    The names of SD's U-Net are known, for any number of blocks. Raises ValueError for others.
     """
     keys = [
         UNET_PREFIX + row.key("original", leaf)
@@ -61,7 +61,9 @@ def ema_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     averaged = [key for key in tensors if key.startswith(EMA_START)]
     for key in averaged:
         if key not in known:
-            raise ValueError(f"holds {key}, which is no averaged weight of an SD U-Net")
+            raise ValueError(
+                f"holds {key}, which is not an averaged weight of an SD U-Net: get another copy"
+            )
     return {key: known[key] for key in averaged}
 
 
@@ -69,9 +71,9 @@ def ema_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def apply_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of 8 bits that are stored with a scale each, multiplied by it (ComfyUI's scaled fp8).
+    """Multiply 8-bit weights by the scales that are stored with them (ComfyUI's scaled fp8).
 
-    A scale is one for all, or one for each row. Raises ValueError for another number of scales.
+    A weight has one scale, or one for each row. Raises ValueError for another number of scales.
     """
     usual = {key: tensor for key, tensor in tensors.items() if not key.endswith(SCALE_NOTES)}
     for name, scale in tensors.items():

@@ -1,4 +1,4 @@
-"""The sizes of the model in a file, told from names and shapes alone."""
+"""Find the sizes of a model from the names and shapes of its tensors."""
 
 import re
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from minisd.checkpoints.names import PREFIXES_V1, PREFIXES_V2
 from minisd.config import OPENCLIP_H, ModelConfig, TextConfig, UNetConfig, VAEConfig
 
 NO_VAE = "the autoencoder that turns latents into pictures: give one with vae=FILE or --vae FILE"
-NORM_GROUPS = 32  # in every v1 and v2 network; no tensor shows it
-MOST_MODULES = 200  # under one prefix; SD has 12
+NORM_GROUPS = 32  # in every network of v1 and v2; no tensor shows it
+MOST_MODULES = 200  # with one prefix; SD has 12
 HEAD_WIDTH = 64  # of v2's U-Net and of both text transformers
 
-# Text layers by width, where they are known: v1's, then v2's without or with the one not used.
+# Known numbers of text layers by width: those of v1, and of v2 without or with its unused layer.
 TEXT_LAYERS = {
     TextConfig.width: (TextConfig.layers,),
     OPENCLIP_H.width: (OPENCLIP_H.layers, OPENCLIP_H.layers + 1),
@@ -22,14 +22,16 @@ TEXT_LAYERS = {
 
 
 def config_from_tensors(tensors: Mapping[str, Tensor], name: str) -> ModelConfig:
-    """The sizes of an original single file. What no tensor tells is as in the published models.
+    """The sizes of an original single file. Those that no tensor shows are as in published models.
 
-    Raises ValueError where a tensor that must tell a size is absent or has too few axes.
+    Raises ValueError if a tensor that shows a size is missing or has too few axes.
     """
     v2 = has_prefix(tensors, PREFIXES_V2["text_encoder"])
     if v2 and has_prefix(tensors, PREFIXES_V1["text_encoder"]):
         both = " and ".join(each["text_encoder"] for each in (PREFIXES_V1, PREFIXES_V2))
-        raise ValueError(f"holds two text transformers, {both}: delete the one that is not meant")
+        raise ValueError(
+            f"holds two text transformers, {both}: delete the one that you do not want"
+        )
     prefixes = PREFIXES_V2 if v2 else PREFIXES_V1
     for part, prefix in prefixes.items():
         if not has_prefix(tensors, prefix):
@@ -43,7 +45,7 @@ def config_from_tensors(tensors: Mapping[str, Tensor], name: str) -> ModelConfig
 
 
 def with_text_layout(config: ModelConfig, open_clip: bool) -> ModelConfig:
-    """open_clip: whether the text transformer is one of open_clip's, as SD v2's is."""
+    """Set open_clip_text. open_clip: whether the text transformer is from open_clip, as SD v2's."""
     usual = open_clip == config.unet.linear_projection
     return replace(config, open_clip_text=None if usual else open_clip)
 
@@ -53,9 +55,9 @@ def has_prefix(tensors: Mapping[str, Tensor], prefix: str) -> bool:
 
 
 def shape_of(tensors: Mapping[str, Tensor], key: str, axes: int = 1) -> tuple[int, ...]:
-    """A tensor's shape. Raises ValueError where it is absent or has fewer axes than it must."""
+    """A tensor's shape. Raises ValueError if the tensor is missing or has too few axes."""
     if key not in tensors:
-        raise ValueError(f"lacks {key}: get a whole copy of the model")
+        raise ValueError(f"lacks {key}: get a complete copy of the model")
     found = tuple(tensors[key].shape)
     if len(found) < axes:
         raise ValueError(f"holds {key} in the impossible shape {found}: get another copy")
@@ -63,21 +65,20 @@ def shape_of(tensors: Mapping[str, Tensor], key: str, axes: int = 1) -> tuple[in
 
 
 def count_modules(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """How many modules are numbered under a prefix: one more than the highest number.
+    """How many numbered modules a prefix has: one more than the highest number.
 
     >>> count_modules({"up.0.weight": None, "up.2.weight": None}, "up.")
     3
     """
     highest = max(module_numbers(tensors, prefix), default=-1)
     if highest >= MOST_MODULES:
-        raise ValueError(
-            f"holds {prefix}{highest}, and no such network has so many: get another copy"
-        )
+        found = f"holds {prefix}{highest}, but no such network has so many modules"
+        raise ValueError(f"{found}: get another copy")
     return 1 + highest
 
 
 def module_numbers(tensors: Mapping[str, Tensor], prefix: str) -> set[int]:
-    """The numbers of the modules under a prefix."""
+    """The numbers of the modules with a prefix."""
     numbered = re.compile(re.escape(prefix) + r"(\d{1,9})\.")
     return {int(match[1]) for match in map(numbered.match, tensors) if match}
 
@@ -89,7 +90,8 @@ def unet_sizes(tensors: Mapping[str, Tensor], prefix: str) -> UNetConfig:
     linear = len(shape_of(tensors, f"{transformer}proj_in.weight")) == 2
     divisor = HEAD_WIDTH if linear else NORM_GROUPS
     if any(width % divisor for width in channels):
-        raise ValueError(f"has U-Net levels {channels} wide, but SD's are multiples of {divisor}")
+        widths = f"U-Net levels of the widths {channels}, but SD's are multiples of {divisor}"
+        raise ValueError(f"has {widths}: get another model")
     context = f"{transformer}transformer_blocks.0.attn2.to_k.weight"
     return UNetConfig(
         in_channels=shape_of(tensors, f"{prefix}input_blocks.0.0.weight", 2)[1],
@@ -106,7 +108,7 @@ def unet_sizes(tensors: Mapping[str, Tensor], prefix: str) -> UNetConfig:
 
 
 def unet_levels(tensors: Mapping[str, Tensor], prefix: str) -> list[list[str]]:
-    """The input blocks, level by level; a convolution called "op" ends each level but the last."""
+    """The input blocks by level. A convolution named "op" ends every level except the last."""
     levels = [[]]
     for n in range(1, count_modules(tensors, f"{prefix}input_blocks.")):
         block = f"{prefix}input_blocks.{n}"
@@ -115,18 +117,16 @@ def unet_levels(tensors: Mapping[str, Tensor], prefix: str) -> list[list[str]]:
         else:
             levels[-1].append(block)
     if not all(levels):
-        raise ValueError(f"lacks tensors of {prefix}input_blocks: get a whole copy of the model")
+        raise ValueError(f"lacks tensors of {prefix}input_blocks: get a complete copy of the model")
     return levels
 
 
 def vae_sizes(tensors: Mapping[str, Tensor], prefix: str, layout: str = "original") -> VAEConfig:
-    """layout: "original" or "diffusers", of the names within."""
+    """The autoencoder's sizes. layout: "original" or "diffusers", whose names the tensors have"""
     level, block = ("down", "block") if layout == "original" else ("down_blocks", "resnets")
-    if not has_prefix(
-        tensors, f"{prefix}encoder."
-    ):  # as programs that never encode a picture save it
+    if not has_prefix(tensors, f"{prefix}encoder."):  # some programs save only the decoder
         half = "holds a VAE's decoder without its encoder"
-        raise ValueError(f"{half}: give a whole autoencoder with vae=FILE or --vae FILE")
+        raise ValueError(f"{half}: give a complete autoencoder with vae=FILE or --vae FILE")
     down = f"{prefix}encoder.{level}."
     levels = range(count_modules(tensors, down))
     return VAEConfig(
@@ -143,10 +143,10 @@ def text_v1_sizes(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
 
 
 def text_v2_sizes(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
-    """SD v2 reads what comes out of the last layer but one. Some files leave that last layer out.
+    """SD v2 reads the output of the second to last layer. Some files leave the last layer out.
 
-    At another width than the published one, a file that keeps what only the whole tower needs
-    (text_projection) is taken to keep that layer as well.
+    If the width is not the published one, text_projection decides: only the whole text tower needs
+    it, so a file that keeps it is expected to keep the last layer, too.
     """
     words, layers = f"{prefix}token_embedding.weight", f"{prefix}transformer.resblocks."
     positions = f"{prefix}positional_embedding"
@@ -158,10 +158,11 @@ def text_v2_sizes(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
 
 
 def text_sizes(tensors: Mapping[str, Tensor], usual: TextConfig, *names: str) -> TextConfig:
-    """The text transformer's sizes, all layers counted.
+    """The text transformer's sizes, with all of its layers.
 
-    names: of the words' vectors, the positions', how the layers' begin, and the MLP's in a layer
-    Raises ValueError if some layers are surely lost, and for a width that leaves the heads open.
+    names: of the token vectors, of the position vectors, the prefix of the layers, and the name of
+        the MLP within a layer
+    Raises ValueError if layers are missing, or if the width does not show the number of heads.
     """
     words, positions, layers, mlp = names
     vocabulary, width = shape_of(tensors, words, 2)[:2]
@@ -169,12 +170,15 @@ def text_sizes(tensors: Mapping[str, Tensor], usual: TextConfig, *names: str) ->
     known = TEXT_LAYERS.get(width, (max(len(found), 1),))
     if not any(found == set(range(number)) for number in known):
         wanted = " or ".join(str(number) for number in known)
-        lost = f"holds {len(found)} text layers ({layers}…) where {wanted}, numbered from 0"
-        raise ValueError(f"{lost} without gaps, are needed: get another copy")
+        lost = f"holds {len(found)} text layers ({layers}…), but needs {wanted}, numbered from 0"
+        raise ValueError(f"{lost} without gaps: get another copy")
     if width % HEAD_WIDTH:
-        raise ValueError(f"has a text transformer {width} wide, no multiple of {HEAD_WIDTH}")
+        wide = f"a text transformer of width {width}, which is not a multiple of {HEAD_WIDTH}"
+        raise ValueError(f"has {wide}: get another model")
     mlp = f"{layers}0.{mlp}.weight"
-    mlp_width = shape_of(tensors, mlp)[0] if mlp in tensors else None  # its absence is named later
+    mlp_width = (
+        shape_of(tensors, mlp)[0] if mlp in tensors else None
+    )  # if missing, a later check says so
     return replace(
         usual,
         vocab_size=vocabulary,

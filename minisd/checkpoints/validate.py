@@ -37,7 +37,7 @@ def validate_config(config: ModelConfig) -> ModelConfig:
             choice = " and ".join(known)
             raise ValueError(f"{what} {shorten(value)}: minisd knows only {choice}")
     if config.schedule.zero_terminal_snr and config.schedule.prediction != "v":
-        raise ValueError("has a zero terminal SNR and predicts eps: only v works there")
+        raise ValueError('has a zero terminal SNR, so it must predict v: give prediction="v"')
     if len(unet.attention) != len(unet.channels):
         levels = f"{len(unet.channels)} U-Net levels, but states the types of {len(unet.attention)}"
         raise ValueError(f"has {levels}: get another copy")

@@ -181,7 +181,7 @@ def test_ema_takes_the_averaged_unet_and_the_other_parts_as_they_are(tensors, tm
         factor = 0.5 if key.startswith("unet.") else 1.0
         assert torch.equal(averaged[key], factor * last[key]), key
     without = {k: v for k, v in tensors["v1"].items() if not k.startswith("model_ema.")}
-    with pytest.raises(ValueError, match=r"lacks averaged weights .*: load without ema=True"):
+    with pytest.raises(ValueError, match=r"lacks averaged weights .*: load it without ema=True"):
         load(write(tmp_path / "a.safetensors", without), ema=True)
     with pytest.raises(ValueError, match="leave ema out"):
         load(tmp_path, ema=True)
@@ -626,7 +626,7 @@ def test_sizes_beyond_the_published_networks_are_refused_early(tensors, tmp_path
     conv = "model.diffusion_model.input_blocks.1.0.out_layers.3.weight"
     narrow[conv] = narrow[conv][:48]
     message = refusal(write(tmp_path / "a.safetensors", narrow), prediction="eps")
-    assert "U-Net levels (48, 128) wide, but SD's are multiples of 64" in message
+    assert "U-Net levels of the widths (48, 128), but SD's are multiples of 64" in message
 
 
 # ---- memory ----------------------------------------------------------------------------------

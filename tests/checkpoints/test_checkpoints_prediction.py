@@ -120,15 +120,17 @@ def test_two_places_that_contradict_are_both_named(write):
     assert "eps by modelspec.predict_key in its header" in message
     assert "v by the marker tensor v_pred" in message
     assert 'give prediction="eps" or prediction="v"' in message
-    with pytest.warns(UserWarning, match=r"predicts v by the marker .* taken as eps"):
+    with pytest.warns(UserWarning, match=r"predicts v by the marker .* minisd uses eps"):
         assert said(path, prediction="eps") == ("eps", "the argument prediction=")
 
 
 def test_an_argument_against_the_file_warns(write, tmp_path):
-    with pytest.warns(UserWarning, match=r"predicts v by modelspec.predict_key .* taken as eps"):
+    with pytest.warns(UserWarning, match=r"predicts v by modelspec.predict_key .* minisd uses eps"):
         assert said(write({"modelspec.predict_key": "v"}), prediction="eps")[0] == "eps"
     convert(write({"modelspec.predict_key": "v"}), tmp_path / "folder")
-    with pytest.warns(UserWarning, match=r"predicts v by its scheduler's settings: taken as eps"):
+    with pytest.warns(
+        UserWarning, match=r"predicts v by its scheduler's settings: minisd uses eps"
+    ):
         assert said(tmp_path / "folder", prediction="eps")[0] == "eps"
 
 
@@ -161,8 +163,10 @@ def test_zero_terminal_snr_means_v(write, header, more):
     opened = open_checkpoint(write(header, more))
     assert opened.config.schedule.prediction == "v"
     assert opened.config.schedule.zero_terminal_snr
-    assert "it must be v" in refusal(write(header | {"modelspec.predict_key": "epsilon"}, more))
-    assert "it must be v" in refusal(write(header, more), prediction="eps")
+    assert "it must predict v" in refusal(
+        write(header | {"modelspec.predict_key": "epsilon"}, more)
+    )
+    assert "it must predict v" in refusal(write(header, more), prediction="eps")
 
 
 def test_models_with_edms_noise_levels_are_named(write):
@@ -184,7 +188,7 @@ def test_a_comment_says_nothing_and_any_quotes_are_read(write):
         "parameterization: eps  # not v": "eps",
         '# parameterization: "v"\n    linear_start: 0.00085': "eps",
     }.items():
-        assert said(write(yaml=yaml(line))) == (prediction, "a.yaml beside it")
+        assert said(write(yaml=yaml(line))) == (prediction, "a.yaml next to it")
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "other: 1\n", "model: 3\n", "words"])
@@ -201,7 +205,7 @@ def test_a_broken_yaml_says_so(write):
 def test_a_yaml_against_the_header_is_an_error(write):
     message = refusal(write({"modelspec.predict_key": "epsilon"}, yaml=yaml("parameterization: v")))
     assert "modelspec.predict_key in its header" in message
-    assert "a.yaml beside it" in message
+    assert "a.yaml next to it" in message
 
 
 @pytest.mark.parametrize(
@@ -286,7 +290,7 @@ def test_a_published_sha256_comes_before_the_yaml(write, monkeypatch):
     path = write(yaml=yaml("parameterization: eps"), family="v2")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.setitem(single_file_settings.PUBLISHED_PREDICTIONS, digest, "v")
-    assert said(path) == ("v", "its sha256, a published file's")
+    assert said(path) == ("v", "its sha256, which is that of a published file")
 
 
 # ---- alphas_cumprod in the file --------------------------------------------------------------
@@ -307,7 +311,7 @@ def test_a_table_with_zero_terminal_snr_is_obeyed(write):
     opened = open_checkpoint(write(more=more))
     assert opened.config.schedule.zero_terminal_snr
     assert opened.config.schedule.prediction == "v"
-    assert "it must be v" in refusal(write(more=more), prediction="eps")
+    assert "it must predict v" in refusal(write(more=more), prediction="eps")
     message = refusal(write({"ss_zero_terminal_snr": "False"}, more))
     assert "its alphas_cumprod" in message
     assert "ss_zero_terminal_snr" in message
@@ -317,7 +321,7 @@ def test_a_table_with_zero_terminal_snr_is_obeyed(write):
 def test_another_table_is_obeyed_and_reported(write, tmp_path, settings):
     theirs = table(**settings)
     path = write({"modelspec.predict_key": "epsilon"}, {"alphas_cumprod": theirs})
-    with pytest.warns(UserWarning, match="an alphas_cumprod other than .*: it is obeyed"):
+    with pytest.warns(UserWarning, match="an alphas_cumprod that differs .*: minisd uses it"):
         opened = open_checkpoint(path)
     assert Schedule(opened.config.schedule).alpha_bar.numpy() == pytest.approx(theirs, rel=1e-5)
     with pytest.warns(UserWarning):
@@ -328,7 +332,7 @@ def test_another_table_is_obeyed_and_reported(write, tmp_path, settings):
 def test_a_table_that_ends_without_signal_is_for_v_alone(write):
     theirs = DDIMScheduler(beta_schedule="linear", rescale_betas_zero_snr=True).alphas_cumprod
     path = write({"modelspec.predict_key": "v"}, {"alphas_cumprod": theirs})
-    with pytest.warns(UserWarning, match="it is obeyed"):
+    with pytest.warns(UserWarning, match="minisd uses it"):
         schedule = Schedule(open_checkpoint(path).config.schedule)
     assert schedule.alpha_bar[-1] == 0
     assert schedule.alpha_bar.numpy() == pytest.approx(theirs, abs=1e-4)
@@ -337,7 +341,7 @@ def test_a_table_that_ends_without_signal_is_for_v_alone(write):
 @pytest.mark.parametrize("stored", [torch.rand(1000), table().flip(0), torch.full((9,), 2.0)])
 def test_a_table_that_does_not_fall_is_reported(write, stored):
     path = write({"modelspec.predict_key": "epsilon"}, {"alphas_cumprod": stored})
-    with pytest.warns(UserWarning, match="does not fall from 1 to 0, and is ignored"):
+    with pytest.warns(UserWarning, match="minisd ignores it, because it does not fall from 1 to 0"):
         assert open_checkpoint(path).config.schedule == V1.schedule
 
 
@@ -407,7 +411,7 @@ def test_a_stated_size_holds_whoever_says_eps_or_v(write, prediction):
 
 def test_betas_alone_are_the_noise_levels(write):
     betas = torch.linspace(0.0001, 0.02, 1000)
-    with pytest.warns(UserWarning, match="is obeyed"):
+    with pytest.warns(UserWarning, match="minisd uses it"):
         config = open_checkpoint(write(more={"betas": betas})).config
     theirs = DDIMScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear")
     assert torch.allclose(

@@ -389,7 +389,7 @@ def test_a_setting_that_would_change_the_ids_is_refused_by_name(folder, file, na
     before = read_tokenizer(folder)
     assert_alike(before, reference)  # an absent setting means the reference's default
     change(path, **{name: ODD.get(name, "odd")})
-    with pytest.raises(ValueError, match=f"has {name} = .* in its {file}.json: only "):
+    with pytest.raises(ValueError, match=f"has {name} = .* in its {file}.json: minisd knows only "):
         read_tokenizer(folder)
 
 

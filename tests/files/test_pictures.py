@@ -473,7 +473,7 @@ def test_no_seventh_kind_opens(tmp_path):
         Image.fromarray(RGB).save(path, kind)
         written.append(path)
     for path in written:
-        with pytest.raises(ValueError, match="no PNG, JPEG, WebP, GIF, BMP or TIFF"):
+        with pytest.raises(ValueError, match="not a PNG, JPEG, WebP, GIF, BMP or TIFF"):
             open_input(path)
 
 
