@@ -23,7 +23,7 @@ from minisd.files.json_files import MOST_ITEMS, check_value, shorten
 from minisd.files.sha256 import file_sha256
 from minisd.schedule import Schedule
 
-# single_file_settings.json. published: files that say nothing in their headers, by what they predict
+# single_file_settings.json. published: files whose headers say nothing, by what they predict
 # keys: of the header (ModelSpec, kohya's trainer, ComfyUI, others), of the .yaml, and tensors,
 # mostly empty, that say it by being there (ComfyUI, SimpleTuner): what each speaks of, in which
 # words    v_endings: how a value ends that means v    edm: tensors of models that minisd has not
