@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from minisd.checkpoints.cover import OUR_PREFIXES
-from minisd.checkpoints.names import flat_rows, to_official, vae_rows
-from minisd.cli.pictures import names
+from minisd.checkpoints.names import PREFIXES_V1, flat_rows, to_official, vae_rows
 from minisd.clip import TextTransformer
 from minisd.config import ModelConfig, VAEConfig
 from minisd.tokenizer import Tokenizer
@@ -43,7 +42,7 @@ class OtherVAE:
 
 def with_other_vae(tensors: Mapping[str, Tensor], vae: OtherVAE, layout: str) -> dict[str, Tensor]:
     """The tensors of a model with those of another autoencoder in place of its own, if any."""
-    start = (names.PREFIXES_V1 if layout == "original" else OUR_PREFIXES)["vae"]
+    start = (PREFIXES_V1 if layout == "original" else OUR_PREFIXES)["vae"]
     official = to_official(vae.state, flat_rows(vae_rows(vae.config)), layout)
     others = {key: tensor for key, tensor in tensors.items() if not key.startswith(start)}
     return others | {start + key: tensor for key, tensor in official.items()}
