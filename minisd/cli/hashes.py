@@ -70,9 +70,9 @@ def file_state(path: Path) -> str:
 
 
 def compute_hash(path: Path, state: str) -> str:
-    from minisd.checkpoints.registry import sha256
+    from minisd.files.sha256 import file_sha256
 
-    digest = sha256(path)
+    digest = file_sha256(path)
     if file_state(path) != state:
         raise ValueError(f"{path} changed while it was read: wait until it is written.")
     return digest
