@@ -125,9 +125,7 @@ def compile_pattern(pattern: str) -> regex.Pattern:
 
 def maps_patterns(value: dict | None, kind: type) -> bool:
     """Whether it is None, or leads from patterns to numbers of that kind."""
-    return all(
-        is_pattern(pattern) and has_type(kind, one) for pattern, one in (value or {}).items()
-    )
+    return all(is_pattern(key) and has_type(kind, one) for key, one in (value or {}).items())
 
 
 MAKES_SENSE = {  # beyond being of the right type

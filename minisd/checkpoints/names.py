@@ -36,9 +36,7 @@ class Row:
     diffusers: str
     rows: tuple["Row", ...] = ()
     convolution: tuple[str, ...] = ()  # layouts that store our Linear as a 1x1 convolution
-    third: int | None = (
-        None  # the original has q, k, v in one matrix: 0, 1 or 2 is this one's place
-    )
+    third: int | None = None  # 0, 1, 2 for q, k, v, which are one matrix in the original
 
     def all_rows(self) -> Iterator["Row"]:
         """This row, then all rows inside it, each with its full names."""

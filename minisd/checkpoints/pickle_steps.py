@@ -1,8 +1,9 @@
-"""Going through a pickle's instructions before torch does, without making anything of them.
+"""Check the instructions of a pickle before torch executes them.
 
-A pickle is a program for a small machine with a stack. torch's interpreter runs no foreign code,
-but it believes what the program says of sizes, and works as long as the program wants. Here names
-stand for all objects, so the way through takes a bounded time. It shows what the pickle asks for.
+A pickle is a program for a small machine with a stack. torch's interpreter runs no foreign code.
+But it believes the sizes that the program states, and works as long as the program wants. So we
+follow the program first. We create no objects and only put their names on the stack. So this takes
+a limited time, and it shows which classes and how much memory the pickle asks for.
 """
 
 import pickletools
@@ -13,14 +14,12 @@ from torch.serialization import StorageType
 
 from minisd.files.json_files import shorten
 
-MOST_STEPS = (
-    300_000  # SD v1 with its averaged weights takes 60,000, and twice that with an optimizer
-)
+MOST_STEPS = 300_000  # SD v1 with averaged weights needs 60,000; with an optimizer, twice as many
 MOST_NESTED = 1000  # values in one key, or in the arguments of one call
-MAY_COPY = 5000  # steps for what may copy a dictionary, so that few can
+MAY_COPY = 5000  # steps that a call costs if it may copy a dictionary, so that there are few
 MOST_CLASSES = 100
 
-# What tensors themselves are pickled with, next to storages and dtypes.
+# The classes and functions that pickled tensors need, besides storages and dtypes.
 DICTIONARY, PARAMETER_CLASS = "collections.OrderedDict", "torch._utils._rebuild_parameter"
 REBUILDS = {f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3")}
 OTHER_CLASSES = {
@@ -31,9 +30,9 @@ OTHER_CLASSES = {
     "builtins.set",
     "_codecs.encode",
 }
-PYTHON_3 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # old pickles have the old names
+PYTHON_3 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # from Python 2, in old pickles
 
-# Seen in published files: callbacks, settings, losses as NumPy scalars, times and paths.
+# Training frameworks leave these in published files: callbacks, settings, losses, times, paths.
 LEFT_BEHIND = (
     *("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "numpy.", "pathlib."),
     *("argparse.Namespace", "datetime.", "typing.Any", "builtins.dict", "builtins.list"),
@@ -42,7 +41,7 @@ LEFT_BEHIND = (
 
 
 class Refusal(ValueError):
-    """Why a file is refused, in words that follow its name."""
+    """The reason why a file is refused. The message follows the file's name."""
 
 
 class AskedName(str):
@@ -50,24 +49,24 @@ class AskedName(str):
 
 
 class MadeObject(str):
-    """What a call of one gives, under its name."""
+    """The result of calling an AskedName. Its text is the name of what was called."""
 
 
 class StoredNumbers(NamedTuple):
-    """The numbers of one or more tensors. itemsize: bytes of one of them"""
+    """The numbers of one or more tensors. itemsize: bytes per number"""
 
     itemsize: int
     count: int
 
 
 def torch_dtype(name: str) -> torch.dtype | None:
-    """The dtype that is called so, as in "torch.float16"; None if none is."""
+    """The dtype with this name, such as "torch.float16". None: no dtype has it."""
     found = vars(torch).get(name.removeprefix("torch."))
     return found if isinstance(found, torch.dtype) else None
 
 
 def check_name(name: str) -> AskedName:
-    """A name that is harmless. Raises Refusal for any other."""
+    """Return a harmless class or function. Raises Refusal for any other name."""
     storage = name.startswith("torch.") and name.endswith("Storage")
     if (
         storage
@@ -77,14 +76,18 @@ def check_name(name: str) -> AskedName:
     ):
         return AskedName(name)
     name = shorten(name).strip("'")
-    asks = f"asks for {name}, which could run code, and was not loaded"
+    asks = f"asks for {name}, which could run code, so minisd did not load it"
     if "._rebuild_" in name:
-        asks = f"holds tensors of a kind that no model needs ({name})"
+        asks = f"holds tensors of a type that no model needs ({name})"
     raise Refusal(f"{asks}: get the same weights as .safetensors")
 
 
 class PickleSteps:
-    """Goes through the pickles of one file. What they ask for, and the storages by their keys."""
+    """Follows the pickles of one file.
+
+    names: of the classes and functions that they ask for    storages: by their keys
+    left: the number of steps that they may still take
+    """
 
     def __init__(self):
         self.names: set[str] = set()
@@ -92,10 +95,10 @@ class PickleSteps:
         self.left = MOST_STEPS
 
     def follow(self, file: BinaryIO) -> object:
-        """Go through the next pickle in the file. Returns what it leaves.
+        """Follow the next pickle in the file. Returns its result.
 
-        Raises Refusal for what torch should not be given, another exception for a damaged pickle.
-        An instruction that torch does not have may do anything here: it refuses it anyway.
+        Raises Refusal if torch should not load it, and other exceptions if it is damaged. Does not
+        check instructions that torch does not have, because torch refuses them.
         """
         stack, marks, memo = [], [], {}
         for instruction, argument, _ in pickletools.genops(file):
@@ -116,16 +119,16 @@ class PickleSteps:
                     below = below[: below.index(pickletools.markobject)]
                 taken = [stack.pop() for _ in below][::-1] + taken
                 stack += [self.step(name, argument, taken)] if instruction.stack_after else []
-        raise ValueError("a pickle without end")
+        raise ValueError("a pickle that does not end")
 
     def step(self, name: str, argument: object, taken: list) -> object:
-        """One instruction: the value that it puts in place of those that it takes."""
+        """Follow one instruction. Returns the value that replaces those `taken` from the stack."""
         if "TUPLE" in name:
             return tuple(taken)
         if name in ("EMPTY_LIST", "EMPTY_DICT"):
             return [] if name == "EMPTY_LIST" else {}
         if name in ("GLOBAL", "STACK_GLOBAL"):
-            module, short = taken or argument.split(" ")
+            module, short = taken or str(argument).split(" ")
             self.names.add(f"{PYTHON_3.get(module, module)}.{short}")
             if len(self.names) > MOST_CLASSES:
                 raise Refusal(f"asks for more than {MOST_CLASSES} classes: get another copy")
@@ -149,21 +152,21 @@ class PickleSteps:
             raise Refusal(f"is a pickle of more than {MOST_STEPS:,} steps: get another copy")
 
     def count(self, value: object) -> None:
-        """Spend a step for all that a value holds, as often as it is there: so a hash works."""
+        """Spend a step for each value inside, as often as it occurs: hash() takes as long."""
         waiting, count = [value], 0
         while waiting:
             each = waiting.pop()
             if isinstance(each, (tuple, list)):
                 count += len(each)
                 if count > MOST_NESTED:
-                    raise Refusal("nests too much in one name or call: get another copy")
+                    raise Refusal("nests too many values in one name or call: get another copy")
                 waiting += each
         self.spend(count)
 
     def storage(
         self, what: str, kind: AskedName, key: str, place: str, count: int, *view
     ) -> StoredNumbers:
-        """What lies in the file. view: in old files, and None since PyTorch 0.4"""
+        """Note a storage: numbers in the file. view: in old files; None since PyTorch 0.4"""
         texts = all(type(each) is str for each in (what, key, place)) and key.isdecimal()
         if (
             not texts
@@ -172,31 +175,32 @@ class PickleSteps:
             or count < 0
             or any(view)
         ):
-            raise ValueError("no storage")
+            raise ValueError("not a storage")
         untyped = kind == "torch.storage.UntypedStorage"
         itemsize = 1 if untyped else StorageType(kind.rpartition(".")[2]).dtype.itemsize
         stored = StoredNumbers(itemsize, count)
         if self.storages.setdefault(key, stored) != stored:
-            raise ValueError("a storage of two sizes")
+            raise ValueError("a storage with two sizes")
         return stored
 
     def build(self, made: MadeObject, state: object) -> None:
-        """A dictionary may have attributes. A stand-in keeps nothing, but for ParameterDict."""
+        """Set the state of an object. Only dictionaries keep it, and ParameterDict (pickles.py)."""
         if type(made) is not MadeObject or not (made == DICTIONARY or made.startswith(LEFT_BEHIND)):
-            raise ValueError("nothing that has a state")
+            raise ValueError("an object without a state")
         if made == DICTIONARY or made.endswith("ParameterDict"):
             self.count(state)
             self.spend(MAY_COPY)
 
     def call(self, called: AskedName, arguments: tuple) -> MadeObject:
+        """Call a class or function."""
         if type(called) is not AskedName or type(arguments) is not tuple:
-            raise ValueError("no call")
+            raise ValueError("not a call")
         self.count(arguments)
         if called in REBUILDS:
             refuse_too_large(called, *arguments)
         elif called == "_codecs.encode":  # old pickles hold bytes as text
             if arguments[1:] != ("latin1",):
-                raise ValueError("no bytes")
+                raise ValueError("not bytes")
             self.spend(len(arguments[0]) // 100)
         elif called != PARAMETER_CLASS and any(
             isinstance(each, (dict, MadeObject)) for each in arguments
@@ -210,13 +214,16 @@ def refuse_too_large(
 ) -> None:
     """Raise Refusal for a tensor with numbers outside its storage.
 
-    One number may fill a whole tensor, as expand() makes it: named_tensors() limits how often.
+    One number may fill a whole tensor, as with expand(). named_tensors() limits how often.
 
-    rest: whether it is trained, its hooks and, in _v3, the dtype, which the storage does not say
+    rest: requires_grad, hooks and, in _v3, the dtype, which the storage does not show
     """
-    itemsize = torch_dtype(rest[2]).itemsize if called.endswith("_v3") else stored.itemsize
+    dtype = torch_dtype(str(rest[2])) if called.endswith("_v3") else None
+    if called.endswith("_v3") and dtype is None:
+        raise ValueError("not a dtype")
+    itemsize = dtype.itemsize if dtype else stored.itemsize
     if not all(type(number) is int and number >= 0 for number in (offset, *size, *stride)):
-        raise ValueError("no sizes")
+        raise ValueError("not sizes")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 not in size and (last + 1) * itemsize > stored.itemsize * stored.count:
         large = f"holds a tensor {shorten(list(size))} larger than its storage"

@@ -1,7 +1,8 @@
-"""Reading what torch.save wrote, without running the program that a pickle is.
+"""Read what torch.save wrote, without running any code from the file.
 
-First we go through the pickle (pickle_steps.py) and compare the sizes that it states with the file.
-Then torch's restricted interpreter makes the tensors, which stay mapped to the file.
+A pickle is a program. First we check its instructions (pickle_steps.py) and compare the sizes that
+it states with the file. Then torch's restricted interpreter creates the tensors. They stay mapped
+to the file.
 """
 
 import io
@@ -24,11 +25,11 @@ from minisd.checkpoints.first_bytes import damage_sentence, is_zip, size_in_word
 from minisd.checkpoints.pickle_steps import LEFT_BEHIND, PickleSteps, Refusal
 
 LARGEST_PICKLE = 20 * 10**6  # bytes; SD v1 with its averaged weights has 0.4 MB
-MOST_UNPACKED = 4, 200 * 10**6  # at most so many times the packed size, and so many bytes more
-MOST_VALUES = 100_000  # of dictionaries and lists, counted as often as they are there
-DEEPEST_PICKLE = 100  # levels of dictionaries and lists
+MOST_UNPACKED = 4, 200 * 10**6  # times the size of the file, and bytes in addition
+MOST_VALUES = 100_000  # in all dictionaries and lists, counted each time they occur
+DEEPEST_PICKLE = 100  # levels of nested dictionaries and lists
 PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
-ALIGNMENT = 16  # bytes; torch.save puts every storage at a multiple of 64
+ALIGNMENT = 16  # bytes; torch.save starts every storage at a multiple of 64
 SMALL_FILE = (
     "data.pkl",
     "version",
@@ -41,7 +42,7 @@ ONE_AT_A_TIME = threading.Lock()  # torch has one list of allowed classes for al
 
 
 class StandIn:
-    """In place of an object that a training framework left behind: keeps nothing, does nothing."""
+    """Replaces an object that a training framework left in the file. It does and keeps nothing."""
 
     def __init__(self, *arguments: object):
         pass
@@ -51,14 +52,14 @@ class StandIn:
 
 
 class EmptyDict(dict):
-    """In place of a framework's own kind of dictionary. The pickle fills it afterwards."""
+    """Replaces a framework's own type of dictionary. The pickle then fills it."""
 
     def __new__(cls, *arguments: object) -> dict:
         return {}
 
 
 class KeptParameters(dict):
-    """In place of torch's ParameterDict, in which textual inversion keeps its vectors."""
+    """Replaces torch's ParameterDict, in which textual inversion stores its vectors."""
 
     def __setstate__(self, state: dict):
         self.update(state["_parameters"].items())
@@ -72,17 +73,17 @@ SPECIAL = {
 
 
 def stand_in(name: str) -> type:
-    """A harmless class that torch takes for the one called `name` in the pickle."""
+    """A harmless class that torch uses where the pickle asks for the class `name`."""
     module, _, short = name.rpartition(".")
     return type(short, (SPECIAL.get(name, StandIn),), {"__module__": module})
 
 
 def unpickle(path: str | Path) -> object:
-    """What torch.save put into the file: tensors, numbers, dictionaries; no code is run.
+    """Read what torch.save stored (tensors, numbers, dictionaries) without running any code.
 
-    Classes that training frameworks leave behind become empty stand-ins.
-    Raises ValueError for any other class, by its name, for a damaged file, and for one that asks
-    for more memory or work than its tensors need.
+    Objects that training frameworks left behind become empty stand-ins.
+    Raises ValueError that names any other class, and for a file that is damaged or asks for more
+    memory or work than its tensors need.
     """
     path = Path(path)
     read_content = load_zip if is_zip(path) else load_old_pickle
@@ -91,20 +92,20 @@ def unpickle(path: str | Path) -> object:
     except Refusal as error:
         raise ValueError(f"{path.name} {error}.") from error
     except pickle.UnpicklingError as error:
-        other = "holds a pickle that torch.save does not write"
-        raise ValueError(f"{path.name} {other}: get the weights as .safetensors.") from error
-    except Exception as error:  # a damaged file can break its readers anywhere
+        foreign = "holds a pickle that torch.save does not write"
+        raise ValueError(f"{path.name} {foreign}: get the weights as .safetensors.") from error
+    except Exception as error:  # a damaged file can cause any error
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
-            raise ValueError(f"{path.name} needs more memory than there is.") from error
+            raise ValueError(f"{path.name} needs too much memory: close other programs.") from error
         raise ValueError(damage_sentence(path)) from error
 
 
 def load_pickle(source: Path | BinaryIO, names: set[str], mmap: bool) -> object:
-    """torch.load, with stand-ins for the classes that were left behind. One thread at a time."""
-    classes = [stand_in(name) for name in names if name.startswith(LEFT_BEHIND)]
+    """torch.load with stand-ins for classes of training frameworks. One thread at a time."""
+    classes: list = [stand_in(name) for name in names if name.startswith(LEFT_BEHIND)]
     with ONE_AT_A_TIME, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's advice on protocols; we give our own
-        add_safe_globals(classes)  # torch 2.5 has safe_globals()
+        warnings.simplefilter("ignore")  # torch's advice about protocols
+        add_safe_globals(classes)  # from torch 2.5 on, safe_globals() would do
         try:
             return torch.load(source, map_location="cpu", mmap=mmap, weights_only=True)
         finally:
@@ -114,27 +115,29 @@ def load_pickle(source: Path | BinaryIO, names: set[str], mmap: bool) -> object:
 
 
 def refuse_endless(content: object) -> None:
-    """Raise Refusal for containers that hold one another too deep, too often or in a circle."""
+    """Raise Refusal for dictionaries or lists that are nested too deeply or contain themselves."""
     waiting, left = [(content, 0)], MOST_VALUES
     while waiting:
         each, depth = waiting.pop()
         if isinstance(each, (dict, list, tuple)):
             left -= len(each)
             if left < 0 or depth > DEEPEST_PICKLE:
-                raise Refusal("holds dictionaries or lists inside one another without end")
+                raise Refusal("nests dictionaries or lists without end: get another copy")
             values = each.values() if isinstance(each, dict) else each
             waiting += [(value, depth + 1) for value in values]
 
 
 def load_old_pickle(path: Path) -> object:
-    """What torch.save wrote before 1.6: five pickles, then the storages one after another."""
+    """Read what torch.save wrote before 1.6: five pickles, then one storage after the other."""
     steps = PickleSteps()
     with open(path, "rb") as file:
         start = io.BytesIO(file.read(LARGEST_PICKLE))
         if steps.follow(start) != torch.serialization.MAGIC_NUMBER or tarfile.is_tarfile(path):
             raise Refusal("is a pickle, but not from torch.save: get the weights as .safetensors")
         *_, keys = [steps.follow(start) for _ in range(4)]
-        if not all(type(key) is str for key in keys) or sorted(keys) != sorted(steps.storages):
+        if not isinstance(keys, list | tuple) or not all(type(key) is str for key in keys):
+            raise ValueError("not the keys of storages")
+        if sorted(keys) != sorted(steps.storages):
             raise ValueError("other storages than its tensors need")
         sizes = [8 + stored.itemsize * stored.count for stored in steps.storages.values()]
         if start.tell() + sum(sizes) > path.stat().st_size:
@@ -143,11 +146,11 @@ def load_old_pickle(path: Path) -> object:
         return load_pickle(file, steps.names, mmap=False)
 
 
-# ---- a zip of the pickle and the storages: torch.save since 1.6 ------------------------------
+# ---- torch.save since 1.6: a zip of the pickle and the storages ------------------------------
 
 
 class ShortReads(io.FileIO):
-    """A file that is never read far at once, as a zip's table of contents could make us do."""
+    """A file that refuses very large reads, which a zip's table of contents could demand."""
 
     def read(self, size: int = -1) -> bytes:
         if size > LARGEST_PICKLE:
@@ -156,7 +159,8 @@ class ShortReads(io.FileIO):
 
 
 def load_zip(path: Path) -> object:
-    if not zipfile.is_zipfile(path):  # a zip's table of contents stands at its end
+    """Read what torch.save writes since 1.6."""
+    if not zipfile.is_zipfile(path):  # the table of contents is at the end
         size = size_in_words(path.stat().st_size)
         raise Refusal(f"ends after {size}: the download was cut off. Fetch it again")
     with ShortReads(path) as file, zipfile.ZipFile(file) as archive:
@@ -169,8 +173,8 @@ def load_zip(path: Path) -> object:
         for key, stored in steps.storages.items():
             infos.append(inside[f"data/{key}"])
             if infos[-1].file_size != stored.itemsize * stored.count:
-                raise ValueError("a storage of another size")
-        if can_be_mapped(file, infos) and path.suffix != ".safetensors":  # torch would go by that
+                raise ValueError("a storage with another size")
+        if can_be_mapped(file, infos) and path.suffix != ".safetensors":  # torch goes by the name
             return load_pickle(path, steps.names, mmap=True)
         with tempfile.TemporaryFile() as plain:
             unpack(archive, infos, plain, path.stat().st_size)
@@ -178,46 +182,47 @@ def load_zip(path: Path) -> object:
 
 
 def zip_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """What an archive holds, by its names in the folder that torch.save makes of it all."""
+    """The members of a zip by name, without the name of the folder that torch.save puts first."""
     names = archive.namelist()
     listed = "\n".join(names)
     if not any(name.endswith("/data.pkl") for name in names) or "/code/" in listed:
         raise Refusal(describe_foreign_file("members of a zip", listed))
     if len({name.lower() for name in names}) < len(names):
-        raise ValueError("two members of one name")
+        raise ValueError("two members with the same name")
     if any(info.flag_bits & 1 or info.compress_type not in PACKINGS for info in archive.filelist):
-        raise Refusal("is a zip with a password, or packed in an unknown way: unpack it first")
+        raise Refusal("is a zip with a password or an unknown compression: unpack it first")
     folder = names[0].partition("/")[0]
     return {info.filename.removeprefix(f"{folder}/"): info for info in archive.infolist()}
 
 
 def can_be_mapped(file: BinaryIO, infos: list[zipfile.ZipInfo]) -> bool:
-    """Whether the members can be used where they lie: as they are, not packed, and aligned.
+    """Whether torch can use the members in place: not compressed, and aligned.
 
-    Raises ValueError where they overlap, or are not what the table of contents says.
+    Raises ValueError if they overlap, or if the table of contents describes them wrongly.
     """
-    free, plain = 0, True
+    free, usable = 0, True
     for info in sorted(infos, key=lambda info: info.header_offset):
         file.seek(info.header_offset)
         start, method, *lengths = struct.unpack("<4s4xH16x2H", file.read(30))
         name = file.read(lengths[0]).decode("utf-8" if info.flag_bits & 0x800 else "cp437")
         same = (b"PK\3\4", info.compress_type, info.orig_filename) == (start, method, name)
         if not same or info.header_offset < free:
-            raise ValueError("another member than the table of contents says")
+            raise ValueError("a member that its table of contents describes wrongly")
         begins = info.header_offset + 30 + sum(lengths)
         free = begins + info.compress_size
         packed = method != zipfile.ZIP_STORED or info.compress_size != info.file_size
-        plain = plain and not packed and (begins % ALIGNMENT == 0 or "/data/" not in name)
+        usable = usable and not packed and (begins % ALIGNMENT == 0 or "/data/" not in name)
     if free > file.seek(0, io.SEEK_END):
         raise ValueError("a member outside the file")
-    return plain
+    return usable
 
 
 def unpack(archive: zipfile.ZipFile, infos: list, plain: BinaryIO, size: int) -> None:
-    """Write the members into another archive, which packs nothing. size: of the file, in bytes"""
+    """Copy the members into an archive without compression. size: of the file, in bytes"""
     whole, (times, more) = sum(info.file_size for info in infos), MOST_UNPACKED
     if whole > times * size + more:
-        raise Refusal(f"unpacks to {size_in_words(whole)}: no weights can be packed so small")
+        unpacked = f"unpacks to {size_in_words(whole)}, but weights cannot be packed so small"
+        raise Refusal(f"{unpacked}: get another copy")
     with zipfile.ZipFile(plain, "w") as copy:
         for info in infos:
             with archive.open(info) as packed, copy.open(info.filename, "w") as file:

@@ -249,9 +249,8 @@ def noise_table(tensors: Mapping[str, Tensor]) -> Tensor | None:
     for name in ("alphas_cumprod", "betas"):
         stored = tensors.get(name)
         if stored is not None and (stored.ndim != 1 or not 1 < len(stored) <= MOST_ITEMS):
-            raise ValueError(
-                f"holds {name} in the impossible shape {tuple(stored.shape)}: get another copy"
-            )
+            what = f"holds {name} in the impossible shape {tuple(stored.shape)}"
+            raise ValueError(f"{what}: get another copy")
     if "alphas_cumprod" in tensors or "betas" not in tensors:
         return tensors.get("alphas_cumprod")
     return (1 - tensors["betas"].double()).cumprod(0)

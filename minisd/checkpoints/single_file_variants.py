@@ -61,9 +61,7 @@ def ema_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     averaged = [key for key in tensors if key.startswith(EMA_START)]
     for key in averaged:
         if key not in known:
-            raise ValueError(
-                f"holds {key}, which is not an averaged weight of an SD U-Net: get another copy"
-            )
+            raise ValueError(f"holds {key}, which SD's U-Net does not have: get another copy")
     return {key: known[key] for key in averaged}
 
 

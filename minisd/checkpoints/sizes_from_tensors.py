@@ -29,9 +29,7 @@ def config_from_tensors(tensors: Mapping[str, Tensor], name: str) -> ModelConfig
     v2 = has_prefix(tensors, PREFIXES_V2["text_encoder"])
     if v2 and has_prefix(tensors, PREFIXES_V1["text_encoder"]):
         both = " and ".join(each["text_encoder"] for each in (PREFIXES_V1, PREFIXES_V2))
-        raise ValueError(
-            f"holds two text transformers, {both}: delete the one that you do not want"
-        )
+        raise ValueError(f"holds two text transformers, {both}: delete the wrong one")
     prefixes = PREFIXES_V2 if v2 else PREFIXES_V1
     for part, prefix in prefixes.items():
         if not has_prefix(tensors, prefix):
@@ -176,9 +174,7 @@ def text_sizes(tensors: Mapping[str, Tensor], usual: TextConfig, *names: str) ->
         wide = f"a text transformer of width {width}, which is not a multiple of {HEAD_WIDTH}"
         raise ValueError(f"has {wide}: get another model")
     mlp = f"{layers}0.{mlp}.weight"
-    mlp_width = (
-        shape_of(tensors, mlp)[0] if mlp in tensors else None
-    )  # if missing, a later check says so
+    mlp_width = shape_of(tensors, mlp)[0] if mlp in tensors else None  # a later check names it
     return replace(
         usual,
         vocab_size=vocabulary,

@@ -96,9 +96,7 @@ def convert(
     if layout not in LAYOUTS:
         raise ValueError(f"There is no layout {layout!r}: the layouts are {', '.join(LAYOUTS)}.")
     if layout != "diffusers" and destination.suffix != ".safetensors":
-        raise ValueError(
-            f"{destination.name} must end in .safetensors: minisd writes no other files."
-        )
+        raise ValueError(f"{destination.name} must end in .safetensors: give such a name.")
     if destination.exists():
         raise ValueError(f"{destination} already exists: give another name, or remove it first.")
     with written_whole(destination, folder=layout == "diffusers") as unfinished:
@@ -166,9 +164,7 @@ def write_tensors(
             narrow = f"holds numbers that are too large for {dtype}: keep the stored dtype."
             raise ValueError(f"{key} {narrow if is_finite(tensor) else NOT_FINITE}")
         address = stored.untyped_storage().data_ptr()
-        ready[key] = (
-            stored.clone() if address in memory else stored
-        )  # the format cannot share memory
+        ready[key] = stored.clone() if address in memory else stored  # the format shares none
         memory.add(address)
     save_file(ready, path, dict(settings))
     sort_settings(path)

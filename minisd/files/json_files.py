@@ -60,9 +60,7 @@ def read_at_most(path: Path, most: int) -> bytes:
     with open(path, "rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise ValueError(
-            f"has more than {most:,} bytes, more than such a file needs: fetch it again"
-        )
+        raise ValueError(f"has more than {most:,} bytes, which is too many: fetch it again")
     return content
 
 

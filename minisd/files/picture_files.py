@@ -111,9 +111,7 @@ class LimitedReader(io.BytesIO):
     def read(self, size: int | None = -1) -> bytes:
         part = super().read(size)
         self.reads -= 1
-        self.total -= (
-            0 if size in (-1, None) else len(part)
-        )  # reading everything at once cannot go on for ever
+        self.total -= 0 if size in (-1, None) else len(part)  # reading all at once is no loop
         if self.reads < 0 or self.total < 0:
             raise ValueError("this file has more parts than a picture needs")
         return part

@@ -187,10 +187,10 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     Raises ValueError if a number is not finite.
     """
     if not images.isfinite().all():
-        why = (
-            "the picture holds NaN or infinity: half precision overflowed or the weights are broken"
+        why = "Half precision overflowed or the weights are broken"
+        raise ValueError(
+            f"the picture holds NaN or infinity. {why}: load with dtype=torch.float32."
         )
-        raise ValueError(f"{why}. Load with dtype=torch.float32.")
     shades = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     rows = rearrange(shades, "b c h w -> b h w c").cpu().numpy()
     return [Image.fromarray(row) for row in rows]
