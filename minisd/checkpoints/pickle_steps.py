@@ -68,12 +68,8 @@ def torch_dtype(name: str) -> torch.dtype | None:
 def check_name(name: str) -> AskedName:
     """Return a harmless class or function. Raises Refusal for any other name."""
     storage = name.startswith("torch.") and name.endswith("Storage")
-    if (
-        storage
-        or name in REBUILDS | OTHER_CLASSES
-        or name.startswith(LEFT_BEHIND)
-        or torch_dtype(name)
-    ):
+    known = name in REBUILDS | OTHER_CLASSES or name.startswith(LEFT_BEHIND)
+    if storage or known or torch_dtype(name):
         return AskedName(name)
     name = shorten(name).strip("'")
     asks = f"asks for {name}, which could run code, so minisd did not load it"
@@ -168,13 +164,8 @@ class PickleSteps:
     ) -> StoredNumbers:
         """Note a storage: numbers in the file. view: in old files; None since PyTorch 0.4"""
         texts = all(type(each) is str for each in (what, key, place)) and key.isdecimal()
-        if (
-            not texts
-            or type(kind) is not AskedName
-            or type(count) is not int
-            or count < 0
-            or any(view)
-        ):
+        counted = type(count) is int and count >= 0
+        if not texts or type(kind) is not AskedName or not counted or any(view):
             raise ValueError("not a storage")
         untyped = kind == "torch.storage.UntypedStorage"
         itemsize = 1 if untyped else StorageType(kind.rpartition(".")[2]).dtype.itemsize

@@ -192,7 +192,8 @@ def is_another(remote: RemoteFile, official: Official) -> bool:
 def verify(part: Path, official: Official, noted: str | None, remote: RemoteFile) -> str:
     """Compare the file's sha256 with the first known one of these: published, noted, the server's.
 
-    Returns it. ValueError: it differs, and the part was deleted.
+    Returns it. If no sha256 is known, anything except a text is accepted. ValueError: the file is
+    a wrong one, and the part was deleted.
     """
     digest, advice = file_sha256(part), "try again later"
     known = {"published one": official.sha256, "one of the first download": noted}

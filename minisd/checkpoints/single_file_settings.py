@@ -265,9 +265,8 @@ def with_stored_levels(schedule: ScheduleConfig, stored: Tensor, name: str) -> S
     steps = torch.cat([torch.ones(1, dtype=table.dtype), table])
     falls = table.numel() > 1 and bool((steps.diff() < 0).all()) and bool(table[-1] >= 0)
     outcome = "uses it" if falls else "ignores it, because it does not fall from 1 to 0"
-    if zero and is_same_table(
-        stored, Schedule(replace(schedule, zero_terminal_snr=False)).alpha_bar
-    ):
+    usual = replace(schedule, zero_terminal_snr=False)
+    if zero and is_same_table(stored, Schedule(usual).alpha_bar):
         falls, outcome = False, "ignores it, because the file states a zero terminal SNR"
     what = "an alphas_cumprod that differs from its other settings"
     warnings.warn(f"{name} holds {what}: minisd {outcome}.", stacklevel=2)
