@@ -148,7 +148,7 @@ class PickleSteps:
             raise Refusal(f"is a pickle of more than {MOST_STEPS:,} steps: get another copy")
 
     def count(self, value: object) -> None:
-        """Spend a step for each value inside, as often as it occurs: hash() takes as long."""
+        """Spend a step for each value inside, each time it occurs: hash() does the same."""
         waiting, count = [value], 0
         while waiting:
             each = waiting.pop()

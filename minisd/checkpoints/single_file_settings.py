@@ -78,7 +78,7 @@ def with_stated_settings(
     zero_snr = replace(config.schedule, zero_terminal_snr=True)
     if table is not None and is_same_table(table, Schedule(zero_snr).alpha_bar):
         statements.append(("zero_terminal_snr", True, "its alphas_cumprod"))
-    zero, zero_by = single_value(statements, "zero_terminal_snr", "delete the wrong one")
+    zero, zero_by = single_value(statements, "zero_terminal_snr", "Delete the wrong one")
     found, known_by = find_prediction(path, statements, prediction)
     if not found and zero:
         found, known_by = "v", f"{zero_by}: a zero terminal SNR needs v"
@@ -113,7 +113,7 @@ def find_prediction(
     only_yaml = all(where.endswith(IN_YAML) for _, where in stated)
     if only_yaml and (published := PUBLISHED_PREDICTIONS.get(file_sha256(path))):
         return published, "its sha256, which is that of a published file"
-    return single_value(statements, "prediction", 'give prediction="eps" or prediction="v"')
+    return single_value(statements, "prediction", 'Give prediction="eps" or prediction="v"')
 
 
 def warn_of_argument(name: str, argument: str, stated: str | None, where: str) -> None:
@@ -131,7 +131,7 @@ def single_value(statements: list[Statement], setting: str, advice: str) -> tupl
         if value != found[0][0]:
             both = f"{' by '.join(map(str, found[0]))}, but {value} by {where}"
             contradiction = f"the {setting.replace('_', ' ')} is {both}"
-            raise ValueError(f"contradicts itself: {contradiction}: {advice}")
+            raise ValueError(f"contradicts itself: {contradiction}. {advice}")
     return found[0] if found else (None, None)
 
 

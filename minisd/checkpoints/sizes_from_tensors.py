@@ -9,7 +9,7 @@ from torch import Tensor
 from minisd.checkpoints.names import PREFIXES_V1, PREFIXES_V2
 from minisd.config import OPENCLIP_H, ModelConfig, TextConfig, UNetConfig, VAEConfig
 
-NO_VAE = "the autoencoder that turns latents into pictures: give one with vae=FILE or --vae FILE"
+GIVE_VAE = "give an autoencoder, which turns latents into pictures, with vae=FILE or --vae FILE"
 NORM_GROUPS = 32  # in every network of v1 and v2; no tensor shows it
 MOST_MODULES = 200  # with one prefix; SD has 12
 HEAD_WIDTH = 64  # of v2's U-Net and of both text transformers
@@ -33,7 +33,8 @@ def config_from_tensors(tensors: Mapping[str, Tensor], name: str) -> ModelConfig
     prefixes = PREFIXES_V2 if v2 else PREFIXES_V1
     for part, prefix in prefixes.items():
         if not has_prefix(tensors, prefix):
-            raise ValueError(f"holds no {part} ({NO_VAE if part == 'vae' else prefix + '…'})")
+            advice = GIVE_VAE if part == "vae" else "get a complete copy of the model"
+            raise ValueError(f"holds no {part} ({prefix}…): {advice}")
     text = (text_v2_sizes if v2 else text_v1_sizes)(tensors, prefixes["text_encoder"])
     others = {
         "unet": unet_sizes(tensors, prefixes["unet"]),

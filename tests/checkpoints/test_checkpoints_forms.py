@@ -343,7 +343,7 @@ def as_original(folder: Path, path: Path) -> Path:
 def test_a_model_without_vae_says_so_and_takes_one(tensors, tmp_path):
     path = bare(tensors["v1"], tmp_path / "bare.safetensors")
     message = refusal(path)
-    assert "holds no vae (the autoencoder" in message
+    assert "holds no vae (first_stage_model.…): give an autoencoder" in message
     assert "vae=FILE or --vae FILE" in message
     theirs = vae_folder(tmp_path / "repo" / "vae", scaling_factor=0.3)
     file = as_original(tmp_path / "repo" / "vae", tmp_path / "vae.safetensors")

@@ -102,7 +102,7 @@ def test_each_key_of_the_header_tells(write, key, value, prediction):
 @pytest.mark.parametrize("key", ["modelspec.prediction_type", "modelspec.predict_key"])
 @pytest.mark.parametrize("value", ["sample", "x0", "vee"])
 def test_an_unknown_value_in_a_known_place_is_named(write, key, value):
-    assert f"has {key} = '{value}', which is unknown here" in refusal(write({key: value}))
+    assert f"has {key} = '{value}', but minisd knows only" in refusal(write({key: value}))
 
 
 def test_a_flag_that_is_neither_true_nor_false_is_named(write):
@@ -119,7 +119,7 @@ def test_two_places_that_contradict_are_both_named(write):
     message = refusal(path)
     assert "eps by modelspec.predict_key in its header" in message
     assert "v by the marker tensor v_pred" in message
-    assert 'give prediction="eps" or prediction="v"' in message
+    assert 'Give prediction="eps" or prediction="v"' in message
     with pytest.warns(UserWarning, match=r"predicts v by the marker .* minisd uses eps"):
         assert said(path, prediction="eps") == ("eps", "the argument prediction=")
 
