@@ -519,9 +519,9 @@ def test_at_the_published_widths_only_the_published_numbers_of_text_layers_are_t
     assert sizes_from_tensors.text_v1_sizes(*text_of_width("v1", 768, 12)).layers == 12
     assert sizes_from_tensors.text_v2_sizes(*text_of_width("v2", 1024, 24)).layers == 23
     assert sizes_from_tensors.text_v2_sizes(*text_of_width("v2", 1024, 23)).layers == 23
-    with pytest.raises(ValueError, match=r"holds 11 text layers .* where 12, .* get another copy"):
+    with pytest.raises(ValueError, match=r"holds 11 text layers .* needs 12, .* get another copy"):
         sizes_from_tensors.text_v1_sizes(*text_of_width("v1", 768, 11))
-    with pytest.raises(ValueError, match=r"holds 22 text layers .* where 23 or 24, "):
+    with pytest.raises(ValueError, match=r"holds 22 text layers .* needs 23 or 24, "):
         sizes_from_tensors.text_v2_sizes(*text_of_width("v2", 1024, 22))
 
 
