@@ -506,7 +506,7 @@ def test_its_model_is_found_by_hash_or_asked_for(here, capsys):
     text = "a cat\nSteps: 1, Sampler: DDIM, Seed: 1, Size: 64x64, Model hash: {}, Model: {}"
     path = with_text(text.format("6ce0161689", "v1-5-pruned-emaonly"))
     assert run("generate", "--like", path) == 2
-    assert "sd15 is not on this machine: fetch it" in capsys.readouterr().err
+    assert "sd15 is not on this machine: download it" in capsys.readouterr().err
     path = with_text(text.format("0123456789", "anything"))
     assert run("generate", "--like", path) == 2
     assert "anything (hash 0123456789): give that file with --model" in capsys.readouterr().err
