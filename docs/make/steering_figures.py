@@ -1,6 +1,6 @@
 """How well each way to steer works, in figures: what docs/steering.md tells in numbers.
 
-Nothing here is typed in: steering.py puts what these functions return into the page.
+steering_report.py writes what these functions return into the page.
 """
 
 from dataclasses import replace
