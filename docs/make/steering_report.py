@@ -148,7 +148,7 @@ def tables(figures: dict) -> dict[str, str]:
         detail.append([name, *(f"{each:.1f}" for each in decibels), f"{spread:.0%}"])
     heads = " | ".join(["decoder", *next(iter(measured.values()))])
     return made | {
-        "outside figures": markdown("model | most of 255 | mean", outside),
+        "outside figures": markdown("model | largest change | mean change", outside),
         "detail figures": markdown(heads, detail),
     }
 
