@@ -164,13 +164,13 @@ def targets(figures: dict) -> list[tuple[str, str, float, float | None]]:
         ("dB of held-out pictures after encoding and decoding", "≥", 27, psnr["model"]),
         ("the same with the fine-tuned decoder", "≥", 29, psnr.get("fine-tuned")),
         (
-            "share of things in real held-out pictures that the judge recognises",
+            "share of real held-out pictures in which the judge sees the right thing",
             "≥",
             0.97,
             figures["judge"]["thing"],
         ),
         *(
-            (f"share with the {name} right", "≥", share, right.get(name))
+            (f"share of drawn pictures with the right {name}", "≥", share, right.get(name))
             for name, share in WANTED.items()
         ),
         (
