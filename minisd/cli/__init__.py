@@ -8,11 +8,11 @@ from pathlib import Path
 
 import minisd
 from minisd.cli import doctor, draw, lessons
+from minisd.cli.argument_parser import Parser
+from minisd.cli.drawing_options import POSITIONALS, add_drawing_options
 from minisd.cli.memory import TOO_LITTLE, check_limits, is_out_of_memory
-from minisd.cli.messages import never_fail, print_message, print_results
-from minisd.cli.options import SHORT_OPTIONS, add_drawing
-from minisd.cli.parser import Parser
-from minisd.cli.pictures import check_writable, is_picture
+from minisd.cli.messages import escape_unprintable, print_message, print_results
+from minisd.cli.picture_files import check_writable, is_picture
 from minisd.training.interrupt import ends_like_ctrl_c
 
 # torch and the models are imported by the commands that need them: `minisd --help` is instant.
@@ -29,12 +29,12 @@ DRAWING = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, or 2 after a one-sentence error."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    never_fail()
+    escape_unprintable()
     name = f"minisd {arguments[0]}" if arguments and arguments[0].isidentifier() else "minisd"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
-            warnings.showwarning = in_a_line
+            warnings.showwarning = print_warning
             with ends_like_ctrl_c():
                 run_command(arguments)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
@@ -64,15 +64,15 @@ def error_sentence(error: Exception) -> str:
 def run_command(arguments: list[str]) -> None:
     """Find the command and run it."""
     if not arguments:
-        parser().print_help()
+        build_parser().print_help()
         return
     ours, passed_on = lessons.split_arguments(arguments)
-    options, extra = parser().parse_known_args(ours)
+    options, extra = build_parser().parse_known_args(ours)
     check_limits()
-    if options.command in SHORT_OPTIONS:
+    if options.command in POSITIONALS:
         draw.draw_command(options, extra)
     elif options.command == "lessons":
-        lessons.lessons(options, extra + passed_on)
+        lessons.lessons_command(options, extra + passed_on)
     elif extra:
         what = "no option of it" if extra[0].startswith("-") else "one too many"
         raise ValueError(f"{extra[0]!r} is {what}: see minisd {options.command} --help.")
@@ -80,17 +80,17 @@ def run_command(arguments: list[str]) -> None:
         options.run(options)
 
 
-def in_a_line(message: Warning, *where: object, **more: object) -> None:
+def print_warning(message: Warning, *where: object, **more: object) -> None:
     """A warning as a user reads it, without the line of code that gave it."""
     print_message(message)
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     top = Parser(prog="minisd", description="Stable Diffusion, small and exact.")
     top.add_argument("--version", action="version", version=f"minisd {minisd.__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, purpose in DRAWING.items():
-        add_drawing(commands.add_parser(name, help=purpose, description=purpose), name)
+        add_drawing_options(commands.add_parser(name, help=purpose, description=purpose), name)
     add_convert(commands.add_parser("convert", help="write a model in another file layout"))
     add_info(commands.add_parser("info", help="say what is in a checkpoint, or in a picture"))
     add_download(commands.add_parser("download", help="fetch published weights by name"))
@@ -141,14 +141,14 @@ def add_info(command: argparse.ArgumentParser) -> None:
 
 def info_command(options: argparse.Namespace) -> None:
     """Print what a checkpoint is and holds, or how a picture was drawn."""
-    from minisd.checkpoints.info import inspect_source as describe
-    from minisd.cli import metadata
+    from minisd.checkpoints.info import inspect_source
+    from minisd.cli.picture_settings import describe_picture
 
     path = Path(options.model)
     if path.is_file() and is_picture(path):
-        print_results(*metadata.describe(path).split("\n"))
+        print_results(*describe_picture(path).split("\n"))
     else:
-        print_results(*str(describe(options.model)).split("\n"))
+        print_results(*str(inspect_source(options.model)).split("\n"))
 
 
 def add_download(command: argparse.ArgumentParser) -> None:

@@ -17,8 +17,8 @@ def doctor_lines() -> str:
     from minisd.config import WEIGHTS
 
     mini = WEIGHTS / "mini.safetensors"
-    load = others_load()  # before the measurement, which is load as well
-    speed = gigaflops(torch.float32)
+    load = system_load()  # before the measurement, which is load as well
+    speed = measure_gigaflops(torch.float32)
     facts = {
         "minisd": __version__,
         "python": sys.version.split()[0],
@@ -26,7 +26,7 @@ def doctor_lines() -> str:
         "threads": f"{torch.get_num_threads()}, on {usable_cores()} cores",
         "load": "unknown" if load is None else f"{load:.1f} processes want a core",
         "float32": f"{speed:.0f} GFLOPS",
-        "bfloat16": f"{gigaflops(torch.bfloat16):.0f} GFLOPS",
+        "bfloat16": f"{measure_gigaflops(torch.bfloat16):.0f} GFLOPS",
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "mps": "yes" if torch.backends.mps.is_available() else "none",
         "mini model": f"{mini.stat().st_size / 1e6:.0f} MB" if mini.exists() else "missing",
@@ -35,7 +35,7 @@ def doctor_lines() -> str:
         name: package_version(name) for name in ("diffusers", "transformers", "huggingface_hub")
     }
     lines = [f"{name:16}{value}" for name, value in facts.items()]
-    advice = to_mend(torch.__version__, speed, mini)
+    advice = advice_on_machine(torch.__version__, speed, mini)
     advice += advice_on_threads(torch.get_num_threads(), usable_cores(), load)
     return "\n".join([*lines, "", *(advice or ["Nothing to fix."])])
 
@@ -48,7 +48,7 @@ def package_version(package: str) -> str:
         return "not installed (optional)"
 
 
-def to_mend(torch_version: str, speed: float, mini: Path) -> list[str]:
+def advice_on_machine(torch_version: str, speed: float, mini: Path) -> list[str]:
     """One sentence for each thing that stands in the way."""
 
     advice = []
@@ -80,7 +80,7 @@ def usable_cores() -> int:
         return cores
 
 
-def others_load() -> float | None:
+def system_load() -> float | None:
     """How many processes wanted a core in the last minute. None on Windows, which does not say."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
@@ -104,7 +104,7 @@ def advice_on_threads(threads: int, cores: int, load: float | None) -> list[str]
     return []
 
 
-def gigaflops(dtype, size: int = 1024, seconds: float = 0.3) -> float:
+def measure_gigaflops(dtype, size: int = 1024, seconds: float = 0.3) -> float:
     """How fast this machine multiplies matrices, in 10^9 operations a second."""
     import torch
 

@@ -7,31 +7,36 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from minisd.cli.adapters import adapt, read_hints
-from minisd.cli.checks import check_before_loading
+from minisd.cli.adapter_options import attach_adapters, read_hints
+from minisd.cli.argument_parser import place_words
+from minisd.cli.drawing_options import POSITIONALS, fill_in_options, given_options
 from minisd.cli.memory import check_memory, enough_memory
-from minisd.cli.metadata import check_hashes, follow, picture_settings, warn_of_model
-from minisd.cli.options import SHORT_OPTIONS, fill_in, given_options
-from minisd.cli.parser import place_words
-from minisd.cli.pictures import (
-    fitting,
+from minisd.cli.option_checks import check_before_loading
+from minisd.cli.picture_files import (
+    fitting_size,
     open_input,
     progress_bar,
     side_by_side,
     strip_path,
     write_png,
 )
+from minisd.cli.picture_settings import (
+    check_hashes,
+    collect_settings,
+    recorded_options,
+    warn_about_model,
+)
 
 
 def draw_command(options: argparse.Namespace, extra: list[str]) -> None:
     """Run a drawing command. extra: the words that argparse left over."""
-    place_words(options, extra, SHORT_OPTIONS[options.command], needed=options.like is None)
+    place_words(options, extra, POSITIONALS[options.command], needed=options.like is None)
     given = given_options(options)
-    recorded = {} if options.like is None else follow(options, given)
-    fill_in(options, recorded)
+    recorded = {} if options.like is None else recorded_options(options, given)
+    fill_in_options(options, recorded)
     outputs = check_before_loading(options)
     check_hashes(options, recorded.get("hashes", {}), given)
-    warn_of_model(options, recorded.get("model_hash", ""))
+    warn_about_model(options, recorded.get("model_hash", ""))
     with threads(recorded.get("threads")):
         COMMANDS[options.command](options, outputs)
 
@@ -49,7 +54,7 @@ def threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def generate(options: argparse.Namespace, outputs: list[Path]) -> None:
+def run_generate(options: argparse.Namespace, outputs: list[Path]) -> None:
     """Draw the pictures one by one and write each, its settings inside."""
     from minisd.files.pictures import to_pil
 
@@ -63,8 +68,8 @@ def generate(options: argparse.Namespace, outputs: list[Path]) -> None:
     }
     size = (settings["width"], settings["height"])
     check_memory(sd, *size)
-    about = picture_settings(options, sd, settings)
-    adapt(sd, options, size, hints)
+    about = collect_settings(options, sd, settings)
+    attach_adapters(sd, options, size, hints)
     for seed, path in enumerate(outputs, start=options.seed):
         guesses = []
         with enough_memory(sd, *size):
@@ -91,7 +96,7 @@ def run_inpaint(options: argparse.Namespace, outputs: list[Path]) -> None:
     draw_from_picture(options, outputs, inpaint, mask=mask, paste=options.paste)
 
 
-def depth(options: argparse.Namespace, outputs: list[Path]) -> None:
+def run_depth(options: argparse.Namespace, outputs: list[Path]) -> None:
     from minisd.tasks.depth2img import Estimator, depth2img
 
     @cache
@@ -129,15 +134,15 @@ def draw_from_picture(
         )
     hints = read_hints(options)
     sd = load_model(options)
-    size = fitting(image.size, options, size_step(sd.config))
+    size = fitting_size(image.size, options, size_step(sd.config))
     check_memory(sd, *size)
     image = image if image.size == size else colours(image).resize(size)
     if "mask" in more:
         more["mask"] = mask_shades(more["mask"]).resize(size)
     settings = common_settings(sd, options)
     sizes = {"width": size[0], "height": size[1]}
-    about = picture_settings(options, sd, settings | sizes)
-    adapt(sd, options, size, hints)
+    about = collect_settings(options, sd, settings | sizes)
+    attach_adapters(sd, options, size, hints)
     settings |= {"strength": options.strength, "progress": sys.stderr.isatty(), **more}
     for seed, path in enumerate(outputs, start=options.seed):
         with enough_memory(sd, *size):
@@ -169,9 +174,9 @@ def common_settings(sd, options: argparse.Namespace) -> dict:
 
 
 COMMANDS = {
-    "generate": generate,
+    "generate": run_generate,
     "img2img": run_img2img,
     "inpaint": run_inpaint,
-    "depth": depth,
-    "control": generate,
+    "depth": run_depth,
+    "control": run_generate,
 }

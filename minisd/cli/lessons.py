@@ -41,9 +41,9 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     return arguments, []
 
 
-def lessons(options: argparse.Namespace, passed_on: list[str]) -> None:
+def lessons_command(options: argparse.Namespace, passed_on: list[str]) -> None:
     """Copy the notebooks and open them in Jupyter. What the student has changed is kept."""
-    for line in copy(NOTEBOOKS, options.folder):
+    for line in copy_notebooks(NOTEBOOKS, options.folder):
         print_results(line)
     if options.no_open:
         return
@@ -63,7 +63,7 @@ def lessons(options: argparse.Namespace, passed_on: list[str]) -> None:
         ) from error
 
 
-def copy(source: Path, folder: Path) -> list[str]:
+def copy_notebooks(source: Path, folder: Path) -> list[str]:
     """Copy every notebook that is not there yet. Returns what was done, a line for each.
 
     A file that is there is left alone, whether the student or an older minisd wrote it.

@@ -72,7 +72,7 @@ def physical_memory() -> int | None:
 
 def free_memory() -> int | None:
     """How many bytes this process can still get. None where the system does not say."""
-    resident = pages(1)
+    resident = statm_bytes(1)
     free = [limit - used for limit, used in limits_of_process()]
     free += [limit - resident for limit in container_limits()]
     try:
@@ -100,11 +100,11 @@ def limits_of_process() -> list[tuple[int, int]]:
     except ImportError:  # Windows
         return []
     soft = [resource.getrlimit(one)[0] for one in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
-    found = zip(soft, (pages(0), pages(5)))  # address space, data and stack
+    found = zip(soft, (statm_bytes(0), statm_bytes(5)))  # address space, data and stack
     return [(limit, used) for limit, used in found if limit != resource.RLIM_INFINITY]
 
 
-def pages(column: int) -> int:
+def statm_bytes(column: int) -> int:
     """A column of Linux's /proc/self/statm in bytes; 0 elsewhere."""
     try:
         numbers = Path("/proc/self/statm").read_text(encoding="utf-8").split()
@@ -146,7 +146,7 @@ def own_group_files() -> list[Path]:
     return files
 
 
-def memory_of(sd) -> int | None:
+def device_memory(sd) -> int | None:
     """Of the device that the model is on. None where nobody says."""
     import torch
 
@@ -155,7 +155,7 @@ def memory_of(sd) -> int | None:
     return physical_memory()
 
 
-def free_memory_of(sd) -> int | None:
+def free_device_memory(sd) -> int | None:
     """What is left of it. None where nobody says."""
     import torch
 
@@ -176,10 +176,10 @@ def bytes_needed(sd, width: int, height: int) -> int:
     """
     networks = (sd.text_encoder, sd.unet, sd.vae)
     weights = sum(p.numel() * p.element_size() for net in networks for p in net.parameters())
-    return weights + maps(sd, width, height)
+    return weights + bytes_of_maps(sd, width, height)
 
 
-def maps(sd, width: int, height: int) -> int:
+def bytes_of_maps(sd, width: int, height: int) -> int:
     """The part of it that grows with the picture."""
     channels = max(sd.config.vae.channels[:2])
     size = next(sd.vae.parameters(), sd.unet.conv_in.weight).element_size()
@@ -188,22 +188,24 @@ def maps(sd, width: int, height: int) -> int:
 
 def check_memory(sd, width: int, height: int) -> None:
     """Raise ValueError for a picture that takes more than the whole memory."""
-    limit, need = memory_of(sd), bytes_needed(sd, width, height)
+    limit, need = device_memory(sd), bytes_needed(sd, width, height)
     if limit is not None and need > limit:
-        weights = need - maps(sd, width, height)
-        room = room_for_maps(free_memory_of(sd), limit - weights)
+        weights = need - bytes_of_maps(sd, width, height)
+        room = room_for_maps(free_device_memory(sd), limit - weights)
         smaller = smaller_size(sd, width, height, room)
-        raise ValueError(f"{too_large(limit, need, width, height)}: {memory_advice(sd, smaller)}.")
+        raise ValueError(
+            f"{too_large_message(limit, need, width, height)}: {memory_advice(sd, smaller)}."
+        )
 
 
 def check_memory_at_least(width: int, height: int) -> None:
     """The same before a model is loaded: 16 channels are the fewest of any decoder known."""
     limit, need = physical_memory(), round(FLOATS * 16 * width * height * 2)
     if limit is not None and need > limit:
-        raise ValueError(f"{too_large(limit, need, width, height)}: ask for a smaller one.")
+        raise ValueError(f"{too_large_message(limit, need, width, height)}: ask for a smaller one.")
 
 
-def too_large(limit: int, need: int, width: int, height: int) -> str:
+def too_large_message(limit: int, need: int, width: int, height: int) -> str:
     takes = f"a picture of {width} x {height} pixels needs about {gigabytes(need)} of memory"
     return f"{takes}, and there are {gigabytes(limit)}"
 
@@ -216,7 +218,7 @@ def smaller_size(sd, width: int, height: int, room: float) -> tuple[int, int] | 
     for units in range(max(width, height) // step - 1, 0, -1):
         share = units * step / max(width, height)
         size = tuple(max(step, round(side * share / step) * step) for side in (width, height))
-        if size != (width, height) and maps(sd, *size) <= room:
+        if size != (width, height) and bytes_of_maps(sd, *size) <= room:
             return size
     return None
 
@@ -236,14 +238,14 @@ def memory_advice(sd, size: tuple[int, int] | None) -> str:
 @contextmanager
 def enough_memory(sd, width: int, height: int) -> Iterator[None]:
     """Turn a lack of memory while a picture is drawn into one ValueError, with a size that fits."""
-    free = free_memory_of(sd)
+    free = free_device_memory(sd)
     try:
         yield
     except (RuntimeError, MemoryError, OSError, ValueError) as error:
         if not is_out_of_memory(error):
             raise
         # The size that failed takes more than it should: at most half of its pixels are proposed.
-        room = room_for_maps(free, maps(sd, width, height) / 2)
+        room = room_for_maps(free, bytes_of_maps(sd, width, height) / 2)
         way = memory_advice(sd, smaller_size(sd, width, height, room))
         raise ValueError(f"{TOO_LITTLE}, or {way}.") from error
 

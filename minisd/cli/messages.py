@@ -21,7 +21,7 @@ def print_message(text: object, by: str = "minisd") -> None:
     print(one_line(f"{by}: {text}"), file=sys.stderr)
 
 
-def never_fail() -> None:
+def escape_unprintable() -> None:
     """Print numbers for letters that the terminal's encoding lacks, as Windows' and C's do."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a notebook's has no such method, and needs none

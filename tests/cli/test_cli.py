@@ -141,7 +141,7 @@ def test_doctor_tells_versions_and_speed(capsys):
 
 
 def test_doctor_names_the_mend(tmp_path):
-    advice = doctor.to_mend("2.3.1+cpu", speed=5, mini=tmp_path / "mini.safetensors")
+    advice = doctor.advice_on_machine("2.3.1+cpu", speed=5, mini=tmp_path / "mini.safetensors")
     assert "pip install -U 'torch>=2.4'" in advice[0]
     assert any("clone the repository" in line for line in advice)
     assert any("5 GFLOPS" in line for line in advice)
@@ -149,7 +149,7 @@ def test_doctor_names_the_mend(tmp_path):
 
 def test_help_and_import_stay_light():
     """Neither loads torch; `import minisd` promises to cost next to nothing beside it."""
-    code = "import sys, minisd, minisd.cli; minisd.cli.parser(); print('torch' in sys.modules)"
+    code = "import sys, minisd.cli; minisd.cli.build_parser(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -371,7 +371,7 @@ def test_a_mistake_with_a_picture_gets_one_sentence(
 def test_every_stage_of_training_can_be_asked_for():
     assert {*cli.STAGES} == {"tokenizer", "export", *RECIPES} - {"estimator"}
     for stage in cli.STAGES:
-        assert cli.parser().parse_args(["train", stage]).stage == stage
+        assert cli.build_parser().parse_args(["train", stage]).stage == stage
 
 
 def test_from_nothing_to_a_model_that_draws(tmp_path):

@@ -22,8 +22,8 @@ import minisd
 from minisd import samplers, sampling
 from minisd.adapters.controlnet import ControlNet
 from minisd.checkpoints import registry as official
-from minisd.cli import doctor, lessons, memory, options
-from minisd.cli.checks import SEED_COUNT
+from minisd.cli import doctor, drawing_options, lessons, memory
+from minisd.cli.option_checks import SEED_COUNT
 from minisd.config import MINI, WEIGHTS, VAEConfig
 from minisd.mini.examples import given_pictures
 from minisd.pipeline import StableDiffusion
@@ -387,7 +387,11 @@ def test_the_size_that_is_proposed_fits_and_has_the_same_shape(here, model, caps
     assert width % 8 == height % 8 == 0 and width == pytest.approx(2 * height, abs=8)
     sd = minisd.load(model)
     room = 100 * 10**6 / memory.SCATTERED
-    assert memory.maps(sd, width, height) <= room < memory.maps(sd, width + 16, height + 8)
+    assert (
+        memory.bytes_of_maps(sd, width, height)
+        <= room
+        < memory.bytes_of_maps(sd, width + 16, height + 8)
+    )
     monkeypatch.setattr(memory, "free_memory", lambda: None)  # Windows
     assert run(*asked) == 2
     width, height = proposed(capsys.readouterr().err.strip())
@@ -426,7 +430,7 @@ import resource, sys
 from minisd.cli import main, memory
 if sys.argv[1] == "measure":
     main("generate cat --steps 1 -o small.png".split())
-    print(memory.pages(0) + 200 * 10**6)
+    print(memory.statm_bytes(0) + 200 * 10**6)
 else:
     limit = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -641,7 +645,7 @@ def test_the_doctor_shows_load_and_the_cores_of_a_container(capsys, tmp_path, mo
     for text, cores in (("max 100000", free), ("100000 100000", 1), ("50000 100000", 1)):
         (tmp_path / "cpu.max").write_text(text, encoding="utf-8")
         assert doctor.usable_cores() == cores
-    monkeypatch.setattr(doctor, "others_load", lambda: 0.0)
+    monkeypatch.setattr(doctor, "system_load", lambda: 0.0)
     assert run("doctor") == 0
     told = capsys.readouterr().out
     assert "0.0 processes want a core" in told and f"{torch.get_num_threads()}, on 1 cores" in told
@@ -651,8 +655,8 @@ def test_the_doctor_shows_load_and_the_cores_of_a_container(capsys, tmp_path, mo
 
 
 def test_the_choices_are_those_of_the_samplers():
-    assert tuple(samplers.SAMPLERS) == options.SAMPLER_CHOICES
-    assert tuple(sampling.SPACINGS) == options.SPACING_CHOICES
+    assert tuple(samplers.SAMPLERS) == drawing_options.SAMPLER_CHOICES
+    assert tuple(sampling.SPACINGS) == drawing_options.SPACING_CHOICES
 
 
 COMMANDS = (*DRAWING, "convert", "info", "download", "lessons", "examples", "doctor", "train")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minisd.cli import parser
+from minisd.cli import build_parser
 from tests.tools import run_docs_commands
 from tests.tools.run_docs_commands import LISTED, LISTED_PYTHON, PAGES, commands, why_not
 
@@ -33,7 +33,7 @@ def test_every_command_is_run_or_listed(name):
         if not command.startswith("python\n"):
             words = shlex.split(command)
             assert words[0] == "minisd", f"{command}: run it, or list it with a reason"
-            _, extra = parser().parse_known_args(words[1:])
+            _, extra = build_parser().parse_known_args(words[1:])
             assert extra == []
 
 

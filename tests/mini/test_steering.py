@@ -11,7 +11,7 @@ import torch
 from docs.make.mini_report import fill_parts
 from docs.make.steering_figures import correlation, fine_detail
 from docs.make.steering_report import ROWS, enlarge, tables
-from minisd.cli import parser
+from minisd.cli import build_parser
 from minisd.mini.agreement import edge_agreement
 from minisd.mini.examples import hat_mask
 
@@ -23,7 +23,7 @@ def test_every_command_is_one_that_minisd_knows(name):
     for command, _ in ROWS[name].commands:
         words = shlex.split(f"{command} -o a.png")
         assert words[0] == "minisd"
-        options = parser().parse_args(words[1:])
+        options = build_parser().parse_args(words[1:])
         assert options.output == Path("a.png")
 
 

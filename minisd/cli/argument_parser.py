@@ -12,7 +12,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **more)
 
     def error(self, message: str):
-        raise ValueError(in_a_sentence(message))
+        raise ValueError(plain_error(message))
 
 
 class Help(argparse.HelpFormatter):
@@ -22,7 +22,7 @@ class Help(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=30)
 
 
-def in_a_sentence(message: str) -> str:
+def plain_error(message: str) -> str:
     """argparse's message in our words.
 
     >>> in_a_sentence("argument --sampler: invalid choice: 'dpm' (choose from 'ddim', 'euler')")
@@ -54,7 +54,7 @@ def place_words(
     words = [getattr(options, name) for name in names]
     words = [word for word in words if word is not None] + extra
     if len(words) > len(names):
-        raise ValueError(too_many(options.command, words, len(names) - 1))
+        raise ValueError(too_many_words(options.command, words, len(names) - 1))
     if needed and len(words) < len(names):
         absent = " and ".join(names[len(words) :])
         usage = " ".join(["minisd", options.command, *(name.upper() for name in names)])
@@ -63,7 +63,7 @@ def place_words(
         setattr(options, name, word)
 
 
-def too_many(command: str, words: list[str], files: int) -> str:
+def too_many_words(command: str, words: list[str], files: int) -> str:
     """What to say of more words than places. files: how many words follow the prompt"""
     if " " in words[0]:
         return f'"{words[-1]}" is one word too many: put what belongs together in quotes.'

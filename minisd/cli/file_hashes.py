@@ -31,14 +31,14 @@ def hash_of(source: str) -> str:
         files = [file for name in FOLDERS for file in sorted((path / name).rglob("*"))]
         files = [file for file in [*files, path / "model_index.json"] if file.is_file()]
     else:
-        files = [path, *base_of(path)]
+        files = [path, *base_files(path)]
     digests = [hash_of_file(file.resolve()) for file in files]
     if len(digests) == 1:
         return digests[0]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def base_of(path: Path) -> list[Path]:
+def base_files(path: Path) -> list[Path]:
     """The file that a fine-tuned one of ours needs next to it."""
     from minisd.checkpoints.read import metadata
 
@@ -57,7 +57,7 @@ def hash_of_file(path: Path) -> str:
     age = time.time() - max(file.st_mtime, file.st_ctime)
     if 0 <= age < TICK:
         time.sleep(TICK)
-    return kept_hash(path, file_state(path))
+    return cached_hash(path, file_state(path))
 
 
 def file_state(path: Path) -> str:
@@ -79,7 +79,7 @@ def compute_hash(path: Path, state: str) -> str:
 
 
 @cache
-def kept_hash(path: Path, state: str) -> str:
+def cached_hash(path: Path, state: str) -> str:
     """The sha256 of a file in this state: looked up, or computed and kept."""
     from minisd.checkpoints.registry import cache_dir
     from minisd.checkpoints.write import written_whole

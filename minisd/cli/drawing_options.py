@@ -8,14 +8,14 @@ SAMPLER_CHOICES = ("ddpm", "ddim", "plms", "lms", "euler", "euler_ancestral", "h
 SPACING_CHOICES = ("leading", "linspace", "trailing", "uniform", "karras")
 ADAPTERS = ("lora", "embedding", "hypernetwork", "vae", "control", "classifier")
 
-SHORT_OPTIONS = {  # what each command takes in this order, the prompt first
+POSITIONALS = {  # what each command takes in this order, the prompt first
     "generate": ["prompt"],
     "img2img": ["prompt", "image"],
     "inpaint": ["prompt", "image", "mask"],
     "depth": ["prompt", "image"],
     "control": ["prompt", "network", "hint"],
 }
-OPTION_MEANINGS = {
+POSITIONAL_HELP = {
     "prompt": 'in quotes, such as "a cat on a blue background"',
     "image": "the picture to begin with",
     "mask": "a picture of the same size: white is drawn again",
@@ -41,18 +41,18 @@ DEFAULTS = {
 STRENGTHS = {"img2img": 0.75, "inpaint": 1.0, "depth": 0.8}
 
 
-def add_drawing(command: argparse.ArgumentParser, name: str) -> None:
+def add_drawing_options(command: argparse.ArgumentParser, name: str) -> None:
     """All that a drawing command takes. Options that are not given stay None: see fill_in."""
-    words = SHORT_OPTIONS[name]
+    words = POSITIONALS[name]
     command.usage = " ".join(["minisd", name, *(word.upper() for word in words), "[options]"])
     for word in words:
-        command.add_argument(word, nargs="?", metavar=word.upper(), help=OPTION_MEANINGS[word])
-    add_common(command)
-    add_own(command, name)
-    add_adapters(command)
+        command.add_argument(word, nargs="?", metavar=word.upper(), help=POSITIONAL_HELP[word])
+    add_common_options(command)
+    add_command_options(command, name)
+    add_adapter_options(command)
 
 
-def add_common(command: argparse.ArgumentParser) -> None:
+def add_common_options(command: argparse.ArgumentParser) -> None:
     """What every drawing command takes."""
     add = command.add_argument
     add("-o", "--output", type=Path, metavar="FILE", help="a PNG (picture.png)")
@@ -73,10 +73,10 @@ def add_common(command: argparse.ArgumentParser) -> None:
     add("--device", metavar="NAME", help="cpu, cuda or mps (cpu)")
 
 
-def add_own(command: argparse.ArgumentParser, name: str) -> None:
+def add_command_options(command: argparse.ArgumentParser, name: str) -> None:
     """What this command alone takes, and the sizes."""
     add, switch = command.add_argument, argparse.BooleanOptionalAction
-    add("--width", type=int, metavar="PIXELS", help=f"multiples of 8 ({own_size(name)})")
+    add("--width", type=int, metavar="PIXELS", help=f"multiples of 8 ({default_size(name)})")
     add("--height", type=int, metavar="PIXELS", help="the same")
     if name == "generate":
         add("--extended", action=switch, help="read (word:1.2) weights and long prompts")
@@ -94,11 +94,11 @@ def add_own(command: argparse.ArgumentParser, name: str) -> None:
         add("--weight", type=float, metavar="X", help="how closely to follow the hint (1)")
 
 
-def own_size(name: str) -> str:
+def default_size(name: str) -> str:
     return "the picture's" if name in STRENGTHS else "the model's"
 
 
-def add_adapters(command: argparse.ArgumentParser) -> None:
+def add_adapter_options(command: argparse.ArgumentParser) -> None:
     """What changes the network. A FILE may also be the name of a shipped one."""
     add = command.add_argument_group("adapters, each as often as you like; FILE or NAME")
     more = add.add_argument
@@ -117,7 +117,7 @@ def given_options(options: argparse.Namespace) -> set[str]:
     return {name for name, value in vars(options).items() if value is not None}
 
 
-def fill_in(options: argparse.Namespace, recorded: dict) -> None:
+def fill_in_options(options: argparse.Namespace, recorded: dict) -> None:
     """Give every option its value: the given one, else the recorded one, else the default.
 
     recorded: those of the picture that --like names, by the options' names

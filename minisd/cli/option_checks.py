@@ -4,13 +4,13 @@ import argparse
 from math import isfinite
 from pathlib import Path
 
-from minisd.cli.adapters import existing, sources
+from minisd.cli.adapter_options import check_exists, named_sources
 from minisd.cli.memory import check_memory_at_least
-from minisd.cli.pictures import output_paths
+from minisd.cli.picture_files import output_paths
 from minisd.files.json_files import HALF_CHARACTER
 
 SEED_COUNT = range(-(2**63), 2**64)  # what torch.Generator takes
-MOST_AT_ONCE = ("image", "mask", "depth", "hint")  # opened by another function, which says more
+CHECKED_LATER = ("image", "mask", "depth", "hint")  # opened by another function, which says more
 
 
 def check_before_loading(options: argparse.Namespace) -> list[Path]:
@@ -72,10 +72,10 @@ def check_size_options(width: int | None, height: int | None) -> None:
 
 def check_files(options: argparse.Namespace) -> None:
     """Raise ValueError for the first file that is not there."""
-    for name, named in sources(options).items():
+    for name, named in named_sources(options).items():
         for source in named:
-            if name not in MOST_AT_ONCE:
-                existing(source)
+            if name not in CHECKED_LATER:
+                check_exists(source)
             elif not Path(source).exists() and not Path(source).suffix:
                 raise ValueError(
                     f"There is no picture {source}: check the path, and put a prompt of several "

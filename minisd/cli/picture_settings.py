@@ -8,11 +8,11 @@ file.
 import argparse
 from pathlib import Path
 
-from minisd.cli import webui
-from minisd.cli.adapters import sources
-from minisd.cli.hashes import hash_of
+from minisd.cli import a1111_metadata
+from minisd.cli.adapter_options import named_sources
+from minisd.cli.file_hashes import hash_of
 from minisd.cli.messages import LONGEST_RESULT, print_message
-from minisd.cli.pictures import open_input
+from minisd.cli.picture_files import open_input
 from minisd.files.json_files import parse_json
 from minisd.files.one_line import one_line
 
@@ -51,7 +51,7 @@ THREADS = range(1, 1025)  # as many as some machine has cores
 FACTS = ("minisd", "command", "hashes", "dtype", "threads", "torch", "schedule")
 
 
-def picture_settings(options: argparse.Namespace, sd, settings: dict) -> dict[str, object]:
+def collect_settings(options: argparse.Namespace, sd, settings: dict) -> dict[str, object]:
     """Everything but the seed. settings: those that the model had a word in, by name in the file"""
     import torch
 
@@ -60,11 +60,11 @@ def picture_settings(options: argparse.Namespace, sd, settings: dict) -> dict[st
     own = {name: getattr(options, dest, None) for name, (dest, _) in PICTURE_SETTINGS.items()}
     own |= settings | {"prediction": sd.config.schedule.prediction}
     own["strength"] = None if own["strength"] is None else str(own["strength"])
-    named = {source for all_of_a_kind in sources(options).values() for source in all_of_a_kind}
+    named = {source for group in named_sources(options).values() for source in group}
     levels = sd.config.schedule
     if options.spacing is None and levels.spacing is not None:
         own["schedule"] = "karras" if levels.karras else levels.spacing
-    kept = {name: plain_value(value) for name, value in own.items() if value not in (None, [])}
+    kept = {name: json_value(value) for name, value in own.items() if value not in (None, [])}
     return kept | {
         "minisd": minisd.__version__,
         "command": options.command,
@@ -75,7 +75,7 @@ def picture_settings(options: argparse.Namespace, sd, settings: dict) -> dict[st
     }
 
 
-def plain_value(value: object) -> object:
+def json_value(value: object) -> object:
     """As JSON has it."""
     return str(value) if isinstance(value, Path) else value
 
@@ -83,7 +83,7 @@ def plain_value(value: object) -> object:
 # ---- reading ---------------------------------------------------------------------------------
 
 
-def written_settings(path: Path) -> dict[str, object] | None:
+def read_settings(path: Path) -> dict[str, object] | None:
     """What minisd wrote into a picture; None where it did not.
 
     Raises ValueError where there is no picture, and where that was changed into something else.
@@ -102,7 +102,7 @@ def written_settings(path: Path) -> dict[str, object] | None:
     return about
 
 
-def written_text(path: Path) -> str | None:
+def read_a1111_text(path: Path) -> str | None:
     """The web UI's text: of a PNG, or of the comment in a JPEG's or WebP's EXIF data."""
     from minisd.files.pictures import in_our_words
 
@@ -120,7 +120,7 @@ def written_text(path: Path) -> str | None:
     return text.decode("utf-16-be" if code == b"UNICODE\0" else "utf-8", errors="replace")
 
 
-def follow(options: argparse.Namespace, given: set[str]) -> dict[str, object]:
+def recorded_options(options: argparse.Namespace, given: set[str]) -> dict[str, object]:
     """The options that drew the picture --like names, by their names here.
 
     given: the options that are on the command line
@@ -128,9 +128,9 @@ def follow(options: argparse.Namespace, given: set[str]) -> dict[str, object]:
     files than those of the same name here.
     """
     path = options.like
-    about = written_settings(path)
+    about = read_settings(path)
     if about is None:
-        return of_another_program(path, options.command, given)
+        return settings_of_another_program(path, options.command, given)
     if (command := about.get("command", "generate")) != options.command:
         raise ValueError(f"{path} was drawn by another command: minisd {command} --like {path}.")
     unknown = about.keys() - PICTURE_SETTINGS.keys() - set(FACTS)
@@ -139,29 +139,29 @@ def follow(options: argparse.Namespace, given: set[str]) -> dict[str, object]:
             f"{path} has the setting {min(unknown)}, which this minisd does not know: it was drawn "
             f"by minisd {about.get('minisd', 'of another version')}."
         )
-    warn_of_versions(path, about)
+    warn_about_versions(path, about)
     threads = about.get("threads")
     if threads is not None and (type(threads) is not int or threads not in THREADS):
         raise ValueError(f"{path} has damaged settings (threads is {threads!r}): give another.")
-    return values_of(path, about) | {"hashes": about.get("hashes", {}), "threads": threads}
+    return option_values(path, about) | {"hashes": about.get("hashes", {}), "threads": threads}
 
 
-def of_another_program(path: Path, command: str, given: set[str]) -> dict[str, object]:
-    text = written_text(path)
+def settings_of_another_program(path: Path, command: str, given: set[str]) -> dict[str, object]:
+    text = read_a1111_text(path)
     if text is None:
         raise ValueError(f"{path} does not say how it was drawn: give the settings as options.")
     if command != "generate":
         raise ValueError(f"{path} was drawn from a prompt alone: minisd generate --like {path}.")
     try:
-        about, warnings = webui.settings_from_webui(text, given)
+        about, warnings = a1111_metadata.settings_from_webui(text, given)
     except ValueError as error:
         raise ValueError(f"{path} {error}.") from error
     for warning in warnings:
         print_message(f"{path}: {warning}")
-    return values_of(path, about) | {"model_hash": webui.model_hash(text)}
+    return option_values(path, about) | {"model_hash": a1111_metadata.model_hash(text)}
 
 
-def values_of(path: Path, about: dict[str, object]) -> dict[str, object]:
+def option_values(path: Path, about: dict[str, object]) -> dict[str, object]:
     """The settings by the options' names, each of its type. ValueError: one has another."""
     values = {}
     for name, (dest, kind) in PICTURE_SETTINGS.items():
@@ -169,14 +169,14 @@ def values_of(path: Path, about: dict[str, object]) -> dict[str, object]:
         if value is None:
             continue
         try:
-            values[dest] = of_kind(value, kind)
+            values[dest] = convert_value(value, kind)
         except (ValueError, OverflowError) as error:
             sentence = f"{path} has damaged settings ({name} is {value!r}): give another picture."
             raise ValueError(sentence) from error
     return values
 
 
-def of_kind(value: object, kind: type) -> object:
+def convert_value(value: object, kind: type) -> object:
     """The value as an option has it: paths and some numbers are strings in the file.
 
     ValueError: it is none of that kind.
@@ -190,7 +190,7 @@ def of_kind(value: object, kind: type) -> object:
     return kind(value)
 
 
-def warn_of_versions(path: Path, about: dict[str, object]) -> None:
+def warn_about_versions(path: Path, about: dict[str, object]) -> None:
     import torch
 
     import minisd
@@ -208,7 +208,7 @@ def check_hashes(options: argparse.Namespace, hashes: dict[str, str], given: set
 
     A file that the command line itself names is what is wanted, whatever it is.
     """
-    for name, named in sources(options).items():
+    for name, named in named_sources(options).items():
         for source in named:
             recorded = hashes.get(source)
             if name not in given and recorded and hash_of(source) != recorded:
@@ -219,7 +219,7 @@ def check_hashes(options: argparse.Namespace, hashes: dict[str, str], given: set
                 )
 
 
-def warn_of_model(options: argparse.Namespace, digest: str) -> None:
+def warn_about_model(options: argparse.Namespace, digest: str) -> None:
     """digest: the beginning of the model's sha256, "" where it is not known"""
     if digest and not hash_of(options.model).startswith(digest):
         print_message(
@@ -228,14 +228,14 @@ def warn_of_model(options: argparse.Namespace, digest: str) -> None:
         )
 
 
-def describe(path: Path) -> str:
+def describe_picture(path: Path) -> str:
     """What a picture's file says about how it was drawn, in rows, for a person.
 
     Raises ValueError if the file is no picture, or if what it says is damaged or too long.
     """
     width, height = open_input(path).size
     size = f"{path.name}: {width} x {height} pixels"
-    about, text = written_settings(path), written_text(path)
+    about, text = read_settings(path), read_a1111_text(path)
     if about is not None:
         rows = [(name, format_value(value)) for name, value in about.items() if name != "hashes"]
         rows += [(f"sha256 of {name}", digest) for name, digest in about.get("hashes", {}).items()]
@@ -243,7 +243,7 @@ def describe(path: Path) -> str:
         head, again = f"{size}, drawn by minisd {about.get('minisd', '')}".rstrip(), command
     elif text is not None:
         try:
-            rows, again = list(webui.parse_parameters(text).items()), "generate"
+            rows, again = list(a1111_metadata.parse_parameters(text).items()), "generate"
         except ValueError as error:
             raise ValueError(f"{path} {error}.") from error
         head = f"{size}, with the settings of another program"

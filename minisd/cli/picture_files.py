@@ -32,7 +32,9 @@ def is_picture(path: Path) -> bool:
     return (start.startswith(STARTS) and start[8:9] != b"{") or start[8:] == b"WEBP"
 
 
-def fitting(size: tuple[int, int], options: argparse.Namespace, multiple: int) -> tuple[int, int]:
+def fitting_size(
+    size: tuple[int, int], options: argparse.Namespace, multiple: int
+) -> tuple[int, int]:
     """The width and height to draw: as asked, else the picture's, to the nearest that fit."""
     asked = (options.width, options.height)
     nearest = [max(multiple, round(length / multiple) * multiple) for length in size]
@@ -40,11 +42,11 @@ def fitting(size: tuple[int, int], options: argparse.Namespace, multiple: int) -
     if min(chosen) < 1:
         raise ValueError(f"a picture of {chosen[0]} x {chosen[1]} pixels is none: ask for more.")
     if chosen != size:
-        say_resized("picture", size, chosen)
+        report_resize("picture", size, chosen)
     return chosen
 
 
-def say_resized(what: str, old: tuple[int, int], new: tuple[int, int]) -> None:
+def report_resize(what: str, old: tuple[int, int], new: tuple[int, int]) -> None:
     sizes = " to ".join(f"{width} x {height}" for width, height in (old, new))
     print_message(f"the {what} is resized from {sizes}.")
 
@@ -70,30 +72,30 @@ def output_paths(output: Path, number: int, every_step: bool, force: bool = Fals
     if output.suffix.lower() != ".png":
         raise ValueError(f"pictures are written as PNG: name the output {output.stem}.png.")
     first = 1
-    paths = numbered_outputs(output, number, first)
-    while not force and (there := [one for one in files_of(paths, every_step) if one.is_file()]):
+    paths = numbered_paths(output, number, first)
+    while not force and (there := [one for one in all_outputs(paths, every_step) if one.is_file()]):
         first, taken = first + 1, there[0]
-        paths = numbered_outputs(output, number, first)
-    for path in files_of(paths, every_step):
+        paths = numbered_paths(output, number, first)
+    for path in all_outputs(paths, every_step):
         check_writable(path)
     if first > 1:
-        print_message(f"{taken} exists: drawing {names(paths)} (--force overwrites).")
+        print_message(f"{taken} exists: drawing {name_range(paths)} (--force overwrites).")
     return paths
 
 
-def numbered_outputs(output: Path, number: int, first: int) -> list[Path]:
+def numbered_paths(output: Path, number: int, first: int) -> list[Path]:
     """`number` names from output-first on; a lone first one is the output itself."""
     if number == 1 and first == 1:
         return [output]
     return [output.with_stem(f"{output.stem}-{i}") for i in range(first, first + number)]
 
 
-def files_of(paths: list[Path], every_step: bool) -> list[Path]:
+def all_outputs(paths: list[Path], every_step: bool) -> list[Path]:
     """All that will be written: the pictures, and their strips."""
     return paths + [strip_path(path) for path in paths if every_step]
 
 
-def names(paths: list[Path]) -> str:
+def name_range(paths: list[Path]) -> str:
     return paths[0].name if len(paths) == 1 else f"{paths[0].name} to {paths[-1].name}"
 
 
@@ -118,7 +120,7 @@ def write_png(picture, path: Path, settings: dict) -> None:
     """
     from PIL.PngImagePlugin import PngInfo
 
-    from minisd.cli.webui import parameters_text
+    from minisd.cli.a1111_metadata import parameters_text
     from minisd.files.whole_files import save_picture
 
     info = PngInfo()

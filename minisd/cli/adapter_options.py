@@ -4,10 +4,10 @@ import argparse
 from math import isfinite
 from pathlib import Path
 
-from minisd.cli.pictures import open_input, say_resized
+from minisd.cli.picture_files import open_input, report_resize
 
 
-def existing(source: str) -> str:
+def check_exists(source: str) -> str:
     """The source itself. ValueError: it is no name that minisd knows, and no file or folder."""
     from minisd.checkpoints.registry import local
 
@@ -17,7 +17,7 @@ def existing(source: str) -> str:
     return source
 
 
-def with_number(given: str) -> tuple[str, float]:
+def split_scale(given: str) -> tuple[str, float]:
     """
     >>> with_number("style.safetensors:0.5"), with_number("C:/style.safetensors")
     (('style.safetensors', 0.5), ('C:/style.safetensors', 1.0))
@@ -32,7 +32,7 @@ def with_number(given: str) -> tuple[str, float]:
     return path or given, scale
 
 
-def two_paths(given: str) -> tuple[str, str]:
+def split_hint(given: str) -> tuple[str, str]:
     """FILE:HINT, cut where it leaves a file. ValueError: there is no such place."""
     from minisd.checkpoints.registry import local
 
@@ -50,25 +50,25 @@ def controlnet_hints(options: argparse.Namespace) -> list[tuple[str, str, float]
     own = []
     if options.command == "control":
         own = [(options.network, options.hint, options.weight)]
-    rest = [with_number(given) for given in options.control]
-    return own + [(*two_paths(paths), scale) for paths, scale in rest]
+    rest = [split_scale(given) for given in options.control]
+    return own + [(*split_hint(paths), scale) for paths, scale in rest]
 
 
-def with_thing(given: str) -> tuple[str, str, float]:
+def split_thing(given: str) -> tuple[str, str, float]:
     """FILE:THING[:SCALE]. ValueError: there is no thing."""
-    rest, scale = with_number(given)
+    rest, scale = split_scale(given)
     path, _, thing = rest.rpartition(":")
     if not path:
         raise ValueError(f"{given!r} names no thing: write FILE:THING, such as {given}:cat.")
     return path, thing, scale
 
 
-def sources(options: argparse.Namespace) -> dict[str, list[str]]:
+def named_sources(options: argparse.Namespace) -> dict[str, list[str]]:
     """Every file that plays a part, by the option or the word that names it."""
     found = {"model": [options.model], "vae": options.vae, "embedding": options.embedding}
     for name in ("lora", "hypernetwork"):
-        found[name] = [with_number(given)[0] for given in getattr(options, name)]
-    found["classifier"] = [with_thing(given)[0] for given in options.classifier]
+        found[name] = [split_scale(given)[0] for given in getattr(options, name)]
+    found["classifier"] = [split_thing(given)[0] for given in options.classifier]
     pairs = controlnet_hints(options)
     own, rest = (pairs[:1], pairs[1:]) if options.command == "control" else ([], pairs)
     found["network"], found["hint"] = [one[0] for one in own], [one[1] for one in own]
@@ -79,7 +79,7 @@ def sources(options: argparse.Namespace) -> dict[str, list[str]]:
     return found
 
 
-def adapt(sd, options: argparse.Namespace, size: tuple[int, int], hints: list) -> None:
+def attach_adapters(sd, options: argparse.Namespace, size: tuple[int, int], hints: list) -> None:
     """Put on all the adapters that are asked for.
 
     size: width, height of what will be drawn    hints: as read_hints() gives them
@@ -95,12 +95,12 @@ def adapt(sd, options: argparse.Namespace, size: tuple[int, int], hints: list) -
     for path in options.embedding:
         textual_inversion(sd, path)
     for given in options.lora:
-        lora(sd, *with_number(given))
+        lora(sd, *split_scale(given))
     for given in options.hypernetwork:
-        hypernetwork(sd, *with_number(given))
-    follow_hints(sd, options.edges, size, hints)
+        hypernetwork(sd, *split_scale(given))
+    attach_controlnets(sd, options.edges, size, hints)
     for given in options.classifier:
-        path, thing, scale = with_thing(given)
+        path, thing, scale = split_thing(given)
         ClassifierGuidance(sd, load_classifier(path), thing, scale)
 
 
@@ -114,7 +114,7 @@ def read_hints(options: argparse.Namespace) -> list:
     ]
 
 
-def follow_hints(sd, edges: bool, size: tuple[int, int], hints: list) -> None:
+def attach_controlnets(sd, edges: bool, size: tuple[int, int], hints: list) -> None:
     """Put on the ControlNets, each with its hint made to fit.
 
     edges: the hints are pictures, and their edges are what to follow
@@ -125,7 +125,7 @@ def follow_hints(sd, edges: bool, size: tuple[int, int], hints: list) -> None:
 
     for path, picture, scale in hints:
         if picture.size != size:
-            say_resized("hint", picture.size, size)
+            report_resize("hint", picture.size, size)
             picture = picture.resize(size)
         shown = canny(from_pil(picture)) if edges else picture
         control(sd, ControlNet.load(path), shown, scale)

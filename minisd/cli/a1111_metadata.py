@@ -16,7 +16,7 @@ from pathlib import PurePath
 
 import regex
 
-from minisd.cli.options import SPACING_CHOICES
+from minisd.cli.drawing_options import SPACING_CHOICES
 from minisd.files.json_files import parse_json
 
 # Name: value, … *+ passes over a name without a colon at once: to look for a colon from every
@@ -24,7 +24,7 @@ from minisd.files.json_files import parse_json
 PARAMETER = regex.compile(r'(\w[\w /-]*+)(?:: *("(?:[^"\\]|\\.)*"|[^,]*)(?:, *|$))?')
 LONGEST_WEBUI_TEXT = 50_000  # characters of the text, as of any prompt
 DIGITS = 10  # of a sha256, as the web UI shows it
-FEWEST = 3  # parameters in the last line; with fewer it belongs to the prompt
+FEWEST_PARAMETERS = 3  # parameters in the last line; with fewer it belongs to the prompt
 TAG = re.compile(r"<(lora|hypernet):([^:>]+)(?::([^>]*))?>")
 # Parts of a prompt that change while it draws, or are drawn apart: unknown here.
 PROMPT_PROGRAMS = re.compile(r"\bAND\b|\bBREAK\b|\[[^\[\]:|]*[:|][^\[\]]*\]")
@@ -47,7 +47,7 @@ WEBUI_SAMPLERS = {  # the web UI's name -> ours
 }
 WEBUI_NAMES = {ours: theirs for theirs, ours in WEBUI_SAMPLERS.items()}  # of others it has none
 ONE_SPACING = ("DDIM", "PLMS")  # there always leading, which is our default for them
-HARMLESS = {
+IGNORED_PARAMETERS = {
     "Version": "of the web UI",
     "User": "who drew it",
     "Batch size": "every picture of a batch has a seed of its own",
@@ -55,15 +55,27 @@ HARMLESS = {
     "TI hashes": "the words stand in the prompt",
     "Lora hashes": "the LoRAs stand in the prompt",
 }
-READ = ("Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Clip skip", "RNG")
-OF_MODEL = ("Model", "Model hash", "VAE", "VAE hash")
+READ_PARAMETERS = (
+    "Steps",
+    "Sampler",
+    "Schedule type",
+    "CFG scale",
+    "Seed",
+    "Size",
+    "Clip skip",
+    "RNG",
+)
+MODEL_PARAMETERS = ("Model", "Model hash", "VAE", "VAE hash")
 
 
 # ---- writing ---------------------------------------------------------------------------------
 
 
 def parameters_text(about: dict) -> str:
-    """The settings of a picture of ours, as the web UI would write them. about: see metadata.py"""
+    """The settings of a picture of ours, as the web UI would write them.
+
+    about: see picture_settings.py
+    """
     hashes = about.get("hashes", {})
     values = {
         "Steps": about["steps"],
@@ -85,8 +97,8 @@ def parameters_text(about: dict) -> str:
         "Version": f"minisd {about['minisd']}",
     }
     tags = [f"<lora:{plain_name(one)}:{scale:g}>" for one, scale in loras(about)]
-    prompt = " ".join([in_their_syntax(about["prompt"], about), *tags])
-    negative = in_their_syntax(about["negative_prompt"], about)
+    prompt = " ".join([to_a1111_syntax(about["prompt"], about), *tags])
+    negative = to_a1111_syntax(about["negative_prompt"], about)
     lines = [prompt] + [f"Negative prompt: {negative}"] * bool(negative)
     said = {key: value for key, value in values.items() if value not in (None, "")}
     return "\n".join([*lines, ", ".join(f"{key}: {quote(value)}" for key, value in said.items())])
@@ -109,16 +121,16 @@ def schedule_type(about: dict) -> str | None:
     return spacing and spacing.capitalize()
 
 
-def in_their_syntax(prompt: str, about: dict) -> str:
+def to_a1111_syntax(prompt: str, about: dict) -> str:
     """Where brackets are only brackets to us, they are escaped: to the web UI they are weights."""
     plain = r"([\[\]])" if about.get("extended") else r"([\\()\[\]])"
     return re.sub(plain, r"\\\1", prompt)
 
 
 def loras(about: dict) -> list[tuple[str, float]]:
-    from minisd.cli.adapters import with_number
+    from minisd.cli.adapter_options import split_scale
 
-    return [with_number(given) for given in about.get("lora", [])]
+    return [split_scale(given) for given in about.get("lora", [])]
 
 
 # ---- reading ---------------------------------------------------------------------------------
@@ -136,7 +148,7 @@ def parse_parameters(text: str) -> dict[str, str]:
             "Use another picture"
         )
     *lines, last = text.strip().split("\n")
-    if len(parameters_in(last)) < FEWEST:
+    if len(parameters_in(last)) < FEWEST_PARAMETERS:
         lines, last = [*lines, last], ""
     prompts: dict[str, list[str]] = {"Prompt": [], "Negative prompt": []}
     current = "Prompt"
@@ -161,14 +173,14 @@ def unquote(value: str) -> str:
 
 
 def settings_from_webui(text: str, given: set[str]) -> tuple[dict[str, object], list[str]]:
-    """Our settings (see metadata.py) for the web UI's text, and what to be warned of.
+    """Our settings (see picture_settings.py) for the web UI's text, and what to be warned of.
 
     given: names of options on the command line, which make good for what we cannot read
     Raises ValueError, naming it, for what cannot be drawn here.
     """
     said = parse_parameters(text)
     for name, value in said.items():
-        known = name in READ or name in OF_MODEL or name in HARMLESS
+        known = name in READ_PARAMETERS or name in MODEL_PARAMETERS or name in IGNORED_PARAMETERS
         if not known and name not in ("Prompt", "Negative prompt"):
             raise ValueError(f"was drawn with {name}: {value}, which minisd cannot do")
     absent = [name for name in ("Steps", "Sampler", "Seed") if name not in said]
@@ -234,10 +246,10 @@ def prompt_of(prompt: str, given: set[str]) -> str:
     if found := PROMPT_PROGRAMS.search(prompt):
         raise ValueError(f"has {found[0]} in its prompt, which minisd does not read")
     without_tags = TAG.sub("", prompt[:tags_end]) + prompt[tags_end:]
-    return in_our_syntax(without_tags.strip())
+    return to_minisd_syntax(without_tags.strip())
 
 
-def in_our_syntax(prompt: str) -> str:
+def to_minisd_syntax(prompt: str) -> str:
     r"""Its weights written out: (a) counts 1.1 times, [a] a 1.1th, and they multiply.
 
     A bracket that is never closed reaches to the end; one that was never opened is a letter.
@@ -258,12 +270,12 @@ def in_our_syntax(prompt: str) -> str:
                 raise ValueError(f"has more than {DEEPEST_PARENTHESES} brackets in one another")
         elif (bracket or number) and places:
             factor = weight_of(number) if number else FACTOR[kind]
-            multiply(pieces[places[-1] :], factor)
+            scale_weights(pieces[places[-1] :], factor)
             opened.remove((kind, places[-1]))
         else:
             pieces.append([escaped[1:] or text or bracket or f":{number})", 1.0])
     for kind, at in opened:
-        multiply(pieces[at:], FACTOR[kind])
+        scale_weights(pieces[at:], FACTOR[kind])
     weighted = ((words, f"{Decimal(f'{weight:.7g}'):f}") for words, weight in merge_pieces(pieces))
     return "".join(words if weight == "1" else f"({words}:{weight})" for words, weight in weighted)
 
@@ -275,7 +287,7 @@ def weight_of(number: str) -> float:
         raise ValueError(f"has the weight {number[:20]} in its prompt, which is none") from error
 
 
-def multiply(pieces: list[list], factor: float) -> None:
+def scale_weights(pieces: list[list], factor: float) -> None:
     for piece in pieces:
         piece[1] *= factor
 
