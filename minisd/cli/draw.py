@@ -16,7 +16,6 @@ from minisd.cli.picture_files import (
     fitting_size,
     open_input,
     progress_bar,
-    side_by_side,
     strip_path,
     write_png,
 )
@@ -57,6 +56,7 @@ def threads(number: int | None) -> Iterator[None]:
 def run_generate(options: argparse.Namespace, outputs: list[Path]) -> None:
     """Draw the pictures one by one and write each, its settings inside."""
     from minisd.files.pictures import to_pil
+    from minisd.teaching.picture_grid import paste_grid
 
     hints = read_hints(options)
     sd = load_model(options)
@@ -80,7 +80,7 @@ def run_generate(options: argparse.Namespace, outputs: list[Path]) -> None:
             drawn = to_pil(sd.decode(step.x))[0]
         write_png(drawn, path, about | {"seed": seed})
         if guesses:
-            write_png(side_by_side(guesses), strip_path(path), about | {"seed": seed})
+            write_png(paste_grid(guesses)[0], strip_path(path), about | {"seed": seed})
 
 
 def run_img2img(options: argparse.Namespace, outputs: list[Path]) -> None:

@@ -132,14 +132,3 @@ def write_png(picture, path: Path, settings: dict) -> None:
 
 def strip_path(path: Path) -> Path:
     return path.with_stem(f"{path.stem}-steps")
-
-
-def side_by_side(pictures: list):
-    """One wide picture of all, left to right."""
-    from PIL import Image
-
-    width, height = pictures[0].size
-    strip = Image.new("RGB", (width * len(pictures), height))
-    for i, picture in enumerate(pictures):
-        strip.paste(picture, (i * width, 0))
-    return strip

@@ -18,8 +18,9 @@ from minisd.checkpoints.registry import OFFICIAL
 from minisd.config import UNetConfig
 from minisd.files.pictures import to_pil
 from minisd.teaching import plot, puzzles, self_test
+from minisd.teaching.picture_grid import paste_grid
 from minisd.teaching.plot import canvas, charts, diagram
-from minisd.teaching.plot import picture_grid as pictures
+from minisd.teaching.plot import picture_figures as pictures
 from minisd.teaching.predict import Guess, buttons, predict
 from minisd.trace import trace
 from minisd.unet import UNet
@@ -176,6 +177,19 @@ def test_the_first_colours_are_distinct_to_the_colour_blind_and_on_white():
 
 
 # ---- pictures ---------------------------------------------------------------------------------
+
+
+def test_a_grid_says_where_each_picture_is():
+    sizes, colours = [(4, 3), (4, 5), (2, 2)], ["red", "lime", "blue"]
+    images = [Image.new("RGB", *both) for both in zip(sizes, colours, strict=True)]
+    sheet, places = paste_grid(images, columns=2, gap=2, above=7, below=1)
+    assert places == [(1, 7), (7, 7), (1, 22)]
+    assert sheet.size == (12, 27)  # each row is as tall as its tallest picture
+    for image, (left, top) in zip(images, places, strict=True):
+        box = (left, top, left + image.width, top + image.height)
+        assert sheet.crop(box).getcolors() == image.getcolors()
+    counted = {colour: count for count, colour in sheet.getcolors()}
+    assert counted[255, 255, 255] == 12 * 27 - (12 + 20 + 4)
 
 
 def test_pictures_are_placed_pixel_by_pixel(generator):

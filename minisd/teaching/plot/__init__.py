@@ -18,7 +18,7 @@ unet                             the U-Net from its modules and shapes
 from minisd.teaching.plot.canvas import COLOURS, listing, say, show, source
 from minisd.teaching.plot.charts import bars, embedding_map, heat, lines, vectors
 from minisd.teaching.plot.diagram import Box, boxes, bricks, unet
-from minisd.teaching.plot.picture_grid import attention, channels, pictures, slider, table
+from minisd.teaching.plot.picture_figures import attention, channels, pictures, slider, table
 
 __all__ = [
     "COLOURS",

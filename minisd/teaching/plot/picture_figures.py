@@ -4,7 +4,6 @@ A picture is a tensor 3 h w or 1 3 h w in [-1, 1], a grey one h w in [-1, 1], or
 """
 
 from collections.abc import Callable, Sequence
-from math import ceil
 
 import matplotlib
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from minisd.files.pictures import to_pil
 from minisd.teaching import is_headless
+from minisd.teaching.picture_grid import paste_grid
 from minisd.teaching.plot import canvas
 
 AnyPicture = Tensor | Image.Image
@@ -53,6 +53,13 @@ def place(figure: Figure, picture: Image.Image, left: int, top: int) -> None:
     axes.set_axis_off()
 
 
+def as_figure(picture: Image.Image) -> Figure:
+    """A figure that shows one picture, pixel by pixel."""
+    figure = canvas.blank_figure(picture.height, picture.width)
+    place(figure, picture, 0, 0)
+    return figure
+
+
 def write(figure: Figure, words: str, x: float, y: float, **how: str) -> None:
     """Words at a place counted in pixels from the left and the top."""
     width, height = figure.get_size_inches() * canvas.DPI
@@ -78,13 +85,10 @@ def pictures(
     size = size or min(160, canvas.WIDTH // columns - GAP)
     shown = [enlarge(image, size) for image in shown]
     head = LINE * max((title.count("\n") + 1 for title in titles), default=0)
-    tall = max(image.height for image in shown) + head + GAP
-    figure = canvas.blank_figure(tall * ceil(len(shown) / columns), (size + GAP) * columns)
-    for index, image in enumerate(shown):
-        left, top = index % columns * (size + GAP) + GAP // 2, index // columns * tall + head
-        place(figure, image, left, top)
-        if titles:
-            write(figure, titles[index], left + size / 2, top - 1)
+    sheet, places = paste_grid(shown, columns, GAP, above=head)
+    figure = as_figure(sheet)
+    for title, (left, top) in zip(titles, places, strict=bool(titles)):
+        write(figure, title, left + size / 2, top - 1)
     return figure
 
 
@@ -107,8 +111,7 @@ def table(rows: dict[str, Tensor | Sequence[AnyPicture]], columns: Sequence[str]
     for r, (name, row) in enumerate(shown.items()):
         top = head + r * tall
         write(figure, name, margin - GAP, top + tall / 2, ha="right", va="center")
-        for c, image in enumerate(row):
-            place(figure, image, margin + c * (size + GAP), top)
+        place(figure, paste_grid(row, gap=GAP)[0], margin - GAP // 2, top)
     for c, title in enumerate(columns):
         write(figure, title, margin + c * (size + GAP) + size / 2, head - 1)
     return figure
@@ -187,14 +190,7 @@ def attention(
 def stack_figures(figures: Sequence[Figure]) -> Figure:
     """Figures one below the other, as one."""
     shots = [canvas.as_image(figure) for figure in figures]
-    whole = canvas.blank_figure(
-        sum(shot.height for shot in shots), max(shot.width for shot in shots)
-    )
-    top = 0
-    for shot in shots:
-        place(whole, shot, 0, top)
-        top += shot.height
-    return whole
+    return as_figure(paste_grid(shots, columns=1)[0])
 
 
 def slider(
