@@ -170,7 +170,7 @@ def test_other_words_too_many_get_a_hint_of_their_own(here, no_model, capsys):
     assert run("a cat") == 2
     assert 'Did you mean minisd generate "a cat"?' in capsys.readouterr().err
     assert run("info", "mini", "more") == 2
-    assert "'more' is one too many" in capsys.readouterr().err
+    assert "'more' is one word too many" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
