@@ -99,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, purpose: str) -> argparse.ArgumentParser:
-        note = " (Defaults are in parentheses.)" * (name in DRAWING or name == "train")
+        note = " (Defaults in parentheses.)" * (name in DRAWING or name == "train")
         return commands.add_parser(name, help=purpose, description=f"{purpose}.{note}")
 
     for name, purpose in DRAWING.items():

@@ -1,42 +1,47 @@
-"""The text that the AUTOMATIC1111 web UI writes into pictures, and that many programs read.
+"""The text that the AUTOMATIC1111 web UI writes into pictures: writes and reads it.
+
+Many programs read it. An example:
 
     a cat
     Negative prompt: blurry
     Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Model hash: 6ce0161689, …
 
-What is in it stands in its modules/processing.py (create_infotext), how values are quoted in its
-modules/infotext_utils.py.
+Sources: the web UI's modules/processing.py (create_infotext) for what the text holds, and its
+modules/infotext_utils.py for how values are quoted.
 """
 
 import json
 import re
+from contextlib import suppress
 from decimal import Decimal
 from itertools import groupby
 from pathlib import PurePath
+from typing import Any
 
 import regex
 
 from minisd.cli.drawing_options import SPACING_CHOICES
 from minisd.files.json_files import parse_json
 
-# Name: value, … *+ passes over a name without a colon at once: to look for a colon from every
-# letter of a long line would take minutes.
+# Name: value, … The *+ matches a name without a colon in one step. Without it, the search for a
+# colon would start again at every letter, which takes minutes for a long line.
 PARAMETER = regex.compile(r'(\w[\w /-]*+)(?:: *("(?:[^"\\]|\\.)*"|[^,]*)(?:, *|$))?')
-LONGEST_WEBUI_TEXT = 50_000  # characters of the text, as of any prompt
-DIGITS = 10  # of a sha256, as the web UI shows it
-FEWEST_PARAMETERS = 3  # parameters in the last line; with fewer it belongs to the prompt
+LONGEST_WEBUI_TEXT = 50_000  # characters; the same limit as for a prompt
+DIGITS = 10  # the web UI shows this many digits of a sha256
+FEWEST_PARAMETERS = 3  # a last line with fewer parameters belongs to the prompt
 TAG = re.compile(r"<(lora|hypernet):([^:>]+)(?::([^>]*))?>")
-# Parts of a prompt that change while it draws, or are drawn apart: unknown here.
+# Syntax that minisd does not have: parts of a prompt that change from step to step, and prompts
+# that are computed separately.
 PROMPT_PROGRAMS = re.compile(r"\bAND\b|\bBREAK\b|\[[^\[\]:|]*[:|][^\[\]]*\]")
 
-# Of a prompt: an escaped bracket, the end ":1.2)" of a weight, a bracket, or plain text.
+# The pieces of a prompt: an escaped bracket, the end ":1.2)" of a weight, a bracket, plain text.
 WEIGHT_PATTERN = re.compile(
     r"(\\[\\()\[\]])|:\s*([+-]?[\d.]+)\s*\)|([()\[\]])|([^\\()\[\]:]+|.)", re.DOTALL
 )
 FACTOR = {"(": 1.1, "[": 1 / 1.1}
-DEEPEST_PARENTHESES = 50  # brackets open at once: the words in them count 117 times
+DEEPEST_PARENTHESES = 50  # open brackets: a word inside 50 has the weight 1.1^50 = 117
 
-WEBUI_SAMPLERS = {  # the web UI's name -> ours
+WEBUI_SAMPLERS = {  # the web UI's name -> minisd's name
     "DDIM": "ddim",
     "PLMS": "plms",
     "LMS": "lms",
@@ -45,37 +50,25 @@ WEBUI_SAMPLERS = {  # the web UI's name -> ours
     "Heun": "heun",
     "DPM++ 2M": "dpmpp_2m",
 }
-WEBUI_NAMES = {ours: theirs for theirs, ours in WEBUI_SAMPLERS.items()}  # of others it has none
-ONE_SPACING = ("DDIM", "PLMS")  # there always leading, which is our default for them
-IGNORED_PARAMETERS = {
-    "Version": "of the web UI",
-    "User": "who drew it",
-    "Batch size": "every picture of a batch has a seed of its own",
-    "Batch pos": "every picture of a batch has a seed of its own",
-    "TI hashes": "the words stand in the prompt",
-    "Lora hashes": "the LoRAs stand in the prompt",
+WEBUI_NAMES = {ours: theirs for theirs, ours in WEBUI_SAMPLERS.items()}
+ONE_SPACING = ("DDIM", "PLMS")  # these always use leading spacing, as they do here by default
+IGNORED_PARAMETERS = {  # parameters that do not change the picture -> why
+    "Version": "the version of the web UI",
+    "User": "the person who drew it",
+    "Batch size": "each picture of a batch has its own seed",
+    "Batch pos": "each picture of a batch has its own seed",
+    "TI hashes": "the prompt holds the words",
+    "Lora hashes": "the prompt names the LoRAs",
 }
-READ_PARAMETERS = (
-    "Steps",
-    "Sampler",
-    "Schedule type",
-    "CFG scale",
-    "Seed",
-    "Size",
-    "Clip skip",
-    "RNG",
-)
-MODEL_PARAMETERS = ("Model", "Model hash", "VAE", "VAE hash")
+KNOWN_PARAMETERS = {"Prompt", "Negative prompt", "Steps", "Sampler", "Schedule type", "CFG scale"}
+KNOWN_PARAMETERS |= {"Seed", "Size", "Clip skip", "RNG", "Model", "Model hash", "VAE", "VAE hash"}
 
 
 # ---- writing ---------------------------------------------------------------------------------
 
 
 def parameters_text(about: dict) -> str:
-    """The settings of a picture of ours, as the web UI would write them.
-
-    about: see picture_settings.py
-    """
+    """The settings of a picture, as the web UI would write them. about: see picture_settings.py"""
     hashes = about.get("hashes", {})
     values = {
         "Steps": about["steps"],
@@ -100,34 +93,39 @@ def parameters_text(about: dict) -> str:
     prompt = " ".join([to_a1111_syntax(about["prompt"], about), *tags])
     negative = to_a1111_syntax(about["negative_prompt"], about)
     lines = [prompt] + [f"Negative prompt: {negative}"] * bool(negative)
-    said = {key: value for key, value in values.items() if value not in (None, "")}
-    return "\n".join([*lines, ", ".join(f"{key}: {quote(value)}" for key, value in said.items())])
+    known = {key: value for key, value in values.items() if value not in (None, "")}
+    return "\n".join([*lines, ", ".join(f"{key}: {quote(value)}" for key, value in known.items())])
 
 
 def quote(value: object) -> str:
+    """The value as text, in quotes if it has a comma, a colon or a line break."""
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if re.search("[,\n:]", text) else text
 
 
 def plain_name(source: str) -> str:
-    """A file's name without folders and ending, nor what would divide the text."""
+    """A file's name without folders, ending, commas and colons."""
     return re.sub("[,:]", "", PurePath(source).stem)
 
 
 def schedule_type(about: dict) -> str | None:
-    """The web UI's word for the spacing of the noise levels; its DDIM and PLMS have but one."""
+    """The web UI's name for the spacing of the noise levels.
+
+    None for DDPM, DDIM and PLMS if none was chosen, because the web UI has only one for these.
+    """
     own = None if about["sampler"] in ("ddpm", "ddim", "plms") else "uniform"
     spacing = about.get("spacing") or about.get("schedule") or own
     return spacing and spacing.capitalize()
 
 
 def to_a1111_syntax(prompt: str, about: dict) -> str:
-    """Where brackets are only brackets to us, they are escaped: to the web UI they are weights."""
+    """Escape the brackets that are plain text here: in the web UI they would be weights."""
     plain = r"([\[\]])" if about.get("extended") else r"([\\()\[\]])"
     return re.sub(plain, r"\\\1", prompt)
 
 
 def loras(about: dict) -> list[tuple[str, float]]:
+    """Every LoRA of the picture, with its scale."""
     from minisd.cli.adapter_options import split_scale
 
     return [split_scale(given) for given in about.get("lora", [])]
@@ -139,8 +137,8 @@ def loras(about: dict) -> list[tuple[str, float]]:
 def parse_parameters(text: str) -> dict[str, str]:
     """Prompt, negative prompt and every parameter, by the web UI's names.
 
-    Raises ValueError if the text has more than LONGEST_WEBUI_TEXT characters: each step below
-    copies it, and a text from a stranger could fill the memory.
+    Raises ValueError if the text has more than LONGEST_WEBUI_TEXT characters. Each step below
+    copies the text, so a very long one from a stranger could fill the memory.
     """
     if len(text) > LONGEST_WEBUI_TEXT:
         raise ValueError(
@@ -156,76 +154,78 @@ def parse_parameters(text: str) -> dict[str, str]:
         if line.startswith("Negative prompt:"):
             current, line = "Negative prompt", line.removeprefix("Negative prompt:").strip()
         prompts[current].append(line)
-    found = {name: "\n".join(said) for name, said in prompts.items()}
+    found = {name: "\n".join(words) for name, words in prompts.items()}
     return found | {key: unquote(value) for key, value in parameters_in(last)}
 
 
 def parameters_in(line: str) -> list[tuple[str, str]]:
+    """The parameters of a line, as pairs of name and value."""
     found = (match.groups() for match in PARAMETER.finditer(line))
     return [(name, value) for name, value in found if value is not None]
 
 
 def unquote(value: str) -> str:
+    """The value without its quotes, if it has any."""
     try:
         return str(parse_json(value)) if value.startswith('"') else value.strip()
     except ValueError:
         return value
 
 
-def settings_from_webui(text: str, given: set[str]) -> tuple[dict[str, object], list[str]]:
-    """Our settings (see picture_settings.py) for the web UI's text, and what to be warned of.
+def settings_from_webui(text: str, given: set[str]) -> tuple[dict[str, Any], list[str]]:
+    """The settings in minisd's form (see picture_settings.py), and a list of warnings.
 
-    given: names of options on the command line, which make good for what we cannot read
-    Raises ValueError, naming it, for what cannot be drawn here.
+    given: the names of the options on the command line; they replace files that the text names
+    Raises ValueError for a setting that minisd does not have. The message continues the name of
+    the picture: "was drawn with …".
     """
-    said = parse_parameters(text)
-    for name, value in said.items():
-        known = name in READ_PARAMETERS or name in MODEL_PARAMETERS or name in IGNORED_PARAMETERS
-        if not known and name not in ("Prompt", "Negative prompt"):
+    parameters = {"Size": "512x512", "CFG scale": "7", "Clip skip": "1"} | parse_parameters(text)
+    for name, value in parameters.items():
+        if name not in KNOWN_PARAMETERS and name not in IGNORED_PARAMETERS:
             raise ValueError(f"was drawn with {name}: {value}, which minisd cannot do")
-    absent = [name for name in ("Steps", "Sampler", "Seed") if name not in said]
+    absent = [name for name in ("Steps", "Sampler", "Seed") if name not in parameters]
     if absent:
         raise ValueError(f"does not say its {', '.join(absent)}")
-    sampler, spacing = sampler_of(said)
-    width, height = find_numbers(said.get("Size", "512x512"), r"(\d+)x(\d+)", "Size")
+    sampler, spacing = sampler_of(parameters)
+    width, height = find_numbers(parameters, "Size", r"(\d+)x(\d+)")
     settings = {
-        "prompt": prompt_of(said["Prompt"], given),
-        "negative_prompt": prompt_of(said["Negative prompt"], given),
-        "steps": find_numbers(said["Steps"], r"(\d+)", "Steps")[0],
-        "cfg_scale": float(
-            find_numbers(said.get("CFG scale", "7"), r"([\d.]+)", "CFG scale", float)[0]
-        ),
-        "seed": find_numbers(said["Seed"], r"(-?\d+)", "Seed")[0],
+        "prompt": prompt_of(parameters["Prompt"], given),
+        "negative_prompt": prompt_of(parameters["Negative prompt"], given),
+        "steps": find_numbers(parameters, "Steps", r"(\d+)")[0],
+        "cfg_scale": find_numbers(parameters, "CFG scale", r"([\d.]+)", float)[0],
+        "seed": find_numbers(parameters, "Seed", r"(-?\d+)")[0],
         "sampler": sampler,
         "spacing": spacing,
         "width": width,
         "height": height,
-        "clip_skip": find_numbers(said.get("Clip skip", "1"), r"(\d+)", "Clip skip")[0] - 1,
-        "extended": True,  # it always reads (word:1.2)
+        "clip_skip": find_numbers(parameters, "Clip skip", r"(\d+)")[0] - 1,
+        "extended": True,  # the web UI always reads (word:1.2)
     }
-    if said.get("VAE") and "vae" not in given:
-        raise ValueError(f"was drawn with the VAE {said['VAE']}: give that file with --vae")
-    return settings | model_of(said, given), warnings_for(said)
+    if parameters.get("VAE") and "vae" not in given:
+        raise ValueError(f"was drawn with the VAE {parameters['VAE']}: give that file with --vae")
+    return settings | model_of(parameters, given), warnings_for(parameters)
 
 
-def find_numbers(text: str, pattern: str, name: str, kind: type = int) -> list:
-    match = re.fullmatch(pattern, text)
-    try:
-        return [kind(one) for one in match.groups()]
-    except (AttributeError, ValueError) as error:
-        raise ValueError(f"says {name}: {text}, which is no such value") from error
+def find_numbers(parameters: dict[str, str], name: str, pattern: str, kind: type = int) -> list:
+    """The numbers in a parameter's value. Raises ValueError if the value has another form."""
+    match = re.fullmatch(pattern, parameters[name])
+    with suppress(ValueError):  # such as 1.2.3
+        if match:
+            return [kind(number) for number in match.groups()]
+    raise ValueError(f"says {name}: {parameters[name]}, which is not a valid value")
 
 
-def sampler_of(said: dict[str, str]) -> tuple[str, str | None]:
-    """The sampler and the spacing of its noise levels.
+def sampler_of(parameters: dict[str, str]) -> tuple[str, str | None]:
+    """The sampler, and the spacing of its noise levels. None: the sampler's default.
 
-    Since version 1.9 they stand apart, and automatic means Karras for DPM++ 2M; before, the names
-    of samplers end in Karras.
+    Before version 1.9 of the web UI, the name of the sampler ends in Karras if the spacing is
+    Karras. Since then the spacing is a parameter, and Automatic means Karras for DPM++ 2M.
     """
-    name = said["Sampler"].removesuffix(" Karras")
+    name = parameters["Sampler"].removesuffix(" Karras")
     if name not in WEBUI_SAMPLERS:
-        raise ValueError(f"was drawn by {said['Sampler']}, a sampler that minisd lacks")
-    spacing = "karras" if said["Sampler"] != name else said.get("Schedule type", "").lower()
+        raise ValueError(f"was drawn by {parameters['Sampler']}, a sampler that minisd lacks")
+    stated = parameters.get("Schedule type", "").lower()
+    spacing = "karras" if parameters["Sampler"] != name else stated
     if spacing in ("", "automatic"):
         if name in ONE_SPACING:
             return WEBUI_SAMPLERS[name], None
@@ -236,8 +236,11 @@ def sampler_of(said: dict[str, str]) -> tuple[str, str | None]:
 
 
 def prompt_of(prompt: str, given: set[str]) -> str:
-    """Without the tags of LoRAs, which options have to name here."""
-    tags_end = prompt.rfind(">") + 1  # no "<" beyond it is worth a search for its ">"
+    """The prompt in minisd's syntax, without the tags of LoRAs and hypernetworks.
+
+    Raises ValueError if no option gives the file of a tag, or if minisd lacks part of the syntax.
+    """
+    tags_end = prompt.rfind(">") + 1  # after it no tag can end, so the search stops here
     for kind, name, scale in TAG.findall(prompt[:tags_end]):
         option = "lora" if kind == "lora" else "hypernetwork"
         if option not in given:
@@ -250,24 +253,27 @@ def prompt_of(prompt: str, given: set[str]) -> str:
 
 
 def to_minisd_syntax(prompt: str) -> str:
-    r"""Its weights written out: (a) counts 1.1 times, [a] a 1.1th, and they multiply.
+    r"""Write every weight as (words:number), which minisd reads.
 
-    A bracket that is never closed reaches to the end; one that was never opened is a letter.
+    In the web UI, (a) has the weight 1.1 and [a] has 1/1.1. Weights of nested brackets multiply. A
+    bracket that is never closed reaches to the end. A closing bracket without an opening one is
+    plain text.
+    Raises ValueError if brackets are nested too deeply, and for a weight that is not a number.
 
-    Raises ValueError for more brackets in one another, and for a weight that is no number.
-
-    >>> in_our_syntax(r"a ((big) cat:1.5) [far] \(here\)")
+    >>> to_minisd_syntax(r"a ((big) cat:1.5) [far] \(here\)")
     'a (big:1.65)( cat:1.5) (far:0.9090909) \\(here\\)'
     """
-    pieces: list[list] = []  # each a text and its weight
-    opened: list[tuple[str, int]] = []  # brackets not yet closed, each with its place in pieces
+    pieces: list[list] = []  # pairs of a text and its weight
+    opened: list[tuple[str, int]] = []  # open brackets, each with its index in pieces
     for escaped, number, bracket, text in WEIGHT_PATTERN.findall(prompt):
         kind = "(" if number or bracket in "()" else "["
         places = [at for which, at in opened if which == kind]
         if bracket in ("(", "["):
             opened.append((bracket, len(pieces)))
             if len(opened) > DEEPEST_PARENTHESES:
-                raise ValueError(f"has more than {DEEPEST_PARENTHESES} brackets in one another")
+                raise ValueError(
+                    f"has more than {DEEPEST_PARENTHESES} nested brackets in its prompt"
+                )
         elif (bracket or number) and places:
             factor = weight_of(number) if number else FACTOR[kind]
             scale_weights(pieces[places[-1] :], factor)
@@ -281,31 +287,37 @@ def to_minisd_syntax(prompt: str) -> str:
 
 
 def weight_of(number: str) -> float:
+    """The weight as a number. Raises ValueError if it is not one, such as 1.2.3."""
     try:
         return float(number)
     except ValueError as error:
-        raise ValueError(f"has the weight {number[:20]} in its prompt, which is none") from error
+        raise ValueError(f"has the weight {number[:20]} in its prompt, not a number") from error
 
 
 def scale_weights(pieces: list[list], factor: float) -> None:
+    """Multiply the weight of each piece by the factor, in place."""
     for piece in pieces:
         piece[1] *= factor
 
 
 def merge_pieces(pieces: list[list]) -> list[tuple[str, float]]:
-    """Neighbours of one weight as one text, its parentheses escaped as we read them."""
+    """Join neighbours of equal weight into one text, and escape the parentheses in it."""
     runs = groupby(pieces, key=lambda piece: piece[1])
     texts = [("".join(words for words, _ in run), weight) for weight, run in runs]
     return [(re.sub(r"([()])", r"\\\1", text), weight) for text, weight in texts]
 
 
-def model_of(said: dict[str, str], given: set[str]) -> dict[str, str]:
-    """The model by name: a published or shipped one of that hash, unless an option names it."""
+def model_of(parameters: dict[str, str], given: set[str]) -> dict[str, str]:
+    """The name of the model, in a dictionary. It is empty if an option names the model.
+
+    Raises ValueError unless the text names a model that came with minisd, or the hash of a
+    published one.
+    """
     from minisd.checkpoints.registry import OFFICIAL, SHIPPED
 
     if "model" in given:
         return {}
-    name, digest = said.get("Model", ""), said.get("Model hash", "")
+    name, digest = parameters.get("Model", ""), parameters.get("Model hash", "")
     if name in SHIPPED:
         return {"model": name}
     if len(digest) == DIGITS:
@@ -317,17 +329,19 @@ def model_of(said: dict[str, str], given: set[str]) -> dict[str, str]:
 
 
 def model_hash(text: str) -> str:
-    """The first ten digits of the model's sha256; "" where it says none, or eight of another sum,
-    as the web UI did until 2023.
+    """The first ten digits of the model's sha256, or "" if the text has none.
+
+    Until 2023 the web UI wrote eight digits of another checksum. They count as none.
     """
     digest = parse_parameters(text).get("Model hash", "")
     return digest if len(digest) == DIGITS else ""
 
 
-def warnings_for(said: dict[str, str]) -> list[str]:
-    if said.get("RNG") == "CPU":
+def warnings_for(parameters: dict[str, str]) -> list[str]:
+    """A warning if the noise came from a graphics card, in a list of 0 or 1 sentences."""
+    if parameters.get("RNG") == "CPU":
         return []
     return [
-        "the web UI drew this noise on a graphics card, and other numbers come from a CPU: "
-        "the picture will be another one."
+        "the web UI drew its noise on a graphics card. A CPU draws other numbers, so the picture "
+        "will be different."
     ]

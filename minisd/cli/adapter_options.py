@@ -1,4 +1,4 @@
-"""The adapters of a command: the files that their options name, and how they go on the model."""
+"""Reads the adapter options of a command, and attaches the adapters to the model."""
 
 import argparse
 from math import isfinite
@@ -7,19 +7,21 @@ from pathlib import Path
 from minisd.cli.picture_files import open_input, report_resize
 
 
-def check_exists(source: str) -> str:
-    """The source itself. ValueError: it is no name that minisd knows, and no file or folder."""
+def check_exists(source: str) -> None:
+    """Raise ValueError if the source is neither a file nor a folder nor a name of minisd's."""
     from minisd.checkpoints.registry import local
 
     path = local(source)
     if not path.exists():
         raise ValueError(f"There is no file or folder {path}: check the path.")
-    return source
 
 
 def split_scale(given: str) -> tuple[str, float]:
-    """
-    >>> with_number("style.safetensors:0.5"), with_number("C:/style.safetensors")
+    """Split FILE[:SCALE] into the file and its scale, which is 1 if none is given.
+
+    Raises ValueError if the scale is infinite or not a number.
+
+    >>> split_scale("style.safetensors:0.5"), split_scale("C:/style.safetensors")
     (('style.safetensors', 0.5), ('C:/style.safetensors', 1.0))
     """
     path, _, number = given.rpartition(":")
@@ -33,7 +35,10 @@ def split_scale(given: str) -> tuple[str, float]:
 
 
 def split_hint(given: str) -> tuple[str, str]:
-    """FILE:HINT, cut where it leaves a file. ValueError: there is no such place."""
+    """Split FILE:HINT at the first colon that has an existing file before it.
+
+    Both paths may contain colons, as C:/ does. Raises ValueError if no colon has a file before it.
+    """
     from minisd.checkpoints.registry import local
 
     for at, letter in enumerate(given):
@@ -41,12 +46,15 @@ def split_hint(given: str) -> tuple[str, str]:
             return given[:at], given[at + 1 :]
     network = given.rpartition(":")[0]
     if not network:
-        raise ValueError(f"{given!r} names no hint: write FILE:HINT, two files.")
-    raise ValueError(f"There is no file {local(network)}: write FILE:HINT, two files, not {given}.")
+        raise ValueError(f"{given!r} names no hint: write FILE:HINT, with two files.")
+    raise ValueError(f"There is no file {local(network)}: write FILE:HINT with two existing files.")
 
 
 def controlnet_hints(options: argparse.Namespace) -> list[tuple[str, str, float]]:
-    """Every ControlNet with its hint and scale."""
+    """Every ControlNet of the command, as (network, hint, scale).
+
+    The first one is that of `minisd control`, the others come from --control.
+    """
     own = []
     if options.command == "control":
         own = [(options.network, options.hint, options.weight)]
@@ -55,34 +63,35 @@ def controlnet_hints(options: argparse.Namespace) -> list[tuple[str, str, float]
 
 
 def split_thing(given: str) -> tuple[str, str, float]:
-    """FILE:THING[:SCALE]. ValueError: there is no thing."""
+    """Split FILE:THING[:SCALE] into the classifier's file, what to draw, and the scale.
+
+    Raises ValueError if it names nothing to draw.
+    """
     rest, scale = split_scale(given)
     path, _, thing = rest.rpartition(":")
     if not path:
-        raise ValueError(f"{given!r} names no thing: write FILE:THING, such as {given}:cat.")
+        raise ValueError(f"{given!r} names no thing to draw: write FILE:THING, as in {given}:cat.")
     return path, thing, scale
 
 
 def named_sources(options: argparse.Namespace) -> dict[str, list[str]]:
-    """Every file that plays a part, by the option or the word that names it."""
+    """Every file that the picture depends on, by the name of its option."""
     found = {"model": [options.model], "vae": options.vae, "embedding": options.embedding}
     for name in ("lora", "hypernetwork"):
         found[name] = [split_scale(given)[0] for given in getattr(options, name)]
     found["classifier"] = [split_thing(given)[0] for given in options.classifier]
-    pairs = controlnet_hints(options)
-    own, rest = (pairs[:1], pairs[1:]) if options.command == "control" else ([], pairs)
-    found["network"], found["hint"] = [one[0] for one in own], [one[1] for one in own]
-    found["control"] = [path for network, hint, _ in rest for path in (network, hint)]
-    for name in ("image", "mask", "depth", "estimator"):
+    for name in ("network", "hint", "image", "mask", "depth", "estimator"):
         value = getattr(options, name, None)
         found[name] = [] if value is None else [str(value)]
+    pairs = [split_hint(split_scale(given)[0]) for given in options.control]
+    found["control"] = [path for pair in pairs for path in pair]
     return found
 
 
 def attach_adapters(sd, options: argparse.Namespace, size: tuple[int, int], hints: list) -> None:
-    """Put on all the adapters that are asked for.
+    """Attach all adapters of the command to the model.
 
-    size: width, height of what will be drawn    hints: as read_hints() gives them
+    size: width and height of the picture to draw    hints: from read_hints()
     """
     from minisd.adapters.classifier import ClassifierGuidance, load_classifier
     from minisd.adapters.hypernetwork import hypernetwork
@@ -105,7 +114,7 @@ def attach_adapters(sd, options: argparse.Namespace, size: tuple[int, int], hint
 
 
 def read_hints(options: argparse.Namespace) -> list:
-    """For every ControlNet: where it lies, the picture of its hint, and its scale."""
+    """Open the hint of every ControlNet. Returns (network, picture, scale) for each."""
     from minisd.files.pictures import colours
 
     return [
@@ -115,9 +124,9 @@ def read_hints(options: argparse.Namespace) -> list:
 
 
 def attach_controlnets(sd, edges: bool, size: tuple[int, int], hints: list) -> None:
-    """Put on the ControlNets, each with its hint made to fit.
+    """Attach every ControlNet, with its hint resized to the picture.
 
-    edges: the hints are pictures, and their edges are what to follow
+    edges: whether to compute the edges of each hint, and use those as the hint
     """
     from minisd.adapters.controlnet import ControlNet, control
     from minisd.files.pictures import from_pil

@@ -1,31 +1,32 @@
-"""Words of a command line: read by argparse, with one sentence for each mistake."""
+"""argparse with errors of one sentence, and with words at any place among the options."""
 
 import argparse
 import re
+from itertools import zip_longest
+from typing import Any, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose mistakes are a ValueError of one sentence, without the usage."""
+    """argparse that raises a ValueError of one sentence, and does not print the usage."""
 
-    def __init__(self, *arguments: object, **more: object):
-        more.setdefault("formatter_class", Help)
-        super().__init__(*arguments, **more)
+    def __init__(self, **settings: Any):
+        super().__init__(formatter_class=Help, **settings)
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise ValueError(plain_error(message))
 
 
 class Help(argparse.HelpFormatter):
-    """Names of up to 26 letters share a line with what they mean: help fits a screen."""
+    """Puts an option of up to 26 letters and its help on one line, so that help fits a screen."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=30)
 
 
 def plain_error(message: str) -> str:
-    """argparse's message in our words.
+    """Rewrite argparse's message as one plain sentence.
 
-    >>> in_a_sentence("argument --sampler: invalid choice: 'dpm' (choose from 'ddim', 'euler')")
+    >>> plain_error("argument --sampler: invalid choice: 'dpm' (choose from 'ddim', 'euler')")
     '--sampler has no choice "dpm": choose one of ddim, euler.'
     """
     choice = r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)"
@@ -42,11 +43,12 @@ def plain_error(message: str) -> str:
 def place_words(
     options: argparse.Namespace, extra: list[str], names: list[str], needed: bool
 ) -> None:
-    """Give the words that are no options their places: the prompt, then the files.
+    """Assign the words of the command line to their names: the prompt, then the files.
 
-    argparse leaves those that follow an option over where it need not find any. names: of the
-    places, the prompt first    needed: every place has to be filled
-    Raises ValueError for an unknown option, too many words and, where they are needed, too few.
+    argparse does not assign words that follow an option.
+    extra: the words that argparse left over    names: of all words, the prompt first
+    needed: whether every name needs a word
+    Raises ValueError for an unknown option, for too many words and, if needed, for too few.
     """
     unknown = [word for word in extra if word.startswith("-") and word != "-"]
     if unknown:
@@ -59,14 +61,14 @@ def place_words(
         absent = " and ".join(names[len(words) :])
         usage = " ".join(["minisd", options.command, *(name.upper() for name in names)])
         raise ValueError(f"the {absent} is missing: write {usage}.")
-    for name, word in zip(names, [*words, *[None] * len(names)]):
+    for name, word in zip_longest(names, words):
         setattr(options, name, word)
 
 
 def too_many_words(command: str, words: list[str], files: int) -> str:
-    """What to say of more words than places. files: how many words follow the prompt"""
+    """The message for too many words. files: how many words follow the prompt"""
     if " " in words[0]:
-        return f'"{words[-1]}" is one word too many: put what belongs together in quotes.'
+        return f'"{words[-1]}" is one word too many: put words that belong together in quotes.'
     split = len(words) - files
     prompt = " ".join(words[:split]).strip("'‘’“”\"")
     example = " ".join(["minisd", command, f'"{prompt}"', *words[split:]])

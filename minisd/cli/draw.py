@@ -1,4 +1,4 @@
-"""The commands that draw: from a prompt alone, or with a picture, a mask, a depth, a hint."""
+"""The commands that draw: generate, img2img, inpaint, depth and control."""
 
 import argparse
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from minisd.cli.adapter_options import attach_adapters, read_hints
 from minisd.cli.argument_parser import place_words
@@ -28,7 +29,7 @@ from minisd.cli.picture_settings import (
 
 
 def draw_command(options: argparse.Namespace, extra: list[str]) -> None:
-    """Run a drawing command. extra: the words that argparse left over."""
+    """Run a drawing command. extra: the words that argparse left over"""
     place_words(options, extra, POSITIONALS[options.command], needed=options.like is None)
     given = given_options(options)
     recorded = {} if options.like is None else recorded_options(options, given)
@@ -36,13 +37,17 @@ def draw_command(options: argparse.Namespace, extra: list[str]) -> None:
     outputs = check_before_loading(options)
     check_hashes(options, recorded.get("hashes", {}), given)
     warn_about_model(options, recorded.get("model_hash", ""))
-    with threads(recorded.get("threads")):
+    with use_threads(recorded.get("threads")):
         COMMANDS[options.command](options, outputs)
 
 
 @contextmanager
-def threads(number: int | None) -> Iterator[None]:
-    """Sums depend on how many threads share them: a picture is drawn again with as many."""
+def use_threads(number: int | None) -> Iterator[None]:
+    """Let torch use this many threads for a while. None: as many as before.
+
+    The last bit of a sum depends on how many threads share the work. So --like uses the recorded
+    number.
+    """
     import torch
 
     before = torch.get_num_threads()
@@ -54,7 +59,7 @@ def threads(number: int | None) -> Iterator[None]:
 
 
 def run_generate(options: argparse.Namespace, outputs: list[Path]) -> None:
-    """Draw the pictures one by one and write each, its settings inside."""
+    """Draw the pictures one by one, and write each with its settings inside."""
     from minisd.files.pictures import to_pil
     from minisd.teaching.picture_grid import paste_grid
 
@@ -100,36 +105,39 @@ def run_depth(options: argparse.Namespace, outputs: list[Path]) -> None:
     from minisd.tasks.depth2img import Estimator, depth2img
 
     @cache
-    def network() -> Estimator:
-        """Read once, when it is needed: after all else is known to be in order."""
+    def estimator() -> Estimator:
+        """Read the estimator at its first use, after all other checks, and only once."""
         return read_estimator(options)
 
     if options.depth:
         draw_from_picture(options, outputs, depth2img, depth=open_input(options.depth))
     else:
-        draw_from_picture(options, outputs, depth2img, estimator=lambda image: network()(image))
+        draw_from_picture(options, outputs, depth2img, estimator=lambda image: estimator()(image))
 
 
 def read_estimator(options: argparse.Namespace):
-    """The one that is named, else the one in the model's file or folder."""
+    """Load the estimator of --estimator, or else the one in the model's file or folder."""
     from minisd.checkpoints.load import locate
     from minisd.depth.small import load_estimator
 
     source = locate(options.estimator or options.model)
-    inside = source / "depth_estimator" / "model.safetensors"  # of a diffusers folder
+    inside = source / "depth_estimator" / "model.safetensors"  # in a diffusers folder
     return load_estimator(inside if inside.exists() else source)
 
 
 def draw_from_picture(
-    options: argparse.Namespace, outputs: list[Path], task: Callable, **more: object
+    options: argparse.Namespace, outputs: list[Path], task: Callable, **more: Any
 ) -> None:
-    """Run a task on the picture, once per seed. A mask among `more` is made to fit as well."""
+    """Run a task on the input picture, once for every seed, and write what it draws.
+
+    more: arguments of the task. A mask among them is resized with the picture.
+    """
     from minisd.files.pictures import colours, mask_shades, size_step
 
     image = open_input(Path(options.image))
     if "mask" in more and more["mask"].size != image.size:
         raise ValueError(
-            f"the mask is {more['mask'].size} pixels and the picture {image.size}: give a mask "
+            f"the mask has {more['mask'].size} pixels and the picture {image.size}: give a mask "
             "of the picture's size."
         )
     hints = read_hints(options)
@@ -151,19 +159,21 @@ def draw_from_picture(
 
 
 def load_model(options: argparse.Namespace):
+    """Load the model. If its file has no VAE, load it with that of --vae."""
     import minisd
 
     names = ("device", "prediction", "ema")
     settings = {name: getattr(options, name) for name in names}
     try:
         return minisd.load(options.model, **settings)
-    except ValueError:
-        if not options.vae:
+    except ValueError as error:
+        if not options.vae or "--vae" not in str(error):  # reading it again would not help
             raise
-    return minisd.load(options.model, **settings, vae=options.vae[0])  # the file has none itself
+    return minisd.load(options.model, **settings, vae=options.vae[0])
 
 
 def common_settings(sd, options: argparse.Namespace) -> dict:
+    """The settings that every task takes, with the model's own where no option is given."""
     return {
         "negative_prompt": options.negative,
         "steps": options.steps,

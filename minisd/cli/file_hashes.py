@@ -1,4 +1,4 @@
-"""The sha256 of files and folders of weights, computed once: 5 GB take about 20 s."""
+"""The sha256 of files and folders of weights. Large ones are cached: 5 GB take about 20 s."""
 
 import hashlib
 import json
@@ -12,17 +12,19 @@ from filelock import FileLock
 
 from minisd.cli.messages import print_message
 
-LARGE_FILE = 10**9  # bytes: from here on a digest is kept for the next command
-TICK = 0.02  # seconds: two changes of a file within one tick of the system's clock look alike
+LARGE_FILE = 10**9  # bytes: the digests of larger files are cached for the next command
+TICK = 0.02  # seconds: two changes within one tick of the system's clock get the same date
 CACHED_HASHES = "hashes.json"  # next to the downloads
 FOLDERS = ("text_encoder", "tokenizer", "unet", "vae", "scheduler", "depth_estimator")
 
 
 def hash_of(source: str) -> str:
-    """Of a file its sha256, as sha256sum and the web UI say it (there its first ten digits).
+    """The sha256 of a file or folder, in hexadecimal.
 
-    Of a folder, and of a file that needs another to be whole, the sha256 of theirs, one a line.
-    source: a path, or a name that minisd knows. ValueError: a file changes while it is read.
+    For one file it is what sha256sum prints; the web UI shows its first ten digits. For a folder,
+    and for a file that needs a base file, it is the sha256 of the list of digests, one per line.
+    source: a path, or a name that minisd knows
+    Raises ValueError if a file changes while it is read.
     """
     from minisd.checkpoints.registry import local
 
@@ -39,18 +41,18 @@ def hash_of(source: str) -> str:
 
 
 def base_files(path: Path) -> list[Path]:
-    """The file that a fine-tuned one of ours needs next to it."""
+    """The base file that a fine-tuned file of minisd needs next to it, if any."""
     from minisd.checkpoints.read import metadata
 
     try:
         base = metadata(path).get("base")
-    except ValueError:  # a picture, a pickle
+    except ValueError:  # a picture or a pickle has no such metadata
         return []
     return [path.with_name(Path(base).name)] if base else []
 
 
 def hash_of_file(path: Path) -> str:
-    """A small file's is computed each time, a large one's only when the file has changed."""
+    """The sha256 of one file. For a large file it is computed only after the file has changed."""
     file = path.stat()
     if file.st_size < LARGE_FILE:
         return compute_hash(path, file_state(path))
@@ -61,38 +63,42 @@ def hash_of_file(path: Path) -> str:
 
 
 def file_state(path: Path) -> str:
-    """Changes with the file: its date can be set back, but not the date of its last change.
+    """A text that changes whenever the file changes.
 
-    On Windows st_ctime is when the file was made: it changes when another takes its place.
+    A program can set st_mtime back, but not st_ctime, the date of the last change. On Windows
+    st_ctime is the date of creation, which changes when another file takes this one's place.
     """
     file = path.stat()
     return f"{file.st_size} {file.st_mtime_ns} {file.st_ctime_ns} {file.st_ino}"
 
 
 def compute_hash(path: Path, state: str) -> str:
+    """Read the file. Raises ValueError if it is not in this state afterwards."""
     from minisd.checkpoints.registry import sha256
 
     digest = sha256(path)
     if file_state(path) != state:
-        raise ValueError(f"{path} changed while it was read: wait until it is written.")
+        raise ValueError(
+            f"{path} changed while it was read: wait until it is complete, and try again."
+        )
     return digest
 
 
 @cache
 def cached_hash(path: Path, state: str) -> str:
-    """The sha256 of a file in this state: looked up, or computed and kept."""
+    """Look the sha256 of a file in this state up in the cache, or compute it and cache it."""
     from minisd.checkpoints.registry import cache_dir
     from minisd.checkpoints.write import written_whole
 
     notes = cache_dir() / CACHED_HASHES
     if known := known_hashes(notes).get(str(path), {}).get(state):
         return known
-    print_message(f"computing the sha256 of {path.name}, once.")
+    print_message(f"computing the sha256 of {path.name}. This is done once.")
     digest = compute_hash(path, state)
-    # a convenience: where it cannot be kept, the next command computes it again
+    # If the cache cannot be written, the next command computes the digest again.
     with suppress(OSError, ValueError, NotImplementedError):
         notes.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{notes}.lock", timeout=10)  # of others that add to the list now
+        lock = FileLock(f"{notes}.lock", timeout=10)  # another process may be writing
         with lock, written_whole(notes) as unfinished:
             all_known = known_hashes(notes) | {str(path): {state: digest}}
             unfinished.write_text(json.dumps(all_known, indent=1), encoding="utf-8")
@@ -100,7 +106,7 @@ def cached_hash(path: Path, state: str) -> str:
 
 
 def known_hashes(notes: Path) -> dict[str, dict[str, str]]:
-    """path -> state -> sha256. Whatever else a damaged file holds is left out."""
+    """Read the cache: path -> state -> sha256. Entries of any other form are ignored."""
     from minisd.checkpoints.read import read_json
 
     try:
@@ -111,5 +117,6 @@ def known_hashes(notes: Path) -> dict[str, dict[str, str]]:
 
 
 def is_entry(entry: object) -> bool:
+    """Whether this is a dictionary whose values are all sha256 digests."""
     digests = entry.values() if isinstance(entry, dict) else [None]
     return all(isinstance(one, str) and re.fullmatch("[0-9a-f]{64}", one) for one in digests)

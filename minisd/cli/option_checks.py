@@ -1,4 +1,4 @@
-"""What can be said of a drawing before a model is loaded: settings, files, and where it goes."""
+"""Checks of a drawing command before it loads a model: its settings, its files, its output."""
 
 import argparse
 from math import isfinite
@@ -10,11 +10,14 @@ from minisd.cli.picture_files import output_paths
 from minisd.files.json_files import HALF_CHARACTER
 
 SEED_COUNT = range(-(2**63), 2**64)  # what torch.Generator takes
-CHECKED_LATER = ("image", "mask", "depth", "hint")  # opened by another function, which says more
+CHECKED_LATER = ("image", "mask", "depth", "hint")  # open_input() says more about a bad picture
 
 
 def check_before_loading(options: argparse.Namespace) -> list[Path]:
-    """Where the pictures will go. ValueError: a setting that no model can obey, or no such file."""
+    """Check a drawing command. Returns the paths that the pictures will have.
+
+    Raises ValueError for a setting that no model allows, and for a file that does not exist.
+    """
     check_texts(options)
     check_numbers(options)
     paths = output_paths(
@@ -23,19 +26,22 @@ def check_before_loading(options: argparse.Namespace) -> list[Path]:
     check_seed_range(options.seed, options.number)
     check_size_options(options.width, options.height)
     if getattr(options, "depth", None) and options.estimator:
-        raise ValueError("--depth and --estimator exclude each other: give one of them.")
+        raise ValueError("--depth and --estimator exclude each other: give only one of them.")
     check_files(options)
     return paths
 
 
 def check_texts(options: argparse.Namespace) -> None:
-    """A picture keeps its prompt, and no file holds a byte that is no letter."""
+    """Raise ValueError if a prompt has bytes that are not text: a picture stores its prompt."""
     for text in (options.prompt, options.negative):
         if half := HALF_CHARACTER.search(text or ""):
-            raise ValueError(f"the text holds half a character ({half[0]!r}): write it in UTF-8.")
+            raise ValueError(
+                f"the prompt has half a character in it ({half[0]!r}): write it in UTF-8."
+            )
 
 
 def check_numbers(options: argparse.Namespace) -> None:
+    """Raise ValueError if a number is outside its range."""
     if not 1 <= options.steps <= 1000:
         raise ValueError(f"steps must be 1 to 1000, got {options.steps}.")
     for name in ("scale", "weight"):
@@ -52,7 +58,7 @@ def check_numbers(options: argparse.Namespace) -> None:
 
 
 def check_seed_range(first: int, number: int) -> None:
-    """Of several pictures the last one counts as well."""
+    """Raise ValueError unless the seeds of the first and of the last picture are valid."""
     last = first + number - 1
     if first not in SEED_COUNT or last not in SEED_COUNT:
         wrong = (
@@ -62,7 +68,10 @@ def check_seed_range(first: int, number: int) -> None:
 
 
 def check_size_options(width: int | None, height: int | None) -> None:
-    """What is impossible for any model; what fits this one is asked when it is loaded."""
+    """Raise ValueError for a size that no model can draw.
+
+    Whether it fits this model is checked after loading.
+    """
     for name, length in (("width", width), ("height", height)):
         if length is not None and length < 8:
             raise ValueError(f"--{name} {length} is too small: ask for more, in multiples of 8.")
@@ -71,7 +80,7 @@ def check_size_options(width: int | None, height: int | None) -> None:
 
 
 def check_files(options: argparse.Namespace) -> None:
-    """Raise ValueError for the first file that is not there."""
+    """Raise ValueError for the first file that does not exist."""
     for name, named in named_sources(options).items():
         for source in named:
             if name not in CHECKED_LATER:

@@ -1,4 +1,4 @@
-"""Pictures in and out: opened, made to fit, written with their settings inside."""
+"""Opens pictures, chooses sizes and file names, and writes pictures with their settings inside."""
 
 import argparse
 import json
@@ -9,23 +9,25 @@ from pathlib import Path
 
 from minisd.cli.messages import print_message, print_results
 
-MOST_PICTURES = 10_000  # of one command: their names are chosen before the first is drawn
+MOST_PICTURES = 10_000  # in one command: all names are chosen before the first picture is drawn
 
 
 def open_input(path: Path):
-    """The picture of a file, upright: see minisd/files/pictures.py. ValueError: there is none."""
-    from minisd.files.pictures import open_picture as opened
+    """Open a picture and turn it upright. Raises ValueError if the file is not a picture."""
+    from minisd.files.pictures import open_picture
 
-    return opened(path)
+    return open_picture(path)
 
 
-STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")  # of all but WebP
+# The first bytes of every kind of picture but WebP.
+STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
 
 def is_picture(path: Path) -> bool:
-    """Whether its first bytes are those of a kind that opens; its name plays no part.
+    """Whether the first bytes are those of a picture. The name of the file does not matter.
 
-    A .safetensors begins with the length of its header, which may spell a picture's first bytes.
+    A .safetensors file begins with the length of its header, and those bytes may look like the
+    start of a picture. After them it has a brace.
     """
     with open(path, "rb") as file:
         start = file.read(12)
@@ -35,35 +37,38 @@ def is_picture(path: Path) -> bool:
 def fitting_size(
     size: tuple[int, int], options: argparse.Namespace, multiple: int
 ) -> tuple[int, int]:
-    """The width and height to draw: as asked, else the picture's, to the nearest that fit."""
-    asked = (options.width, options.height)
-    nearest = [max(multiple, round(length / multiple) * multiple) for length in size]
-    chosen = tuple(b if a is None else a for a, b in zip(asked, nearest))
-    if min(chosen) < 1:
-        raise ValueError(f"a picture of {chosen[0]} x {chosen[1]} pixels is none: ask for more.")
-    if chosen != size:
-        report_resize("picture", size, chosen)
-    return chosen
+    """The width and height to draw: those of the options, else the nearest to the picture's.
+
+    size: width and height of the picture    multiple: of what they must be multiples
+    """
+    width, height = (max(multiple, round(length / multiple) * multiple) for length in size)
+    width = width if options.width is None else options.width
+    height = height if options.height is None else options.height
+    if (width, height) != size:
+        report_resize("picture", size, (width, height))
+    return width, height
 
 
 def report_resize(what: str, old: tuple[int, int], new: tuple[int, int]) -> None:
+    """Print that a picture or a hint is resized. old, new: width and height"""
     sizes = " to ".join(f"{width} x {height}" for width, height in (old, new))
     print_message(f"the {what} is resized from {sizes}.")
 
 
 def progress_bar(walk, options: argparse.Namespace):
+    """The steps of a sampler, with a progress bar if a person watches the terminal."""
     from tqdm import tqdm
 
     return tqdm(walk, total=options.steps, disable=not sys.stderr.isatty())
 
 
 def output_paths(output: Path, number: int, every_step: bool, force: bool = False) -> list[Path]:
-    """Where the pictures go: the output itself, or output-1, output-2, …
+    """The paths of the pictures to draw: the output itself, or output-1, output-2, …
 
-    A picture that is there stays, unless force: the new one is called output-2, and several take
-    the next numbers that are free, all together. That is said.
-    ValueError: not a PNG, no pictures asked for, or a place where nothing can be written. Asked
-    before the work, so that none is lost.
+    Unless force is set, an existing file is kept: one picture is named output-2, output-3 …, and
+    several take the next numbers that are all free. A message says so.
+    This is called before the first picture is drawn, so that no work is lost. Raises ValueError if
+    the output is not a PNG, if the number is out of range, or if a path cannot be written.
     """
     if number < 1:
         raise ValueError(f"the number of pictures must be 1 or more, got {number}.")
@@ -84,23 +89,24 @@ def output_paths(output: Path, number: int, every_step: bool, force: bool = Fals
 
 
 def numbered_paths(output: Path, number: int, first: int) -> list[Path]:
-    """`number` names from output-first on; a lone first one is the output itself."""
+    """The paths output-first, output-(first+1) … A single picture with first = 1 is the output."""
     if number == 1 and first == 1:
         return [output]
     return [output.with_stem(f"{output.stem}-{i}") for i in range(first, first + number)]
 
 
 def all_outputs(paths: list[Path], every_step: bool) -> list[Path]:
-    """All that will be written: the pictures, and their strips."""
+    """All files to write: the pictures, and with every_step their strips."""
     return paths + [strip_path(path) for path in paths if every_step]
 
 
 def name_range(paths: list[Path]) -> str:
+    """The name of one file, or the first and the last name of several."""
     return paths[0].name if len(paths) == 1 else f"{paths[0].name} to {paths[-1].name}"
 
 
 def check_writable(path: Path) -> None:
-    """Raise ValueError unless a file of this name can be written, without touching one there."""
+    """Raise ValueError unless this path can be written. An existing file is not touched."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder: name a file in it with -o.")
     if path.exists() and not os.access(path, os.W_OK):
@@ -115,8 +121,11 @@ def check_writable(path: Path) -> None:
 
 
 def write_png(picture, path: Path, settings: dict) -> None:
-    """Save the picture with its settings: as JSON in the text chunk named minisd, and in one named
-    parameters, as other programs read them. ValueError: the file cannot be written.
+    """Save the picture with its settings inside, and print its path.
+
+    The text chunk "minisd" holds the settings as JSON. The chunk "parameters" holds them as the
+    AUTOMATIC1111 web UI writes them, for other programs.
+    Raises ValueError if the file cannot be written.
     """
     from PIL.PngImagePlugin import PngInfo
 
@@ -131,4 +140,5 @@ def write_png(picture, path: Path, settings: dict) -> None:
 
 
 def strip_path(path: Path) -> Path:
+    """The path of the strip that shows the guesses of all steps."""
     return path.with_stem(f"{path.stem}-steps")

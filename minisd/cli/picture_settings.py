@@ -1,12 +1,13 @@
-"""What a picture's file says of how it was drawn: written, shown, and followed by --like.
+"""The settings inside a picture's file: writes them, shows them, and reads them for --like.
 
-It is JSON in the PNG's text chunk "minisd": every setting that plays a part, with the sha256 of
-every file. Nothing in it changes from run to run, such as a date, so the same picture is the same
-file.
+They are JSON in the PNG's text chunk "minisd": every setting that affects the picture, and the
+sha256 of every file. They hold nothing that changes from run to run, such as a date. So the same
+picture is the same file.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from minisd.cli import a1111_metadata
 from minisd.cli.adapter_options import named_sources
@@ -16,7 +17,7 @@ from minisd.cli.picture_files import open_input
 from minisd.files.json_files import parse_json
 from minisd.files.one_line import one_line
 
-# Name in the file -> the option's name, and its type.
+# The name of a setting in the file -> the name of its option, and its type.
 PICTURE_SETTINGS = {
     "prompt": ("prompt", str),
     "negative_prompt": ("negative", str),
@@ -46,13 +47,17 @@ PICTURE_SETTINGS = {
     **{name: (name, list) for name in ("lora", "embedding", "hypernetwork", "vae")},
     **{name: (name, list) for name in ("control", "classifier")},
 }
-# What is no option. schedule: the spacing that the model's folder says, where none is asked for.
-THREADS = range(1, 1025)  # as many as some machine has cores
+THREADS = range(1, 1025)  # as many threads as a machine may have cores
+# The settings that are not options. schedule: the spacing that the model's folder states, which is
+# recorded if --spacing is not given.
 FACTS = ("minisd", "command", "hashes", "dtype", "threads", "torch", "schedule")
 
 
-def collect_settings(options: argparse.Namespace, sd, settings: dict) -> dict[str, object]:
-    """Everything but the seed. settings: those that the model had a word in, by name in the file"""
+def collect_settings(options: argparse.Namespace, sd, settings: dict) -> dict[str, Any]:
+    """All settings of a picture except its seed, by their names in the file.
+
+    settings: those that come from the model if no option is given
+    """
     import torch
 
     import minisd
@@ -76,34 +81,37 @@ def collect_settings(options: argparse.Namespace, sd, settings: dict) -> dict[st
 
 
 def json_value(value: object) -> object:
-    """As JSON has it."""
+    """The value as JSON stores it: a path becomes a string."""
     return str(value) if isinstance(value, Path) else value
 
 
 # ---- reading ---------------------------------------------------------------------------------
 
 
-def read_settings(path: Path) -> dict[str, object] | None:
-    """What minisd wrote into a picture; None where it did not.
+def read_settings(path: Path) -> dict[str, Any] | None:
+    """The settings that minisd wrote into a picture. None if it wrote none.
 
-    Raises ValueError where there is no picture, and where that was changed into something else.
+    Raises ValueError if the file is not a picture, or if its settings are damaged.
     """
     text = open_input(path).info.get("minisd")
     if text is None:
         return None
     try:
         about = parse_json(text)
+    except ValueError:
+        about = None
+    if isinstance(about, dict):
         hashes = about.get("hashes", {})
-        whole = all(isinstance(digest, str) for digest in hashes.values())
-    except (ValueError, AttributeError):  # no JSON, no dictionary
-        whole = False
-    if not whole:
-        raise ValueError(f"{path} has damaged settings: give another picture.")
-    return about
+        if isinstance(hashes, dict) and all(isinstance(digest, str) for digest in hashes.values()):
+            return about
+    raise ValueError(f"{path} has damaged settings: give another picture.")
 
 
 def read_a1111_text(path: Path) -> str | None:
-    """The web UI's text: of a PNG, or of the comment in a JPEG's or WebP's EXIF data."""
+    """The text that the AUTOMATIC1111 web UI wrote into a picture. None if it wrote none.
+
+    It is a text chunk in a PNG, and the comment in the EXIF data of a JPEG or WebP.
+    """
     from minisd.files.pictures import in_our_words
 
     picture = open_input(path)
@@ -112,7 +120,7 @@ def read_a1111_text(path: Path) -> str | None:
     try:
         with in_our_words(str(path)):
             comment = picture.getexif().get_ifd(0x8769).get(0x9286)  # Exif, UserComment
-    except ValueError:  # the EXIF is damaged where no pixel needs it
+    except ValueError:  # the EXIF data are damaged, but the pixels do not need them
         return None
     if not isinstance(comment, bytes):
         return None
@@ -120,38 +128,46 @@ def read_a1111_text(path: Path) -> str | None:
     return text.decode("utf-16-be" if code == b"UNICODE\0" else "utf-8", errors="replace")
 
 
-def recorded_options(options: argparse.Namespace, given: set[str]) -> dict[str, object]:
-    """The options that drew the picture --like names, by their names here.
+def recorded_options(options: argparse.Namespace, given: set[str]) -> dict[str, Any]:
+    """The options that drew the picture of --like, by name, with "hashes" and "threads".
 
-    given: the options that are on the command line
-    Raises ValueError where the picture does not say, was drawn by another command, or by other
-    files than those of the same name here.
+    given: the names of the options on the command line
+    Raises ValueError if the picture does not say how it was drawn, or if another command drew it.
     """
     path = options.like
     about = read_settings(path)
     if about is None:
         return settings_of_another_program(path, options.command, given)
     if (command := about.get("command", "generate")) != options.command:
-        raise ValueError(f"{path} was drawn by another command: minisd {command} --like {path}.")
+        raise ValueError(
+            f"{path} was drawn by another command: use minisd {command} --like {path}."
+        )
     unknown = about.keys() - PICTURE_SETTINGS.keys() - set(FACTS)
     if unknown:
         raise ValueError(
-            f"{path} has the setting {min(unknown)}, which this minisd does not know: it was drawn "
-            f"by minisd {about.get('minisd', 'of another version')}."
+            f"{path} has the setting {min(unknown)}, which this minisd does not know: use minisd "
+            f"{about.get('minisd', 'of another version')}, which drew it."
         )
     warn_about_versions(path, about)
     threads = about.get("threads")
     if threads is not None and (type(threads) is not int or threads not in THREADS):
-        raise ValueError(f"{path} has damaged settings (threads is {threads!r}): give another.")
+        raise ValueError(damaged(path, "threads", threads))
     return option_values(path, about) | {"hashes": about.get("hashes", {}), "threads": threads}
 
 
-def settings_of_another_program(path: Path, command: str, given: set[str]) -> dict[str, object]:
+def settings_of_another_program(path: Path, command: str, given: set[str]) -> dict[str, Any]:
+    """The options that drew a picture of the web UI, by name, with "model_hash".
+
+    model_hash: the first digits of the model's sha256, or "" if they are not known
+    given, and what is raised: as in recorded_options()
+    """
     text = read_a1111_text(path)
     if text is None:
         raise ValueError(f"{path} does not say how it was drawn: give the settings as options.")
     if command != "generate":
-        raise ValueError(f"{path} was drawn from a prompt alone: minisd generate --like {path}.")
+        raise ValueError(
+            f"{path} was drawn from a prompt alone: use minisd generate --like {path}."
+        )
     try:
         about, warnings = a1111_metadata.settings_from_webui(text, given)
     except ValueError as error:
@@ -161,8 +177,8 @@ def settings_of_another_program(path: Path, command: str, given: set[str]) -> di
     return option_values(path, about) | {"model_hash": a1111_metadata.model_hash(text)}
 
 
-def option_values(path: Path, about: dict[str, object]) -> dict[str, object]:
-    """The settings by the options' names, each of its type. ValueError: one has another."""
+def option_values(path: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """The settings by the names of their options. Raises ValueError if one has the wrong type."""
     values = {}
     for name, (dest, kind) in PICTURE_SETTINGS.items():
         value = about.get(name)
@@ -171,26 +187,29 @@ def option_values(path: Path, about: dict[str, object]) -> dict[str, object]:
         try:
             values[dest] = convert_value(value, kind)
         except (ValueError, OverflowError) as error:
-            sentence = f"{path} has damaged settings ({name} is {value!r}): give another picture."
-            raise ValueError(sentence) from error
+            raise ValueError(damaged(path, name, value)) from error
     return values
 
 
-def convert_value(value: object, kind: type) -> object:
-    """The value as an option has it: paths and some numbers are strings in the file.
+def damaged(path: Path, name: str, value: object) -> str:
+    return f"{path} has damaged settings ({name} is {value!r}): give another picture."
 
-    ValueError: it is none of that kind.
+
+def convert_value(value: Any, kind: type) -> object:
+    """Convert a value of the file to the type of its option.
+
+    The file stores paths and some numbers as strings.
+    Raises ValueError if the value has another type.
     """
-    if kind is float and not isinstance(value, bool | list | dict):
-        return float(value)
-    stored = {Path: str, list: list}.get(kind, kind)
+    stored = {float: (float, int, str), Path: (str,)}.get(kind, (kind,))
     strings = not isinstance(value, list) or all(isinstance(one, str) for one in value)
-    if type(value) is not stored or not strings:
-        raise ValueError(f"{value!r} is no {kind.__name__}")
+    if type(value) not in stored or not strings:
+        raise ValueError(f"{value!r} is not a {kind.__name__}")
     return kind(value)
 
 
-def warn_about_versions(path: Path, about: dict[str, object]) -> None:
+def warn_about_versions(path: Path, about: dict[str, Any]) -> None:
+    """Print a message if another version of minisd or torch drew the picture."""
     import torch
 
     import minisd
@@ -204,9 +223,10 @@ def warn_about_versions(path: Path, about: dict[str, object]) -> None:
 
 
 def check_hashes(options: argparse.Namespace, hashes: dict[str, str], given: set[str]) -> None:
-    """Raise ValueError for a file that is another one than when the picture was drawn.
+    """Raise ValueError if a file has changed since the picture was drawn.
 
-    A file that the command line itself names is what is wanted, whatever it is.
+    Files that the command line names are not checked: the user chose them.
+    hashes: the recorded sha256 of each file    given: the names of the options on the command line
     """
     for name, named in named_sources(options).items():
         for source in named:
@@ -214,24 +234,27 @@ def check_hashes(options: argparse.Namespace, hashes: dict[str, str], given: set
             if name not in given and recorded and hash_of(source) != recorded:
                 raise ValueError(
                     f"{source} is another file than the one that {options.like} was drawn with "
-                    f"(sha256 {recorded[:10]}…): give the right one with --{name}, or this one "
-                    "there to draw another picture."
+                    f"(sha256 {recorded[:10]}…): give the right file with --{name}. Give this one "
+                    "with it to draw a different picture."
                 )
 
 
 def warn_about_model(options: argparse.Namespace, digest: str) -> None:
-    """digest: the beginning of the model's sha256, "" where it is not known"""
+    """Print a message if another model drew the picture of --like.
+
+    digest: the first digits of that model's sha256, or "" if they are not known
+    """
     if digest and not hash_of(options.model).startswith(digest):
         print_message(
-            f"{options.like} was drawn by a model with the sha256 {digest}…, which "
-            f"{options.model} is not: the new picture will be another one."
+            f"{options.like} was drawn by a model with the sha256 {digest}…, and {options.model} "
+            "has another one: the new picture will be different."
         )
 
 
 def describe_picture(path: Path) -> str:
-    """What a picture's file says about how it was drawn, in rows, for a person.
+    """How a picture was drawn, in rows for a person to read.
 
-    Raises ValueError if the file is no picture, or if what it says is damaged or too long.
+    Raises ValueError if the file is not a picture, or if its settings are damaged or too long.
     """
     width, height = open_input(path).size
     size = f"{path.name}: {width} x {height} pixels"
@@ -255,4 +278,5 @@ def describe_picture(path: Path) -> str:
 
 
 def format_value(value: object) -> str:
+    """The value as text. The items of a list are separated by commas."""
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
