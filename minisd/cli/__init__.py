@@ -80,9 +80,8 @@ def run_command(arguments: list[str]) -> None:
     elif options.command == "lessons":
         lessons.lessons_command(options, extra + passed_on)
     elif extra:
-        unknown = f"there is no option {extra[0]}"
-        problem = unknown if extra[0].startswith("-") else f"{extra[0]!r} is one word too many"
-        raise ValueError(f"{problem}: see minisd {options.command} --help.")
+        problem = "an unknown option" if extra[0].startswith("-") else "one word too many"
+        raise ValueError(f"{extra[0]!r} is {problem}: see minisd {options.command} --help.")
     else:
         options.run(options)
 
@@ -120,11 +119,7 @@ def add_convert(command: argparse.ArgumentParser) -> None:
     add("model", help="a model: FILE, FOLDER or NAME")
     add("destination", type=Path, help="a .safetensors file, or a folder for diffusers")
     add("--half", action="store_true", help="store 16-bit numbers: half the size")
-    add(
-        "--prediction",
-        choices=("eps", "v"),
-        help="what the U-Net predicts, if the file does not say",
-    )
+    add("--prediction", choices=("eps", "v"), help="what the U-Net predicts, if no file says it")
     add("--ema", action="store_true", help="take the averaged weights of a training checkpoint")
     add("--vae", metavar="FILE", help="use this VAE instead of the model's own")
     add("--keep-unused", action="store_true", help="also copy what the model does not need")
@@ -189,13 +184,7 @@ def download_command(options: argparse.Namespace) -> None:
 
 def add_examples(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add(
-        "folder",
-        nargs="?",
-        type=Path,
-        default=Path("examples"),
-        help="where to write (default: examples)",
-    )
+    add("folder", nargs="?", type=Path, default=Path("examples"), help="where to write (examples)")
     command.set_defaults(run=examples_command)
 
 
@@ -222,7 +211,7 @@ def add_train(command: argparse.ArgumentParser) -> None:
         "--folder",
         type=Path,
         default=Path("runs/mini"),
-        help="where checkpoints and logs go (runs/mini)",
+        help="for checkpoints and logs (runs/mini)",
     )
     length = command.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="how many training steps (the recipe's)")

@@ -62,9 +62,7 @@ def advice_on_machine(torch_version: str, speed: float, mini: Path) -> list[str]
     except ImportError:
         pass
     except RuntimeError:
-        advice.append(
-            "torchvision does not match torch and breaks transformers: uninstall torchvision."
-        )
+        advice.append("torchvision does not match torch and breaks transformers: uninstall it.")
     return advice
 
 

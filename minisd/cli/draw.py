@@ -8,35 +8,24 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from minisd.cli import picture_settings
 from minisd.cli.adapter_options import attach_adapters, read_hints
 from minisd.cli.argument_parser import place_words
 from minisd.cli.drawing_options import POSITIONALS, fill_in_options, given_options
 from minisd.cli.memory import check_memory, enough_memory
 from minisd.cli.option_checks import check_before_loading
-from minisd.cli.picture_files import (
-    fitting_size,
-    open_input,
-    progress_bar,
-    strip_path,
-    write_png,
-)
-from minisd.cli.picture_settings import (
-    check_hashes,
-    collect_settings,
-    recorded_options,
-    warn_about_model,
-)
+from minisd.cli.picture_files import fitting_size, open_input, progress_bar, strip_path, write_png
 
 
 def draw_command(options: argparse.Namespace, extra: list[str]) -> None:
     """Run a drawing command. extra: the words that argparse left over"""
     place_words(options, extra, POSITIONALS[options.command], needed=options.like is None)
     given = given_options(options)
-    recorded = {} if options.like is None else recorded_options(options, given)
+    recorded = {} if options.like is None else picture_settings.recorded_options(options, given)
     fill_in_options(options, recorded)
     outputs = check_before_loading(options)
-    check_hashes(options, recorded.get("hashes", {}), given)
-    warn_about_model(options, recorded.get("model_hash", ""))
+    picture_settings.check_hashes(options, recorded.get("hashes", {}), given)
+    picture_settings.warn_about_model(options, recorded.get("model_hash", ""))
     with use_threads(recorded.get("threads")):
         COMMANDS[options.command](options, outputs)
 
@@ -73,7 +62,7 @@ def run_generate(options: argparse.Namespace, outputs: list[Path]) -> None:
     }
     size = (settings["width"], settings["height"])
     check_memory(sd, *size)
-    about = collect_settings(options, sd, settings)
+    about = picture_settings.collect_settings(options, sd, settings)
     attach_adapters(sd, options, size, hints)
     for seed, path in enumerate(outputs, start=options.seed):
         guesses = []
@@ -149,7 +138,7 @@ def draw_from_picture(
         more["mask"] = mask_shades(more["mask"]).resize(size)
     settings = common_settings(sd, options)
     sizes = {"width": size[0], "height": size[1]}
-    about = collect_settings(options, sd, settings | sizes)
+    about = picture_settings.collect_settings(options, sd, settings | sizes)
     attach_adapters(sd, options, size, hints)
     settings |= {"strength": options.strength, "progress": sys.stderr.isatty(), **more}
     for seed, path in enumerate(outputs, start=options.seed):

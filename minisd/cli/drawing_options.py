@@ -71,17 +71,8 @@ def add_common_options(command: argparse.ArgumentParser) -> None:
     add("--spacing", choices=SPACING_CHOICES, metavar="NAME", help=names)
     add("--seed", type=int, metavar="N", help="for the first picture (0); the next gets N + 1")
     add("-n", "--number", type=int, metavar="N", help="how many pictures (1)")
-    add(
-        "--prediction",
-        choices=("eps", "v"),
-        help="what the U-Net predicts, if no file says it",
-    )
-    add(
-        "--ema",
-        action="store_const",
-        const=True,
-        help="take a training checkpoint's averaged weights",
-    )
+    add("--prediction", choices=("eps", "v"), help="what the U-Net predicts, if no file says it")
+    add("--ema", action="store_const", const=True, help="take a checkpoint's averaged weights")
     add("--device", metavar="NAME", help="cpu, cuda or mps (cpu)")
 
 
@@ -94,9 +85,7 @@ def add_command_options(command: argparse.ArgumentParser, name: str) -> None:
     if name == "generate":
         add("--extended", action=switch, help="read weights like (word:1.2) and long prompts")
         add("--clip-skip", type=int, metavar="N", help="how many last text layers to leave out (0)")
-        add(
-            "--every-step", action="store_true", help="also write the guesses of all steps in a row"
-        )
+        add("--every-step", action="store_true", help="also write each step's guess, in one row")
     if name in STRENGTHS:
         meaning = f"0 keeps the picture, 1 ignores it ({STRENGTHS[name]:g})"
         add("--strength", type=float, metavar="X", help=meaning)
@@ -104,10 +93,7 @@ def add_command_options(command: argparse.ArgumentParser, name: str) -> None:
         add("--paste", action=switch, help="put the original pixels back outside the mask")
     if name == "depth":
         add(
-            "--depth",
-            type=Path,
-            metavar="PICTURE",
-            help="a grey picture, bright where near (estimated)",
+            "--depth", type=Path, metavar="PICTURE", help="grey picture, near is bright (estimated)"
         )
         add("--estimator", metavar="FILE", help="a depth estimator: FILE or NAME (the model's)")
     if name == "control":

@@ -78,9 +78,7 @@ def compute_hash(path: Path, state: str) -> str:
 
     digest = sha256(path)
     if file_state(path) != state:
-        raise ValueError(
-            f"{path} changed while it was read: wait until it is complete, and try again."
-        )
+        raise ValueError(f"{path} changed while it was read: wait until it is complete.")
     return digest
 
 

@@ -16,13 +16,8 @@ OWN_OPTIONS = ("--no-open", "-h", "--help")
 def add_lessons(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     command.usage = "minisd lessons [FOLDER] [--no-open] [options of Jupyter]"
-    add(
-        "folder",
-        nargs="?",
-        type=Path,
-        default=Path("minisd-lessons"),
-        help="where to copy them (default: minisd-lessons)",
-    )
+    place = "where to copy them (minisd-lessons)"
+    add("folder", nargs="?", type=Path, default=Path("minisd-lessons"), help=place)
     add("--no-open", action="store_true", help="only copy the lessons")
     command.epilog = (
         "All other options, and all words after --, go to Jupyter. Name the folder first: minisd "
@@ -92,7 +87,5 @@ def copy_notebooks(source: Path, folder: Path) -> list[str]:
                 shutil.copyfile(notebook, unfinished)
             lines.append(f"{own}")
         elif not own.is_file() or own.read_bytes() != notebook.read_bytes():
-            lines.append(
-                f"{own} differs from the lesson and was kept: to get a fresh copy, move it"
-            )
+            lines.append(f"{own} is different and was kept: move it to get a fresh copy")
     return lines or [f"all lessons are in {folder} already"]
