@@ -155,10 +155,9 @@ def info_command(options: argparse.Namespace) -> None:
     from minisd.cli.picture_settings import describe_picture
 
     path = Path(options.model)
-    if path.is_file() and is_picture(path):
-        print_results(*describe_picture(path).split("\n"))
-    else:
-        print_results(*str(inspect_source(options.model)).split("\n"))
+    picture = path.is_file() and is_picture(path)
+    about = describe_picture(path) if picture else str(inspect_source(options.model))
+    print_results(*about.split("\n"))
 
 
 def add_download(command: argparse.ArgumentParser) -> None:

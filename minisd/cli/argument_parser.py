@@ -2,25 +2,22 @@
 
 import argparse
 import re
+from functools import partial
 from itertools import zip_longest
 from typing import Any, NoReturn
+
+# An option of up to 26 letters and its help share a line, so that --help fits a screen.
+HELP = partial(argparse.HelpFormatter, max_help_position=30)
 
 
 class Parser(argparse.ArgumentParser):
     """argparse that raises a ValueError of one sentence, and does not print the usage."""
 
     def __init__(self, **settings: Any):
-        super().__init__(formatter_class=Help, **settings)
+        super().__init__(formatter_class=HELP, **settings)
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(plain_error(message))
-
-
-class Help(argparse.HelpFormatter):
-    """Puts an option of up to 26 letters and its help on one line, so that help fits a screen."""
-
-    def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=30)
 
 
 def plain_error(message: str) -> str:

@@ -84,17 +84,12 @@ def system_load() -> float | None:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
-def good_threads(cores: int, load: float | None) -> int:
-    """How many cores other processes leave free, at least 1."""
-    return max(1, cores - round(load or 0))
-
-
 def advice_on_threads(threads: int, cores: int, load: float | None) -> list[str]:
     """Advice if the number of threads does not suit the free cores, in a list of 0 or 1 sentences.
 
     If there are more threads than free cores, they wait for each other at every step.
     """
-    good = good_threads(cores, load)
+    good = max(1, cores - round(load or 0))  # the cores that other processes leave free
     if threads > good:
         others = f", which {load:.1f} processes want" if threads <= cores else ""
         return [

@@ -49,13 +49,13 @@ def lessons_command(options: argparse.Namespace, passed_on: list[str]) -> None:
         print_results(line)
     if options.no_open:
         return
-    if find_spec("jupyterlab") is None and find_spec("notebook") is None:
+    installed = [name for name in ("jupyterlab", "notebook") if find_spec(name)]
+    if not installed:
         raise ValueError(
             f"the lessons are in {options.folder}, but Jupyter is not installed: "
             "run pip install jupyter, or open them in an editor that shows notebooks."
         )
-    module = "jupyterlab" if find_spec("jupyterlab") else "notebook"
-    command = [sys.executable, "-m", module, str(options.folder), *passed_on]
+    command = [sys.executable, "-m", installed[0], str(options.folder), *passed_on]
     try:
         subprocess.run(command, check=True)
     except subprocess.CalledProcessError as error:

@@ -99,10 +99,10 @@ def limits_of_process() -> list[tuple[int, int]]:
         import resource
     except ImportError:  # Windows
         return []
-    soft = [resource.getrlimit(one)[0] for one in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
-    used = (statm_bytes(0), statm_bytes(5))  # address space; data and stack
-    pairs = zip(soft, used, strict=True)
-    return [(limit, used) for limit, used in pairs if limit != resource.RLIM_INFINITY]
+    # column 0 is the address space, and column 5 is data and stack
+    kinds = [(resource.RLIMIT_AS, statm_bytes(0)), (resource.RLIMIT_DATA, statm_bytes(5))]
+    found = [(resource.getrlimit(kind)[0], used) for kind, used in kinds]
+    return [(limit, used) for limit, used in found if limit != resource.RLIM_INFINITY]
 
 
 def statm_bytes(column: int) -> int:

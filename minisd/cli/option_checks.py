@@ -35,9 +35,7 @@ def check_texts(options: argparse.Namespace) -> None:
     """Raise ValueError if a prompt has bytes that are not text: a picture stores its prompt."""
     for text in (options.prompt, options.negative):
         if half := HALF_CHARACTER.search(text or ""):
-            raise ValueError(
-                f"the prompt has half a character in it ({half[0]!r}): write it in UTF-8."
-            )
+            raise ValueError(f"the prompt has half a character ({half[0]!r}): write it in UTF-8.")
 
 
 def check_numbers(options: argparse.Namespace) -> None:

@@ -117,9 +117,8 @@ def test_predict_prints_outside_a_notebook_and_keeps_the_answer(capsys):
 
 
 def test_the_buttons_keep_the_choice():
-    pytest.importorskip("ipywidgets")
     asked = guess()
-    _, radio = buttons(asked).children
+    _, radio = buttons(asked, pytest.importorskip("ipywidgets")).children
     assert radio.value is None and asked.chosen is None
     radio.value = "c"
     assert asked.chosen == "c"
@@ -335,7 +334,7 @@ def test_words_of_a_map_do_not_lie_on_each_other():
 def test_the_plane_keeps_lengths_and_angles(generator):
     uncond, cond = torch.randn(2, 1, 4, 8, 8, generator=generator, dtype=torch.float64)
     arrows = {"u": uncond, "c": cond, "g": (uncond, uncond + 3 * (cond - uncond))}
-    ends = charts.plane(arrows)
+    ends = charts.project_arrows(arrows)
     for name, whole in {"u": uncond, "c": cond, "g": 3 * (cond - uncond)}.items():
         tail, head = ends[name]
         assert np.linalg.norm(head - tail) == pytest.approx(whole.norm().item())
@@ -344,7 +343,7 @@ def test_the_plane_keeps_lengths_and_angles(generator):
 
 
 def test_arrows_in_the_plane_stay_as_they_are():
-    ends = charts.plane({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0, 1.0])})
+    ends = charts.project_arrows({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0, 1.0])})
     np.testing.assert_array_equal(ends["a"], [[0, 0], [1, 2]])
 
 
