@@ -1,6 +1,6 @@
-"""The text that the AUTOMATIC1111 web UI writes into pictures: writes and reads it.
+"""Writes and reads the text that the AUTOMATIC1111 web UI puts into pictures.
 
-Many programs read it. An example:
+Many other programs read it. An example:
 
     a cat
     Negative prompt: blurry
@@ -51,7 +51,7 @@ WEBUI_SAMPLERS = {  # the web UI's name -> minisd's name
     "DPM++ 2M": "dpmpp_2m",
 }
 WEBUI_NAMES = {ours: theirs for theirs, ours in WEBUI_SAMPLERS.items()}
-ONE_SPACING = ("DDIM", "PLMS")  # these always use leading spacing, as they do here by default
+ONE_SPACING = ("DDIM", "PLMS")  # in the web UI these always use leading spacing, their default here
 IGNORED_PARAMETERS = {  # parameters that do not change the picture -> why
     "Version": "the version of the web UI",
     "User": "the person who drew it",
@@ -111,7 +111,7 @@ def plain_name(source: str) -> str:
 def schedule_type(about: dict) -> str | None:
     """The web UI's name for the spacing of the noise levels.
 
-    None for DDPM, DDIM and PLMS if none was chosen, because the web UI has only one for these.
+    None for DDPM, DDIM and PLMS if none was chosen: the web UI has only one for each of these.
     """
     own = None if about["sampler"] in ("ddpm", "ddim", "plms") else "uniform"
     spacing = about.get("spacing") or about.get("schedule") or own

@@ -8,7 +8,7 @@ from minisd.cli.picture_files import open_input, report_resize
 
 
 def check_exists(source: str) -> None:
-    """Raise ValueError if the source is neither a file nor a folder nor a name of minisd's."""
+    """Raise ValueError unless the source is a file, a folder, or a name that minisd knows."""
     from minisd.checkpoints.registry import local
 
     path = local(source)
@@ -19,7 +19,7 @@ def check_exists(source: str) -> None:
 def split_scale(given: str) -> tuple[str, float]:
     """Split FILE[:SCALE] into the file and its scale, which is 1 if none is given.
 
-    Raises ValueError if the scale is infinite or not a number.
+    Raises ValueError if the scale is inf or nan.
 
     >>> split_scale("style.safetensors:0.5"), split_scale("C:/style.safetensors")
     (('style.safetensors', 0.5), ('C:/style.safetensors', 1.0))

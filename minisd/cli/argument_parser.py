@@ -55,9 +55,11 @@ def place_words(
     if len(words) > len(names):
         raise ValueError(too_many_words(options.command, words, len(names) - 1))
     if needed and len(words) < len(names):
-        absent = " and ".join(names[len(words) :])
+        absent = " and ".join(names[len(words) :]) + (
+            " is" if len(names) == len(words) + 1 else " are"
+        )
         usage = " ".join(["minisd", options.command, *(name.upper() for name in names)])
-        raise ValueError(f"the {absent} is missing: write {usage}.")
+        raise ValueError(f"the {absent} missing: write {usage}.")
     for name, word in zip_longest(names, words):
         setattr(options, name, word)
 

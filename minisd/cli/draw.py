@@ -126,7 +126,7 @@ def draw_from_picture(
     image = open_input(Path(options.image))
     if "mask" in more and more["mask"].size != image.size:
         raise ValueError(
-            f"the mask has {more['mask'].size} pixels and the picture {image.size}: give a mask "
+            f"the mask has the size {more['mask'].size} and the picture {image.size}: give a mask "
             "of the picture's size."
         )
     hints = read_hints(options)
@@ -156,7 +156,7 @@ def load_model(options: argparse.Namespace):
     try:
         return minisd.load(options.model, **settings)
     except ValueError as error:
-        if not options.vae or "--vae" not in str(error):  # reading it again would not help
+        if not options.vae or "--vae" not in str(error):  # a VAE would not help
             raise
     return minisd.load(options.model, **settings, vae=options.vae[0])
 

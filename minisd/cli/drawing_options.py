@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-# The names in samplers.py and sampling.py. Importing those would import torch, so a test compares.
+# The names in samplers.py and sampling.py. They are repeated here, because importing those files
+# imports torch. A test compares them.
 SAMPLER_CHOICES = ("ddpm", "ddim", "plms", "lms", "euler", "euler_ancestral", "heun", "dpmpp_2m")
 SPACING_CHOICES = ("leading", "linspace", "trailing", "uniform", "karras")
 ADAPTERS = ("lora", "embedding", "hypernetwork", "vae", "control", "classifier")

@@ -1,4 +1,4 @@
-"""The sha256 of files and folders of weights. Large ones are cached: 5 GB take about 20 s."""
+"""The sha256 of files and folders of weights. It is cached for large files: 5 GB take 20 s."""
 
 import hashlib
 import json
@@ -73,7 +73,7 @@ def file_state(path: Path) -> str:
 
 
 def compute_hash(path: Path, state: str) -> str:
-    """Read the file. Raises ValueError if it is not in this state afterwards."""
+    """The sha256 of a file in this state. Raises ValueError if the state changes meanwhile."""
     from minisd.checkpoints.registry import sha256
 
     digest = sha256(path)
@@ -84,7 +84,7 @@ def compute_hash(path: Path, state: str) -> str:
 
 @cache
 def cached_hash(path: Path, state: str) -> str:
-    """Look the sha256 of a file in this state up in the cache, or compute it and cache it."""
+    """The sha256 of a file in this state: from the cache, or computed and then cached."""
     from minisd.checkpoints.registry import cache_dir
     from minisd.checkpoints.write import written_whole
 

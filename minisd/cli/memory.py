@@ -106,7 +106,7 @@ def limits_of_process() -> list[tuple[int, int]]:
 
 
 def statm_bytes(column: int) -> int:
-    """One column of /proc/self/statm in bytes. 0 on other systems than Linux."""
+    """One column of /proc/self/statm in bytes. 0 if the system is not Linux."""
     try:
         numbers = Path("/proc/self/statm").read_text(encoding="utf-8").split()
         return int(numbers[column]) * os.sysconf("SC_PAGE_SIZE")

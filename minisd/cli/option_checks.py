@@ -10,7 +10,7 @@ from minisd.cli.picture_files import output_paths
 from minisd.files.json_files import HALF_CHARACTER
 
 SEED_COUNT = range(-(2**63), 2**64)  # what torch.Generator takes
-CHECKED_LATER = ("image", "mask", "depth", "hint")  # open_input() says more about a bad picture
+CHECKED_LATER = ("image", "mask", "depth", "hint")  # open_input() checks these, and says more
 
 
 def check_before_loading(options: argparse.Namespace) -> list[Path]:

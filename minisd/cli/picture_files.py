@@ -37,9 +37,9 @@ def is_picture(path: Path) -> bool:
 def fitting_size(
     size: tuple[int, int], options: argparse.Namespace, multiple: int
 ) -> tuple[int, int]:
-    """The width and height to draw: those of the options, else the nearest to the picture's.
+    """The width and height to draw: from the options, else those of the picture, rounded.
 
-    size: width and height of the picture    multiple: of what they must be multiples
+    size: width and height of the picture    multiple: each side is rounded to a multiple of it
     """
     width, height = (max(multiple, round(length / multiple) * multiple) for length in size)
     width = width if options.width is None else options.width
@@ -89,7 +89,10 @@ def output_paths(output: Path, number: int, every_step: bool, force: bool = Fals
 
 
 def numbered_paths(output: Path, number: int, first: int) -> list[Path]:
-    """The paths output-first, output-(first+1) … A single picture with first = 1 is the output."""
+    """The paths of `number` pictures: output-first and the following ones.
+
+    If a single picture has the number 1, its path is the output itself.
+    """
     if number == 1 and first == 1:
         return [output]
     return [output.with_stem(f"{output.stem}-{i}") for i in range(first, first + number)]

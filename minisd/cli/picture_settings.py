@@ -234,8 +234,8 @@ def check_hashes(options: argparse.Namespace, hashes: dict[str, str], given: set
             if name not in given and recorded and hash_of(source) != recorded:
                 raise ValueError(
                     f"{source} is another file than the one that {options.like} was drawn with "
-                    f"(sha256 {recorded[:10]}…): give the right file with --{name}. Give this one "
-                    "with it to draw a different picture."
+                    f"(sha256 {recorded[:10]}…): give the right file with --{name}, or this file "
+                    f"with --{name} to draw a different picture."
                 )
 
 

@@ -44,7 +44,7 @@ RECORDED = 64  # numbers per tensor: enough to see whether two tensors are the s
 def model(config: ModelConfig = TINY, gain: float = 0.3) -> StableDiffusion:
     """The model, with the same random weights on every call.
 
-    gain: at 1, activations stay near variance 1. At 0.3 they are small, so a wrong epsilon shows
+    gain: at 1, activations stay near variance 1. At 0.3 they are so small that epsilon matters
     """
     networks = [TextTransformer(config.text), UNet(config.unet), VAE(config.vae)]
     for seed, network in enumerate(networks):
@@ -54,7 +54,7 @@ def model(config: ModelConfig = TINY, gain: float = 0.3) -> StableDiffusion:
 
 @torch.no_grad()
 def randomise(network: nn.Module, gain: float, seed: int) -> None:
-    """Fill every weight with random numbers. A weight of 0 would hide errors before it."""
+    """Fill every weight with random numbers. Weights that start at 0 would hide errors."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         norm = isinstance(module, nn.GroupNorm | nn.LayerNorm)
@@ -70,7 +70,7 @@ def randomise(network: nn.Module, gain: float, seed: int) -> None:
 
 
 def inputs(sd: StableDiffusion) -> dict[str, list[Tensor]]:
-    """The inputs of each network: two samples, height unlike width, and a t with a fraction."""
+    """The inputs of each network: two samples, not square, and a t that is not an integer."""
     generator = torch.Generator().manual_seed(1)
 
     def noise(*shape: int) -> Tensor:
@@ -100,7 +100,7 @@ def fingerprint(tensor: Tensor) -> Tensor:
 
 
 def golden_latent(size: int) -> Tensor:
-    """The noise that the tests of diffusers start from. numpy's is the same on every machine.
+    """The noise that the tests of diffusers start from. It is the same on every machine.
 
     size: of the picture, in pixels    returns: 1 4 size/8 size/8
     """

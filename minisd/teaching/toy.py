@@ -174,7 +174,7 @@ def small_steps(x0: Tensor, schedule: Schedule, generator: torch.Generator) -> I
 
 
 class PointNetwork(nn.Module):
-    """Four layers that read a noisy point and t. It predicts the noise, or classifies the point.
+    """Four layers that read a noisy point and t, to predict its noise or to classify it.
 
     x: b d 1 1    t: b, integer or float    context: ignored
     returns: b c_out 1 1, eps or v (c_out = d) or logits (c_out = groups)
@@ -205,7 +205,7 @@ def train_predictor(
     objective: str = "eps",
     seed: int = 0,
 ) -> tuple[PointNetwork, list[float]]:
-    """Train a network to predict the noise in a point. Returns it with the loss of every step.
+    """Train a network to predict the noise in a point. Returns it and the loss of every step.
 
     Each step is algorithm 1 of Ho et al. 2020: draw points, add noise of a random t, predict,
     correct.
@@ -227,7 +227,7 @@ def train_predictor(
 def train_point_classifier(
     data: Mixture, schedule: Schedule, steps: int = 1000, seed: int = 0
 ) -> tuple[PointNetwork, list[float]]:
-    """Train a network to classify a noisy point. Returns it with the loss of every step."""
+    """Train a network to classify a noisy point. Returns it and the loss of every step."""
     d, count = data.centres.shape[1], len(data.names)
 
     def loss_of(network: PointNetwork, generator: torch.Generator) -> Tensor:

@@ -128,7 +128,7 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(
         (["generate", "a cat", "--clip-skip", -1], "--clip-skip must be 0 or more"),
         (["img2img", "a cat"], "the image is missing: write minisd img2img PROMPT IMAGE"),
         (["inpaint", "a cat", "photo.png"], "the mask is missing"),
-        (["control", "a cat"], "the network and hint is missing"),
+        (["control", "a cat"], "the network and hint are missing"),
         (["generate"], "the prompt is missing"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
