@@ -54,12 +54,11 @@ def place_words(
     words = [word for word in words if word is not None] + extra
     if len(words) > len(names):
         raise ValueError(too_many_words(options.command, words, len(names) - 1))
-    if needed and len(words) < len(names):
-        absent = " and ".join(names[len(words) :]) + (
-            " is" if len(names) == len(words) + 1 else " are"
-        )
+    absent = names[len(words) :]
+    if needed and absent:
+        verb = "is" if len(absent) == 1 else "are"
         usage = " ".join(["minisd", options.command, *(name.upper() for name in names)])
-        raise ValueError(f"the {absent} missing: write {usage}.")
+        raise ValueError(f"the {' and '.join(absent)} {verb} missing: write {usage}.")
     for name, word in zip_longest(names, words):
         setattr(options, name, word)
 

@@ -1,4 +1,4 @@
-"""The first hour at the command line: what is wrong is said at once, and nothing is lost."""
+"""The first hour at the command line: errors are reported at once, and no file is lost."""
 
 import errno
 import os
@@ -50,7 +50,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def no_model(monkeypatch):
-    """Whatever loads a model before it says what is wrong fails."""
+    """Fail if a command loads a model before it reports its error."""
     monkeypatch.setattr(minisd, "load", lambda *_, **__: pytest.fail("the model was loaded"))
 
 
@@ -165,7 +165,9 @@ def test_a_prompt_without_quotes_gets_a_hint(here, no_model, capsys, arguments, 
 def test_other_words_too_many_get_a_hint_of_their_own(here, no_model, capsys):
     assert run("generate", "a cat", "--negative", "bad", "drawing") == 2
     assert '"drawing" is one word too many' in capsys.readouterr().err
-    assert run("inpaint", "a", "cat", "photo.png") == 2  # the mask is there, and the image is "cat"
+    assert (
+        run("inpaint", "a", "cat", "photo.png") == 2
+    )  # so the image is "cat", and the mask is "photo.png"
     assert "put a prompt of several words in quotes" in capsys.readouterr().err
     assert run("a cat") == 2
     assert 'Did you mean minisd generate "a cat"?' in capsys.readouterr().err
@@ -424,7 +426,7 @@ def test_a_reader_that_lacks_memory_does_not_call_the_file_damaged(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and ulimit -v")
 def test_under_ulimit_the_proposed_size_is_drawn(here):
-    """The address space ends 200 MB above what a process uses that has drawn a small picture."""
+    """The limit is 200 MB above the address space of a process that has drawn a small picture."""
     code = """
 import resource, sys
 from minisd.cli import main, memory
@@ -485,7 +487,7 @@ def test_another_runtime_error_is_no_lack_of_memory(here, model, monkeypatch):
 def test_a_picture_that_cannot_fit_is_refused_before_it_is_drawn(
     here, capsys, monkeypatch, command
 ):
-    """8192 x 8192 takes the mini's decoder 31 GB; before that, the system kills the process."""
+    """The decoder of the mini needs 31 GB for 8192 x 8192 pixels. The system would kill it."""
     monkeypatch.setattr(memory, "physical_memory", lambda: 16 * 10**9)
     models = {"depth": "mini-depth", "inpaint": "mini-inpaint"}
     more = ["--model", models.get(command, "mini"), "--width", 8192, "--height", 8192]
@@ -495,7 +497,7 @@ def test_a_picture_that_cannot_fit_is_refused_before_it_is_drawn(
 
 
 def test_the_estimate_is_what_the_decoder_takes():
-    """The peak of a process that decodes, measured from outside, within a fifth."""
+    """It is within 20 % of the memory peak of a process that decodes, measured from outside."""
     code = """
 import torch
 from minisd.config import VAEConfig
@@ -507,11 +509,13 @@ before = peak()
 vae.decode(torch.zeros(1, 4, 56, 56))
 print((peak() - before) * 1024)
 """
-    settings = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # what is freed goes back at once
+    settings = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": "1000000"
+    }  # freed memory goes back to the system at once
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=settings, capture_output=True, text=True, check=True)
     config = replace(V1, vae=VAEConfig(channels=(32, 64, 64, 64), res_blocks=2))
-    nothing, unet = nn.Module(), nn.Module()  # the weights count for nothing here
+    nothing, unet = nn.Module(), nn.Module()  # leave the weights out
     unet.conv_in = nn.Conv2d(1, 1, 1)
     sd = SimpleNamespace(text_encoder=nothing, vae=nothing, unet=unet, config=config)
     assert memory.bytes_needed(sd, 448, 448) == pytest.approx(int(done.stdout), rel=0.2)
@@ -557,7 +561,7 @@ def test_seeds_at_both_ends_draw(here, model):
 
 
 def unreachable(cause):
-    """As the hub's library raises it: an error of its own, because of the system's."""
+    """A function that raises as the hub's library does: its own error, caused by the system's."""
 
     def look(*_, **__):
         try:
@@ -582,7 +586,7 @@ def test_no_network_is_said(here, capsys, monkeypatch, cause):
     assert "\n" not in told
     part = here / "kept/sd15/v1-5-pruned-emaonly.safetensors.from-stable-diffusion-v1-5-stable-"
     Path(f"{part}diffusion-v1-5.part").write_bytes(b"begun")
-    assert run("download", "sd15") == 2  # in the middle, the next call goes on
+    assert run("download", "sd15") == 2  # the download was cut off; the next call continues it
     assert "5 bytes of it are kept" in capsys.readouterr().err
 
 
@@ -687,8 +691,20 @@ def test_no_command_shows_the_help(capsys):
     assert "generate" in capsys.readouterr().out
 
 
+def test_a_damaged_model_is_read_once_although_a_vae_is_given(here, capsys, monkeypatch):
+    read = []
+
+    def load(model, **_):
+        read.append(model)
+        raise ValueError("mini.safetensors is damaged: get another copy.")
+
+    monkeypatch.setattr(minisd, "load", load)
+    assert run("generate", "a cat", "--vae", "mini-decoder") == 2
+    assert read == ["mini"] and "is damaged" in capsys.readouterr().err
+
+
 def test_a_model_without_a_vae_takes_one(here, model, capsys):
-    """A checkpoint may hold the U-Net and the text transformer alone."""
+    """A checkpoint may hold only the U-Net and the text transformer."""
     assert run("convert", model, "whole.safetensors") == 0
     tensors = load_file("whole.safetensors")
     vae = {key: tensor for key, tensor in tensors.items() if key.startswith("first_stage_model.")}
@@ -701,4 +717,6 @@ def test_a_model_without_a_vae_takes_one(here, model, capsys):
     assert run(*plain, "with.png", *given) == 0
     assert run(*plain, "whole.png", "--model", "whole.safetensors") == 0
     both = zip(Image.open("with.png").tobytes(), Image.open("whole.png").tobytes(), strict=True)
-    assert max(abs(a - b) for a, b in both) <= 1  # where a file's tensors lie moves the last bit
+    assert (
+        max(abs(a - b) for a, b in both) <= 1
+    )  # the order of a file's tensors changes the last bit

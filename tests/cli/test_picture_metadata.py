@@ -1,7 +1,7 @@
-"""A picture says how it was drawn, and --like draws it again, byte for byte.
+"""A picture holds its settings, and --like draws it again, byte for byte.
 
-The web UI's text is held against what its modules/infotext_utils.py and modules/processing.py
-write and read (names of parameters and samplers, quoting, Clip skip counted from 1).
+The expected text of the web UI comes from its modules/infotext_utils.py and modules/processing.py:
+names of parameters and samplers, quoting, and Clip skip, which counts from 1.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
-    """What the commands are given: a photo, and the pictures of `minisd examples`."""
+    """The input pictures: a photo, and the pictures of `minisd examples`."""
     folder = tmp_path_factory.mktemp("given")
     given_pictures(folder)
     shades = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(0))
@@ -52,7 +52,7 @@ def here(tiny, given, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def drawn(tiny, tmp_path_factory):
-    """A picture that PLAIN drew."""
+    """A picture that the command PLAIN drew."""
     folder = tmp_path_factory.mktemp("drawn")
     shutil.copy(tiny, folder / "tiny.safetensors")
     with pytest.MonkeyPatch.context() as patch:
@@ -67,7 +67,7 @@ def about(path):
 
 
 def rewritten(path, change, to="other.png"):
-    """The picture with other settings inside. change: from a dict to what is written"""
+    """Write the picture with other settings. change: makes them from the old dictionary"""
     with Image.open(path) as picture:
         info = PngInfo()
         changed = change(json.loads(picture.info["minisd"]))
@@ -310,7 +310,7 @@ def test_settings_that_are_no_settings_are_one_sentence(here, drawn, capsys, cha
 
 
 def test_a_picture_of_an_older_minisd_is_drawn_again(here):
-    """It held no more than these."""
+    """An older version wrote only these settings."""
     assert run(*PLAIN, "--scale", 3) == 0
     names = ("prompt", "seed", "model", "negative_prompt", "steps", "cfg_scale", "sampler")
     names += ("width", "height", "clip_skip", "extended")
@@ -381,7 +381,7 @@ def test_a_picture_with_too_long_a_text_is_refused_by_name(here, capsys):
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
 def test_a_picture_of_the_web_ui_is_drawn(here, kind):
-    """As piexif.helper.UserComment writes it: UNICODE, then UTF-16, big end first."""
+    """The comment is as piexif.helper.UserComment writes it: UNICODE, then UTF-16 big-endian."""
     if kind == "png":
         path = with_text(EXAMPLE)
     else:
@@ -515,7 +515,7 @@ def test_its_model_is_found_by_hash_or_asked_for(here, capsys):
 
 
 def test_what_we_write_is_read_back_the_same():
-    """Of the text alone, as when a program kept only that."""
+    """From the web UI's text alone, as another program may keep only that."""
     for sampler in samplers.SAMPLERS:
         for spacing in (None, *sampling.SPACINGS):
             told = {"prompt": "a, cat", "negative_prompt": "", "steps": 5, "cfg_scale": 2.25}

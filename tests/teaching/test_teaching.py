@@ -1,4 +1,4 @@
-"""What the lessons are made with: figures, questions, puzzles, and the normal form of notebooks."""
+"""The tools of the lessons: figures, questions, puzzles, and the normal form of notebooks."""
 
 import base64
 import io
@@ -33,7 +33,7 @@ def generator():
 
 @pytest.fixture
 def in_notebook(monkeypatch):
-    """Pretend that a kernel runs, and collect what it would show."""
+    """Pretend that a kernel runs, and collect everything that it would show."""
     shown = []
     monkeypatch.setattr(canvas, "in_notebook", lambda: True)
     monkeypatch.setattr(canvas, "display", shown.append)
@@ -148,7 +148,7 @@ def test_source_shows_the_code_as_it_stands(capsys):
     assert out.startswith("```python\n# minisd/teaching/plot/charts.py\ndef principal_components(")
     assert "torch.linalg.svd" in out
     plot.source(Guess.choose)
-    assert "\ndef choose(" in capsys.readouterr().out  # a method is moved to the margin
+    assert "\ndef choose(" in capsys.readouterr().out  # the code of a method loses its indentation
 
 
 def test_the_style_stays_inside():
@@ -167,7 +167,7 @@ def contrast(colour):
 def test_the_first_colours_are_distinct_to_the_colour_blind_and_on_white():
     assert len(set(canvas.COLOURS)) == 8
     assert all(contrast(colour) > 2 for colour in canvas.COLOURS[:7])
-    # As deuteranopes see them (Viénot, Brettel & Mollon 1999): the first five stay apart
+    # In the eyes of deuteranopes (Viénot, Brettel & Mollon 1999), the first five are different
     matrix = np.array([[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]])
     rgb = [[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in canvas.COLOURS[:5]]
     seen = (np.array(rgb) ** 2.2) @ matrix.T
@@ -288,7 +288,9 @@ def test_lines_hold_the_numbers_and_name_their_ends():
     assert [text.get_text() for text in axes.texts] == ["one", "two"]
     assert list(axes.get_xticks()) == [5, 10]
     heights = [text.get_position()[1] for text in axes.texts]
-    assert abs(heights[0] - heights[1]) * axes.bbox.height >= 15  # the ends meet, the names do not
+    assert (
+        abs(heights[0] - heights[1]) * axes.bbox.height >= 15
+    )  # the curves end at one place, but their names do not overlap
     colours = [line.get_color() for line in axes.lines]
     assert [text.get_color() for text in axes.texts] == colours
 
@@ -306,7 +308,7 @@ def test_a_signed_heat_map_has_its_middle_at_zero():
     image = figure.axes[0].images[0]
     assert image.get_clim() == (-3, 3)
     assert [text.get_text() for text in figure.axes[0].texts] == ["-1.00", "3.00"]
-    assert not plot.heat(torch.rand(20, 20)).axes[0].texts  # no room
+    assert not plot.heat(torch.rand(20, 20)).axes[0].texts  # there is no room for numbers
 
 
 def test_flattened_keeps_distances_of_flat_points(generator):
@@ -384,7 +386,7 @@ def test_rows_of_the_same_letters_end_at_the_same_place_and_new_pieces_stand_out
     ends = [box.get_x() + box.get_width() for box in boxes]
     assert ends[2] == pytest.approx(ends[4])
     assert boxes[3].get_edgecolor() != boxes[4].get_edgecolor()
-    assert boxes[5].get_width() == pytest.approx(boxes[3].get_width())  # a line is as long as it is
+    assert boxes[5].get_width() == pytest.approx(boxes[3].get_width())  # the longest line counts
     assert {text.get_text() for text in axes.texts} >= {"merge 0", "ca", "t</w>"}
 
 
@@ -533,7 +535,7 @@ def test_execute_runs_in_a_fresh_kernel_that_is_headless():
     done = notebooks.normal(notebooks.execute(made))
     assert done.cells[0].outputs[0].data["text/markdown"] == "**A**"
     assert done.cells[1].outputs[0].text == "1\n"
-    assert not made.cells[1].outputs  # the given one is left alone
+    assert not made.cells[1].outputs  # the notebook that was passed in is unchanged
 
 
 def test_written_files_are_the_same_on_every_system(tmp_path):
@@ -572,5 +574,5 @@ def test_a_contact_sheet_shows_every_figure_once(tmp_path):
     assert [name for name, _ in found] == [f"{i + 1} {shade}" for i, shade in enumerate(shades)]
     whole = contact_sheet.sheet(found)
     counted = dict((colour, count) for count, colour in whole.getcolors(1 << 24))
-    assert counted[255, 0, 0] == 480 * 50  # brought to the width of a page
+    assert counted[255, 0, 0] == 480 * 50  # resized to the width of a page
     assert counted[0, 0, 255] == 300 * 100
