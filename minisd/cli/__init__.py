@@ -109,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     lessons.add_lessons(add("lessons", "copy the course to a folder and open it"))
     add_examples(add("examples", "write the pictures that docs/steering.md uses"))
     check = add("doctor", "check this machine and say what to fix")
-    check.set_defaults(run=lambda options: print_results(*doctor.doctor_lines().split("\n")))
+    check.set_defaults(run=lambda options: print_results(*doctor.doctor_lines()))
     add_train(add("train", "train the parts of the mini model"))
     return top
 

@@ -9,7 +9,7 @@ from pathlib import Path
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # the share of the cores that a container may use
 
 
-def doctor_lines() -> str:
+def doctor_lines() -> list[str]:
     """One line for each thing that a run depends on, and below them what to fix."""
     import torch
 
@@ -37,7 +37,7 @@ def doctor_lines() -> str:
     lines = [f"{name:16}{value}" for name, value in facts.items()]
     advice = advice_on_machine(torch.__version__, speed, mini)
     advice += advice_on_threads(torch.get_num_threads(), usable_cores(), load)
-    return "\n".join([*lines, "", *(advice or ["Nothing to fix."])])
+    return [*lines, "", *(advice or ["Nothing to fix."])]
 
 
 def package_version(package: str) -> str:

@@ -151,7 +151,7 @@ def recorded_options(options: argparse.Namespace, given: set[str]) -> dict[str, 
     warn_about_versions(path, about)
     threads = about.get("threads")
     if threads is not None and (type(threads) is not int or threads not in THREADS):
-        raise ValueError(damaged(path, "threads", threads))
+        raise ValueError(damaged_message(path, "threads", threads))
     return option_values(path, about) | {"hashes": about.get("hashes", {}), "threads": threads}
 
 
@@ -187,11 +187,11 @@ def option_values(path: Path, about: dict[str, Any]) -> dict[str, Any]:
         try:
             values[dest] = convert_value(value, kind)
         except (ValueError, OverflowError) as error:
-            raise ValueError(damaged(path, name, value)) from error
+            raise ValueError(damaged_message(path, name, value)) from error
     return values
 
 
-def damaged(path: Path, name: str, value: object) -> str:
+def damaged_message(path: Path, name: str, value: object) -> str:
     return f"{path} has damaged settings ({name} is {value!r}): give another picture."
 
 

@@ -92,7 +92,7 @@ def run_networks(sd: StableDiffusion) -> None:
     sd.vae.decode(z)
 
 
-def fingerprint(tensor: Tensor) -> Tensor:
+def sample_numbers(tensor: Tensor) -> Tensor:
     """64 numbers of a tensor, picked at even distances."""
     numbers = tensor.detach().float().flatten()
     places = torch.linspace(0, len(numbers) - 1, min(RECORDED, len(numbers)), dtype=torch.float64)

@@ -113,7 +113,7 @@ def shape_words(value: Tensor | Shape | list) -> str:
     return " ".join(map(str, getattr(value, "shape", value)))
 
 
-def last_of(values: dict, level: str) -> Tensor | list | Shape:
+def last_output(values: dict, level: str) -> Tensor | list | Shape:
     """The output of a level's last block, before the size changes."""
     inside = [name for name in values if name.startswith((f"{level}.res.", f"{level}.attn."))]
     direct = [name for name in inside if name.count(".") == level.count(".") + 2]
@@ -144,7 +144,7 @@ def unet(network: UNet, values: dict[str, Tensor | list | Shape], prefix: str = 
         ):
             part = getattr(network, side)[index]
             kinds = "(ResBlock, attention)" if len(part.attn) else "ResBlock"
-            shape = shape_words(last_of(values, f"{prefix}{side}.{index}"))
+            shape = shape_words(last_output(values, f"{prefix}{side}.{index}"))
             words = f"{side}.{index}: {len(part.res)} x\n{kinds}\n{shape}"
             nodes[f"{side}{level}"] = Box(x, y, words, colour, 190, 58)
         arrows += [("in" if level == 0 else f"down{level - 1}", f"down{level}")]

@@ -46,7 +46,7 @@ def enlarge(picture: Image.Image, width: int) -> Image.Image:
     return picture.resize((width, height), how)
 
 
-def place(figure: Figure, picture: Image.Image, left: int, top: int) -> None:
+def place_picture(figure: Figure, picture: Image.Image, left: int, top: int) -> None:
     """Put a picture on a figure, pixel by pixel. left, top: of its corner, in pixels"""
     width, height = figure.get_size_inches() * canvas.DPI
     corner = left / width, 1 - (top + picture.height) / height
@@ -58,7 +58,7 @@ def place(figure: Figure, picture: Image.Image, left: int, top: int) -> None:
 def as_figure(picture: Image.Image) -> Figure:
     """A figure that shows one picture, pixel by pixel."""
     figure = canvas.blank_figure(picture.height, picture.width)
-    place(figure, picture, 0, 0)
+    place_picture(figure, picture, 0, 0)
     return figure
 
 
@@ -113,7 +113,7 @@ def table(rows: dict[str, Tensor | Sequence[AnyPicture]], columns: Sequence[str]
     for r, (name, row) in enumerate(shown.items()):
         top = head + r * tall
         write_words(figure, name, margin - GAP, top + tall / 2, ha="right", va="center")
-        place(figure, paste_grid(row, gap=GAP)[0], margin - GAP // 2, top)
+        place_picture(figure, paste_grid(row, gap=GAP)[0], margin - GAP // 2, top)
     for c, title in enumerate(columns):
         write_words(figure, title, margin + c * (size + GAP) + size / 2, head - 1)
     return figure
