@@ -109,7 +109,7 @@ def golden_latent(size: int) -> Tensor:
 
 
 def by_diffusers() -> tuple[dict[str, Tensor], dict]:
-    """Fingerprints of the tensors of diffusers, by our names, and the notes in the file.
+    """Sampled numbers of the tensors of diffusers, by our names, and the notes in the file.
 
     The notes have "versions", and "picture": nine numbers of a picture drawn in three steps.
     """
