@@ -15,8 +15,8 @@ def paste_grid(
     """Paste pictures onto a white sheet, row by row from the left.
 
     columns: how many pictures a row has; None: all of them in one row
-    gap: pixels between two pictures
-    above, below: free pixels above and below every picture, for words
+    gap: free pixels at the right of every picture and below it
+    above, below: more free pixels above and below every picture, for words
     returns: the sheet, and the left and top of each picture on it in pixels
     """
     columns = columns or len(pictures)
@@ -24,7 +24,7 @@ def paste_grid(
     places, top = [], 0
     for first in range(0, len(pictures), columns):
         row = pictures[first : first + columns]
-        places += [(gap // 2 + column * width, top + above) for column in range(len(row))]
+        places += [(column * width, top + above) for column in range(len(row))]
         top += above + max(picture.height for picture in row) + below + gap
     sheet = Image.new("RGB", (columns * width, top), "white")
     for picture, place in zip(pictures, places, strict=True):

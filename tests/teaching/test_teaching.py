@@ -182,7 +182,7 @@ def test_a_grid_says_where_each_picture_is():
     sizes, colours = [(4, 3), (4, 5), (2, 2)], ["red", "lime", "blue"]
     images = [Image.new("RGB", *both) for both in zip(sizes, colours, strict=True)]
     sheet, places = paste_grid(images, columns=2, gap=2, above=7, below=1)
-    assert places == [(1, 7), (7, 7), (1, 22)]
+    assert places == [(0, 7), (6, 7), (0, 22)]
     assert sheet.size == (12, 27)  # each row is as tall as its tallest picture
     for image, (left, top) in zip(images, places, strict=True):
         box = (left, top, left + image.width, top + image.height)

@@ -55,13 +55,6 @@ def place_picture(figure: Figure, picture: Image.Image, left: int, top: int) -> 
     axes.set_axis_off()
 
 
-def as_figure(picture: Image.Image) -> Figure:
-    """A figure that shows one picture, pixel by pixel."""
-    figure = canvas.blank_figure(picture.height, picture.width)
-    place_picture(figure, picture, 0, 0)
-    return figure
-
-
 def write_words(figure: Figure, words: str, x: float, y: float, ha="center", va="bottom") -> None:
     """Write words on a figure. x, y: in pixels from the left and the top"""
     width, height = figure.get_size_inches() * canvas.DPI
@@ -88,9 +81,11 @@ def pictures(
     shown = [enlarge(image, size) for image in shown]
     head = LINE * max((title.count("\n") + 1 for title in titles), default=0)
     sheet, places = paste_grid(shown, columns, GAP, above=head)
-    figure = as_figure(sheet)
+    figure = canvas.blank_figure(sheet.height, sheet.width)
+    margin = GAP // 2
+    place_picture(figure, sheet, margin, 0)
     for title, (left, top) in zip(titles, places, strict=bool(titles)):
-        write_words(figure, title, left + size / 2, top - 1)
+        write_words(figure, title, margin + left + size / 2, top - 1)
     return figure
 
 
@@ -113,7 +108,7 @@ def table(rows: dict[str, Tensor | Sequence[AnyPicture]], columns: Sequence[str]
     for r, (name, row) in enumerate(shown.items()):
         top = head + r * tall
         write_words(figure, name, margin - GAP, top + tall / 2, ha="right", va="center")
-        place_picture(figure, paste_grid(row, gap=GAP)[0], margin - GAP // 2, top)
+        place_picture(figure, paste_grid(row, gap=GAP)[0], margin, top)
     for c, title in enumerate(columns):
         write_words(figure, title, margin + c * (size + GAP) + size / 2, head - 1)
     return figure
@@ -193,7 +188,10 @@ def attention(
 def stack_figures(figures: Sequence[Figure]) -> Figure:
     """One figure of several, from top to bottom."""
     shots = [canvas.as_image(figure) for figure in figures]
-    return as_figure(paste_grid(shots, columns=1)[0])
+    sheet, _ = paste_grid(shots, columns=1)
+    figure = canvas.blank_figure(sheet.height, sheet.width)
+    place_picture(figure, sheet, 0, 0)
+    return figure
 
 
 def slider(
