@@ -84,7 +84,7 @@ def pictures(
     figure = canvas.blank_figure(sheet.height, sheet.width)
     margin = GAP // 2
     place_picture(figure, sheet, margin, 0)
-    for title, (left, top) in zip(titles, places, strict=bool(titles)):
+    for title, (left, top) in zip(titles, places, strict=bool(titles)):  # titles may be none
         write_words(figure, title, margin + left + size / 2, top - 1)
     return figure
 
