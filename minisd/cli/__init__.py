@@ -115,6 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_convert(command: argparse.ArgumentParser) -> None:
+    """Add the options of `minisd convert`."""
     add = command.add_argument
     add("model", help="a model: FILE, FOLDER or NAME")
     add("destination", type=Path, help="a .safetensors file, or a folder for diffusers")
@@ -145,6 +146,7 @@ def convert_command(options: argparse.Namespace) -> None:
 
 
 def add_info(command: argparse.ArgumentParser) -> None:
+    """Add the options of `minisd info`."""
     command.add_argument("model", help="a model (FILE, FOLDER or NAME), or a picture")
     command.set_defaults(run=info_command)
 
@@ -161,6 +163,7 @@ def info_command(options: argparse.Namespace) -> None:
 
 
 def add_download(command: argparse.ArgumentParser) -> None:
+    """Add the options of `minisd download`."""
     command.add_argument("name", nargs="?", help="what to download; without it, list the names")
     command.set_defaults(run=download_command)
 
@@ -182,6 +185,7 @@ def download_command(options: argparse.Namespace) -> None:
 
 
 def add_examples(command: argparse.ArgumentParser) -> None:
+    """Add the options of `minisd examples`."""
     add = command.add_argument
     add("folder", nargs="?", type=Path, default=Path("examples"), help="where to write (examples)")
     command.set_defaults(run=examples_command)
@@ -203,6 +207,7 @@ STAGES += ("inpaint", "depth", "cats-and-dogs")
 
 
 def add_train(command: argparse.ArgumentParser) -> None:
+    """Add the options of `minisd train`."""
     add = command.add_argument
     known = f"{', '.join(STAGES)}, in this order. To resume, run the same command again"
     add("stage", choices=STAGES, metavar="STAGE", help=known)

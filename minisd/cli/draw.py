@@ -78,12 +78,14 @@ def run_generate(options: argparse.Namespace, outputs: list[Path]) -> None:
 
 
 def run_img2img(options: argparse.Namespace, outputs: list[Path]) -> None:
+    """Draw the picture again, following the prompt."""
     from minisd.tasks.img2img import img2img
 
     draw_from_picture(options, outputs, img2img)
 
 
 def run_inpaint(options: argparse.Namespace, outputs: list[Path]) -> None:
+    """Draw the white part of the mask again."""
     from minisd.tasks.inpaint import inpaint
 
     mask = open_input(Path(options.mask))
@@ -91,6 +93,7 @@ def run_inpaint(options: argparse.Namespace, outputs: list[Path]) -> None:
 
 
 def run_depth(options: argparse.Namespace, outputs: list[Path]) -> None:
+    """Draw the picture again and keep its depth, which is given or estimated."""
     from minisd.tasks.depth2img import Estimator, depth2img
 
     @cache

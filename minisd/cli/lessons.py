@@ -14,6 +14,7 @@ OWN_OPTIONS = ("--no-open", "-h", "--help")
 
 
 def add_lessons(command: argparse.ArgumentParser) -> None:
+    """Add the options of `minisd lessons`."""
     add = command.add_argument
     command.usage = "minisd lessons [FOLDER] [--no-open] [options of Jupyter]"
     place = "where to copy them (minisd-lessons)"

@@ -212,6 +212,7 @@ def check_memory_at_least(width: int, height: int) -> None:
 
 
 def too_large_message(limit: int, need: int, width: int, height: int) -> str:
+    """What is wrong with the size. limit, need: in bytes"""
     takes = f"a picture of {width} x {height} pixels needs about {gigabytes(need)} of memory"
     return f"{takes}, and there are {gigabytes(limit)}"
 
@@ -257,4 +258,5 @@ def enough_memory(sd, width: int, height: int) -> Iterator[None]:
 
 
 def gigabytes(size: int) -> str:
+    """A number of bytes as text, in GB."""
     return f"{size / 1e9:,.0f} GB" if size >= 10e9 else f"{size / 1e9:.1f} GB"

@@ -9,8 +9,8 @@ from minisd.cli.memory import check_memory_at_least
 from minisd.cli.picture_files import output_paths
 from minisd.files.json_files import HALF_CHARACTER
 
-SEED_COUNT = range(-(2**63), 2**64)  # what torch.Generator takes
-CHECKED_LATER = ("image", "mask", "depth", "hint")  # open_input() checks these, and says more
+SEEDS = range(-(2**63), 2**64)  # what torch.Generator takes
+CHECKED_LATER = ("image", "mask", "depth", "hint")  # open_input() says more about these
 
 
 def check_before_loading(options: argparse.Namespace) -> list[Path]:
@@ -20,9 +20,8 @@ def check_before_loading(options: argparse.Namespace) -> list[Path]:
     """
     check_texts(options)
     check_numbers(options)
-    paths = output_paths(
-        options.output, options.number, getattr(options, "every_step", False), options.force
-    )
+    every_step = getattr(options, "every_step", False)
+    paths = output_paths(options.output, options.number, every_step, options.force)
     check_seed_range(options.seed, options.number)
     check_size_options(options.width, options.height)
     if getattr(options, "depth", None) and options.estimator:
@@ -48,9 +47,7 @@ def check_numbers(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name} must be a finite number, got {value}.")
     strength = getattr(options, "strength", None)
     if strength is not None and not 0 <= strength <= 1:
-        raise ValueError(
-            f"strength must be 0 (keep the picture) to 1 (draw all of it again), got {strength}."
-        )
+        raise ValueError(f"strength must be 0 (keep the picture) to 1 (ignore it), got {strength}.")
     if getattr(options, "clip_skip", 0) < 0:
         raise ValueError(f"--clip-skip must be 0 or more, got {options.clip_skip}.")
 
@@ -58,10 +55,8 @@ def check_numbers(options: argparse.Namespace) -> None:
 def check_seed_range(first: int, number: int) -> None:
     """Raise ValueError unless the seeds of the first and of the last picture are valid."""
     last = first + number - 1
-    if first not in SEED_COUNT or last not in SEED_COUNT:
-        wrong = (
-            f"got {first}" if first not in SEED_COUNT else f"but picture {number} would have {last}"
-        )
+    if first not in SEEDS or last not in SEEDS:
+        wrong = f"got {first}" if first not in SEEDS else f"but picture {number} would have {last}"
         raise ValueError(f"seeds go from -2**63 to 2**64 - 1, {wrong}: choose another.")
 
 

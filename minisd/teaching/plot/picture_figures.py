@@ -97,9 +97,8 @@ def table(rows: dict[str, Tensor | Sequence[AnyPicture]], columns: Sequence[str]
     """
     shown = {name: [as_pil(image) for image in images] for name, images in rows.items()}
     count = max(map(len, shown.values()))
-    margin = (
-        int(max(len(line) for name in rows for line in name.split("\n")) * LETTER_WIDTH) + 2 * GAP
-    )
+    longest = max(len(line) for name in rows for line in name.split("\n"))
+    margin = int(longest * LETTER_WIDTH) + 2 * GAP
     size = min(128, (canvas.WIDTH - margin) // count - GAP)
     shown = {name: [enlarge(image, size) for image in row] for name, row in shown.items()}
     head = LINE * max((title.count("\n") + 1 for title in columns), default=0)
