@@ -9,7 +9,7 @@ from minisd.cli.memory import check_memory_at_least
 from minisd.cli.picture_files import output_paths
 from minisd.files.json_files import HALF_CHARACTER
 
-SEEDS = range(-(2**63), 2**64)  # what torch.Generator takes
+SEED_RANGE = range(-(2**63), 2**64)  # what torch.Generator takes
 CHECKED_LATER = ("image", "mask", "depth", "hint")  # open_input() says more about these
 
 
@@ -55,8 +55,9 @@ def check_numbers(options: argparse.Namespace) -> None:
 def check_seed_range(first: int, number: int) -> None:
     """Raise ValueError unless the seeds of the first and of the last picture are valid."""
     last = first + number - 1
-    if first not in SEEDS or last not in SEEDS:
-        wrong = f"got {first}" if first not in SEEDS else f"but picture {number} would have {last}"
+    bad = [seed for seed in (first, last) if seed not in SEED_RANGE]
+    if bad:
+        wrong = f"got {first}" if bad[0] == first else f"but picture {number} would have {last}"
         raise ValueError(f"seeds go from -2**63 to 2**64 - 1, {wrong}: choose another.")
 
 

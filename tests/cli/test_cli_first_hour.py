@@ -23,7 +23,7 @@ from minisd import samplers, sampling
 from minisd.adapters.controlnet import ControlNet
 from minisd.checkpoints import registry as official
 from minisd.cli import doctor, drawing_options, lessons, memory
-from minisd.cli.option_checks import SEEDS
+from minisd.cli.option_checks import SEED_RANGE
 from minisd.config import MINI, WEIGHTS, VAEConfig
 from minisd.mini.examples import given_pictures
 from minisd.pipeline import StableDiffusion
@@ -552,7 +552,7 @@ def test_every_control_group_around_counts(tmp_path, monkeypatch, groups, file):
 
 
 def test_seeds_at_both_ends_draw(here, model):
-    for seed in (SEEDS[0], SEEDS[-1]):
+    for seed in (SEED_RANGE[0], SEED_RANGE[-1]):
         given = ["--seed", seed, "--model", model, "--steps", 1, "-o", f"at{seed}.png"]
         assert run("generate", "a cat", *given) == 0
 
