@@ -55,8 +55,7 @@ def check_numbers(options: argparse.Namespace) -> None:
 def check_seed_range(first: int, number: int) -> None:
     """Raise ValueError unless the seeds of the first and of the last picture are valid."""
     last = first + number - 1
-    bad = [seed for seed in (first, last) if seed not in SEED_RANGE]
-    if bad:
+    if bad := [seed for seed in (first, last) if seed not in SEED_RANGE]:
         wrong = f"got {first}" if bad[0] == first else f"but picture {number} would have {last}"
         raise ValueError(f"seeds go from -2**63 to 2**64 - 1, {wrong}: choose another.")
 
