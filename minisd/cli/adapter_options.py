@@ -9,9 +9,9 @@ from minisd.cli.picture_files import open_input, report_resize
 
 def check_exists(source: str) -> None:
     """Raise ValueError unless the source is a file, a folder, or a name that minisd knows."""
-    from minisd.checkpoints.registry import local
+    from minisd.checkpoints.registry import local_path
 
-    path = local(source)
+    path = local_path(source)
     if not path.exists():
         raise ValueError(f"There is no file or folder {path}: check the path.")
 
@@ -39,15 +39,17 @@ def split_hint(given: str) -> tuple[str, str]:
 
     Both paths may contain colons, as C:/ does. Raises ValueError if no colon has a file before it.
     """
-    from minisd.checkpoints.registry import local
+    from minisd.checkpoints.registry import local_path
 
     for at, letter in enumerate(given):
-        if letter == ":" and local(given[:at]).exists():
+        if letter == ":" and local_path(given[:at]).exists():
             return given[:at], given[at + 1 :]
     network = given.rpartition(":")[0]
     if not network:
         raise ValueError(f"{given!r} names no hint: write FILE:HINT, with two files.")
-    raise ValueError(f"There is no file {local(network)}: write FILE:HINT with two existing files.")
+    raise ValueError(
+        f"There is no file {local_path(network)}: write FILE:HINT with two existing files."
+    )
 
 
 def controlnet_hints(options: argparse.Namespace) -> list[tuple[str, str, float]]:

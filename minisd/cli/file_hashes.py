@@ -26,9 +26,9 @@ def hash_of(source: str) -> str:
     source: a path, or a name that minisd knows
     Raises ValueError if a file changes while it is read.
     """
-    from minisd.checkpoints.registry import local
+    from minisd.checkpoints.registry import local_path
 
-    path = local(source)
+    path = local_path(source)
     if path.is_dir():
         files = [file for name in FOLDERS for file in sorted((path / name).rglob("*"))]
         files = [file for file in [*files, path / "model_index.json"] if file.is_file()]
@@ -42,10 +42,10 @@ def hash_of(source: str) -> str:
 
 def base_files(path: Path) -> list[Path]:
     """The base file that a fine-tuned file of minisd needs next to it, if any."""
-    from minisd.checkpoints.read import metadata
+    from minisd.checkpoints.header import read_metadata
 
     try:
-        base = metadata(path).get("base")
+        base = read_metadata(path).get("base")
     except ValueError:  # a picture or a pickle has no such metadata
         return []
     return [path.with_name(Path(base).name)] if base else []
@@ -86,7 +86,7 @@ def compute_hash(path: Path, state: str) -> str:
 def cached_hash(path: Path, state: str) -> str:
     """The sha256 of a file in this state: from the cache, or computed and then cached."""
     from minisd.checkpoints.registry import cache_dir
-    from minisd.checkpoints.write import written_whole
+    from minisd.files.whole_files import written_whole
 
     notes = cache_dir() / CACHED_HASHES
     if known := known_hashes(notes).get(str(path), {}).get(state):
@@ -105,7 +105,7 @@ def cached_hash(path: Path, state: str) -> str:
 
 def known_hashes(notes: Path) -> dict[str, dict[str, str]]:
     """Read the cache: path -> state -> sha256. Entries of any other form are ignored."""
-    from minisd.checkpoints.read import read_json
+    from minisd.files.json_files import read_json
 
     try:
         entries = read_json(notes)
