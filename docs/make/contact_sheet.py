@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from docs.make.notebooks import chosen, read
 from minisd.files.whole_files import make_folder, save_picture
+from minisd.teaching.picture_grid import paste_grid
 
 WIDTH, GAP, LINE = 480, 16, 18  # px: width of a figure, gap between figures, height of a name
 COLUMNS = 3
@@ -32,19 +33,12 @@ def figures(notebook: NotebookNode) -> list[tuple[str, Image.Image]]:
 
 
 def sheet(named: list[tuple[str, Image.Image]]) -> Image.Image:
-    """The figures in columns, each below its name. The next one goes into the shortest column."""
-    shrunk = [(name, narrowed(picture)) for name, picture in named]
-    bottoms = [GAP] * COLUMNS
-    places = []
-    for _, picture in shrunk:
-        column = bottoms.index(min(bottoms))
-        places.append((GAP + column * (WIDTH + GAP), bottoms[column]))
-        bottoms[column] += LINE + picture.height + GAP
-    whole = Image.new("RGB", (GAP + COLUMNS * (WIDTH + GAP), max(bottoms)), "white")
+    """The figures in columns, each below its name."""
+    narrow = [narrowed(picture) for _, picture in named]
+    whole, places = paste_grid(narrow, COLUMNS, GAP, above=LINE)
     pen = ImageDraw.Draw(whole)
-    for (name, picture), (left, top) in zip(shrunk, places, strict=True):
-        pen.text((left, top), name, fill="black")
-        whole.paste(picture, (left, top + LINE))
+    for (name, _), (left, top) in zip(named, places, strict=True):
+        pen.text((left, top - LINE), name, fill="black")
     return whole
 
 

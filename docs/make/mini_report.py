@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 from numpy.random import default_rng
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 import minisd
@@ -28,6 +28,7 @@ from minisd.mini.evaluate import ASPECTS, Judged, evaluate, row_name
 from minisd.mini.judge import Judge, load_judge
 from minisd.mini.scenes import compose_scene, to_tensor
 from minisd.pipeline import StableDiffusion
+from minisd.teaching.picture_grid import paste_grid
 from minisd.vae import VAE
 
 GREEN, RED, WHITE = (40, 160, 60), (215, 35, 40), (255, 255, 255)
@@ -49,21 +50,24 @@ class Cell(NamedTuple):
 def sheet(cells: list[Cell], columns: int) -> Image.Image:
     """The pictures in rows, at twice their size, framed, with words below."""
     size = 2 * cells[0].image.shape[-1]
-    framed = size + 2 * FRAME
+    framed = [
+        ImageOps.expand(
+            to_pil(cell.image[None])[0].resize((size, size), Image.Resampling.NEAREST),
+            border=FRAME,
+            fill=cell.frame,
+        )
+        for cell in cells
+    ]
     words = [
         [line for part in cell.words.split("\n") for line in textwrap.wrap(part, LETTERS)][:LINES]
         for cell in cells
     ]
-    width, height = framed + GAP, framed + max(map(len, words)) * LINE + GAP
-    page = Image.new("RGB", (columns * width, -(-len(cells) // columns) * height), WHITE)
+    page, places = paste_grid(framed, columns, GAP, below=max(map(len, words)) * LINE)
     pen = ImageDraw.Draw(page)
-    for index, (cell, lines) in enumerate(zip(cells, words, strict=True)):
-        left, top = index % columns * width, index // columns * height
-        pen.rectangle((left, top, left + framed - 1, top + framed - 1), fill=cell.frame)
-        picture = to_pil(cell.image[None])[0].resize((size, size), Image.Resampling.NEAREST)
-        page.paste(picture, (left + FRAME, top + FRAME))
+    for lines, (left, top) in zip(words, places, strict=True):
+        under = top + size + 2 * FRAME
         for number, line in enumerate(lines):
-            pen.text((left + FRAME, top + framed + number * LINE), line, fill=(0, 0, 0))
+            pen.text((left + FRAME, under + number * LINE), line, fill=(0, 0, 0))
     return page
 
 

@@ -19,7 +19,7 @@ import torch
 from minisd.adapters import lora, peft_settings
 from minisd.checkpoints import cover, file_kinds
 from minisd.checkpoints.names import model_rows
-from minisd.cli import webui
+from minisd.cli import a1111_metadata
 from minisd.config import SD15
 from minisd.prompt import parse_weights, weighted_chunks
 from minisd.text.added_words import LONGEST_ADDED, AddedWord
@@ -237,7 +237,7 @@ def test_a_word_that_cannot_be_typed_is_refused(word):
 
 # --- the web UI's text ---------------------------------------------------------------------------
 
-LONG = webui.LONGEST_WEBUI_TEXT - 100
+LONG = a1111_metadata.LONGEST_WEBUI_TEXT - 100
 SLOW_PARAMETERS = {
     "a name": "a" * LONG,
     "names": "a:" * (LONG // 2),
@@ -259,9 +259,9 @@ SLOW_PARAMETERS = {
 def test_another_program_s_text_is_read_or_refused_soon(text):
     with soon():
         for read in (
-            lambda: webui.parse_parameters(f"a cat\n{text}"),
-            lambda: webui.prompt_of(text, {"lora", "hypernetwork"}),
-            lambda: webui.settings_from_webui(text, set()),
+            lambda: a1111_metadata.parse_parameters(f"a cat\n{text}"),
+            lambda: a1111_metadata.prompt_of(text, {"lora", "hypernetwork"}),
+            lambda: a1111_metadata.settings_from_webui(text, set()),
         ):
             try:
                 read()
@@ -270,7 +270,7 @@ def test_another_program_s_text_is_read_or_refused_soon(text):
 
 
 def test_small_weights_are_written_as_we_read_them():
-    ours = webui.in_our_syntax("(cat:0.00001) (dog:20000000)")
+    ours = a1111_metadata.to_minisd_syntax("(cat:0.00001) (dog:20000000)")
     assert ours == "(cat:0.00001) (dog:20000000)"
 
 

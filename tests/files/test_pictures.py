@@ -24,8 +24,8 @@ from PIL import Image, ImageOps, PngImagePlugin
 from minisd.adapters.controlnet import ControlNet, control
 from minisd.adapters.controlnet_settings import HintSettings
 from minisd.cli import main
-from minisd.cli.metadata import describe, written_settings
-from minisd.cli.pictures import is_picture, open_input
+from minisd.cli.picture_files import is_picture, open_input
+from minisd.cli.picture_settings import describe_picture, read_settings
 from minisd.files.pictures import colours, depth_values, from_pil, mask_shades
 from minisd.pipeline import StableDiffusion, check_seeds, make_generators
 from minisd.tasks.canny import canny
@@ -616,7 +616,7 @@ def test_a_broken_file_is_a_picture_or_one_sentence(tmp_path, capfd):
         warnings.simplefilter("always")
         for number in range(600):
             path.write_bytes(with_right_sums(mutated(good[number % len(good)], random)))
-            for use in (open_and_use, describe, written_settings):
+            for use in (open_and_use, describe_picture, read_settings):
                 try:
                     outcomes.add(type(use(path)))
                 except ValueError as refusal:

@@ -57,7 +57,7 @@ THEIR_OWN = {
     "checkpoints/hub.py": "marks which download a part is of",
     "checkpoints/pickles.py": "unpacks into an unnamed temporary file",
     "checkpoints/official.py": "keeps what arrived of a broken download",
-    "cli/hashes.py": "a cache",
+    "cli/file_hashes.py": "a cache",
     "teaching/canvas.py": "draws into memory",
     "training/folder.py": "state.pt moves by itself, log.jsonl grows",
 }
@@ -571,14 +571,14 @@ def test_half_a_copied_lesson_is_copied_again(tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
 
         shutil.copyfile = die_halfway
-        lessons.copy(source, own)
+        lessons.copy_notebooks(source, own)
 
     assert end_of(fork(copy_and_die)) == -signal.SIGKILL
     assert len(list(own.glob("*.ipynb"))) == 1
-    assert lessons.copy(source, own) == [str(own / "02.ipynb")]
+    assert lessons.copy_notebooks(source, own) == [str(own / "02.ipynb")]
     assert bytes_in(own) == bytes_in(source)
     assert end_of(fork(die_while_writing, own / "03.ipynb")) == -signal.SIGKILL
-    assert "already" in lessons.copy(source, own)[0]
+    assert "already" in lessons.copy_notebooks(source, own)[0]
     assert bytes_in(own) == bytes_in(source)
 
 

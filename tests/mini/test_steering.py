@@ -11,7 +11,7 @@ import torch
 from docs.make.mini_report import fill_parts
 from docs.make.steering_figures import CLASSIFIER_SCALES, correlation, fine_detail
 from docs.make.steering_report import Strip, enlarge, read_strips, tables
-from minisd.cli import parser
+from minisd.cli import build_parser
 from minisd.mini.agreement import edge_agreement
 from minisd.mini.examples import hat_mask
 
@@ -26,7 +26,7 @@ def test_every_picture_comes_from_the_commands_above_it(strip):
     for number, command in enumerate(strip.commands):
         words = shlex.split(command)
         assert words[0] == "minisd"
-        assert parser().parse_args(words[1:]).output == Path(f"{name}-{number}.png")
+        assert build_parser().parse_args(words[1:]).output == Path(f"{name}-{number}.png")
     read = set(re.findall(r"examples/[\w-]+\.png", "\n".join(strip.commands)))
     assert read <= {path for _, path in strip.given}
 

@@ -42,7 +42,7 @@ def fingerprints(sd: StableDiffusion) -> dict[str, Tensor]:
         for row in both.rows:
             if row.ours in ours and both.their_name(row) in theirs:
                 mine, other = ours[row.ours].made[0], theirs[both.their_name(row)].made[0]
-                kept[f"{part}.{row.ours}"] = tiny.some(laid_out_like(mine, other))
+                kept[f"{part}.{row.ours}"] = tiny.sample_numbers(laid_out_like(mine, other))
     return kept
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from minisd.checkpoints import registry as official
-from minisd.cli.hashes import known_hashes
+from minisd.cli.file_hashes import known_hashes
 from minisd.mini.emoji import Emoji
 from minisd.mini.job import made_by
 from minisd.tokenizer import Tokenizer
