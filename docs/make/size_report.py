@@ -16,6 +16,7 @@ from minisd.config import MINI, ModelConfig
 from minisd.mini.emoji import Emoji
 from minisd.mini.evaluate import fastest_of_three, seconds_per_picture
 from minisd.mini.job import mini_tokenizer
+from minisd.mini.minutes import fit_to_minutes
 from minisd.mini.recipes import RECIPES
 from minisd.mini.scenes import batch, vae_batch
 from minisd.pipeline import StableDiffusion
@@ -23,7 +24,6 @@ from minisd.schedule import Schedule
 from minisd.tokenizer import Tokenizer
 from minisd.training.diffusion import TextAndUNet, noise_loss
 from minisd.training.loop import Hyperparameters, fast_precision
-from minisd.training.minutes import fit_to_minutes
 from minisd.training.vae import decibels, train_vae
 from minisd.vae import VAE
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import minisd
 from minisd.cli import doctor, draw, lessons
+from minisd.cli.interrupt import raise_on_signals
 from minisd.cli.memory import TOO_LITTLE, check_limits, is_out_of_memory
 from minisd.cli.messages import never_fail, print_message, print_results
 from minisd.cli.options import SHORT_OPTIONS, add_drawing
 from minisd.cli.parser import Parser
 from minisd.cli.pictures import check_writable, is_picture
-from minisd.training.interrupt import ends_like_ctrl_c
 
 # torch and the models are imported by the commands that need them: `minisd --help` is instant.
 
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = in_a_line
-            with ends_like_ctrl_c():
+            with raise_on_signals():
                 run_command(arguments)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):

@@ -16,12 +16,12 @@ from minisd.checkpoints.write import save
 from minisd.config import MINI, WEIGHTS, ModelConfig
 from minisd.files.whole_files import make_folder, written_whole
 from minisd.mini.emoji import Emoji
+from minisd.mini.minutes import check_minutes, fit_to_minutes
 from minisd.mini.scenes import batch, captions
 from minisd.tokenizer import Tokenizer
 from minisd.training.diffusion import TextAndUNet
 from minisd.training.distributed import barrier, rank_and_world_size
 from minisd.training.loop import Hyperparameters
-from minisd.training.minutes import check_minutes, fit_to_minutes
 from minisd.training.run_folder import fill_network, last_state, log_records
 from minisd.training.vae import measure_scale, psnr
 from minisd.vae import VAE

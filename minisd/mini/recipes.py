@@ -47,6 +47,7 @@ from minisd.mini.job import (
     trained_vae,
     unseen_pictures,
 )
+from minisd.mini.minutes import TrainIn
 from minisd.mini.scenes import batch, vae_batch
 from minisd.mini.styles import blueprint, sepia
 from minisd.pipeline import StableDiffusion
@@ -58,7 +59,6 @@ from minisd.training.classifier import accuracy_per_t, train_classifier
 from minisd.training.depth import train_estimator
 from minisd.training.diffusion import train_diffusion
 from minisd.training.loop import Hyperparameters
-from minisd.training.minutes import TrainIn
 from minisd.training.run_folder import fingerprint
 from minisd.training.vae import psnr, train_decoder, train_vae
 

@@ -10,7 +10,8 @@ import os
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def barrier() -> None:
@@ -44,11 +45,17 @@ def shard_size(batch_size: int) -> int:
     return batch_size // world_size
 
 
+def share_gradients(module: nn.Module) -> nn.Module:
+    """The module; with several processes, one whose backward averages their gradients."""
+    _, world_size = rank_and_world_size()
+    return DistributedDataParallel(module) if world_size > 1 else module
+
+
 def mean_over_processes(value: Tensor) -> Tensor:
     """The mean of what every process passes in."""
     if not dist.is_initialized():
         return value
-    total = value.clone()
+    total = value.detach().clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()
 

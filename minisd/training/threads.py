@@ -26,7 +26,7 @@ def threads_of(folder: Path) -> Iterator[int]:
     threads = recorded if recorded and earlier == processes else int(broadcast(own))
     if rank == 0 and recorded and (earlier, recorded) != (processes, own):
         sentence = change_message(folder, (earlier, recorded), (processes, own))
-        warnings.warn(sentence, stacklevel=4)
+        warnings.warn(sentence, stacklevel=6)
     torch.set_num_threads(threads)  # always: MKL may use fewer until a number is set
     try:
         yield threads

@@ -23,6 +23,7 @@ from PIL import Image
 from minisd import cli
 from minisd.checkpoints.write import convert, write_tensors
 from minisd.cli import lessons
+from minisd.cli.interrupt import raise_on_signals
 from minisd.config import MINI
 from minisd.files import whole_files
 from minisd.files.whole_files import (
@@ -38,7 +39,7 @@ from minisd.mini import job, stages
 from minisd.tokenizer import Tokenizer
 from minisd.training import adapters, loop
 from minisd.training import run_folder as folder
-from minisd.training.interrupt import Stopped, ends_like_ctrl_c
+from minisd.training.interrupt import Interrupted
 from minisd.training.run_folder import in_use
 from tests.helpers.checkpoint_files import V1, original, single_file
 from tests.helpers.training_runs import REPOSITORY
@@ -420,13 +421,13 @@ def test_signals_are_handled_as_before_after_a_command():
     numbers = (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
     before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
     try:
-        with pytest.raises(Stopped) as caught, ends_like_ctrl_c():
+        with pytest.raises(Interrupted) as caught, raise_on_signals():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)
         assert caught.value.number == signal.SIGTERM
         assert [signal.getsignal(number) for number in numbers] == [signal.SIG_DFL] * 2
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as nohup does with SIGHUP
-        with ends_like_ctrl_c():
+        with raise_on_signals():
             os.kill(os.getpid(), signal.SIGTERM)
     finally:
         for number, old in zip(numbers, before, strict=True):
@@ -451,7 +452,7 @@ def test_ctrl_c_while_pictures_are_encoded_says_where_the_run_stands(
 
 def test_a_closed_terminal_costs_no_exit_status(tmp_path, monkeypatch):
     def stop(*given):
-        raise Stopped("a sentence that nobody can read", signal.SIGTERM)
+        raise Interrupted("a sentence that nobody can read", signal.SIGTERM)
 
     def gone(text):
         raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -18,6 +18,7 @@ from minisd.mini import recipes
 from minisd.mini.datasets import encode_pictures
 from minisd.mini.emoji import FINE_THINGS, Emoji
 from minisd.mini.job import Job, export, train_vocabulary
+from minisd.mini.minutes import fit_to_minutes
 from minisd.mini.scenes import batch, captions, vae_batch
 from minisd.schedule import Schedule
 from minisd.tokenizer import Tokenizer
@@ -30,7 +31,6 @@ from minisd.training.diffusion import (
     train_diffusion,
 )
 from minisd.training.loop import Hyperparameters, update_ema
-from minisd.training.minutes import fit_to_minutes
 from minisd.training.run_folder import plot_losses  # before a fixture replaces it
 from minisd.training.vae import (
     THIN_WEIGHT,
@@ -99,17 +99,16 @@ def same(one, other):
 
 
 def exact_losses(patch, die_before=None):
-    """Notes the terms of the loss by step, unrounded; can end the run at a step."""
-    seen, take_step = {}, loop.take_step
+    """Note the terms of the loss by step, unrounded. die_before: end the run at this step."""
+    seen, check_finite = {}, loop.check_finite
 
-    def watched(run, loss, draw, settings, step, stop):
+    def watched(terms, norm, step):
         if step == die_before:
             raise Killed
-        terms = take_step(run, loss, draw, settings, step, stop)
+        check_finite(terms, norm, step)
         seen[step] = [term.item() for term in terms.values()]
-        return terms
 
-    patch.setattr(loop, "take_step", watched)
+    patch.setattr(loop, "check_finite", watched)
     return seen
 
 

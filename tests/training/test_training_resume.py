@@ -23,13 +23,13 @@ from minisd.checkpoints.write import write_tensors
 from minisd.config import WEIGHTS
 from minisd.mini import datasets, recipes, stages
 from minisd.mini.job import train_vocabulary
+from minisd.mini.minutes import fit_to_minutes
 from minisd.schedule import Schedule
 from minisd.teaching import toy
 from minisd.tokenizer import Tokenizer
 from minisd.training import adapters, distributed, loop, run_folder, threads, wider_unet
 from minisd.training.interrupt import Interrupted, stop_request
 from minisd.training.loop import Hyperparameters, train
-from minisd.training.minutes import fit_to_minutes
 from minisd.training.run_folder import log_records
 from tests.helpers.tiny_models import SMALL
 from tests.helpers.training_runs import (
@@ -124,16 +124,16 @@ def end_of(pid):
 
 def be_killed(folder, tokenizer, stage, at, name):
     """Train until a step at which this process signals itself."""
-    take_step = loop.take_step
+    set_rates = loop.set_rates
 
-    def deadly(run, loss, draw, settings, step, stop):
+    def deadly(optimizers, settings, step):
         if step == at:
             os.kill(os.getpid(), getattr(signal, name))
-        return take_step(run, loss, draw, settings, step, stop)
+        set_rates(optimizers, settings, step)
 
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch, tokenizer)
-        patch.setattr(loop, "take_step", deadly)
+        patch.setattr(loop, "set_rates", deadly)
         return cli.main(train_command(stage, folder))
 
 
@@ -160,7 +160,7 @@ def test_a_complete_run_says_so_and_keeps_its_file(whole, tmp_path, capsys, monk
     shutil.copytree(whole / "lora", tmp_path / "lora")
     output = tmp_path / "lora" / "lora.safetensors"
     output.unlink()
-    monkeypatch.setattr(loop, "take_step", None)  # no step is taken
+    monkeypatch.setattr(loop, "set_rates", None)  # no step is taken
     for _ in range(2):
         assert cli.main(train_command("lora", tmp_path)) == 0
         out, err = capsys.readouterr()
