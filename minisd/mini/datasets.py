@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image, ImageDraw
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from minisd.config import ModelConfig
@@ -23,7 +23,6 @@ from minisd.tokenizer import Tokenizer
 from minisd.training.adapters import AdapterDataset
 from minisd.training.diffusion import EncodedPictures
 from minisd.training.loop import fast_precision, generator_at
-from minisd.training.run_folder import fingerprint
 from minisd.vae import VAE
 
 ENCODED_AT_ONCE = 100
@@ -37,6 +36,14 @@ def composed_batches(
     """`count` pictures, a multiple of 100, in numbered batches, with a progress bar."""
     for number in tqdm(range(0, count, ENCODED_AT_ONCE), desc="encoding pictures", mininterval=5):
         yield number, batch(emoji, size, ENCODED_AT_ONCE, seed, number, split)
+
+
+def fingerprint(network: nn.Module) -> str:
+    """Eight letters that change whenever a parameter changes."""
+    digest = hashlib.sha256()
+    for parameter in network.parameters():
+        digest.update(parameter.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:8]
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ docs/make/mini_report.py fills docs/mini.md with the figures that evaluate() ret
 import io
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import dist, isqrt
@@ -18,14 +18,17 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
+from minisd.adapters.classifier import LatentClassifier
 from minisd.config import WEIGHTS
 from minisd.mini.captions import SPOTS, SYNONYMS, Scene, full_caption
 from minisd.mini.emoji import Emoji
 from minisd.mini.judge import Judge, Seen, accuracy, look, nearest_colour
 from minisd.mini.scenes import LARGE_WIDTH, SMALL_WIDTH, SPLITS, batch
 from minisd.pipeline import StableDiffusion
+from minisd.schedule import Schedule
 from minisd.tokenizer import Tokenizer
 from minisd.trace import trace
+from minisd.training.loop import generator_at
 from minisd.training.vae import psnr
 from minisd.vae import VAE
 
@@ -167,6 +170,31 @@ def judge_split(
 
 def row_name(scale: float) -> str:
     return f"scale {scale:g}"
+
+
+# ---- the classifier of noisy latents
+
+
+@torch.no_grad()
+def accuracy_per_t(
+    classifier: LatentClassifier,
+    latents: Tensor,
+    labels: Tensor,
+    schedule: Schedule,
+    ts: Sequence[int],
+) -> dict[int, float]:
+    """For each t, the share of latents whose thing is named correctly. Every t has the same noise.
+
+    latents: n 4 h w, clean and scaled, all in one batch: a few thousand at most    labels: n
+    """
+    x0 = latents.float()
+    noise = torch.randn(x0.shape, generator=generator_at(0, 0))
+    shares = {}
+    for t in ts:
+        x = schedule.add_noise(x0, noise, t)
+        logits = classifier(x, torch.full((len(x),), t))
+        shares[t] = (logits.argmax(dim=1) == labels).float().mean().item()
+    return shares
 
 
 # ---- attention maps: where the picture looks at which word

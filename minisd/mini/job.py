@@ -1,8 +1,6 @@
 """What a user asks `minisd train` for, and the files of the run folder that trainings share."""
 
 import json
-import shutil
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,11 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minisd.checkpoints.contents import sha256
 from minisd.checkpoints.load import Parts
 from minisd.checkpoints.write import save
-from minisd.config import MINI, WEIGHTS, ModelConfig
-from minisd.files.whole_files import make_folder, written_whole
+from minisd.config import MINI, ModelConfig
+from minisd.files.whole_files import make_folder
 from minisd.mini.emoji import Emoji
 from minisd.mini.minutes import check_minutes, fit_to_minutes
 from minisd.mini.scenes import batch, captions
@@ -153,25 +150,3 @@ def export(job: Job) -> Path:
     if rank_and_world_size()[0] == 0:
         save(output, parts, torch.float16, {"command": commands, "figures": json.dumps(figures)})
     return output
-
-
-def base_next_to(output: Path | None) -> None:
-    """Copy the shipped mini next to a file that will hold only what differs from it.
-
-    Raises ValueError if another model of that name is there: it would be taken for the mini.
-    """
-    if output is None:
-        return
-    shipped, base = WEIGHTS / "mini.safetensors", output.with_name("mini.safetensors")
-    if base.exists() and sha256(base) != sha256(shipped):
-        raise ValueError(
-            f"{output} needs the shipped mini next to it, and {base} is another model. Choose "
-            "another folder with -o."
-        )
-    if not base.exists():
-        with written_whole(base) as unfinished:
-            shutil.copyfile(shipped, unfinished)
-        warnings.warn(
-            f"{base} was copied there, because {output.name} holds only what differs from it.",
-            stacklevel=2,
-        )

@@ -37,11 +37,11 @@ from minisd.adapters.classifier import ClassifierConfig, LatentClassifier, save_
 from minisd.checkpoints.write import save_vae
 from minisd.config import MINI
 from minisd.depth.small import DEPTH_PREFIX
-from minisd.mini import cats_and_dogs, datasets, judge, train_judge
+from minisd.mini import cats_and_dogs, datasets, judge, partial_files, train_judge
 from minisd.mini.emoji import FINE_THINGS, Emoji
+from minisd.mini.evaluate import accuracy_per_t
 from minisd.mini.job import (
     Job,
-    base_next_to,
     made_by,
     mini_tokenizer,
     trained_vae,
@@ -55,11 +55,10 @@ from minisd.schedule import Schedule
 from minisd.tasks.depth2img import DEPTH_CHANNELS
 from minisd.tasks.inpaint import INPAINTING_CHANNELS
 from minisd.training import adapters, wider_unet
-from minisd.training.classifier import accuracy_per_t, train_classifier
+from minisd.training.classifier import train_classifier
 from minisd.training.depth import train_estimator
 from minisd.training.diffusion import train_diffusion
 from minisd.training.loop import Hyperparameters
-from minisd.training.run_folder import fingerprint
 from minisd.training.vae import psnr, train_decoder, train_vae
 
 Save = Callable[[Path, Any, dict], None]  # (path, network, notes)
@@ -162,7 +161,7 @@ def prepare_classifier(job: Job) -> tuple[TrainIn, Save]:
     labelled = datasets.labelled_latents(emoji, vae, config, job.pictures, job.seed)
 
     def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
-        more = {"seed": job.seed, "encoded_by": fingerprint(vae)}
+        more = {"seed": job.seed, "encoded_by": datasets.fingerprint(vae)}
         return train_classifier(*labelled, sizes, schedule, folder, settings, **more)
 
     def save(path: Path, network: LatentClassifier, notes: dict) -> None:
@@ -181,7 +180,7 @@ def prepare_judge(job: Job) -> tuple[TrainIn, Save]:
     decoded = train_judge.decoded_crops(vae, emoji, count, job.seed)
 
     def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
-        more = {"seed": job.seed, "encoded_by": fingerprint(vae)}
+        more = {"seed": job.seed, "encoded_by": datasets.fingerprint(vae)}
         return train_judge.train_judge(emoji, decoded, folder, settings, **more)
 
     def save(path: Path, network: judge.Judge, notes: dict) -> None:
@@ -246,10 +245,10 @@ def prepare_half_controlnet(job: Job) -> tuple[TrainIn, Save]:
     """A ControlNet that is stopped before it follows its hint. Only its new parts are trained."""
 
     def start(sd: StableDiffusion) -> nn.Module:
-        return adapters.freeze_copied_parts(adapters.copied_controlnet(sd))
+        return partial_files.freeze_copied_parts(adapters.copied_controlnet(sd))
 
     def save(path: Path, network: Any, notes: dict) -> None:
-        adapters.save_new_parts(path, network, {"notes": json.dumps(notes)})
+        partial_files.save_new_parts(path, network, {"notes": json.dumps(notes)})
 
     return prepare_on_edges(start, job, FEW, save)
 
@@ -258,7 +257,7 @@ def prepare_wider(
     job: Job, channels: int, name: str, conditions: Callable, others: dict
 ) -> tuple[TrainIn, Save]:
     """A U-Net that reads conditions as well. others: more tensors for its file"""
-    base_next_to(job.output)
+    partial_files.copy_mini_next_to(job.output)
     sd = minisd.load("mini")
     dataset = datasets.adapter_dataset(sd, Emoji.load(), MANY, job.seed, conditions=conditions(sd))
 
@@ -267,7 +266,7 @@ def prepare_wider(
         return wider_unet.train_wider(sd, unet, dataset, folder, settings, seed=job.seed)
 
     def save(path: Path, network: Any, notes: dict) -> None:
-        wider_unet.save_wider(path, sd, network, name, notes, others)
+        partial_files.save_wider(path, sd, network, name, notes, others)
 
     return train_in, save
 

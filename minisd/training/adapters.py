@@ -21,7 +21,6 @@ from minisd.adapters.hypernetwork import HypernetworkMLP, attentions
 from minisd.adapters.lora import LowRankUpdate
 from minisd.adapters.textual_inversion import Word
 from minisd.checkpoints.names import model_rows
-from minisd.checkpoints.read import read
 from minisd.checkpoints.write import write_tensors
 from minisd.config import UNetConfig
 from minisd.files.whole_files import written_whole
@@ -30,7 +29,6 @@ from minisd.training.diffusion import min_snr_noise_loss, noise_loss
 from minisd.training.loop import Draw, Hyperparameters, train
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
-NEW_PARTS = ("hint.", "zero.", "zero_mid.")  # the parts of a ControlNet that no U-Net has
 LAYOUT_SNR = 1.0  # a condition says how the picture is laid out: only much noise leaves that open
 
 
@@ -165,26 +163,6 @@ def copied_controlnet(sd: StableDiffusion) -> ControlNet:
     for layer in (*network.zero, network.zero_mid, network.hint.conv_out):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
-    return network
-
-
-def freeze_copied_parts(controlnet: ControlNet) -> ControlNet:
-    """Train only the hint's convolutions and the zero convolutions, not the copied encoder."""
-    for name, parameter in controlnet.named_parameters():
-        parameter.requires_grad_(name.startswith(NEW_PARTS))
-    return controlnet
-
-
-def save_new_parts(path: Path, controlnet: ControlNet, notes: dict[str, str]) -> None:
-    """Write only what is not copied from the U-Net. Raises ValueError if it cannot be written."""
-    state = controlnet.state_dict()
-    write_half(path, {name: state[name] for name in state if name.startswith(NEW_PARTS)}, notes)
-
-
-def half_trained_controlnet(sd: StableDiffusion, path: Path) -> ControlNet:
-    """A copied ControlNet with the new parts of a file that save_new_parts() wrote."""
-    network = copied_controlnet(sd)
-    network.load_state_dict(network.state_dict() | read(path))
     return network
 
 

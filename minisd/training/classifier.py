@@ -1,6 +1,5 @@
 """Train the classifier of noisy latents (adapters/classifier.py)."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from minisd.adapters.classifier import ClassifierConfig, LatentClassifier
 from minisd.schedule import Schedule
-from minisd.training.loop import Draw, Hyperparameters, generator_at, train
+from minisd.training.loop import Draw, Hyperparameters, train
 
 
 def thing_loss(
@@ -57,25 +56,3 @@ def train_classifier(
     about = {"classifier": asdict(config), "schedule": asdict(schedule.config)}
     about |= {"pictures": len(latents), "encoded_by": encoded_by}
     return train(classifier, loss_at, settings, folder, batch_size, seed, about)
-
-
-@torch.no_grad()
-def accuracy_per_t(
-    classifier: LatentClassifier,
-    latents: Tensor,
-    labels: Tensor,
-    schedule: Schedule,
-    ts: Sequence[int],
-) -> dict[int, float]:
-    """For each t, the share of latents whose thing is named correctly. Every t has the same noise.
-
-    latents: n 4 h w, clean and scaled, all in one batch: a few thousand at most    labels: n
-    """
-    x0 = latents.float()
-    noise = torch.randn(x0.shape, generator=generator_at(0, 0))
-    shares = {}
-    for t in ts:
-        x = schedule.add_noise(x0, noise, t)
-        logits = classifier(x, torch.full((len(x),), t))
-        shares[t] = (logits.argmax(dim=1) == labels).float().mean().item()
-    return shares

@@ -1,6 +1,5 @@
 """What a run keeps in its folder: state.pt, log.jsonl and, drawn from the log, loss.png."""
 
-import hashlib
 import io
 import json
 import os
@@ -247,14 +246,6 @@ def refuse_another_run(folder: Path, before: dict, now: dict) -> None:
             f"The run in {folder} is another one: {'; '.join(differences)}. Train into another "
             "folder, or ask for the same again (only the steps may change, and only grow)."
         )
-
-
-def fingerprint(network: nn.Module) -> str:
-    """Eight letters that change whenever a parameter changes."""
-    digest = hashlib.sha256()
-    for parameter in network.parameters():
-        digest.update(parameter.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()[:8]
 
 
 def commit() -> str:

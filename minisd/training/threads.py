@@ -21,12 +21,11 @@ def threads_of(folder: Path) -> Iterator[int]:
     """
     own = torch.get_num_threads()
     rank, processes = rank_and_world_size()
-    state = last_state(folder) or {}
-    recorded, earlier = state.get("run", {}).get("threads"), state.get("processes", 1)
-    threads = recorded if recorded and earlier == processes else int(broadcast(own))
-    if rank == 0 and recorded and (earlier, recorded) != (processes, own):
-        sentence = change_message(folder, (earlier, recorded), (processes, own))
-        warnings.warn(sentence, stacklevel=6)
+    state, now = last_state(folder), (processes, own)
+    before = (state["processes"], state["run"]["threads"]) if state else now
+    threads = before[1] if state and before[0] == processes else int(broadcast(own))
+    if rank == 0 and before != now:
+        warnings.warn(change_message(folder, before, now), stacklevel=6)
     torch.set_num_threads(threads)  # always: MKL may use fewer until a number is set
     try:
         yield threads

@@ -14,13 +14,14 @@ from minisd.mini.datasets import (
     masks_and_surroundings,
     random_mask,
 )
+from minisd.mini.partial_files import save_wider
 from minisd.mini.scenes import batch
 from minisd.pipeline import StableDiffusion
 from minisd.tasks.depth2img import depth2img_steps, depth_channel
 from minisd.tasks.inpaint import inpaint_steps, latent_mask
 from minisd.training.depth import DOME, RIM, SHADING, relief, train_estimator
 from minisd.training.loop import Hyperparameters
-from minisd.training.wider_unet import FROZEN, save_wider, train_wider, widen
+from minisd.training.wider_unet import FROZEN, train_wider, widen
 from tests.helpers.tiny_models import SMALL
 
 RECIPE = Hyperparameters(steps=4, rate=0.05, warmup=1, ema=0.5, save_every=100, log_every=1)
