@@ -18,6 +18,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -78,7 +79,8 @@ def chosen() -> dict[str, tuple[str, str]]:
 
 def draw(body: str, box: tuple[float, float, float, float], pixels: int) -> Image.Image:
     """One SVG drawing as an RGBA picture; box is the part shown: x, y, width, height."""
-    from resvg_py import svg_to_bytes  # only this script needs it
+    # Only this script needs it, so it is not installed where types are checked.
+    from resvg_py import svg_to_bytes  # pyright: ignore[reportMissingImports]
 
     namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     view = " ".join(f"{number:.4f}" for number in box)
@@ -111,8 +113,9 @@ def read_package(folder: Path, pattern: str) -> tuple[dict, dict]:
         )
     with tarfile.open(found[0]) as packed:
         names = ("icons", "info", "package")
-        texts = [packed.extractfile(f"package/{name}.json").read() for name in names]
-        icons, about, package = (parse_json(text, LARGEST) for text in texts)
+        files = [packed.extractfile(f"package/{name}.json") for name in names]
+        contents: list[Any] = [parse_json(file.read(), LARGEST) for file in files if file]
+        icons, about, package = contents
     source = {
         "package": package["name"],
         "version": package["version"],

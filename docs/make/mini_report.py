@@ -158,7 +158,7 @@ def targets(figures: dict) -> list[tuple[str, str, float, float | None]]:
     right = figures["right"]["heldout"][row_name(figures["settings"]["cfg_scale"])]
     attention, psnr, seconds = figures["attention"], figures["psnr"], figures["seconds"]
     behind = {role: less for role, less in attention["behind"].items() if role != "thing"}
-    next_role = min(behind, key=behind.get)
+    next_role = min(behind, key=lambda role: behind[role])
     gap = figures["synonyms"]["contexts less their mean"]["gap"]
     return [
         ("dB of held-out pictures through the autoencoder", "≥", 27, psnr["model"]),
@@ -236,7 +236,7 @@ def attention_table(attention: dict[str, dict[str, float]]) -> str:
             format_number(overlaps[role]),
             format_number(behind[role]),
         ]
-        for role in sorted(shares, key=shares.get, reverse=True)
+        for role in sorted(shares, key=lambda role: shares[role], reverse=True)
     ]
     rows.append(["places at random", "-", format_number(overlaps["by chance"]), "-"])
     return markdown("word | % of the attention | overlap with the thing | behind", rows)

@@ -9,6 +9,7 @@ the cell's own text; LF and one newline at the end.
 """
 
 import argparse
+import copy
 import dataclasses
 import hashlib
 import os
@@ -48,9 +49,9 @@ def execute(notebook: NotebookNode, timeout: int = 600) -> NotebookNode:
     timeout: seconds per cell
     Raises nbclient's CellExecutionError where a cell fails; it holds the cell and the traceback.
     """
-    copy = nbformat.from_dict(notebook)
+    fresh = copy.deepcopy(notebook)
     where = {"metadata": {"path": str(FOLDER)}}
-    client = NotebookClient(copy, timeout=timeout, kernel_name="python3", resources=where)
+    client = NotebookClient(fresh, timeout=timeout, kernel_name="python3", resources=where)
     environment = os.environ | {"MINISD_HEADLESS": "1", "PYTHONHASHSEED": "0"}
     return client.execute(env=environment)
 
@@ -74,7 +75,9 @@ def normal(notebook: NotebookNode) -> NotebookNode:
             made |= {"execution_count": count, "outputs": normal_outputs(cell.outputs, count)}
         cells.append(made)
     whole = {"cells": cells, "metadata": METADATA, "nbformat": 4, "nbformat_minor": 5}
-    return nbformat.from_dict(whole)
+    made = nbformat.from_dict(whole)
+    assert isinstance(made, NotebookNode)
+    return made
 
 
 def normal_outputs(outputs: list[NotebookNode], count: int) -> list[dict]:

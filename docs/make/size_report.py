@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from docs.make.mini_report import fill_parts, markdown, refill_page
 from minisd.config import MINI, ModelConfig
@@ -68,7 +68,7 @@ def measure_size(
     def draw_pictures(count: int, number: int) -> Tensor:
         return vae_batch(emoji, size, count, 0, number).images
 
-    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
+    def train_in(settings: Hyperparameters, folder: Path) -> VAE:
         return train_vae(draw_pictures, config.vae, folder, settings)
 
     fitted = fit_to_minutes(settings, minutes, folder, train_in)

@@ -115,7 +115,7 @@ def examine(judge: Judge, images: Tensor, scenes: list[Scene]) -> list[Judged]:
 
 def shares(judged: list[Judged]) -> dict[str, float]:
     """How often each aspect is right where a scene asks for it, and the number of pictures."""
-    found = {"pictures": len(judged)}
+    found: dict[str, float] = {"pictures": len(judged)}
     for aspect in ASPECTS:
         verdicts = [one for each in judged for one in each.right[aspect]]
         if verdicts:
@@ -209,13 +209,13 @@ def word_maps(sd: StableDiffusion, prompts: list[str]) -> tuple[Tensor, Tensor]:
 
     returns: pictures, b 3 h w; maps, b 77 h/8 w/8
     """
-    total, added = 0, 0
+    total, added = torch.zeros(()), 0
     with trace(sd, "unet.*.cross.weights") as seen:
         for step in sd.txt2img_steps(prompts, "", DDIM_STEPS, sampler="ddim"):
             for weights in seen.values():
-                with_prompt = weights[-len(prompts) :].mean(
-                    dim=1
-                )  # the half without the prompt comes first
+                assert isinstance(weights, Tensor), "each step calls each layer once"
+                # the half without the prompt comes first
+                with_prompt = weights[-len(prompts) :].mean(dim=1)
                 height = isqrt(weights.shape[2])
                 grid = rearrange(with_prompt, "b (h w) m -> b m h w", h=height)
                 total, added = total + F.interpolate(grid, step.x.shape[2:]), added + 1
@@ -317,9 +317,8 @@ def likeness(vectors: Tensor, words: list[str], things: tuple[str, ...]) -> dict
     """
     unit = dict(zip(words, F.normalize(vectors.float(), dim=1), strict=True))
     pairs = [(word, other) for word in SYNONYMS if word in unit for other in SYNONYMS[word]]
-    similar = sum(unit[a] @ unit[b] for a, b in pairs).item() / len(pairs)
-    different = list(combinations(things, 2))
-    unrelated = sum(unit[a] @ unit[b] for a, b in different).item() / len(different)
+    similar = mean((unit[a] @ unit[b]).item() for a, b in pairs)
+    unrelated = mean((unit[a] @ unit[b]).item() for a, b in combinations(things, 2))
     return {"synonyms": similar, "unrelated": unrelated, "gap": similar - unrelated}
 
 
@@ -348,7 +347,9 @@ def seconds_per_picture(sd: StableDiffusion, count: int) -> float:
     """Seconds per picture from prompt to PNG, if `count` are drawn at once."""
 
     def draw_all() -> None:
-        for picture in sd.txt2img(["a cat on a blue background"] * count, steps=DDIM_STEPS):
+        pictures = sd.txt2img(["a cat on a blue background"] * count, steps=DDIM_STEPS)
+        assert isinstance(pictures, list)
+        for picture in pictures:
             picture.save(io.BytesIO(), "PNG")
 
     return fastest_of_three(draw_all) / count

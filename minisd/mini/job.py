@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minisd.checkpoints.load import Parts
 from minisd.checkpoints.write import save
@@ -18,7 +18,7 @@ from minisd.mini.scenes import batch, captions
 from minisd.tokenizer import Tokenizer
 from minisd.training.diffusion import TextAndUNet
 from minisd.training.distributed import barrier, rank_and_world_size
-from minisd.training.loop import Hyperparameters
+from minisd.training.loop import Hyperparameters, Model
 from minisd.training.run_folder import fill_network, last_state, log_records
 from minisd.training.vae import measure_scale, psnr
 from minisd.vae import VAE
@@ -108,7 +108,7 @@ def trained_vae(folder: Path, emoji: Emoji) -> tuple[VAE, ModelConfig]:
     return vae, replace(MINI, vae=vae.config)
 
 
-def ema_network(network: nn.Module, folder: Path) -> nn.Module:
+def ema_network(network: Model, folder: Path) -> Model:
     """The network with the EMA weights of the folder's last checkpoint.
 
     Raises ValueError if there is none.

@@ -7,7 +7,7 @@ for the background colour, which can be measured directly.
 import json
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -166,7 +166,7 @@ def load_judge(path: Path = WEIGHTS / "judge.safetensors") -> Judge:
     """
     try:
         header, state = metadata(path), read(path)
-        words = [parse_json(header.get(name, "null")) for name in VOCABULARIES]
+        words: list[Any] = [parse_json(header.get(name, "null")) for name in VOCABULARIES]
         for name, some in zip(VOCABULARIES, words, strict=True):
             check_value(name, some, tuple[str, ...])
             if not 0 < len(some) <= MOST_WORDS:

@@ -24,10 +24,11 @@ def default_output(stage: str, folder: Path) -> Path:
 
 def with_default_output(stage: str, job: Job) -> Job:
     """The job with an output file: its own, or else the default one, whose folder is made."""
-    if job.output is None:
-        job = replace(job, output=default_output(stage, job.folder))
-        make_folder(job.output.parent)
-    return job
+    if job.output is not None:
+        return job
+    output = default_output(stage, job.folder)
+    make_folder(output.parent)
+    return replace(job, output=output)
 
 
 def run_stage(stage: str, job: Job) -> None:

@@ -26,7 +26,7 @@ from minisd.config import UNetConfig
 from minisd.files.whole_files import written_whole
 from minisd.pipeline import StableDiffusion
 from minisd.training.diffusion import min_snr_noise_loss, noise_loss
-from minisd.training.loop import Draw, Hyperparameters, train
+from minisd.training.loop import Draw, Hyperparameters, Model, train
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
 LAYOUT_SNR = 1.0  # a condition says how the picture is laid out: only much noise leaves that open
@@ -53,7 +53,7 @@ class TrainableLoRA(nn.Module):
         self.layers = [f"{name}.{part}" for name in attentions(sd.unet) for part in PROJECTIONS]
         official = {row.ours: row.diffusers for row in model_rows(sd.config)["unet"]}
         self.official = [official[name] for name in self.layers]
-        weights = [sd.unet.get_submodule(name).weight for name in self.layers]
+        weights = [sd.unet.get_parameter(f"{name}.weight") for name in self.layers]
         self.down = nn.ParameterList(
             torch.randn(rank, weight.shape[1]) / math.sqrt(weight.shape[1]) for weight in weights
         )
@@ -112,11 +112,10 @@ class TrainableHypernetwork(nn.Module):
         self.narrow = nn.ModuleList(
             nn.Linear(expand * width, width) for width in self.widths for _ in range(2)
         )
-        for layer in self.narrow:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for parameter in self.narrow.parameters():
+            nn.init.zeros_(parameter)
 
-    def layers(self, width: int, which: int) -> list[nn.Linear]:
+    def layers(self, width: int, which: int) -> list[nn.Module]:
         """The two layers of one network. which: 0 for keys, 1 for values"""
         index = 2 * self.widths.index(width) + which
         return [self.widen[index], self.narrow[index]]
@@ -128,8 +127,11 @@ class TrainableHypernetwork(nn.Module):
 
     def mlp(self, width: int, which: int) -> HypernetworkMLP:
         """The network as the adapter computes with it. which: 0 for keys, 1 for values"""
-        pair = self.layers(width, which)
-        return HypernetworkMLP([(each.weight, each.bias) for each in pair], "relu", False)
+        pairs: list[tuple[Tensor, Tensor]] = [
+            (layer.get_parameter("weight"), layer.get_parameter("bias"))
+            for layer in self.layers(width, which)
+        ]
+        return HypernetworkMLP(pairs, "relu", False)
 
     def save(self, path: Path, notes: dict[str, str]) -> None:
         """Write it as the AUTOMATIC1111 web UI does: a pickle of tensors and plain values."""
@@ -145,10 +147,10 @@ class TrainableHypernetwork(nn.Module):
             unfinished.write_bytes(whole.getbuffer())
 
     @staticmethod
-    def numbered_weights(layers: list[nn.Linear]) -> dict[str, Tensor]:
+    def numbered_weights(layers: list[nn.Module]) -> dict[str, Tensor]:
         """Weights by name. Activations count as layers, so the second linear layer is number 2."""
         return {
-            f"linear.{2 * i}.{leaf}": getattr(layer, leaf).detach().half()
+            f"linear.{2 * i}.{leaf}": layer.get_parameter(leaf).detach().half()
             for i, layer in enumerate(layers)
             for leaf in ("weight", "bias")
         }
@@ -161,8 +163,8 @@ def copied_controlnet(sd: StableDiffusion) -> ControlNet:
     own = network.state_dict()
     network.load_state_dict({name: theirs.get(name, value) for name, value in own.items()})
     for layer in (*network.zero, network.zero_mid, network.hint.conv_out):
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
     return network
 
 
@@ -174,15 +176,15 @@ def write_half(path: Path, tensors: dict[str, Tensor], notes: dict[str, str]) ->
 
 def train_on(
     sd: StableDiffusion,
-    model: nn.Module,
-    predict: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+    model: Model,
+    predict: Callable[..., Tensor],
     dataset: AdapterDataset,
     folder: Path,
     settings: Hyperparameters,
     batch_size: int,
     seed: int,
     config: UNetConfig,
-) -> nn.Module:
+) -> Model:
     """Returns the EMA of the model. Resumes from the folder. Raises ValueError like train().
 
     predict(x, t, context, condition): the noise, predicted with the model that is trained

@@ -41,8 +41,8 @@ def start_at_zero(unet: UNet) -> None:
     """Set the last layer of every branch to zero, like the original. At first it adds nothing."""
     for name, module in unet.named_modules():
         if name.endswith(("conv2", "proj_out", "conv_out")):
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
 
 
 @dataclass(frozen=True)

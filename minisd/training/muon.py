@@ -62,11 +62,12 @@ class Muon(torch.optim.Optimizer):
 
     def ahead(self, parameter: Tensor, keep: float) -> Tensor:
         """The momentum after this gradient, one step ahead (Nesterov), as a matrix."""
-        state = self.state[parameter]
+        gradient, state = parameter.grad, self.state[parameter]
+        assert gradient is not None, "step() leaves out parameters without a gradient"
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
-        momentum = state["momentum"].lerp_(parameter.grad, 1 - keep)
-        return parameter.grad.lerp(momentum, keep).flatten(1)
+        momentum = state["momentum"].lerp_(gradient, 1 - keep)
+        return gradient.lerp(momentum, keep).flatten(1)
 
 
 # First and last layers, whose numbers have a meaning of their own, where orthogonalizing does harm.

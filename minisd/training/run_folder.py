@@ -285,9 +285,9 @@ def log_records(folder: Path) -> list[dict]:
     for line in text.splitlines():
         with suppress(ValueError):  # a full disk or a kill cut this line off
             record = parse_json(line)
-            check_value("record", record, dict)
-            check_value("step", record.get("step"), int, (0, 10**9))
-            records[record["step"]] = record
+            if isinstance(record, dict):
+                check_value("step", record.get("step"), int, (0, 10**9))
+                records[record["step"]] = record
     return [records[step] for step in sorted(records)]
 
 
