@@ -1,7 +1,7 @@
 """Train adapters: a few new weights, while the model's own weights stay as they are.
 
-A style as a LoRA or as a hypernetwork, a thing as a word, edges as a ControlNet. All of them are
-trained as the U-Net was, by predicting noise, on pictures of what is new.
+A LoRA or a hypernetwork learns a style, a new word learns a thing, a ControlNet learns to follow
+edges. Each is trained like the U-Net, by predicting noise, on pictures that show what is new.
 """
 
 import io
@@ -29,7 +29,9 @@ from minisd.training.diffusion import min_snr_noise_loss, noise_loss
 from minisd.training.loop import Draw, Hyperparameters, Model, train
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
-LAYOUT_SNR = 1.0  # a condition says how the picture is laid out: only much noise leaves that open
+# A condition describes the layout of the picture. Only a latent with much noise leaves the layout
+# open, so errors count less where the signal-to-noise ratio is above this.
+LAYOUT_SNR = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class TrainableLoRA(nn.Module):
         self.rank = rank
 
     def attach(self, sd: StableDiffusion) -> Handle:
-        """Put the LoRA on the model, with gradients."""
+        """Add the LoRA to the model, so that gradients reach its matrices."""
         pairs = zip(self.down, self.up, strict=True)
         changes = [LowRankUpdate(down, up, self.rank) for down, up in pairs]
         layers = [sd.unet.get_submodule(name) for name in self.layers]
@@ -77,10 +79,10 @@ class TrainableLoRA(nn.Module):
 
 
 class TrainableWord(nn.Module):
-    """One or more vectors for a new word. They start at the mean of the words that it is `like`.
+    """One or more vectors for a new word. They start at the mean of the words in `like`.
 
-    The mean is scaled to the usual length of a word's vector: it is short, and training would take
-    long to get away from it.
+    The mean of several vectors is short, and training would be slow from there. So it is scaled to
+    the usual length of a word's vector.
     """
 
     def __init__(self, sd: StableDiffusion, word: str, like: Sequence[str], count: int = 1):
@@ -92,7 +94,7 @@ class TrainableWord(nn.Module):
         self.word = word
 
     def attach(self, sd: StableDiffusion) -> Handle:
-        """Put the word on the model, with gradients."""
+        """Add the word to the model, so that gradients reach its vectors."""
         return Word(sd, self.word, self.vectors)
 
     def save(self, path: Path, notes: dict[str, str]) -> None:
@@ -101,7 +103,7 @@ class TrainableWord(nn.Module):
 
 
 class TrainableHypernetwork(nn.Module):
-    """For each width of context, one small network for keys and one for values."""
+    """Two small networks for each width of context: one for keys, one for values."""
 
     def __init__(self, sd: StableDiffusion, expand: int = 2):
         super().__init__()
@@ -121,7 +123,7 @@ class TrainableHypernetwork(nn.Module):
         return [self.widen[index], self.narrow[index]]
 
     def attach(self, sd: StableDiffusion) -> Handle:
-        """Put the hypernetwork on the model, with gradients."""
+        """Add the hypernetwork to the model, so that gradients reach its layers."""
         nets = {width: [self.mlp(width, which) for which in (0, 1)] for width in self.widths}
         return hypernetwork.apply_networks(sd.unet, nets, 1.0)
 
@@ -141,7 +143,7 @@ class TrainableHypernetwork(nn.Module):
         }
         content |= {"layer_structure": [1, 2, 1], "activation_func": "relu"}
         content |= {"is_layer_norm": False, "activate_output": False, "use_dropout": False}
-        whole = io.BytesIO()  # torch.save does not say why it could not write to a disk
+        whole = io.BytesIO()  # not the file: torch.save hides why it cannot write to a disk
         torch.save({**content, **notes}, whole)
         with written_whole(path) as unfinished:
             unfinished.write_bytes(whole.getbuffer())
@@ -157,7 +159,7 @@ class TrainableHypernetwork(nn.Module):
 
 
 def copied_controlnet(sd: StableDiffusion) -> ControlNet:
-    """A ControlNet that starts as a copy of the U-Net's encoder, and adds nothing yet."""
+    """A ControlNet that starts as a copy of the U-Net's encoder, and changes nothing yet."""
     network = ControlNet(sd.config.unet)
     theirs = sd.unet.state_dict()
     own = network.state_dict()
@@ -187,8 +189,9 @@ def train_on(
 ) -> Model:
     """Returns the EMA of the model. Resumes from the folder. Raises ValueError like train().
 
-    predict(x, t, context, condition): the noise, predicted with the model that is trained
-    config: the sizes of the U-Net that it belongs to
+    predict(x, t, context, condition): the noise, predicted by the model that is trained
+        condition: None if the dataset has no conditions
+    config: of the U-Net that the model belongs to
     """
     all_tokens = sd.tokenizer(dataset.captions)
 
@@ -222,7 +225,7 @@ def train_adapter(
     batch_size: int = 16,
     seed: int = 0,
 ) -> nn.Module:
-    """Train the adapter while it is on the model. See train_on()."""
+    """Train the adapter, with the model around it as it is. See train_on()."""
 
     def predict(x: Tensor, t: Tensor, context: Tensor, condition: None) -> Tensor:
         return sd.unet(x, t, context)

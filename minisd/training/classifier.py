@@ -19,7 +19,7 @@ def thing_loss(
     labels: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
-    """Cross-entropy of the thing's name, at all noise levels (Dhariwal & Nichol 2021, section 4).
+    """Cross-entropy of the predicted thing, at any noise level (Dhariwal & Nichol 2021, section 4).
 
     x0: b 4 h w    labels: b, numbers in config.things
     """
@@ -43,7 +43,7 @@ def train_classifier(
     """Returns the EMA of the classifier. Resumes from the folder. Raises ValueError like train().
 
     latents: n 4 h w, clean and scaled    labels: n, numbers in config.things
-    encoded_by: which VAE made the latents, so that no run goes on with another's
+    encoded_by: names the VAE that made the latents, so that no run is resumed with other latents
     """
     torch.manual_seed(seed)
     classifier = LatentClassifier(config)

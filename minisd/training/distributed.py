@@ -1,4 +1,4 @@
-"""Several processes train one model, started by torchrun. They are called by their ranks.
+"""Train one model with several processes. torchrun starts them and numbers them by rank.
 
 torchrun --nproc-per-node 2 -m minisd train vae
 
@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def barrier() -> None:
-    """Wait until all processes are here. Join them first, if torchrun has started this one.
+    """Wait until every process is here. The first call connects the processes of torchrun.
 
     Only rank 0 writes files: after a barrier the others can read what it wrote.
     """
@@ -46,7 +46,7 @@ def shard_size(batch_size: int) -> int:
 
 
 def share_gradients(module: nn.Module) -> nn.Module:
-    """The module; with several processes, one whose backward averages their gradients."""
+    """The module, wrapped so that backward() averages the gradients of several processes."""
     _, world_size = rank_and_world_size()
     return DistributedDataParallel(module) if world_size > 1 else module
 
@@ -66,7 +66,7 @@ def any_process(*flags: bool) -> list[bool]:
 
 
 def broadcast(number: float) -> float:
-    """The number that rank 0 passes in, for every process."""
+    """Give every process the number that rank 0 passes in."""
     if not dist.is_initialized():
         return number
     message = torch.tensor([number], dtype=torch.float64)

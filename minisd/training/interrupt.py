@@ -54,5 +54,5 @@ def stop_request() -> Iterator[StopRequest]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
-    if request.number:  # it came after the loop had looked for the last time
+    if request.number:  # the signal came after the loop's last check
         signal.raise_signal(request.number)

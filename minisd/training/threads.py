@@ -1,4 +1,4 @@
-"""A run goes on with the threads that it began with: their number decides how sums are rounded."""
+"""A run keeps the number of threads that it began with, which decides how sums are rounded."""
 
 import warnings
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from minisd.training.run_folder import last_state
 def threads_of(folder: Path) -> Iterator[int]:
     """Compute with the number of threads that the folder's run records. Yields that number.
 
-    Without a record, or with another number of processes, the number is the one that is set.
+    A new run, and a run with another number of processes, use the number that is set.
 
     Raises ValueError if the folder's state is damaged.
     """
@@ -34,14 +34,14 @@ def threads_of(folder: Path) -> Iterator[int]:
 
 
 def change_message(folder: Path, before: tuple[int, int], now: tuple[int, int]) -> str:
-    """The sentences for a run that goes on in another way. before, now: processes, threads."""
+    """The warning for a run that is resumed in another way. before, now: processes, threads"""
     if before[0] == now[0]:
         return (
-            f"The run in {folder} began with threads={before[1]} and goes on with them, though "
-            f"{now[1]} is set. The last digits of the result depend on that number."
+            f"The run in {folder} began with threads={before[1]} and keeps them, although "
+            f"threads={now[1]} is set. The last digits of the result depend on that number."
         )
     return (
         f"The run in {folder} goes on with processes={now[0]}, threads={now[1]} each, and began "
         f"with processes={before[0]}, threads={before[1]}. Other processes draw other random "
-        "numbers, so the result will be another one."
+        "numbers, so the result will differ."
     )

@@ -232,9 +232,9 @@ def test_a_run_with_other_settings_is_not_continued(train_a_vae, tmp_path, said)
     train_a_vae(tmp_path, recipe(3))
     good = (tmp_path / "state.pt").read_bytes()
     in_recipe, others = OTHERWISE[said]
-    with pytest.raises(ValueError, match="Train into another folder, or ask") as caught:
+    with pytest.raises(ValueError, match="Train into another folder, or give") as caught:
         train_a_vae(tmp_path, replace(recipe(3), **in_recipe), **others)
-    assert f"The run in {tmp_path} is another one: {said}. Train" in str(caught.value)
+    assert f"The run in {tmp_path} has other settings: {said}. Train" in str(caught.value)
     assert (tmp_path / "state.pt").read_bytes() == good
 
 

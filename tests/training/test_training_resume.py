@@ -435,7 +435,7 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(quick, tmp_path, two_
     assert used(tmp_path, replace(RECIPE, steps=3)) == {2}
     assert state_in(tmp_path)["run"]["threads"] == 2
     torch.set_num_threads(1)
-    with pytest.warns(UserWarning, match="began with threads=2 and goes on with them"):
+    with pytest.warns(UserWarning, match="began with threads=2 and keeps them"):
         assert used(tmp_path) == {2}
     assert torch.get_num_threads() == 1
     torch.set_num_threads(2)
