@@ -37,7 +37,7 @@ DDIM_STEPS = 20
 CFG_SCALES = (0, 1, 3, 5, 7.5)  # measured together with the config's own
 DRAWN_AT_ONCE = 64  # pictures
 BORDER = 2  # px
-DIFFERS = 0.3  # of a range of 2: a pixel that differs more from the background is part of the thing
+DIFFERS = 0.3  # a pixel belongs to the thing if it differs more from the background; the range is 2
 ASPECTS = ("background", "thing", "style", "tint", "two things", "small thing")
 
 
@@ -132,9 +132,8 @@ def draw_scenes(sd: StableDiffusion, scenes: list[Scene], cfg_scale: float) -> T
 def draw_prompts(sd: StableDiffusion, prompts: list[str], cfg_scale: float) -> Tensor:
     """A picture of each prompt, from the seeds 0, 1, 2 … returns: b 3 h w"""
     images = []
-    for first in tqdm(
-        range(0, len(prompts), DRAWN_AT_ONCE), desc=f"scale {cfg_scale:g}", mininterval=5
-    ):
+    firsts = range(0, len(prompts), DRAWN_AT_ONCE)
+    for first in tqdm(firsts, desc=row_name(cfg_scale), mininterval=5):
         some = prompts[first : first + DRAWN_AT_ONCE]
         for step in sd.txt2img_steps(some, "", DDIM_STEPS, cfg_scale, "ddim", seed=first):
             latent = step.x
@@ -145,9 +144,8 @@ def draw_prompts(sd: StableDiffusion, prompts: list[str], cfg_scale: float) -> T
 @torch.no_grad()
 def round_trip(sd: StableDiffusion, images: Tensor) -> Tensor:
     """Encode and decode the pictures. Diffusion cannot sharpen what this blurs. b 3 h w"""
-    return torch.cat(
-        [sd.decode(sd.encode(some)).clamp(-1, 1) for some in images.split(DRAWN_AT_ONCE)]
-    )
+    parts = [sd.decode(sd.encode(some)).clamp(-1, 1) for some in images.split(DRAWN_AT_ONCE)]
+    return torch.cat(parts)
 
 
 def judge_split(
@@ -260,9 +258,9 @@ def measure_attention(sd: StableDiffusion, emoji: Emoji, count: int) -> dict[str
 
     "share": of all attention    "overlap": of the role's map with the silhouette of the thing
     "behind": how much smaller this overlap is than that of the thing's word, in the same pictures
-    The scenes are held-out and show one large thing each. The silhouette is that of the drawn
-    picture: the places of the latent of which it covers at least half. "by chance" is the overlap
-    of random places.
+    The scenes are held-out and show one large thing each. The silhouette is the drawn thing's, at
+    the size of the latent: the places that the thing covers at least by half. "by chance" is the
+    overlap of random places.
     """
     made = batch(emoji, sd.config.size, 2 * count, SEED, step=0, split="heldout").scenes
     scenes = [scene for scene in made if len(scene.things) == 1 and not scene.spot][:count]
@@ -294,11 +292,11 @@ def word_vectors(sd: StableDiffusion, words: list[str]) -> dict[str, Tensor]:
     """Three vectors for each word: the mean of its tokens' embeddings, its context, and its
     context minus the mean context. Each n c.
 
-    The context is that of "a WORD", at the last token of the word. Contexts have a large part in
-    common, so that any two of them look similar (Ethayarajh 2019). The rest tells words apart.
+    The context is that of "a WORD", at the last token of the word. All contexts share a large part,
+    so any two of them look similar (Ethayarajh 2019). What is left without it tells words apart.
     """
-    judge_split = sd.text_encoder.token_embedding.weight
-    embeddings = [judge_split[sd.tokenizer.encode(word)].mean(dim=0) for word in words]
+    table = sd.text_encoder.token_embedding.weight
+    embeddings = [table[sd.tokenizer.encode(word)].mean(dim=0) for word in words]
     phrases = [f"a {word}" for word in words]
     last = [len(sd.tokenizer.encode(phrase)) for phrase in phrases]  # position 0: begin mark
     contexts = sd.embed(phrases)[torch.arange(len(words)), last]

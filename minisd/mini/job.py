@@ -1,4 +1,4 @@
-"""What a user asks `minisd train` for, and the files of the run folder that trainings share."""
+"""What the user of `minisd train` asks for, and the files that trainings share in a run folder."""
 
 import json
 from collections.abc import Callable
@@ -51,7 +51,7 @@ class Job:
     def fit(
         self, settings: Hyperparameters, name: str, train_in: Callable, parts: float = 1.0
     ) -> Hyperparameters:
-        """The settings, as long as asked for. train_in(settings, folder) trains, for a trial.
+        """The settings with as many steps as the user asks for. train_in(settings, folder) trains.
 
         parts: how long the whole training takes, as a multiple of its steps
         """
@@ -85,7 +85,7 @@ def mini_tokenizer(folder: Path) -> Tokenizer:
     try:
         return Tokenizer.load(path)
     except ValueError as error:
-        raise ValueError(f"{path} is damaged. Delete it, and it will be made again.") from error
+        raise ValueError(f"{path} is damaged. Delete it to make a new one.") from error
 
 
 def unseen_pictures(emoji: Emoji) -> Tensor:

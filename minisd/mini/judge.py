@@ -61,8 +61,8 @@ class Block(nn.Module):
 class Judge(nn.Module):
     """Three answers about one crop: what thing it shows, in which style, and in which tint.
 
-    Each drawing (a thing in a style) is a class, because the styles of each thing differ in another
-    way. The probability of a thing is the sum over its styles; that of a style, over all things.
+    Each drawing (a thing in a style) is a class, because a style changes each thing in another way.
+    The probability of a thing is the sum over its styles; that of a style, over all things.
 
     crop: b 3 64 64 in [-1, 1]    returns: logits of the thing, of the style, of the tint
     """
@@ -84,9 +84,8 @@ class Judge(nn.Module):
         x = self.conv_out(F.silu(self.norm_out(x)))
         logits = rearrange(x, "b answers 1 1 -> b answers")
         drawing, tint = logits[:, : -len(self.colours)], logits[:, -len(self.colours) :]
-        drawing = rearrange(
-            drawing, "b (things styles) -> b things styles", styles=len(self.styles)
-        )
+        styles = len(self.styles)
+        drawing = rearrange(drawing, "b (things styles) -> b things styles", styles=styles)
         return drawing.logsumexp(dim=2), drawing.logsumexp(dim=1), tint
 
 

@@ -3,10 +3,8 @@
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -26,13 +24,11 @@ from minisd.unet import UNet
 NEW_PARTS = ("hint.", "zero.", "zero_mid.")  # the parts of a ControlNet that no U-Net has
 
 
-def copy_mini_next_to(output: Path | None) -> None:
+def copy_mini_next_to(output: Path) -> None:
     """Copy the shipped mini next to a file that will hold only what differs from it.
 
     Raises ValueError if another model of that name is there: it would be taken for the mini.
     """
-    if output is None:
-        return
     shipped, base = WEIGHTS / "mini.safetensors", output.with_name("mini.safetensors")
     if base.exists() and sha256(base) != sha256(shipped):
         raise ValueError(
@@ -54,7 +50,7 @@ def save_wider(
     unet: UNet,
     name: str,
     notes: dict,
-    others: Mapping[str, Tensor] = MappingProxyType({}),
+    others: dict[str, Tensor],
 ) -> None:
     """Write the trained part of a wider U-Net, in half precision. The mini lies in the same folder.
 
@@ -63,7 +59,7 @@ def save_wider(
     Raises ValueError if it cannot be written.
     """
     trained = {key: t for key, t in unet.state_dict().items() if not key.startswith(FROZEN)}
-    trained = {f"unet.{key}": tensor for key, tensor in trained.items()} | dict(others)
+    trained = {f"unet.{key}": tensor for key, tensor in trained.items()} | others
     settings = to_metadata(replace(sd.config, name=name, unet=unet.config), sd.tokenizer)
     header = {**settings, "base": "mini.safetensors", "notes": json.dumps(notes)}
     with written_whole(path) as unfinished:

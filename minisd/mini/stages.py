@@ -16,14 +16,14 @@ STARTS_WITH = {"depth": "estimator"}  # the first run of a stage that has two
 
 
 def default_output(stage: str, folder: Path) -> Path:
-    """Where a stage writes its file: into the run's own folder, where no other run writes."""
+    """Where a stage writes its file without -o: into its run's folder, which no other run uses."""
     if stage == "export":
         return folder / "mini.safetensors"
     return folder / stage / (stage + (".pt" if stage == "hypernetwork" else ".safetensors"))
 
 
 def with_default_output(stage: str, job: Job) -> Job:
-    """The job with an output file: its own, or else the default one, whose folder is made."""
+    """The job with its output file, or with the default one. Makes the folder of the latter."""
     if job.output is not None:
         return job
     output = default_output(stage, job.folder)
@@ -55,7 +55,7 @@ def run_stage(stage: str, job: Job) -> None:
 
 
 def resume_message(run: Path) -> str:
-    """The sentences for a stage that was stopped outside the steps of its training."""
+    """The message for a stage that was stopped outside the steps of its training."""
     if (run / "state.pt").exists():
         return f"Stopped. {run} keeps the last checkpoint: give the same command again to go on."
     return "Stopped before the first checkpoint. Give the same command again to start over."

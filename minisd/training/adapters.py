@@ -117,23 +117,19 @@ class TrainableHypernetwork(nn.Module):
         for parameter in self.narrow.parameters():
             nn.init.zeros_(parameter)
 
-    def layers(self, width: int, which: int) -> list[nn.Module]:
-        """The two layers of one network. which: 0 for keys, 1 for values"""
+    def layers(self, width: int, which: int) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of each layer of one network. which: 0 for keys, 1 for values"""
         index = 2 * self.widths.index(width) + which
-        return [self.widen[index], self.narrow[index]]
+        both = self.widen[index], self.narrow[index]
+        return [(layer.get_parameter("weight"), layer.get_parameter("bias")) for layer in both]
 
     def attach(self, sd: StableDiffusion) -> Handle:
         """Add the hypernetwork to the model, so that gradients reach its layers."""
-        nets = {width: [self.mlp(width, which) for which in (0, 1)] for width in self.widths}
+        nets = {
+            width: [HypernetworkMLP(self.layers(width, which), "relu", False) for which in (0, 1)]
+            for width in self.widths
+        }
         return hypernetwork.apply_networks(sd.unet, nets, 1.0)
-
-    def mlp(self, width: int, which: int) -> HypernetworkMLP:
-        """The network as the adapter computes with it. which: 0 for keys, 1 for values"""
-        pairs: list[tuple[Tensor, Tensor]] = [
-            (layer.get_parameter("weight"), layer.get_parameter("bias"))
-            for layer in self.layers(width, which)
-        ]
-        return HypernetworkMLP(pairs, "relu", False)
 
     def save(self, path: Path, notes: dict[str, str]) -> None:
         """Write it as the AUTOMATIC1111 web UI does: a pickle of tensors and plain values."""
@@ -149,12 +145,12 @@ class TrainableHypernetwork(nn.Module):
             unfinished.write_bytes(whole.getbuffer())
 
     @staticmethod
-    def numbered_weights(layers: list[nn.Module]) -> dict[str, Tensor]:
+    def numbered_weights(layers: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         """Weights by name. Activations count as layers, so the second linear layer is number 2."""
         return {
-            f"linear.{2 * i}.{leaf}": layer.get_parameter(leaf).detach().half()
-            for i, layer in enumerate(layers)
-            for leaf in ("weight", "bias")
+            f"linear.{2 * i}.{leaf}": tensor.detach().half()
+            for i, pair in enumerate(layers)
+            for leaf, tensor in zip(("weight", "bias"), pair, strict=True)
         }
 
 

@@ -102,7 +102,8 @@ def test_a_plain_write_would_be_seen(line):
 
 
 def write_adapter(path):
-    layers = SimpleNamespace(widths=[4], layers=lambda width, which: [torch.nn.Linear(300, 300)])
+    pair = torch.nn.Linear(300, 300).weight, torch.zeros(300)
+    layers = SimpleNamespace(widths=[4], layers=lambda width, which: [pair])
     layers.numbered_weights = adapters.TrainableHypernetwork.numbered_weights
     adapters.TrainableHypernetwork.save(layers, path, {})
 

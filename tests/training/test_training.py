@@ -402,7 +402,7 @@ def test_an_error_in_a_thin_line_counts_more(emoji):
 
 
 def test_a_decoder_learns_thin_lines_first(emoji, tmp_path, monkeypatch):
-    """Every second picture shows fine things. In the last sixth of the steps errors count alike."""
+    """Every second picture shows fine things. In the last sixth of the steps all count equally."""
     seen = []
 
     def noted(vae, image, thin_weight):
@@ -420,6 +420,14 @@ def test_a_decoder_learns_thin_lines_first(emoji, tmp_path, monkeypatch):
     np.testing.assert_array_equal(emoji.tiles[cat[0]], fine.tiles[cat[1]])
     for half, shown in zip(seen[1][0].split(2), (emoji, fine), strict=True):
         torch.testing.assert_close(half, vae_batch(shown, SMALL.size, 2, seed=0, step=1).images)
+
+
+def test_a_process_with_one_picture_of_a_batch_draws_both_kinds_in_turn(emoji, monkeypatch):
+    draw_pictures = draw_with_fine_things(emoji, monkeypatch, VAE(SMALL.vae))
+    for number, kind in enumerate((emoji, emoji.only(FINE_THINGS))):
+        expected = vae_batch(kind, SMALL.size, 1, seed=0, step=number).images
+        assert torch.equal(draw_pictures(1, number), expected)
+    assert len(draw_pictures(3, 0)) == 3
 
 
 def test_the_loss_is_drawn(train_a_vae, tmp_path, monkeypatch):

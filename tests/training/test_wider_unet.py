@@ -63,7 +63,7 @@ def test_it_learns_and_what_is_written_is_what_is_read(sd, emoji, tmp_path, kind
             assert torch.equal(tensor, sd.unet.state_dict()[name]), name
     parts = Parts(sd.config, sd.tokenizer, sd.text_encoder, sd.unet, sd.vae)
     save(tmp_path / "mini.safetensors", parts)
-    save_wider(tmp_path / "own.safetensors", sd, trained, "own", {"command": "a test"})
+    save_wider(tmp_path / "own.safetensors", sd, trained, "own", {"command": "a test"}, {})
     read = minisd.load(tmp_path / "own.safetensors")
     assert read.config.name == "own" and read.config.unet.in_channels == count
     own = StableDiffusion(read.config, sd.tokenizer, sd.text_encoder, trained, sd.vae)
@@ -77,7 +77,7 @@ def test_it_learns_and_what_is_written_is_what_is_read(sd, emoji, tmp_path, kind
 
 
 def test_a_file_without_its_base_says_which_it_needs(sd, tmp_path):
-    save_wider(tmp_path / "own.safetensors", sd, widen(sd.unet, 5), "own", {})
+    save_wider(tmp_path / "own.safetensors", sd, widen(sd.unet, 5), "own", {}, {})
     with pytest.raises(ValueError, match=r"differs from mini\.safetensors: put that file beside"):
         minisd.load(tmp_path / "own.safetensors")
 
@@ -144,6 +144,6 @@ def test_the_estimator_is_found_in_a_depth_models_file(sd, tmp_path):
     assert found.shape == (2, 1, 43, 29)
     assert torch.allclose(found, network(image), atol=1e-3)
     assert depth_channel(found, (4, 4)).shape == (2, 1, 4, 4)
-    save_wider(path, sd, widen(sd.unet, 5), "own", {})
+    save_wider(path, sd, widen(sd.unet, 5), "own", {}, {})
     with pytest.raises(ValueError, match="small depth estimator"):
         SmallDepthEstimator.load(path)
