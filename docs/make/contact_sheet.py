@@ -1,4 +1,4 @@
-"""All figures of the lessons on sheets, to look them over as a student sees them: 480 pixels wide.
+"""Put all figures of the lessons on sheets, as wide as a student sees them: 480 pixels.
 
 python -m docs.make.contact_sheet runs/sheets          # one sheet for each lesson
 python -m docs.make.contact_sheet runs/sheets 03 07    # only these
@@ -12,7 +12,7 @@ from pathlib import Path
 from nbformat import NotebookNode
 from PIL import Image, ImageDraw
 
-from docs.make.notebooks import chosen, read
+from docs.make.notebooks import read, select_paths
 from minisd.files.whole_files import make_folder, save_picture
 
 WIDTH, GAP, LINE = 480, 16, 18  # px: of a figure, between figures, of its name
@@ -32,8 +32,8 @@ def figures(notebook: NotebookNode) -> list[tuple[str, Image.Image]]:
 
 
 def sheet(named: list[tuple[str, Image.Image]]) -> Image.Image:
-    """The figures below their names, in columns; the next one goes where there is most room."""
-    shrunk = [(name, narrowed(picture)) for name, picture in named]
+    """The figures in columns, each below its name. Each goes into the shortest column so far."""
+    shrunk = [(name, limit_width(picture)) for name, picture in named]
     bottoms = [GAP] * COLUMNS
     places = []
     for _, picture in shrunk:
@@ -48,8 +48,8 @@ def sheet(named: list[tuple[str, Image.Image]]) -> Image.Image:
     return whole
 
 
-def narrowed(picture: Image.Image) -> Image.Image:
-    """At most WIDTH pixels wide, as a page shows it."""
+def limit_width(picture: Image.Image) -> Image.Image:
+    """The picture, at most WIDTH pixels wide."""
     if picture.width <= WIDTH:
         return picture
     size = (WIDTH, round(picture.height * WIDTH / picture.width))
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", help="such as 03; none means all")
     given = parser.parse_args(arguments)
     make_folder(given.folder)
-    for path in chosen(given.names):
+    for path in select_paths(given.names):
         found = figures(read(path))
         if found:
             save_picture(sheet(found), given.folder / f"{path.stem}.png")

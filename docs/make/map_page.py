@@ -64,13 +64,13 @@ def remark(row: names.Row) -> str:
 
 
 def without_repeats(rows: list[names.Row]) -> list[names.Row]:
-    """Of a text transformer's layers, which are all alike, the first two and the last."""
+    """The rows, with only the first two and the last of a text transformer's layers, all alike."""
     layers = [row for row in rows if row.ours.startswith("layers.")]
     return [row for row in rows if row not in layers[2:-1]]
 
 
 def kinds(network: nn.Module, rows: Iterable[names.Row]) -> dict[str, tuple[names.Row, ...]]:
-    """Class name -> what such a block consists of, the fullest of each class, at any depth."""
+    """Class name -> the parts of the block that has most of them, at any depth."""
     found = {}
     for row in rows:
         if row.rows:

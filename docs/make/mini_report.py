@@ -1,7 +1,7 @@
-"""The figures and pictures of docs/mini.md: what evaluate() found, to read and to look at.
+"""Write the figures and pictures of docs/mini.md, which show what evaluate() found.
 
-The words of that page are written by hand. Each "<!-- name -->" in it opens a part that is computed
-anew, up to the next "<!-- end -->".
+The words of that page are written by hand. The parts between "<!-- name -->" and the next
+"<!-- end -->" are computed.
 """
 
 import json
@@ -34,7 +34,7 @@ GREEN, RED, WHITE = (40, 160, 60), (215, 35, 40), (255, 255, 255)
 FRAME, GAP = 4, 8  # px
 LETTERS, LINES, LINE = 26, 7, 12  # of the words under a picture; a line is LINE px high
 
-# What the mini has to hold (shares: of held-out pictures at the default scale).
+# The least shares of held-out pictures that are right, at the default scale.
 WANTED = {"background": 0.99, "thing": 0.90, "style": 0.90, "tint": 0.80}
 
 
@@ -79,7 +79,7 @@ def describe_seen(judged: Judged) -> str:
 def sheets(
     rows: dict[str, list[Judged]], drawn: list[Judged], emoji: Emoji, neighbours: int
 ) -> dict[str, Image.Image]:
-    """All sheets by name. rows: the held-out ones    drawn: that of the config's scale."""
+    """All sheets by name. rows: of the held-out split    drawn: the row of the config's scale"""
     samples = [
         Cell(one.image, full_caption(one.scene), GREEN if one.good else RED) for one in drawn[:64]
     ]
@@ -108,7 +108,7 @@ def sheets(
     return made | ({"failures": sheet(wrong[:32], 8)} if wrong else {})
 
 
-FINE = (  # things with fine detail, and the style to take each in
+FINE = (  # things with fine detail, each with a style
     ("cat", "noto"),
     ("cat", "twemoji"),
     ("tiger", "glossy"),
@@ -123,7 +123,7 @@ FINE = (  # things with fine detail, and the style to take each in
 
 @torch.no_grad()
 def through_autoencoders(sd: StableDiffusion, tuned: VAE | None, emoji: Emoji) -> Image.Image:
-    """Real pictures, and below each what the model's decoder, and a fine-tuned one, make of it."""
+    """Real pictures, and below each the same picture after the model's and the tuned decoder."""
     scenes = [Scene((thing,), (None,), style, "cyan") for thing, style in FINE]
     composed = [compose_scene(emoji, scene, sd.config.size, default_rng(1))[0] for scene in scenes]
     real = to_tensor(composed)
@@ -149,12 +149,12 @@ def markdown(head: str, rows: list[list[str]]) -> str:
 
 
 def format_number(number: float | None) -> str:
-    """Three digits of it."""
+    """The number with three digits, or "-" for None."""
     return "-" if number is None else f"{number:.3g}"
 
 
 def targets(figures: dict) -> list[tuple[str, str, float, float | None]]:
-    """What the mini has to hold: what, at least or at most, how much, and what was found."""
+    """What the mini must reach: rows of what, "≥" or "≤", how much, and what was found."""
     right = figures["right"]["heldout"][row_name(figures["settings"]["cfg_scale"])]
     attention, psnr, seconds = figures["attention"], figures["psnr"], figures["seconds"]
     behind = {role: less for role, less in attention["behind"].items() if role != "thing"}
@@ -227,7 +227,7 @@ def failures(drawn: list[Judged]) -> str:
 
 
 def attention_table(attention: dict[str, dict[str, float]]) -> str:
-    """The table of the word maps, the most looked-at role first."""
+    """The table of the word maps. The role with the most attention comes first."""
     shares, overlaps, behind = attention["share"], attention["overlap"], attention["behind"]
     rows = [
         [
@@ -265,22 +265,25 @@ def parts(figures: dict, drawn: list[Judged]) -> dict[str, str]:
 
 
 def fill_parts(page: str, computed: dict[str, str]) -> str:
-    """The page with each part replaced. ValueError: the page has no place for one."""
+    """The page with each computed part replaced.
+
+    Raises ValueError if the page has no place for a part.
+    """
     for name, text in computed.items():
         opening = f"<!-- {name} -->\n"
         before, found, rest = page.partition(opening)
         _, end, after = rest.partition("<!-- end -->")
         if not (found and end):
             raise ValueError(
-                f"the page has no place for the computed part {name!r}: write the line "
-                f"{opening.strip()} there, and below it the line <!-- end -->."
+                f"The page has no place for the computed part {name!r}. Write the line "
+                f"{opening.strip()} into it, and the line <!-- end --> below."
             )
         page = f"{before}{found}\n{text}\n\n{end}{after}"
     return page
 
 
 def refill_page(path: Path, computed: dict[str, str]) -> None:
-    """Write the computed parts into the page as it is now: it may have changed while they were."""
+    """Write the computed parts into the page, which may have been edited during the computation."""
     write_text(path, fill_parts(path.read_text(encoding="utf-8"), computed))
 
 
@@ -294,14 +297,13 @@ def write_report(
     fine_tuned: VAE | None = None,
     neighbours: int = 10_000,
 ) -> dict:
-    """Evaluate, and renew folder/mini.md, mini.json and images/mini-….png. Returns the figures.
+    """Evaluate, and rewrite folder/mini.md, mini.json and images/mini-….png. Returns the figures.
 
-    neighbours: how many training pictures to look through for the nearest
+    neighbours: how many training pictures are compared to find the nearest
     """
     path = folder / "mini.md"
-    fill_parts(
-        path.read_text(encoding="utf-8"), dict.fromkeys(PARTS, "")
-    )  # has each part its place?
+    # fails before the long work if a part has no place
+    fill_parts(path.read_text(encoding="utf-8"), dict.fromkeys(PARTS, ""))
     figures, judged = evaluate(sd, judge, emoji, count, others, fine_tuned)
     figures["settings"]["training pictures compared"] = neighbours
     write_text(folder / "mini.json", json.dumps(figures, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Why the mini draws 64 pixels and not 96 or 128: the same minutes of training at each size.
+"""Compare sizes of the mini's pictures: 64, 96 and 128 pixels, trained for the same minutes.
 
 python -m docs.make.size_report --minutes 6 writes the table into docs/mini.md.
 """
@@ -40,7 +40,7 @@ def round_trips(vae: VAE, real: Tensor) -> tuple[float, float]:
 
 
 def seconds_per_step(config: ModelConfig, network: TextAndUNet, batch_size: int = 32) -> float:
-    """Of training the U-Net and the text transformer, on latents of this size."""
+    """How long a training step of the U-Net and the text transformer takes, at this size."""
     side = config.size // config.vae.factor
     schedule, generator = Schedule(config.schedule), torch.Generator().manual_seed(0)
     x0 = torch.randn(batch_size, config.vae.latent_channels, side, side, generator=generator)
@@ -91,10 +91,9 @@ def measure_size(
 def write_sizes(
     page: Path, tokenizer: Tokenizer, minutes: float, folder: Path, settings: Hyperparameters
 ) -> list[list[str]]:
-    """Measure every size, and put the table into the page. Returns its rows."""
-    fill_parts(
-        page.read_text(encoding="utf-8"), {"sizes": ""}
-    )  # before the work: is there a place?
+    """Measure every size, and write the table into the page. Returns its rows."""
+    # fails before the long work if the page has no place
+    fill_parts(page.read_text(encoding="utf-8"), {"sizes": ""})
     emoji, rows = Emoji.load(), []
     for size in SIZES:
         given = minutes, folder / str(size), settings
