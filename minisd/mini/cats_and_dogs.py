@@ -102,7 +102,9 @@ def train_unprompted(
     batch_size: int = 32,
     seed: int = 0,
 ) -> Unprompted:
-    """Returns the EMA of the network. Resumes from the folder. Raises ValueError like train().
+    """Train the network, and return its EMA.
+
+    Resumes from the folder. Raises ValueError like train().
 
     latents: n 4 h w, clean and scaled
     """

@@ -39,7 +39,7 @@ def composed_batches(
 
 
 def fingerprint(network: nn.Module) -> str:
-    """Eight letters that change whenever a parameter changes."""
+    """Eight hexadecimal digits that differ for networks with different parameters."""
     digest = hashlib.sha256()
     for parameter in network.parameters():
         digest.update(parameter.detach().cpu().numpy().tobytes())
@@ -75,7 +75,7 @@ def labelled_latents(
     """The dataset of the classifier: out of `count` pictures, those that show one thing.
 
     A picture of two things would have two right answers, and a softmax expects one.
-    returns: latents n 4 h w, scaled, in half precision; labels n, numbers in emoji.things
+    returns: latents n 4 h w, scaled, in half precision; labels n, indices of emoji.things
     """
     latents, labels = [], []
     for number, made in composed_batches(emoji, config.size, count, seed, split):

@@ -222,7 +222,7 @@ def word_maps(sd: StableDiffusion, prompts: list[str]) -> tuple[Tensor, Tensor]:
 
 
 def roles(scene: Scene, tokenizer: Tokenizer) -> dict[str, list[int]]:
-    """Which of the 77 positions hold which part of a lone thing's caption: role -> positions."""
+    """role -> where in the 77 tokens this part of a lone thing's caption is."""
     named = {
         "style": scene.style,
         "tint": scene.tints[0] or "",

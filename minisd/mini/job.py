@@ -24,7 +24,7 @@ from minisd.training.vae import measure_scale, psnr
 from minisd.vae import VAE
 
 PICTURES = 60_000  # composed and encoded once, before the training on latents
-PICTURES_PER_MINUTE = 1500  # of a short run, so that most of its time is training
+PICTURES_PER_MINUTE = 1500  # for a short run, so that most of its time is training
 TRAINING_SEEDS = 2**40  # as many as generator_at() keeps apart within 64 bits
 
 
@@ -49,14 +49,14 @@ class Job:
             )
 
     def fit(
-        self, settings: Hyperparameters, name: str, train_in: Callable, parts: float = 1.0
+        self, settings: Hyperparameters, name: str, train_in: Callable, work: float = 1.0
     ) -> Hyperparameters:
         """The settings with as many steps as the user asks for. train_in(settings, folder) trains.
 
-        parts: how long the whole training takes, as a multiple of its steps
+        work: all steps of the training, as a multiple of settings.steps
         """
         if self.minutes is not None:
-            return fit_to_minutes(settings, self.minutes / parts, self.folder / name, train_in)
+            return fit_to_minutes(settings, self.minutes / work, self.folder / name, train_in)
         return settings if self.steps is None else replace(settings, steps=self.steps)
 
     @property
@@ -96,7 +96,7 @@ def unseen_pictures(emoji: Emoji) -> Tensor:
 def trained_vae(folder: Path, emoji: Emoji) -> tuple[VAE, ModelConfig]:
     """The run's VAE, and the config with the latent scale that it needs.
 
-    A diffusion run goes on with the scale that it began with.
+    If the diffusion run has begun, the scale is the one that it began with.
 
     Raises ValueError if the VAE has not been trained yet.
     """
@@ -123,7 +123,7 @@ def ema_network(network: Model, folder: Path) -> Model:
 def made_by(name: str, folder: Path) -> dict:
     """How a network was trained: command, commit, seed, threads, and the last line of its log.
 
-    Not how long it took: a run that was interrupted gives the same file as one that was not.
+    It leaves out the time, so that an interrupted run gives the same file as an unbroken one.
     """
     run = (last_state(folder / name) or {}).get("run", {})
     command = f"minisd train {name} --steps {run.get('hyperparameters.steps', 'unknown')}"

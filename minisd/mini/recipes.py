@@ -57,7 +57,7 @@ from minisd.training.vae import psnr, train_decoder, train_vae
 
 Save = Callable[[Path, Any, dict], None]  # (path, network, notes)
 
-NEW_WORD, WORD_MEANING = "<blorp>", "fox"  # captions name the second thing by the new word
+NEW_WORD, WORD_MEANING = "<blorp>", "fox"  # captions say the first word for the second
 LIKE = ("cat", "dog", "bear", "lion")  # the new word's vector starts at the mean of these
 FEW, MANY = 500, 8000  # pictures: for a style or a word, and for a network that reads conditions
 DECODED = 6000  # pictures that the autoencoder encodes and decodes for the judge
@@ -68,12 +68,12 @@ class Recipe:
     """How one file is trained.
 
     prepare(job) makes the datasets, and returns two functions: one trains, one saves
-    parts: how long the whole training takes, as a multiple of its steps
+    work: all steps of the training, as a multiple of settings.steps
     """
 
     settings: Hyperparameters
     prepare: Callable[[Job], tuple[TrainIn, Save]]
-    parts: float = 1.0
+    work: float = 1.0
 
 
 def train_recipe(name: str, job: Job) -> nn.Module:
@@ -83,7 +83,7 @@ def train_recipe(name: str, job: Job) -> nn.Module:
     """
     recipe = RECIPES[name]
     train_in, save = recipe.prepare(job)
-    settings = job.fit(recipe.settings, name, train_in, recipe.parts)
+    settings = job.fit(recipe.settings, name, train_in, recipe.work)
     network = train_in(settings, job.folder / name).eval().requires_grad_(False)
     if job.output:
         save(job.output, network, made_by(name, job.folder))
@@ -319,12 +319,12 @@ RECIPES = {
     "diffusion": Recipe(Hyperparameters(steps=12_500, rate=0.02), prepare_diffusion),
     # 83 minutes on two cores: 0.46 s a step, and a fifth as many steps for the second part
     "decoder": Recipe(
-        Hyperparameters(steps=9_000, rate=0.02, adam_rate=1e-3), prepare_decoder, parts=1.2
+        Hyperparameters(steps=9_000, rate=0.02, adam_rate=1e-3), prepare_decoder, work=1.2
     ),
-    # 4 minutes on one core: 0.085 s a step of 128. In 300 steps, a rate of 0.01 was as good, 0.05
-    # was worse
+    # 4 minutes on one core: 0.085 s for a step of 128 latents. In 300 steps, a rate of 0.01
+    # was as good, and 0.05 was worse
     "classifier": Recipe(Hyperparameters(steps=3000, rate=0.02, ema=0.99), prepare_classifier),
-    # 16 minutes on one core: 0.16 s a step of 64, after 2 minutes of decoding
+    # 16 minutes on one core: 0.16 s for a step of 64 crops, after 2 minutes of decoding
     "judge": Recipe(Hyperparameters(steps=6000, rate=0.02, ema=0.99), prepare_judge),
     "lora": Recipe(Hyperparameters(steps=300, rate=0.01, **BRIEF), prepare_lora),
     "word": Recipe(Hyperparameters(steps=150, adam_rate=0.05, **BRIEF), prepare_word),

@@ -23,7 +23,7 @@ def default_output(stage: str, folder: Path) -> Path:
 
 
 def with_default_output(stage: str, job: Job) -> Job:
-    """The job with its output file, or with the default one. Makes the folder of the latter."""
+    """The job, with the default output file if it has none. Makes the folder for that file."""
     if job.output is not None:
         return job
     output = default_output(stage, job.folder)

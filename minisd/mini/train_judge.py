@@ -44,7 +44,7 @@ def random_background(thing: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def drawn_crop(emoji: Emoji, rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
-    """One crop, h w rgb in 0..1, of any size; and the numbers of its thing, style and tint."""
+    """One crop, h w rgb in 0..1, of any size; and the indices of its thing, style and tint."""
     thing, style = int(rng.integers(len(emoji.things))), int(rng.integers(len(emoji.styles)))
     background = random_background(emoji.things[thing], rng)
     pixels = pick(DRAWING_SIZES, rng)
@@ -151,10 +151,12 @@ def train_judge(
     seed: int = 0,
     encoded_by: str = "",
 ) -> Judge:
-    """Returns the EMA of the judge. Resumes from the folder. Raises ValueError like train().
+    """Train a judge, and return its EMA.
+
+    Resumes from the folder. Raises ValueError like train().
 
     decoded: what decoded_crops() returns
-    encoded_by: which VAE made the crops, so that no run goes on with crops of another one
+    encoded_by: names the VAE that made the crops, so that no run is resumed with other crops
     """
     torch.manual_seed(seed)
     judge = Judge(emoji.things, emoji.styles, tuple(NAMED_COLOURS))

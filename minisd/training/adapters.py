@@ -183,7 +183,9 @@ def train_on(
     seed: int,
     config: UNetConfig,
 ) -> Model:
-    """Returns the EMA of the model. Resumes from the folder. Raises ValueError like train().
+    """Train the model on the dataset, and return its EMA.
+
+    Resumes from the folder. Raises ValueError like train().
 
     predict(x, t, context, condition): the noise, predicted by the model that is trained
         condition: None if the dataset has no conditions
@@ -221,7 +223,7 @@ def train_adapter(
     batch_size: int = 16,
     seed: int = 0,
 ) -> nn.Module:
-    """Train the adapter, with the model around it as it is. See train_on()."""
+    """Train the adapter while it is on the model. The model does not change. See train_on()."""
 
     def predict(x: Tensor, t: Tensor, context: Tensor, condition: None) -> Tensor:
         return sd.unet(x, t, context)

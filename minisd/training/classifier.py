@@ -21,7 +21,7 @@ def thing_loss(
 ) -> Tensor:
     """Cross-entropy of the predicted thing, at any noise level (Dhariwal & Nichol 2021, section 4).
 
-    x0: b 4 h w    labels: b, numbers in config.things
+    x0: b 4 h w    labels: b, indices of config.things
     """
     noise = torch.randn(x0.shape, generator=generator)
     t = torch.randint(schedule.config.timesteps, (len(x0),), generator=generator)
@@ -40,9 +40,11 @@ def train_classifier(
     seed: int = 0,
     encoded_by: str = "",
 ) -> LatentClassifier:
-    """Returns the EMA of the classifier. Resumes from the folder. Raises ValueError like train().
+    """Train a classifier, and return its EMA.
 
-    latents: n 4 h w, clean and scaled    labels: n, numbers in config.things
+    Resumes from the folder. Raises ValueError like train().
+
+    latents: n 4 h w, clean and scaled    labels: n, indices of config.things
     encoded_by: names the VAE that made the latents, so that no run is resumed with other latents
     """
     torch.manual_seed(seed)

@@ -11,7 +11,7 @@ from minisd.depth.small import SmallDepthEstimator
 from minisd.tasks.canny import brightness
 from minisd.training.loop import Draw, Hyperparameters, train
 
-RIM, DOME, SHADING = 0.4, 0.4, 0.2  # of the relief: a thing's rim, its middle, its light parts
+RIM, DOME, SHADING = 0.4, 0.4, 0.2  # heights: of a thing's rim, its middle, its light parts
 
 
 def relief(images: Tensor, masks: Tensor) -> Tensor:

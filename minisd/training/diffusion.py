@@ -125,7 +125,10 @@ def train_diffusion(
     batch_size: int = 32,
     seed: int = 0,
 ) -> TextAndUNet:
-    """Returns the EMA of both networks. Resumes from the folder. Raises ValueError like train()."""
+    """Train both networks, and return their EMA.
+
+    Resumes from the folder. Raises ValueError like train().
+    """
     torch.manual_seed(seed)
     network = TextAndUNet(config)
     start_at_zero(network.unet)

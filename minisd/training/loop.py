@@ -99,7 +99,7 @@ def train(
     """Train until settings.steps are done. Go on from the folder's last checkpoint, if any.
 
     loss_at(draw): calls the model on one batch, and returns the terms of the loss by name
-    about: what else makes this run, plain values by name
+    about: what else defines this run, plain values by name
     Returns the EMA of the model. Writes state.pt, log.jsonl and loss.png into the folder.
 
     Raises ValueError if nothing can be written there, if another training runs there, if what is
@@ -107,9 +107,9 @@ def train(
         checkpoint stays as it is then.
     Raises Interrupted on ctrl-C, SIGTERM or SIGHUP. The state after the last whole step is saved.
     """
-    own_size = shard_size(batch_size)
     about = {**about, "batch_size": batch_size, "seed": seed}
     with open_run(model, settings, folder, about) as run:
+        own_size = shard_size(batch_size)
         compute_terms = share_gradients(LossModule(model, loss_at))
         for step in run.steps:
             set_rates(run.optimizers, settings, step)
@@ -185,7 +185,7 @@ def check_finite(terms: dict[str, Tensor], norm: Tensor, step: int) -> None:
 
 
 def divergence_message(step: int, what: str) -> str:
-    """The error of a run in which some number is NaN or infinite."""
+    """The error message of a run in which a number is NaN or infinite."""
     return (
         f"The training broke off at step {step}: {what}. The last checkpoint is from before that. "
         "Try a lower rate, or another seed in another folder."
@@ -199,7 +199,7 @@ def divergence_message(step: int, what: str) -> str:
 class Run(Generic[Model]):
     """A training and the folder that keeps it.
 
-    about: what makes this run, plain values by name
+    about: what defines this run, plain values by name
     steps: the steps that are left, with a progress bar    done: how many are done
     began: seconds of the monotonic clock, moved back by the time spent before a resume
     saved, cost: when the last checkpoint was written, and how many seconds that took
@@ -278,7 +278,7 @@ class Run(Generic[Model]):
 def open_run(
     model: Model, settings: Hyperparameters, folder: Path, about: dict
 ) -> Iterator[Run[Model]]:
-    """The run in this folder, new or as it was saved last. Draws its losses at the end."""
+    """The run in this folder, new or as it was saved last. Plots the losses at the end."""
     barrier()
     with run_folder.in_use(folder), threads_of(folder) as threads:
         run = resume_run(model, settings, folder, {**about, "threads": threads})
@@ -297,7 +297,7 @@ def open_run(
 
 
 def resume_run(model: Model, settings: Hyperparameters, folder: Path, about: dict) -> Run[Model]:
-    """Fill in the folder's last checkpoint, if it has one."""
+    """The run, with the model filled from the folder's last checkpoint if there is one."""
     about = description(settings, about)
     ema = copy.deepcopy(model).requires_grad_(False)
     optimizers = create_optimizers(model, settings)
@@ -313,7 +313,7 @@ def resume_run(model: Model, settings: Hyperparameters, folder: Path, about: dic
 
 
 def description(settings: Hyperparameters, about: dict) -> dict:
-    """What makes this run: {"hyperparameters.steps": 10000, "vae.channels": (16, 32), ...}."""
+    """What defines a run: {"hyperparameters.steps": 10000, "vae.channels": (16, 32), ...}."""
     learning = asdict(settings)
     del learning["save_every"], learning["log_every"]  # the result does not depend on them
     return join_keys({"hyperparameters": learning, **about})

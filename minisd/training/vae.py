@@ -18,11 +18,11 @@ DrawPictures = Callable[[int, int], Tensor]
 
 KL_WEIGHT = 5e-5  # with 1e-6, pictures are 0.5 dB better, but the decoder tolerates less noise
 THIN_WEIGHT = 5  # while a decoder learns to draw thin lines
-EQUAL_STEPS = 0.2  # then all errors count equally, for this many steps per step before
+EQUAL_STEPS = 0.2  # the share of steps in the second part, where all errors count equally
 
 
 def edges(image: Tensor) -> Tensor:
-    """Differences of neighbours, b 2c h-1 w-1. A loss that compares them as well punishes blur."""
+    """Differences of neighbouring pixels, b 2c h-1 w-1. A loss that compares them punishes blur."""
     across = image[..., :-1, 1:] - image[..., :-1, :-1]
     down = image[..., 1:, :-1] - image[..., :-1, :-1]
     return torch.cat([across, down], dim=1)
@@ -52,7 +52,10 @@ def train_vae(
     batch_size: int = 16,
     seed: int = 0,
 ) -> VAE:
-    """Returns the EMA of the VAE. Resumes from the folder. Raises ValueError like train()."""
+    """Train a VAE, and return its EMA.
+
+    Resumes from the folder. Raises ValueError like train().
+    """
     torch.manual_seed(seed)
     vae = VAE(config)
 
