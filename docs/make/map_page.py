@@ -64,7 +64,7 @@ def remark(row: names.Row) -> str:
 
 
 def without_repeats(rows: list[names.Row]) -> list[names.Row]:
-    """The rows, with only the first two and the last of a text transformer's layers, all alike."""
+    """The rows. Of a text transformer's equal layers, only the first two and the last stay."""
     layers = [row for row in rows if row.ours.startswith("layers.")]
     return [row for row in rows if row not in layers[2:-1]]
 

@@ -4,8 +4,8 @@
     python -m docs.make.notebooks 03 07    # only these
 
 The normal form: every cell run once, from the top, in a fresh kernel; execution counts 1, 2, 3 …;
-one stream per run of prints; no state of widgets, no metadata but the tags; ids that follow from
-the cell's own text; LF and one newline at the end.
+neighbouring prints in one stream; no state of widgets, no metadata but the tags; ids that are
+computed from the cell's own text; LF and one newline at the end.
 """
 
 import argparse
@@ -164,7 +164,7 @@ def select_paths(names: list[str], folder: Path = FOLDER) -> list[Path]:
     paths = sorted(folder.glob("*.ipynb"), key=lambda path: path.name.replace("0b_", "00b_"))
     for name in names:
         if not any(path.name.startswith(name) for path in paths):
-            raise ValueError(f"No notebook in {folder} begins with {name!r}. Give one that does.")
+            raise ValueError(f"No notebook in {folder} begins with {name!r}. Try one such as 03.")
     return [p for p in paths if not names or p.name.startswith(tuple(names))]
 
 

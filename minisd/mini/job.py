@@ -45,7 +45,7 @@ class Job:
             check_minutes(self.minutes)
         if not 0 <= self.seed < TRAINING_SEEDS:
             raise ValueError(
-                f"The seed of a training is 0 to {TRAINING_SEEDS - 1}, not {self.seed}."
+                f"Cannot train with seed {self.seed}. Give one from 0 to {TRAINING_SEEDS - 1}."
             )
 
     def fit(

@@ -244,7 +244,7 @@ def refuse_another_run(folder: Path, before: dict, now: dict) -> None:
     if differences:
         raise ValueError(
             f"The run in {folder} has other settings: {'; '.join(differences)}. Train into another "
-            "folder, or give the settings of that run (only the steps may differ, and be more)."
+            "folder, or give the same settings again. Only a larger number of steps is allowed."
         )
 
 
