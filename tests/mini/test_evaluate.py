@@ -1,4 +1,4 @@
-"""The evaluation: each figure on cases whose answer is known, and the page that tells them."""
+"""The evaluation: each figure on cases whose answer is known, and the page that shows them."""
 
 import json
 import re
@@ -74,7 +74,7 @@ def real(emoji):
 
 
 class Oracle:
-    """Knows what the scenes ask for, and answers so, crop after crop, over and over."""
+    """A judge that answers what the scenes ask for, crop after crop."""
 
     def __init__(self, emoji, scenes):
         self.things, self.styles, self.colours = emoji.things, emoji.styles, tuple(NAMED_COLOURS)
@@ -262,7 +262,7 @@ def test_word_maps_are_the_averaged_weights_of_the_half_with_the_prompt(sd, monk
 
 
 def test_a_map_that_is_the_silhouette_overlaps_wholly(sd, emoji, monkeypatch):
-    """The thing's word looks at the thing, the padding elsewhere."""
+    """Each token attends to a known place: the thing's word to the thing, the padding elsewhere."""
 
     def stub(sd, prompts):
         scenes = [by_prompt[prompt] for prompt in prompts]

@@ -1,4 +1,4 @@
-"""Every stage of `minisd train`, for three steps: what it gives loads, and the run resumes."""
+"""Every stage of `minisd train`, for three steps: its result loads, and its run resumes."""
 
 import shutil
 from functools import partial
@@ -108,7 +108,7 @@ def test_every_stage_is_tried():
 
 
 @pytest.mark.parametrize("stage", LOADS)
-def test_what_a_stage_gives_loads_and_its_run_resumes(runs, stage):
+def test_the_result_of_a_stage_loads_and_its_run_resumes(runs, stage):
     if stage not in FIRST:
         run(stage, runs)
     assert LOADS[stage](result_of(stage, runs))

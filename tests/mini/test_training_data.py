@@ -492,7 +492,7 @@ def shown(picture: np.ndarray, silhouette: np.ndarray) -> np.ndarray:
 
 
 class OneShade:
-    """Random numbers as ever, but the ground has always its colour's own shade."""
+    """The usual random numbers, but the background has exactly the shade of its colour."""
 
     def __init__(self, seed: int):
         rng = np.random.default_rng(seed)

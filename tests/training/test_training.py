@@ -56,7 +56,7 @@ def bank(emoji):
 
 @pytest.fixture(scope="module")
 def trainings(emoji, bank):
-    """Both trainings, each to be run in a folder."""
+    """Two functions, each of which runs one training in a folder."""
 
     def vae(folder, recipe, batch_size=2, seed=0, config=SMALL):
         def draw_pictures(count, number):
@@ -360,7 +360,7 @@ def draw_with_fine_things(emoji, patch, vae):
 
 
 def test_a_decoder_goes_on_by_itself(emoji, tmp_path, monkeypatch):
-    """Its encoder stays to the bit, and so does the autoencoder that it began with."""
+    """The encoder does not change by a bit, nor does the autoencoder that was passed in."""
     torch.manual_seed(0)
     vae = VAE(SMALL.vae)
     before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
@@ -375,7 +375,7 @@ def test_a_decoder_goes_on_by_itself(emoji, tmp_path, monkeypatch):
 
 
 def test_what_is_thin():
-    """A bright line and a dark dot are; a square and an edge are not."""
+    """A bright line and a dark dot are thin; a square and an edge are not."""
     image = torch.zeros(1, 3, 16, 16)
     image[:, 0, 2, 2:14] = 0.5  # a bright line
     image[:, 1, 5:7, 5:7] = -0.75  # a dark dot of two pixels
@@ -494,7 +494,7 @@ def test_the_bank_holds_unit_latents_of_captioned_pictures(bank):
 
 
 def test_the_loss_is_that_of_the_noise_alone(bank):
-    """A network that knows the noise has no loss; a silent one has the variance of the noise."""
+    """A network that knows the noise has no loss. The loss of one that says 0 is the variance."""
     generator = torch.Generator().manual_seed(0)
     x0, tokens = torch.zeros(512, 4, 4, 4), torch.zeros(512, 77, dtype=torch.long)
     schedule = Schedule(SMALL.schedule)

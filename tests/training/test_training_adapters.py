@@ -1,4 +1,4 @@
-"""Adapters are trained, written, and read again as anybody's files are."""
+"""Adapters are trained, written, and read again like the files of others."""
 
 from dataclasses import replace
 

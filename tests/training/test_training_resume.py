@@ -79,7 +79,7 @@ def whole(small, tmp_path_factory):
 def died(vocabulary, tmp_path_factory):
     """A folder where each of KILLS has happened, and the statuses with which they ended.
 
-    As two processes share a training there, it is one of them that has to stop.
+    Two processes share another training there, and one of them is stopped.
     """
     folder = tmp_path_factory.mktemp("died")
     vocabulary.save(folder / "tokenizer.json")
@@ -229,7 +229,7 @@ def test_an_interrupt_within_the_loss_keeps_the_steps_before(quick, tmp_path):
 
 
 def test_a_second_interrupt_breaks_off_at_once(quick, tmp_path):
-    """The step may be half done then, so nothing more is saved."""
+    """The step may be half done by then, so nothing more is saved."""
     learn(tmp_path, replace(RECIPE, steps=3))
     with pytest.raises(KeyboardInterrupt) as caught:
         learn(tmp_path, at=5, do=signal_twice)
@@ -314,7 +314,7 @@ def infinite_gradient(model, terms):
 
 
 def nan_gradient(model, terms):
-    """The slope of the root at 0, as of a norm that forgot its epsilon: finite loss, NaN behind."""
+    """The slope of the square root at 0: the loss is finite, and its gradient is NaN."""
     return {**terms, "size": (0 * model[1].weight).sum().sqrt() * 0}
 
 
@@ -343,7 +343,7 @@ def test_what_is_not_finite_stops_before_the_last_state_is_overwritten(quick, tm
 
 
 def test_weights_that_are_not_finite_are_not_saved(quick, tmp_path):
-    """The loss and the gradient were fine, the step was too long."""
+    """The loss and the gradient are finite, but the step is too large."""
     learn(tmp_path, replace(RECIPE, steps=3))
     good = (tmp_path / "state.pt").read_bytes()
 
@@ -458,7 +458,7 @@ def test_with_other_processes_the_threads_stay_as_they_are(
 
 @pytest.mark.parametrize("stage", ["lora", "depth"])
 def test_pictures_too_are_encoded_with_the_recorded_threads(small, tmp_path, two_threads, stage):
-    """Else the run would go on with other latents. depth begins with its estimator's run."""
+    """Otherwise, the run would go on with other latents. depth begins with its estimator."""
     seen, adapter_dataset = [], datasets.adapter_dataset
 
     def watched(*given, **more):
@@ -520,7 +520,7 @@ def test_what_is_trained_beside_no_file_says_its_folder(tmp_path, capsys, monkey
 
 
 def test_a_difference_is_not_written_next_to_another_base(small, tmp_path, capsys):
-    """It would be read together with that one."""
+    """The file would be read together with that base."""
     (tmp_path / "mini.safetensors").write_bytes(b"another")
     assert cli.main(train_command("inpaint", tmp_path, "-o", tmp_path / "own.safetensors")) == 2
     assert "is another model. Choose another folder" in capsys.readouterr().err

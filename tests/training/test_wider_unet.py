@@ -1,4 +1,4 @@
-"""U-Nets that read a mask or a depth: trained, written as what differs, and read again."""
+"""U-Nets that read a mask or a depth: they are trained, written as a difference, and read."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def lesson_for(sd, emoji, kind):
 
 
 def latents(sd, kind, image, beside):
-    """After two steps with nothing random but the seed."""
+    """The latents after two steps, where only the seed decides the noise."""
     task, name = (inpaint_steps, "mask") if kind == "inpaint" else (depth2img_steps, "depth")
     more = {name: beside, "strength": 1.0, "steps": 2, "seed": 3, "cfg_scale": 2}
     return [step.x for step in task(sd, "a cat", image, **more)][-1]
