@@ -81,12 +81,13 @@ def sheets(
 ) -> dict[str, Image.Image]:
     """All sheets by name. rows: of the held-out split    drawn: the row of the config's scale"""
     samples = [
-        Cell(one.image, full_caption(one.scene), GREEN if one.good else RED) for one in drawn[:64]
+        Cell(one.image, full_caption(one.scene), GREEN if one.is_right else RED)
+        for one in drawn[:64]
     ]
     wrong = [
         Cell(one.image, f"{full_caption(one.scene)}\nSEEN: {describe_seen(one)}", RED)
         for one in drawn
-        if not one.good
+        if not one.is_right
     ]
     first = torch.stack([one.image for one in drawn[:8]])
     trained = [
@@ -216,7 +217,7 @@ def confusions(drawn: list[Judged], count: int = 10) -> list[str]:
 
 def failures(drawn: list[Judged]) -> str:
     """What fails, in numbers and names."""
-    bad = sum(not one.good for one in drawn)
+    bad = sum(not one.is_right for one in drawn)
     wrong = {aspect: sum(not all(one.right[aspect]) for one in drawn) for aspect in ASPECTS[:4]}
     kinds = ", ".join(f"the {aspect} in {times}" for aspect, times in wrong.items())
     names = "; ".join(confusions(drawn)) or "none"

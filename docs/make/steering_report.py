@@ -30,7 +30,7 @@ from docs.make.steering_figures import (
 from minisd.files.pictures import from_pil
 from minisd.files.whole_files import save_picture, write_text
 from minisd.mini.emoji import Emoji
-from minisd.mini.examples import given_pictures, hat_mask
+from minisd.mini.examples import hat_mask, write_input_pictures
 from minisd.mini.scenes import batch
 
 SEED = 3
@@ -189,7 +189,7 @@ def write_report(folder: Path = Path("docs")) -> dict:
     """Renew folder/steering.md, steering.json and the pictures. Returns the figures."""
     path, sd = folder / "steering.md", minisd.load("mini")
     path.read_text(encoding="utf-8")  # before the work: is there a page?
-    given_pictures(WORK / EXAMPLES)
+    write_input_pictures(WORK / EXAMPLES)
     computed = {}
     for name, row in ROWS.items():
         commands, picture = strip(name, row)

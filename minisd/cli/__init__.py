@@ -180,9 +180,9 @@ def add_examples(command: argparse.ArgumentParser) -> None:
 
 def examples_command(options: argparse.Namespace) -> None:
     """Write the pictures that docs/steering.md starts from; what is there stays as it is."""
-    from minisd.mini.examples import given_pictures
+    from minisd.mini.examples import write_input_pictures
 
-    for path in given_pictures(options.folder):
+    for path in write_input_pictures(options.folder):
         print_results(path)
 
 

@@ -52,7 +52,7 @@ class Judged:
     right: dict[str, list[bool]]  # aspect -> a verdict each time the scene asks for it
 
     @property
-    def good(self) -> bool:
+    def is_right(self) -> bool:
         return all(map(all, self.right.values()))
 
 

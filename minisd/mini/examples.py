@@ -31,7 +31,7 @@ def hat_mask(size: int = 64) -> Image.Image:
     return mask
 
 
-def given_pictures(folder: Path) -> list[Path]:
+def write_input_pictures(folder: Path) -> list[Path]:
     """Write the input pictures that the folder does not have yet. Returns all their paths."""
     make_folder(folder)
     pictures, emoji = {"crude-apple": crude_apple(), "hat-mask": hat_mask()}, Emoji.load()

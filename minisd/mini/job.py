@@ -120,7 +120,7 @@ def ema_network(network: Model, folder: Path) -> Model:
     return network.eval().requires_grad_(False)
 
 
-def made_by(name: str, folder: Path) -> dict:
+def training_notes(name: str, folder: Path) -> dict:
     """How a network was trained: command, commit, seed, threads, and the last line of its log.
 
     It leaves out the time, so that an interrupted run gives the same file as an unbroken one.
@@ -143,9 +143,9 @@ def export(job: Job) -> Path:
     vae, config = trained_vae(job.folder, emoji)
     network = ema_network(TextAndUNet(config), job.folder / "diffusion")
     parts = Parts(config, mini_tokenizer(job.folder), network.text_encoder, network.unet, vae)
-    notes = made_by("vae", job.folder)
+    notes = training_notes("vae", job.folder)
     notes["psnr of unseen pairs"] = round(psnr(vae, unseen_pictures(emoji)), 2)
-    figures = {"vae": notes, "diffusion": made_by("diffusion", job.folder)}
+    figures = {"vae": notes, "diffusion": training_notes("diffusion", job.folder)}
     commands = " && ".join(f"minisd train {name}" for name in ("vae", "diffusion", "export"))
     if rank_and_world_size()[0] == 0:
         save(output, parts, torch.float16, {"command": commands, "figures": json.dumps(figures)})

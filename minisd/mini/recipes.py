@@ -40,7 +40,7 @@ from minisd.depth.small import DEPTH_PREFIX
 from minisd.mini import cats_and_dogs, datasets, judge, partial_files, train_judge
 from minisd.mini.emoji import FINE_THINGS, Emoji
 from minisd.mini.evaluate import accuracy_per_t
-from minisd.mini.job import Job, made_by, mini_tokenizer, trained_vae, unseen_pictures
+from minisd.mini.job import Job, mini_tokenizer, trained_vae, training_notes, unseen_pictures
 from minisd.mini.minutes import TrainIn
 from minisd.mini.scenes import batch, vae_batch
 from minisd.mini.styles import blueprint, sepia
@@ -86,7 +86,7 @@ def train_recipe(name: str, job: Job) -> nn.Module:
     settings = job.fit(recipe.settings, name, train_in, recipe.work)
     network = train_in(settings, job.folder / name).eval().requires_grad_(False)
     if job.output:
-        save(job.output, network, made_by(name, job.folder))
+        save(job.output, network, training_notes(name, job.folder))
     return network
 
 
@@ -295,7 +295,7 @@ def prepare_depth(job: Job) -> tuple[TrainIn, Save]:
     train_in, save_unet = prepare_wider(job, DEPTH_CHANNELS, "mini-depth", conditions, others)
 
     def save(path: Path, network: Any, notes: dict) -> None:
-        save_unet(path, network, notes | {"estimator": made_by("estimator", job.folder)})
+        save_unet(path, network, notes | {"estimator": training_notes("estimator", job.folder)})
 
     return train_in, save
 

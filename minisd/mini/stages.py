@@ -9,7 +9,7 @@ from minisd.mini.job import Job, export, mini_tokenizer
 from minisd.mini.recipes import train_recipe
 from minisd.training.distributed import rank_and_world_size
 from minisd.training.interrupt import Interrupted
-from minisd.training.run_folder import in_use
+from minisd.training.run_folder import lock_folder
 from minisd.training.threads import threads_of
 
 STARTS_WITH = {"depth": "estimator"}  # the first run of a stage that has two
@@ -46,7 +46,7 @@ def run_stage(stage: str, job: Job) -> None:
     run = job.folder / STARTS_WITH.get(stage, stage)
     job = job if rank_and_world_size()[0] == 0 else replace(job, output=None)
     try:
-        with in_use(job.folder / stage), threads_of(run):
+        with lock_folder(job.folder / stage), threads_of(run):
             train_recipe(stage, job)
     except KeyboardInterrupt as stop:
         if str(stop):  # the training has saved its state, and says so

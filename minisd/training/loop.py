@@ -280,7 +280,7 @@ def open_run(
 ) -> Iterator[Run[Model]]:
     """The run in this folder, new or as it was saved last. Plots the losses at the end."""
     barrier()
-    with run_folder.in_use(folder), threads_of(folder) as threads:
+    with run_folder.lock_folder(folder), threads_of(folder) as threads:
         run = resume_run(model, settings, folder, {**about, "threads": threads})
         with stop_request() as run.request, run.steps:
             try:

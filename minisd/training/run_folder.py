@@ -38,7 +38,7 @@ MOMENTS = {Muon: {"momentum"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_s
 
 
 @contextmanager
-def in_use(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Keep other trainings out of the folder. Makes the folder if it is not there.
 
     The lock ends with its process. Rank 0 takes it for all processes of a training. The process

@@ -40,7 +40,7 @@ from minisd.tokenizer import Tokenizer
 from minisd.training import adapters, loop
 from minisd.training import run_folder as folder
 from minisd.training.interrupt import Interrupted
-from minisd.training.run_folder import in_use
+from minisd.training.run_folder import lock_folder
 from tests.helpers.checkpoint_files import V1, original, single_file
 from tests.helpers.training_runs import REPOSITORY
 
@@ -329,7 +329,7 @@ def test_where_there_are_no_locks_files_are_written_all_the_same(tmp_path, monke
 
     monkeypatch.setattr(FileLock, "acquire", refuse)
     write_text(tmp_path / "a", "whole")
-    with in_use(tmp_path):
+    with lock_folder(tmp_path):
         write_text(tmp_path / "b", "whole")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["a", "b"]
 
@@ -467,7 +467,7 @@ def test_a_closed_terminal_costs_no_exit_status(tmp_path, monkeypatch):
 
 
 def hold(where, held):
-    with in_use(where):
+    with lock_folder(where):
         held.touch()
         time.sleep(30)
 
@@ -515,11 +515,11 @@ def test_a_killed_training_holds_no_folder(tmp_path):
 
 def test_a_folder_is_locked_once_by_one_process(tmp_path):
     """minisd train locks it before pictures are encoded, the training locks it again."""
-    with in_use(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         learn(tmp_path / "run")
         assert (tmp_path / "run" / "in_use.txt").exists()
     assert not (tmp_path / "run" / "in_use.txt").exists()
-    with pytest.raises(ZeroDivisionError), in_use(tmp_path / "fresh"):
+    with pytest.raises(ZeroDivisionError), lock_folder(tmp_path / "fresh"):
         1 / 0  # noqa: B018
     assert not (tmp_path / "fresh").exists()
 
@@ -527,13 +527,13 @@ def test_a_folder_is_locked_once_by_one_process(tmp_path):
 def test_only_the_first_process_locks_the_folder_and_exports(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "rank_and_world_size", lambda: (1, 2))
     monkeypatch.setattr(folder, "broadcast", lambda number: 1.0)
-    with in_use(tmp_path):
+    with lock_folder(tmp_path):
         assert not list(tmp_path.iterdir())
     written = []
     monkeypatch.setattr(job, "rank_and_world_size", lambda: (1, 2))
     monkeypatch.setattr("minisd.mini.job.save", lambda *given: written.append(given))
     monkeypatch.setattr(job, "trained_vae", lambda *given: (None, MINI))
-    for name in ("mini_tokenizer", "unseen_pictures", "made_by"):
+    for name in ("mini_tokenizer", "unseen_pictures", "training_notes"):
         monkeypatch.setattr(job, name, lambda *given: {})
     network = SimpleNamespace(text_encoder=None, unet=None)
     monkeypatch.setattr(job, "ema_network", lambda *given: network)

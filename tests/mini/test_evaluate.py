@@ -188,14 +188,14 @@ def test_a_share_counts_only_where_it_is_asked_for(emoji):
     scenes = [BLUE_CAT, PLAIN_CAT, PLAIN_CAT, PAIR]
     images = torch.ones(4, 3, 64, 64)  # white, as asked
     judged = examine(Oracle(emoji, [BLUE_CAT, BLUE_CAT, PLAIN_CAT, PAIR]), images, scenes)
-    assert [one.good for one in judged] == [True, True, True, True]
+    assert [one.is_right for one in judged] == [True, True, True, True]
     other = replace(BLUE_CAT, things=("dog",))
     judged = examine(Oracle(emoji, [BLUE_CAT, other, PLAIN_CAT, PAIR]), images, scenes)
     found = shares(judged)
     assert found["thing"] == 0.75
     assert found["tint"] == 1  # one in PAIR, one in BLUE_CAT; the dog was to have none
     assert "small thing" not in found
-    assert [one.good for one in judged] == [True, False, True, True]
+    assert [one.is_right for one in judged] == [True, False, True, True]
 
 
 # --- drawing ---
