@@ -13,22 +13,23 @@ from pathlib import Path
 from typing import Literal
 
 from minisd.checkpoints.folder_settings import unet_config, unet_json
-from minisd.checkpoints.known_settings import tables
-from minisd.checkpoints.read import metadata, read_json
-from minisd.checkpoints.settings import RANGES, check_levels, naming, validate_config
+from minisd.checkpoints.header import read_metadata
+from minisd.checkpoints.known_settings import settings_tables
+from minisd.checkpoints.validate import RANGES, check_levels, validate_config
 from minisd.checkpoints.yaml_files import read_yaml
 from minisd.config import ModelConfig, UNetConfig
-from minisd.files.json_files import build, check_value, parse_json
+from minisd.files.json_files import build_dataclass, check_value, parse_json, read_json
+from minisd.files.one_line import name_errors
 
 STEM = "diffusion_pytorch_model"  # diffusers' name of every file: its folder bears the real one
 # Every parameter of diffusers' ControlNetModel (models/controlnets/controlnet.py). "model: params:"
 # of the original's .yaml (cldm/cldm.py, ControlLDM and the classes below it), and within it
 # "control_stage_config: params:", every parameter of the original's ControlNet.
 CONTROLNET_JSON, CONTROLNET_YAML = (
-    tables()["config.json (ControlNet)"],
-    tables()[".yaml (ControlNet)"],
+    settings_tables()["config.json (ControlNet)"],
+    settings_tables()[".yaml (ControlNet)"],
 )
-STAGE_YAML = tables()["control_stage_config in the .yaml (ControlNet)"]
+STAGE_YAML = settings_tables()["control_stage_config in the .yaml (ControlNet)"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def read_controlnet_settings(
     published network that pools, and its weights do not show it.
     Raises ValueError for a setting that cannot be obeyed and for places that disagree.
     """
-    with naming(path.name):
+    with name_errors(path.name):
         found = all_settings(path, layout, given)
         for config, _ in found:
             validate_config(ModelConfig(unet=config))
@@ -85,7 +86,7 @@ def all_settings(
     path: Path, layout: str, given: UNetConfig | None
 ) -> list[tuple[UNetConfig, HintSettings]]:
     """What each place says that describes the file."""
-    header, config_json = metadata(path), path.with_name("config.json")
+    header, config_json = read_metadata(path), path.with_name("config.json")
     found = [settings_from_header(header)] if "controlnet" in header else []
     stored = read_json(config_json) if config_json.exists() else {}
     if stored and (layout == "diffusers" or "ControlNet" in str(stored.get("_class_name"))):
@@ -97,7 +98,7 @@ def all_settings(
 def settings_from_header(header: Mapping[str, str]) -> tuple[UNetConfig, HintSettings]:
     try:
         stored, hint = (parse_json(header.get(f"controlnet{one}", "{}")) for one in ("", "_hint"))
-        return build(UNetConfig, stored, RANGES), hint_settings(hint)
+        return build_dataclass(UNetConfig, stored, RANGES), hint_settings(hint)
     except ValueError as error:
         what = "has a damaged header, or one of another version of minisd"
         raise ValueError(f"{what}: it {error}") from error
@@ -105,7 +106,7 @@ def settings_from_header(header: Mapping[str, str]) -> tuple[UNetConfig, HintSet
 
 def hint_settings(stored: object) -> HintSettings:
     """Raises ValueError for values that mean nothing."""
-    settings = build(HintSettings, stored)
+    settings = build_dataclass(HintSettings, stored)
     check_levels(settings.widths)
     return settings
 

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from minisd.adapters.handle import Handle, refuse_non_finite
 from minisd.attention import Attention
-from minisd.checkpoints.kinds import refuse_other_kinds
-from minisd.checkpoints.known_settings import tables
+from minisd.checkpoints.file_kinds import refuse_other_kinds
+from minisd.checkpoints.first_bytes import is_safetensors
+from minisd.checkpoints.known_settings import settings_tables
 from minisd.checkpoints.load import is_finite
-from minisd.checkpoints.read import is_safetensors, named_tensors, read, rename, unpickle
-from minisd.checkpoints.registry import local
-from minisd.checkpoints.settings import naming
+from minisd.checkpoints.pickles import unpickle
+from minisd.checkpoints.read import named_tensors, read_tensors, rename_tensors
+from minisd.checkpoints.registry import local_path
+from minisd.files.one_line import name_errors
 from minisd.pipeline import StableDiffusion
 
 # Names in files -> functions of torch.nn.functional. The web UI's "swish" is torch's Hardswish.
@@ -37,7 +39,7 @@ ACTIVATION_FUNCTIONS |= {"leakyrelu": "leaky_relu", "swish": "hardswish"}
 LAYER_KEY = re.compile(r"\d{1,9}\.[01]\.linear\.\d{1,9}\.(weight|bias)")
 # What the web UI writes next to the networks (Hypernetwork.save). Files from before some of it
 # existed lack them. Then the tensors decide.
-HYPERNETWORK_SETTINGS = tables()["list of settings (hypernetwork)"]
+HYPERNETWORK_SETTINGS = settings_tables()["list of settings (hypernetwork)"]
 
 
 @dataclass(frozen=True)
@@ -115,13 +117,13 @@ def rewriting_hook(net: HypernetworkMLP, strength: float) -> Callable:
 
 def read_hypernetwork(path: str | Path) -> dict[int, tuple[HypernetworkMLP, HypernetworkMLP]]:
     """Width -> the MLP for keys and the one for values. Raises ValueError as hypernetwork()."""
-    path = local(path)
-    content = read(path) if is_safetensors(path) else unpickle(path)
+    path = local_path(path)
+    content = read_tensors(path) if is_safetensors(path) else unpickle(path)
     content = content if isinstance(content, dict) else {}
-    with naming(path.name):
+    with name_errors(path.name):
         tensors = dict(named_tensors(content))
     refuse_other_kinds(path.name, tensors, "hypernetwork")
-    with naming(path.name):
+    with name_errors(path.name):
         if is_safetensors(path):
             raise ValueError("is no .pt of a hypernetwork, which alone says its activation: get it")
         return parse_networks(content)
@@ -133,7 +135,7 @@ def parse_networks(content: Mapping) -> dict[int, tuple[HypernetworkMLP, Hyperne
         key: each for key, each in content.items() if key not in HYPERNETWORK_SETTINGS.ignored
     }
     held: defaultdict = defaultdict(lambda: defaultdict(dict))
-    for key, tensor in rename(named_tensors(layers), usual_layer).items():
+    for key, tensor in rename_tensors(named_tensors(layers), usual_layer).items():
         if not LAYER_KEY.fullmatch(key):
             raise ValueError(f"holds {key}, which is no layer of a hypernetwork: get another copy")
         if not (tensor.is_floating_point() and is_finite(tensor)):

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from minisd.adapters.handle import Handle, refuse_non_finite
 from minisd.adapters.peft_settings import LORA_FILE_STEMS, alpha_of, read_peft_settings
-from minisd.checkpoints.kinds import refuse_other_kinds
+from minisd.checkpoints.file_kinds import refuse_other_kinds
 from minisd.checkpoints.load import is_finite
 from minisd.checkpoints.names import Row, model_rows, usual_name
-from minisd.checkpoints.read import read
-from minisd.checkpoints.registry import local
-from minisd.checkpoints.settings import naming
+from minisd.checkpoints.read import read_tensors
+from minisd.checkpoints.registry import local_path
 from minisd.config import ModelConfig
+from minisd.files.one_line import name_errors
 from minisd.pipeline import StableDiffusion
 
 PARTS = {"unet": "unet", "te": "text_encoder", "text_encoder": "text_encoder"}
@@ -94,15 +94,15 @@ def add_update(
 
 def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], LowRankUpdate]:
     """(part, our name of a layer) -> its update. Raises ValueError as lora() does."""
-    path = find_lora_file(local(path))
-    tensors = read(path)
+    path = find_lora_file(local_path(path))
+    tensors = read_tensors(path)
     refuse_other_kinds(path.name, tensors, "LoRA")
     stated = read_peft_settings(path, tensors)
     changes = {}
     for (part, row), keys in keys_by_layer(tensors, config, path.name).items():
         settings = [values for where, values in stated if where in ("", part)]
         held = {leaf: tensors[key] for leaf, key in keys.items()}
-        with naming(f"{path.name}: {part}.{row.ours}"):
+        with name_errors(f"{path.name}: {part}.{row.ours}"):
             changes[part, row.ours] = make_update(held, settings, row.diffusers)
     return changes
 

@@ -13,10 +13,10 @@ from time import thread_time
 
 import regex
 
-from minisd.checkpoints.known_settings import tables
-from minisd.checkpoints.read import metadata, read_json
-from minisd.checkpoints.settings import naming
-from minisd.files.json_files import check_value, is_of, parse_json, shorten
+from minisd.checkpoints.header import read_metadata
+from minisd.checkpoints.known_settings import settings_tables
+from minisd.files.json_files import check_value, is_of, parse_json, read_json, shorten
+from minisd.files.one_line import name_errors
 
 ADAPTER_CONFIG = "adapter_config.json"
 LORA_FILE_STEMS = (
@@ -26,7 +26,7 @@ LORA_FILE_STEMS = (
 PATIENCE = 3  # seconds; those of an honest file take some milliseconds, "(a+)+b" could take years
 LONGEST_PATTERN = 10_000  # characters
 MOST_PATTERNS = 1_000  # one for each layer of SD are 700
-LORA_CONFIG = tables()[
+LORA_CONFIG = settings_tables()[
     ADAPTER_CONFIG
 ]  # every field of PEFT's LoraConfig (peft/tuners/lora/config.py)
 
@@ -51,15 +51,15 @@ def read_peft_settings(path: Path, keys: Iterable[str]) -> list[tuple[str, dict[
         what = f"{path.name} lies next to an {ADAPTER_CONFIG} that may be another LoRA's"
         way = f"rename it {LORA_FILE_STEMS[0]}{path.suffix} if that describes it, else move it"
         raise ValueError(f"{what}: {way}.")
-    with naming(path.name):
+    with name_errors(path.name):
         return [(part, parse_lora_config(fields)) for part, fields in places]
 
 
 def header_settings(path: Path) -> dict[str, dict[str, object]]:
     """Part -> its settings as the header has them; the part is "" where a setting names none."""
     parts: dict[str, dict[str, object]] = {}
-    with naming(f"{path.name} has a damaged header: its lora_adapter_metadata"):
-        stored = parse_json(metadata(path).get("lora_adapter_metadata", "{}"))
+    with name_errors(f"{path.name} has a damaged header: its lora_adapter_metadata"):
+        stored = parse_json(read_metadata(path).get("lora_adapter_metadata", "{}"))
         check_value("lora_adapter_metadata", stored, dict)
     for key, value in stored.items():
         part, _, name = key.rpartition(".")

@@ -13,9 +13,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minisd.adapters.handle import Handle
-from minisd.checkpoints.kinds import refuse_other_kinds
-from minisd.checkpoints.read import read
-from minisd.checkpoints.registry import local
+from minisd.checkpoints.file_kinds import refuse_other_kinds
+from minisd.checkpoints.read import read_tensors
+from minisd.checkpoints.registry import local_path
 from minisd.pipeline import StableDiffusion
 
 # A file with one of these has its own name for the word: web UI's two kinds, ComfyUI's, a bare
@@ -61,7 +61,7 @@ def textual_inversion(
     Raises ValueError, and leaves the model as it is, if the file holds no word, if its vectors
     do not have the width of the text transformer, or if the word is taken.
     """
-    path = local(path)
+    path = local_path(path)
     words = read_words(path)
     if word is not None and len(words) > 1 and word not in words:
         raise ValueError(f"{path.name} holds the words {', '.join(words)}: give one of them.")
@@ -78,7 +78,7 @@ def textual_inversion(
 
 def read_words(path: Path) -> dict[str, Tensor]:
     """The words of a file and their vectors, n width. Raises ValueError for anything else in it."""
-    stored = read(path)
+    stored = read_tensors(path)
     refuse_other_kinds(path.name, stored, "textual inversion")
     tensors = {key: tensor for key, tensor in stored.items() if not re.fullmatch(IGNORED_KEYS, key)}
     found = {key: re.fullmatch(NAMELESS, key) for key in tensors}

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minisd.checkpoints.load import Parts
+from minisd.checkpoints.checkpoint import Parts
 from minisd.checkpoints.write import save
 from minisd.config import MINI, ModelConfig
 from minisd.files.whole_files import make_folder

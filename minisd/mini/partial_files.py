@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from minisd.adapters.controlnet import ControlNet
-from minisd.checkpoints.contents import sha256
-from minisd.checkpoints.read import read
-from minisd.checkpoints.settings import to_metadata
+from minisd.checkpoints.header import config_to_metadata
+from minisd.checkpoints.read import read_tensors
 from minisd.checkpoints.write import write_tensors
 from minisd.config import WEIGHTS
+from minisd.files.sha256 import file_sha256
 from minisd.files.whole_files import written_whole
 from minisd.pipeline import StableDiffusion
 from minisd.training.adapters import copied_controlnet, write_half
@@ -30,7 +30,7 @@ def copy_mini_next_to(output: Path) -> None:
     Raises ValueError if another model of that name is there: it would be taken for the mini.
     """
     shipped, base = WEIGHTS / "mini.safetensors", output.with_name("mini.safetensors")
-    if base.exists() and sha256(base) != sha256(shipped):
+    if base.exists() and file_sha256(base) != file_sha256(shipped):
         raise ValueError(
             f"{output} needs the shipped mini next to it, and {base} is another model. Choose "
             "another folder with -o."
@@ -60,7 +60,7 @@ def save_wider(
     """
     trained = {key: t for key, t in unet.state_dict().items() if not key.startswith(FROZEN)}
     trained = {f"unet.{key}": tensor for key, tensor in trained.items()} | others
-    settings = to_metadata(replace(sd.config, name=name, unet=unet.config), sd.tokenizer)
+    settings = config_to_metadata(replace(sd.config, name=name, unet=unet.config), sd.tokenizer)
     header = {**settings, "base": "mini.safetensors", "notes": json.dumps(notes)}
     with written_whole(path) as unfinished:
         write_tensors(unfinished, trained, header, torch.float16)
@@ -82,5 +82,5 @@ def save_new_parts(path: Path, controlnet: ControlNet, notes: dict[str, str]) ->
 def half_trained_controlnet(sd: StableDiffusion, path: Path) -> ControlNet:
     """A copied ControlNet with the new parts of a file that save_new_parts() wrote."""
     network = copied_controlnet(sd)
-    network.load_state_dict(network.state_dict() | read(path))
+    network.load_state_dict(network.state_dict() | read_tensors(path))
     return network

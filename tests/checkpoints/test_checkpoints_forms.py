@@ -15,9 +15,8 @@ from torch import Tensor
 
 import minisd
 from minisd.checkpoints import contents
-from minisd.checkpoints.contents import open_checkpoint
 from minisd.checkpoints.info import inspect_source
-from minisd.checkpoints.load import load, load_vae
+from minisd.checkpoints.load import load, load_vae, open_checkpoint
 from minisd.checkpoints.vae_file import open_vae
 from minisd.checkpoints.write import convert
 from minisd.config import VAEConfig

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from minisd.checkpoints.checkpoint import Parts
+from minisd.checkpoints.cover import empty_networks
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minisd.checkpoints import contents, detect
-from minisd.checkpoints.contents import empty_networks
 from minisd.checkpoints.info import inspect_source
-from minisd.checkpoints.load import Parts, load
+from minisd.checkpoints.load import load
 from minisd.checkpoints.names import model_rows, prefixes, to_official
 from minisd.checkpoints.write import save
 from minisd.config import MINI, ModelConfig

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from minisd.checkpoints.checkpoint import Parts
+from minisd.checkpoints.guess_prediction import likeness_to_noise, try_prediction
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import minisd
 from minisd.checkpoints import contents
-from minisd.checkpoints.contents import open_checkpoint
 from minisd.checkpoints.info import inspect_source
-from minisd.checkpoints.load import Parts, likeness_to_noise, load, try_prediction
+from minisd.checkpoints.load import load, open_checkpoint
 from minisd.checkpoints.write import convert
 from minisd.schedule import Schedule
 from minisd.tokenizer import Tokenizer

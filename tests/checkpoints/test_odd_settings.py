@@ -18,14 +18,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from minisd.checkpoints.folder_tokenizer import read_tokenizer, write_tokenizer
+from minisd.checkpoints.header import config_from_metadata
+from minisd.checkpoints.validate import validate_config
 from safetensors.torch import save_file
 
 from minisd.adapters import classifier, controlnet_settings, hypernetwork, peft_settings
 from minisd.checkpoints import contents, folder_settings, prediction, vae_file
-from minisd.checkpoints.settings import from_metadata, naming, validate_config
-from minisd.checkpoints.tokenizer_folder import read_tokenizer, write_tokenizer
 from minisd.config import MINI, SD15, ModelConfig
 from minisd.files.json_files import read_json
+from minisd.files.one_line import name_errors
 from minisd.mini import cats_and_dogs, judge
 from minisd.tokenizer import AddedWord, Tokenizer
 from minisd.training import run_folder as folder
@@ -62,21 +64,23 @@ def text_of(stored: object) -> str:
 
 
 def read_header(stored: object, path: Path) -> None:
-    with naming("a.safetensors"):
-        config, _ = from_metadata({"minisd": text_of(stored), "tokenizer": words().to_json()})
+    with name_errors("a.safetensors"):
+        config, _ = config_from_metadata(
+            {"minisd": text_of(stored), "tokenizer": words().to_json()}
+        )
         contents.empty_networks(validate_config(config))
 
 
 def read_header_words(stored: object, path: Path) -> None:
-    with naming("a.safetensors"):
-        from_metadata({"minisd": json.dumps(asdict(MINI)), "tokenizer": text_of(stored)})
+    with name_errors("a.safetensors"):
+        config_from_metadata({"minisd": json.dumps(asdict(MINI)), "tokenizer": text_of(stored)})
     Tokenizer.load(written(stored, path / "tokenizer.json"))
 
 
 @cache
 def model_folder() -> dict[str, object]:
     config = replace(V1, text=replace(V1.text, vocab_size=522))
-    files = folder_settings.to_folder(config, words())
+    files = folder_settings.folder_json_files(config, words())
     files["model_index.json"] |= {"_note": "x"}
     files["minisd.json"] = {"cfg_scale": 3.0}
     return json.loads(json.dumps(files))
@@ -85,7 +89,7 @@ def model_folder() -> dict[str, object]:
 def read_folder(stored: dict[str, object], path: Path) -> None:
     for name, settings in stored.items():
         written(settings, path / name)
-    contents.empty_networks(folder_settings.from_folder(path))
+    contents.empty_networks(folder_settings.config_from_folder(path))
     folder_settings.absent_sizes(path)
 
 
@@ -116,14 +120,14 @@ def read_words(stored: dict[str, object], path: Path) -> None:
 
 def read_vae(stored: object, path: Path) -> None:
     file = written(stored, path / "config.json")
-    with naming("vae"):
-        config = vae_file.stated_config(file, required=True, layout="diffusers")
+    with name_errors("vae"):
+        config = vae_file.read_stated_config(file, required=True, layout="diffusers")
         contents.empty_networks(validate_config(ModelConfig(vae=config)))
 
 
 def read_yaml(stored: object, path: Path) -> None:
     (path / "a.yaml").write_text(yaml.safe_dump(stored), encoding="utf-8")
-    with naming("a.ckpt"):
+    with name_errors("a.ckpt"):
         said = prediction.yaml_settings(path / "a.yaml", SD15)
         config = prediction.with_yaml_unet(prediction.with_yaml_numbers(SD15, said), said)
         prediction.statements_in(said, "a.yaml")
@@ -132,21 +136,21 @@ def read_yaml(stored: object, path: Path) -> None:
 
 def read_control_yaml(stored: object, path: Path) -> None:
     (path / "a.yaml").write_text(yaml.safe_dump(stored), encoding="utf-8")
-    with naming("a.pth"):
+    with name_errors("a.pth"):
         config, _ = controlnet_settings.settings_from_yaml(path / "a.yaml")
         contents.empty_networks(validate_config(ModelConfig(unet=config)))
 
 
 def read_control_json(stored: object, path: Path) -> None:
     stored = read_json(written(stored, path / "config.json"))
-    with naming("a.safetensors"):
+    with name_errors("a.safetensors"):
         config, _ = controlnet_settings.settings_from_json(stored, None)
         contents.empty_networks(validate_config(ModelConfig(unet=config)))
 
 
 def read_control_header(stored: dict[str, object], path: Path) -> None:
     header = {name: text_of(settings) for name, settings in stored.items()}
-    with naming("a.safetensors"):
+    with name_errors("a.safetensors"):
         controlnet_settings.settings_from_header(header)
 
 
@@ -155,12 +159,12 @@ def read_peft(stored: object, path: Path) -> None:
     header = {"lora_adapter_metadata": text_of(stored)}
     save_file({"a": torch.zeros(1)}, path / "adapter_model.safetensors", header)
     for _, settings in peft_settings.read_peft_settings(path / "adapter_model.safetensors", ["a"]):
-        with naming("adapter_model.safetensors"):
+        with name_errors("adapter_model.safetensors"):
             peft_settings.alpha_of(settings, "unet.down_blocks.0.attn1.to_q", 4)
 
 
 def read_hypernetwork(stored: object, path: Path) -> None:
-    with naming("a.pt"):
+    with name_errors("a.pt"):
         hypernetwork.parse_settings(json.loads(json.dumps(stored)))
 
 

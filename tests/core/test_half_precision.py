@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from minisd.checkpoints.checkpoint import Parts
 from PIL import Image
 
 import minisd
@@ -16,7 +17,7 @@ from minisd.adapters.hypernetwork import hypernetwork
 from minisd.adapters.lora import lora
 from minisd.adapters.textual_inversion import textual_inversion
 from minisd.adapters.vae_file import swap_vae
-from minisd.checkpoints.load import Parts, load_vae
+from minisd.checkpoints.load import load_vae
 from minisd.checkpoints.write import convert, save
 from minisd.config import MINI, WEIGHTS, ScheduleConfig
 from minisd.files.pictures import from_pil, to_pil

@@ -34,11 +34,11 @@ import pytest
 import torch
 import torch._dynamo
 from huggingface_hub import file_download
+from minisd.checkpoints.checkpoint import Parts
 
 import minisd
 from minisd import cli
 from minisd.checkpoints import registry as official
-from minisd.checkpoints.load import Parts
 from minisd.checkpoints.write import save
 from minisd.files import whole_files
 from minisd.training import run_folder

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from minisd.checkpoints.checkpoint import Parts
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save as safetensors_bytes
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 from minisd.adapters.controlnet import ControlNet
 from minisd.adapters.controlnet_settings import DEFAULT_HINT, HintSettings
 from minisd.checkpoints import write
-from minisd.checkpoints.load import Parts
 from minisd.clip import TextTransformer
 from minisd.config import OPENCLIP_H, ModelConfig, TextConfig, UNetConfig, VAEConfig
 from minisd.pipeline import StableDiffusion

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
+from minisd.checkpoints.folder_tokenizer import write_tokenizer
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from minisd.checkpoints.tokenizer_folder import write_tokenizer
 from minisd.config import OPENCLIP_H, ModelConfig, TextConfig, UNetConfig, VAEConfig
 from minisd.tokenizer import Tokenizer
 from tests.helpers.reference_networks import (

@@ -1,9 +1,9 @@
 """The same pipeline twice: ours, and diffusers' with the same random weights."""
 
 import torch
+from minisd.checkpoints.folder_tokenizer import write_tokenizer
 from transformers import CLIPTokenizer
 
-from minisd.checkpoints.tokenizer_folder import write_tokenizer
 from minisd.pipeline import StableDiffusion
 from minisd.tokenizer import Tokenizer
 from tests.helpers.reference_networks import ddim_scheduler, pair

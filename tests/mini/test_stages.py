@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from minisd.checkpoints.checkpoint import Parts
 
 import minisd
 from minisd import cli, load
@@ -13,7 +14,7 @@ from minisd.adapters.controlnet import ControlNet
 from minisd.adapters.hypernetwork import hypernetwork
 from minisd.adapters.lora import lora
 from minisd.adapters.textual_inversion import textual_inversion
-from minisd.checkpoints.load import Parts, load_vae
+from minisd.checkpoints.load import load_vae
 from minisd.checkpoints.write import save
 from minisd.depth.small import load_estimator
 from minisd.mini import job, judge, partial_files, recipes, train_judge

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from minisd.checkpoints.checkpoint import Parts
 
 import minisd
-from minisd.checkpoints.load import Parts
 from minisd.checkpoints.write import save
 from minisd.depth.small import DEPTH_PREFIX, SmallDepthEstimator, load_estimator
 from minisd.mini.datasets import (
