@@ -12,7 +12,7 @@ from pathlib import Path
 from nbformat import NotebookNode
 from PIL import Image, ImageDraw
 
-from docs.make.notebooks import chosen, read
+from docs.make.notebooks import read, select_paths
 from minisd.files.whole_files import make_folder, save_picture
 from minisd.teaching.picture_grid import paste_grid
 
@@ -34,7 +34,7 @@ def figures(notebook: NotebookNode) -> list[tuple[str, Image.Image]]:
 
 def sheet(named: list[tuple[str, Image.Image]]) -> Image.Image:
     """The figures in columns, each below its name."""
-    narrow = [narrowed(picture) for _, picture in named]
+    narrow = [limit_width(picture) for _, picture in named]
     whole, places = paste_grid(narrow, COLUMNS, GAP, above=LINE)
     pen = ImageDraw.Draw(whole)
     for (name, _), (left, top) in zip(named, places, strict=True):
@@ -42,7 +42,7 @@ def sheet(named: list[tuple[str, Image.Image]]) -> Image.Image:
     return whole
 
 
-def narrowed(picture: Image.Image) -> Image.Image:
+def limit_width(picture: Image.Image) -> Image.Image:
     """The picture, at most WIDTH pixels wide, as a page shows it."""
     if picture.width <= WIDTH:
         return picture
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", help="such as 03; none means all")
     given = parser.parse_args(arguments)
     make_folder(given.folder)
-    for path in chosen(given.names):
+    for path in select_paths(given.names):
         found = figures(read(path))
         if found:
             save_picture(sheet(found), given.folder / f"{path.stem}.png")

@@ -1,16 +1,16 @@
-"""Draw the emoji of the training pictures from four emoji sets, and write them into one small file.
+"""Draw the cut-outs of the training pictures from four emoji sets into one small file.
 
-Run this program only to choose other emoji. Training needs only the file that comes with minisd.
+This is needed only to change the choice of emoji. Trainings read the shipped file.
 
     pip install resvg-py
     npm pack @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5
     npm pack @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/fluent-emoji@1.2.7
     python -m docs.make.draw_emoji FOLDER_OF_TGZ -o weights/emoji.safetensors
 
-Each package contains its drawings as SVG in one JSON file. The program trims each chosen drawing to
-its visible part, centres it in a square and draws it at 104 px. The file stores it as the bytes of
-a PNG under a name like "cat/flat". The header of the file names the packages, with version, sha256,
-author and licence.
+A package contains its drawings as SVG, in one JSON file. Each chosen drawing is trimmed to its
+visible part, centred in a square and drawn at 104 px. The output file keeps it as PNG bytes under a
+name such as "cat/flat". The header says from which package each style comes (version, sha256,
+author, licence).
 """
 
 import argparse
@@ -19,6 +19,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -30,8 +31,8 @@ from minisd.files.whole_files import written_whole
 
 LARGEST = 10**8  # bytes of the drawings in a package
 TILE = 104  # px: 80 % of a 128-px canvas, twice the 52 px that a 64-px canvas shows
-PROBE = 256  # px of the copy in which the borders of a drawing are searched
-VISIBLE = 16  # of 255: what is fainter is the end of a soft shadow, not a part of the drawing
+PROBE = 256  # px at which a drawing is looked at to find its borders
+VISIBLE = 16  # of 255: less opaque pixels are the end of a soft shadow, not the drawing
 
 # The word for a style in captions -> its package, as npm names it.
 STYLES = {
@@ -41,8 +42,8 @@ STYLES = {
     "glossy": "iconify-json-fluent-emoji-[0-9]*.tgz",
 }
 
-# The word for a thing in captions; "word=name" if it has another name in the emoji sets.
-# Chosen by eye: easy to recognise at 52 px, similar in all four styles, unlike one another.
+# The word that captions use for a thing; "word=name" if the emoji sets have another name for it.
+# Chosen by eye: easy to recognise at 52 px, similar in all four styles, unlike every other thing.
 THINGS = {
     "animal": """cat=cat-face, dog=dog-face, rabbit=rabbit-face, fox, bear, panda, koala,
         tiger=tiger-face, lion, cow=cow-face, pig=pig-face, frog, monkey=monkey-face,
@@ -67,8 +68,8 @@ THINGS = {
 }
 
 
-def chosen() -> dict[str, tuple[str, str]]:
-    """The word of every thing -> (its category, its name in the emoji sets)."""
+def all_things() -> dict[str, tuple[str, str]]:
+    """Every thing's word -> (its category, its name in the emoji sets)."""
     things = {}
     for category, entries in THINGS.items():
         for entry in " ".join(entries.split()).split(", "):
@@ -79,7 +80,8 @@ def chosen() -> dict[str, tuple[str, str]]:
 
 def draw(body: str, box: tuple[float, float, float, float], pixels: int) -> Image.Image:
     """One SVG drawing as an RGBA picture; box is the part shown: x, y, width, height."""
-    from resvg_py import svg_to_bytes  # only this program needs it
+    # Only this script needs it, so it is not installed where types are checked.
+    from resvg_py import svg_to_bytes  # pyright: ignore[reportMissingImports]
 
     namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     view = " ".join(f"{number:.4f}" for number in box)
@@ -89,7 +91,7 @@ def draw(body: str, box: tuple[float, float, float, float], pixels: int) -> Imag
 
 
 def cut_out(body: str, side: float) -> Image.Image:
-    """The visible part of the drawing, centred, TILE x TILE. side: of the drawing's own canvas."""
+    """The drawing trimmed to what is visible and centred, TILE x TILE. side: of its own canvas."""
     margin = side / 4  # a few drawings are larger than their canvas
     probe = draw(body, (-margin, -margin, side + 2 * margin, side + 2 * margin), PROBE)
     visible = np.asarray(probe)[..., 3] >= VISIBLE
@@ -103,17 +105,18 @@ def cut_out(body: str, side: float) -> Image.Image:
 
 
 def read_package(folder: Path, pattern: str) -> tuple[dict, dict]:
-    """One emoji set in its package: its icons, and where they come from."""
+    """The icons of one packed emoji set, and where they come from."""
     found = sorted(folder.glob(pattern))
     if len(found) != 1:
         raise ValueError(
-            f"{folder} holds {len(found)} files named {pattern}, and one is needed: "
-            "fetch it with the `npm pack` that this script's docstring gives."
+            f"{folder} holds {len(found)} files named {pattern}, and exactly one is needed. "
+            "Fetch it with the `npm pack` command in the docstring of this script."
         )
     with tarfile.open(found[0]) as packed:
         names = ("icons", "info", "package")
-        texts = [packed.extractfile(f"package/{name}.json").read() for name in names]
-        icons, about, package = (parse_json(text, LARGEST) for text in texts)
+        files = [packed.extractfile(f"package/{name}.json") for name in names]
+        contents: list[Any] = [parse_json(file.read(), LARGEST) for file in files if file]
+        icons, about, package = contents
     source = {
         "package": package["name"],
         "version": package["version"],
@@ -127,21 +130,21 @@ def read_package(folder: Path, pattern: str) -> tuple[dict, dict]:
 
 
 def body_of(icons: dict, name: str) -> str:
-    """The SVG of one emoji, by its name or by an alias."""
+    """The SVG of one emoji. name: its own, or an alias"""
     alias = icons.get("aliases", {}).get(name, {})
     return icons["icons"][alias.get("parent", name)]["body"]
 
 
 def png_bytes(tile: Image.Image) -> np.ndarray:
-    """The tile as the bytes of a PNG file: 5 kB instead of 43 kB, without loss."""
+    """The tile as the bytes of a PNG file: 5 kB instead of 43, without loss."""
     buffer = io.BytesIO()
     tile.save(buffer, "PNG", optimize=True)
     return np.frombuffer(buffer.getvalue(), np.uint8)
 
 
 def build(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """All emoji as PNG bytes under "thing/style", and the header that describes them."""
-    things = chosen()
+    """All cut-outs as PNG bytes by "thing/style", and the header that describes them."""
+    things = all_things()
     tiles, sources = {}, {}
     for style, pattern in STYLES.items():
         icons, sources[style] = read_package(folder, pattern)

@@ -24,7 +24,7 @@ def section(name: str, table: KnownSettings) -> str:
 
 
 def schedulers_section(classes: dict[str, KnownSettings]) -> str:
-    """One table for all classes of schedulers: what most say, and which ones differ."""
+    """One table for all classes of schedulers: what most of them do, and which ones differ."""
     said = {}
     for name, table in classes.items():
         short = name.partition(" (")[2].removesuffix(")").replace("Scheduler", "")
@@ -44,36 +44,36 @@ def schedulers_section(classes: dict[str, KnownSettings]) -> str:
 
 
 def table_rows(table: KnownSettings) -> dict[str, tuple[str, str]]:
-    """Setting -> what becomes of it, and what holds where it is absent."""
+    """Setting -> how it is treated, and the value that counts where it is absent."""
     said = {}
     for name, default in table.obeyed.items():
-        said[name] = ("obeyed", "refused" if default is REQUIRED else shown(default))
+        said[name] = ("obeyed", "refused" if default is REQUIRED else as_json(default))
     for name, (allowed, absent) in table.fixed.items():
-        values = " or ".join(map(shown, allowed))
-        said[name] = (f"refused, except {values}", shown(absent))
+        values = " or ".join(map(as_json, allowed))
+        said[name] = (f"refused, except {values}", as_json(absent))
     for name, why in table.ignored.items():
         said[name] = (f"ignored: {why}", "")
     return said
 
 
 def rows(said: dict[str, tuple[str, str]]) -> str:
-    """Settings of which the same is said share a row."""
+    """The rows of a table. Settings with the same text share a row."""
     alike = {}
     for name, both in said.items():
         alike.setdefault(both, []).append(f"`{name}`")
     lines = [
         f"| {', '.join(sorted(names))} | {' | '.join(both)} |" for both, names in alike.items()
     ]
-    return "\n".join(sorted(lines, key=order)) + "\n"
+    return "\n".join(sorted(lines, key=sort_key)) + "\n"
 
 
-def order(line: str) -> tuple[int, str]:
+def sort_key(line: str) -> tuple[int, str]:
     kinds = ("| obeyed", "| refused", "| ignored")
     return next((i for i, kind in enumerate(kinds) if kind in line), 3), line
 
 
-def shown(value: object) -> str:
-    """As JSON has it."""
+def as_json(value: object) -> str:
+    """The value as JSON, for a cell of a table."""
     return f"`{json.dumps(value, ensure_ascii=False)}`".replace("|", "\\|")
 
 

@@ -85,12 +85,13 @@ def sheets(
 ) -> dict[str, Image.Image]:
     """All sheets by name. rows: held-out pictures, by scale    drawn: those at the default scale"""
     samples = [
-        Cell(one.image, full_caption(one.scene), GREEN if one.good else RED) for one in drawn[:64]
+        Cell(one.image, full_caption(one.scene), GREEN if one.is_right else RED)
+        for one in drawn[:64]
     ]
     wrong = [
         Cell(one.image, f"{full_caption(one.scene)}\nSEEN: {describe_seen(one)}", RED)
         for one in drawn
-        if not one.good
+        if not one.is_right
     ]
     first = torch.stack([one.image for one in drawn[:8]])
     trained = [
@@ -112,7 +113,7 @@ def sheets(
     return made | ({"failures": sheet(wrong[:32], 8)} if wrong else {})
 
 
-FINE = (  # things with fine detail, and the style to take each in
+FINE = (  # things with fine detail, each with a style
     ("cat", "noto"),
     ("cat", "twemoji"),
     ("tiger", "glossy"),
@@ -153,7 +154,7 @@ def markdown(head: str, rows: list[list[str]]) -> str:
 
 
 def format_number(number: float | None) -> str:
-    """Three digits of it."""
+    """The number with three digits, or "-" for None."""
     return "-" if number is None else f"{number:.3g}"
 
 
@@ -162,7 +163,7 @@ def targets(figures: dict) -> list[tuple[str, str, float, float | None]]:
     right = figures["right"]["heldout"][row_name(figures["settings"]["cfg_scale"])]
     attention, psnr, seconds = figures["attention"], figures["psnr"], figures["seconds"]
     behind = {role: less for role, less in attention["behind"].items() if role != "thing"}
-    next_role = min(behind, key=behind.get)
+    next_role = min(behind, key=lambda role: behind[role])
     gap = figures["synonyms"]["contexts less their mean"]["gap"]
     return [
         ("dB of held-out pictures after encoding and decoding", "≥", 27, psnr["model"]),
@@ -225,7 +226,7 @@ def confusions(drawn: list[Judged], count: int = 10) -> list[str]:
 
 def failures(drawn: list[Judged]) -> str:
     """A text: how many pictures have a mistake, of which kind, and in which things."""
-    bad = sum(not one.good for one in drawn)
+    bad = sum(not one.is_right for one in drawn)
     wrong = {aspect: sum(not all(one.right[aspect]) for one in drawn) for aspect in ASPECTS[:4]}
     kinds = ", ".join(f"the {aspect} in {times}" for aspect, times in wrong.items())
     names = "; ".join(confusions(drawn)) or "none"
@@ -245,7 +246,7 @@ def attention_table(attention: dict[str, dict[str, float]]) -> str:
             format_number(overlaps[role]),
             format_number(behind[role]),
         ]
-        for role in sorted(shares, key=shares.get, reverse=True)
+        for role in sorted(shares, key=lambda role: shares[role], reverse=True)
     ]
     rows.append(["places at random", "-", format_number(overlaps["by chance"]), "-"])
     return markdown("word | % of the attention | overlap with the thing | behind", rows)
@@ -306,14 +307,13 @@ def write_report(
     fine_tuned: VAE | None = None,
     neighbours: int = 10_000,
 ) -> dict:
-    """Evaluate, and renew folder/mini.md, mini.json and images/mini-….png. Returns the figures.
+    """Evaluate, and rewrite folder/mini.md, mini.json and images/mini-….png. Returns the figures.
 
     neighbours: among how many training pictures to look for the nearest
     """
     path = folder / "mini.md"
-    fill_parts(
-        path.read_text(encoding="utf-8"), dict.fromkeys(PARTS, "")
-    )  # has each part its place?
+    # fails before the long work if a part has no place
+    fill_parts(path.read_text(encoding="utf-8"), dict.fromkeys(PARTS, ""))
     figures, judged = evaluate(sd, judge, emoji, count, others, fine_tuned)
     figures["settings"]["training pictures compared"] = neighbours
     write_text(folder / "mini.json", json.dumps(figures, indent=1) + "\n")

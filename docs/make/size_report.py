@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from docs.make.mini_report import fill_parts, markdown, refill_page
 from minisd.config import MINI, ModelConfig
 from minisd.mini.emoji import Emoji
 from minisd.mini.evaluate import fastest_of_three, seconds_per_picture
 from minisd.mini.job import mini_tokenizer
+from minisd.mini.minutes import fit_to_minutes
 from minisd.mini.recipes import RECIPES
 from minisd.mini.scenes import batch, vae_batch
 from minisd.pipeline import StableDiffusion
@@ -23,7 +24,6 @@ from minisd.schedule import Schedule
 from minisd.tokenizer import Tokenizer
 from minisd.training.diffusion import TextAndUNet, noise_loss
 from minisd.training.loop import Hyperparameters, fast_precision
-from minisd.training.minutes import fit_to_minutes
 from minisd.training.vae import decibels, train_vae
 from minisd.vae import VAE
 
@@ -68,7 +68,7 @@ def measure_size(
     def draw_pictures(count: int, number: int) -> Tensor:
         return vae_batch(emoji, size, count, 0, number).images
 
-    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
+    def train_in(settings: Hyperparameters, folder: Path) -> VAE:
         return train_vae(draw_pictures, config.vae, folder, settings)
 
     fitted = fit_to_minutes(settings, minutes, folder, train_in)

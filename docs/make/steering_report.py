@@ -36,7 +36,7 @@ from docs.make.steering_figures import (
 from minisd.files.pictures import from_pil
 from minisd.files.whole_files import save_picture, write_text
 from minisd.mini.emoji import Emoji
-from minisd.mini.examples import given_pictures, hat_mask
+from minisd.mini.examples import hat_mask
 from minisd.mini.scenes import batch
 
 SEED = 3
@@ -109,7 +109,7 @@ def write_report(folder: Path = Path("docs")) -> dict:
     """Renew all pictures, the figures and the tables of folder/steering.md. Returns the figures."""
     path, sd = folder / "steering.md", minisd.load("mini")
     strips = read_strips(path.read_text(encoding="utf-8"))
-    given_pictures(WORK / "examples")  # as `minisd examples` writes them
+    write_input_pictures(WORK / "examples")  # as `minisd examples` writes them
     for strip in strips:
         save_picture(draw_strip(strip), IMAGES / strip.file, optimize=True)
     real = batch(Emoji.load(), sd.config.size, COUNT, SEED, step=0, split="heldout")

@@ -10,10 +10,10 @@ import minisd
 from minisd.cli import doctor, draw, lessons
 from minisd.cli.argument_parser import Parser
 from minisd.cli.drawing_options import POSITIONALS, add_drawing_options
+from minisd.cli.interrupt import raise_on_signals
 from minisd.cli.memory import TOO_LITTLE, check_limits, is_out_of_memory
 from minisd.cli.messages import escape_unprintable, print_message, print_results
 from minisd.cli.picture_files import check_writable, is_picture
-from minisd.training.interrupt import ends_like_ctrl_c
 
 # torch and the models are imported by the commands that need them: `minisd --help` is instant.
 
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = print_warning
-            with ends_like_ctrl_c():
+            with raise_on_signals():
                 run_command(arguments)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
@@ -193,9 +193,9 @@ def add_examples(command: argparse.ArgumentParser) -> None:
 
 def examples_command(options: argparse.Namespace) -> None:
     """Write the pictures that docs/steering.md starts from. A file that exists is kept."""
-    from minisd.mini.examples import given_pictures
+    from minisd.mini.examples import write_input_pictures
 
-    for path in given_pictures(options.folder):
+    for path in write_input_pictures(options.folder):
         print_results(path)
 
 

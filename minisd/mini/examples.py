@@ -16,7 +16,7 @@ from minisd.tasks.inpaint import as_mask, picture_with_hole
 
 
 def crude_apple() -> Image.Image:
-    """A drawing such as anybody makes in a minute."""
+    """A simple drawing, as anybody can make in a minute."""
     picture = Image.new("RGB", (64, 64), "white")
     pen = ImageDraw.Draw(picture)
     pen.ellipse((13, 18, 51, 57), fill=(90, 190, 60))
@@ -31,11 +31,11 @@ def hat_mask(size: int = 64) -> Image.Image:
     return mask
 
 
-def given_pictures(folder: Path) -> list[Path]:
+def write_input_pictures(folder: Path) -> list[Path]:
     """Write the input pictures that the folder does not have yet. Returns all their paths."""
     make_folder(folder)
     pictures, emoji = {"crude-apple": crude_apple(), "hat-mask": hat_mask()}, Emoji.load()
-    for name, scene, shade in (  # shade: seed of the background's; ears stand out best with 4
+    for name, scene, shade in (  # shade: the seed of the background's shade
         ("santa", Scene(("santa",), (None,), "noto", "cyan"), 1),
         ("pair", Scene(("cat", "dog"), (None, None), "noto", "white"), 1),
         ("rabbit", Scene(("rabbit",), (None,), "glossy", "white"), 1),

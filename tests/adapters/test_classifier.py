@@ -20,11 +20,12 @@ from minisd.adapters.classifier import (
 )
 from minisd.config import MINI, WEIGHTS, ScheduleConfig
 from minisd.mini.datasets import labelled_latents
+from minisd.mini.evaluate import accuracy_per_t
 from minisd.mini.scenes import batch
 from minisd.pipeline import StableDiffusion
 from minisd.sampling import sampler_levels
 from minisd.schedule import Schedule
-from minisd.training.classifier import accuracy_per_t, thing_loss, train_classifier
+from minisd.training.classifier import thing_loss, train_classifier
 from minisd.training.loop import Hyperparameters
 from minisd.vae import DiagonalGaussian
 

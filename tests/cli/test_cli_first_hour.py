@@ -25,7 +25,7 @@ from minisd.checkpoints import registry as official
 from minisd.cli import doctor, drawing_options, lessons, memory
 from minisd.cli.option_checks import SEED_RANGE
 from minisd.config import MINI, WEIGHTS, VAEConfig
-from minisd.mini.examples import given_pictures
+from minisd.mini.examples import write_input_pictures
 from minisd.pipeline import StableDiffusion
 from tests.helpers.commands import run
 from tests.helpers.tiny_models import V1, write_tiny_model
@@ -229,7 +229,7 @@ def test_a_strip_that_is_there_stays_as_well(here, model):
 
 @pytest.mark.parametrize("command", DRAWING[1:])
 def test_every_command_keeps_what_is_there(here, model, command):
-    given_pictures(here)
+    write_input_pictures(here)
     Path("out.png").write_bytes(b"mine")
     own = {"control": [], "depth": ["--model", "mini-depth"]}
     given = [*NAMED[command], *own.get(command, ["--model", model])]

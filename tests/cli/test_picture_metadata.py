@@ -20,7 +20,7 @@ import minisd
 from minisd import samplers, sampling
 from minisd.cli import a1111_metadata, file_hashes
 from minisd.config import WEIGHTS
-from minisd.mini.examples import given_pictures
+from minisd.mini.examples import write_input_pictures
 from tests.helpers.commands import run
 from tests.helpers.tiny_models import write_tiny_model
 
@@ -35,7 +35,7 @@ def tiny(tmp_path_factory):
 def given(tmp_path_factory):
     """The input pictures: a photo, and the pictures of `minisd examples`."""
     folder = tmp_path_factory.mktemp("given")
-    given_pictures(folder)
+    write_input_pictures(folder)
     shades = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(0))
     Image.fromarray(shades.byte().numpy()).save(folder / "photo.png")
     return folder

@@ -19,7 +19,7 @@ from PIL import Image
 from docs.make import notebooks
 from minisd.teaching.plot import canvas
 
-PATHS = notebooks.chosen([])
+PATHS = notebooks.select_paths([])
 COVERAGE = Path(__file__).parents[2] / "docs" / "maintaining" / "lessons-coverage.md"
 LARGEST = 1_500_000  # bytes of a notebook
 FREE = {"timing", "trained"}  # tags of cells whose numbers differ from run to run
@@ -189,7 +189,7 @@ def test_every_clause_of_the_course_is_shown_by_a_cell():
 @every_notebook
 def test_it_runs_with_fewer_steps(path, monkeypatch):
     monkeypatch.setenv("MINISD_QUICK", "1")
-    done = notebooks.normal(notebooks.execute(notebooks.read(path)))
+    done = notebooks.normalize(notebooks.execute(notebooks.read(path)))
     # the output of a quick run is not committed, but it must be as clean
     assert notebooks.blemishes(done) == []
 
@@ -206,7 +206,7 @@ def differences(before: NotebookNode, after: NotebookNode) -> list[str]:
     """The places where two runs differ: in words, or in numbers by more than the tolerance."""
     found = []
     for old, new in zip(
-        code_cells(notebooks.normal(before)), code_cells(notebooks.normal(after)), strict=True
+        code_cells(notebooks.normalize(before)), code_cells(notebooks.normalize(after)), strict=True
     ):
         if FREE & set(tags_of(old)):
             continue

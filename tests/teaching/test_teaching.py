@@ -473,23 +473,23 @@ def test_normal_merges_prints_and_drops_what_only_one_run_has():
     made.cells[1].metadata = {"tags": ["peaks"], "execution": {"iopub.execute_input": "2026"}}
     made.cells[1].execution_count = 17
     made.metadata = {"widgets": {"state": {}}}
-    got = notebooks.normal(made)
+    got = notebooks.normalize(made)
     printed, picture = got.cells[1].outputs
     assert printed.text == "a\nb\n" and picture.data["image/png"] == "ABCD"
     assert got.cells[1].metadata == {"tags": ["peaks"]} and got.cells[1].execution_count == 1
     assert "widgets" not in got.metadata and picture.metadata == {}
     nbformat.validate(got)
     assert notebooks.blemishes(got) == []
-    assert nbformat.writes(notebooks.normal(got)) == nbformat.writes(got)
+    assert nbformat.writes(notebooks.normalize(got)) == nbformat.writes(got)
 
 
 def test_ids_follow_from_the_text_and_are_unique():
     cells = [new_code_cell(text) for text in ("1", "2", "1")]
-    one, two = (notebooks.normal(new_notebook(cells=cells)) for _ in range(2))
+    one, two = (notebooks.normalize(new_notebook(cells=cells)) for _ in range(2))
     ids = [cell.id for cell in one.cells]
     assert ids == [cell.id for cell in two.cells] and len(set(ids)) == 3
     cells[1].source = "3"
-    changed = notebooks.normal(new_notebook(cells=cells))
+    changed = notebooks.normalize(new_notebook(cells=cells))
     same = [cell.id == old for cell, old in zip(changed.cells, ids, strict=True)]
     assert same == [True, False, True]
 
@@ -506,24 +506,24 @@ def test_ids_follow_from_the_text_and_are_unique():
     ],
 )
 def test_blemishes_are_found(text, what):
-    found = notebooks.blemishes(notebooks.normal(notebook_with(stream(text))))
+    found = notebooks.blemishes(notebooks.normalize(notebook_with(stream(text))))
     assert len(found) == 1 and what in found[0]
 
 
 def test_warnings_and_errors_are_blemishes():
-    got = notebooks.normal(notebook_with(stream("UserWarning", "stderr")))
+    got = notebooks.normalize(notebook_with(stream("UserWarning", "stderr")))
     assert any("a warning" in each for each in notebooks.blemishes(got))
     error = new_output("error", ename="ValueError", evalue="no", traceback=[])
-    assert notebooks.blemishes(notebooks.normal(notebook_with(error)))
+    assert notebooks.blemishes(notebooks.normalize(notebook_with(error)))
 
 
 def test_named_constants_may_have_all_their_digits():
-    clean = notebooks.normal(notebook_with(stream("scale 0.18215, beta 0.00085, mean 0.1234")))
+    clean = notebooks.normalize(notebook_with(stream("scale 0.18215, beta 0.00085, mean 0.1234")))
     assert notebooks.blemishes(clean) == []
 
 
 def test_an_edited_notebook_is_not_in_the_normal_form():
-    made = notebooks.normal(notebook_with(stream("a")))
+    made = notebooks.normalize(notebook_with(stream("a")))
     made.cells[1].source = "2"
     assert "not in the normal form" in notebooks.blemishes(made)[0]
 
@@ -532,7 +532,7 @@ def test_execute_runs_in_a_fresh_kernel_that_is_headless():
     code = "from minisd.teaching import is_headless, plot\nassert is_headless()\n"
     code += "plot.say('**A**')\nx = 1"
     made = new_notebook(cells=[new_code_cell(code), new_code_cell("print(x)")])
-    done = notebooks.normal(notebooks.execute(made))
+    done = notebooks.normalize(notebooks.execute(made))
     assert done.cells[0].outputs[0].data["text/markdown"] == "**A**"
     assert done.cells[1].outputs[0].text == "1\n"
     assert not made.cells[1].outputs  # the notebook that was passed in is unchanged
@@ -540,7 +540,7 @@ def test_execute_runs_in_a_fresh_kernel_that_is_headless():
 
 def test_written_files_are_the_same_on_every_system(tmp_path):
     path = tmp_path / "00_a.ipynb"
-    made = notebooks.normal(notebook_with(stream("é\n")))
+    made = notebooks.normalize(notebook_with(stream("é\n")))
     notebooks.write(made, path)
     content = path.read_bytes()
     assert b"\r" not in content and content.endswith(b"}\n") and "é".encode() in content
@@ -550,11 +550,11 @@ def test_written_files_are_the_same_on_every_system(tmp_path):
 def test_notebooks_are_chosen_by_how_they_begin(tmp_path):
     for name in ("0b_primer", "00_tour", "01_schedule"):
         (tmp_path / f"{name}.ipynb").touch()
-    names = [path.stem for path in notebooks.chosen([], tmp_path)]
+    names = [path.stem for path in notebooks.select_paths([], tmp_path)]
     assert names == ["00_tour", "0b_primer", "01_schedule"]
-    assert [path.stem for path in notebooks.chosen(["0b"], tmp_path)] == ["0b_primer"]
+    assert [path.stem for path in notebooks.select_paths(["0b"], tmp_path)] == ["0b_primer"]
     with pytest.raises(ValueError, match="begins with '42'"):
-        notebooks.chosen(["42"], tmp_path)
+        notebooks.select_paths(["42"], tmp_path)
 
 
 # ---- contact sheets ---------------------------------------------------------------------------
