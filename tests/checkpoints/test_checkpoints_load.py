@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from minisd.checkpoints import single_file_settings, sizes_from_tensors
 from minisd.checkpoints.checkpoint import Parts
 from minisd.checkpoints.cover import empty_networks
+from minisd.checkpoints.file_kinds import UNKNOWN_KIND
 from minisd.checkpoints.info import inspect_source
 from minisd.checkpoints.load import load
 from minisd.checkpoints.names import model_rows, prefixes, to_official
@@ -335,9 +336,13 @@ def stays_random(unet: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("change", "prediction", "words"),
     [
-        (returns_its_input, "eps", r"correlates (1.00|0.99) with it: taken as eps"),
-        (stays_random, "v", "with it: taken as v"),
-        (returns_nothing, "eps", "which decides nothing: taken as eps"),
+        (
+            returns_its_input,
+            "eps",
+            r"correlation of (1.00|0.99) with the noise. minisd takes it as eps",
+        ),
+        (stays_random, "v", "with the noise. minisd takes it as v"),
+        (returns_nothing, "eps", "which decides nothing. minisd takes it as eps"),
     ],
 )
 def test_a_v2_file_that_does_not_say_is_tried_on_noise(tmp_path, change, prediction, words):
@@ -474,17 +479,18 @@ OTHER_KINDS = {
     "SDXL model": ["conditioner.embedders.0.x.weight", "model.diffusion_model.out.2.bias"],
     "U-Net alone": ["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"],
     "text encoder": ["text_model.embeddings.token_embedding.weight"],
-    "file of a kind unknown here": ["fc.weight"],
+    "file of an unknown kind": ["fc.weight"],
 }
 
 
 @pytest.mark.parametrize("kind", OTHER_KINDS)
 def test_what_is_no_whole_model_is_called_by_its_name(tmp_path, kind):
     path = write(tmp_path / "a.safetensors", {key: torch.zeros(1) for key in OTHER_KINDS[kind]})
-    says = (
-        f"is no whole model ({kind.strip()}): minisd loads whole Stable Diffusion v1 and v2 models"
-    )
-    assert says in refusal(path)
+    message = refusal(path)
+    if kind == UNKNOWN_KIND:
+        assert "is not a whole Stable Diffusion model: minisd does not know its kind" in message
+    else:
+        assert re.search(f"is (a|an) {kind.strip()}, (not a|which minisd cannot use)", message)
     assert inspect_source(path).kind == kind.strip()
 
 
@@ -538,7 +544,7 @@ def test_a_folder_that_is_no_model_says_what_it_lacks(folders, tmp_path):
     assert "it has no text_encoder, unet, vae, tokenizer" in refusal(empty)
     (empty / "sd.safetensors").touch()
     assert "did you mean the file sd.safetensors in it?" in refusal(empty)
-    assert "is no diffusers model" in refusal(folders["v1"] / "vae")
+    assert "is not a diffusers model" in refusal(folders["v1"] / "vae")
     assert "There is no file or folder" in refusal(tmp_path / "nothing")
 
 
@@ -612,7 +618,7 @@ def change(settings: dict, key: str, value: object) -> None:
         ("unet.channels", [], "has channels = ()"),
         ("schedule.prediction", "x", "predicts 'x'"),
         ("size", "64", "has size = '64'"),
-        ("vae", [], "damaged or of another version"),
+        ("vae", [], "damaged, or written by another version"),
     ],
 )
 def test_a_header_of_ours_with_impossible_settings_is_refused(tmp_path, key, value, says):
