@@ -74,9 +74,8 @@ def scheduler_class(stored: Mapping[str, Any], index: Mapping[str, Any]) -> str:
         raise ValueError(f"{has}: write one of {classes} as _class_name into its {SCHEDULER_FILE}")
     if listed not in (None, name):
         both = f"{name} in its {SCHEDULER_FILE} and {shorten(listed)} in its model_index.json"
-        warnings.warn(
-            f"This folder names two schedulers: {both}. minisd uses the first.", stacklevel=2
-        )
+        what = f"This folder names two schedulers: {both}. minisd uses the first."
+        warnings.warn(what, stacklevel=2)
     return name
 
 

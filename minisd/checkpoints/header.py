@@ -67,8 +67,8 @@ def read_header(path: Path) -> dict:
 def check_header(metadata: object, dtypes: dict[str, str]) -> None:
     """Raise ValueError for metadata or tensors that no model's file has. dtypes: by tensor name"""
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        wrong = "whose __metadata__ is not names with texts"
-        raise ValueError(f"has a header {wrong}: get another copy")
+        what = "has a header whose __metadata__ is not names with texts"
+        raise ValueError(f"{what}: get another copy")
     if len(dtypes) > MOST_TENSORS:
         many = f"holds {len(dtypes):,} tensors, more than {MOST_TENSORS:,}"
         raise ValueError(f"{many}: get another copy")
