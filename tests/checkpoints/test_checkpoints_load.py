@@ -556,9 +556,13 @@ def test_a_folder_without_weights_or_settings_says_so(folders, tmp_path):
 # setting -> what the error says of it; None: the setting is taken away
 SETTINGS = {
     ("unet/config.json", "act_fn", "gelu"): "act_fn = 'gelu' in its unet: only 'silu'",
-    ("unet/config.json", "attention_head_dim", (4, 16)): "[4, 16] heads at levels (32, 64) wide",
-    ("unet/config.json", "attention_head_dim", 5): "[5, 5] heads at levels (32, 64) wide",
-    ("unet/config.json", "down_block_types", ("DownBlock2D", "Attn")): "lacks 'Attn'",
+    (
+        "unet/config.json",
+        "attention_head_dim",
+        (4, 16),
+    ): "[4, 16] heads for levels of width",
+    ("unet/config.json", "attention_head_dim", 5): "[5, 5] heads for levels of width (32, 64)",
+    ("unet/config.json", "down_block_types", ("DownBlock2D", "Attn")): "the block 'Attn'",
     (
         "unet/config.json",
         "attention_head_dim",
@@ -570,8 +574,8 @@ SETTINGS = {
     ("text_encoder/config.json", "hidden_act", "gelu_new"): "has the activation 'gelu_new'",
     ("text_encoder/config.json", "num_attention_heads", 3): "has 64 channels in 3 groups or heads",
     ("scheduler/scheduler_config.json", "beta_schedule", "laplace"): "beta_schedule = 'laplace'",
-    ("scheduler/scheduler_config.json", "prediction_type", "sample"): "lacks 'sample'",
-    ("text_encoder/config.json", "hidden_size", None): "lacks 'hidden_size'",
+    ("scheduler/scheduler_config.json", "prediction_type", "sample"): "type = 'sample'",
+    ("text_encoder/config.json", "hidden_size", None): "took their defaults: hidden_s",
     ("vae/config.json", "block_out_channels", None): "DownEncoderBlock2D'] in its vae for 1 lev",
 }
 
@@ -599,7 +603,7 @@ def test_an_index_without_files_and_a_cut_tokenizer_say_so(folders, tmp_path):
     assert f"{index.name} lists no files of weights: fetch it again." in refusal(folder)
     for file in (folder / "tokenizer").iterdir():
         file.unlink()
-    assert "fetch that folder again." in refusal(folder)
+    assert "fetch the folder again." in refusal(folder)
 
 
 def change(settings: dict, key: str, value: object) -> None:
