@@ -36,7 +36,7 @@ from docs.make.steering_figures import (
 from minisd.files.pictures import from_pil
 from minisd.files.whole_files import save_picture, write_text
 from minisd.mini.emoji import Emoji
-from minisd.mini.examples import hat_mask
+from minisd.mini.examples import hat_mask, write_input_pictures
 from minisd.mini.scenes import batch
 
 SEED = 3

@@ -227,7 +227,7 @@ def test_a_lora_of_rank_1_takes_the_blocks_original_names(sd, tmp_path):
         ),
         (lambda s: {k: t for k, t in s.items() if "lora_up" not in k}, "without both matrices"),
         (lambda s: {k: t[:, :8] for k, t in s.items()}, "changes 8 channels .* another model"),
-        (lambda s: s | {"a.hada_w1_a": torch.ones(1)}, "is LoHa, which is unknown here"),
+        (lambda s: s | {"a.hada_w1_a": torch.ones(1)}, "is LoHa, which minisd cannot use here"),
         (lambda s: s | {"a.lokr_w1": torch.ones(1)}, "is LoKr"),
         (lambda s: s | {"a.dora_scale": torch.ones(1)}, "is DoRA"),
         (lambda s: {"one": torch.ones(1)}, "is no whole LoRA"),
@@ -614,7 +614,7 @@ def test_a_controlnet_of_another_model_is_refused(sd, picture, tmp_path):
     with pytest.raises(ValueError, match="does not fit"):
         ControlNet.load(tmp_path / "other.safetensors", sd.config.unet)
     save_file({"a": torch.ones(1)}, tmp_path / "none.safetensors")
-    with pytest.raises(ValueError, match="is no ControlNet"):
+    with pytest.raises(ValueError, match="is not a ControlNet"):
         ControlNet.load(tmp_path / "none.safetensors")
 
 
@@ -661,7 +661,7 @@ def test_an_autoencoder_of_another_size_is_refused(sd, tmp_path):
     with pytest.raises(ValueError, match=r"of another shape .*made for another model"):
         load_vae(tmp_path / "vae.safetensors", smaller)
     save_file({"a": torch.ones(1)}, tmp_path / "none.safetensors")
-    with pytest.raises(ValueError, match="is no VAE file"):
+    with pytest.raises(ValueError, match="is not a VAE file"):
         swap_vae(sd, tmp_path / "none.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "vae.safetensors").read_bytes()[:-100])
     with pytest.raises(ValueError, match="the download was cut off"):

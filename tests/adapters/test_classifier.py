@@ -281,7 +281,7 @@ def rewritten(path, header=None, **tensors):
 SPOILT = {
     "cut short": (lambda path: path.write_bytes(path.read_bytes()[:9000]), "cut off"),
     "missing": (lambda path: path.unlink(), "There is no file"),
-    "a model": (lambda path: path.write_bytes(MODEL.read_bytes()), "holds no classifier"),
+    "a model": (lambda path: path.write_bytes(MODEL.read_bytes()), "not a classifier of latents"),
     "no JSON": (lambda path: rewritten(path, "{"), "damaged classifier"),
     "a list": (lambda path: rewritten(path, "[]"), "damaged classifier"),
     "other words": (lambda path: rewritten(path, '{"nouns": ["cat"]}'), "damaged.*nouns"),

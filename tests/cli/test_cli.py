@@ -340,7 +340,7 @@ def test_a_classifier_leads(tmp_path):
     [
         (["img2img", "a cat", "{tmp}/gone.png"], "cannot be read as a picture"),
         (["img2img", "a cat", "{photo}", "--strength", 2], "strength must be 0"),
-        (["img2img", "a cat", "{photo}", "--lora", "{photo}"], "is no file of weights"),
+        (["img2img", "a cat", "{photo}", "--lora", "{photo}"], "is a picture, not a file"),
         (["depth", "a cat", "{photo}", "--depth", "{photo}"], "Load a depth model"),
         (["depth", "a cat", "{photo}"], "Load a depth model"),
         (["depth", "a cat", "{photo}", "--depth", "{photo}", "--estimator", "x"], "exclude each"),
@@ -352,8 +352,8 @@ def test_a_classifier_leads(tmp_path):
         ),
         (["generate", "a cat", "--vae", "{tmp}/gone.safetensors"], "There is no file"),
         (["generate", "a cat", "--classifier", "here.safetensors"], "names no thing"),
-        (["generate", "a cat", "--classifier", "{photo}:cat"], "is no file of weights"),
-        (["generate", "a cat", "--hypernetwork", "{photo}"], "is no"),
+        (["generate", "a cat", "--classifier", "{photo}:cat"], "is a picture, not"),
+        (["generate", "a cat", "--hypernetwork", "{photo}"], "is a picture, not"),
     ],
 )
 def test_a_mistake_with_a_picture_gets_one_sentence(
