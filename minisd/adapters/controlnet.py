@@ -18,15 +18,15 @@ from einops import reduce, repeat
 from PIL import Image
 from torch import Tensor, nn
 
-from minisd.adapters.controlnet_settings import (
+from minisd.adapters.handle import Handle, refuse_non_finite
+from minisd.checkpoints import names
+from minisd.checkpoints.contents import cover_part, weight_files, why_unneeded
+from minisd.checkpoints.controlnet_settings import (
     DEFAULT_HINT,
     HintSettings,
     read_controlnet_settings,
     settings_to_header,
 )
-from minisd.adapters.handle import Handle, refuse_non_finite
-from minisd.checkpoints import names
-from minisd.checkpoints.contents import cover_part, weight_files, why_unneeded
 from minisd.checkpoints.kinds import refuse_other_kinds
 from minisd.checkpoints.load import fill
 from minisd.checkpoints.read import read

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minisd.adapters.handle import Handle, refuse_non_finite
-from minisd.adapters.peft_settings import LORA_FILE_STEMS, alpha_of, read_peft_settings
 from minisd.checkpoints.kinds import refuse_other_kinds
 from minisd.checkpoints.load import is_finite
+from minisd.checkpoints.lora_settings import LoraSettings, find_lora_file, read_lora_settings
 from minisd.checkpoints.names import Row, model_rows, usual_name
 from minisd.checkpoints.read import read
 from minisd.checkpoints.registry import local
@@ -97,7 +97,7 @@ def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], Lo
     path = find_lora_file(local(path))
     tensors = read(path)
     refuse_other_kinds(path.name, tensors, "LoRA")
-    stated = read_peft_settings(path, tensors)
+    stated = read_lora_settings(path, tensors)
     changes = {}
     for (part, row), keys in keys_by_layer(tensors, config, path.name).items():
         settings = [values for where, values in stated if where in ("", part)]
@@ -105,20 +105,6 @@ def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], Lo
         with naming(f"{path.name}: {part}.{row.ours}"):
             changes[part, row.ours] = make_update(held, settings, row.diffusers)
     return changes
-
-
-def find_lora_file(path: Path) -> Path:
-    """The path itself, or the file that PEFT or diffusers wrote into the folder there."""
-    if not path.is_dir():
-        return path
-    files = [
-        path / f"{stem}{ending}" for stem in LORA_FILE_STEMS for ending in (".safetensors", ".bin")
-    ]
-    files = [file for file in files if file.exists()]
-    if len({file.stem for file in files}) != 1:
-        what = f"{path} must hold one file named {' or '.join(LORA_FILE_STEMS)}"
-        raise ValueError(f"{what}: give the file's own path.")
-    return files[0]
 
 
 def keys_by_layer(
@@ -155,7 +141,9 @@ def describe_contexts(tensors: dict[str, Tensor], config: ModelConfig) -> str:
     return other and f", whose contexts are {other} wide, not {config.unet.context_dim}"
 
 
-def make_update(held: dict[str, Tensor], settings: Sequence[Mapping], layer: str) -> LowRankUpdate:
+def make_update(
+    held: dict[str, Tensor], settings: Sequence[LoraSettings], layer: str
+) -> LowRankUpdate:
     """Build the update of one layer from its tensors in the file.
 
     settings: PEFT's, one for each place that states them    layer: its name in diffusers
@@ -166,7 +154,7 @@ def make_update(held: dict[str, Tensor], settings: Sequence[Mapping], layer: str
         raise ValueError("is no pair of matrices of finite numbers: get another copy")
     if not len(down):
         raise ValueError("has rank 0, so its matrices are empty: get another copy")
-    alphas = [alpha_of(values, layer, len(down)) for values in settings]
+    alphas = [stated.alpha_of(layer, len(down)) for stated in settings]
     if (alpha := held.get("alpha")) is not None:
         if alpha.numel() != 1 or not is_finite(alpha):
             raise ValueError("has an alpha that is no finite number: get another copy")

@@ -20,14 +20,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from minisd.adapters.controlnet import ControlNet, control, controlnet_rows
-from minisd.adapters.controlnet_settings import (
+from minisd.checkpoints import names
+from minisd.checkpoints.controlnet_settings import (
     CONTROLNET_JSON,
     CONTROLNET_YAML,
     DEFAULT_HINT,
     STAGE_YAML,
     HintSettings,
 )
-from minisd.checkpoints import names
 from minisd.tasks.depth2img import depth2img_steps
 from minisd.tasks.img2img import img2img_steps
 from minisd.tasks.inpaint import inpaint_steps

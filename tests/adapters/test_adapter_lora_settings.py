@@ -16,7 +16,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from minisd.adapters.lora import lora, read_lora
-from minisd.adapters.peft_settings import ADAPTER_CONFIG, LORA_CONFIG
+from minisd.checkpoints.lora_settings import ADAPTER_CONFIG, LORA_CONFIG
 from tests.helpers.pipeline_pairs import NO_FILTER, both_pipelines
 from tests.helpers.side_by_side import relative_error
 from tests.helpers.tiny_models import V1, V2

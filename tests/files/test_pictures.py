@@ -22,7 +22,7 @@ from diffusers.utils import load_image
 from PIL import Image, ImageOps, PngImagePlugin
 
 from minisd.adapters.controlnet import ControlNet, control
-from minisd.adapters.controlnet_settings import HintSettings
+from minisd.checkpoints.controlnet_settings import HintSettings
 from minisd.cli import main
 from minisd.cli.metadata import describe, written_settings
 from minisd.cli.pictures import is_picture, open_input
