@@ -49,7 +49,7 @@ def of_transformers(config, height, width):
         patch_size=16,
         is_hybrid=True,
         qkv_bias=True,
-        backbone_out_indices=[0, 1, *config.taken],
+        backbone_out_indices=[0, 1, *config.readout_layers],
         neck_hidden_sizes=[*config.stages[:2], config.width, config.width],
         fusion_hidden_size=config.features,
         backbone_featmap_shape=[1, config.stages[-1], config.grid, config.grid],
