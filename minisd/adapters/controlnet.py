@@ -184,15 +184,15 @@ def control(
 
 def refuse_bad_hint(hint: Tensor) -> None:
     """Raise ValueError unless it is b 3 h w, each pixel in [0, 1] or -1 in all three channels."""
-    shape, seen = tuple(hint.shape), ""
+    shape, values = tuple(hint.shape), ""
     good = hint.ndim == 4 and shape[1] == 3 and hint.numel() > 0
     if good:
         masked = (hint == -1).all(dim=1, keepdim=True)
         good = (masked | ((hint >= 0) & (hint <= 1))).all()
-        seen = f" and values from {hint.min():g} to {hint.max():g}"
+        values = f" and values from {hint.min():g} to {hint.max():g}"
     if not good:
         way = "give 1 3 h w in [0, 1], where -1 in all three channels marks what is masked"
-        raise ValueError(f"the hint has shape {shape}{seen}: {way}.")
+        raise ValueError(f"the hint has shape {shape}{values}: {way}.")
 
 
 def add_unet(network: ControlNet, sd: StableDiffusion) -> None:

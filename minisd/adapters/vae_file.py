@@ -30,7 +30,7 @@ class SwappedVAE(Handle):
         elif self.sd.vae is self.vae:
             self.sd.vae = self.before
         super().remove()
-        del self.before, self.vae  # whoever keeps the handle does not keep them in memory
+        del self.before, self.vae  # a handle that somebody keeps must not keep their memory
 
 
 def swap_vae(sd: StableDiffusion, path: str | Path) -> SwappedVAE:
