@@ -27,7 +27,7 @@ from minisd.pipeline import StableDiffusion
 from minisd.tasks.canny import canny
 from minisd.tasks.depth2img import depth2img_steps
 from minisd.tasks.img2img import img2img_steps
-from minisd.tasks.inpaint import as_mask, inpaint
+from minisd.tasks.inpaint import inpaint, mask_tensor
 from minisd.training.vae import decibels
 
 COUNT = 64  # pictures that a figure tells of
@@ -84,7 +84,7 @@ def measure_outside(
     """How far pixels outside the mask are from the given ones, of 255: the most, and on average."""
     found: dict = {}
     prompts = [brief_caption(scene) for scene in scenes[:8]]
-    kept = as_mask(mask, real)[0, 0] < 0.5
+    kept = mask_tensor(mask, real)[0, 0] < 0.5
     for model in ("mini", "mini-inpaint"):
         sd = minisd.load(model)
         for paste in (False, True):

@@ -151,13 +151,12 @@ def parse_networks(content: Mapping) -> dict[int, tuple[HypernetworkMLP, Hyperne
     )
     if not found:
         raise ValueError(INCOMPLETE)
-    return {
-        width: (
-            build_mlp(found[width, 0], width, settings),
-            build_mlp(found[width, 1], width, settings),
-        )
-        for width in {width for width, _ in found}
-    }
+    widths = {width for width, _ in found}
+    keys, values = (
+        {width: build_mlp(found[width, which], width, settings) for width in widths}
+        for which in (0, 1)
+    )
+    return {width: (keys[width], values[width]) for width in widths}
 
 
 def usual_layer(key: str) -> str:
