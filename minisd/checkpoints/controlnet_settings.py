@@ -49,7 +49,7 @@ HINT_NAMES = {  # ours -> in diffusers' config.json
     "channel_order": "controlnet_conditioning_channel_order",
     "widths": "conditioning_embedding_out_channels",
 }
-Settings = tuple[UNetConfig, HintSettings]
+SizesAndHint = tuple[UNetConfig, HintSettings]
 
 
 def read_controlnet_settings(
@@ -88,7 +88,7 @@ def read_controlnet_settings(
     return None, replace(DEFAULT_HINT, pools=pools)
 
 
-def all_settings(path: Path, layout: str, given: UNetConfig | None) -> list[Settings]:
+def all_settings(path: Path, layout: str, given: UNetConfig | None) -> list[SizesAndHint]:
     """What each place says that describes the file."""
     header, config_json = metadata(path), path.with_name("config.json")
     found = [settings_from_header(header)] if "controlnet" in header else []
@@ -99,7 +99,7 @@ def all_settings(path: Path, layout: str, given: UNetConfig | None) -> list[Sett
     return found + [settings_from_yaml(file) for file in yamls if file.exists()]
 
 
-def settings_from_header(header: Mapping[str, str]) -> Settings:
+def settings_from_header(header: Mapping[str, str]) -> SizesAndHint:
     try:
         stored, hint = (parse_json(header.get(f"controlnet{one}", "{}")) for one in ("", "_hint"))
         return build(UNetConfig, stored, RANGES), hint_settings(hint)
@@ -123,7 +123,7 @@ def settings_to_header(config: UNetConfig, settings: HintSettings) -> dict[str, 
     }
 
 
-def settings_from_json(stored: Mapping[str, object], given: UNetConfig | None) -> Settings:
+def settings_from_json(stored: Mapping[str, object], given: UNetConfig | None) -> SizesAndHint:
     """What diffusers' config.json says. given: sizes for what it leaves out"""
     sizes = unet_json(ModelConfig(unet=given)) if given else {}
     sizes = {name: value for name, value in sizes.items() if name in CONTROLNET_JSON.obeyed}
@@ -133,7 +133,7 @@ def settings_from_json(stored: Mapping[str, object], given: UNetConfig | None) -
     return unet_config({**said, "up_block_types": up, "out_channels": 4}), hint_settings(hint)
 
 
-def settings_from_yaml(path: Path) -> Settings:
+def settings_from_yaml(path: Path) -> SizesAndHint:
     """What the original's .yaml says."""
     params = read_yaml(path)
     for key in ("model", "params"):

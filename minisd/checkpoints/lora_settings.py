@@ -31,7 +31,7 @@ PATIENCE = 3  # seconds for all patterns of a file: usual ones take 0.001, "(a+)
 LONGEST_PATTERN = 10_000  # characters
 MOST_PATTERNS = 1_000  # Stable Diffusion has about 700 layers
 
-T = TypeVar("T")
+Number = TypeVar("Number", int, float)
 
 
 class Matcher:
@@ -182,7 +182,9 @@ def compile_pattern(pattern: str) -> regex.Pattern:
     return regex.compile(pattern)
 
 
-def value_for_layer(values: Mapping[str, T] | None, layer: str, default: T, matcher: Matcher) -> T:
+def value_for_layer(
+    values: Mapping[str, Number] | None, layer: str, default: Number, matcher: Matcher
+) -> Number:
     """The value of the first pattern that the layer's name ends with (peft get_pattern_key).
 
     value_for_layer({"attn2.to_.": 4, "to_q": 8}, "mid_block.attn2.to_q", 1, Matcher()) -> 4
