@@ -34,7 +34,7 @@ class StableDiffusion:
     The networks are frozen: no gradient is kept for their weights.
 
     guides: functions that replace the denoiser of each new picture, one after another
-    swaps: the autoencoders that replace the model's own at the moment (adapters/vae_file.py)
+    swaps: the handles of autoencoders that replace the model's own (adapters/vae_file.py)
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class StableDiffusion:
     def decode(self, latent: Tensor) -> Tensor:
         """latent: b 4 h w    returns: image, b 3 8h 8w, about [-1, 1].
 
-        Raises ValueError if the latent or the image is not finite, with the part that failed first.
+        Raises ValueError if the latent or the image is not finite, and names the part that failed.
         """
         self.check_finite(latent, "U-Net")
         z = latent / self.vae.config.scale

@@ -196,7 +196,7 @@ class Schedule:
         return self.levels([int(t) - 1 for t in ramp.round()])
 
     def uniform(self, steps: int) -> list[Level]:
-        """Even in t, fractions kept, both ends included: k-diffusion's get_sigmas."""
+        """Even in t, with fractions, both ends included, as k-diffusion's get_sigmas."""
         ramp = np.linspace(self.config.timesteps - 1, 0, self.check_steps(steps))
         return self.levels(ramp.tolist())
 

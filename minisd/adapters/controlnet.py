@@ -203,10 +203,8 @@ def add_unet(network: ControlNet, sd: StableDiffusion) -> None:
     own, theirs = network.state_dict(), sd.unet.state_dict()
     if own["conv_in.weight"].shape != theirs["conv_in.weight"].shape:
         needs, has = network.config.in_channels, sd.config.unet.in_channels
-        what = f"is the difference from a U-Net with {needs} input channels"
-        raise ValueError(
-            f"this ControlNet {what}, and {sd.config.name} has {has}: give a model with {needs}."
-        )
+        what = f"is the difference from a U-Net with {needs} input channels, not {has}"
+        raise ValueError(f"this ControlNet {what}: give a model with {needs}.")
     shared = {name: own[name] + theirs[name].to(own[name]) for name in own if name in theirs}
     network.load_state_dict(own | shared)
     network.is_difference = False
@@ -281,11 +279,8 @@ def published_config(path: Path, tensors: dict[str, Tensor]) -> UNetConfig:
 
 def controlnet_rows(config: UNetConfig, settings: HintSettings = DEFAULT_HINT) -> list[names.Row]:
     """The names of a ControlNet's tensors: the U-Net's way down, the hint, the 1x1 convolutions."""
-    shared = [
-        row
-        for row in names.unet_rows(config)
-        if not row.ours.startswith(("up.", "norm_", "conv_o"))
-    ]
+    way_up = ("up.", "norm_", "conv_o")  # which a ControlNet lacks
+    shared = [row for row in names.unet_rows(config) if not row.ours.startswith(way_up)]
     embedding, last = "controlnet_cond_embedding", 2 * len(settings.widths) - 1
     theirs = ["conv_in", *(f"blocks.{i}" for i in range(last - 1)), "conv_out"]
     ours = [*(f"convs.{i}" for i in range(last)), "conv_out"]

@@ -93,10 +93,8 @@ def read_words(path: Path) -> dict[str, Tensor]:
         words = [path.stem] if len(words) == 1 else words
         tensors = dict(zip(words, tensors.values(), strict=True))
     if len(tensors) > MOST_WORDS_OF_FILE:
-        raise ValueError(
-            f"{path.name} holds {len(tensors):,} words: split it into files of at most "
-            f"{MOST_WORDS_OF_FILE:,}."
-        )
+        what = f"{len(tensors):,} words: split it into files of at most {MOST_WORDS_OF_FILE:,}"
+        raise ValueError(f"{path.name} holds {what}.")
     if not tensors or not all(t.ndim in (1, 2) and t.numel() for t in tensors.values()):
         raise ValueError(f"{path.name} holds no word of textual inversion: check the path.")
     if not all(tensor.float().isfinite().all() for tensor in tensors.values()):

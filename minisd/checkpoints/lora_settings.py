@@ -114,9 +114,9 @@ def read_lora_settings(path: Path, keys: Iterable[str]) -> list[tuple[str, LoraS
 
     keys: the names of the file's tensors
 
-    An adapter_config.json describes the file in its folder that has one of the two usual names. A
-    LoRA of another name may be another one, so it is refused, unless its header has the settings or
-    its tensors have kohya's names, where alpha is a tensor.
+    adapter_config.json describes the LoRA next to it that has one of the two usual names. Next to a
+    LoRA of another name, it may belong to another one. Such a LoRA is refused, unless its header
+    has the settings, or its tensors have kohya's names, where alpha is a tensor.
 
     Raises ValueError if a setting is unknown, or if minisd cannot obey it.
     """

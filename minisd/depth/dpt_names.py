@@ -29,11 +29,7 @@ UNUSED_DPT_KEYS = (
 )
 
 BOTTLENECK = (
-    *[
-        Row(f"{name}{i}", f"{name}{i}", f"{name}{i}")
-        for name in ("conv", "norm")
-        for i in (1, 2, 3)
-    ],
+    *[Row(each, each, each) for i in (1, 2, 3) for each in (f"conv{i}", f"norm{i}")],
     Row("shortcut", "downsample.conv", "downsample.conv"),
     Row("norm_shortcut", "downsample.norm", "downsample.norm"),
 )
