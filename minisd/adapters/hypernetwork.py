@@ -139,7 +139,7 @@ def parse_networks(content: Mapping) -> dict[int, tuple[HypernetworkMLP, Hyperne
     """Width -> its two MLPs. Raises ValueError if the file's content is anything else."""
     layers = {key: it for key, it in content.items() if key not in HYPERNETWORK_SETTINGS.ignored}
     found: dict[tuple[int, int], Layers] = defaultdict(lambda: defaultdict(dict))
-    for key, tensor in rename(named_tensors(layers), usual_layer).items():
+    for key, tensor in rename(named_tensors(layers), usual_key).items():
         if not LAYER_KEY.fullmatch(key):
             raise ValueError(f"holds {key}, which is no layer of a hypernetwork: get another copy")
         if not (tensor.is_floating_point() and is_finite(tensor)):
@@ -159,7 +159,7 @@ def parse_networks(content: Mapping) -> dict[int, tuple[HypernetworkMLP, Hyperne
     return {width: (keys[width], values[width]) for width in widths}
 
 
-def usual_layer(key: str) -> str:
+def usual_key(key: str) -> str:
     """The usual name of a tensor. The first hypernetworks named them "linear1" and "linear2"."""
     return key.replace(".linear1.", ".linear.0.").replace(".linear2.", ".linear.1.")
 
