@@ -76,8 +76,8 @@ class StableDiffusion:
         clip_skip: how many of the text transformer's last layers to leave out
         extended: read "(word:1.2)" as a weight, and prompts of any length in chunks of 75 tokens.
             Each chunk goes through the transformer alone: b 77*chunks context_dim. The longest
-            prompt sets the number of chunks. The others get empty chunks at their end, so that
-            their pictures differ from those that they give alone.
+            prompt sets the number of chunks. The others get empty chunks at their end, so their
+            pictures are not the same as without the longest prompt.
 
         Raises ValueError if clip_skip is out of range, or if the context is not finite.
         """
