@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from minisd.config import WEIGHTS, TextConfig
-from minisd.files.json_files import LARGEST, Range, build, parse_json, read_at_most
+from minisd.files.json_files import LARGEST, Range, build_dataclass, parse_json, read_at_most
 from minisd.files.whole_files import write_text
 from minisd.text.added_words import AddedWord, AddedWords
 from minisd.text.long_words import merge_long_word
@@ -383,9 +383,9 @@ class Tokenizer:
     def from_json(cls, text: str | bytes) -> "Tokenizer":
         """Undo to_json. Raises ValueError if the text is anything else."""
         try:
-            stored = build(StoredTokenizer, parse_json(text), ID_RANGES)
+            stored = build_dataclass(StoredTokenizer, parse_json(text), ID_RANGES)
             merges = [tuple(merge.split(" ")) for merge in stored.merges]
-            words = [build(AddedWord, word, ID_RANGES) for word in stored.words]
+            words = [build_dataclass(AddedWord, word, ID_RANGES) for word in stored.words]
             return cls(merges, stored.pad_token, words, stored.vocabulary, stored.unk_token)
         except ValueError as error:
             raise ValueError(f"holds no tokenizer that Tokenizer.save wrote ({error})") from error

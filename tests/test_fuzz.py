@@ -142,7 +142,7 @@ def test_a_fault_in_minisd_itself_fails_the_short_run(plant, monkeypatch, tmp_pa
     """Not in a reader of ours, but below: where minisd reads the header of a file."""
     from minisd.checkpoints import read
 
-    monkeypatch.setattr(read, "header", lambda path: plant(path, b""))
+    monkeypatch.setattr(read, "read_header", lambda path: plant(path, b""))
     assert first_fault(READERS["safetensors"], tmp_path, FEW, Limits(seconds=0.1)) is not None
 
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from minisd.checkpoints.known_settings import REQUIRED, KnownSettings, tables
+from minisd.checkpoints.known_settings import REQUIRED, KnownSettings, settings_tables
 
 PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
 MARK = "<!-- docs/make/formats_page.py writes what follows -->\n"
@@ -13,9 +13,9 @@ HEAD = "| setting | | where it is absent |\n|---|---|---|\n"
 def page() -> str:
     """The page as it should be: the text above MARK stays, the tables come from the code."""
     head, _, _ = PAGE.read_text(encoding="utf-8").partition(MARK)
-    by_class = [name for name in tables() if name.startswith("scheduler/")]
-    sections = [schedulers_section({name: tables()[name] for name in by_class})]
-    sections += [section(name, t) for name, t in tables().items() if name not in by_class]
+    by_class = [name for name in settings_tables() if name.startswith("scheduler/")]
+    sections = [schedulers_section({name: settings_tables()[name] for name in by_class})]
+    sections += [section(name, t) for name, t in settings_tables().items() if name not in by_class]
     return head + MARK + "".join(sections)
 
 

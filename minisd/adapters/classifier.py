@@ -17,14 +17,16 @@ from einops import reduce
 from torch import Tensor, nn
 
 from minisd.adapters.handle import Handle, ListEntry
-from minisd.checkpoints.kinds import refuse_other_kinds
+from minisd.checkpoints.file_kinds import refuse_other_kinds
+from minisd.checkpoints.header import read_metadata
 from minisd.checkpoints.load import fill_whole
-from minisd.checkpoints.read import metadata, read
-from minisd.checkpoints.registry import local
-from minisd.checkpoints.settings import check_levels, refuse_uneven
-from minisd.checkpoints.write import write_tensors, written_whole
+from minisd.checkpoints.read import read_tensors
+from minisd.checkpoints.registry import local_path
+from minisd.checkpoints.validate import check_levels, refuse_uneven
+from minisd.checkpoints.write import write_tensors
 from minisd.config import MINI
-from minisd.files.json_files import build, parse_json
+from minisd.files.json_files import build_dataclass, parse_json
+from minisd.files.whole_files import written_whole
 from minisd.guidance import x0_from_eps
 from minisd.pipeline import StableDiffusion
 from minisd.schedule import Denoiser, Level, Prediction
@@ -136,22 +138,22 @@ def save_classifier(path: Path, classifier: LatentClassifier, notes: Mapping[str
 
 def load_classifier(path: str | Path) -> LatentClassifier:
     """Read what save_classifier() wrote, ready to guide. Raises ValueError for any other file."""
-    path = local(path)
-    header = metadata(path)
+    path = local_path(path)
+    header = read_metadata(path)
     if "classifier" not in header:
-        refuse_other_kinds(path.name, read(path), "classifier of latents")
+        refuse_other_kinds(path.name, read_tensors(path), "classifier of latents")
         raise ValueError(
             f"{path} holds no classifier of latents: give a file that `minisd train classifier` "
             "made."
         )
     try:
-        config = build(ClassifierConfig, parse_json(header["classifier"]))
+        config = build_dataclass(ClassifierConfig, parse_json(header["classifier"]))
         check_levels(config.channels)
         refuse_uneven((width, config.norm_groups) for width in config.channels)
         refuse_uneven([(config.channels[0], 2)])  # sines and cosines of t
         with torch.device("meta"):
             classifier = LatentClassifier(config)
-        fill_whole(classifier, read(path), "it")
+        fill_whole(classifier, read_tensors(path), "it")
     except ValueError as error:
         reason = str(error).rstrip(".")
         raise ValueError(f"{path} is a damaged classifier ({reason}): get it again.") from error

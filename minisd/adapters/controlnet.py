@@ -21,20 +21,22 @@ from torch import Tensor, nn
 
 from minisd.adapters.handle import Handle, refuse_non_finite
 from minisd.checkpoints import names
-from minisd.checkpoints.contents import cover_part, weight_files, why_unneeded
 from minisd.checkpoints.controlnet_settings import (
     DEFAULT_HINT,
     HintSettings,
     read_controlnet_settings,
     settings_to_header,
 )
-from minisd.checkpoints.kinds import refuse_other_kinds
+from minisd.checkpoints.cover import cover_network, why_unneeded
+from minisd.checkpoints.file_kinds import refuse_other_kinds
+from minisd.checkpoints.folder import weight_files
 from minisd.checkpoints.load import fill
-from minisd.checkpoints.read import read
-from minisd.checkpoints.registry import local
-from minisd.checkpoints.write import write_tensors, written_whole
+from minisd.checkpoints.read import read_tensors
+from minisd.checkpoints.registry import local_path
+from minisd.checkpoints.write import write_tensors
 from minisd.config import SD15, SD20_BASE, UNetConfig
 from minisd.files.pictures import from_pil
+from minisd.files.whole_files import written_whole
 from minisd.guidance import unconditional_rows
 from minisd.pipeline import StableDiffusion
 from minisd.unet import Down, Mid, TimeEmbedding, UNet, skip_channels
@@ -120,9 +122,9 @@ class ControlNet(nn.Module):
         Raises ValueError if the file is not a ControlNet, does not fit the config, or has an
         unknown setting.
         """
-        path = local(path)
+        path = local_path(path)
         files = weight_files(path) if path.is_dir() else [path]
-        stored = {key: tensor for file in files for key, tensor in read(file).items()}
+        stored = {key: tensor for file in files for key, tensor in read_tensors(file).items()}
         refuse_other_kinds(path.name, stored, "ControlNet")
         tensors = strip_prefix(stored, path.name)
         is_difference = tensors.pop(DIFFERENCE, None) is not None
@@ -131,7 +133,9 @@ class ControlNet(nn.Module):
         config = config or stated or published_config(path, tensors)
         with torch.device("meta"):
             network = cls(config, settings)
-        state = cover_part(tensors, network, controlnet_rows(config, settings), layout, path.name)
+        state = cover_network(
+            tensors, network, controlnet_rows(config, settings), layout, path.name
+        )
         fill(network, state, "cpu", torch.float32, path.name)
         network.is_difference = is_difference
         return network.eval().requires_grad_(False)

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from minisd.adapters.handle import Handle, refuse_non_finite
 from minisd.attention import Attention
-from minisd.checkpoints.kinds import refuse_other_kinds
-from minisd.checkpoints.known_settings import tables
+from minisd.checkpoints.file_kinds import refuse_other_kinds
+from minisd.checkpoints.first_bytes import is_safetensors
+from minisd.checkpoints.known_settings import settings_tables
 from minisd.checkpoints.load import is_finite
-from minisd.checkpoints.read import is_safetensors, named_tensors, read, rename, unpickle
-from minisd.checkpoints.registry import local
-from minisd.checkpoints.settings import naming
+from minisd.checkpoints.pickles import unpickle
+from minisd.checkpoints.read import named_tensors, read_tensors, rename_tensors
+from minisd.checkpoints.registry import local_path
+from minisd.files.one_line import name_errors
 from minisd.pipeline import StableDiffusion
 
 # Names in files -> functions of torch.nn.functional. The web UI's "swish" is torch's Hardswish.
@@ -38,7 +40,7 @@ ACTIVATION_FUNCTIONS |= {"leakyrelu": "leaky_relu", "swish": "hardswish"}
 LAYER_KEY = re.compile(r"\d{1,9}\.[01]\.linear\.\d{1,9}\.(weight|bias)")
 # What the web UI writes next to the networks (Hypernetwork.save). Older files lack some settings.
 # Then the tensors decide.
-HYPERNETWORK_SETTINGS = tables()["list of settings (hypernetwork)"]
+HYPERNETWORK_SETTINGS = settings_tables()["list of settings (hypernetwork)"]
 INCOMPLETE = "is no whole hypernetwork, two networks for each width: get another copy"
 Layers = dict[int, dict[str, Tensor]]  # the number of a layer -> its weight and its bias
 
@@ -123,13 +125,13 @@ def rewriting_hook(net: HypernetworkMLP, strength: float) -> Callable:
 
 def read_hypernetwork(path: str | Path) -> dict[int, tuple[HypernetworkMLP, HypernetworkMLP]]:
     """Width -> the MLP for keys and the one for values. Raises ValueError as hypernetwork()."""
-    path = local(path)
-    content = read(path) if is_safetensors(path) else unpickle(path)
+    path = local_path(path)
+    content = read_tensors(path) if is_safetensors(path) else unpickle(path)
     content = content if isinstance(content, dict) else {}
-    with naming(path.name):
+    with name_errors(path.name):
         tensors = dict(named_tensors(content))
     refuse_other_kinds(path.name, tensors, "hypernetwork")
-    with naming(path.name):
+    with name_errors(path.name):
         if is_safetensors(path):
             raise ValueError("is no .pt file, and only a .pt says its activation: get the .pt file")
         return parse_networks(content)
@@ -139,7 +141,7 @@ def parse_networks(content: Mapping) -> dict[int, tuple[HypernetworkMLP, Hyperne
     """Width -> its two MLPs. Raises ValueError if the file's content is anything else."""
     layers = {key: it for key, it in content.items() if key not in HYPERNETWORK_SETTINGS.ignored}
     found: dict[tuple[int, int], Layers] = defaultdict(lambda: defaultdict(dict))
-    for key, tensor in rename(named_tensors(layers), usual_key).items():
+    for key, tensor in rename_tensors(named_tensors(layers), usual_key).items():
         if not LAYER_KEY.fullmatch(key):
             raise ValueError(f"holds {key}, which is no layer of a hypernetwork: get another copy")
         if not (tensor.is_floating_point() and is_finite(tensor)):

@@ -21,14 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minisd.adapters.handle import Handle, refuse_non_finite
-from minisd.checkpoints.kinds import refuse_other_kinds
+from minisd.checkpoints.file_kinds import refuse_other_kinds
 from minisd.checkpoints.load import is_finite
 from minisd.checkpoints.lora_settings import LoraSettings, find_lora_file, read_lora_settings
 from minisd.checkpoints.names import Row, model_rows, usual_name
-from minisd.checkpoints.read import read
-from minisd.checkpoints.registry import local
-from minisd.checkpoints.settings import naming
+from minisd.checkpoints.read import read_tensors
+from minisd.checkpoints.registry import local_path
 from minisd.config import ModelConfig
+from minisd.files.one_line import name_errors
 from minisd.pipeline import StableDiffusion
 
 PARTS = {"unet": "unet", "te": "text_encoder", "text_encoder": "text_encoder"}
@@ -101,15 +101,15 @@ def add_update(
 
 def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], LowRankUpdate]:
     """(part, our name of a layer) -> its update. Raises ValueError as lora() does."""
-    path = find_lora_file(local(path))
-    tensors = read(path)
+    path = find_lora_file(local_path(path))
+    tensors = read_tensors(path)
     refuse_other_kinds(path.name, tensors, "LoRA")
     stated = read_lora_settings(path, tensors)
     updates = {}
     for (part, row), keys in keys_by_layer(tensors, config, path.name).items():
         settings = [values for where, values in stated if where in ("", part)]
         own = {leaf: tensors[key] for leaf, key in keys.items()}
-        with naming(f"{path.name}: {part}.{row.ours}"):
+        with name_errors(f"{path.name}: {part}.{row.ours}"):
             updates[part, row.ours] = make_update(own, settings, row.diffusers)
     return updates
 

@@ -15,9 +15,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minisd.adapters.handle import Handle, Removable
-from minisd.checkpoints.kinds import refuse_other_kinds
-from minisd.checkpoints.read import read
-from minisd.checkpoints.registry import local
+from minisd.checkpoints.file_kinds import refuse_other_kinds
+from minisd.checkpoints.read import read_tensors
+from minisd.checkpoints.registry import local_path
 from minisd.pipeline import StableDiffusion
 
 # These keys name no word, so the file's name is the word: the web UI's two kinds, ComfyUI's, a bare
@@ -63,7 +63,7 @@ def textual_inversion(
     Raises ValueError, and leaves the model as it is, if the file holds no word, if its vectors
     do not have the width of the text transformer, or if the word is taken.
     """
-    path = local(path)
+    path = local_path(path)
     words = read_words(path)
     if word is not None and len(words) > 1 and word not in words:
         raise ValueError(f"{path.name} holds the words {', '.join(words)}: give one of them.")
@@ -80,7 +80,7 @@ def textual_inversion(
 
 def read_words(path: Path) -> dict[str, Tensor]:
     """The words of a file and their vectors, n width. Raises ValueError for anything else in it."""
-    stored = read(path)
+    stored = read_tensors(path)
     refuse_other_kinds(path.name, stored, "textual inversion")
     tensors = {key: tensor for key, tensor in stored.items() if not re.fullmatch(IGNORED_KEYS, key)}
     nameless = {key: match for key in tensors if (match := re.fullmatch(NAMELESS, key))}

@@ -13,20 +13,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minisd.checkpoints.folder_settings import unet_config, unet_json
-from minisd.checkpoints.known_settings import tables
-from minisd.checkpoints.read import metadata, read_json
-from minisd.checkpoints.settings import RANGES, check_levels, naming, validate_config
+from minisd.checkpoints.header import read_metadata
+from minisd.checkpoints.known_settings import settings_tables
+from minisd.checkpoints.validate import RANGES, check_levels, validate_config
 from minisd.checkpoints.yaml_files import read_yaml
 from minisd.config import ModelConfig, UNetConfig
-from minisd.files.json_files import build, check_value, parse_json
+from minisd.files.json_files import build_dataclass, check_value, parse_json, read_json
+from minisd.files.one_line import name_errors
 
 STEM = "diffusion_pytorch_model"  # every file of diffusers has this name: its folder says more
 # Every parameter of diffusers' ControlNetModel (models/controlnets/controlnet.py)
-CONTROLNET_JSON = tables()["config.json (ControlNet)"]
+CONTROLNET_JSON = settings_tables()["config.json (ControlNet)"]
 # "model: params:" in the original's .yaml: ControlLDM in cldm/cldm.py and the classes below it
-CONTROLNET_YAML = tables()[".yaml (ControlNet)"]
+CONTROLNET_YAML = settings_tables()[".yaml (ControlNet)"]
 # "control_stage_config: params:" inside it: every parameter of the original's ControlNet
-STAGE_YAML = tables()["control_stage_config in the .yaml (ControlNet)"]
+STAGE_YAML = settings_tables()["control_stage_config in the .yaml (ControlNet)"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def read_controlnet_settings(
 
     Raises ValueError if minisd cannot obey a setting, or if two places differ.
     """
-    with naming(path.name):
+    with name_errors(path.name):
         found = all_settings(path, layout, given)
         for config, _ in found:
             validate_config(ModelConfig(unet=config))
@@ -90,7 +91,7 @@ def read_controlnet_settings(
 
 def all_settings(path: Path, layout: str, given: UNetConfig | None) -> list[SizesAndHint]:
     """What each place says that describes the file."""
-    header, config_json = metadata(path), path.with_name("config.json")
+    header, config_json = read_metadata(path), path.with_name("config.json")
     found = [settings_from_header(header)] if "controlnet" in header else []
     stored = read_json(config_json) if config_json.exists() else {}
     if stored and (layout == "diffusers" or "ControlNet" in str(stored.get("_class_name"))):
@@ -102,7 +103,7 @@ def all_settings(path: Path, layout: str, given: UNetConfig | None) -> list[Size
 def settings_from_header(header: Mapping[str, str]) -> SizesAndHint:
     try:
         stored, hint = (parse_json(header.get(f"controlnet{one}", "{}")) for one in ("", "_hint"))
-        return build(UNetConfig, stored, RANGES), hint_settings(hint)
+        return build_dataclass(UNetConfig, stored, RANGES), hint_settings(hint)
     except ValueError as error:
         what = "has a damaged header, or one of another version of minisd"
         raise ValueError(f"{what}: it {error}") from error
@@ -110,7 +111,7 @@ def settings_from_header(header: Mapping[str, str]) -> SizesAndHint:
 
 def hint_settings(stored: object) -> HintSettings:
     """Raises ValueError if a setting is unknown, or a value makes no sense."""
-    settings = build(HintSettings, stored)
+    settings = build_dataclass(HintSettings, stored)
     check_levels(settings.widths)
     return settings
 

@@ -1,8 +1,9 @@
 """What the first bytes of a file say it is, and the sentences for one that is not whole."""
 
+import re
 from pathlib import Path
 
-from minisd.checkpoints.kinds import foreign
+from minisd.checkpoints.file_kinds import describe_foreign_file
 from minisd.files.json_files import HALF_CHARACTER
 
 UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "bytes": 1}
@@ -29,9 +30,11 @@ def first_bytes(path: Path, count: int = 512) -> bytes:
     if not start:
         raise ValueError(f"{path.name} is empty: fetch it again.")
     if len(start) < 9:
-        raise ValueError(cut_off(path))
+        raise ValueError(cut_off_sentence(path))
     if not (starts_safetensors(start) or start.startswith((b"PK", b"\x80"))):
-        raise ValueError(f"{path.name} {foreign('first bytes', start.decode('latin-1'))}.")
+        raise ValueError(
+            f"{path.name} {describe_foreign_file('first bytes', start.decode('latin-1'))}."
+        )
     return start
 
 
@@ -48,7 +51,7 @@ def is_zip(path: Path) -> bool:
     return first_bytes(path).startswith(b"PK")  # torch.save since 1.6; one pickle before that
 
 
-def cut_off(path: Path, whole: int | None = None) -> str:
+def cut_off_sentence(path: Path, whole: int | None = None) -> str:
     """The sentence for a file that ends too early. whole: its full size, where that is known."""
     got = size_in_words(path.stat().st_size, whole or 0)
     return f"{path.name} ends after {got}: the download was cut off. Fetch it again."
@@ -68,3 +71,8 @@ def size_in_words(size: int, whole: int = 0) -> str:
     unit = next(unit for unit in UNITS if max(size, whole) >= UNITS[unit] or unit == "bytes")
     of = f" of {whole / UNITS[unit]:.3g}" if whole else ""
     return f"{size / UNITS[unit]:.3g}{of} {unit}"
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name leads to no other folder, on any system: no "..", no "/", no "C:"."""
+    return name not in ("", ".", "..") and not re.search(r"[/\\:\0-\x1f]", name)

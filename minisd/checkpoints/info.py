@@ -5,12 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minisd.checkpoints.contents import open_checkpoint, why_unneeded
-from minisd.checkpoints.kinds import MODEL_KIND, kind, way_out
-from minisd.checkpoints.load import locate
+from minisd.checkpoints.cover import why_unneeded
+from minisd.checkpoints.file_kinds import MODEL_KIND, advice_for, kind_of_tensors
+from minisd.checkpoints.first_bytes import size_in_words
+from minisd.checkpoints.load import locate, open_checkpoint
 from minisd.checkpoints.names import is_v2
-from minisd.checkpoints.read import read, size_in_words
-from minisd.checkpoints.variants import holds_only_averaged
+from minisd.checkpoints.read import read_tensors
+from minisd.checkpoints.single_file_variants import holds_only_ema
 from minisd.config import ModelConfig
 from minisd.files.one_line import one_line
 
@@ -69,10 +70,10 @@ def inspect_source(source: str | Path) -> Info:
     """
     path, averaged, what = locate(source), False, MODEL_KIND
     if path.is_file():
-        tensors = read(path)
-        what, averaged = kind(tensors), holds_only_averaged(tensors)
+        tensors = read_tensors(path)
+        what, averaged = kind_of_tensors(tensors), holds_only_ema(tensors)
     if what != MODEL_KIND:
-        parts, more = {"in all": tensors}, {"use": way_out(tensors)}
+        parts, more = {"in all": tensors}, {"use": advice_for(tensors)}
     else:
         checkpoint = open_checkpoint(path, ema=averaged)
         about = {name: getattr(checkpoint, name) for name in ("layout", "config", "known_by")}

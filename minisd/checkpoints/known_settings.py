@@ -15,19 +15,10 @@ from types import NoneType
 
 from minisd.files.json_files import USUAL_RANGE, check_value, shorten
 
-TYPES = json.loads(Path(__file__).with_name("known_types.json").read_text(encoding="utf-8"))
-VERDICT_WORDS = {
-    "int": int,
-    "number": float,
-    "bool": bool,
-    "text": str,
-    "dict": dict,
-    "list": tuple,
-}
-VERDICT_WORDS |= {
-    f"{word}s": tuple[kind, ...] for word, kind in VERDICT_WORDS.items() if word != "list"
-}
-VERDICT_WORDS["null"] = NoneType
+STATED_TYPES = json.loads(Path(__file__).with_name("known_types.json").read_text(encoding="utf-8"))
+TYPE_WORDS = {"int": int, "number": float, "bool": bool, "text": str, "dict": dict, "list": tuple}
+TYPE_WORDS |= {f"{word}s": tuple[kind, ...] for word, kind in TYPE_WORDS.items() if word != "list"}
+TYPE_WORDS["null"] = NoneType
 REQUIRED = object()  # in place of a default: the reference has none that fits, so say it
 
 
@@ -76,18 +67,18 @@ class KnownSettings:
             default = 0 if self.obeyed[name] is REQUIRED else self.obeyed[name]
             below_1 = type(default) is int and default < 1  # such as -1 for "none"
             limits = (default, USUAL_RANGE[int][1]) if below_1 else None
-            check_value(name, value, kind_of(name, default), limits, f" in its {part}")
+            check_value(name, value, setting_type(name, default), limits, f" in its {part}")
         return values
 
 
-def kind_of(name: str, default: object) -> object:
+def setting_type(name: str, default: object) -> object:
     """The type of a setting's values. A list is of what its first value is.
 
-    >>> kind_of("r", 8), kind_of("use_rslora", False)
+    >>> setting_type("r", 8), setting_type("use_rslora", False)
     (<class 'int'>, <class 'bool'>)
     """
-    if name in TYPES:
-        return reduce(or_, [VERDICT_WORDS[word] for word in TYPES[name].split(" or ")])
+    if name in STATED_TYPES:
+        return reduce(or_, [TYPE_WORDS[word] for word in STATED_TYPES[name].split(" or ")])
     return tuple[type(default[0]), ...] if isinstance(default, list) else type(default)
 
 
@@ -101,13 +92,13 @@ def equal_values(a: object, b: object) -> bool:
 
 
 @cache
-def tables() -> dict[str, KnownSettings]:
+def settings_tables() -> dict[str, KnownSettings]:
     """All tables, by the file and, in parentheses, what it belongs to where that is not plain."""
     stored = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-    return {name: table_of(name, parts) for name, parts in stored.items()}
+    return {name: parse_table(name, parts) for name, parts in stored.items()}
 
 
-def table_of(name: str, stored: Mapping[str, Mapping]) -> KnownSettings:
+def parse_table(name: str, stored: Mapping[str, Mapping]) -> KnownSettings:
     """One table. In JSON, fixed is name -> [allowed values, absent], ignored is why -> names."""
     required = dict.fromkeys(stored.get("required", ()), REQUIRED)
     fixed = {key: (tuple(some), absent) for key, (some, absent) in stored.get("fixed", {}).items()}

@@ -1,45 +1,30 @@
 """From a file or folder to a model's networks: every weight in its place, or an error."""
 
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from minisd.checkpoints.contents import Checkpoint, check_cover, empty_networks, open_checkpoint
+from minisd.checkpoints.checkpoint import Checkpoint, OtherVAE, Parts, check_parts, check_vocabulary
+from minisd.checkpoints.cover import check_cover, empty_networks
+from minisd.checkpoints.folder import open_folder
 from minisd.checkpoints.folder_settings import vae_config
-from minisd.checkpoints.names import is_v2
-from minisd.checkpoints.prediction import alpha_bar, with_prediction
-from minisd.checkpoints.read import metadata, read_json
-from minisd.checkpoints.registry import SHIPPED, local
-from minisd.checkpoints.settings import from_metadata, naming
+from minisd.checkpoints.guess_prediction import try_prediction
+from minisd.checkpoints.header import config_from_metadata, read_metadata
+from minisd.checkpoints.registry import SHIPPED, local_path
+from minisd.checkpoints.single_file import open_single_file
+from minisd.checkpoints.single_file_settings import BY_ARGUMENT, warn_of_argument
 from minisd.checkpoints.vae_file import open_vae
-from minisd.clip import TextTransformer
-from minisd.config import WEIGHTS, ModelConfig, VAEConfig
-from minisd.tokenizer import Tokenizer
-from minisd.unet import UNet
+from minisd.checkpoints.validate import validate_config
+from minisd.config import WEIGHTS, VAEConfig
+from minisd.files.json_files import read_json
+from minisd.files.one_line import name_errors
 from minisd.vae import VAE
 
-# How alike a U-Net's output is to pure noise given to it at the last t. An eps network returns the
-# noise, near 1; a v network returns minus the picture it imagines, near 0.
-SURELY_EPS = 0.7
-SURELY_V = 0.3
 NOT_FINITE = "holds NaN or infinity: the file is damaged or its training failed. Get another copy."
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-LITTLE_NOISE = 0.25  # of the way up to the last t: where a v network returns the noise as well
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A model ready to run: what a pipeline is made of."""
-
-    config: ModelConfig
-    tokenizer: Tokenizer
-    text_encoder: TextTransformer
-    unet: UNet
-    vae: VAE
 
 
 def load(
@@ -80,11 +65,45 @@ def own_vae_config(path: Path) -> VAEConfig | None:
     """The sizes of its VAE that a file of our own, or a folder, states; None where none does."""
     stated = path / "vae" / "config.json"
     stored = read_json(stated) if stated.exists() else None
-    header = metadata(path) if path.is_file() else {}
-    with naming(path.name):
+    header = read_metadata(path) if path.is_file() else {}
+    with name_errors(path.name):
         if stored is not None:
             return vae_config(stored)
-        return from_metadata(header)[0].vae if "minisd" in header else None
+        return config_from_metadata(header)[0].vae if "minisd" in header else None
+
+
+def open_checkpoint(
+    path: Path, prediction: str | None = None, ema: bool = False, vae: OtherVAE | None = None
+) -> Checkpoint:
+    """Read a model without building it. Raises ValueError as load() does.
+
+    vae: in place of the model's own, which then may be absent
+    """
+    if prediction not in (None, "eps", "v"):
+        raise ValueError(f'prediction is {prediction!r}: only "eps" and "v" are known.')
+    if ema and path.is_dir():
+        raise ValueError(f"{path} is a folder, which holds one kind of weights: leave ema out.")
+    checkpoint = (
+        open_folder(path, vae) if path.is_dir() else open_single_file(path, prediction, ema, vae)
+    )
+    check_vocabulary(path.name, checkpoint.config.text.vocab_size, checkpoint.tokenizer)
+    check_parts(path.name, checkpoint.config)
+    return (
+        checkpoint if prediction is None else override_prediction(checkpoint, prediction, path.name)
+    )
+
+
+def override_prediction(checkpoint: Checkpoint, prediction: str, name: str) -> Checkpoint:
+    """With what the argument says in place of what the file says, and a warning where they differ.
+
+    Raises ValueError where the noise levels do not allow it.
+    """
+    schedule = checkpoint.config.schedule
+    if checkpoint.known_by not in (None, BY_ARGUMENT):
+        warn_of_argument(name, prediction, schedule.prediction, checkpoint.known_by)
+    config = replace(checkpoint.config, schedule=replace(schedule, prediction=prediction))
+    with name_errors(name):
+        return replace(checkpoint, config=validate_config(config), known_by=BY_ARGUMENT)
 
 
 def build_networks(
@@ -125,7 +144,7 @@ def load_vae(
 
 def locate(source: str | Path) -> Path:
     """Where the weights lie. Raises ValueError if there is nothing."""
-    path = WEIGHTS / SHIPPED[str(source)] if source in SHIPPED else local(source)
+    path = WEIGHTS / SHIPPED[str(source)] if source in SHIPPED else local_path(source)
     if not path.exists():
         wanted = 'a .safetensors or .ckpt file, a diffusers folder, "mini", or a published name'
         raise ValueError(f"There is no file or folder {path}: give {wanted}.")
@@ -174,51 +193,3 @@ def is_finite(tensor: Tensor) -> bool:
     tensor = tensor.float() if tensor.itemsize == 1 else tensor  # 8 bits have no extrema in torch
     lowest, highest = tensor.aminmax()  # one pass without a copy; NaN comes out at both ends
     return bool(lowest.isfinite() and highest.isfinite())
-
-
-def try_prediction(parts: Parts, name: str) -> Parts:
-    """Tell eps from v by calls of the U-Net on noise, and say so in a warning.
-
-    Of v2's files with the latent alone as input, an answer unlike the noise is enough for v. Others
-    nearly always predict eps, and an untrained network's answer is unlike it as well: so v must
-    show, by an answer that is like the noise once there is little of it (v = signal rate * noise -
-    noise rate * picture).
-    """
-    likeness = likeness_to_noise(parts)
-    v2 = is_v2(parts.config) and parts.config.unet.in_channels == 4
-    v = v2 and abs(likeness) < SURELY_V
-    if not v and likeness <= SURELY_EPS:
-        v = likeness_to_noise(parts, LITTLE_NOISE) > SURELY_EPS
-    doubt = "" if v or likeness > SURELY_EPS else ", which decides nothing"
-    prediction = "v" if v else "eps"
-    tried = (
-        f"{name} does not say whether it predicts eps or v. Tried on noise, its output correlates "
-        f"{likeness:.2f} with it{doubt}"
-    )
-    advice = 'If pictures come out wrong, give prediction="eps" or "v".'
-    warnings.warn(f"{tried}: taken as {prediction}. {advice}", stacklevel=4)
-    config, size = with_prediction(parts.config, prediction), parts.config.size
-    size = config.size if size == ModelConfig.size else size  # what the file itself states stays
-    return replace(parts, config=replace(config, size=size))
-
-
-@torch.no_grad()
-def likeness_to_noise(parts: Parts, amount: float = 1.0) -> float:
-    """The correlation of the U-Net's output with the noise in its input.
-
-    amount: where on the way up to the last t, there pure noise; below it, noise on an empty latent
-    What inpainting and depth models see besides says: all is to be drawn, and nothing is known.
-    """
-    config, weight = parts.config, parts.unet.conv_in.weight
-    side = 4 * config.size_multiple // config.vae.factor  # small, and every level halves evenly
-    shape = (1, config.unet.in_channels, side, side)
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(weight)
-    noise = x[:, : config.unet.out_channels]
-    t = round(amount * (config.schedule.timesteps - 1))
-    if amount < 1:
-        x = x * (1 - alpha_bar(config.schedule)[t]).sqrt().to(weight)
-    x[:, 4:] = 0
-    x[:, 4:5] = float(config.unet.in_channels == 9)  # the mask
-    context = parts.text_encoder(parts.tokenizer("").to(weight.device))
-    output = parts.unet(x, torch.tensor([t], device=weight.device), context)
-    return torch.stack([noise.flatten(), output.flatten()]).float().corrcoef()[0, 1].item()

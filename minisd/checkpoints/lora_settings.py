@@ -15,15 +15,15 @@ from typing import Any, TypeVar
 
 import regex
 
-from minisd.checkpoints.known_settings import tables
-from minisd.checkpoints.read import metadata, read_json
-from minisd.checkpoints.settings import naming
-from minisd.files.json_files import check_value, is_of, parse_json, shorten
+from minisd.checkpoints.header import read_metadata
+from minisd.checkpoints.known_settings import settings_tables
+from minisd.files.json_files import check_value, is_of, parse_json, read_json, shorten
+from minisd.files.one_line import name_errors
 
 ADAPTER_CONFIG = "adapter_config.json"
 LORA_FILE_STEMS = ("adapter_model", "pytorch_lora_weights")  # of the files that it describes
 # Every field of PEFT's LoraConfig (peft/tuners/lora/config.py)
-LORA_CONFIG = tables()[ADAPTER_CONFIG]
+LORA_CONFIG = settings_tables()[ADAPTER_CONFIG]
 LAYER_CHOICES = ("target_modules", "exclude_modules")
 LAYER_NUMBERS = {"rank_pattern": int, "alpha_pattern": float}  # regular expression -> number
 
@@ -128,15 +128,15 @@ def read_lora_settings(path: Path, keys: Iterable[str]) -> list[tuple[str, LoraS
         what = f"{path.name} lies next to an {ADAPTER_CONFIG} that may be another LoRA's"
         way = f"rename it {LORA_FILE_STEMS[0]}{path.suffix} if that describes it, else move it"
         raise ValueError(f"{what}: {way}.")
-    with naming(path.name):
+    with name_errors(path.name):
         return [(part, parse_lora_config(fields)) for part, fields in places]
 
 
 def header_settings(path: Path) -> dict[str, dict[str, object]]:
     """Part -> its settings in the header, not checked yet. Part "" if they name none."""
     parts: dict[str, dict[str, object]] = {}
-    with naming(f"{path.name} has a damaged header: its lora_adapter_metadata"):
-        stored = parse_json(metadata(path).get("lora_adapter_metadata", "{}"))
+    with name_errors(f"{path.name} has a damaged header: its lora_adapter_metadata"):
+        stored = parse_json(read_metadata(path).get("lora_adapter_metadata", "{}"))
         check_value("lora_adapter_metadata", stored, dict)
     assert isinstance(stored, dict), "check_value has made sure of it"
     for key, value in stored.items():

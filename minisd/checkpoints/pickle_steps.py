@@ -45,32 +45,37 @@ class Refusal(ValueError):
     """Why a file is refused, in words that follow its name."""
 
 
-class Asked(str):
+class AskedName(str):
     """A class or function that a pickle asks for: "module.name"."""
 
 
-class Made(str):
+class MadeObject(str):
     """What a call of one gives, under its name."""
 
 
-class Stored(NamedTuple):
+class StoredNumbers(NamedTuple):
     """The numbers of one or more tensors. itemsize: bytes of one of them"""
 
     itemsize: int
     count: int
 
 
-def dtype(name: str) -> torch.dtype | None:
+def torch_dtype(name: str) -> torch.dtype | None:
     """The dtype that is called so, as in "torch.float16"; None if none is."""
     found = vars(torch).get(name.removeprefix("torch."))
     return found if isinstance(found, torch.dtype) else None
 
 
-def check_name(name: str) -> Asked:
+def check_name(name: str) -> AskedName:
     """A name that is harmless. Raises Refusal for any other."""
     storage = name.startswith("torch.") and name.endswith("Storage")
-    if storage or name in REBUILDS | OTHER_CLASSES or name.startswith(LEFT_BEHIND) or dtype(name):
-        return Asked(name)
+    if (
+        storage
+        or name in REBUILDS | OTHER_CLASSES
+        or name.startswith(LEFT_BEHIND)
+        or torch_dtype(name)
+    ):
+        return AskedName(name)
     name = shorten(name).strip("'")
     asks = f"asks for {name}, which could run code, and was not loaded"
     if "._rebuild_" in name:
@@ -83,7 +88,7 @@ class PickleSteps:
 
     def __init__(self):
         self.names: set[str] = set()
-        self.storages: dict[str, Stored] = {}
+        self.storages: dict[str, StoredNumbers] = {}
         self.left = MOST_STEPS
 
     def follow(self, file: BinaryIO) -> object:
@@ -155,28 +160,36 @@ class PickleSteps:
                 waiting += each
         self.spend(count)
 
-    def storage(self, what: str, kind: Asked, key: str, place: str, count: int, *view) -> Stored:
+    def storage(
+        self, what: str, kind: AskedName, key: str, place: str, count: int, *view
+    ) -> StoredNumbers:
         """What lies in the file. view: in old files, and None since PyTorch 0.4"""
         texts = all(type(each) is str for each in (what, key, place)) and key.isdecimal()
-        if not texts or type(kind) is not Asked or type(count) is not int or count < 0 or any(view):
+        if (
+            not texts
+            or type(kind) is not AskedName
+            or type(count) is not int
+            or count < 0
+            or any(view)
+        ):
             raise ValueError("no storage")
         untyped = kind == "torch.storage.UntypedStorage"
         itemsize = 1 if untyped else StorageType(kind.rpartition(".")[2]).dtype.itemsize
-        stored = Stored(itemsize, count)
+        stored = StoredNumbers(itemsize, count)
         if self.storages.setdefault(key, stored) != stored:
             raise ValueError("a storage of two sizes")
         return stored
 
-    def build(self, made: Made, state: object) -> None:
+    def build(self, made: MadeObject, state: object) -> None:
         """A dictionary may have attributes. A stand-in keeps nothing, but for ParameterDict."""
-        if type(made) is not Made or not (made == DICTIONARY or made.startswith(LEFT_BEHIND)):
+        if type(made) is not MadeObject or not (made == DICTIONARY or made.startswith(LEFT_BEHIND)):
             raise ValueError("nothing that has a state")
         if made == DICTIONARY or made.endswith("ParameterDict"):
             self.count(state)
             self.spend(MAY_COPY)
 
-    def call(self, called: Asked, arguments: tuple) -> Made:
-        if type(called) is not Asked or type(arguments) is not tuple:
+    def call(self, called: AskedName, arguments: tuple) -> MadeObject:
+        if type(called) is not AskedName or type(arguments) is not tuple:
             raise ValueError("no call")
         self.count(arguments)
         if called in REBUILDS:
@@ -186,14 +199,14 @@ class PickleSteps:
                 raise ValueError("no bytes")
             self.spend(len(arguments[0]) // 100)
         elif called != PARAMETER_CLASS and any(
-            isinstance(each, (dict, Made)) for each in arguments
+            isinstance(each, (dict, MadeObject)) for each in arguments
         ):
             self.spend(MAY_COPY)
-        return Made(called)
+        return MadeObject(called)
 
 
 def refuse_too_large(
-    called: str, stored: Stored, offset: int, size: tuple, stride: tuple, *rest: object
+    called: str, stored: StoredNumbers, offset: int, size: tuple, stride: tuple, *rest: object
 ) -> None:
     """Raise Refusal for a tensor with numbers outside its storage.
 
@@ -201,7 +214,7 @@ def refuse_too_large(
 
     rest: whether it is trained, its hooks and, in _v3, the dtype, which the storage does not say
     """
-    itemsize = dtype(rest[2]).itemsize if called.endswith("_v3") else stored.itemsize
+    itemsize = torch_dtype(rest[2]).itemsize if called.endswith("_v3") else stored.itemsize
     if not all(type(number) is int and number >= 0 for number in (offset, *size, *stride)):
         raise ValueError("no sizes")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))

@@ -19,16 +19,16 @@ from typing import BinaryIO
 import torch
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
+from minisd.checkpoints.file_kinds import describe_foreign_file
 from minisd.checkpoints.first_bytes import damage_sentence, is_zip, size_in_words
-from minisd.checkpoints.kinds import foreign
 from minisd.checkpoints.pickle_steps import LEFT_BEHIND, PickleSteps, Refusal
 
-PICKLE = 20 * 10**6  # bytes; SD v1 with its averaged weights has 0.4 MB
-UNPACKED = 4, 200 * 10**6  # at most so many times the packed size, and so many bytes more
+LARGEST_PICKLE = 20 * 10**6  # bytes; SD v1 with its averaged weights has 0.4 MB
+MOST_UNPACKED = 4, 200 * 10**6  # at most so many times the packed size, and so many bytes more
 MOST_VALUES = 100_000  # of dictionaries and lists, counted as often as they are there
 DEEPEST_PICKLE = 100  # levels of dictionaries and lists
 PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
-ALIGNED = 16  # bytes; torch.save puts every storage at a multiple of 64
+ALIGNMENT = 16  # bytes; torch.save puts every storage at a multiple of 64
 SMALL_FILE = (
     "data.pkl",
     "version",
@@ -85,7 +85,7 @@ def unpickle(path: str | Path) -> object:
     for more memory or work than its tensors need.
     """
     path = Path(path)
-    read_content = from_zip if is_zip(path) else from_old
+    read_content = load_zip if is_zip(path) else load_old_pickle
     try:
         return read_content(path)
     except Refusal as error:
@@ -126,11 +126,11 @@ def refuse_endless(content: object) -> None:
             waiting += [(value, depth + 1) for value in values]
 
 
-def from_old(path: Path) -> object:
+def load_old_pickle(path: Path) -> object:
     """What torch.save wrote before 1.6: five pickles, then the storages one after another."""
     steps = PickleSteps()
     with open(path, "rb") as file:
-        start = io.BytesIO(file.read(PICKLE))
+        start = io.BytesIO(file.read(LARGEST_PICKLE))
         if steps.follow(start) != torch.serialization.MAGIC_NUMBER or tarfile.is_tarfile(path):
             raise Refusal("is a pickle, but not from torch.save: get the weights as .safetensors")
         *_, keys = [steps.follow(start) for _ in range(4)]
@@ -150,19 +150,19 @@ class ShortReads(io.FileIO):
     """A file that is never read far at once, as a zip's table of contents could make us do."""
 
     def read(self, size: int = -1) -> bytes:
-        if size > PICKLE:
+        if size > LARGEST_PICKLE:
             raise ValueError("a table of contents that no model needs")
-        return super().read(PICKLE if size < 0 else size)
+        return super().read(LARGEST_PICKLE if size < 0 else size)
 
 
-def from_zip(path: Path) -> object:
+def load_zip(path: Path) -> object:
     if not zipfile.is_zipfile(path):  # a zip's table of contents stands at its end
         size = size_in_words(path.stat().st_size)
         raise Refusal(f"ends after {size}: the download was cut off. Fetch it again")
     with ShortReads(path) as file, zipfile.ZipFile(file) as archive:
-        inside = members(archive)
+        inside = zip_members(archive)
         infos = [inside[name] for name in SMALL_FILE if name in inside]
-        if any(info.file_size > PICKLE for info in infos):
+        if any(info.file_size > LARGEST_PICKLE for info in infos):
             raise Refusal("holds a larger pickle than any model needs: get another copy")
         steps = PickleSteps()
         steps.follow(io.BytesIO(archive.read(inside["data.pkl"])))
@@ -170,19 +170,19 @@ def from_zip(path: Path) -> object:
             infos.append(inside[f"data/{key}"])
             if infos[-1].file_size != stored.itemsize * stored.count:
                 raise ValueError("a storage of another size")
-        if lies_plain(file, infos) and path.suffix != ".safetensors":  # torch would go by that
+        if can_be_mapped(file, infos) and path.suffix != ".safetensors":  # torch would go by that
             return load_pickle(path, steps.names, mmap=True)
         with tempfile.TemporaryFile() as plain:
             unpack(archive, infos, plain, path.stat().st_size)
             return load_pickle(plain, steps.names, mmap=False)
 
 
-def members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+def zip_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     """What an archive holds, by its names in the folder that torch.save makes of it all."""
     names = archive.namelist()
     listed = "\n".join(names)
     if not any(name.endswith("/data.pkl") for name in names) or "/code/" in listed:
-        raise Refusal(foreign("members of a zip", listed))
+        raise Refusal(describe_foreign_file("members of a zip", listed))
     if len({name.lower() for name in names}) < len(names):
         raise ValueError("two members of one name")
     if any(info.flag_bits & 1 or info.compress_type not in PACKINGS for info in archive.filelist):
@@ -191,7 +191,7 @@ def members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     return {info.filename.removeprefix(f"{folder}/"): info for info in archive.infolist()}
 
 
-def lies_plain(file: BinaryIO, infos: list[zipfile.ZipInfo]) -> bool:
+def can_be_mapped(file: BinaryIO, infos: list[zipfile.ZipInfo]) -> bool:
     """Whether the members can be used where they lie: as they are, not packed, and aligned.
 
     Raises ValueError where they overlap, or are not what the table of contents says.
@@ -207,7 +207,7 @@ def lies_plain(file: BinaryIO, infos: list[zipfile.ZipInfo]) -> bool:
         begins = info.header_offset + 30 + sum(lengths)
         free = begins + info.compress_size
         packed = method != zipfile.ZIP_STORED or info.compress_size != info.file_size
-        plain = plain and not packed and (begins % ALIGNED == 0 or "/data/" not in name)
+        plain = plain and not packed and (begins % ALIGNMENT == 0 or "/data/" not in name)
     if free > file.seek(0, io.SEEK_END):
         raise ValueError("a member outside the file")
     return plain
@@ -215,7 +215,7 @@ def lies_plain(file: BinaryIO, infos: list[zipfile.ZipInfo]) -> bool:
 
 def unpack(archive: zipfile.ZipFile, infos: list, plain: BinaryIO, size: int) -> None:
     """Write the members into another archive, which packs nothing. size: of the file, in bytes"""
-    whole, (times, more) = sum(info.file_size for info in infos), UNPACKED
+    whole, (times, more) = sum(info.file_size for info in infos), MOST_UNPACKED
     if whole > times * size + more:
         raise Refusal(f"unpacks to {size_in_words(whole)}: no weights can be packed so small")
     with zipfile.ZipFile(plain, "w") as copy:

@@ -17,13 +17,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from minisd.checkpoints.hub import Remote, look_up, mark_of, reason, receive
-from minisd.checkpoints.prediction import sha256
-from minisd.checkpoints.read import read_json, size_in_words
+from minisd.checkpoints.first_bytes import size_in_words
+from minisd.checkpoints.hub import RemoteFile, look_up, mark_path, receive_rest, short_reason
 from minisd.config import WEIGHTS
+from minisd.files.json_files import read_json
+from minisd.files.sha256 import file_sha256
 
-NOTE = "source.json"  # beside a download: where it came from, and its sha256
-FOLDER = "MINISD_WEIGHTS"  # environment variable: where downloads are kept
+NOTE_FILE = "source.json"  # beside a download: where it came from, and its sha256
+FOLDER_VARIABLE = "MINISD_WEIGHTS"  # environment variable: where downloads are kept
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,14 @@ SHIPPED = {
 def cache_dir() -> Path:
     """Where downloads are kept. ValueError: this user has no home folder to keep them in."""
     try:
-        return Path(os.environ.get(FOLDER) or "~/.cache/minisd").expanduser()
+        return Path(os.environ.get(FOLDER_VARIABLE) or "~/.cache/minisd").expanduser()
     except RuntimeError as error:
-        raise ValueError(f"no home folder is known here: set {FOLDER} to a folder.") from error
+        raise ValueError(
+            f"no home folder is known here: set {FOLDER_VARIABLE} to a folder."
+        ) from error
 
 
-def local(source: str | Path) -> Path:
+def local_path(source: str | Path) -> Path:
     """The path of a source: of a shipped or published file, given by name, or of any other.
 
     ValueError: a published one that was not downloaded yet, or that is no regular file.
@@ -79,7 +82,7 @@ def local(source: str | Path) -> Path:
     return path
 
 
-def about(name: str) -> str:
+def describe_official(name: str) -> str:
     """Size, licence and sources of a published file, to be read before it is fetched.
 
     ValueError: an unknown name.
@@ -104,22 +107,22 @@ def download(name: str, endpoint: str | None = None) -> Path:
     next call goes on from there); where the folder has no room or may not be written; where what
     arrived is not what was published (it is deleted).
     """
-    about(name)
+    describe_official(name)
     path = cache_dir() / name / OFFICIAL[name].file
     if os.path.exists(path) and not broken_downloads(path):
-        return local(name)
+        return local_path(name)
     try:
         with one_at_a_time(path.parent):
             if not path.exists():  # another process may have fetched it in the meantime
                 fetch(name, path, endpoint)
             elif notes := [left for left in broken_downloads(path) if is_note(left)]:
-                os.replace(notes[0], path.with_name(NOTE))  # a kill came between file and note
+                os.replace(notes[0], path.with_name(NOTE_FILE))  # a kill came between file and note
             for left in broken_downloads(path):
                 left.unlink()
     except (OSError, NotImplementedError) as error:  # the latter: a disk without locks
-        why = f"{path.parent} cannot be written ({reason(error)})"
-        raise ValueError(f"{why}: set {FOLDER} to another folder.") from error
-    return local(name)
+        why = f"{path.parent} cannot be written ({short_reason(error)})"
+        raise ValueError(f"{why}: set {FOLDER_VARIABLE} to another folder.") from error
+    return local_path(name)
 
 
 def broken_downloads(path: Path) -> list[Path]:
@@ -157,7 +160,7 @@ def fetch(name: str, path: Path, endpoint: str | None) -> None:
     The file gets its name before the note does: wherever this stops, no note speaks of a file that
     was never here. The next download() then moves the note too.
     """
-    official, note = OFFICIAL[name], path.with_name(NOTE)
+    official, note = OFFICIAL[name], path.with_name(NOTE_FILE)
     noted = None
     if not official.sha256 and note.exists():
         noted = read_json(note).get("sha256")
@@ -172,40 +175,40 @@ def fetch(name: str, path: Path, endpoint: str | None) -> None:
             raise ValueError(
                 f"{repository} does not say how large {path.name} is: try again later."
             )
-        receive(remote, size, part, repository, path.name)
+        receive_rest(remote, size, part, repository, path.name)
         digest = verify(part, official, noted, remote)
         revision = remote.revision or "unknown"
         said = {"repository": repository, "revision": revision, "sha256": digest}
-        mark_of(part).write_text(json.dumps(said, indent=1), encoding="utf-8")
+        mark_path(part).write_text(json.dumps(said, indent=1), encoding="utf-8")
         os.replace(part, path)
-        os.replace(mark_of(part), note)
+        os.replace(mark_path(part), note)
         return
     sources = " or ".join(official.repositories)
     way = f"find {official.file} elsewhere, and give minisd its path"
     raise ValueError(f"{name} is no longer at {sources}: {way}.")
 
 
-def is_another(remote: Remote, official: Official) -> bool:
+def is_another(remote: RemoteFile, official: Official) -> bool:
     """Whether a server has, under the same name, another file than the published one."""
     if remote.sha256 and official.sha256:
         return remote.sha256 != official.sha256
     return bool(remote.size and official.size) and remote.size != official.size
 
 
-def verify(part: Path, official: Official, noted: str | None, remote: Remote) -> str:
+def verify(part: Path, official: Official, noted: str | None, remote: RemoteFile) -> str:
     """The sha256 of what arrived, once it is the published one; where none is published, the noted
     one; where none is noted, the server's. ValueError: it is another; the part is deleted.
     """
-    digest, way = sha256(part), "try again later"
+    digest, way = file_sha256(part), "try again later"
     known = {"published one": official.sha256, "one of the first download": noted}
     known = {**known, "one that its server states": remote.sha256}
     whose, expected = next(((who, one) for who, one in known.items() if one), (None, None))
     if digest == expected or (expected is None and not is_text(part)):
         return digest
     part.unlink()
-    mark_of(part).unlink(missing_ok=True)
+    mark_path(part).unlink(missing_ok=True)
     if expected == noted:
-        way = f"if that is meant, delete {part.with_name(NOTE)} and fetch again"
+        way = f"if that is meant, delete {part.with_name(NOTE_FILE)} and fetch again"
     wrong = f"with the sha256 {digest}, which is not the {whose}" if whose else "as text"
     raise ValueError(f"{official.file} arrived {wrong}, and was deleted: {way}.")
 

@@ -6,20 +6,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minisd.checkpoints.contents import OtherVAE, cover_part, weight_files
-from minisd.checkpoints.detect import vae_sizes
+from minisd.checkpoints.checkpoint import OtherVAE
+from minisd.checkpoints.cover import cover_network
+from minisd.checkpoints.file_kinds import refuse_other_kinds
+from minisd.checkpoints.folder import weight_files
 from minisd.checkpoints.folder_settings import vae_config
-from minisd.checkpoints.kinds import refuse_other_kinds
-from minisd.checkpoints.names import flat_rows, usual_name
-from minisd.checkpoints.names import vae_rows as vae_rows
-from minisd.checkpoints.read import read, read_json, rename
-from minisd.checkpoints.registry import local
-from minisd.checkpoints.settings import naming, validate_config
-from minisd.checkpoints.variants import with_scales_applied
+from minisd.checkpoints.names import flat_rows, usual_name, vae_rows
+from minisd.checkpoints.read import read_tensors, rename_tensors
+from minisd.checkpoints.registry import local_path
+from minisd.checkpoints.single_file_variants import apply_scales
+from minisd.checkpoints.sizes_from_tensors import vae_sizes
+from minisd.checkpoints.validate import validate_config
 from minisd.config import ModelConfig, VAEConfig
+from minisd.files.json_files import read_json
+from minisd.files.one_line import name_errors
 from minisd.vae import VAE
 
-PREFIX = "first_stage_model."  # of the autoencoder in whole models, and in some VAE files
+VAE_PREFIX = "first_stage_model."  # of the autoencoder in whole models, and in some VAE files
 ONLY_TRAINING = ("loss.", "model_ema.", "logvar")
 
 
@@ -30,35 +33,37 @@ def open_vae(source: str | Path, expected: VAEConfig | None = None) -> OtherVAE:
         None: as its settings or its tensors say
     Raises ValueError for anything else, and for settings that minisd's VAE does not have.
     """
-    path = local(source)
+    path = local_path(source)
     path = path / "vae" if (path / "vae" / "config.json").exists() else path
     settings = path / "config.json" if path.is_dir() else path.with_name("config.json")
     tensors = vae_tensors(path.name, weight_files(path) if path.is_dir() else [path])
     layout = "diffusers" if any(".down_blocks." in key for key in tensors) else "original"
-    with naming(path.name):
-        said = stated_config(settings, path.is_dir(), layout)
+    with name_errors(path.name):
+        said = read_stated_config(settings, path.is_dir(), layout)
         config = expected or said or vae_sizes(tensors, "", layout)
         if said and expected:
-            config = agreeing(said, expected)
+            config = agree_on_config(said, expected)
         validate_config(ModelConfig(vae=config))
     with torch.device("meta"):
         network = VAE(config)
     return OtherVAE(
-        config, cover_part(tensors, network, flat_rows(vae_rows(config)), layout, path.name)
+        config, cover_network(tensors, network, flat_rows(vae_rows(config)), layout, path.name)
     )
 
 
 def vae_tensors(name: str, files: list[Path]) -> dict[str, Tensor]:
     """The tensors under the usual names, without prefix. Raises ValueError for other files."""
-    shards = [pair for file in files for pair in read(file).items()]
+    shards = [pair for file in files for pair in read_tensors(file).items()]
     refuse_other_kinds(name, dict(shards), "VAE")
-    with naming(name):
-        tensors = rename(shards, lambda key: usual_name(key.removeprefix(PREFIX), "vae"))
-        tensors = with_scales_applied(tensors)
+    with name_errors(name):
+        tensors = rename_tensors(
+            shards, lambda key: usual_name(key.removeprefix(VAE_PREFIX), "vae")
+        )
+        tensors = apply_scales(tensors)
     return {key: t for key, t in tensors.items() if not key.startswith(ONLY_TRAINING)}
 
 
-def stated_config(path: Path, required: bool, layout: str) -> VAEConfig | None:
+def read_stated_config(path: Path, required: bool, layout: str) -> VAEConfig | None:
     """What a config.json says of a VAE; None if there is none, or it belongs to another network.
 
     required: whether that is an error    layout: of the file; one that names no class belongs to
@@ -70,7 +75,7 @@ def stated_config(path: Path, required: bool, layout: str) -> VAEConfig | None:
     return vae_config(stored) if belongs else None
 
 
-def agreeing(said: VAEConfig, expected: VAEConfig) -> VAEConfig:
+def agree_on_config(said: VAEConfig, expected: VAEConfig) -> VAEConfig:
     """What the VAE's own settings say. Raises ValueError for other sizes than the model needs."""
     for name, needed in asdict(expected).items():
         own = getattr(said, name)

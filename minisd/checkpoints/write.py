@@ -12,26 +12,26 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minisd.checkpoints.contents import OUR_PREFIXES, Checkpoint, open_checkpoint
-from minisd.checkpoints.folder_settings import to_folder
+from minisd.checkpoints.checkpoint import Checkpoint, Parts
+from minisd.checkpoints.cover import OUR_PREFIXES
+from minisd.checkpoints.folder_settings import folder_json_files
+from minisd.checkpoints.folder_tokenizer import write_tokenizer
+from minisd.checkpoints.header import config_to_metadata, sort_settings
 from minisd.checkpoints.load import (
     NOT_FINITE,
-    Parts,
     build_networks,
     check_dtype,
     is_finite,
     locate,
+    open_checkpoint,
     own_vae_config,
 )
-from minisd.checkpoints.names import flat_rows, model_rows, prefixes, to_official
-from minisd.checkpoints.names import vae_rows as vae_rows
-from minisd.checkpoints.settings import to_metadata
-from minisd.checkpoints.tokenizer_folder import write_tokenizer
+from minisd.checkpoints.names import flat_rows, model_rows, prefixes, to_official, vae_rows
 from minisd.checkpoints.vae_file import open_vae
 from minisd.files.whole_files import written_whole
 from minisd.vae import VAE
 
-OUTPUT_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # nobody calls a folder so
+FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # nobody calls a folder so
 LAYOUTS = ("original", "diffusers", "ours")
 
 
@@ -52,7 +52,7 @@ def save(
         check_dtype(dtype)
     states = {part: getattr(parts, part).state_dict() for part in OUR_PREFIXES}
     tensors = {OUR_PREFIXES[p] + key: t for p, state in states.items() for key, t in state.items()}
-    settings = to_metadata(parts.config, parts.tokenizer)
+    settings = config_to_metadata(parts.config, parts.tokenizer)
     with written_whole(Path(path)) as unfinished:
         write_tensors(unfinished, tensors, {**settings, **(notes or {})}, dtype)
 
@@ -91,7 +91,7 @@ def convert(
     if dtype is not None:
         check_dtype(dtype)
     destination, path = Path(destination), locate(source)
-    layout = layout or ("original" if destination.suffix in OUTPUT_ENDINGS else "diffusers")
+    layout = layout or ("original" if destination.suffix in FILE_ENDINGS else "diffusers")
     if layout not in LAYOUTS:
         raise ValueError(f"There is no layout {layout!r}: the layouts are {', '.join(LAYOUTS)}.")
     if layout != "diffusers" and destination.suffix != ".safetensors":
@@ -120,7 +120,7 @@ def write_file(
     for part, state in tensors_by_layout(checkpoint, layout).items():
         tensors |= {prefix[part] + key: tensor for key, tensor in state.items()}
     settings, unused = (
-        to_metadata(checkpoint.config, checkpoint.tokenizer),
+        config_to_metadata(checkpoint.config, checkpoint.tokenizer),
         set(checkpoint.not_needed),
     )
     write_tensors(path, tensors, settings, dtype, unused)
@@ -128,7 +128,7 @@ def write_file(
 
 def write_folder(path: Path, checkpoint: Checkpoint, dtype: torch.dtype | None):
     """Each part in a folder of its own, beside its settings."""
-    for name, settings in to_folder(checkpoint.config, checkpoint.tokenizer).items():
+    for name, settings in folder_json_files(checkpoint.config, checkpoint.tokenizer).items():
         file = path / name
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps(settings, indent=2), encoding="utf-8")
@@ -170,17 +170,3 @@ def write_tensors(
         memory.add(address)
     save_file(ready, path, dict(settings))
     sort_settings(path)
-
-
-def sort_settings(path: Path) -> None:
-    """Bring a header's settings into order: safetensors shuffles them, so that equal content would
-    be other bytes each time.
-    """
-    with open(path, "r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        assert len(text) <= length, f"{path.name}: a header of {len(text)} bytes, not {length}"
-        file.seek(8)
-        file.write(text.ljust(length))

@@ -162,10 +162,10 @@ def download_command(options: argparse.Namespace) -> None:
 
     if options.name in official.SHIPPED:
         print_message(f"{options.name} came with minisd.")
-        print_results(official.local(options.name))
+        print_results(official.local_path(options.name))
         return
     for name in [options.name] if options.name else official.OFFICIAL:
-        print_results(official.about(name))
+        print_results(official.describe_official(name))
     if options.name:
         print_results(official.download(options.name))
     else:

@@ -9,9 +9,9 @@ from minisd.cli.pictures import open_input, say_resized
 
 def existing(source: str) -> str:
     """The source itself. ValueError: it is no name that minisd knows, and no file or folder."""
-    from minisd.checkpoints.registry import local
+    from minisd.checkpoints.registry import local_path
 
-    path = local(source)
+    path = local_path(source)
     if not path.exists():
         raise ValueError(f"There is no file or folder {path}: check the path.")
     return source
@@ -34,15 +34,17 @@ def with_number(given: str) -> tuple[str, float]:
 
 def two_paths(given: str) -> tuple[str, str]:
     """FILE:HINT, cut where it leaves a file. ValueError: there is no such place."""
-    from minisd.checkpoints.registry import local
+    from minisd.checkpoints.registry import local_path
 
     for at, letter in enumerate(given):
-        if letter == ":" and local(given[:at]).exists():
+        if letter == ":" and local_path(given[:at]).exists():
             return given[:at], given[at + 1 :]
     network = given.rpartition(":")[0]
     if not network:
         raise ValueError(f"{given!r} names no hint: write FILE:HINT, two files.")
-    raise ValueError(f"There is no file {local(network)}: write FILE:HINT, two files, not {given}.")
+    raise ValueError(
+        f"There is no file {local_path(network)}: write FILE:HINT, two files, not {given}."
+    )
 
 
 def controlnet_hints(options: argparse.Namespace) -> list[tuple[str, str, float]]:

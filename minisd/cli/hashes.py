@@ -24,9 +24,9 @@ def hash_of(source: str) -> str:
     Of a folder, and of a file that needs another to be whole, the sha256 of theirs, one a line.
     source: a path, or a name that minisd knows. ValueError: a file changes while it is read.
     """
-    from minisd.checkpoints.registry import local
+    from minisd.checkpoints.registry import local_path
 
-    path = local(source)
+    path = local_path(source)
     if path.is_dir():
         files = [file for name in FOLDERS for file in sorted((path / name).rglob("*"))]
         files = [file for file in [*files, path / "model_index.json"] if file.is_file()]
@@ -40,10 +40,10 @@ def hash_of(source: str) -> str:
 
 def base_of(path: Path) -> list[Path]:
     """The file that a fine-tuned one of ours needs next to it."""
-    from minisd.checkpoints.read import metadata
+    from minisd.checkpoints.header import read_metadata
 
     try:
-        base = metadata(path).get("base")
+        base = read_metadata(path).get("base")
     except ValueError:  # a picture, a pickle
         return []
     return [path.with_name(Path(base).name)] if base else []
@@ -70,9 +70,9 @@ def file_state(path: Path) -> str:
 
 
 def compute_hash(path: Path, state: str) -> str:
-    from minisd.checkpoints.registry import sha256
+    from minisd.files.sha256 import file_sha256
 
-    digest = sha256(path)
+    digest = file_sha256(path)
     if file_state(path) != state:
         raise ValueError(f"{path} changed while it was read: wait until it is written.")
     return digest
@@ -82,7 +82,7 @@ def compute_hash(path: Path, state: str) -> str:
 def kept_hash(path: Path, state: str) -> str:
     """The sha256 of a file in this state: looked up, or computed and kept."""
     from minisd.checkpoints.registry import cache_dir
-    from minisd.checkpoints.write import written_whole
+    from minisd.files.whole_files import written_whole
 
     notes = cache_dir() / CACHED_HASHES
     if known := known_hashes(notes).get(str(path), {}).get(state):
@@ -101,7 +101,7 @@ def kept_hash(path: Path, state: str) -> str:
 
 def known_hashes(notes: Path) -> dict[str, dict[str, str]]:
     """path -> state -> sha256. Whatever else a damaged file holds is left out."""
-    from minisd.checkpoints.read import read_json
+    from minisd.files.json_files import read_json
 
     try:
         entries = read_json(notes)

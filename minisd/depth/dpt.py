@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from minisd.attention import attend
 from minisd.checkpoints.load import fill
-from minisd.checkpoints.read import read
-from minisd.checkpoints.registry import local
+from minisd.checkpoints.read import read_tensors
+from minisd.checkpoints.registry import local_path
 from minisd.depth.dpt_names import to_ours
 
 SIDE = 384  # px, the size of the pictures in training
@@ -278,10 +278,10 @@ class DepthEstimator(nn.Module):
 
         Raises ValueError if the file holds no estimator of these sizes.
         """
-        path = local(path)
+        path = local_path(path)
         with torch.device("meta"):
             network = cls(config)
-        state = to_ours(read(path), network, path.name)
+        state = to_ours(read_tensors(path), network, path.name)
         fill(network, state, "cpu", torch.float32, path.name)
         return network.eval().requires_grad_(False)
 

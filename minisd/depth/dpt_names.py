@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from minisd.checkpoints.contents import check_cover
-from minisd.checkpoints.kinds import refuse_other_kinds
+from minisd.checkpoints.cover import check_cover
+from minisd.checkpoints.file_kinds import refuse_other_kinds
 from minisd.checkpoints.names import LEAVES, Row, flat_rows
-from minisd.checkpoints.read import rename
+from minisd.checkpoints.read import rename_tensors
 
 if TYPE_CHECKING:
     from minisd.depth.dpt import DepthConfig, DepthEstimator
@@ -120,7 +120,7 @@ def to_ours(tensors: Mapping[str, Tensor], network: DepthEstimator, name: str) -
         for leaf in LEAVES
     }
     try:
-        ours = rename(used, lambda key: our_names.get(key, key))
+        ours = rename_tensors(used, lambda key: our_names.get(key, key))
     except ValueError as error:
         raise ValueError(f"{name} {error}.") from error
     needed = network.state_dict()

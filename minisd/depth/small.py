@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minisd.checkpoints.first_bytes import is_safetensors
+from minisd.checkpoints.header import read_header
 from minisd.checkpoints.load import fill_whole
-from minisd.checkpoints.read import header, is_safetensors, read
-from minisd.checkpoints.registry import local
+from minisd.checkpoints.read import read_tensors
+from minisd.checkpoints.registry import local_path
 from minisd.depth.dpt import DepthEstimator
 
 CHANNELS = (16, 32, 48, 64)
@@ -52,12 +54,12 @@ class SmallDepthEstimator(nn.Module):
     @classmethod
     def load(cls, path: str | Path) -> "SmallDepthEstimator":
         """Read it from mini-depth.safetensors. Raises ValueError if the file holds none."""
-        path = local(path)
+        path = local_path(path)
         with torch.device("meta"):
             network = cls()
         if not holds_small_estimator(path):
             raise ValueError(f"{path.name} holds no small depth estimator: give mini-depth's file.")
-        tensors = read(path)
+        tensors = read_tensors(path)
         state = {name: tensors[DEPTH_PREFIX + name] for name in network.state_dict()}
         fill_whole(network, state, path.name)
         return network.eval().requires_grad_(False)
@@ -65,7 +67,7 @@ class SmallDepthEstimator(nn.Module):
 
 def holds_small_estimator(path: Path) -> bool:
     """Whether a file holds the mini's estimator. Reads only the header: files can be large."""
-    names = header(path) if is_safetensors(path) else {}
+    names = read_header(path) if is_safetensors(path) else {}
     with torch.device("meta"):
         needed = SmallDepthEstimator().state_dict()
     return all(DEPTH_PREFIX + name in names for name in needed)
@@ -76,6 +78,6 @@ def load_estimator(path: str | Path) -> Callable[[Tensor], Tensor]:
 
     Raises ValueError if it holds neither.
     """
-    path = local(path)
+    path = local_path(path)
     small = holds_small_estimator(path)
     return (SmallDepthEstimator if small else DepthEstimator).load(path)

@@ -139,7 +139,7 @@ SHORT.maxlist = SHORT.maxtuple = 8
 def shorten(value: object) -> str:
     """A value as Python writes it, on one line of at most 80 characters.
 
-    >>> shortened([1, "a\\n"]), len(shortened("x" * 10**6))
+    >>> shorten([1, "a\\n"]), len(shorten("x" * 10**6))
     ("[1, 'a\\\\n']", 80)
     """
     try:
@@ -152,7 +152,9 @@ def shorten(value: object) -> str:
 # ---- a dictionary against a dataclass ----------------------------------------------------------
 
 
-def build(kind: type[T], stored: object, ranges: Mapping[str, Range] = {}, part: str = "") -> T:
+def build_dataclass(
+    kind: type[T], stored: object, ranges: Mapping[str, Range] = {}, part: str = ""
+) -> T:
     """An object of the dataclass `kind`, whose fields the dictionary `stored` has.
 
     ranges: field -> the least and the most of its numbers, where it is not the usual range
@@ -175,7 +177,7 @@ def build(kind: type[T], stored: object, ranges: Mapping[str, Range] = {}, part:
     values = {}
     for name, value in stored.items():
         if is_dataclass(types[name]):
-            values[name] = build(types[name], value, ranges, name)
+            values[name] = build_dataclass(types[name], value, ranges, name)
         else:
             values[name] = tuple(value) if isinstance(value, list) else value
             check_value(name, values[name], types[name], ranges.get(name), where)
@@ -215,7 +217,7 @@ def is_of(kind: object, value: object, limits: Range | None = None) -> bool:
 
 def describe_kind(kind: object, limits: Range | None = None) -> str:
     """
-    >>> in_words(tuple[int, ...] | None)
+    >>> describe_kind(tuple[int, ...] | None)
     'a list in which each value is an integer from 1 to 1,000,000, or null'
     """
     inner = get_args(kind)

@@ -2,6 +2,8 @@
 
 import re
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 LONGEST = 1000  # characters of a message; the middle of a longer one is left out
 # Emoji and some scripts join their letters by these two; next to ASCII they only hide.
@@ -34,3 +36,15 @@ def visible(match: re.Match) -> str:
 def without_middle(text: str, longest: int) -> str:
     half = longest // 2 - 1
     return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
+
+
+@contextmanager
+def name_errors(name: str) -> Iterator[None]:
+    """Errors on what a file or folder says become sentences that begin with its name."""
+    try:
+        yield
+    except (TypeError, LookupError, ArithmeticError, AttributeError) as error:
+        wrong = f"{name} has a setting of a wrong kind: get another copy."
+        raise ValueError(one_line(wrong)) from error
+    except ValueError as error:
+        raise ValueError(one_line(f"{name} {str(error).removesuffix('.')}.")) from error

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from minisd.checkpoints.header import read_metadata
 from minisd.checkpoints.load import fill_whole
-from minisd.checkpoints.read import metadata, read
-from minisd.checkpoints.settings import RANGES, validate_config
-from minisd.checkpoints.write import write_tensors, written_whole
+from minisd.checkpoints.read import read_tensors
+from minisd.checkpoints.validate import RANGES, validate_config
+from minisd.checkpoints.write import write_tensors
 from minisd.config import WEIGHTS, ModelConfig, UNetConfig
-from minisd.files.json_files import build, parse_json
+from minisd.files.json_files import build_dataclass, parse_json
+from minisd.files.whole_files import written_whole
 from minisd.mini.captions import Scene, pick
 from minisd.mini.emoji import Emoji
 from minisd.mini.scenes import compose_scene, to_tensor
@@ -134,18 +136,18 @@ def load_unprompted(path: Path = WEIGHTS / "cats-and-dogs.safetensors") -> Unpro
 
     Raises ValueError if the file is another one, or is damaged.
     """
-    header = metadata(path)
+    header = read_metadata(path)
     if "unprompted" not in header:
         raise ValueError(
             f"{path} holds no model of cats and dogs. Give a file that "
             "`minisd train cats-and-dogs` has written."
         )
     try:
-        config = build(UNetConfig, parse_json(header["unprompted"]), RANGES)
+        config = build_dataclass(UNetConfig, parse_json(header["unprompted"]), RANGES)
         validate_config(ModelConfig(unet=config))
         with torch.device("meta"):
             network = Unprompted(config)
-        fill_whole(network, read(path), "it")
+        fill_whole(network, read_tensors(path), "it")
     except ValueError as error:
         reason = str(error).rstrip(".")
         raise ValueError(f"{path} is damaged ({reason}). Get the file again.") from error

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from minisd.checkpoints.read import metadata
+from minisd.checkpoints.header import read_metadata
 from minisd.config import WEIGHTS
 from minisd.files.json_files import check_value, parse_json
 from minisd.files.pictures import in_our_words
@@ -38,7 +38,7 @@ class Emoji:
         Raises ValueError if the file cannot be read.
         """
         try:
-            header = metadata(path)
+            header = read_metadata(path)
             with safe_open(path, framework="np") as file:
                 categories, sources = (parse_json(header[name]) for name in ("things", "styles"))
                 check_value("things", categories, dict)

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minisd.checkpoints.contents import sha256
-from minisd.checkpoints.load import Parts
+from minisd.checkpoints.checkpoint import Parts
 from minisd.checkpoints.write import save
 from minisd.config import MINI, WEIGHTS, ModelConfig
+from minisd.files.sha256 import file_sha256
 from minisd.files.whole_files import make_folder, written_whole
 from minisd.mini.emoji import Emoji
 from minisd.mini.scenes import batch, captions
@@ -163,7 +163,7 @@ def base_next_to(output: Path | None) -> None:
     if output is None:
         return
     shipped, base = WEIGHTS / "mini.safetensors", output.with_name("mini.safetensors")
-    if base.exists() and sha256(base) != sha256(shipped):
+    if base.exists() and file_sha256(base) != file_sha256(shipped):
         raise ValueError(
             f"{output} needs the shipped mini next to it, and {base} is another model. Choose "
             "another folder with -o."

@@ -15,11 +15,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from minisd.checkpoints.header import read_metadata
 from minisd.checkpoints.load import fill_whole
-from minisd.checkpoints.read import metadata, read
-from minisd.checkpoints.write import write_tensors, written_whole
+from minisd.checkpoints.read import read_tensors
+from minisd.checkpoints.write import write_tensors
 from minisd.config import MINI, WEIGHTS
 from minisd.files.json_files import check_value, parse_json
+from minisd.files.whole_files import written_whole
 from minisd.mini.captions import NAMED_COLOURS, Scene
 from minisd.mini.emoji import Emoji
 from minisd.mini.scenes import SHIFT, SMALL_WIDTH, batch, middles
@@ -165,7 +167,7 @@ def load_judge(path: Path = WEIGHTS / "judge.safetensors") -> Judge:
     Raises ValueError if the file is no judge, or is damaged.
     """
     try:
-        header, state = metadata(path), read(path)
+        header, state = read_metadata(path), read_tensors(path)
         words = [parse_json(header.get(name, "null")) for name in VOCABULARIES]
         for name, some in zip(VOCABULARIES, words, strict=True):
             check_value(name, some, tuple[str, ...])

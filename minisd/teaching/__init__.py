@@ -18,11 +18,11 @@ def official(*names: str) -> str | None:
 
     names: such as "sd15", "sd21"
     """
-    from minisd.checkpoints.registry import local
+    from minisd.checkpoints.registry import local_path
 
     for name in names:
         try:
-            local(name)
+            local_path(name)
         except ValueError:
             continue
         return name

@@ -21,7 +21,7 @@ from minisd.adapters.hypernetwork import HypernetworkMLP, attentions
 from minisd.adapters.lora import LowRankUpdate
 from minisd.adapters.textual_inversion import Word
 from minisd.checkpoints.names import model_rows
-from minisd.checkpoints.read import read
+from minisd.checkpoints.read import read_tensors
 from minisd.checkpoints.write import write_tensors
 from minisd.config import UNetConfig
 from minisd.files.whole_files import written_whole
@@ -184,7 +184,7 @@ def save_new_parts(path: Path, controlnet: ControlNet, notes: dict[str, str]) ->
 def half_trained_controlnet(sd: StableDiffusion, path: Path) -> ControlNet:
     """A copied ControlNet with the new parts of a file that save_new_parts() wrote."""
     network = copied_controlnet(sd)
-    network.load_state_dict(network.state_dict() | read(path))
+    network.load_state_dict(network.state_dict() | read_tensors(path))
     return network
 
 

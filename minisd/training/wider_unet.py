@@ -14,7 +14,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from minisd.checkpoints.settings import to_metadata
+from minisd.checkpoints.header import config_to_metadata
 from minisd.checkpoints.write import write_tensors
 from minisd.files.whole_files import written_whole
 from minisd.pipeline import StableDiffusion
@@ -71,7 +71,7 @@ def save_wider(
     """
     trained = {key: t for key, t in unet.state_dict().items() if not key.startswith(FROZEN)}
     trained = {f"unet.{key}": tensor for key, tensor in trained.items()} | dict(others)
-    settings = to_metadata(replace(sd.config, name=name, unet=unet.config), sd.tokenizer)
+    settings = config_to_metadata(replace(sd.config, name=name, unet=unet.config), sd.tokenizer)
     header = {**settings, "base": "mini.safetensors", "notes": json.dumps(notes)}
     with written_whole(path) as unfinished:
         write_tensors(unfinished, trained, header, torch.float16)

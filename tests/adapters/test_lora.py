@@ -142,10 +142,10 @@ def test_a_lora_of_rank_1_takes_the_blocks_original_names(sd, tmp_path):
 def test_a_file_that_is_no_lora_of_this_model_is_refused(
     sd, lora_files, tmp_path, change, sentence
 ):
-    from minisd.checkpoints.read import read
+    from minisd.checkpoints.read import read_tensors
 
     plain, path = drawn(sd, ["a cat"]), tmp_path / "bad.safetensors"
-    changed = change(read(lora_files[0]))
+    changed = change(read_tensors(lora_files[0]))
     save_file({key: tensor.contiguous() for key, tensor in changed.items()}, path)
     with pytest.raises(ValueError, match=sentence):
         lora(sd, path)

@@ -14,10 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import minisd
-from minisd.checkpoints import contents
-from minisd.checkpoints.contents import open_checkpoint
 from minisd.checkpoints.info import inspect_source
-from minisd.checkpoints.load import load, load_vae
+from minisd.checkpoints.load import load, load_vae, open_checkpoint
 from minisd.checkpoints.vae_file import open_vae
 from minisd.checkpoints.write import convert
 from minisd.config import VAEConfig
@@ -37,7 +35,7 @@ def one_vocabulary():
     """CLIP's, read once: it takes longer than the rest."""
     clip = cache(Tokenizer.clip)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contents.Tokenizer, "clip", clip)
+        patch.setattr(Tokenizer, "clip", clip)
         yield
 
 

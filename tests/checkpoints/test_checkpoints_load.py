@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minisd.checkpoints import contents, detect
-from minisd.checkpoints.contents import empty_networks
+from minisd.checkpoints import single_file_settings, sizes_from_tensors
+from minisd.checkpoints.checkpoint import Parts
+from minisd.checkpoints.cover import empty_networks
 from minisd.checkpoints.info import inspect_source
-from minisd.checkpoints.load import Parts, load
+from minisd.checkpoints.load import load
 from minisd.checkpoints.names import model_rows, prefixes, to_official
 from minisd.checkpoints.write import save
 from minisd.config import MINI, ModelConfig
@@ -299,7 +300,7 @@ def test_the_header_of_trained_files_tells(tensors, tmp_path, said, config):
 def test_a_published_file_is_known_by_its_sha256(tensors, tmp_path, monkeypatch, said, config):
     path = write(tmp_path / "v2.safetensors", tensors["v2"])
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(contents.PUBLISHED, digest, said)
+    monkeypatch.setitem(single_file_settings.PUBLISHED_PREDICTIONS, digest, said)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a fact, so nothing is tried and nothing reported
         assert load(path).config == config
@@ -434,7 +435,9 @@ def test_any_tensor_is_missed(tensors, monkeypatch, v1, family):
     telling = [key for key in needed if key.endswith(TELLING)]
     for key in telling + needed[:: len(needed) // 8]:
         rest = {k: v for k, v in whole.items() if k != key}
-        monkeypatch.setattr("minisd.checkpoints.contents.read", lambda path, rest=rest: rest)
+        monkeypatch.setattr(
+            "minisd.checkpoints.single_file.read_tensors", lambda path, rest=rest: rest
+        )
         with pytest.raises(ValueError, match=re.escape(key)):
             load(v1, prediction="eps")
 
@@ -513,13 +516,13 @@ def text_of_width(family: str, width: int, layers: int) -> tuple[dict[str, Tenso
 
 
 def test_at_the_published_widths_only_the_published_numbers_of_text_layers_are_taken():
-    assert detect.text_v1_sizes(*text_of_width("v1", 768, 12)).layers == 12
-    assert detect.text_v2_sizes(*text_of_width("v2", 1024, 24)).layers == 23
-    assert detect.text_v2_sizes(*text_of_width("v2", 1024, 23)).layers == 23
+    assert sizes_from_tensors.text_v1_sizes(*text_of_width("v1", 768, 12)).layers == 12
+    assert sizes_from_tensors.text_v2_sizes(*text_of_width("v2", 1024, 24)).layers == 23
+    assert sizes_from_tensors.text_v2_sizes(*text_of_width("v2", 1024, 23)).layers == 23
     with pytest.raises(ValueError, match=r"holds 11 text layers .* where 12, .* get another copy"):
-        detect.text_v1_sizes(*text_of_width("v1", 768, 11))
+        sizes_from_tensors.text_v1_sizes(*text_of_width("v1", 768, 11))
     with pytest.raises(ValueError, match=r"holds 22 text layers .* where 23 or 24, "):
-        detect.text_v2_sizes(*text_of_width("v2", 1024, 22))
+        sizes_from_tensors.text_v2_sizes(*text_of_width("v2", 1024, 22))
 
 
 def test_a_part_that_is_absent_is_named(tensors, tmp_path):

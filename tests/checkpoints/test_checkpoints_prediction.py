@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import minisd
-from minisd.checkpoints import contents
-from minisd.checkpoints.contents import open_checkpoint
+from minisd.checkpoints import single_file_settings
+from minisd.checkpoints.checkpoint import Parts
+from minisd.checkpoints.guess_prediction import likeness_to_noise, try_prediction
 from minisd.checkpoints.info import inspect_source
-from minisd.checkpoints.load import Parts, likeness_to_noise, load, try_prediction
+from minisd.checkpoints.load import load, open_checkpoint
 from minisd.checkpoints.write import convert
 from minisd.schedule import Schedule
 from minisd.tokenizer import Tokenizer
@@ -31,7 +32,7 @@ def one_vocabulary():
     """CLIP's, read once: it takes longer than the rest."""
     clip = cache(Tokenizer.clip)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contents.Tokenizer, "clip", clip)
+        patch.setattr(Tokenizer, "clip", clip)
         yield
 
 
@@ -282,7 +283,7 @@ def test_the_published_v2_yaml_is_read_whole(write):
 def test_a_published_sha256_comes_before_the_yaml(write, monkeypatch):
     path = write(yaml=yaml("parameterization: eps"), family="v2")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(contents.PUBLISHED, digest, "v")
+    monkeypatch.setitem(single_file_settings.PUBLISHED_PREDICTIONS, digest, "v")
     assert said(path) == ("v", "its sha256, a published file's")
 
 

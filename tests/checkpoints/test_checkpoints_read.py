@@ -16,7 +16,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from minisd.checkpoints.read import metadata, read, size_in_words, unpickle
+from minisd.checkpoints.first_bytes import size_in_words
+from minisd.checkpoints.header import read_metadata
+from minisd.checkpoints.pickles import unpickle
+from minisd.checkpoints.read import read_tensors
 
 WEIGHTS = {
     "conv.weight": torch.randn(4, 3, 3, 3),
@@ -42,7 +45,7 @@ SAVES = pytest.mark.parametrize("save", [save_zip, save_old])
 def refusal(path: Path) -> str:
     """The error that read() raises: one line that names the file."""
     with pytest.raises(ValueError) as caught:
-        read(path)
+        read_tensors(path)
     message = str(caught.value)
     assert "\n" not in message
     assert path.name in message
@@ -62,32 +65,32 @@ def assert_same(ours: dict, theirs: dict) -> None:
 def test_safetensors_are_read_as_stored(tmp_path):
     path = tmp_path / "a.safetensors"
     save_file(WEIGHTS, path, {"said": "by whom"})
-    assert_same(dict(sorted(read(path).items())), dict(sorted(WEIGHTS.items())))
-    assert metadata(path) == {"said": "by whom"}
+    assert_same(dict(sorted(read_tensors(path).items())), dict(sorted(WEIGHTS.items())))
+    assert read_metadata(path) == {"said": "by whom"}
 
 
 @SAVES
 @pytest.mark.parametrize("outer", [False, True])
 def test_pickles_are_read_with_and_without_an_outer_state_dict(tmp_path, save, outer):
     content = {"state_dict": WEIGHTS, "optimizer_states": [WEIGHTS]} if outer else WEIGHTS
-    assert_same(read(save(content, tmp_path / "a.ckpt")), WEIGHTS)
-    assert metadata(tmp_path / "a.ckpt") == {}
+    assert_same(read_tensors(save(content, tmp_path / "a.ckpt")), WEIGHTS)
+    assert read_metadata(tmp_path / "a.ckpt") == {}
 
 
 def test_the_first_bytes_count_and_not_the_name(tmp_path):
     save_file(WEIGHTS, tmp_path / "a.ckpt")
-    assert set(read(tmp_path / "a.ckpt")) == set(WEIGHTS)
+    assert set(read_tensors(tmp_path / "a.ckpt")) == set(WEIGHTS)
 
 
 def test_nested_tensors_are_named_by_their_path(tmp_path):
     vector = torch.randn(2, 8)
     parameters = torch.nn.ParameterDict({"*": torch.nn.Parameter(vector)})
     word = save_zip({"string_to_param": parameters, "name": "cat-toy"}, tmp_path / "word.pt")
-    assert_same(read(word), {"string_to_param.*": vector})
+    assert_same(read_tensors(word), {"string_to_param.*": vector})
     layers = ({"linear.0.weight": vector}, {"linear.0.weight": vector + 1})
     network = save_zip({768: layers, "step": 100}, tmp_path / "hypernetwork.pt")
     named = {"768.0.linear.0.weight": vector, "768.1.linear.0.weight": vector + 1}
-    assert_same(read(network), named)
+    assert_same(read_tensors(network), named)
 
 
 def test_sizes_in_words():
@@ -136,7 +139,7 @@ def test_leftovers_of_training_frameworks_are_passed_over(tmp_path, save, lightn
     path = save({"state_dict": OrderedDict(WEIGHTS), **left}, tmp_path / "a.ckpt")
     for module in ("pytorch_lightning.callbacks.model_checkpoint", "omegaconf.dictconfig"):
         monkeypatch.delitem(sys.modules, module)
-    assert_same(read(path), WEIGHTS)
+    assert_same(read_tensors(path), WEIGHTS)
     assert unpickle(path)["attributes"] == {"a": 1}
     assert unpickle(path)["losses"] == {"val": [1.0]}
 
@@ -189,7 +192,7 @@ def test_a_bare_pickle_that_would_run_code_is_refused(tmp_path, protocol):
 @SAVES
 def test_a_stand_in_runs_nothing_whatever_it_is_called(tmp_path, save):
     path = save({"state_dict": WEIGHTS, "x": numpy_save(tmp_path / "ran")}, tmp_path / "a.ckpt")
-    assert_same(read(path), WEIGHTS)
+    assert_same(read_tensors(path), WEIGHTS)
     assert not list(tmp_path.glob("ran*"))
 
 
@@ -276,7 +279,7 @@ def test_a_hostile_safetensors_header_ends_in_one_sentence(tmp_path, text, says)
     path.write_bytes(len(text).to_bytes(8, "little") + text.encode() + bytes(8))
     assert says in refusal(path)
     with pytest.raises(ValueError, match=re.escape(says)):
-        metadata(path)
+        read_metadata(path)
 
 
 @SAVES

@@ -14,12 +14,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import minisd
 from minisd.checkpoints import folder_settings
-from minisd.checkpoints.contents import open_checkpoint
 from minisd.checkpoints.folder_settings import text_config, unet_config, vae_config
+from minisd.checkpoints.folder_tokenizer import write_tokenizer
+from minisd.checkpoints.header import read_metadata
 from minisd.checkpoints.known_settings import KnownSettings
-from minisd.checkpoints.load import load
-from minisd.checkpoints.read import metadata
-from minisd.checkpoints.tokenizer_folder import write_tokenizer
+from minisd.checkpoints.load import load, open_checkpoint
 from minisd.checkpoints.write import convert
 from minisd.tokenizer import Tokenizer
 from tests.helpers.checkpoint_files import V1, V2, pipeline
@@ -29,8 +28,8 @@ from tests.helpers.side_by_side import relative_error
 FLOAT32 = 1e-4  # largest error over the reference's spread
 CLASSES = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextConfig}
 READERS = {"unet": unet_config, "vae": vae_config, "text_encoder": text_config}
-TABLES = folder_settings.TABLES
-OTHERS = (folder_settings.INDEX, folder_settings.OURS)
+TABLES = folder_settings.PART_TABLES
+OTHERS = (folder_settings.INDEX_TABLE, folder_settings.OUR_TABLE)
 
 
 # ---- the tables ------------------------------------------------------------------------------
@@ -386,7 +385,7 @@ def test_the_text_transformer_decides_the_family_and_no_flag_of_the_unet(
 def test_the_mini_drawn_from_a_converted_folder_is_the_mini(tmp_path):
     convert("mini", tmp_path / "folder")
     convert(tmp_path / "folder", tmp_path / "a.safetensors")
-    assert "minisd" in metadata(tmp_path / "a.safetensors")
+    assert "minisd" in read_metadata(tmp_path / "a.safetensors")
     mini = minisd.load("mini")
     for path in (tmp_path / "folder", tmp_path / "a.safetensors"):
         again = minisd.load(path)

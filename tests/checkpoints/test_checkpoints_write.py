@@ -17,10 +17,9 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minisd.checkpoints.contents import open_checkpoint
+from minisd.checkpoints.header import read_metadata
 from minisd.checkpoints.info import inspect_source
-from minisd.checkpoints.load import load
-from minisd.checkpoints.read import metadata
+from minisd.checkpoints.load import load, open_checkpoint
 from minisd.checkpoints.write import convert, save
 from minisd.config import ModelConfig
 from minisd.pipeline import StableDiffusion
@@ -309,7 +308,7 @@ def test_saving_again_replaces_the_file_only_when_the_new_one_is_whole(
         save(path, parts, notes={"step": "2"})
     assert path.read_bytes() == whole
     save(path, parts, notes={"step": "2"})
-    assert metadata(path)["step"] == "2"
+    assert read_metadata(path)["step"] == "2"
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(ValueError, match="is a folder"):
         save(tmp_path, parts)

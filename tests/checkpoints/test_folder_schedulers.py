@@ -13,15 +13,15 @@ import diffusers
 import pytest
 import torch
 
-from minisd.checkpoints import scheduler_settings
-from minisd.checkpoints.scheduler_settings import (
+from minisd.checkpoints import folder_scheduler
+from minisd.checkpoints.folder_scheduler import (
     CLASS_OF,
-    FILE,
+    SCHEDULER_FILE,
     SCHEDULER_SETTINGS,
     sampler_and_schedule,
     scheduler_json,
 )
-from minisd.checkpoints.settings import from_metadata, to_metadata
+from minisd.checkpoints.header import config_from_metadata, config_to_metadata
 from minisd.config import ModelConfig, ScheduleConfig
 from minisd.guidance import guided_denoiser
 from minisd.samplers import SAMPLERS
@@ -258,7 +258,7 @@ def test_every_class_of_a_stable_diffusion_pipeline_is_known_or_refused_by_name(
     for name in [*compatible, "LCMScheduler", "TCDScheduler", "FlowMatchEulerDiscreteScheduler"]:
         stored = said("plms", _class_name=name)
         if name in SCHEDULER_SETTINGS:
-            assert sampler_and_schedule(stored, {}, 4)[0] == scheduler_settings.SAMPLER_OF[name]
+            assert sampler_and_schedule(stored, {}, 4)[0] == folder_scheduler.SAMPLER_OF[name]
         else:
             way_out = (
                 "LCM model" if name == "LCMScheduler" else f"{name}, which minisd lacks: write"
@@ -344,7 +344,7 @@ REFUSED = [
 def test_what_minisd_lacks_is_refused_by_name(name, told, named):
     message = refusal(said(name, **told))
     assert f"{named} " in message or f"{named}:" in message
-    assert FILE in message
+    assert SCHEDULER_FILE in message
 
 
 def test_skip_prk_steps_is_false_where_it_is_absent():
@@ -423,7 +423,7 @@ def test_the_original_walk_is_written_as_what_diffusers_calls_the_same(sampler, 
 def test_a_classs_settings_survive_in_the_header_of_our_own_files():
     schedule = ScheduleConfig(spacing="trailing", karras=True, betas=(0.1, 0.2), timesteps=2)
     config = ModelConfig(schedule=schedule, sampler="heun")
-    again, _ = from_metadata(to_metadata(config, Tokenizer.clip()))
+    again, _ = config_from_metadata(config_to_metadata(config, Tokenizer.clip()))
     assert again == config and asdict(again) == asdict(config)
 
 

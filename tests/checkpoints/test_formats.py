@@ -15,12 +15,12 @@ from docs.make.formats_page import PAGE, page
 from minisd.adapters.controlnet import ControlNet
 from minisd.adapters.lora import lora
 from minisd.adapters.vae_file import swap_vae
-from minisd.checkpoints.known_settings import REQUIRED, tables
-from minisd.checkpoints.read import read
+from minisd.checkpoints.known_settings import REQUIRED, settings_tables
+from minisd.checkpoints.read import read_tensors
 from minisd.checkpoints.write import convert
 from minisd.config import WEIGHTS
 
-TABLES = tables()
+TABLES = settings_tables()
 FIXED = [(name, setting) for name, table in TABLES.items() for setting in table.fixed]
 FOLDER = [
     *("model_index.json", "minisd.json", "unet/config.json", "vae/config.json"),
@@ -124,7 +124,7 @@ def test_a_lora_with_an_unknown_setting_is_refused(tmp_path):
 
 
 def test_a_controlnet_with_an_unknown_setting_is_refused(tmp_path):
-    tensors = read(WEIGHTS / "mini-edges.safetensors")
+    tensors = read_tensors(WEIGHTS / "mini-edges.safetensors")
     config = minisd.load("mini").config.unet
     save_file(tensors, tmp_path / "edges.safetensors")
     ControlNet.load(tmp_path / "edges.safetensors", config)

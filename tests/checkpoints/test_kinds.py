@@ -1,6 +1,6 @@
 """What a file is: all kinds, given to all readers. Names come from the programs that write them.
 
-kinds.txt has names as their sources state them (kinds.json says which). Where the program is
+kinds.txt has names as their sources state them (file_kinds.json says which). Where the program is
 installed, it makes the names itself: PEFT, diffusers and transformers, on the meta device.
 """
 
@@ -38,11 +38,10 @@ from minisd.adapters.hypernetwork import hypernetwork
 from minisd.adapters.lora import lora
 from minisd.adapters.textual_inversion import textual_inversion
 from minisd.adapters.vae_file import swap_vae
-from minisd.checkpoints import kinds
-from minisd.checkpoints.detect import kind
+from minisd.checkpoints import file_kinds
+from minisd.checkpoints.file_kinds import MODEL_KIND, UNKNOWN_KIND, kind_of_tensors
 from minisd.checkpoints.info import inspect_source
-from minisd.checkpoints.kinds import MODEL_KIND, UNKNOWN
-from minisd.checkpoints.read import read
+from minisd.checkpoints.read import read_tensors
 from minisd.config import WEIGHTS
 from minisd.depth.dpt import DepthEstimator
 from minisd.depth.dpt_names import to_ours
@@ -104,14 +103,14 @@ def tensors_of(shapes):
 
 @pytest.mark.parametrize(("name", "n"), CASES)
 def test_every_kind_is_called_by_its_name(name, n):
-    assert kind(tensors_of(EXAMPLES[name][n])) == name
+    assert kind_of_tensors(tensors_of(EXAMPLES[name][n])) == name
 
 
 def test_every_kind_has_an_example_and_a_source():
-    written = {entry.name for entry in kinds.KNOWN_KINDS}
+    written = {entry.name for entry in file_kinds.KNOWN_KINDS}
     assert written == EXAMPLES.keys() | set(SHIPPED.values()) | BY_OTHERS
     listed = json.loads(
-        (WEIGHTS.parent / "minisd/checkpoints/kinds.json").read_text(encoding="utf-8")
+        (WEIGHTS.parent / "minisd/checkpoints/file_kinds.json").read_text(encoding="utf-8")
     )
     assert all("from" in one or "use" in one for one in listed)
     assert {key for one in listed for key in one} == {
@@ -128,8 +127,8 @@ def test_every_kind_has_an_example_and_a_source():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_files_are_called_by_their_names(name):
-    assert kind(read(WEIGHTS / f"{name}.safetensors")) == SHIPPED[name]
-    assert kind(read(WEIGHTS / "mini-sepia.pt")) == "hypernetwork"
+    assert kind_of_tensors(read_tensors(WEIGHTS / f"{name}.safetensors")) == SHIPPED[name]
+    assert kind_of_tensors(read_tensors(WEIGHTS / "mini-sepia.pt")) == "hypernetwork"
 
 
 # ---- what other programs write ---------------------------------------------------------------
@@ -166,7 +165,7 @@ PEFTS = {
 @pytest.mark.parametrize("name", PEFTS)
 def test_what_peft_writes_is_called_by_its_name(name):
     model = get_peft_model(nn.ModuleDict({"attn1": Attention()}), PEFTS[name])
-    assert kind(get_peft_model_state_dict(model)) == name.strip()
+    assert kind_of_tensors(get_peft_model_state_dict(model)) == name.strip()
 
 
 def unet(**settings):
@@ -243,7 +242,7 @@ BY_OTHERS = {name.strip() for name in [*PEFTS, *THEIRS]}
 def test_what_diffusers_and_transformers_write_is_called_by_its_name(name):
     with torch.device("meta"):
         network = THEIRS[name]()
-    assert kind(network.state_dict()) == name.strip()
+    assert kind_of_tensors(network.state_dict()) == name.strip()
 
 
 # ---- all kinds, given to all readers ---------------------------------------------------------
@@ -262,7 +261,7 @@ READERS = {
     "hypernetwork": hypernetwork,
     "VAE": swap_vae,
     "ControlNet": lambda sd, path: ControlNet.load(path),
-    "depth estimator": lambda sd, path: to_ours(read(path), ESTIMATOR, path.name),
+    "depth estimator": lambda sd, path: to_ours(read_tensors(path), ESTIMATOR, path.name),
     "classifier of latents": lambda sd, path: load_classifier(path),
 }
 WAY_OUT = {
@@ -324,7 +323,7 @@ def test_an_estimator_is_not_read_from_a_lora():
 def test_a_file_of_unknown_kind_is_said_to_be_unknown(sd, tmp_path):
     path = tmp_path / "odd.safetensors"
     save_file({f"layer.{n}.weight": torch.zeros(2, 2) for n in range(5)}, path)
-    assert kind(read(path)) == UNKNOWN
+    assert kind_of_tensors(read_tensors(path)) == UNKNOWN_KIND
     for wanted in (MODEL_KIND, "VAE", "ControlNet"):
         with pytest.raises(ValueError, match=r"no .*unknown here.* holds layer\.0\.weight, layer"):
             READERS[wanted](sd, path)
@@ -362,9 +361,9 @@ LEFT_IN_MODELS = (  # by trainers and converters
 def test_whole_models_are_models():
     for config in (V1, V2):
         tensors = single_file(original(config)) | tensors_of(dict.fromkeys(LEFT_IN_MODELS, (4,)))
-        assert kind(tensors) == kind(list(tensors)) == MODEL_KIND
+        assert kind_of_tensors(tensors) == kind_of_tensors(list(tensors)) == MODEL_KIND
         without = {key: t for key, t in tensors.items() if not key.startswith("first_stage")}
-        assert kind(without) == MODEL_KIND  # load() says what it lacks
+        assert kind_of_tensors(without) == MODEL_KIND  # load() says what it lacks
 
 
 @pytest.mark.parametrize("settings", [{}, {"cross_attention_dim": 1024}])
@@ -375,16 +374,20 @@ def test_a_lora_of_every_layer_of_the_published_models_is_plain(settings):
         network = get_peft_model(network, LoraConfig(r=2, target_modules=layers))
     tensors = get_peft_model_state_dict(network)
     assert len(tensors) == 2 * len(layers) > 500
-    assert kind(tensors) == "LoRA"
+    assert kind_of_tensors(tensors) == "LoRA"
     plain = {key.removeprefix("base_model.model."): value for key, value in tensors.items()}
-    assert kind(plain) == kind({f"unet.{key}": value for key, value in plain.items()}) == "LoRA"
+    assert (
+        kind_of_tensors(plain)
+        == kind_of_tensors({f"unet.{key}": value for key, value in plain.items()})
+        == "LoRA"
+    )
     halves = {"lora_A": "lora_down", "lora_B": "lora_up"}
     kohya = {}
     for key, value in plain.items():
         layer, half, _ = key.rsplit(".", 2)
         kohya[f"lora_unet_{layer.replace('.', '_')}.{halves[half]}.weight"] = value
         kohya[f"lora_unet_{layer.replace('.', '_')}.alpha"] = torch.tensor(2.0)
-    assert kind(kohya) == "LoRA"
+    assert kind_of_tensors(kohya) == "LoRA"
 
 
 def test_a_hypernetwork_with_its_optimizer_is_one():
@@ -393,11 +396,11 @@ def test_a_hypernetwork_with_its_optimizer_is_one():
         "768.1.linear.0.weight",
         "optimizer_state_dict.state.0.exp_avg",
     ]
-    assert kind(names) == "hypernetwork"
+    assert kind_of_tensors(names) == "hypernetwork"
 
 
 def test_a_training_checkpoint_of_a_word_is_a_word():
-    assert kind(["string_to_param.*", "string_to_token.*"]) == "textual inversion"
+    assert kind_of_tensors(["string_to_param.*", "string_to_token.*"]) == "textual inversion"
 
 
 # ---- files without tensors for us ------------------------------------------------------------
@@ -483,4 +486,4 @@ def test_no_header_of_safetensors_looks_like_another_format(tmp_path):
         text = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
         path = tmp_path / "a.safetensors"
         path.write_bytes(length.to_bytes(8, "little") + text + bytes(4))
-        assert list(read(path)) == ["a"]
+        assert list(read_tensors(path)) == ["a"]

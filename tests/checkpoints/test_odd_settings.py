@@ -22,17 +22,20 @@ from safetensors.torch import save_file
 
 from minisd.adapters import classifier, hypernetwork
 from minisd.checkpoints import (
-    contents,
     controlnet_settings,
     folder_settings,
     lora_settings,
-    prediction,
+    single_file_settings,
     vae_file,
 )
-from minisd.checkpoints.settings import from_metadata, naming, validate_config
-from minisd.checkpoints.tokenizer_folder import read_tokenizer, write_tokenizer
+from minisd.checkpoints.cover import empty_networks
+from minisd.checkpoints.folder import shard_files
+from minisd.checkpoints.folder_tokenizer import read_tokenizer, write_tokenizer
+from minisd.checkpoints.header import config_from_metadata
+from minisd.checkpoints.validate import validate_config
 from minisd.config import MINI, SD15, ModelConfig
 from minisd.files.json_files import read_json
+from minisd.files.one_line import name_errors
 from minisd.mini import cats_and_dogs, judge
 from minisd.tokenizer import AddedWord, Tokenizer
 from minisd.training import run_folder as folder
@@ -69,21 +72,23 @@ def text_of(stored: object) -> str:
 
 
 def read_header(stored: object, path: Path) -> None:
-    with naming("a.safetensors"):
-        config, _ = from_metadata({"minisd": text_of(stored), "tokenizer": words().to_json()})
-        contents.empty_networks(validate_config(config))
+    with name_errors("a.safetensors"):
+        config, _ = config_from_metadata(
+            {"minisd": text_of(stored), "tokenizer": words().to_json()}
+        )
+        empty_networks(validate_config(config))
 
 
 def read_header_words(stored: object, path: Path) -> None:
-    with naming("a.safetensors"):
-        from_metadata({"minisd": json.dumps(asdict(MINI)), "tokenizer": text_of(stored)})
+    with name_errors("a.safetensors"):
+        config_from_metadata({"minisd": json.dumps(asdict(MINI)), "tokenizer": text_of(stored)})
     Tokenizer.load(written(stored, path / "tokenizer.json"))
 
 
 @cache
 def model_folder() -> dict[str, object]:
     config = replace(V1, text=replace(V1.text, vocab_size=522))
-    files = folder_settings.to_folder(config, words())
+    files = folder_settings.folder_json_files(config, words())
     files["model_index.json"] |= {"_note": "x"}
     files["minisd.json"] = {"cfg_scale": 3.0}
     return json.loads(json.dumps(files))
@@ -92,7 +97,7 @@ def model_folder() -> dict[str, object]:
 def read_folder(stored: dict[str, object], path: Path) -> None:
     for name, settings in stored.items():
         written(settings, path / name)
-    contents.empty_networks(folder_settings.from_folder(path))
+    empty_networks(folder_settings.config_from_folder(path))
     folder_settings.absent_sizes(path)
 
 
@@ -123,37 +128,39 @@ def read_words(stored: dict[str, object], path: Path) -> None:
 
 def read_vae(stored: object, path: Path) -> None:
     file = written(stored, path / "config.json")
-    with naming("vae"):
-        config = vae_file.stated_config(file, required=True, layout="diffusers")
-        contents.empty_networks(validate_config(ModelConfig(vae=config)))
+    with name_errors("vae"):
+        config = vae_file.read_stated_config(file, required=True, layout="diffusers")
+        empty_networks(validate_config(ModelConfig(vae=config)))
 
 
 def read_yaml(stored: object, path: Path) -> None:
     (path / "a.yaml").write_text(yaml.safe_dump(stored), encoding="utf-8")
-    with naming("a.ckpt"):
-        said = prediction.yaml_settings(path / "a.yaml", SD15)
-        config = prediction.with_yaml_unet(prediction.with_yaml_numbers(SD15, said), said)
-        prediction.statements_in(said, "a.yaml")
-        contents.empty_networks(validate_config(config))
+    with name_errors("a.ckpt"):
+        said = single_file_settings.yaml_settings(path / "a.yaml", SD15)
+        config = single_file_settings.with_yaml_unet(
+            single_file_settings.with_yaml_numbers(SD15, said), said
+        )
+        single_file_settings.statements_in(said, "a.yaml")
+        empty_networks(validate_config(config))
 
 
 def read_control_yaml(stored: object, path: Path) -> None:
     (path / "a.yaml").write_text(yaml.safe_dump(stored), encoding="utf-8")
-    with naming("a.pth"):
+    with name_errors("a.pth"):
         config, _ = controlnet_settings.settings_from_yaml(path / "a.yaml")
-        contents.empty_networks(validate_config(ModelConfig(unet=config)))
+        empty_networks(validate_config(ModelConfig(unet=config)))
 
 
 def read_control_json(stored: object, path: Path) -> None:
     stored = read_json(written(stored, path / "config.json"))
-    with naming("a.safetensors"):
+    with name_errors("a.safetensors"):
         config, _ = controlnet_settings.settings_from_json(stored, None)
-        contents.empty_networks(validate_config(ModelConfig(unet=config)))
+        empty_networks(validate_config(ModelConfig(unet=config)))
 
 
 def read_control_header(stored: dict[str, object], path: Path) -> None:
     header = {name: text_of(settings) for name, settings in stored.items()}
-    with naming("a.safetensors"):
+    with name_errors("a.safetensors"):
         controlnet_settings.settings_from_header(header)
 
 
@@ -162,12 +169,12 @@ def read_peft(stored: object, path: Path) -> None:
     header = {"lora_adapter_metadata": text_of(stored)}
     save_file({"a": torch.zeros(1)}, path / "adapter_model.safetensors", header)
     for _, settings in lora_settings.read_lora_settings(path / "adapter_model.safetensors", ["a"]):
-        with naming("adapter_model.safetensors"):
+        with name_errors("adapter_model.safetensors"):
             settings.alpha_of("unet.down_blocks.0.attn1.to_q", 4)
 
 
 def read_hypernetwork(stored: object, path: Path) -> None:
-    with naming("a.pt"):
+    with name_errors("a.pt"):
         hypernetwork.parse_settings(json.loads(json.dumps(stored)))
 
 
@@ -178,7 +185,7 @@ def read_log(stored: list, path: Path) -> None:
 
 
 def read_index(stored: object, path: Path) -> None:
-    contents.shards(written(stored, path / "model.safetensors.index.json"))
+    shard_files(written(stored, path / "model.safetensors.index.json"))
 
 
 def read_network(load: Callable, name: str, stored: dict, path: Path) -> None:

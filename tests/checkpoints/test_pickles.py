@@ -18,10 +18,12 @@ import pytest
 import torch
 from torch.serialization import get_safe_globals
 
-from minisd.checkpoints.contents import cover_part, weight_files
+from minisd.checkpoints.cover import cover_network
+from minisd.checkpoints.folder import weight_files
 from minisd.checkpoints.load import fill
 from minisd.checkpoints.names import Row
-from minisd.checkpoints.read import named_tensors, read, unpickle
+from minisd.checkpoints.pickles import unpickle
+from minisd.checkpoints.read import named_tensors, read_tensors
 
 NUMBERS = torch.arange(12, dtype=torch.float32)
 REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
@@ -38,7 +40,7 @@ def refusal(path: Path) -> str:
     """The error that read() raises: one line that names the file, within 5 seconds."""
     began = time.monotonic()
     with pytest.raises(ValueError) as caught:
-        read(path)
+        read_tensors(path)
     assert time.monotonic() - began < 5
     message = str(caught.value)
     assert "\n" not in message
@@ -172,10 +174,12 @@ def test_a_hostile_program_ends_in_one_sentence(tmp_path, program):
 
 
 def test_the_parts_of_programs_above_make_good_ones(tmp_path):
-    assert torch.equal(read(with_pickle(tmp_path / "a.ckpt", under_name(tensor())))["w"], NUMBERS)
+    assert torch.equal(
+        read_tensors(with_pickle(tmp_path / "a.ckpt", under_name(tensor())))["w"], NUMBERS
+    )
     turned = under_name(tensor((3, 2), (1, 6), 2))
     expected = NUMBERS.as_strided((3, 2), (1, 6), 2)
-    assert torch.equal(read(with_pickle(tmp_path / "b.ckpt", turned))["w"], expected)
+    assert torch.equal(read_tensors(with_pickle(tmp_path / "b.ckpt", turned))["w"], expected)
 
 
 # ---- archives --------------------------------------------------------------------------------
@@ -203,7 +207,7 @@ METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.
 
 
 def assert_as_saved(path: Path, expected: dict) -> None:
-    found = read(path)
+    found = read_tensors(path)
     assert list(found) == list(expected)
     for key, tensor in expected.items():
         assert found[key].dtype == tensor.dtype
@@ -227,7 +231,7 @@ def test_a_good_file_packed_again_is_read_bit_for_bit(tmp_path, method):
 @pytest.mark.skipif(sys.platform == "win32", reason="a mapped file cannot be written there")
 def test_tensors_stay_mapped_to_a_file_that_is_not_packed(tmp_path):
     path = save(tmp_path / "a.ckpt", {"w": torch.full((1000,), 7.0)})
-    tensor = read(path)["w"]
+    tensor = read_tensors(path)["w"]
     changed = path.read_bytes().replace(torch.tensor(7.0).numpy().tobytes(), bytes(4))
     with open(path, "r+b") as file:  # the same file: its mapping sees it
         file.write(changed)
@@ -398,7 +402,7 @@ def test_an_old_file_that_contradicts_itself_ends_in_one_sentence(tmp_path, wher
     parts[3] = pickled(under_name(tensor(stored=b"(" + OLD_STORAGE + integer(12) + b"NtQ")))
     parts[4] = pickled(b"]" + text("0") + b"a")
     (tmp_path / "a.bin").write_bytes(b"".join(parts))
-    assert torch.equal(read(tmp_path / "a.bin")["w"], NUMBERS)
+    assert torch.equal(read_tensors(tmp_path / "a.bin")["w"], NUMBERS)
     parts[where] = program if where == 5 else pickled(program)
     (tmp_path / "a.bin").write_bytes(b"".join(parts))
     refusal(tmp_path / "a.bin")
@@ -442,7 +446,7 @@ def test_links_lead_to_files_or_to_a_sentence(tmp_path):
             (tmp_path / name).symlink_to(target)
     except OSError:
         pytest.skip("links may not be made here")
-    assert torch.equal(read(tmp_path / "good")["w"], NUMBERS)
+    assert torch.equal(read_tensors(tmp_path / "good")["w"], NUMBERS)
     refusal(tmp_path / "broken")
     refusal(tmp_path / "round")
 
@@ -450,7 +454,7 @@ def test_links_lead_to_files_or_to_a_sentence(tmp_path):
 def test_a_folder_and_a_name_that_is_too_long_are_refused(tmp_path):
     refusal(tmp_path)
     with pytest.raises(ValueError, match="check the path"):
-        read(tmp_path / ("a" * 5000))
+        read_tensors(tmp_path / ("a" * 5000))
 
 
 # ---- containers ------------------------------------------------------------------------------
@@ -472,9 +476,9 @@ def test_a_container_may_be_there_twice_but_not_without_end():
 def test_one_tensor_may_not_stand_for_terabytes(tmp_path):
     tensor = torch.zeros(25_000_000)
     few = save(tmp_path / "few.ckpt", dict.fromkeys("abc", tensor))
-    assert set(read(few)) == set("abc")
+    assert set(read_tensors(few)) == set("abc")
     grown = save(tmp_path / "grown.ckpt", {"w": torch.ones(1).expand(1000, 1000)})
-    assert torch.equal(read(grown)["w"], torch.ones(1000, 1000))
+    assert torch.equal(read_tensors(grown)["w"], torch.ones(1000, 1000))
     many = save(tmp_path / "many.ckpt", dict.fromkeys(map(str, range(1000)), tensor))
     assert "too many names" in refusal(many)
 
@@ -530,13 +534,13 @@ def test_another_threads_classes_stay_allowed(tmp_path):
 
 @pytest.mark.parametrize("tensor", [torch.arange(12), torch.ones(12) > 0], ids=["int", "bool"])
 def test_integers_are_read_but_are_no_weights(tmp_path, tensor):
-    assert torch.equal(read(save(tmp_path / "a.pt", {"weight": tensor}))["weight"], tensor)
+    assert torch.equal(read_tensors(save(tmp_path / "a.pt", {"weight": tensor}))["weight"], tensor)
     network = torch.nn.ModuleDict({"x": torch.nn.Linear(4, 3, bias=False)})
     held = {"x.weight": tensor.reshape(3, 4)}
     with pytest.raises(ValueError, match="which weights are not"):
         fill(network, held, "cpu", torch.float32, "a.pt")
     with pytest.raises(ValueError, match="1 not of real numbers"):
-        cover_part(held, network, [Row("x", "x", "x")], "original", "a.pt")
+        cover_network(held, network, [Row("x", "x", "x")], "original", "a.pt")
 
 
 SHARDS = ["../a.safetensors", "/etc/a", "b/a.bin", "b\\a.bin", "C:a.bin", "..", ".", "", "a\0b", 7]

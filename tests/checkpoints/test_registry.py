@@ -48,7 +48,7 @@ def test_what_is_there_is_not_asked_for_again(hub, monkeypatch):
     hub.asked.clear()
     assert download("some", hub.endpoint) == path
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert download("some") == path == official.local("some")
+    assert download("some") == path == official.local_path("some")
     assert hub.asked == []
 
 
@@ -82,7 +82,7 @@ def test_a_wrong_file_is_deleted(hub, tmp_path):
 
 def test_where_no_sha256_is_published_the_first_is_noted(hub, monkeypatch):
     monkeypatch.setitem(OFFICIAL, "some", replace(OFFICIAL["some"], sha256=None))
-    assert "unknown: it will be noted" in official.about("some")
+    assert "unknown: it will be noted" in official.describe_official("some")
     path = download("some", hub.endpoint)
     note = path.parent / "source.json"
     assert json.loads(note.read_text(encoding="utf-8"))["sha256"] == SHA256
@@ -104,7 +104,7 @@ def test_where_no_sha256_is_published_the_first_is_noted(hub, monkeypatch):
 def test_the_commit_that_is_known_is_asked_for(hub, monkeypatch):
     pinned = replace(OFFICIAL["some"], revisions={"first/gone": "0ff1ce", "second/here": "c0ffee"})
     monkeypatch.setitem(OFFICIAL, "some", pinned)
-    assert "first/gone at 0ff1ce or second/here at c0ffee" in official.about("some")
+    assert "first/gone at 0ff1ce or second/here at c0ffee" in official.describe_official("some")
     hub.files = {"/second/here/resolve/c0ffee/some.ckpt": CONTENT}
     assert download("some", hub.endpoint).read_bytes() == CONTENT
     asked = [path for _, path, _ in hub.asked]
@@ -191,7 +191,7 @@ def test_a_kill_between_the_file_and_its_note_loses_neither(hub, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(official.os, "replace", die_at_the_second)
         download("some", hub.endpoint)
-    path = official.local("some")
+    path = official.local_path("some")
     assert not path.with_name("source.json").exists()
     assert download("some", hub.endpoint) == path
     assert json.loads(path.with_name("source.json").read_text(encoding="utf-8"))["sha256"] == SHA256

@@ -474,7 +474,7 @@ def test_a_damaged_note_is_one_sentence_or_does_no_harm(hub, folder, monkeypatch
 
 def test_a_folder_in_the_place_of_the_file_is_refused(hub, folder):
     (folder / "some.ckpt").mkdir(parents=True)
-    for ask in (lambda: official.local("some"), lambda: download("some", hub.endpoint)):
+    for ask in (lambda: official.local_path("some"), lambda: download("some", hub.endpoint)):
         with pytest.raises(ValueError, match=r"some\.ckpt is no file: delete it, then fetch it"):
             ask()
     assert hub.asked == []
@@ -485,7 +485,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(hub, tmp_path, monkeypa
     for place in (tmp_path / "file", tmp_path / "file" / "in", tmp_path / ("long" * 70)):
         monkeypatch.setenv("MINISD_WEIGHTS", str(place))
         with pytest.raises(ValueError, match="is not on this machine"):
-            official.local("some")
+            official.local_path("some")
         assert "cannot be written" in refusal(hub) and "set MINISD_WEIGHTS" in refusal(hub)
         assert cli.main(["download", "some"]) == 2
         assert capsys.readouterr().err.count("\n") == 1
@@ -507,7 +507,7 @@ def test_without_a_home_one_sentence(hub, monkeypatch):
     monkeypatch.setenv("MINISD_WEIGHTS", "")
     monkeypatch.setattr(Path, "expanduser", no_home)
     with pytest.raises(ValueError, match="no home folder is known here: set MINISD_WEIGHTS"):
-        official.local("some")
+        official.local_path("some")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
@@ -610,6 +610,6 @@ def test_a_file_that_changes_while_it_is_read_is_refused(large, monkeypatch):
         return sha(b"one")
 
     large.write_bytes(b"one")
-    monkeypatch.setattr(official, "sha256", slow)
+    monkeypatch.setattr("minisd.files.sha256.file_sha256", slow)
     with pytest.raises(ValueError, match="changed while it was read"):
         hashes.hash_of(str(large))

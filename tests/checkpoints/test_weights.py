@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from minisd.checkpoints.contents import sha256
 from minisd.config import WEIGHTS
+from minisd.files.sha256 import file_sha256
 
 PAGE = (WEIGHTS / "README.md").read_text(encoding="utf-8")
 FILES = sorted(path for path in WEIGHTS.iterdir() if path.is_file() and path.name != "README.md")
@@ -16,7 +16,7 @@ SECTIONS = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", PAGE, flags=re.MULTIL
 def test_every_file_has_its_section_and_checksum(path):
     assert path.name in SECTIONS, f"weights/README.md says nothing of {path.name}"
     section = SECTIONS[path.name]
-    assert sha256(path) in section
+    assert file_sha256(path) in section
     assert f"{path.stat().st_size / 1e6:.1f} MB" in section or f"{path.stat().st_size:,}" in section
     assert re.search(r"MIT|Apache|CC-BY", section), "its licence"
 

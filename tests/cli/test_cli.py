@@ -15,7 +15,8 @@ from minisd import cli
 from minisd.adapters.classifier import load_classifier
 from minisd.adapters.controlnet import ControlNet
 from minisd.checkpoints import write
-from minisd.checkpoints.load import Parts, load_vae
+from minisd.checkpoints.checkpoint import Parts
+from minisd.checkpoints.load import load_vae
 from minisd.cli import doctor
 from minisd.clip import TextTransformer
 from minisd.config import WEIGHTS

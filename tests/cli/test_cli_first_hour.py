@@ -242,7 +242,7 @@ def test_every_file_of_the_mini_has_a_name():
     files = {path.name for path in WEIGHTS.glob("mini*")}
     assert files == set(official.SHIPPED.values())
     for name, file in official.SHIPPED.items():
-        assert official.local(name) == WEIGHTS / file
+        assert official.local_path(name) == WEIGHTS / file
         assert file.startswith(f"{name}.")
     assert not official.SHIPPED.keys() & official.OFFICIAL.keys()
 
@@ -314,16 +314,16 @@ def test_info_and_download_know_the_names(capsys):
         assert official.SHIPPED[name] in capsys.readouterr().out
         assert run("download", name) == 0
         told = capsys.readouterr()
-        assert told.out.strip() == str(official.local(name)) and "came with" in told.err
+        assert told.out.strip() == str(official.local_path(name)) and "came with" in told.err
     assert run("download") == 0
     assert "mini-blueprint" in capsys.readouterr().err
 
 
 def test_a_name_means_the_shipped_file_and_a_path_the_one_here(here):
-    assert official.local("mini") == WEIGHTS / "mini.safetensors"
-    assert official.local("./mini") == Path("./mini") and official.local(Path("mini")) == Path(
-        "mini"
-    )
+    assert official.local_path("mini") == WEIGHTS / "mini.safetensors"
+    assert official.local_path("./mini") == Path("./mini") and official.local_path(
+        Path("mini")
+    ) == Path("mini")
 
 
 def test_examples_are_written_once(here, capsys):

@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AddedToken, CLIPTextModel, CLIPTokenizer
 
-from minisd.checkpoints.load import load
-from minisd.checkpoints.tokenizer_folder import (
-    CONFIG,
-    FAST,
-    MODEL,
-    SPECIAL_MAP,
+from minisd.checkpoints.folder_tokenizer import (
+    CONFIG_TABLE,
+    FAST_TABLE,
+    MODEL_TABLE,
+    SPECIAL_MAP_TABLE,
     read_tokenizer,
     write_tokenizer,
 )
+from minisd.checkpoints.load import load
 from minisd.checkpoints.write import convert
 from minisd.tokenizer import AddedWord, Tokenizer
 from tests.helpers.checkpoint_files import V1, V2, pipeline
@@ -360,7 +360,11 @@ def test_the_settings_of_published_folders_are_known(tmp_path, settings):
     assert_alike(ours, reference, texts)
 
 
-TABLES = {"tokenizer_config": CONFIG, "special_tokens_map": SPECIAL_MAP, "tokenizer": FAST}
+TABLES = {
+    "tokenizer_config": CONFIG_TABLE,
+    "special_tokens_map": SPECIAL_MAP_TABLE,
+    "tokenizer": FAST_TABLE,
+}
 ODD = {
     "normalizer": {"type": "NFKC"},
     "pre_tokenizer": None,
@@ -402,7 +406,7 @@ def test_settings_that_cannot_matter_are_ignored_and_unknown_ones_refused(folder
         read_tokenizer(folder)
 
 
-@pytest.mark.parametrize("name", [*MODEL.fixed, "odd"])
+@pytest.mark.parametrize("name", [*MODEL_TABLE.fixed, "odd"])
 def test_another_kind_of_merging_is_refused_by_name(folder, name):
     theirs(folder).save_pretrained(folder)
     stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))

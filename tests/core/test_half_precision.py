@@ -16,7 +16,8 @@ from minisd.adapters.hypernetwork import hypernetwork
 from minisd.adapters.lora import lora
 from minisd.adapters.textual_inversion import textual_inversion
 from minisd.adapters.vae_file import swap_vae
-from minisd.checkpoints.load import Parts, load_vae
+from minisd.checkpoints.checkpoint import Parts
+from minisd.checkpoints.load import load_vae
 from minisd.checkpoints.write import convert, save
 from minisd.config import MINI, WEIGHTS, ScheduleConfig
 from minisd.files.pictures import from_pil, to_pil

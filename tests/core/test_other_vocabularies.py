@@ -16,7 +16,7 @@ from tokenizers import normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
 import minisd
-from minisd.checkpoints.tokenizer_folder import read_tokenizer, write_tokenizer
+from minisd.checkpoints.folder_tokenizer import read_tokenizer, write_tokenizer
 from minisd.checkpoints.write import convert
 from minisd.config import SD15
 from minisd.tokenizer import Tokenizer

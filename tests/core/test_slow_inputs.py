@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from minisd.adapters import lora
-from minisd.checkpoints import contents, kinds, lora_settings
+from minisd.checkpoints import cover, file_kinds, lora_settings
 from minisd.checkpoints.names import model_rows
 from minisd.cli import webui
 from minisd.config import SD15
@@ -290,25 +290,25 @@ def test_small_weights_are_written_as_we_read_them():
 def test_made_up_names_of_tensors_are_looked_through_soon(name):
     named = {f"{name}{i}": torch.zeros(1, 2) for i in range(200)}
     with soon():
-        kinds.find(named)
+        file_kinds.find_kind(named)
         lora.describe_contexts(named, SD15)
-        assert not [key for key in named if contents.why_unneeded(key, SD15)]
+        assert not [key for key in named if cover.why_unneeded(key, SD15)]
 
 
 def test_a_file_of_too_many_names_is_refused():
     with pytest.raises(ValueError, match=r"names 100,000 tensors .*: get another copy"):
-        kinds.find([f"tensor.{i}" for i in range(100_000)])
+        file_kinds.find_kind([f"tensor.{i}" for i in range(100_000)])
 
 
 def test_purposes_are_those_of_the_list():
     layers = str(SD15.text.layers)
-    for what, names in contents.NOT_NEEDED.items():
+    for what, names in cover.NOT_NEEDED.items():
         for name in names:
             key = name.replace("LAST", layers).replace("*", "x\n.y")
-            first = next(w for w, ns in contents.NOT_NEEDED.items() if matches(key, ns, layers))
-            assert contents.why_unneeded(key, SD15) == first, what
+            first = next(w for w, ns in cover.NOT_NEEDED.items() if matches(key, ns, layers))
+            assert cover.why_unneeded(key, SD15) == first, what
     for key in ("model.diffusion_model.out.2.weight", "betas2", "xbetas", "loss", ""):
-        assert contents.why_unneeded(key, SD15) is None
+        assert cover.why_unneeded(key, SD15) is None
 
 
 def matches(key: str, names: list[str], layers: str) -> bool:

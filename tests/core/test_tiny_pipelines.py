@@ -25,8 +25,8 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import minisd
-from minisd.checkpoints.scheduler_settings import CLASS_OF, FILE
-from minisd.checkpoints.tokenizer_folder import write_tokenizer
+from minisd.checkpoints.folder_scheduler import CLASS_OF, SCHEDULER_FILE
+from minisd.checkpoints.folder_tokenizer import write_tokenizer
 from minisd.checkpoints.write import convert
 from minisd.samplers import SAMPLERS
 from minisd.sampling import sampler_levels
@@ -120,13 +120,13 @@ class Both:
         whole = {"skip_prk_steps": True} if name == "plms" else {}
         stored = {"_class_name": CLASS_OF[name], **SD, **whole, **settings}
         stored = {key: value for key, value in stored.items() if value is not ...}
-        (self.folder / FILE).write_text(json.dumps(stored), encoding="utf-8")
+        (self.folder / SCHEDULER_FILE).write_text(json.dumps(stored), encoding="utf-8")
         index = json.loads((self.folder / "model_index.json").read_text(encoding="utf-8"))
         index["scheduler"] = ["diffusers", stored["_class_name"]]
         (self.folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
 
     def theirs(self) -> object:
-        name = json.loads((self.folder / FILE).read_text(encoding="utf-8"))["_class_name"]
+        name = json.loads((self.folder / SCHEDULER_FILE).read_text(encoding="utf-8"))["_class_name"]
         scheduler = getattr(diffusers, name).from_pretrained(self.folder, subfolder="scheduler")
         pipe = self.pipeline(**self.parts, scheduler=scheduler, **self.others)
         pipe.set_progress_bar_config(disable=True)
@@ -320,7 +320,9 @@ def test_a_folder_converted_and_back_is_the_same_folder(tiny, tmp_path, name):
         convert(tiny.folder, place / "a.safetensors")
         convert(place / "a.safetensors", place / "b")
         convert(place / "b", place / "c")
-        assert (place / "b" / FILE).read_bytes() == (place / "c" / FILE).read_bytes()
+        assert (place / "b" / SCHEDULER_FILE).read_bytes() == (
+            place / "c" / SCHEDULER_FILE
+        ).read_bytes()
         configs = [minisd.load(path).config for path in (tiny.folder, place / "a.safetensors")]
         configs.append(minisd.load(place / "c").config)
         assert len({str(asdict(config) | {"name": ""}) for config in configs}) == 1

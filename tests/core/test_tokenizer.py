@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from transformers import CLIPTokenizer
 
 from minisd import tokenizer as module
-from minisd.checkpoints.tokenizer_folder import read_tokenizer, write_tokenizer
+from minisd.checkpoints.folder_tokenizer import read_tokenizer, write_tokenizer
 from minisd.prompt import chunks, emphasize, parse_weights, weighted_chunks
 from minisd.tokenizer import ALPHABET, Tokenizer, learn_merges
 from tests.helpers.random_texts import random_text

@@ -38,7 +38,7 @@ from huggingface_hub import file_download
 import minisd
 from minisd import cli
 from minisd.checkpoints import registry as official
-from minisd.checkpoints.load import Parts
+from minisd.checkpoints.checkpoint import Parts
 from minisd.checkpoints.write import save
 from minisd.files import whole_files
 from minisd.training import run_folder

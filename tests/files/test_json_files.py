@@ -13,7 +13,7 @@ from minisd.config import ModelConfig
 from minisd.files.json_files import (
     DEEPEST,
     LARGEST,
-    build,
+    build_dataclass,
     check_value,
     parse_json,
     read_json,
@@ -116,7 +116,7 @@ class Outer:
 
 def test_a_dictionary_becomes_the_dataclass():
     stored = {"inner": {"size": 3, "rate": 1, "levels": [1, 2], "width": None}, "name": "y"}
-    assert build(Outer, stored) == Outer(Inner(3, 1, (1, 2)), "y")
+    assert build_dataclass(Outer, stored) == Outer(Inner(3, 1, (1, 2)), "y")
 
 
 @pytest.mark.parametrize(
@@ -146,11 +146,11 @@ def test_a_dictionary_becomes_the_dataclass():
     ],
 )
 def test_a_wrong_value_is_refused_by_name(stored, says):
-    assert says in refusal(build, Outer, {"inner": stored}, {"size": (1, 9)})
+    assert says in refusal(build_dataclass, Outer, {"inner": stored}, {"size": (1, 9)})
 
 
 def test_an_absent_part_is_not_taken_for_the_usual_one():
-    assert "lacks the setting 'text'" in refusal(build, ModelConfig, {})
+    assert "lacks the setting 'text'" in refusal(build_dataclass, ModelConfig, {})
 
 
 def test_a_type_may_be_one_of_several():

@@ -17,8 +17,7 @@ from minisd.adapters.controlnet import ControlNet
 from minisd.adapters.lora import lora
 from minisd.adapters.textual_inversion import textual_inversion
 from minisd.checkpoints.info import inspect_source
-from minisd.checkpoints.settings import naming
-from minisd.files.one_line import LONGEST, one_line
+from minisd.files.one_line import LONGEST, name_errors, one_line
 from tests.helpers.commands import run
 from tests.helpers.tiny_models import write_tiny_model
 
@@ -172,6 +171,6 @@ def test_no_name_of_a_tensor_reaches_an_error(tmp_path, model):
 
 def test_what_a_reader_says_of_a_file_is_one_line():
     for error in (ValueError(HOSTILE), KeyError(HOSTILE), TypeError(HOSTILE)):
-        with pytest.raises(ValueError) as refusal, naming(f"{CLEAR}.json"):
+        with pytest.raises(ValueError) as refusal, name_errors(f"{CLEAR}.json"):
             raise error
         assert is_plain(str(refusal.value))

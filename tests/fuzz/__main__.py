@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 
 from tests.fuzz.case import Case
@@ -101,7 +102,7 @@ def jobs_of(cases: int, first: int, names: list[str]) -> list[Job]:
     shares = {name: READERS[name].share for name in names}
     jobs = []
     for name, share in shares.items():
-        left = max(1, round(cases * share / sum(shares.values())))
+        left = ceil(cases * share / sum(shares.values()))
         while left > 0:
             jobs.append((name, min(left, CHUNK)))
             left -= CHUNK

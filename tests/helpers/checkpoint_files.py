@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from minisd.checkpoints.tokenizer_folder import write_tokenizer
+from minisd.checkpoints.folder_tokenizer import write_tokenizer
 from minisd.config import OPENCLIP_H, ModelConfig, TextConfig, UNetConfig, VAEConfig
 from minisd.tokenizer import Tokenizer
 from tests.helpers.reference_networks import (

@@ -6,7 +6,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
-from minisd.checkpoints.tokenizer_folder import write_tokenizer
+from minisd.checkpoints.folder_tokenizer import write_tokenizer
 from minisd.pipeline import StableDiffusion
 from minisd.tokenizer import Tokenizer
 from tests.helpers.reference_networks import ddim_scheduler, pair

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from minisd.checkpoints import write
-from minisd.checkpoints.load import Parts
+from minisd.checkpoints.checkpoint import Parts
 from minisd.clip import TextTransformer
 from minisd.config import MINI, SD15, SD20_BASE, ModelConfig, ScheduleConfig
 from minisd.depth.dpt import DepthConfig

@@ -108,6 +108,6 @@ def test_the_stage_writes_a_small_file_that_says_how_it_was_made(tmp_path, monke
     output = tmp_path / "pets.safetensors"
     train_recipe("cats-and-dogs", Job(folder=tmp_path, output=output, steps=2))
     assert output.stat().st_size < 2.5e6
-    notes = minisd.checkpoints.read.metadata(output)["notes"]
+    notes = minisd.checkpoints.header.read_metadata(output)["notes"]
     assert "minisd train cats-and-dogs" in notes
     assert cats_and_dogs.load_unprompted(output).unet.config == cats_and_dogs.UNPROMPTED_CONFIG

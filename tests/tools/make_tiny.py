@@ -13,8 +13,9 @@ import transformers
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from minisd.checkpoints.load import Parts
-from minisd.checkpoints.write import convert, save, write_tensors, written_whole
+from minisd.checkpoints.checkpoint import Parts
+from minisd.checkpoints.write import convert, save, write_tensors
+from minisd.files.whole_files import written_whole
 from minisd.pipeline import StableDiffusion
 from minisd.teaching import tiny
 from tests.helpers.reference_networks import Pair, pair

@@ -21,8 +21,8 @@ from minisd.adapters.controlnet import ControlNet, control
 from minisd.adapters.hypernetwork import hypernetwork
 from minisd.adapters.lora import lora
 from minisd.adapters.textual_inversion import Word, textual_inversion
-from minisd.checkpoints.load import Parts
-from minisd.checkpoints.read import read
+from minisd.checkpoints.checkpoint import Parts
+from minisd.checkpoints.read import read_tensors
 from minisd.checkpoints.write import convert, save
 from minisd.pipeline import StableDiffusion
 from minisd.tasks.img2img import img2img
@@ -67,7 +67,7 @@ def loads(folder: Path, count: int) -> list[Job]:
         save(ours, parts)
         convert(ours, official)
         convert(ours, folder / config.name)
-        torch.save({"state_dict": read(official)}, official.with_suffix(".ckpt"))
+        torch.save({"state_dict": read_tensors(official)}, official.with_suffix(".ckpt"))
         sources += [ours, official.with_suffix(".ckpt"), folder / config.name]
 
     def job(number: int) -> Job:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import minisd
-from minisd.checkpoints.load import Parts
+from minisd.checkpoints.checkpoint import Parts
 from minisd.checkpoints.write import save
 from minisd.depth.small import DEPTH_PREFIX, SmallDepthEstimator, load_estimator
 from minisd.mini.datasets import (

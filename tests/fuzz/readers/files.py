@@ -9,7 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as safetensors_load
 from torch import Tensor
 
-from minisd.checkpoints.read import metadata, named_tensors, read
+from minisd.checkpoints.header import read_metadata
+from minisd.checkpoints.read import named_tensors, read_tensors
 from tests.fuzz import good
 from tests.fuzz.case import Case, Reader
 from tests.fuzz.edits import broken
@@ -54,7 +55,7 @@ def old_pickles() -> list[Case]:
 
 def read_all(path: Path) -> dict[str, Tensor]:
     """And look at every number, since they stay in the file until then."""
-    said, tensors = metadata(path), read(path)
+    said, tensors = read_metadata(path), read_tensors(path)
     assert isinstance(said, dict)
     for tensor in tensors.values():
         if tensor.numel() < 10**6:

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load as safetensors_load
 
-from minisd.checkpoints.load import Parts, load
-from minisd.checkpoints.tokenizer_folder import read_tokenizer
+from minisd.checkpoints.checkpoint import Parts
+from minisd.checkpoints.folder_tokenizer import read_tokenizer
+from minisd.checkpoints.load import load
 from minisd.checkpoints.vae_file import open_vae
 from minisd.tokenizer import Tokenizer
 from tests.fuzz import good

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from minisd.adapters.classifier import load_classifier
 from minisd.adapters.controlnet import ControlNet
 from minisd.checkpoints.load import load
-from minisd.checkpoints.read import read
+from minisd.checkpoints.read import read_tensors
 from minisd.checkpoints.vae_file import open_vae
 from minisd.files.pictures import open_picture
 from minisd.mini import judge
@@ -33,7 +33,7 @@ def where_there_is_a_file(read: Callable) -> Callable:
 
 
 READING = {
-    "read": read,
+    "read": read_tensors,
     "load": load,
     "vae": open_vae,
     "lora": lambda path: lora(good.small_sd(), path).remove(),

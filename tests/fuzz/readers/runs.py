@@ -54,7 +54,7 @@ def notes() -> list[Case]:
     return [
         Case(
             {
-                f"{name}/{official.NOTE}": json.dumps(note).encode(),
+                f"{name}/{official.NOTE_FILE}": json.dumps(note).encode(),
                 "hashes.json": json.dumps(hashes).encode(),
             },
             "",
@@ -65,7 +65,7 @@ def notes() -> list[Case]:
 def read_notes(path: Path) -> None:
     """The hashes of large files, and what was noted about a download."""
     known_hashes(path / "hashes.json")
-    for note in path.glob(f"*/{official.NOTE}"):
+    for note in path.glob(f"*/{official.NOTE_FILE}"):
         official.read_json(note)
 
 

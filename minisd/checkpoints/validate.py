@@ -1,60 +1,12 @@
-"""A model's config as our own files keep it, both ways, and what no network can be built with."""
+"""Which configs no network can be built with."""
 
-import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict
 
-from minisd.checkpoints.scheduler_settings import CLASS_OF, PREDICTIONS, check_schedule
+from minisd.checkpoints.folder_scheduler import CLASS_OF, PREDICTIONS, check_schedule
 from minisd.clip import ACTIVATIONS
 from minisd.config import ModelConfig, TextConfig
-from minisd.files.json_files import build, parse_json, shorten
-from minisd.files.one_line import one_line
-from minisd.tokenizer import Tokenizer
-
-
-@contextmanager
-def naming(name: str) -> Iterator[None]:
-    """Errors on what a file or folder says become sentences that begin with its name."""
-    try:
-        yield
-    except (TypeError, LookupError, ArithmeticError, AttributeError) as error:
-        wrong = f"{name} has a setting of a wrong kind: get another copy."
-        raise ValueError(one_line(wrong)) from error
-    except ValueError as error:
-        raise ValueError(one_line(f"{name} {str(error).removesuffix('.')}.")) from error
-
-
-# ---- our own files: in the header of the .safetensors ------------------------------------------
-
-
-def to_metadata(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, str]:
-    """What load() needs beside the tensors. CLIP's vocabulary ships with the package: left out."""
-    stored = {"format": "pt", "minisd": json.dumps(asdict(config))}
-    usual = Tokenizer.clip()
-    if tokenizer.words or (tokenizer.merges, tokenizer.ids) != (usual.merges, usual.ids):
-        stored["tokenizer"] = tokenizer.to_json()
-    return stored
-
-
-def from_metadata(stored: dict[str, str]) -> tuple[ModelConfig, Tokenizer]:
-    """Undo to_metadata. Raises ValueError for what a newer minisd wrote."""
-    try:
-        config = build(ModelConfig, parse_json(stored["minisd"]), RANGES)
-    except ValueError as error:
-        what = "has a header that is damaged or of another version of minisd"
-        raise ValueError(f"{what}: it {error}") from error
-    if "tokenizer" in stored:
-        return config, Tokenizer.from_json(stored["tokenizer"])
-    return config, Tokenizer.clip(config.text.pad_token)
-
-
-def tuples(fields: dict) -> dict:
-    """JSON knows only lists, the configs only tuples."""
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
-
-
-# ---- what no network can be built with ---------------------------------------------------------
+from minisd.files.json_files import build_dataclass, shorten
 
 LEVELS = 8  # of networks: at each the resolution halves
 RANGES = {
@@ -73,7 +25,7 @@ RANGES = {
 def validate_config(config: ModelConfig) -> ModelConfig:
     """The config itself. Raises ValueError for sizes that are none or do not fit together."""
     text, unet, vae = config.text, config.unet, config.vae
-    build(ModelConfig, asdict(config), RANGES)
+    build_dataclass(ModelConfig, asdict(config), RANGES)
     check_levels(unet.channels, vae.channels)
     check_schedule(config.schedule)
     for what, value, known in (

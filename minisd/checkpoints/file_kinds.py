@@ -1,9 +1,11 @@
 """Every kind of file that people give to minisd: what it is, and what to do with it.
 
-kinds.json lists them with the names that other programs write, the particular before the general;
-refusals.json has what each reader says of what it does not want, and of files that hold no tensors.
-A sign is the name of a tensor, maybe with its shape: "body.#.block1.*", "*.to_k.weight *x2048". In
-it * stands for anything and # for a number. Every reader asks here before it looks further.
+file_kinds.json lists the kinds, special ones before general ones. refusals.json has what each
+reader says about files that it cannot use, and about files that hold no tensors.
+
+A sign is the name of a tensor, sometimes with its shape: "body.#.block1.*", "*.to_k.weight *x2048".
+A * stands for any text and a # for a number. The names are those that other programs write. Every
+reader asks here first.
 """
 
 import json
@@ -15,13 +17,13 @@ from pathlib import Path
 from torch import Tensor
 
 MODEL_KIND = "Stable Diffusion model"
-UNKNOWN = "file of a kind unknown here"
+UNKNOWN_KIND = "file of a kind unknown here"
 MOST_LISTED = 3  # names in an error about a file of an unknown kind
 LONGEST_NAMES = 500_000  # characters; those of the largest SD and SDXL files are 300,000
 
 
 @dataclass(frozen=True)
-class Kind:
+class FileKind:
     """called: "a LoRA"    use: what to do with it here    instead: what to get in its place
 
     The file has one of the signs, one of `also` if there are any, and none of `without`.
@@ -41,7 +43,7 @@ class Kind:
         return re.sub(r"^(an?|the) ", "", self.called)
 
 
-def pattern(signs: Iterable[str]) -> re.Pattern:
+def signs_to_pattern(signs: Iterable[str]) -> re.Pattern:
     """Finds the first line of shown() that has one of the signs.
 
     The first place for a part between two * will do. (?=(…))\\1 tries no other, which would take
@@ -65,26 +67,26 @@ def read_table(name: str) -> list | dict:
 
 
 KNOWN_KINDS = [
-    Kind(
+    FileKind(
         called=one["is"],
-        signs=pattern(one["signs"]),
-        also=pattern(one.get("also", ["*"])),
-        without=pattern(one.get("without", ())),
+        signs=signs_to_pattern(one["signs"]),
+        also=signs_to_pattern(one.get("also", ["*"])),
+        without=signs_to_pattern(one.get("without", ())),
         every=one.get("all", False),
         use=one.get("use", ""),
         instead=one.get("instead", ""),
     )
-    for one in read_table("kinds.json")
+    for one in read_table("file_kinds.json")
 ]
 REFUSALS = read_table("refusals.json")
 
 
-def foreign(what: str, beginning: str) -> str:
+def describe_foreign_file(what: str, beginning: str) -> str:
     """What a file that holds no tensors for us is, and what to do.
 
     what: "first bytes", as Latin-1, or "members of a zip" that torch.save did not write, in lines
 
-    >>> foreign("first bytes", "GGUF\\0\\0\\0")
+    >>> describe_foreign_file("first bytes", "GGUF\\0\\0\\0")
     'is a GGUF file, whose weights are quantised: get the same model as .safetensors'
     """
     signs = REFUSALS[what]
@@ -95,7 +97,7 @@ def list_tensors(tensors: Mapping[str, Tensor] | Iterable[str]) -> str:
     """A line for each tensor: its name, a tab and its shape, if that is given.
 
     >>> import torch
-    >>> shown({"clip_g": torch.zeros(2, 1280)})
+    >>> list_tensors({"clip_g": torch.zeros(2, 1280)})
     'clip_g\\t2x1280'
     """
     if not isinstance(tensors, Mapping):
@@ -103,7 +105,7 @@ def list_tensors(tensors: Mapping[str, Tensor] | Iterable[str]) -> str:
     return "\n".join(f"{name}\t{'x'.join(map(str, t.shape))}" for name, t in tensors.items())
 
 
-def find(tensors: Mapping[str, Tensor] | Iterable[str]) -> tuple[Kind | None, str]:
+def find_kind(tensors: Mapping[str, Tensor] | Iterable[str]) -> tuple[FileKind | None, str]:
     """The first kind whose signs the tensors have, and the name of the one that shows it.
 
     Raises ValueError for more names than can be looked through in a few seconds.
@@ -121,19 +123,19 @@ def find(tensors: Mapping[str, Tensor] | Iterable[str]) -> tuple[Kind | None, st
     return None, ""
 
 
-def kind(tensors: Mapping[str, Tensor] | Iterable[str]) -> str:
+def kind_of_tensors(tensors: Mapping[str, Tensor] | Iterable[str]) -> str:
     """What tensors of these names, and better these shapes, make up, such as "LoRA".
 
-    >>> kind(["lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"])
+    >>> kind_of_tensors(["lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"])
     'LoRA'
     """
-    found, _ = find(tensors)
-    return found.name if found else UNKNOWN
+    found, _ = find_kind(tensors)
+    return found.name if found else UNKNOWN_KIND
 
 
-def way_out(tensors: Mapping[str, Tensor]) -> str:
+def advice_for(tensors: Mapping[str, Tensor]) -> str:
     """What to do with a file of these tensors, in words."""
-    found, _ = find(tensors)
+    found, _ = find_kind(tensors)
     return (found.use or found.instead or "minisd has no use for it") if found else "unknown here"
 
 
@@ -143,14 +145,14 @@ def refuse_other_kinds(name: str, tensors: Mapping[str, Tensor], wanted: str) ->
     name: of the file    wanted: a reader of refusals.json
     A file of unknown kind is refused where no good file could be one.
     """
-    found, sign = find(tensors)
+    found, sign = find_kind(tensors)
     reader = REFUSALS["readers"][wanted]
     if (found and found.name == wanted) or not tensors:
         return
     holds = sign or ", ".join(list(tensors)[:MOST_LISTED])
     if wanted == MODEL_KIND:
         loads = "minisd loads whole Stable Diffusion v1 and v2 models"
-        what = f"no whole model ({kind(tensors)}): {loads}, and this file holds {holds}"
+        what = f"no whole model ({kind_of_tensors(tensors)}): {loads}, and this file holds {holds}"
     elif found and found.use:
         what = f"{found.called}, {reader['not_this']}"
     elif found:

@@ -10,10 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from minisd.checkpoints.known_settings import tables
-from minisd.checkpoints.read import read_json
-from minisd.checkpoints.settings import naming
-from minisd.files.json_files import LARGEST, check_value, read_at_most, shorten
+from minisd.checkpoints.known_settings import settings_tables
+from minisd.files.json_files import LARGEST, check_value, read_at_most, read_json, shorten
+from minisd.files.one_line import name_errors
 from minisd.files.whole_files import make_folder, write_text
 from minisd.tokenizer import BEGIN, END, AddedWord, Pair, Tokenizer, clip_layout
 
@@ -22,9 +21,15 @@ Settings = Mapping[str, object]
 TOKENIZER_FILES = ("tokenizer_config", "special_tokens_map", "tokenizer", "added_tokens", "vocab")
 MARKS = ("pad_token", "unk_token")
 
-CONFIG, SPECIAL_MAP = tables()["tokenizer_config.json"], tables()["special_tokens_map.json"]
-FAST, MODEL = tables()["tokenizer.json"], tables()["tokenizer.json under model"]
-WORD_RULE = tables()["list of added words (tokenizer)"]
+CONFIG_TABLE, SPECIAL_MAP_TABLE = (
+    settings_tables()["tokenizer_config.json"],
+    settings_tables()["special_tokens_map.json"],
+)
+FAST_TABLE, MODEL_TABLE = (
+    settings_tables()["tokenizer.json"],
+    settings_tables()["tokenizer.json under model"],
+)
+WORD_RULE = settings_tables()["list of added words (tokenizer)"]
 
 
 # ---- reading -----------------------------------------------------------------------------------
@@ -36,12 +41,15 @@ def read_tokenizer(path: Path) -> Tokenizer:
     Raises ValueError where a file is absent or damaged, two contradict one another, the ids leave a
     gap, or a setting is unknown here.
     """
-    with naming(f"{path}:"):
+    with name_errors(f"{path}:"):
         files = [path / f"{name}.json" for name in TOKENIZER_FILES]
         config, special, fast, listed, ids = (read_json(f) if f.exists() else {} for f in files)
-        config, special = CONFIG.read(plain_ends(config)), SPECIAL_MAP.read(plain_ends(special))
-        fast = FAST.read(fast)
-        ids, merges = vocabulary(ids, read_merges(path / "merges.txt"), fast["model"])
+        config, special = (
+            CONFIG_TABLE.read(with_plain_end_marks(config)),
+            SPECIAL_MAP_TABLE.read(with_plain_end_marks(special)),
+        )
+        fast = FAST_TABLE.read(fast)
+        ids, merges = read_vocabulary(ids, read_merges(path / "merges.txt"), fast["model"])
         marks = {name: find_mark(name, config, special) for name in MARKS}
         added = added_words(config, special, fast["added_tokens"], listed, ids, marks.values())
         places = ids | {word.word: word.ids[0] for word in added}
@@ -72,17 +80,17 @@ def as_token(one: str | dict | None) -> dict:
     return {"content": None, **token}
 
 
-def plain_ends(stored: Settings) -> Settings:
+def with_plain_end_marks(stored: Settings) -> Settings:
     """Settings with the begin and the end mark as their text alone."""
     ends = stored.keys() & {"bos_token", "eos_token"}
     return {**stored, **{key: as_token(stored[key])["content"] for key in ends}}
 
 
-def vocabulary(
+def read_vocabulary(
     ids: dict[str, int], merges: list[Pair] | None, model: Settings | None
 ) -> tuple[dict[str, int], list[Pair]]:
     """The ids of all pieces and the merges. They may stand in two places if those are alike."""
-    model = MODEL.read(model or {})
+    model = MODEL_TABLE.read(model or {})
     check_value("merges", model["merges"], tuple[str | tuple[str, ...], ...])
     pairs = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
     slow, fast = (ids, merges), (model["vocab"], pairs)
@@ -205,12 +213,14 @@ def write_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
     files = {"vocab": tokenizer.ids, "tokenizer_config": settings}
     if places:
         files["added_tokens"] = places
-        settings["added_tokens_decoder"] = {word.ids[0]: flags(word) for word in tokenizer.words}
+        settings["added_tokens_decoder"] = {
+            word.ids[0]: token_flags(word) for word in tokenizer.words
+        }
     for name, content in files.items():
         write_text(path / f"{name}.json", json.dumps(content, ensure_ascii=False, indent=2))
 
 
-def flags(word: AddedWord) -> dict[str, object]:
+def token_flags(word: AddedWord) -> dict[str, object]:
     """As transformers' AddedToken stores them."""
     stored = asdict(word)
     return {"content": stored.pop("word"), **{k: v for k, v in stored.items() if k != "ids"}}

@@ -8,57 +8,57 @@ from torch import Tensor
 from minisd.checkpoints.names import LEAVES, PREFIXES_V1, flat_rows, unet_rows
 from minisd.config import UNetConfig
 
-UNET = PREFIXES_V1["unet"]
-AVERAGED = "model_ema.diffusion_model"  # how the flattened names of averaged weights begin
-BLOCKS = 50  # more than any U-Net has on one way: SD's have 12
+UNET_PREFIX = PREFIXES_V1["unet"]
+EMA_START = "model_ema.diffusion_model"  # how the flattened names of averaged weights begin
+MOST_BLOCKS = 50  # more than any U-Net has on one way: SD's have 12
 SCALE_KEYS = r"\.(scale_weight|weight_scale)$"
-NOTES = (".scale_input", ".input_scale", "scaled_fp8")
+SCALE_NOTES = (".scale_input", ".input_scale", "scaled_fp8")
 
 
 # ---- averaged weights ------------------------------------------------------------------------
 
 
-def with_averaged_unet(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def with_ema_unet(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Put the averaged weights, whose names were flattened, in place of the U-Net's last ones.
 
     Some files hold the averaged ones alone. Raises ValueError for a file without them.
     """
-    names = {key: average_key(key) for key in tensors if key.startswith(UNET)}
-    if holds_only_averaged(tensors):
-        names = {key: flat for flat, key in averaged_names(tensors).items()}
+    names = {key: ema_key(key) for key in tensors if key.startswith(UNET_PREFIX)}
+    if holds_only_ema(tensors):
+        names = {key: flat for flat, key in ema_names(tensors).items()}
     if not names or any(name not in tensors for name in names.values()):
         raise ValueError("lacks averaged weights (model_ema.…): load without ema=True")
     return dict(tensors) | {key: tensors[name] for key, name in names.items()}
 
 
-def holds_only_averaged(tensors: Mapping[str, Tensor]) -> bool:
+def holds_only_ema(tensors: Mapping[str, Tensor]) -> bool:
     """Whether a file holds the U-Net's averaged weights without the last ones."""
-    averaged = any(key.startswith(AVERAGED) for key in tensors)
-    return averaged and not any(key.startswith(UNET) for key in tensors)
+    averaged = any(key.startswith(EMA_START) for key in tensors)
+    return averaged and not any(key.startswith(UNET_PREFIX) for key in tensors)
 
 
-def average_key(key: str) -> str:
+def ema_key(key: str) -> str:
     """The name of a weight's average.
 
-    >>> flattened("model.diffusion_model.input_blocks.11.0.in_layers.0.weight")
+    >>> ema_key("model.diffusion_model.input_blocks.11.0.in_layers.0.weight")
     'model_ema.diffusion_modelinput_blocks110in_layers0weight'
     """
     return "model_ema." + key.removeprefix("model.").replace(".", "")
 
 
-def averaged_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def ema_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """A file's averaged weights and what each is the average of: any block's, were it SD's.
 
     Raises ValueError for one that is no SD U-Net's.
     """
     keys = [
-        UNET + row.key("original", leaf)
+        UNET_PREFIX + row.key("original", leaf)
         for row in flat_rows(unet_rows(UNetConfig()))
         for leaf in LEAVES
     ]
     inside = {re.sub(r"put_blocks\.\d+", "put_blocks.{}", key) for key in keys}
-    known = {average_key(name): name for key in inside for name in map(key.format, range(BLOCKS))}
-    averaged = [key for key in tensors if key.startswith(AVERAGED)]
+    known = {ema_key(name): name for key in inside for name in map(key.format, range(MOST_BLOCKS))}
+    averaged = [key for key in tensors if key.startswith(EMA_START)]
     for key in averaged:
         if key not in known:
             raise ValueError(f"holds {key}, which is no averaged weight of an SD U-Net")
@@ -68,12 +68,12 @@ def averaged_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 # ---- 8-bit weights ---------------------------------------------------------------------------
 
 
-def with_scales_applied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def apply_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of 8 bits that are stored with a scale each, multiplied by it (ComfyUI's scaled fp8).
 
     A scale is one for all, or one for each row. Raises ValueError for another number of scales.
     """
-    usual = {key: tensor for key, tensor in tensors.items() if not key.endswith(NOTES)}
+    usual = {key: tensor for key, tensor in tensors.items() if not key.endswith(SCALE_NOTES)}
     for name, scale in tensors.items():
         key = re.sub(SCALE_KEYS, ".weight", name)
         if key == name or key not in tensors:

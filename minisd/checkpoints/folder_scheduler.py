@@ -12,16 +12,18 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from minisd.checkpoints.known_settings import equal_values, tables
+from minisd.checkpoints.known_settings import equal_values, settings_tables
 from minisd.config import ModelConfig, ScheduleConfig
 from minisd.files.json_files import shorten
 
-FILE = "scheduler/scheduler_config.json"
-KNOWN = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-SAMPLER_OF = KNOWN["samplers"]  # the scheduler's class -> the sampler that walks as it does
+SCHEDULER_FILE = "scheduler/scheduler_config.json"
+SCHEDULER_TABLES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+SAMPLER_OF = SCHEDULER_TABLES[
+    "samplers"
+]  # the scheduler's class -> the sampler that walks as it does
 CLASS_OF = {sampler: name for name, sampler in SAMPLER_OF.items()}
-PREDICTIONS = KNOWN["predictions"]
-SCHEDULER_SETTINGS = {name: tables()[f"{FILE} ({name})"] for name in SAMPLER_OF}
+PREDICTIONS = SCHEDULER_TABLES["predictions"]
+SCHEDULER_SETTINGS = {name: settings_tables()[f"{SCHEDULER_FILE} ({name})"] for name in SAMPLER_OF}
 
 
 def sampler_and_schedule(
@@ -33,17 +35,19 @@ def sampler_and_schedule(
     channels: the U-Net's, which decide the pipeline that diffusers opens the folder with
     Raises ValueError for a class or a setting that minisd lacks, by its name.
     """
-    name = class_of(stored, index)
+    name = scheduler_class(stored, index)
     # what the pipeline for a U-Net of so many channels sets in place of what the file says
-    stored = stored | KNOWN["pipelines"].get(str(channels), {})
+    stored = stored | SCHEDULER_TABLES["pipelines"].get(str(channels), {})
     said = SCHEDULER_SETTINGS[name].read(stored)
     known = {setting: stored[setting] for setting in said if setting in stored}
-    refuse_unknown(known, f"in its {FILE}")
+    refuse_unknown_values(known, f"in its {SCHEDULER_FILE}")
     if known.get("final_sigmas_type") == "sigma_min":
-        refuse_unknown(known, f"with final_sigmas_type = 'sigma_min' in its {FILE}")
+        refuse_unknown_values(
+            known, f"with final_sigmas_type = 'sigma_min' in its {SCHEDULER_FILE}"
+        )
     betas = said["trained_betas"]
     schedule = ScheduleConfig(
-        **{field: said[setting] for setting, field in KNOWN["fields"].items()},
+        **{field: said[setting] for setting, field in SCHEDULER_TABLES["fields"].items()},
         prediction=PREDICTIONS[said["prediction_type"]],
         zero_terminal_snr=said.get("rescale_betas_zero_snr") is True,
         betas=None if betas is None else tuple(betas),
@@ -55,7 +59,7 @@ def sampler_and_schedule(
     return SAMPLER_OF[name], schedule
 
 
-def class_of(stored: Mapping[str, object], index: Mapping[str, object]) -> str:
+def scheduler_class(stored: Mapping[str, object], index: Mapping[str, object]) -> str:
     """The scheduler's class, by its own file or else by the folder's index."""
     listed = index.get("scheduler")
     listed = listed[1] if isinstance(listed, list) and len(listed) == 2 else None
@@ -67,16 +71,16 @@ def class_of(stored: Mapping[str, object], index: Mapping[str, object]) -> str:
         short = shorten(name).strip("'")
         has = f"has the scheduler {short}, which minisd lacks" if name else "names no scheduler"
         classes = ", ".join(SAMPLER_OF)
-        raise ValueError(f"{has}: write one of {classes} as _class_name into its {FILE}")
+        raise ValueError(f"{has}: write one of {classes} as _class_name into its {SCHEDULER_FILE}")
     if listed not in (None, name):
-        both = f"{name} in its {FILE}, which is used, and {shorten(listed)} in its"
+        both = f"{name} in its {SCHEDULER_FILE}, which is used, and {shorten(listed)} in its"
         warnings.warn(f"This folder names two schedulers: {both} model_index.json.", stacklevel=2)
     return name
 
 
-def refuse_unknown(said: Mapping[str, object], where: str) -> None:
+def refuse_unknown_values(said: Mapping[str, object], where: str) -> None:
     """Raise ValueError for a value that minisd lacks, by its name. where: which of KNOWN."""
-    for name, known in KNOWN[where].items():
+    for name, known in SCHEDULER_TABLES[where].items():
         if name in said and not any(equal_values(said[name], value) for value in known):
             value, choice = shorten(said[name]), " or ".join(map(repr, known))
             has = f"has {name} = {value} {where}"
@@ -91,7 +95,7 @@ def check_schedule(schedule: ScheduleConfig) -> None:
     if schedule.betas is not None and len(betas) != schedule.timesteps:
         count = f"{len(betas)} betas for {schedule.timesteps} timesteps"
         raise ValueError(f"has {count}: get another copy")
-    refuse_unknown(asdict(schedule), "in its header")
+    refuse_unknown_values(asdict(schedule), "in its header")
 
 
 def scheduler_json(config: ModelConfig) -> dict[str, object]:
@@ -115,7 +119,10 @@ def scheduler_json(config: ModelConfig) -> dict[str, object]:
     }
     return {
         "_class_name": name,
-        **{setting: getattr(schedule, field) for setting, field in KNOWN["fields"].items()},
+        **{
+            setting: getattr(schedule, field)
+            for setting, field in SCHEDULER_TABLES["fields"].items()
+        },
         "clip_sample": False,
         "prediction_type": {v: k for k, v in PREDICTIONS.items()}[schedule.prediction],
         "rescale_betas_zero_snr": schedule.zero_terminal_snr,

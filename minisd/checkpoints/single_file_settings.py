@@ -4,7 +4,6 @@ tensors, in the .yaml file next to it. Programs agreed on no place, so every kno
 Statements that contradict each other are an error; a value unknown here is one as well.
 """
 
-import hashlib
 import json
 import re
 import warnings
@@ -15,31 +14,30 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minisd.checkpoints.known_settings import tables
+from minisd.checkpoints.known_settings import settings_tables
 from minisd.checkpoints.names import is_v2
-from minisd.checkpoints.settings import validate_config
-from minisd.checkpoints.yaml_files import read_yaml as content_of
+from minisd.checkpoints.validate import validate_config
+from minisd.checkpoints.yaml_files import read_yaml
 from minisd.config import ModelConfig, ScheduleConfig
 from minisd.files.json_files import MOST_ITEMS, check_value, shorten
+from minisd.files.sha256 import file_sha256
+from minisd.schedule import Schedule
 
-# prediction.json. published: files that say nothing in their headers, by what they predict
+# single_file_settings.json. published: files whose headers say nothing, by what they predict
 # keys: of the header (ModelSpec, kohya's trainer, ComfyUI, others), of the .yaml, and tensors,
 # mostly empty, that say it by being there (ComfyUI, SimpleTuner): what each speaks of, in which
 # words    v_endings: how a value ends that means v    edm: tensors of models that minisd has not
 # numbers: CompVis' names -> ours; its rules for betas in words -> diffusers'
 PREDICTION_TABLES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-WORDS, KEYS, NUMBERS = (
-    PREDICTION_TABLES["words"],
-    PREDICTION_TABLES["keys"],
-    PREDICTION_TABLES["numbers"],
-)
-PUBLISHED = {
+WORDS, KEYS = PREDICTION_TABLES["words"], PREDICTION_TABLES["keys"]
+NUMBERS = PREDICTION_TABLES["numbers"]
+PUBLISHED_PREDICTIONS = {
     sha: said for said, files in PREDICTION_TABLES["published"].items() for sha in files.values()
 }
-ARGUMENT = "the argument prediction="
+BY_ARGUMENT = "the argument prediction="
 # "model: params:" of the .yaml that CompVis' and Stability's code is set up with. Absent settings
 # are those of the published files: people write only what differs.
-YAML = tables()[".yaml (model)"]
+YAML_SETTINGS = settings_tables()[".yaml (model)"]
 
 
 # What is spoken of (prediction, zero_terminal_snr), what is said of it, and where.
@@ -66,22 +64,22 @@ def with_stated_settings(
     if "scale_factor" in tensors:
         scale = tensors["scale_factor"].double().mean().item()
         config = replace(config, vae=replace(config.vae, scale=scale))
-    statements = from_header(header) + from_markers(tensors)
+    statements = statements_in_header(header) + statements_in_markers(tensors)
     if said:
         statements += statements_in(said, f"{beside.name} beside it")
     table = noise_table(tensors)
     zero_snr = replace(config.schedule, zero_terminal_snr=True)
-    if table is not None and is_same_table(table, alpha_bar(zero_snr)):
+    if table is not None and is_same_table(table, Schedule(zero_snr).alpha_bar):
         statements.append(("zero_terminal_snr", True, "its alphas_cumprod"))
     zero, zero_by = single_value(statements, "zero_terminal_snr", "delete the one that is wrong")
-    found, known_by = who_says(path, statements, prediction)
+    found, known_by = find_prediction(path, statements, prediction)
     if not found and zero:
         found, known_by = "v", f"{zero_by}: with no signal at the last t it must be v"
     if not found and said:
         found, known_by = "eps", f"{beside.name} beside it"  # its default
     schedule = replace(config.schedule, zero_terminal_snr=bool(zero))
     if table is not None:
-        schedule = with_levels(schedule, table, path.name)
+        schedule = with_stored_levels(schedule, table, path.name)
     config = with_prediction(replace(config, schedule=schedule), found)
     return replace(config, size=stated_size(header) or config.size), known_by
 
@@ -92,7 +90,7 @@ def with_prediction(config: ModelConfig, prediction: str | None) -> ModelConfig:
     return replace(config, schedule=schedule, size=768 if prediction == "v" else 512)
 
 
-def who_says(
+def find_prediction(
     path: Path, statements: list[Statement], prediction: str | None
 ) -> tuple[str | None, str | None]:
     """What the U-Net predicts and by what that is known; (None, None) if by nothing.
@@ -104,9 +102,9 @@ def who_says(
     if prediction:
         for value, where in said:
             warn_of_argument(path.name, prediction, value, where)
-        return prediction, ARGUMENT
+        return prediction, BY_ARGUMENT
     silent = all(where.endswith("beside it") for _, where in said)
-    if silent and (published := PUBLISHED.get(sha256(path))):
+    if silent and (published := PUBLISHED_PREDICTIONS.get(file_sha256(path))):
         return published, "its sha256, a published file's"
     return single_value(statements, "prediction", 'give prediction="eps" or prediction="v"')
 
@@ -114,7 +112,7 @@ def who_says(
 def warn_of_argument(name: str, argument: str, said: str | None, where: str) -> None:
     """Warns where a place says something else than the argument."""
     if said not in (None, argument):
-        other = f"{said} by {where}: taken as {argument}, as {ARGUMENT} says"
+        other = f"{said} by {where}: taken as {argument}, as {BY_ARGUMENT} says"
         warnings.warn(f"{name} predicts {other}.", stacklevel=2)
 
 
@@ -128,14 +126,6 @@ def single_value(statements: list[Statement], field: str, mend: str) -> tuple:
     return found[0] if found else (None, None)
 
 
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**24):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 # ---- the places ------------------------------------------------------------------------------
 
 
@@ -145,13 +135,13 @@ def statements_in(place: Mapping[str, object], where: str) -> list[Statement]:
     Raises ValueError for a value that is none of the known.
     """
     return [
-        (field, known_value(key, place[key], words), where.replace("KEY", key))
+        (field, parse_word(key, place[key], words), where.replace("KEY", key))
         for key, (field, words) in KEYS.items()
         if key in place
     ]
 
 
-def from_header(header: Mapping[str, str]) -> list[Statement]:
+def statements_in_header(header: Mapping[str, str]) -> list[Statement]:
     ends = {
         key: header.get(key, "").endswith(end)
         for key, end in PREDICTION_TABLES["v_endings"].items()
@@ -161,7 +151,7 @@ def from_header(header: Mapping[str, str]) -> list[Statement]:
     )
 
 
-def known_value(key: str, value: object, words: str) -> object:
+def parse_word(key: str, value: object, words: str) -> object:
     """What a text means; None for none. Raises ValueError, naming it, if it is not known."""
     text, known = str(value).strip().lower(), WORDS[words]
     if text in PREDICTION_TABLES["unstated"]:
@@ -172,7 +162,7 @@ def known_value(key: str, value: object, words: str) -> object:
     return known[text]
 
 
-def from_markers(tensors: Mapping[str, Tensor]) -> list[Statement]:
+def statements_in_markers(tensors: Mapping[str, Tensor]) -> list[Statement]:
     """What is said by tensors that are there. Raises ValueError for those of EDM models."""
     for key in PREDICTION_TABLES["edm"]:
         if key in tensors:
@@ -186,13 +176,13 @@ def yaml_settings(path: Path, config: ModelConfig) -> dict:
 
     Raises ValueError for what is no YAML, and for settings that these networks do not have.
     """
-    content = content_of(path)
+    content = read_yaml(path)
     for name in ("model", "params"):
         content = content.get(name) if isinstance(content, dict) else None
     if not isinstance(content, dict):
         return {}
-    said = YAML.read(content)
-    text = params_of(said, "cond_stage_config")
+    said = YAML_SETTINGS.read(content)
+    text = part_params(said, "cond_stage_config")
     layer = "penultimate" if is_v2(config) else "last"
     for name, value in {"layer": layer, "layer_idx": None, "clip_skip": None}.items():
         if text.get(name, value) not in (value, None):
@@ -201,7 +191,7 @@ def yaml_settings(path: Path, config: ModelConfig) -> dict:
     return said
 
 
-def params_of(said: Mapping[str, object], name: str) -> dict:
+def part_params(said: Mapping[str, object], name: str) -> dict:
     """The "params:" of a part of the model; {} where there are none."""
     part = said.get(name)
     params = part.get("params") if isinstance(part, dict) else None
@@ -211,7 +201,7 @@ def params_of(said: Mapping[str, object], name: str) -> dict:
 
 def with_yaml_numbers(config: ModelConfig, said: Mapping[str, object]) -> ModelConfig:
     """The schedule and the latents' scale that a .yaml says. ValueError: impossible ones."""
-    rule = known_value("beta_schedule", said.get("beta_schedule"), "beta_schedule")
+    rule = parse_word("beta_schedule", said.get("beta_schedule"), "beta_schedule")
     rule = rule or config.schedule.beta_schedule
     found = {
         NUMBERS[k]: yaml_number(k, v) for k, v in said.items() if k in NUMBERS and v is not None
@@ -223,7 +213,7 @@ def with_yaml_numbers(config: ModelConfig, said: Mapping[str, object]) -> ModelC
 
 def with_yaml_unet(config: ModelConfig, said: Mapping[str, object]) -> ModelConfig:
     """The U-Net's heads, which no tensor shows; its sizes, the tensors tell."""
-    stated = params_of(said, "unet_config")
+    stated = part_params(said, "unet_config")
     stated = {name: value for name, value in stated.items() if value not in (None, -1)}
     heads = {
         ours: stated[name]
@@ -264,16 +254,18 @@ def noise_table(tensors: Mapping[str, Tensor]) -> Tensor | None:
     return (1 - tensors["betas"].double()).cumprod(0)
 
 
-def with_levels(schedule: ScheduleConfig, stored: Tensor, name: str) -> ScheduleConfig:
+def with_stored_levels(schedule: ScheduleConfig, stored: Tensor, name: str) -> ScheduleConfig:
     """The schedule that the stored alphas_cumprod belongs to: ours, or its own, with a warning."""
-    if is_same_table(stored, alpha_bar(schedule)):
+    if is_same_table(stored, Schedule(schedule).alpha_bar):
         return schedule
     zero = schedule.zero_terminal_snr
     table = stored.double().flatten()
     steps = torch.cat([torch.ones(1, dtype=table.dtype), table])
     falls = table.numel() > 1 and bool((steps.diff() < 0).all()) and bool(table[-1] >= 0)
     outcome = "is obeyed" if falls else "does not fall from 1 to 0, and is ignored"
-    if zero and is_same_table(stored, alpha_bar(replace(schedule, zero_terminal_snr=False))):
+    if zero and is_same_table(
+        stored, Schedule(replace(schedule, zero_terminal_snr=False)).alpha_bar
+    ):
         falls, outcome = False, "is ignored, since the file states a zero terminal SNR"
     what = "an alphas_cumprod other than the one that its other settings give"
     warnings.warn(f"{name} holds {what}: it {outcome}.", stacklevel=2)
@@ -292,16 +284,3 @@ def is_same_table(stored: Tensor, ours: Tensor) -> bool:
     coarse = torch.equal(stored, stored.to(torch.bfloat16).to(stored.dtype))
     rounding = torch.finfo(torch.bfloat16 if coarse else torch.float16).eps
     return torch.allclose(stored.double(), ours, rtol=rounding, atol=1e-6)
-
-
-def alpha_bar(schedule: ScheduleConfig) -> Tensor:
-    """The table of schedule.Schedule, which may not be imported here: files come before it."""
-    power = 2 if schedule.beta_schedule == "scaled_linear" else 1
-    ends = schedule.beta_start ** (1 / power), schedule.beta_end ** (1 / power)
-    betas = torch.linspace(*ends, schedule.timesteps, dtype=torch.float64) ** power
-    if schedule.betas is not None:
-        betas = torch.tensor(schedule.betas, dtype=torch.float64)
-    rates = torch.cumprod(1 - betas, dim=0).sqrt()
-    if schedule.zero_terminal_snr:
-        rates = (rates - rates[-1]) * rates[0] / (rates[0] - rates[-1])
-    return rates**2

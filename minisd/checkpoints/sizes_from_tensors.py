@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from minisd.checkpoints.kinds import kind as kind
 from minisd.checkpoints.names import PREFIXES_V1, PREFIXES_V2
 from minisd.config import OPENCLIP_H, ModelConfig, TextConfig, UNetConfig, VAEConfig
 
@@ -27,13 +26,13 @@ def config_from_tensors(tensors: Mapping[str, Tensor], name: str) -> ModelConfig
 
     Raises ValueError where a tensor that must tell a size is absent or has too few axes.
     """
-    v2 = has(tensors, PREFIXES_V2["text_encoder"])
-    if v2 and has(tensors, PREFIXES_V1["text_encoder"]):
+    v2 = has_prefix(tensors, PREFIXES_V2["text_encoder"])
+    if v2 and has_prefix(tensors, PREFIXES_V1["text_encoder"]):
         both = " and ".join(each["text_encoder"] for each in (PREFIXES_V1, PREFIXES_V2))
         raise ValueError(f"holds two text transformers, {both}: delete the one that is not meant")
     prefixes = PREFIXES_V2 if v2 else PREFIXES_V1
     for part, prefix in prefixes.items():
-        if not has(tensors, prefix):
+        if not has_prefix(tensors, prefix):
             raise ValueError(f"holds no {part} ({NO_VAE if part == 'vae' else prefix + '…'})")
     text = (text_v2_sizes if v2 else text_v1_sizes)(tensors, prefixes["text_encoder"])
     others = {
@@ -49,11 +48,11 @@ def with_text_layout(config: ModelConfig, open_clip: bool) -> ModelConfig:
     return replace(config, open_clip_text=None if usual else open_clip)
 
 
-def has(tensors: Mapping[str, Tensor], prefix: str) -> bool:
+def has_prefix(tensors: Mapping[str, Tensor], prefix: str) -> bool:
     return any(key.startswith(prefix) for key in tensors)
 
 
-def shape(tensors: Mapping[str, Tensor], key: str, axes: int = 1) -> tuple[int, ...]:
+def shape_of(tensors: Mapping[str, Tensor], key: str, axes: int = 1) -> tuple[int, ...]:
     """A tensor's shape. Raises ValueError where it is absent or has fewer axes than it must."""
     if key not in tensors:
         raise ValueError(f"lacks {key}: get a whole copy of the model")
@@ -63,10 +62,10 @@ def shape(tensors: Mapping[str, Tensor], key: str, axes: int = 1) -> tuple[int, 
     return found
 
 
-def count(tensors: Mapping[str, Tensor], prefix: str) -> int:
+def count_modules(tensors: Mapping[str, Tensor], prefix: str) -> int:
     """How many modules are numbered under a prefix: one more than the highest number.
 
-    >>> count({"up.0.weight": None, "up.2.weight": None}, "up.")
+    >>> count_modules({"up.0.weight": None, "up.2.weight": None}, "up.")
     3
     """
     highest = max(module_numbers(tensors, prefix), default=-1)
@@ -85,20 +84,22 @@ def module_numbers(tensors: Mapping[str, Tensor], prefix: str) -> set[int]:
 
 def unet_sizes(tensors: Mapping[str, Tensor], prefix: str) -> UNetConfig:
     levels = unet_levels(tensors, prefix)
-    channels = tuple(shape(tensors, f"{level[0]}.0.out_layers.3.weight")[0] for level in levels)
+    channels = tuple(shape_of(tensors, f"{level[0]}.0.out_layers.3.weight")[0] for level in levels)
     transformer = f"{prefix}middle_block.1."
-    linear = len(shape(tensors, f"{transformer}proj_in.weight")) == 2
+    linear = len(shape_of(tensors, f"{transformer}proj_in.weight")) == 2
     divisor = HEAD_WIDTH if linear else NORM_GROUPS
     if any(width % divisor for width in channels):
         raise ValueError(f"has U-Net levels {channels} wide, but SD's are multiples of {divisor}")
     context = f"{transformer}transformer_blocks.0.attn2.to_k.weight"
     return UNetConfig(
-        in_channels=shape(tensors, f"{prefix}input_blocks.0.0.weight", 2)[1],
-        out_channels=shape(tensors, f"{prefix}out.2.weight")[0],
+        in_channels=shape_of(tensors, f"{prefix}input_blocks.0.0.weight", 2)[1],
+        out_channels=shape_of(tensors, f"{prefix}out.2.weight")[0],
         channels=channels,
-        attention=tuple(any(has(tensors, f"{block}.1.") for block in level) for level in levels),
+        attention=tuple(
+            any(has_prefix(tensors, f"{block}.1.") for block in level) for level in levels
+        ),
         res_blocks=len(levels[0]),
-        context_dim=shape(tensors, context, 2)[1],
+        context_dim=shape_of(tensors, context, 2)[1],
         head_width=HEAD_WIDTH if linear else None,
         linear_projection=linear,
     )
@@ -107,9 +108,9 @@ def unet_sizes(tensors: Mapping[str, Tensor], prefix: str) -> UNetConfig:
 def unet_levels(tensors: Mapping[str, Tensor], prefix: str) -> list[list[str]]:
     """The input blocks, level by level; a convolution called "op" ends each level but the last."""
     levels = [[]]
-    for n in range(1, count(tensors, f"{prefix}input_blocks.")):
+    for n in range(1, count_modules(tensors, f"{prefix}input_blocks.")):
         block = f"{prefix}input_blocks.{n}"
-        if has(tensors, f"{block}.0.op."):
+        if has_prefix(tensors, f"{block}.0.op."):
             levels.append([])
         else:
             levels[-1].append(block)
@@ -121,22 +122,24 @@ def unet_levels(tensors: Mapping[str, Tensor], prefix: str) -> list[list[str]]:
 def vae_sizes(tensors: Mapping[str, Tensor], prefix: str, layout: str = "original") -> VAEConfig:
     """layout: "original" or "diffusers", of the names within."""
     level, block = ("down", "block") if layout == "original" else ("down_blocks", "resnets")
-    if not has(tensors, f"{prefix}encoder."):  # as programs that never encode a picture save it
+    if not has_prefix(
+        tensors, f"{prefix}encoder."
+    ):  # as programs that never encode a picture save it
         half = "holds a VAE's decoder without its encoder"
         raise ValueError(f"{half}: give a whole autoencoder with vae=FILE or --vae FILE")
     down = f"{prefix}encoder.{level}."
-    levels = range(count(tensors, down))
+    levels = range(count_modules(tensors, down))
     return VAEConfig(
-        channels=tuple(shape(tensors, f"{down}{i}.{block}.0.conv2.weight")[0] for i in levels),
-        latent_channels=shape(tensors, f"{prefix}decoder.conv_in.weight", 2)[1],
-        res_blocks=count(tensors, f"{down}0.{block}."),
+        channels=tuple(shape_of(tensors, f"{down}{i}.{block}.0.conv2.weight")[0] for i in levels),
+        latent_channels=shape_of(tensors, f"{prefix}decoder.conv_in.weight", 2)[1],
+        res_blocks=count_modules(tensors, f"{down}0.{block}."),
     )
 
 
 def text_v1_sizes(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
     vectors, layers = f"{prefix}text_model.embeddings.", f"{prefix}text_model.encoder.layers."
     words, positions = (f"{vectors}{name}_embedding.weight" for name in ("token", "position"))
-    return text(tensors, TextConfig(), words, positions, layers, "mlp.fc1")
+    return text_sizes(tensors, TextConfig(), words, positions, layers, "mlp.fc1")
 
 
 def text_v2_sizes(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
@@ -147,21 +150,21 @@ def text_v2_sizes(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
     """
     words, layers = f"{prefix}token_embedding.weight", f"{prefix}transformer.resblocks."
     positions = f"{prefix}positional_embedding"
-    found = text(tensors, OPENCLIP_H, words, positions, layers, "mlp.c_fc")
+    found = text_sizes(tensors, OPENCLIP_H, words, positions, layers, "mlp.c_fc")
     layers, projected = found.layers, f"{prefix}text_projection" in tensors
     projected = projected and found.width != OPENCLIP_H.width
     whole = layers > 1 and (projected or layers == OPENCLIP_H.layers + 1)
     return replace(found, layers=layers - 1) if whole else found
 
 
-def text(tensors: Mapping[str, Tensor], usual: TextConfig, *names: str) -> TextConfig:
+def text_sizes(tensors: Mapping[str, Tensor], usual: TextConfig, *names: str) -> TextConfig:
     """The text transformer's sizes, all layers counted.
 
     names: of the words' vectors, the positions', how the layers' begin, and the MLP's in a layer
     Raises ValueError if some layers are surely lost, and for a width that leaves the heads open.
     """
     words, positions, layers, mlp = names
-    vocabulary, width = shape(tensors, words, 2)[:2]
+    vocabulary, width = shape_of(tensors, words, 2)[:2]
     found = module_numbers(tensors, layers)
     known = TEXT_LAYERS.get(width, (max(len(found), 1),))
     if not any(found == set(range(number)) for number in known):
@@ -171,13 +174,13 @@ def text(tensors: Mapping[str, Tensor], usual: TextConfig, *names: str) -> TextC
     if width % HEAD_WIDTH:
         raise ValueError(f"has a text transformer {width} wide, no multiple of {HEAD_WIDTH}")
     mlp = f"{layers}0.{mlp}.weight"
-    mlp_width = shape(tensors, mlp)[0] if mlp in tensors else None  # its absence is named later
+    mlp_width = shape_of(tensors, mlp)[0] if mlp in tensors else None  # its absence is named later
     return replace(
         usual,
         vocab_size=vocabulary,
         width=width,
         layers=len(found),
         heads=width // HEAD_WIDTH,
-        max_length=shape(tensors, positions)[0],
+        max_length=shape_of(tensors, positions)[0],
         mlp_width=None if mlp_width == 4 * width else mlp_width,
     )

@@ -1,0 +1,82 @@
+"""Opening a diffusers folder: a part of the model in each folder, with its settings."""
+
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+from torch import Tensor
+
+from minisd.checkpoints.checkpoint import Checkpoint, OtherVAE, with_other_vae
+from minisd.checkpoints.cover import OUR_PREFIXES, cover_model
+from minisd.checkpoints.first_bytes import is_file_name
+from minisd.checkpoints.folder_settings import absent_sizes, config_from_folder
+from minisd.checkpoints.folder_tokenizer import read_tokenizer
+from minisd.checkpoints.names import usual_name
+from minisd.checkpoints.read import read_tensors, rename_tensors
+from minisd.files.json_files import read_json
+from minisd.files.one_line import name_errors
+
+WEIGHT_ENDINGS = (".safetensors", ".ckpt")
+WEIGHT_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # what folders call weights
+
+
+def open_folder(path: Path, vae: OtherVAE | None) -> Checkpoint:
+    """A diffusers folder. The safety checker and what else it may hold is not looked at."""
+    needed = [part for part in OUR_PREFIXES if not (vae and part == "vae")]
+    refuse_other_folders(path, [*needed, "tokenizer"])
+    config = config_from_folder(path, vae.config if vae else None)
+    tokenizer = read_tokenizer(path / "tokenizer")
+    tensors = {key: tensor for part in needed for key, tensor in read_part(path, part).items()}
+    if vae:
+        tensors = with_other_vae(tensors, vae, "diffusers")
+    try:
+        parts, rest = cover_model(tensors, config, "diffusers", path.name)
+    except ValueError as error:
+        raise ValueError(f"{error}{absent_sizes(path)}") from error
+    pad = None if tokenizer.pad_token == tokenizer.end else tokenizer.pad_token
+    config = replace(config, text=replace(config.text, pad_token=pad))
+    return Checkpoint("diffusers", config, tokenizer, parts, rest, "its scheduler's settings")
+
+
+def refuse_other_folders(path: Path, needed: list[str]) -> None:
+    """Raises ValueError for a folder that is no diffusers model of SD v1 or v2."""
+    absent = [part for part in needed if not (path / part).is_dir()]
+    if absent:
+        files = [file.name for file in sorted(path.glob("*.*")) if file.suffix in WEIGHT_ENDINGS]
+        hint = f"did you mean the file {files[0]} in it?" if files else "check the path."
+        if absent == ["vae"]:
+            hint = "give an autoencoder with vae=FILE or --vae FILE."
+        lacks = f"is no diffusers model (it has no {', '.join(absent)})"
+        raise ValueError(f"The folder {path} {lacks}: {hint}")
+    if (path / "text_encoder_2").is_dir():
+        raise ValueError(f"{path} is an SDXL model: minisd loads Stable Diffusion v1 and v2.")
+
+
+def read_part(folder: Path, part: str) -> dict[str, Tensor]:
+    """The tensors of a folder's part under our prefix. ValueError: a shard holds another's key."""
+    shards = [pair for file in weight_files(folder / part) for pair in read_tensors(file).items()]
+    with name_errors(folder.name):
+        return rename_tensors(shards, lambda key: OUR_PREFIXES[part] + usual_name(key, part))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The file or the shards with a part's weights: full precision first, .safetensors first."""
+    for variant, ending, stem in product(("", ".fp16"), (".safetensors", ".bin"), WEIGHT_STEMS):
+        whole = folder / f"{stem}{variant}{ending}"
+        index = folder / f"{stem}{ending}.index{variant}.json"
+        if whole.exists():
+            return [whole]
+        if index.exists():
+            return shard_files(index)
+    raise ValueError(
+        f"{folder} holds no weights (such as {WEIGHT_STEMS[0]}.safetensors): get them."
+    )
+
+
+def shard_files(index: Path) -> list[Path]:
+    """The files that an index lists. Raises ValueError if it lists none, or any elsewhere."""
+    found = read_json(index).get("weight_map")
+    found = list(found.values()) if isinstance(found, dict) else []
+    if not found or not all(isinstance(name, str) and is_file_name(name) for name in found):
+        raise ValueError(f"{index} lists no files of weights: fetch it again.")
+    return [index.parent / name for name in sorted(set(found))]

@@ -1,0 +1,12 @@
+"""The sha256 of a file, read piece by piece."""
+
+import hashlib
+from pathlib import Path
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**24):
+            digest.update(block)
+    return digest.hexdigest()
