@@ -16,7 +16,7 @@ FLOAT32 = 1e-4  # largest error over the reference's spread
 
 
 def randomise(network, seed=0):
-    """Draw every parameter anew, norms included, so that no layer is silent."""
+    """Draw every parameter at random, norms included, so that no layer returns only zeros."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in network.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)

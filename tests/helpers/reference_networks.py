@@ -43,7 +43,7 @@ def ours(part: str, config: ModelConfig) -> nn.Module:
 
 
 def randomise(network: nn.Module, gain: float, seed: int) -> None:
-    """Draw every parameter anew: also those that training starts at 0, also the norms."""
+    """Draw every parameter at random, also the norms and those that start at 0 in training."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         norm = isinstance(module, nn.GroupNorm | nn.LayerNorm)

@@ -42,7 +42,7 @@ class Case:
 
 
 def inputs(case: Case) -> list[Tensor]:
-    """Two samples, with two times of which one is no integer, and height unlike width."""
+    """Two samples of unequal height and width. One of the two times is not an integer."""
     generator = torch.Generator().manual_seed(1)
     config = case.config
 
