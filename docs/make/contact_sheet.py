@@ -1,4 +1,4 @@
-"""All figures of the lessons on sheets, to look them over as a student sees them: 480 pixels wide.
+"""Put all figures of the lessons on sheets, 480 pixels wide as students see them, to check them.
 
 python -m docs.make.contact_sheet runs/sheets          # one sheet for each lesson
 python -m docs.make.contact_sheet runs/sheets 03 07    # only these
@@ -15,12 +15,12 @@ from PIL import Image, ImageDraw
 from docs.make.notebooks import chosen, read
 from minisd.files.whole_files import make_folder, save_picture
 
-WIDTH, GAP, LINE = 480, 16, 18  # px: of a figure, between figures, of its name
+WIDTH, GAP, LINE = 480, 16, 18  # px: width of a figure, gap between figures, height of a name
 COLUMNS = 3
 
 
 def figures(notebook: NotebookNode) -> list[tuple[str, Image.Image]]:
-    """Every picture that a cell shows, with the cell's number and first tag, in reading order."""
+    """Every picture that a cell shows, in order, with the number and the first tag of the cell."""
     found = []
     for number, cell in enumerate(notebook.cells):
         tag = (cell.metadata.get("tags") or ["untagged"])[0]
@@ -32,7 +32,7 @@ def figures(notebook: NotebookNode) -> list[tuple[str, Image.Image]]:
 
 
 def sheet(named: list[tuple[str, Image.Image]]) -> Image.Image:
-    """The figures below their names, in columns; the next one goes where there is most room."""
+    """The figures in columns, each below its name. The next one goes into the shortest column."""
     shrunk = [(name, narrowed(picture)) for name, picture in named]
     bottoms = [GAP] * COLUMNS
     places = []
@@ -49,7 +49,7 @@ def sheet(named: list[tuple[str, Image.Image]]) -> Image.Image:
 
 
 def narrowed(picture: Image.Image) -> Image.Image:
-    """At most WIDTH pixels wide, as a page shows it."""
+    """The picture, at most WIDTH pixels wide, as a page shows it."""
     if picture.width <= WIDTH:
         return picture
     size = (WIDTH, round(picture.height * WIDTH / picture.width))

@@ -1,15 +1,16 @@
-"""Draw the cut-outs of the training pictures out of four emoji sets, into one small file.
+"""Draw the emoji of the training pictures from four emoji sets, and write them into one small file.
 
-Run it only to change the choice; training needs nothing but the shipped file.
+Run this program only to choose other emoji. Training needs only the file that comes with minisd.
 
     pip install resvg-py
     npm pack @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5
     npm pack @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/fluent-emoji@1.2.7
     python -m docs.make.draw_emoji FOLDER_OF_TGZ -o weights/emoji.safetensors
 
-A package holds its drawings as SVG in one JSON. Each chosen one is trimmed to what is visible,
-centred in a square and drawn at 104 px. The file keeps it as PNG bytes named "cat/flat"; its header
-says what was drawn from which package (version, sha256, author, licence).
+Each package contains its drawings as SVG in one JSON file. The program trims each chosen drawing to
+its visible part, centres it in a square and draws it at 104 px. The file stores it as the bytes of
+a PNG under a name like "cat/flat". The header of the file names the packages, with version, sha256,
+author and licence.
 """
 
 import argparse
@@ -27,12 +28,12 @@ from minisd.config import WEIGHTS
 from minisd.files.json_files import parse_json
 from minisd.files.whole_files import written_whole
 
-LARGEST = 10**8  # bytes of a package's drawings
+LARGEST = 10**8  # bytes of the drawings in a package
 TILE = 104  # px: 80 % of a 128-px canvas, twice the 52 px that a 64-px canvas shows
-PROBE = 256  # px at which a drawing is looked at to find its borders
-VISIBLE = 16  # of 255: fainter than this is the end of a soft shadow, no part of the drawing
+PROBE = 256  # px of the copy in which the borders of a drawing are searched
+VISIBLE = 16  # of 255: what is fainter is the end of a soft shadow, not a part of the drawing
 
-# The word that captions use for a style -> its packed file, as npm names it.
+# The word for a style in captions -> its package, as npm names it.
 STYLES = {
     "noto": "iconify-json-noto-*.tgz",
     "twemoji": "iconify-json-twemoji-*.tgz",
@@ -40,8 +41,8 @@ STYLES = {
     "glossy": "iconify-json-fluent-emoji-[0-9]*.tgz",
 }
 
-# The word that captions use for a thing; "word=name" where the emoji sets call it otherwise.
-# Chosen by eye: known at a glance at 52 px, alike in all four styles, no near twins.
+# The word for a thing in captions; "word=name" if it has another name in the emoji sets.
+# Chosen by eye: easy to recognise at 52 px, similar in all four styles, unlike one another.
 THINGS = {
     "animal": """cat=cat-face, dog=dog-face, rabbit=rabbit-face, fox, bear, panda, koala,
         tiger=tiger-face, lion, cow=cow-face, pig=pig-face, frog, monkey=monkey-face,
@@ -67,7 +68,7 @@ THINGS = {
 
 
 def chosen() -> dict[str, tuple[str, str]]:
-    """Every thing's word -> (its category, its name in the emoji sets)."""
+    """The word of every thing -> (its category, its name in the emoji sets)."""
     things = {}
     for category, entries in THINGS.items():
         for entry in " ".join(entries.split()).split(", "):
@@ -78,7 +79,7 @@ def chosen() -> dict[str, tuple[str, str]]:
 
 def draw(body: str, box: tuple[float, float, float, float], pixels: int) -> Image.Image:
     """One SVG drawing as an RGBA picture; box is the part shown: x, y, width, height."""
-    from resvg_py import svg_to_bytes  # only this script needs it
+    from resvg_py import svg_to_bytes  # only this program needs it
 
     namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     view = " ".join(f"{number:.4f}" for number in box)
@@ -88,8 +89,8 @@ def draw(body: str, box: tuple[float, float, float, float], pixels: int) -> Imag
 
 
 def cut_out(body: str, side: float) -> Image.Image:
-    """The drawing trimmed to what is visible and centred, TILE x TILE. side: of its own canvas."""
-    margin = side / 4  # a few drawings reach over their canvas
+    """The visible part of the drawing, centred, TILE x TILE. side: of the drawing's own canvas."""
+    margin = side / 4  # a few drawings are larger than their canvas
     probe = draw(body, (-margin, -margin, side + 2 * margin, side + 2 * margin), PROBE)
     visible = np.asarray(probe)[..., 3] >= VISIBLE
     rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
@@ -102,7 +103,7 @@ def cut_out(body: str, side: float) -> Image.Image:
 
 
 def read_package(folder: Path, pattern: str) -> tuple[dict, dict]:
-    """One packed emoji set: its icons, and what is to be said of where they come from."""
+    """One emoji set in its package: its icons, and where they come from."""
     found = sorted(folder.glob(pattern))
     if len(found) != 1:
         raise ValueError(
@@ -126,20 +127,20 @@ def read_package(folder: Path, pattern: str) -> tuple[dict, dict]:
 
 
 def body_of(icons: dict, name: str) -> str:
-    """The SVG of one emoji, by its name or by another name of the same."""
+    """The SVG of one emoji, by its name or by an alias."""
     alias = icons.get("aliases", {}).get(name, {})
     return icons["icons"][alias.get("parent", name)]["body"]
 
 
 def png_bytes(tile: Image.Image) -> np.ndarray:
-    """The tile as the bytes of a PNG file: 5 kB in place of 43, nothing lost."""
+    """The tile as the bytes of a PNG file: 5 kB instead of 43 kB, without loss."""
     buffer = io.BytesIO()
     tile.save(buffer, "PNG", optimize=True)
     return np.frombuffer(buffer.getvalue(), np.uint8)
 
 
 def build(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """All cut-outs as PNG bytes by "thing/style", and the header that describes them."""
+    """All emoji as PNG bytes under "thing/style", and the header that describes them."""
     things = chosen()
     tiles, sources = {}, {}
     for style, pattern in STYLES.items():

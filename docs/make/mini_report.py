@@ -1,7 +1,7 @@
-"""The figures and pictures of docs/mini.md: what evaluate() found, to read and to look at.
+"""Write the figures and pictures of docs/mini.md: what evaluate() found.
 
-The words of that page are written by hand. Each "<!-- name -->" in it opens a part that is computed
-anew, up to the next "<!-- end -->".
+The text of that page is written by hand. This program computes the parts between "<!-- name -->"
+and "<!-- end -->".
 """
 
 import json
@@ -32,9 +32,9 @@ from minisd.vae import VAE
 
 GREEN, RED, WHITE = (40, 160, 60), (215, 35, 40), (255, 255, 255)
 FRAME, GAP = 4, 8  # px
-LETTERS, LINES, LINE = 26, 7, 12  # of the words under a picture; a line is LINE px high
+LETTERS, LINES, LINE = 26, 7, 12  # words under a picture: letters a line, lines, px a line
 
-# What the mini has to hold (shares: of held-out pictures at the default scale).
+# The targets for the mini: the share of held-out pictures at the default scale.
 WANTED = {"background": 0.99, "thing": 0.90, "style": 0.90, "tint": 0.80}
 
 
@@ -79,7 +79,7 @@ def describe_seen(judged: Judged) -> str:
 def sheets(
     rows: dict[str, list[Judged]], drawn: list[Judged], emoji: Emoji, neighbours: int
 ) -> dict[str, Image.Image]:
-    """All sheets by name. rows: the held-out ones    drawn: that of the config's scale."""
+    """All sheets by name. rows: held-out pictures, by scale    drawn: those at the default scale"""
     samples = [
         Cell(one.image, full_caption(one.scene), GREEN if one.good else RED) for one in drawn[:64]
     ]
@@ -123,7 +123,7 @@ FINE = (  # things with fine detail, and the style to take each in
 
 @torch.no_grad()
 def through_autoencoders(sd: StableDiffusion, tuned: VAE | None, emoji: Emoji) -> Image.Image:
-    """Real pictures, and below each what the model's decoder, and a fine-tuned one, make of it."""
+    """Real pictures, and below each the same picture as one or two decoders draw it."""
     scenes = [Scene((thing,), (None,), style, "cyan") for thing, style in FINE]
     composed = [compose_scene(emoji, scene, sd.config.size, default_rng(1))[0] for scene in scenes]
     real = to_tensor(composed)
@@ -154,30 +154,35 @@ def format_number(number: float | None) -> str:
 
 
 def targets(figures: dict) -> list[tuple[str, str, float, float | None]]:
-    """What the mini has to hold: what, at least or at most, how much, and what was found."""
+    """The targets for the mini: what is measured, at least or at most, the bound, the result."""
     right = figures["right"]["heldout"][row_name(figures["settings"]["cfg_scale"])]
     attention, psnr, seconds = figures["attention"], figures["psnr"], figures["seconds"]
     behind = {role: less for role, less in attention["behind"].items() if role != "thing"}
     next_role = min(behind, key=behind.get)
     gap = figures["synonyms"]["contexts less their mean"]["gap"]
     return [
-        ("dB of held-out pictures through the autoencoder", "≥", 27, psnr["model"]),
-        ("dB with the fine-tuned decoder", "≥", 29, psnr.get("fine-tuned")),
+        ("dB of held-out pictures after encoding and decoding", "≥", 27, psnr["model"]),
+        ("the same with the fine-tuned decoder", "≥", 29, psnr.get("fine-tuned")),
         (
-            "share of real held-out things that the judge knows",
+            "share of real held-out pictures in which the judge sees the right thing",
             "≥",
             0.97,
             figures["judge"]["thing"],
         ),
         *(
-            (f"share with the {name} right", "≥", share, right.get(name))
+            (f"share of drawn pictures with the right {name}", "≥", share, right.get(name))
             for name, share in WANTED.items()
         ),
-        ("overlap of the thing's word with the thing", "≥", 0.4, attention["overlap"]["thing"]),
-        (f"more than the next, {next_role}", "≥", 0, behind[next_role]),
-        ("synonyms nearer than other words, cosine of contexts less their mean", "≥", 0.3, gap),
+        (
+            "overlap of the map of the thing's word with the thing",
+            "≥",
+            0.4,
+            attention["overlap"]["thing"],
+        ),
+        (f"how much more this is than for the next word, {next_role}", "≥", 0, behind[next_role]),
+        ("how much closer synonyms are than other words (cosine)", "≥", 0.3, gap),
         ("seconds for one picture", "≤", 1.5, seconds["alone"]),
-        ("seconds a picture, 16 at once", "≤", 0.5, seconds["of 16"]),
+        ("seconds per picture, 16 at once", "≤", 0.5, seconds["of 16"]),
         ("MB of mini.safetensors", "≤", 25, figures["megabytes"]["mini"]),
         ("MB of weights/", "≤", 60, figures["megabytes"]["all weights"]),
     ]
@@ -200,7 +205,7 @@ def rightness(rows: dict[str, dict[str, float]]) -> str:
 
 
 def confusions(drawn: list[Judged], count: int = 10) -> list[str]:
-    """The things most often taken for others: "tomato (5 of 9: apple 4, pear 1)"."""
+    """The things that were most often mistaken for others: "tomato (5 of 9: apple 4, pear 1)"."""
     asked = Counter(thing for one in drawn for thing in one.scene.things)
     wrong: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for one in drawn:
@@ -215,19 +220,19 @@ def confusions(drawn: list[Judged], count: int = 10) -> list[str]:
 
 
 def failures(drawn: list[Judged]) -> str:
-    """What fails, in numbers and names."""
+    """A text: how many pictures have a mistake, of which kind, and in which things."""
     bad = sum(not one.good for one in drawn)
     wrong = {aspect: sum(not all(one.right[aspect]) for one in drawn) for aspect in ASPECTS[:4]}
     kinds = ", ".join(f"the {aspect} in {times}" for aspect, times in wrong.items())
     names = "; ".join(confusions(drawn)) or "none"
     return (
-        f"Of {len(drawn)} held-out pictures at the default scale {bad} are wrong in something: "
-        f"{kinds}. Things most often taken for others: {names}."
+        f"Of {len(drawn)} held-out pictures at the default scale, {bad} have a mistake: {kinds}. "
+        f"The judge takes these things for others most often: {names}."
     )
 
 
 def attention_table(attention: dict[str, dict[str, float]]) -> str:
-    """The table of the word maps, the most looked-at role first."""
+    """The table of the word maps. The role that gets the most attention comes first."""
     shares, overlaps, behind = attention["share"], attention["overlap"], attention["behind"]
     rows = [
         [
@@ -255,7 +260,7 @@ def parts(figures: dict, drawn: list[Judged]) -> dict[str, str]:
     settings = (f"{name} {value:g}" for name, value in figures["settings"].items())
     return {
         "settings": f"Settings: {', '.join(settings)}.",
-        "targets": markdown("what | wanted | found | holds", holding),
+        "targets": markdown("what | target | result | met", holding),
         "heldout": rightness(figures["right"]["heldout"]),
         "train": rightness(figures["right"]["train"]),
         "failures": failures(drawn),
@@ -265,14 +270,17 @@ def parts(figures: dict, drawn: list[Judged]) -> dict[str, str]:
 
 
 def fill_parts(page: str, computed: dict[str, str]) -> str:
-    """The page with each part replaced. ValueError: the page has no place for one."""
+    """The page with each part replaced.
+
+    Raises ValueError if the page has no place for a part.
+    """
     for name, text in computed.items():
         opening = f"<!-- {name} -->\n"
         before, found, rest = page.partition(opening)
         _, end, after = rest.partition("<!-- end -->")
         if not (found and end):
             raise ValueError(
-                f"the page has no place for the computed part {name!r}: write the line "
+                f"The page has no place for the computed part {name!r}. Write the line "
                 f"{opening.strip()} there, and below it the line <!-- end -->."
             )
         page = f"{before}{found}\n{text}\n\n{end}{after}"
@@ -280,7 +288,7 @@ def fill_parts(page: str, computed: dict[str, str]) -> str:
 
 
 def refill_page(path: Path, computed: dict[str, str]) -> None:
-    """Write the computed parts into the page as it is now: it may have changed while they were."""
+    """Write the computed parts into the page as it is now. It may have changed in the meantime."""
     write_text(path, fill_parts(path.read_text(encoding="utf-8"), computed))
 
 
@@ -296,7 +304,7 @@ def write_report(
 ) -> dict:
     """Evaluate, and renew folder/mini.md, mini.json and images/mini-….png. Returns the figures.
 
-    neighbours: how many training pictures to look through for the nearest
+    neighbours: among how many training pictures to look for the nearest
     """
     path = folder / "mini.md"
     fill_parts(

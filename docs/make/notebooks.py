@@ -1,11 +1,12 @@
-"""Run the lessons and keep them in one normal form, so that a difference is a difference.
+"""Run the lessons and save them in one normal form, so that git shows only real differences.
 
     python -m docs.make.notebooks          # all of notebooks/, each in a fresh kernel
     python -m docs.make.notebooks 03 07    # only these
 
-The normal form: every cell run once, from the top, in a fresh kernel; execution counts 1, 2, 3 …;
-one stream per run of prints; no state of widgets, no metadata but the tags; ids that follow from
-the cell's own text; LF and one newline at the end.
+The normal form: every cell ran once, from the top, in a fresh kernel. The execution counts are
+1, 2, 3 …. Prints that follow each other are one output. There is no state of widgets, and no
+metadata except the tags. The ids of cells are computed from their text. Lines end with LF, and the
+file ends with one newline.
 """
 
 import argparse
@@ -31,7 +32,7 @@ METADATA = {
 SHOWN = ("text/markdown", "text/html", "text/latex", "image/png", "image/svg+xml", "text/plain")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
-# What would differ from one run, or one machine, to the next
+# Output that can differ between runs or machines
 BLEMISHES = {
     "an address in memory": r"\b0x[0-9a-f]{6,}",
     "a path of one machine": r"(?<![\w.:/])/(?:home|Users|root|tmp|work|usr|opt|var|mnt)/\w",
@@ -46,7 +47,7 @@ def execute(notebook: NotebookNode, timeout: int = 600) -> NotebookNode:
     """The same notebook, run from the top in a fresh kernel that shows no widgets.
 
     timeout: seconds per cell
-    Raises nbclient's CellExecutionError where a cell fails; it holds the cell and the traceback.
+    Raises CellExecutionError of nbclient, with the cell and the traceback, if a cell fails.
     """
     copy = nbformat.from_dict(notebook)
     where = {"metadata": {"path": str(FOLDER)}}
@@ -78,7 +79,7 @@ def normal(notebook: NotebookNode) -> NotebookNode:
 
 
 def normal_outputs(outputs: list[NotebookNode], count: int) -> list[dict]:
-    """Neighbouring prints as one; of pictures and tables what any reader can show."""
+    """The outputs with neighbouring prints joined, and only formats that every program can show."""
     made: list[dict] = []
     for output in outputs:
         if output.output_type == "stream":
@@ -98,12 +99,12 @@ def normal_outputs(outputs: list[NotebookNode], count: int) -> list[dict]:
 
 
 def tidy(mime: str, content: str) -> str:
-    """Base64 without line ends: some versions break it, others do not."""
+    """Base64 without line ends. Some versions of Jupyter break its lines, others do not."""
     return content.replace("\n", "") if mime == "image/png" else content
 
 
 def texts(notebook: NotebookNode) -> Iterator[tuple[NotebookNode, str]]:
-    """Every cell's printed output and the words of its pictures and tables, one by one."""
+    """What each cell printed, and the text of its pictures and tables, one by one."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.output_type == "stream":
@@ -115,7 +116,7 @@ def texts(notebook: NotebookNode) -> Iterator[tuple[NotebookNode, str]]:
 
 
 def blemishes(notebook: NotebookNode) -> list[str]:
-    """What keeps a notebook from the normal form, in words; nothing if it has it."""
+    """Why a notebook is not in the normal form, in words. Empty if it is."""
     found = []
     if nbformat.writes(normal(notebook)) != nbformat.writes(notebook):
         found.append("it is not in the normal form: python -m docs.make.notebooks makes it")
@@ -129,14 +130,14 @@ def blemishes(notebook: NotebookNode) -> list[str]:
             match = re.search(pattern, text)
             if match:
                 found.append(f"{what} in the output of {line!r}: {match[0]!r}")
-        if "```" not in text:  # code that is shown may hold any number
+        if "```" not in text:  # code in an output may contain any number
             for number in set(re.findall(LONG_FLOAT, text)) - constants():
                 found.append(f"more than four decimals in the output of {line!r}: {number}")
     return found
 
 
 def constants() -> set[str]:
-    """The numbers that are what they are, digit by digit: 0.18215, 0.00085 …"""
+    """Numbers that may have more than four decimals: 0.18215, 0.00085 …"""
     parts = [vars(part) for part in vars(config.SD15).values() if dataclasses.is_dataclass(part)]
     return {str(value) for part in parts for value in part.values() if isinstance(value, float)}
 
@@ -146,15 +147,15 @@ def read(path: Path) -> NotebookNode:
 
 
 def write(notebook: NotebookNode, path: Path) -> None:
-    """Write with LF on every system."""
+    """Write the notebook, with LF on every system."""
     text = nbformat.writes(notebook).rstrip("\n") + "\n"
     write_text(path, text)
 
 
 def chosen(names: list[str], folder: Path = FOLDER) -> list[Path]:
-    """The notebooks whose names begin so, in reading order; all of them for no names.
+    """The notebooks whose names start with one of these names, in order. Without names: all.
 
-    Raises ValueError for a name that begins none.
+    Raises ValueError if no notebook starts with a name.
     """
     paths = sorted(folder.glob("*.ipynb"), key=lambda path: path.name.replace("0b_", "00b_"))
     for name in names:

@@ -1,4 +1,4 @@
-"""Why the mini draws 64 pixels and not 96 or 128: the same minutes of training at each size.
+"""Why the mini draws 64 pixels and not 96 or 128: train each size for the same time and compare.
 
 python -m docs.make.size_report --minutes 6 writes the table into docs/mini.md.
 """
@@ -28,7 +28,7 @@ from minisd.training.vae import decibels, train_vae
 from minisd.vae import VAE
 
 SIZES = (64, 96, 128)
-COLUMNS = "pixels | latent | steps of 16 | dB | dB at 64 pixels | U-Net, s a step | s a picture"
+COLUMNS = "pixels | latent | steps of 16 | dB | dB at 64 pixels | U-Net, s per step | s per picture"
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def round_trips(vae: VAE, real: Tensor) -> tuple[float, float]:
 
 
 def seconds_per_step(config: ModelConfig, network: TextAndUNet, batch_size: int = 32) -> float:
-    """Of training the U-Net and the text transformer, on latents of this size."""
+    """How long a training step of U-Net and text transformer takes, with latents of this size."""
     side = config.size // config.vae.factor
     schedule, generator = Schedule(config.schedule), torch.Generator().manual_seed(0)
     x0 = torch.randn(batch_size, config.vae.latent_channels, side, side, generator=generator)
@@ -91,7 +91,7 @@ def measure_size(
 def write_sizes(
     page: Path, tokenizer: Tokenizer, minutes: float, folder: Path, settings: Hyperparameters
 ) -> list[list[str]]:
-    """Measure every size, and put the table into the page. Returns its rows."""
+    """Measure every size, and write the table into the page. Returns its rows."""
     fill_parts(
         page.read_text(encoding="utf-8"), {"sizes": ""}
     )  # before the work: is there a place?

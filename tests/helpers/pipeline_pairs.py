@@ -1,4 +1,4 @@
-"""The same pipeline twice: ours, and diffusers' with the same random weights."""
+"""The same pipeline twice, with the same random weights: ours and that of diffusers."""
 
 from dataclasses import replace
 
@@ -19,12 +19,12 @@ OUR_SETTINGS = {"steps": 3, "cfg_scale": 5.0, "seed": 3, "height": 64, "width": 
 
 
 def both_pipelines(config, pipeline, folder, scheduler=None, **parts_of_theirs):
-    """Ours and diffusers' with the same random weights."""
+    """Our pipeline and that of diffusers, with the same random weights."""
     parts = {
         name: pair(name, config, "diffusers", "unit", torch.float32) for name in ("unet", "vae")
     }
     parts["text_encoder"] = pair("text_encoder", config, "diffusers", "unit", torch.float32)
-    parts["unet"].theirs.register_to_config(sample_size=64)  # these pipelines want one
+    parts["unet"].theirs.register_to_config(sample_size=64)  # these pipelines need one
     tokenizer = Tokenizer.clip(config.text.pad_token)
     write_tokenizer(folder, tokenizer)
     ours = StableDiffusion(config, tokenizer, **{name: p.ours for name, p in parts.items()})
