@@ -68,7 +68,7 @@ def rows(cells: dict[str, tuple[str, str]]) -> str:
     lines = [
         f"| {', '.join(sorted(names))} | {' | '.join(both)} |" for both, names in alike.items()
     ]
-    return "\n".join(sorted(lines, key=sort_key)) + "\n"
+    return "\n".join(sorted(lines, key=order)) + "\n"
 
 
 def order(line: str) -> tuple[int, str]:

@@ -27,7 +27,7 @@ from minisd.pipeline import StableDiffusion
 from minisd.tasks.canny import canny
 from minisd.tasks.depth2img import depth2img_steps
 from minisd.tasks.img2img import img2img_steps
-from minisd.tasks.inpaint import as_mask, inpaint
+from minisd.tasks.inpaint import inpaint, mask_tensor
 from minisd.training.vae import decibels
 
 COUNT = 64  # pictures for each figure
@@ -84,7 +84,7 @@ def measure_outside(
     """How much pixels outside the mask change, from 0 to 255: the largest change and the mean."""
     found: dict = {}
     prompts = [brief_caption(scene) for scene in scenes[:8]]
-    kept = as_mask(mask, real)[0, 0] < 0.5
+    kept = mask_tensor(mask, real)[0, 0] < 0.5
     for model in ("mini", "mini-inpaint"):
         sd = minisd.load(model)
         for paste in (False, True):

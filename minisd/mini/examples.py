@@ -12,7 +12,7 @@ from minisd.mini.captions import Scene
 from minisd.mini.emoji import Emoji
 from minisd.mini.scenes import compose_scene, to_tensor
 from minisd.tasks.canny import canny
-from minisd.tasks.inpaint import as_mask, picture_with_hole
+from minisd.tasks.inpaint import mask_tensor, picture_with_hole
 
 
 def crude_apple() -> Image.Image:
@@ -45,7 +45,7 @@ def write_input_pictures(folder: Path) -> list[Path]:
         picture, _ = compose_scene(emoji, scene, MINI.size, default_rng(shade))
         pictures[name] = to_pil(to_tensor([picture]))[0]
     santa, ears = from_pil(pictures["santa"]), from_pil(pictures["ears"])
-    pictures["santa-hole"] = to_pil(picture_with_hole(santa, as_mask(hat_mask(), santa)))[0]
+    pictures["santa-hole"] = to_pil(picture_with_hole(santa, mask_tensor(hat_mask(), santa)))[0]
     pictures["ears-edges"] = to_pil(canny(ears) * 2 - 1)[0]
     paths = {name: folder / f"{name}.png" for name in pictures}
     for name, path in paths.items():

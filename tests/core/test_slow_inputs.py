@@ -16,8 +16,8 @@ import ftfy
 import pytest
 import torch
 
-from minisd.adapters import lora, peft_settings
-from minisd.checkpoints import cover, file_kinds
+from minisd.adapters import lora
+from minisd.checkpoints import cover, file_kinds, lora_settings
 from minisd.checkpoints.names import model_rows
 from minisd.cli import a1111_metadata
 from minisd.config import SD15
@@ -338,11 +338,10 @@ HOSTILE = {
 )
 def test_hostile_patterns_are_refused_soon(key, value):
     with soon(), pytest.raises(ValueError) as error:
-        values = peft_settings.parse_lora_config({"r": 4, "lora_alpha": 4, key: value})
+        settings = lora_settings.parse_lora_config({"r": 4, "lora_alpha": 4, key: value})
         for layer in LAYERS:
-            peft_settings.value_for_layer(values["rank_pattern"], layer, 4, values["matcher"])
-            targets = values["target_modules"]
-            targets is None or peft_settings.is_among(targets, layer, values["matcher"])
+            lora_settings.value_for_layer(settings.rank_pattern, layer, 4, settings.matcher)
+            lora_settings.is_among(settings.target_modules, layer, settings.matcher)
     assert is_sentence(error.value)
 
 
@@ -350,11 +349,11 @@ def test_patterns_mean_what_they_mean_to_peft():
     """peft.utils.other.get_pattern_key, one pattern for each layer among them."""
     patterns = {"attn2.to_.": 1, r"\d+\.proj_in": 2, "(conv1|conv2)": 3, "to_q": 4, ".*mlp.*": 5}
     patterns |= {layer: 100 + index for index, layer in enumerate(LAYERS[::2])}
-    values = peft_settings.parse_lora_config({"r": 4, "lora_alpha": 4, "rank_pattern": patterns})
+    settings = lora_settings.parse_lora_config({"r": 4, "lora_alpha": 4, "rank_pattern": patterns})
     for layer in LAYERS[::5]:
-        spelt = peft_settings.spellings(layer)
+        spelt = lora_settings.spellings(layer)
         fits = (
             v for p, v in patterns.items() if any(re.match(rf"(.*\.)?({p})$", n) for n in spelt)
         )
-        found = peft_settings.value_for_layer(patterns, layer, 4, values["matcher"])
+        found = lora_settings.value_for_layer(patterns, layer, 4, settings.matcher)
         assert found == next(fits, 4)
