@@ -105,5 +105,5 @@ def test_a_controlnet_of_another_model_is_refused(sd, picture, tmp_path):
     with pytest.raises(ValueError, match="does not fit"):
         ControlNet.load(tmp_path / "other.safetensors", sd.config.unet)
     save_file({"a": torch.ones(1)}, tmp_path / "none.safetensors")
-    with pytest.raises(ValueError, match="is no ControlNet"):
+    with pytest.raises(ValueError, match="is not a ControlNet"):
         ControlNet.load(tmp_path / "none.safetensors")

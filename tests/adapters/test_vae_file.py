@@ -56,7 +56,7 @@ def test_an_autoencoder_of_another_size_is_refused(sd, tmp_path):
     with pytest.raises(ValueError, match=r"of another shape .*made for another model"):
         load_vae(tmp_path / "vae.safetensors", smaller)
     save_file({"a": torch.ones(1)}, tmp_path / "none.safetensors")
-    with pytest.raises(ValueError, match="is no VAE file"):
+    with pytest.raises(ValueError, match="is not a VAE file"):
         swap_vae(sd, tmp_path / "none.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "vae.safetensors").read_bytes()[:-100])
     with pytest.raises(ValueError, match="the download was cut off"):
