@@ -99,9 +99,9 @@ class ModelConfig:
 
     @property
     def size_multiple(self) -> int:
-        """The U-Net can halve all multiples of this many pixels evenly (SD: 64).
+        """The U-Net can halve a width or height evenly if it is a multiple of this (SD: 64 pixels).
 
-        Any multiple of 8 is possible, too; an odd size is rounded up (files.pictures.check_size).
+        Other multiples of 8 are possible, too. Half of an odd size is rounded up.
         """
         return self.vae.factor * 2 ** (len(self.unet.channels) - 1)
 

@@ -34,7 +34,7 @@ class StableDiffusion:
     The networks are frozen: no gradient is kept for their weights.
 
     guides: functions that replace the denoiser of each new picture, one after another
-    swaps: the autoencoders that replace the model's own at the moment (adapters/vae_file.py)
+    swaps: the handles of autoencoders that replace the model's own (adapters/vae_file.py)
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class StableDiffusion:
         clip_skip: how many of the text transformer's last layers to leave out
         extended: read "(word:1.2)" as a weight, and prompts of any length in chunks of 75 tokens.
             Each chunk goes through the transformer alone: b 77*chunks context_dim. The longest
-            prompt sets the number of chunks. The others get empty chunks at their end, so that
-            their pictures differ from those that they give alone.
+            prompt sets the number of chunks. The others get empty chunks at their end, so their
+            pictures are not the same as without the longest prompt.
 
         Raises ValueError if clip_skip is out of range, or if the context is not finite.
         """
@@ -124,7 +124,7 @@ class StableDiffusion:
     def decode(self, latent: Tensor) -> Tensor:
         """latent: b 4 h w    returns: image, b 3 8h 8w, about [-1, 1].
 
-        Raises ValueError if the latent or the image is not finite, with the part that failed first.
+        Raises ValueError if the latent or the image is not finite, and names the part that failed.
         """
         self.check_finite(latent, "U-Net")
         z = latent / self.vae.config.scale

@@ -97,10 +97,10 @@ def unit_noise(x: Tensor, generators: Generators) -> Tensor:
 
 @in_steps
 def ddpm(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators) -> Moves:
-    """Undo the noise by chance, as it was added: draw the next x from its posterior.
+    """Undo the noise at random, as it was added: draw the next x from its posterior.
 
     Ho et al. 2020, eq. 6-7 and algorithm 2, with the smaller variance, between any two neighbouring
-    levels. The guess x0 is not clipped, because a latent has no bounds. One evaluation per step.
+    levels. The guess x0 is not clipped, because a latent has no limits. One evaluation per step.
     """
     for level, next_level in pairwise(levels):
         prediction = denoise(x, level)

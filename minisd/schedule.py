@@ -146,7 +146,7 @@ class Schedule:
         return [Level(t, sigma) for t, sigma in zip(ts, sigmas, strict=True)]
 
     def levels_of_sigmas(self, sigmas: Sequence[float]) -> list[Level]:
-        """The level of each sigma. Its t is usually a fraction, and never leaves the table."""
+        """The level of each sigma. Its t is usually a fraction, and always inside the table."""
         ts = np.interp(np.log(sigmas), np.log(self.finite_sigmas), np.arange(len(self.sigmas)))
         return [Level(t, sigma) for t, sigma in zip(ts.tolist(), sigmas, strict=True)]
 
@@ -196,7 +196,7 @@ class Schedule:
         return self.levels([int(t) - 1 for t in ramp.round()])
 
     def uniform(self, steps: int) -> list[Level]:
-        """Even in t, fractions kept, both ends included: k-diffusion's get_sigmas."""
+        """Even in t, with fractions, both ends included, as k-diffusion's get_sigmas."""
         ramp = np.linspace(self.config.timesteps - 1, 0, self.check_steps(steps))
         return self.levels(ramp.tolist())
 

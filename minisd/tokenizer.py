@@ -36,8 +36,8 @@ LONG_WORD = 200  # characters; in longer words a heap finds the next merge faste
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"  # distinguishes "cat</w>" from the start of "cats</w>"
 
-# Typed marks, English clitics, runs of letters, single digits, runs of anything else but spaces.
-# The text is in lower case already, but case is ignored too: "'ſ" (a long s) counts as "'s".
+# Typed marks, English endings such as 's, runs of letters, single digits, runs of anything else but
+# spaces. The text is in lower case already, but case is ignored: "'ſ" (a long s) counts as "'s".
 WORD_PATTERN = regex.compile(
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
     regex.IGNORECASE,
@@ -167,7 +167,7 @@ class Tokenizer:
 
     merges: pairs in the order in which they were learnt
     pad_token: the id that fills a row up to max_length. None is the end mark (SD v1); SD v2 has 0
-    words: added to the vocabulary for good, with the ids that follow it
+    words: the tokenizer's own added words, with ids that follow those of the vocabulary
     vocabulary: every piece in the order of the ids. None is CLIP's order: 256 characters, the same
         256 with the end-of-word mark, one piece per merge, the begin mark, the end mark
     unk_token: the id of a character that the vocabulary lacks. None is the end mark
@@ -257,7 +257,7 @@ class Tokenizer:
         return pieces
 
     def add_word(self, word: str, count: int = 1) -> list[int]:
-        """Let the word be `count` ids of its own wherever its letters occur, in any case.
+        """Give the word `count` ids of its own wherever its letters occur, in any case.
 
         It is also found inside longer words, as in transformers: "zib" in "zibs".
         The ids lie beyond the vocabulary, so the text transformer needs vectors for them

@@ -117,7 +117,7 @@ def test_no_reference_library_in_the_package(path):
 # ---- sizes: lines that are not blank, comment or docstring -------------------------------------
 
 # The package still has to shrink: the goals are 1,550, 1,050, 3,700 and 8,600.
-MOST = {"core": 1550, "training": 1150, "what a student reads": 4100, "the whole package": 12320}
+MOST = {"core": 1550, "training": 1050, "what a student reads": 4100, "the whole package": 12319}
 STUDENT_READS = {"core", "tasks", "adapters", "training"}
 # Every other folder, with what it is for: a new one is counted as student reading until listed.
 MACHINERY = {

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from minisd import __version__
-from tests.tools.check_links import dead
+from tests.tools.check_links import find_dead_links
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "minisd").rglob("*.py"), *(ROOT / "tests").glob("*.py")])
@@ -122,7 +122,7 @@ def test_a_dead_link_of_the_site_is_noticed(tmp_path):
     page = "".join(f'<a href="{link}"></a>' for link in (*links, "https://elsewhere.org/"))
     (tmp_path / "one.html").write_text(page, encoding="utf-8")
     expected = ["one.html: b/two.html#gone", "one.html: gone.html", "one.html: #gone"]
-    assert dead(tmp_path) == (expected, len(links))
+    assert find_dead_links(tmp_path) == (expected, len(links))
 
 
 def hooks() -> dict[str, dict]:

@@ -1,4 +1,4 @@
-"""All figures of the lessons on sheets, to look them over as a student sees them: 480 pixels wide.
+"""Put all figures of the lessons on sheets, 480 pixels wide as students see them, to check them.
 
 python -m docs.make.contact_sheet runs/sheets          # one sheet for each lesson
 python -m docs.make.contact_sheet runs/sheets 03 07    # only these
@@ -12,15 +12,16 @@ from pathlib import Path
 from nbformat import NotebookNode
 from PIL import Image, ImageDraw
 
-from docs.make.notebooks import chosen, read
+from docs.make.notebooks import read, select_paths
 from minisd.files.whole_files import make_folder, save_picture
+from minisd.teaching.picture_grid import paste_grid
 
-WIDTH, GAP, LINE = 480, 16, 18  # px: of a figure, between figures, of its name
+WIDTH, GAP, LINE = 480, 16, 18  # px: width of a figure, gap between figures, height of a name
 COLUMNS = 3
 
 
 def figures(notebook: NotebookNode) -> list[tuple[str, Image.Image]]:
-    """Every picture that a cell shows, with the cell's number and first tag, in reading order."""
+    """Every picture that a cell shows, in order, with the number and the first tag of the cell."""
     found = []
     for number, cell in enumerate(notebook.cells):
         tag = (cell.metadata.get("tags") or ["untagged"])[0]
@@ -32,24 +33,17 @@ def figures(notebook: NotebookNode) -> list[tuple[str, Image.Image]]:
 
 
 def sheet(named: list[tuple[str, Image.Image]]) -> Image.Image:
-    """The figures below their names, in columns; the next one goes where there is most room."""
-    shrunk = [(name, narrowed(picture)) for name, picture in named]
-    bottoms = [GAP] * COLUMNS
-    places = []
-    for _, picture in shrunk:
-        column = bottoms.index(min(bottoms))
-        places.append((GAP + column * (WIDTH + GAP), bottoms[column]))
-        bottoms[column] += LINE + picture.height + GAP
-    whole = Image.new("RGB", (GAP + COLUMNS * (WIDTH + GAP), max(bottoms)), "white")
+    """The figures in columns, each below its name."""
+    narrow = [limit_width(picture) for _, picture in named]
+    whole, places = paste_grid(narrow, COLUMNS, GAP, above=LINE)
     pen = ImageDraw.Draw(whole)
-    for (name, picture), (left, top) in zip(shrunk, places, strict=True):
-        pen.text((left, top), name, fill="black")
-        whole.paste(picture, (left, top + LINE))
+    for (name, _), (left, top) in zip(named, places, strict=True):
+        pen.text((left, top - LINE), name, fill="black")
     return whole
 
 
-def narrowed(picture: Image.Image) -> Image.Image:
-    """At most WIDTH pixels wide, as a page shows it."""
+def limit_width(picture: Image.Image) -> Image.Image:
+    """The picture, at most WIDTH pixels wide, as a page shows it."""
     if picture.width <= WIDTH:
         return picture
     size = (WIDTH, round(picture.height * WIDTH / picture.width))
@@ -62,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", help="such as 03; none means all")
     given = parser.parse_args(arguments)
     make_folder(given.folder)
-    for path in chosen(given.names):
+    for path in select_paths(given.names):
         found = figures(read(path))
         if found:
             save_picture(sheet(found), given.folder / f"{path.stem}.png")

@@ -1,15 +1,16 @@
-"""Draw the cut-outs of the training pictures out of four emoji sets, into one small file.
+"""Draw the cut-outs of the training pictures from four emoji sets into one small file.
 
-Run it only to change the choice; training needs nothing but the shipped file.
+This is needed only to change the choice of emoji. Trainings read the shipped file.
 
     pip install resvg-py
     npm pack @iconify-json/noto@1.2.9 @iconify-json/twemoji@1.2.5
     npm pack @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/fluent-emoji@1.2.7
     python -m docs.make.draw_emoji FOLDER_OF_TGZ -o weights/emoji.safetensors
 
-A package holds its drawings as SVG in one JSON. Each chosen one is trimmed to what is visible,
-centred in a square and drawn at 104 px. The file keeps it as PNG bytes named "cat/flat"; its header
-says what was drawn from which package (version, sha256, author, licence).
+A package contains its drawings as SVG, in one JSON file. Each chosen drawing is trimmed to its
+visible part, centred in a square and drawn at 104 px. The output file keeps it as PNG bytes under a
+name such as "cat/flat". The header says from which package each style comes (version, sha256,
+author, licence).
 """
 
 import argparse
@@ -18,6 +19,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,12 +29,12 @@ from minisd.config import WEIGHTS
 from minisd.files.json_files import parse_json
 from minisd.files.whole_files import written_whole
 
-LARGEST = 10**8  # bytes of a package's drawings
+LARGEST = 10**8  # bytes of the drawings in a package
 TILE = 104  # px: 80 % of a 128-px canvas, twice the 52 px that a 64-px canvas shows
 PROBE = 256  # px at which a drawing is looked at to find its borders
-VISIBLE = 16  # of 255: fainter than this is the end of a soft shadow, no part of the drawing
+VISIBLE = 16  # of 255: less opaque pixels are the end of a soft shadow, not the drawing
 
-# The word that captions use for a style -> its packed file, as npm names it.
+# The word for a style in captions -> its package, as npm names it.
 STYLES = {
     "noto": "iconify-json-noto-*.tgz",
     "twemoji": "iconify-json-twemoji-*.tgz",
@@ -40,8 +42,8 @@ STYLES = {
     "glossy": "iconify-json-fluent-emoji-[0-9]*.tgz",
 }
 
-# The word that captions use for a thing; "word=name" where the emoji sets call it otherwise.
-# Chosen by eye: known at a glance at 52 px, alike in all four styles, no near twins.
+# The word that captions use for a thing; "word=name" if the emoji sets have another name for it.
+# Chosen by eye: easy to recognise at 52 px, similar in all four styles, unlike every other thing.
 THINGS = {
     "animal": """cat=cat-face, dog=dog-face, rabbit=rabbit-face, fox, bear, panda, koala,
         tiger=tiger-face, lion, cow=cow-face, pig=pig-face, frog, monkey=monkey-face,
@@ -66,7 +68,7 @@ THINGS = {
 }
 
 
-def chosen() -> dict[str, tuple[str, str]]:
+def all_things() -> dict[str, tuple[str, str]]:
     """Every thing's word -> (its category, its name in the emoji sets)."""
     things = {}
     for category, entries in THINGS.items():
@@ -78,7 +80,8 @@ def chosen() -> dict[str, tuple[str, str]]:
 
 def draw(body: str, box: tuple[float, float, float, float], pixels: int) -> Image.Image:
     """One SVG drawing as an RGBA picture; box is the part shown: x, y, width, height."""
-    from resvg_py import svg_to_bytes  # only this script needs it
+    # Only this script needs it, so it is not installed where types are checked.
+    from resvg_py import svg_to_bytes  # pyright: ignore[reportMissingImports]
 
     namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     view = " ".join(f"{number:.4f}" for number in box)
@@ -89,7 +92,7 @@ def draw(body: str, box: tuple[float, float, float, float], pixels: int) -> Imag
 
 def cut_out(body: str, side: float) -> Image.Image:
     """The drawing trimmed to what is visible and centred, TILE x TILE. side: of its own canvas."""
-    margin = side / 4  # a few drawings reach over their canvas
+    margin = side / 4  # a few drawings are larger than their canvas
     probe = draw(body, (-margin, -margin, side + 2 * margin, side + 2 * margin), PROBE)
     visible = np.asarray(probe)[..., 3] >= VISIBLE
     rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
@@ -102,17 +105,18 @@ def cut_out(body: str, side: float) -> Image.Image:
 
 
 def read_package(folder: Path, pattern: str) -> tuple[dict, dict]:
-    """One packed emoji set: its icons, and what is to be said of where they come from."""
+    """The icons of one packed emoji set, and where they come from."""
     found = sorted(folder.glob(pattern))
     if len(found) != 1:
         raise ValueError(
-            f"{folder} holds {len(found)} files named {pattern}, and one is needed: "
-            "fetch it with the `npm pack` that this script's docstring gives."
+            f"{folder} holds {len(found)} files named {pattern}, and exactly one is needed. "
+            "Fetch it with the `npm pack` command in the docstring of this script."
         )
     with tarfile.open(found[0]) as packed:
         names = ("icons", "info", "package")
-        texts = [packed.extractfile(f"package/{name}.json").read() for name in names]
-        icons, about, package = (parse_json(text, LARGEST) for text in texts)
+        files = [packed.extractfile(f"package/{name}.json") for name in names]
+        contents: list[Any] = [parse_json(file.read(), LARGEST) for file in files if file]
+        icons, about, package = contents
     source = {
         "package": package["name"],
         "version": package["version"],
@@ -126,13 +130,13 @@ def read_package(folder: Path, pattern: str) -> tuple[dict, dict]:
 
 
 def body_of(icons: dict, name: str) -> str:
-    """The SVG of one emoji, by its name or by another name of the same."""
+    """The SVG of one emoji. name: its own, or an alias"""
     alias = icons.get("aliases", {}).get(name, {})
     return icons["icons"][alias.get("parent", name)]["body"]
 
 
 def png_bytes(tile: Image.Image) -> np.ndarray:
-    """The tile as the bytes of a PNG file: 5 kB in place of 43, nothing lost."""
+    """The tile as the bytes of a PNG file: 5 kB instead of 43, without loss."""
     buffer = io.BytesIO()
     tile.save(buffer, "PNG", optimize=True)
     return np.frombuffer(buffer.getvalue(), np.uint8)
@@ -140,7 +144,7 @@ def png_bytes(tile: Image.Image) -> np.ndarray:
 
 def build(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """All cut-outs as PNG bytes by "thing/style", and the header that describes them."""
-    things = chosen()
+    things = all_things()
     tiles, sources = {}, {}
     for style, pattern in STYLES.items():
         icons, sources[style] = read_package(folder, pattern)

@@ -7,11 +7,11 @@ from minisd.checkpoints.known_settings import REQUIRED, KnownSettings, settings_
 
 PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
 MARK = "<!-- docs/make/formats_page.py writes what follows -->\n"
-HEAD = "| setting | | where it is absent |\n|---|---|---|\n"
+HEAD = "| setting | what minisd does | value if it is absent |\n|---|---|---|\n"
 
 
 def page() -> str:
-    """The page as it should be: the text above MARK stays, the tables come from the code."""
+    """The page as it should be: the text above MARK, then a table for each kind of file."""
     head, _, _ = PAGE.read_text(encoding="utf-8").partition(MARK)
     by_class = [name for name in settings_tables() if name.startswith("scheduler/")]
     sections = [schedulers_section({name: settings_tables()[name] for name in by_class})]
@@ -24,42 +24,46 @@ def section(name: str, table: KnownSettings) -> str:
 
 
 def schedulers_section(classes: dict[str, KnownSettings]) -> str:
-    """One table for all classes of schedulers: what most say, and which ones differ."""
-    said = {}
+    """One table for all scheduler classes: what holds for most of them, then the exceptions."""
+    found: dict[str, dict[tuple[str, str], list[str]]] = {}
     for name, table in classes.items():
         short = name.partition(" (")[2].removesuffix(")").replace("Scheduler", "")
-        for setting, both in table_rows(table).items():
-            said.setdefault(setting, {}).setdefault(both, []).append(short)
-    merged = {}
-    for setting, meanings in said.items():
-        usual = max(meanings, key=lambda both: len(meanings[both]))
-        others = [both for both in meanings if both != usual]
-        notes = [[f"{', '.join(meanings[both])}: {both[i]}" for both in others] for i in (0, 1)]
-        cells = [
-            [usual[i], *notes[i]] if len({b[i] for b in meanings}) > 1 else [usual[i]]
-            for i in (0, 1)
-        ]
-        merged[setting] = tuple("; ".join(cell) for cell in cells)
+        for setting, cells in table_rows(table).items():
+            found.setdefault(setting, {}).setdefault(cells, []).append(short)
+    merged = {name: (merge(meanings, 0), merge(meanings, 1)) for name, meanings in found.items()}
     return f"\n## scheduler/scheduler_config.json\n\n{HEAD}" + rows(merged)
 
 
+def merge(meanings: dict[tuple[str, str], list[str]], column: int) -> str:
+    """One cell for all classes: the most frequent text, then the others with their classes.
+
+    meanings: the two cells of a setting -> the classes where it has these cells
+    """
+    usual = max(meanings, key=lambda cells: len(meanings[cells]))
+    if all(cells[column] == usual[column] for cells in meanings):
+        return usual[column]
+    others = [cells for cells in meanings if cells != usual]
+    notes = [f"{', '.join(meanings[cells])}: {cells[column]}" for cells in others]
+    return "; ".join(filter(None, [usual[column], *notes]))
+
+
 def table_rows(table: KnownSettings) -> dict[str, tuple[str, str]]:
-    """Setting -> what becomes of it, and what holds where it is absent."""
-    said = {}
+    """Setting -> its two cells: what minisd does with it, and its value if it is absent."""
+    cells = {}
     for name, default in table.obeyed.items():
-        said[name] = ("obeyed", "refused" if default is REQUIRED else shown(default))
+        cells[name] = ("obeyed", "none: it is required" if default is REQUIRED else shown(default))
     for name, (allowed, absent) in table.fixed.items():
         values = " or ".join(map(shown, allowed))
-        said[name] = (f"refused, except {values}", shown(absent))
+        cells[name] = (f"refused, except {values}", shown(absent))
     for name, why in table.ignored.items():
-        said[name] = (f"ignored: {why}", "")
-    return said
+        cells[name] = (f"ignored: {why}", "")
+    return cells
 
 
-def rows(said: dict[str, tuple[str, str]]) -> str:
-    """Settings of which the same is said share a row."""
-    alike = {}
-    for name, both in said.items():
+def rows(cells: dict[str, tuple[str, str]]) -> str:
+    """The rows of a table. Settings with the same cells share a row."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, both in cells.items():
         alike.setdefault(both, []).append(f"`{name}`")
     lines = [
         f"| {', '.join(sorted(names))} | {' | '.join(both)} |" for both, names in alike.items()
@@ -68,12 +72,13 @@ def rows(said: dict[str, tuple[str, str]]) -> str:
 
 
 def order(line: str) -> tuple[int, str]:
+    """A key to sort rows by: obeyed settings first, then refused ones, then ignored ones."""
     kinds = ("| obeyed", "| refused", "| ignored")
     return next((i for i, kind in enumerate(kinds) if kind in line), 3), line
 
 
 def shown(value: object) -> str:
-    """As JSON has it."""
+    """A value as JSON writes it, to go into a cell of a table."""
     return f"`{json.dumps(value, ensure_ascii=False)}`".replace("|", "\\|")
 
 

@@ -13,15 +13,20 @@ PAGE = Path(__file__).parents[2] / "docs" / "map.md"
 
 HEAD = """# Names
 
-This page lists the name of each module in minisd, in the original files (CompVis, Stability AI) and
-in diffusers folders. `python -m docs.make.map_page` writes it from `minisd/checkpoints/names.py`.
+Every module of a model has three names: one in minisd, one in the original files (CompVis,
+Stability AI) and one in diffusers folders. This page lists them. `python -m docs.make.map_page`
+writes it from `minisd/checkpoints/names.py`.
 
-The parts of a block are listed below the table of blocks. To get the full name of a part, join the
-two: the block `down.0.res.0` has a part `conv1`, so `down.0.res.0.conv1` is
-`input_blocks.1.0.in_layers.2` in the original files.
+For each network, the first table lists the blocks. The tables below it list the parts of each kind
+of block. The full name of a part is the name of its block, a dot and its own name. For example, the
+block `down.0.res.0` has a part `conv1`, so the full name is `down.0.res.0.conv1`. In the original
+files, it is `input_blocks.1.0.in_layers.2`.
+
+All layers of a text transformer have the same parts, so its table lists only the first two layers
+and the last one.
 """
 TABLE = """
-| here | original | diffusers | |
+| minisd | original | diffusers | remark |
 |---|---|---|---|
 """
 
@@ -51,9 +56,9 @@ def line(row: names.Row) -> str:
 
 def remark(row: names.Row) -> str:
     if row.third is not None:
-        return f"original: part {row.third + 1} of 3 of one matrix"
+        return f"original: one matrix for three parts; this is part {row.third + 1}"
     if len(row.convolution) == 2:
-        return "a 1x1 convolution in SD v1, a matrix in SD v2"
+        return "a 1x1 convolution in SD v1, a linear layer in SD v2"
     if row.convolution:
         return "original: a 1x1 convolution"
     remarks = {
@@ -64,13 +69,13 @@ def remark(row: names.Row) -> str:
 
 
 def without_repeats(rows: list[names.Row]) -> list[names.Row]:
-    """Of a text transformer's layers, which are all alike, the first two and the last."""
+    """The rows without the layers of a text transformer between the second and the last."""
     layers = [row for row in rows if row.ours.startswith("layers.")]
     return [row for row in rows if row not in layers[2:-1]]
 
 
 def kinds(network: nn.Module, rows: Iterable[names.Row]) -> dict[str, tuple[names.Row, ...]]:
-    """Class name -> what such a block consists of, the fullest of each class, at any depth."""
+    """Class name -> the parts of a block of that class, for the block that has the most parts."""
     found = {}
     for row in rows:
         if row.rows:

@@ -1,7 +1,7 @@
-"""The figures and pictures of docs/mini.md: what evaluate() found, to read and to look at.
+"""Write the figures and pictures of docs/mini.md: what evaluate() found.
 
-The words of that page are written by hand. Each "<!-- name -->" in it opens a part that is computed
-anew, up to the next "<!-- end -->".
+The text of that page is written by hand. This program computes the parts between "<!-- name -->"
+and "<!-- end -->".
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 from numpy.random import default_rng
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 import minisd
@@ -28,13 +28,14 @@ from minisd.mini.evaluate import ASPECTS, Judged, evaluate, row_name
 from minisd.mini.judge import Judge, load_judge
 from minisd.mini.scenes import compose_scene, to_tensor
 from minisd.pipeline import StableDiffusion
+from minisd.teaching.picture_grid import paste_grid
 from minisd.vae import VAE
 
 GREEN, RED, WHITE = (40, 160, 60), (215, 35, 40), (255, 255, 255)
 FRAME, GAP = 4, 8  # px
-LETTERS, LINES, LINE = 26, 7, 12  # of the words under a picture; a line is LINE px high
+LETTERS, LINES, LINE = 26, 7, 12  # words under a picture: letters a line, lines, px a line
 
-# What the mini has to hold (shares: of held-out pictures at the default scale).
+# The targets for the mini: the share of held-out pictures at the default scale.
 WANTED = {"background": 0.99, "thing": 0.90, "style": 0.90, "tint": 0.80}
 
 
@@ -49,21 +50,24 @@ class Cell(NamedTuple):
 def sheet(cells: list[Cell], columns: int) -> Image.Image:
     """The pictures in rows, at twice their size, framed, with words below."""
     size = 2 * cells[0].image.shape[-1]
-    framed = size + 2 * FRAME
+    framed = [
+        ImageOps.expand(
+            to_pil(cell.image[None])[0].resize((size, size), Image.Resampling.NEAREST),
+            border=FRAME,
+            fill=cell.frame,
+        )
+        for cell in cells
+    ]
     words = [
         [line for part in cell.words.split("\n") for line in textwrap.wrap(part, LETTERS)][:LINES]
         for cell in cells
     ]
-    width, height = framed + GAP, framed + max(map(len, words)) * LINE + GAP
-    page = Image.new("RGB", (columns * width, -(-len(cells) // columns) * height), WHITE)
+    page, places = paste_grid(framed, columns, GAP, below=max(map(len, words)) * LINE)
     pen = ImageDraw.Draw(page)
-    for index, (cell, lines) in enumerate(zip(cells, words, strict=True)):
-        left, top = index % columns * width, index // columns * height
-        pen.rectangle((left, top, left + framed - 1, top + framed - 1), fill=cell.frame)
-        picture = to_pil(cell.image[None])[0].resize((size, size), Image.Resampling.NEAREST)
-        page.paste(picture, (left + FRAME, top + FRAME))
+    for lines, (left, top) in zip(words, places, strict=True):
+        under = top + size + 2 * FRAME
         for number, line in enumerate(lines):
-            pen.text((left + FRAME, top + framed + number * LINE), line, fill=(0, 0, 0))
+            pen.text((left + FRAME, under + number * LINE), line, fill=(0, 0, 0))
     return page
 
 
@@ -79,14 +83,15 @@ def describe_seen(judged: Judged) -> str:
 def sheets(
     rows: dict[str, list[Judged]], drawn: list[Judged], emoji: Emoji, neighbours: int
 ) -> dict[str, Image.Image]:
-    """All sheets by name. rows: the held-out ones    drawn: that of the config's scale."""
+    """All sheets by name. rows: held-out pictures, by scale    drawn: those at the default scale"""
     samples = [
-        Cell(one.image, full_caption(one.scene), GREEN if one.good else RED) for one in drawn[:64]
+        Cell(one.image, full_caption(one.scene), GREEN if one.is_right else RED)
+        for one in drawn[:64]
     ]
     wrong = [
         Cell(one.image, f"{full_caption(one.scene)}\nSEEN: {describe_seen(one)}", RED)
         for one in drawn
-        if not one.good
+        if not one.is_right
     ]
     first = torch.stack([one.image for one in drawn[:8]])
     trained = [
@@ -108,7 +113,7 @@ def sheets(
     return made | ({"failures": sheet(wrong[:32], 8)} if wrong else {})
 
 
-FINE = (  # things with fine detail, and the style to take each in
+FINE = (  # things with fine detail, each with a style
     ("cat", "noto"),
     ("cat", "twemoji"),
     ("tiger", "glossy"),
@@ -123,7 +128,7 @@ FINE = (  # things with fine detail, and the style to take each in
 
 @torch.no_grad()
 def through_autoencoders(sd: StableDiffusion, tuned: VAE | None, emoji: Emoji) -> Image.Image:
-    """Real pictures, and below each what the model's decoder, and a fine-tuned one, make of it."""
+    """Real pictures, and below each the same picture as one or two decoders draw it."""
     scenes = [Scene((thing,), (None,), style, "cyan") for thing, style in FINE]
     composed = [compose_scene(emoji, scene, sd.config.size, default_rng(1))[0] for scene in scenes]
     real = to_tensor(composed)
@@ -149,35 +154,40 @@ def markdown(head: str, rows: list[list[str]]) -> str:
 
 
 def format_number(number: float | None) -> str:
-    """Three digits of it."""
+    """The number with three digits, or "-" for None."""
     return "-" if number is None else f"{number:.3g}"
 
 
 def targets(figures: dict) -> list[tuple[str, str, float, float | None]]:
-    """What the mini has to hold: what, at least or at most, how much, and what was found."""
+    """The targets for the mini: what is measured, at least or at most, the bound, the result."""
     right = figures["right"]["heldout"][row_name(figures["settings"]["cfg_scale"])]
     attention, psnr, seconds = figures["attention"], figures["psnr"], figures["seconds"]
     behind = {role: less for role, less in attention["behind"].items() if role != "thing"}
-    next_role = min(behind, key=behind.get)
+    next_role = min(behind, key=lambda role: behind[role])
     gap = figures["synonyms"]["contexts less their mean"]["gap"]
     return [
-        ("dB of held-out pictures through the autoencoder", "≥", 27, psnr["model"]),
-        ("dB with the fine-tuned decoder", "≥", 29, psnr.get("fine-tuned")),
+        ("dB of held-out pictures after encoding and decoding", "≥", 27, psnr["model"]),
+        ("the same with the fine-tuned decoder", "≥", 29, psnr.get("fine-tuned")),
         (
-            "share of real held-out things that the judge knows",
+            "share of real held-out pictures in which the judge sees the right thing",
             "≥",
             0.97,
             figures["judge"]["thing"],
         ),
         *(
-            (f"share with the {name} right", "≥", share, right.get(name))
+            (f"share of drawn pictures with the right {name}", "≥", share, right.get(name))
             for name, share in WANTED.items()
         ),
-        ("overlap of the thing's word with the thing", "≥", 0.4, attention["overlap"]["thing"]),
-        (f"more than the next, {next_role}", "≥", 0, behind[next_role]),
-        ("synonyms nearer than other words, cosine of contexts less their mean", "≥", 0.3, gap),
+        (
+            "overlap of the map of the thing's word with the thing",
+            "≥",
+            0.4,
+            attention["overlap"]["thing"],
+        ),
+        (f"how much more this is than for the next word, {next_role}", "≥", 0, behind[next_role]),
+        ("how much closer synonyms are than other words (cosine)", "≥", 0.3, gap),
         ("seconds for one picture", "≤", 1.5, seconds["alone"]),
-        ("seconds a picture, 16 at once", "≤", 0.5, seconds["of 16"]),
+        ("seconds per picture, 16 at once", "≤", 0.5, seconds["of 16"]),
         ("MB of mini.safetensors", "≤", 25, figures["megabytes"]["mini"]),
         ("MB of weights/", "≤", 60, figures["megabytes"]["all weights"]),
     ]
@@ -200,7 +210,7 @@ def rightness(rows: dict[str, dict[str, float]]) -> str:
 
 
 def confusions(drawn: list[Judged], count: int = 10) -> list[str]:
-    """The things most often taken for others: "tomato (5 of 9: apple 4, pear 1)"."""
+    """The things that were most often mistaken for others: "tomato (5 of 9: apple 4, pear 1)"."""
     asked = Counter(thing for one in drawn for thing in one.scene.things)
     wrong: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for one in drawn:
@@ -215,19 +225,19 @@ def confusions(drawn: list[Judged], count: int = 10) -> list[str]:
 
 
 def failures(drawn: list[Judged]) -> str:
-    """What fails, in numbers and names."""
-    bad = sum(not one.good for one in drawn)
+    """A text: how many pictures have a mistake, of which kind, and in which things."""
+    bad = sum(not one.is_right for one in drawn)
     wrong = {aspect: sum(not all(one.right[aspect]) for one in drawn) for aspect in ASPECTS[:4]}
     kinds = ", ".join(f"the {aspect} in {times}" for aspect, times in wrong.items())
     names = "; ".join(confusions(drawn)) or "none"
     return (
-        f"Of {len(drawn)} held-out pictures at the default scale {bad} are wrong in something: "
-        f"{kinds}. Things most often taken for others: {names}."
+        f"Of {len(drawn)} held-out pictures at the default scale, {bad} have a mistake: {kinds}. "
+        f"The judge takes these things for others most often: {names}."
     )
 
 
 def attention_table(attention: dict[str, dict[str, float]]) -> str:
-    """The table of the word maps, the most looked-at role first."""
+    """The table of the word maps. The role that gets the most attention comes first."""
     shares, overlaps, behind = attention["share"], attention["overlap"], attention["behind"]
     rows = [
         [
@@ -236,7 +246,7 @@ def attention_table(attention: dict[str, dict[str, float]]) -> str:
             format_number(overlaps[role]),
             format_number(behind[role]),
         ]
-        for role in sorted(shares, key=shares.get, reverse=True)
+        for role in sorted(shares, key=lambda role: shares[role], reverse=True)
     ]
     rows.append(["places at random", "-", format_number(overlaps["by chance"]), "-"])
     return markdown("word | % of the attention | overlap with the thing | behind", rows)
@@ -255,7 +265,7 @@ def parts(figures: dict, drawn: list[Judged]) -> dict[str, str]:
     settings = (f"{name} {value:g}" for name, value in figures["settings"].items())
     return {
         "settings": f"Settings: {', '.join(settings)}.",
-        "targets": markdown("what | wanted | found | holds", holding),
+        "targets": markdown("what | target | result | met", holding),
         "heldout": rightness(figures["right"]["heldout"]),
         "train": rightness(figures["right"]["train"]),
         "failures": failures(drawn),
@@ -265,14 +275,17 @@ def parts(figures: dict, drawn: list[Judged]) -> dict[str, str]:
 
 
 def fill_parts(page: str, computed: dict[str, str]) -> str:
-    """The page with each part replaced. ValueError: the page has no place for one."""
+    """The page with each part replaced.
+
+    Raises ValueError if the page has no place for a part.
+    """
     for name, text in computed.items():
         opening = f"<!-- {name} -->\n"
         before, found, rest = page.partition(opening)
         _, end, after = rest.partition("<!-- end -->")
         if not (found and end):
             raise ValueError(
-                f"the page has no place for the computed part {name!r}: write the line "
+                f"The page has no place for the computed part {name!r}. Write the line "
                 f"{opening.strip()} there, and below it the line <!-- end -->."
             )
         page = f"{before}{found}\n{text}\n\n{end}{after}"
@@ -280,7 +293,7 @@ def fill_parts(page: str, computed: dict[str, str]) -> str:
 
 
 def refill_page(path: Path, computed: dict[str, str]) -> None:
-    """Write the computed parts into the page as it is now: it may have changed while they were."""
+    """Write the computed parts into the page as it is now. It may have changed in the meantime."""
     write_text(path, fill_parts(path.read_text(encoding="utf-8"), computed))
 
 
@@ -294,14 +307,13 @@ def write_report(
     fine_tuned: VAE | None = None,
     neighbours: int = 10_000,
 ) -> dict:
-    """Evaluate, and renew folder/mini.md, mini.json and images/mini-….png. Returns the figures.
+    """Evaluate, and rewrite folder/mini.md, mini.json and images/mini-….png. Returns the figures.
 
-    neighbours: how many training pictures to look through for the nearest
+    neighbours: among how many training pictures to look for the nearest
     """
     path = folder / "mini.md"
-    fill_parts(
-        path.read_text(encoding="utf-8"), dict.fromkeys(PARTS, "")
-    )  # has each part its place?
+    # fails before the long work if a part has no place
+    fill_parts(path.read_text(encoding="utf-8"), dict.fromkeys(PARTS, ""))
     figures, judged = evaluate(sd, judge, emoji, count, others, fine_tuned)
     figures["settings"]["training pictures compared"] = neighbours
     write_text(folder / "mini.json", json.dumps(figures, indent=1) + "\n")

@@ -1,14 +1,15 @@
-"""Run the lessons and keep them in one normal form, so that a difference is a difference.
+"""Run the lessons and write them in one normal form, so that git shows only real changes.
 
     python -m docs.make.notebooks          # all of notebooks/, each in a fresh kernel
     python -m docs.make.notebooks 03 07    # only these
 
 The normal form: every cell run once, from the top, in a fresh kernel; execution counts 1, 2, 3 …;
-one stream per run of prints; no state of widgets, no metadata but the tags; ids that follow from
-the cell's own text; LF and one newline at the end.
+neighbouring prints in one stream; no state of widgets, no metadata but the tags; ids that are
+computed from the cell's own text; LF and one newline at the end.
 """
 
 import argparse
+import copy
 import dataclasses
 import hashlib
 import os
@@ -31,7 +32,7 @@ METADATA = {
 SHOWN = ("text/markdown", "text/html", "text/latex", "image/png", "image/svg+xml", "text/plain")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
-# What would differ from one run, or one machine, to the next
+# What differs between two runs, or between two machines
 BLEMISHES = {
     "an address in memory": r"\b0x[0-9a-f]{6,}",
     "a path of one machine": r"(?<![\w.:/])/(?:home|Users|root|tmp|work|usr|opt|var|mnt)/\w",
@@ -46,16 +47,16 @@ def execute(notebook: NotebookNode, timeout: int = 600) -> NotebookNode:
     """The same notebook, run from the top in a fresh kernel that shows no widgets.
 
     timeout: seconds per cell
-    Raises nbclient's CellExecutionError where a cell fails; it holds the cell and the traceback.
+    Raises nbclient's CellExecutionError, with the cell and the traceback, if a cell fails.
     """
-    copy = nbformat.from_dict(notebook)
+    fresh = copy.deepcopy(notebook)
     where = {"metadata": {"path": str(FOLDER)}}
-    client = NotebookClient(copy, timeout=timeout, kernel_name="python3", resources=where)
+    client = NotebookClient(fresh, timeout=timeout, kernel_name="python3", resources=where)
     environment = os.environ | {"MINISD_HEADLESS": "1", "PYTHONHASHSEED": "0"}
     return client.execute(env=environment)
 
 
-def normal(notebook: NotebookNode) -> NotebookNode:
+def normalize(notebook: NotebookNode) -> NotebookNode:
     """The same notebook in the normal form (see above). It is not run."""
     cells, seen, count = [], {}, 0
     for cell in notebook.cells:
@@ -71,14 +72,16 @@ def normal(notebook: NotebookNode) -> NotebookNode:
         }
         if cell.cell_type == "code":
             count += 1
-            made |= {"execution_count": count, "outputs": normal_outputs(cell.outputs, count)}
+            made |= {"execution_count": count, "outputs": normalize_outputs(cell.outputs, count)}
         cells.append(made)
     whole = {"cells": cells, "metadata": METADATA, "nbformat": 4, "nbformat_minor": 5}
-    return nbformat.from_dict(whole)
+    made = nbformat.from_dict(whole)
+    assert isinstance(made, NotebookNode)
+    return made
 
 
-def normal_outputs(outputs: list[NotebookNode], count: int) -> list[dict]:
-    """Neighbouring prints as one; of pictures and tables what any reader can show."""
+def normalize_outputs(outputs: list[NotebookNode], count: int) -> list[dict]:
+    """Join neighbouring prints. Keep the formats of pictures and tables that all viewers show."""
     made: list[dict] = []
     for output in outputs:
         if output.output_type == "stream":
@@ -91,19 +94,21 @@ def normal_outputs(outputs: list[NotebookNode], count: int) -> list[dict]:
             made.append(dict(output))
         elif WIDGET not in output.data:
             kind = output.output_type
-            data = {mime: tidy(mime, output.data[mime]) for mime in SHOWN if mime in output.data}
+            data = {
+                mime: join_lines(mime, output.data[mime]) for mime in SHOWN if mime in output.data
+            }
             numbered = {"execution_count": count} if kind == "execute_result" else {}
             made.append({"output_type": kind, "data": data, "metadata": {}, **numbered})
     return made
 
 
-def tidy(mime: str, content: str) -> str:
-    """Base64 without line ends: some versions break it, others do not."""
+def join_lines(mime: str, content: str) -> str:
+    """Remove line ends from base64: some versions write them, others do not."""
     return content.replace("\n", "") if mime == "image/png" else content
 
 
 def texts(notebook: NotebookNode) -> Iterator[tuple[NotebookNode, str]]:
-    """Every cell's printed output and the words of its pictures and tables, one by one."""
+    """Each cell's printed output, and the words of its pictures and tables, one by one."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.output_type == "stream":
@@ -115,9 +120,9 @@ def texts(notebook: NotebookNode) -> Iterator[tuple[NotebookNode, str]]:
 
 
 def blemishes(notebook: NotebookNode) -> list[str]:
-    """What keeps a notebook from the normal form, in words; nothing if it has it."""
+    """What is wrong with the notebook, in words. Empty: it is in the normal form."""
     found = []
-    if nbformat.writes(normal(notebook)) != nbformat.writes(notebook):
+    if nbformat.writes(normalize(notebook)) != nbformat.writes(notebook):
         found.append("it is not in the normal form: python -m docs.make.notebooks makes it")
     for number, cell in enumerate(notebook.cells):
         for output in cell.get("outputs", []):
@@ -129,14 +134,14 @@ def blemishes(notebook: NotebookNode) -> list[str]:
             match = re.search(pattern, text)
             if match:
                 found.append(f"{what} in the output of {line!r}: {match[0]!r}")
-        if "```" not in text:  # code that is shown may hold any number
+        if "```" not in text:  # code in an output may contain any number
             for number in set(re.findall(LONG_FLOAT, text)) - constants():
                 found.append(f"more than four decimals in the output of {line!r}: {number}")
     return found
 
 
 def constants() -> set[str]:
-    """The numbers that are what they are, digit by digit: 0.18215, 0.00085 …"""
+    """The numbers that need all their digits: 0.18215, 0.00085 …"""
     parts = [vars(part) for part in vars(config.SD15).values() if dataclasses.is_dataclass(part)]
     return {str(value) for part in parts for value in part.values() if isinstance(value, float)}
 
@@ -146,29 +151,29 @@ def read(path: Path) -> NotebookNode:
 
 
 def write(notebook: NotebookNode, path: Path) -> None:
-    """Write with LF on every system."""
+    """Write the notebook, with LF on every system."""
     text = nbformat.writes(notebook).rstrip("\n") + "\n"
     write_text(path, text)
 
 
-def chosen(names: list[str], folder: Path = FOLDER) -> list[Path]:
-    """The notebooks whose names begin so, in reading order; all of them for no names.
+def select_paths(names: list[str], folder: Path = FOLDER) -> list[Path]:
+    """The notebooks whose names begin with one of `names`, in reading order. No names: all of them.
 
-    Raises ValueError for a name that begins none.
+    Raises ValueError if no notebook begins with a name.
     """
     paths = sorted(folder.glob("*.ipynb"), key=lambda path: path.name.replace("0b_", "00b_"))
     for name in names:
         if not any(path.name.startswith(name) for path in paths):
-            raise ValueError(f"no notebook of {folder} begins with {name!r}.")
+            raise ValueError(f"No notebook in {folder} begins with {name!r}. Try one such as 03.")
     return [p for p in paths if not names or p.name.startswith(tuple(names))]
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m docs.make.notebooks")
     parser.add_argument("names", nargs="*", help="such as 03; none means all")
-    for path in chosen(parser.parse_args(arguments).names):
+    for path in select_paths(parser.parse_args(arguments).names):
         print(path.name, flush=True)
-        write(normal(execute(read(path))), path)
+        write(normalize(execute(read(path))), path)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Why the mini draws 64 pixels and not 96 or 128: the same minutes of training at each size.
+"""Why the mini draws 64 pixels and not 96 or 128: train each size for the same time and compare.
 
 python -m docs.make.size_report --minutes 6 writes the table into docs/mini.md.
 """
@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from docs.make.mini_report import fill_parts, markdown, refill_page
 from minisd.config import MINI, ModelConfig
 from minisd.mini.emoji import Emoji
 from minisd.mini.evaluate import fastest_of_three, seconds_per_picture
 from minisd.mini.job import mini_tokenizer
+from minisd.mini.minutes import fit_to_minutes
 from minisd.mini.recipes import RECIPES
 from minisd.mini.scenes import batch, vae_batch
 from minisd.pipeline import StableDiffusion
@@ -23,12 +24,11 @@ from minisd.schedule import Schedule
 from minisd.tokenizer import Tokenizer
 from minisd.training.diffusion import TextAndUNet, noise_loss
 from minisd.training.loop import Hyperparameters, fast_precision
-from minisd.training.minutes import fit_to_minutes
 from minisd.training.vae import decibels, train_vae
 from minisd.vae import VAE
 
 SIZES = (64, 96, 128)
-COLUMNS = "pixels | latent | steps of 16 | dB | dB at 64 pixels | U-Net, s a step | s a picture"
+COLUMNS = "pixels | latent | steps of 16 | dB | dB at 64 pixels | U-Net, s per step | s per picture"
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def round_trips(vae: VAE, real: Tensor) -> tuple[float, float]:
 
 
 def seconds_per_step(config: ModelConfig, network: TextAndUNet, batch_size: int = 32) -> float:
-    """Of training the U-Net and the text transformer, on latents of this size."""
+    """How long a training step of U-Net and text transformer takes, with latents of this size."""
     side = config.size // config.vae.factor
     schedule, generator = Schedule(config.schedule), torch.Generator().manual_seed(0)
     x0 = torch.randn(batch_size, config.vae.latent_channels, side, side, generator=generator)
@@ -68,7 +68,7 @@ def measure_size(
     def draw_pictures(count: int, number: int) -> Tensor:
         return vae_batch(emoji, size, count, 0, number).images
 
-    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
+    def train_in(settings: Hyperparameters, folder: Path) -> VAE:
         return train_vae(draw_pictures, config.vae, folder, settings)
 
     fitted = fit_to_minutes(settings, minutes, folder, train_in)
@@ -91,7 +91,7 @@ def measure_size(
 def write_sizes(
     page: Path, tokenizer: Tokenizer, minutes: float, folder: Path, settings: Hyperparameters
 ) -> list[list[str]]:
-    """Measure every size, and put the table into the page. Returns its rows."""
+    """Measure every size, and write the table into the page. Returns its rows."""
     fill_parts(
         page.read_text(encoding="utf-8"), {"sizes": ""}
     )  # before the work: is there a place?

@@ -1,6 +1,6 @@
-"""How well each way to steer works, in figures: what docs/steering.md tells in numbers.
+"""Measure how well each way to steer works, for the tables of docs/steering.md.
 
-Nothing here is typed in: steering.py puts what these functions return into the page.
+steering_report.py writes what these functions return into the page.
 """
 
 from dataclasses import replace
@@ -27,25 +27,25 @@ from minisd.pipeline import StableDiffusion
 from minisd.tasks.canny import canny
 from minisd.tasks.depth2img import depth2img_steps
 from minisd.tasks.img2img import img2img_steps
-from minisd.tasks.inpaint import as_mask, inpaint
+from minisd.tasks.inpaint import inpaint, mask_tensor
 from minisd.training.vae import decibels
 
-COUNT = 64  # pictures that a figure tells of
+COUNT = 64  # pictures for each figure
 CLASSIFIER_SCALES = (0, 2, 8, 32)
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
-    """The mean over pictures of how their depths go together. b 1 h w each"""
+    """The correlation of two depths, averaged over pictures. Both: b 1 h w"""
     pairs = zip(a.flatten(1), b.flatten(1), strict=True)
     return torch.stack([torch.stack(pair).corrcoef()[0, 1] for pair in pairs]).mean().item()
 
 
 @torch.no_grad()
 def measure_edges(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[str, float]:
-    """Edge agreement of what is drawn with the real picture's edges, with the ControlNet and not.
+    """How well the edges of drawn and real pictures agree, with and without the ControlNet.
 
-    The prompts are brief: one that names the style tells the mini's few drawings apart by itself.
-    What went through the autoencoder is about the most that a drawing of the mini can reach.
+    The prompts do not name the style: together with the thing, it would say which of the mini's few
+    drawings to draw. Real pictures after encoding and decoding show what the mini can reach.
 
     real: b 3 h w
     """
@@ -63,10 +63,10 @@ def measure_edges(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dic
 
 @torch.no_grad()
 def measure_depth(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dict[str, float]:
-    """Correlation of the depth of what is drawn with the real picture's, with its channel and not.
+    """The correlation of the depth of drawn and real pictures, with and without the depth channel.
 
-    Image-to-image at strength 1 in both, and prompts without style and place: hardly anything but
-    the channel tells how the picture is laid out.
+    Both are image-to-image at strength 1, and the prompts name neither style nor place. So almost
+    only the depth channel says where things are.
     """
     wide = minisd.load("mini-depth")
     estimate = load_estimator(WEIGHTS / "mini-depth.safetensors")
@@ -81,10 +81,10 @@ def measure_depth(sd: StableDiffusion, real: Tensor, scenes: list[Scene]) -> dic
 def measure_outside(
     real: Tensor, scenes: list[Scene], mask: Image.Image
 ) -> dict[str, dict[str, float]]:
-    """How far pixels outside the mask are from the given ones, of 255: the most, and on average."""
+    """How much pixels outside the mask change, from 0 to 255: the largest change and the mean."""
     found: dict = {}
     prompts = [brief_caption(scene) for scene in scenes[:8]]
-    kept = as_mask(mask, real)[0, 0] < 0.5
+    kept = mask_tensor(mask, real)[0, 0] < 0.5
     for model in ("mini", "mini-inpaint"):
         sd = minisd.load(model)
         for paste in (False, True):
@@ -97,17 +97,17 @@ def measure_outside(
 
 
 def fine_detail(images: Tensor) -> Tensor:
-    """What of a picture is finer than about four pixels. b 3 h w, and so is what it returns."""
+    """The details of a picture that are finer than about four pixels. b 3 h w -> b 3 h w"""
     coarse = F.interpolate(F.avg_pool2d(images, 4), images.shape[2:], mode="bilinear")
     return images - coarse
 
 
 @torch.no_grad()
 def measure_detail(sd: StableDiffusion, real: Tensor) -> dict[str, dict[str, float]]:
-    """How faithfully the mini's decoder and the fine-tuned one draw the same latents of pictures.
+    """How well the mini's decoder and the fine-tuned one draw the same latents.
 
-    dB, also of the fine detail alone, and how much of the fine detail's spread is there: blur takes
-    it away.
+    Measures dB, dB of the fine detail alone, and how much of the spread of the fine detail is left
+    (blur makes it smaller).
     """
     latents, found = sd.encode(real), {}
     tuned = load_vae(WEIGHTS / "mini-decoder.safetensors", sd.config.vae)
@@ -124,7 +124,7 @@ def measure_detail(sd: StableDiffusion, real: Tensor) -> dict[str, dict[str, flo
 
 
 def classifier_row(sd: StableDiffusion) -> tuple[dict[str, float], Image.Image]:
-    """How often the judge sees the thing that the classifier led to; some of the pictures."""
+    """How often the judge sees the thing to which the classifier steers, and some pictures."""
     guide = load_classifier(WEIGHTS / "mini-classifier.safetensors")
     things = list(guide.config.things)[:: len(guide.config.things) // COUNT or 1][:COUNT]
     scenes = [Scene((thing,), (None,), "noto", "white") for thing in things]
@@ -138,7 +138,7 @@ def classifier_row(sd: StableDiffusion) -> tuple[dict[str, float], Image.Image]:
 
 
 def measure_word(sd: StableDiffusion) -> dict[str, float]:
-    """How often the judge sees a fox where the prompt says <blorp>, with the word and without."""
+    """How often the judge sees a fox if the prompt says <blorp>, with and without its file."""
     colours = ("red", "green", "blue", "white", "yellow", "pink")
     prompts = [f"a <blorp> on a {colour} background" for colour in colours for _ in range(4)]
     scenes = [Scene(("fox",), (None,), "noto", "white")] * len(prompts)

@@ -1,8 +1,8 @@
-"""Classifier guidance: a classifier of noisy latents leads the drawing to a thing that it knows.
+"""Classifier guidance: a classifier of noisy latents leads sampling to a thing that it knows.
 
 Guidance follows the gradient of log p(thing | x) while x is still half noise. A classifier of clean
-pictures has never seen such an x. This one is trained at every noise level, and reads which level x
-has (Dhariwal & Nichol 2021, section 4).
+pictures was never trained on such an x. This one was trained at every noise level, and it reads t,
+the level of x (Dhariwal & Nichol 2021, section 4).
 """
 
 import json
@@ -32,21 +32,21 @@ from minisd.pipeline import StableDiffusion
 from minisd.schedule import Denoiser, Level, Prediction
 from minisd.unet import ResBlock, TimeEmbedding
 
-# log_prob(x, t) -> log p(class | x), b.   x: b c h w, noisy as at t   t: b
+# log_prob(x, t) -> log p(class | x), b.   x: b c h w, as noisy as at t   t: b
 LogProb = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """Sizes of the classifier, and the names of its answers. The defaults fit 8x8 latents."""
+    """The things that a classifier knows, and its sizes. The defaults fit 8x8 latents."""
 
     things: tuple[str, ...]
-    channels: tuple[int, ...] = (64, 96, 128)  # one level each, the resolution halves between
+    channels: tuple[int, ...] = (64, 96, 128)  # one for each level; the next one has half the size
     norm_groups: int = 16
 
 
 class LatentClassifier(nn.Module):
-    """Says which thing a noisy latent shows: the U-Net's way down, then a vote of all places.
+    """Says which thing a noisy latent shows: the U-Net's way down, then the mean of all places.
 
     x: b 4 h w, scaled, of any size    t: b, integer or float    returns: logits, b things
     """
@@ -72,23 +72,24 @@ class LatentClassifier(nn.Module):
         for downsample, res in zip(self.downsample, self.res[1:], strict=True):
             x = downsample(x)
             x = res(x, time)
-        votes = self.conv_out(F.silu(self.norm_out(x)))
-        return reduce(votes, "b things h w -> b things", "mean")
+        logits = self.conv_out(F.silu(self.norm_out(x)))
+        return reduce(logits, "b things h w -> b things", "mean")
 
     def log_prob(self, x: Tensor, t: Tensor, thing: str | Sequence[str]) -> Tensor:
-        """log p(thing | x), b. Its gradient with respect to x is the way to more of the thing.
+        """log p(thing | x), b. Its gradient with respect to x points to more of the thing.
 
-        x: b 4 h w, noisy as at t    t: b    thing: one for all, or b of them
-        Raises ValueError for a thing that the classifier does not know.
+        x: b 4 h w, as noisy as at t    t: b    thing: one for all samples, or one for each
+
+        Raises ValueError if the classifier does not know a thing.
         """
         things = [thing] * len(x) if isinstance(thing, str) else thing
-        self.check_known(*things)
+        self.check_things(*things)
         classes = torch.tensor([self.config.things.index(one) for one in things], device=x.device)
         log_probs = F.log_softmax(self(x, t), dim=1)
         return log_probs[torch.arange(len(x), device=x.device), classes]
 
-    def check_known(self, *things: str) -> None:
-        """Raise ValueError for a thing that is none of its answers."""
+    def check_things(self, *things: str) -> None:
+        """Raise ValueError if the classifier does not know one of the things."""
         for thing in things:
             if thing not in self.config.things:
                 known = ", ".join(self.config.things)
@@ -96,12 +97,12 @@ class LatentClassifier(nn.Module):
 
 
 class ClassifierGuidance(Handle):
-    """Whatever the model draws leans to what a classifier calls by a name, until remove().
+    """Lead everything that the model draws to a thing that a classifier knows, until remove().
 
-    thing: one for every sample, or a list with one for each    scale: 0 changes nothing
+    thing: one for all samples, or a list with one for each    scale: 0 changes nothing
 
-    Raises ValueError for a thing that the classifier does not know, or a model whose latents are of
-    another kind than the classifier's: those have nothing in common but their shape.
+    Raises ValueError if the classifier does not know the thing, or if the model has other latents
+    than the mini. They may have the same shape, but they mean something else.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class ClassifierGuidance(Handle):
         thing: str | Sequence[str],
         scale: float,
     ):
-        classifier.check_known(*([thing] if isinstance(thing, str) else thing))
+        classifier.check_things(*([thing] if isinstance(thing, str) else thing))
         if sd.config.vae.channels != MINI.vae.channels:
             raise ValueError(
                 f"the classifier knows the mini's latents, and {sd.config.name} has others: "
@@ -129,7 +130,7 @@ class ClassifierGuidance(Handle):
 
 
 def save_classifier(path: Path, classifier: LatentClassifier, notes: Mapping[str, object]) -> None:
-    """Write it in half precision. The header tells its config and the notes: how it was trained."""
+    """Write it in half precision, with its config and notes about its training in the header."""
     header = {"classifier": json.dumps(asdict(classifier.config)), "notes": json.dumps(notes)}
     with written_whole(path) as unfinished:
         write_tensors(unfinished, classifier.state_dict(), header, torch.float16)

@@ -1,7 +1,7 @@
 """ControlNet: a copy of the U-Net's way down that also sees a hint, and corrects every skip.
 
-The copy learns while the U-Net stays frozen. Its answers pass through 1x1 convolutions that begin
-at zero, so training starts from the unchanged model (Zhang et al. 2023, sections 3.1 and 3.2;
+The copy is trained while the U-Net stays frozen. Its outputs pass through 1x1 convolutions that
+begin at zero, so training starts from the unchanged model (Zhang et al. 2023, sections 3.1 and 3.2;
 cldm/cldm.py).
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from inspect import signature
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +19,14 @@ from einops import reduce, repeat
 from PIL import Image
 from torch import Tensor, nn
 
-from minisd.adapters.controlnet_settings import (
+from minisd.adapters.handle import Handle, refuse_non_finite
+from minisd.checkpoints import names
+from minisd.checkpoints.controlnet_settings import (
     DEFAULT_HINT,
     HintSettings,
     read_controlnet_settings,
     settings_to_header,
 )
-from minisd.adapters.handle import Handle, refuse_non_finite
-from minisd.checkpoints import names
 from minisd.checkpoints.cover import cover_network, why_unneeded
 from minisd.checkpoints.file_kinds import refuse_other_kinds
 from minisd.checkpoints.folder import weight_files
@@ -40,16 +41,16 @@ from minisd.guidance import unconditional_rows
 from minisd.pipeline import StableDiffusion
 from minisd.unet import Down, Mid, TimeEmbedding, UNet, skip_channels
 
-CONTROLNET_PREFIX = "control_model."  # of the original's files, in some of them
-AROUND_KEYS = re.compile(r"(model\.diffusion_model|first_stage_model|cond_stage_model)\..+")
-DIFFERENCE = "difference"  # a tensor that marks what kohya's script subtracted a U-Net from
+CONTROLNET_PREFIX = "control_model."  # before every key in some of the original's files
+MODEL_KEYS = re.compile(r"(model\.diffusion_model|first_stage_model|cond_stage_model)\..+")
+DIFFERENCE = "difference"  # kohya's script adds this tensor if it subtracted a U-Net's weights
 PUBLISHED_UNETS = {config.unet.context_dim: config.unet for config in (SD15, SD20_BASE)}
 
 
 class Hint(nn.Module):
-    """Brings the hint, a picture, to the size and width of the U-Net's first feature map.
+    """Turns the hint, a picture, into a feature map of the size of the U-Net's first.
 
-    widths: (16, 32, 96, 256) in cldm.py; the size halves between two of them
+    widths: (16, 32, 96, 256) in cldm.py. The size halves between two of them
     hint: b 3 8h 8w in [0, 1]    returns: b channels h w
     """
 
@@ -74,7 +75,7 @@ class ControlNet(nn.Module):
     x: b 4 h w    t: b    context: b m c    hint: b 3 8h 8w in [0, 1], not [-1, 1]
     returns: one tensor for each skip, then one for the middle: the U-Net's `control`
 
-    is_difference: its weights lack those of a U-Net, which control() adds
+    is_difference: the weights are only the difference from a U-Net's, which control() adds
     """
 
     def __init__(self, config: UNetConfig, settings: HintSettings = DEFAULT_HINT):
@@ -96,29 +97,30 @@ class ControlNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, hint: Tensor) -> list[Tensor]:
         if self.is_difference:
-            what = "this ControlNet holds what differs from a U-Net"
-            raise ValueError(f"{what}: give it to control(), which adds the U-Net's weights.")
+            what = "this ControlNet holds what differs from a U-Net's weights"
+            raise ValueError(f"{what}: give it to control(), which adds those weights.")
         if self.settings.channel_order == "bgr":
             hint = hint.flip(1)
         time = self.time(t)
         x = self.conv_in(x) + self.hint(hint)
-        x, skips = UNet.encode(self, x, time, context)  # the same way down, with our own weights
-        corrections = [zero(skip) for zero, skip in zip(self.zero, skips, strict=True)] + [
-            self.zero_mid(x)
-        ]
+        as_unet = cast(UNet, self)  # it has all that encode() reads: the same way down
+        x, skips = UNet.encode(as_unet, x, time, context)
+        corrections = [zero(skip) for zero, skip in zip(self.zero, skips, strict=True)]
+        corrections = [*corrections, self.zero_mid(x)]
         if self.settings.pools:
             corrections = [reduce(one, "b c h w -> b c 1 1", "mean") for one in corrections]
         return corrections
 
     @classmethod
     def load(cls, path: str | Path, config: UNetConfig | None = None) -> "ControlNet":
-        """Read a file of the original's (.pth, .safetensors), of diffusers' layout, or our own.
+        """Read a file in the original's layout, in diffusers' layout, or one that save() wrote.
 
         path: the file, or the folder into which diffusers wrote it
-        config: sizes of the U-Net it belongs to. None: as the settings in its header or next to it
-            say, else those of SD v1 or v2, by the width of the context
-        Raises ValueError for a file that is no ControlNet or does not fit the config, and for a
-        setting that is unknown here.
+        config: the sizes of its U-Net. None takes them from the settings in its header or next to
+            it. If there are none, the width of the context tells SD v1 from v2
+
+        Raises ValueError if the file is not a ControlNet, does not fit the config, or has an
+        unknown setting.
         """
         path = local_path(path)
         files = weight_files(path) if path.is_dir() else [path]
@@ -154,26 +156,27 @@ def control(
 ) -> Handle:
     """Let the network lead the U-Net along the hint, until the handle is removed.
 
-    hint: a picture, or 1 3 h w in [0, 1], of the size that will be drawn, for every sample the
-        same; or b 3 h w, one for each. A pixel may be -1 in all three channels: the ControlNet v1.1
-        for inpainting reads that as masked
-    Several at once add up. Raises ValueError for a network of another model and a scale that is no
-    finite number, and later, when something is drawn, for hints of another size or number.
+    hint: in the size of the picture to draw. A PIL picture, or 1 3 h w in [0, 1], is the hint of
+        every sample; b 3 h w has one for each. A pixel that is -1 in all three channels is masked
+        (ControlNet v1.1 for inpainting)
+
+    Several ControlNets at once add up.
+
+    Raises ValueError if the network is made for another model, or if the scale is not finite.
+    Drawing raises it later if the hints have another size than the pictures, or another number.
     """
     refuse_non_finite(scale, "scale")
-    if describe_hint_sizes(network.config) != describe_hint_sizes(sd.config.unet):
-        needs, has = (
-            describe_hint_sizes(network.config),
-            f"{sd.config.name} has {describe_hint_sizes(sd.config.unet)}",
-        )
-        what = f"is for a U-Net with {needs}, and {has}"
+    needs, has = describe_widths(network.config), describe_widths(sd.config.unet)
+    if needs != has:
+        what = f"is for a U-Net with {needs}, and {sd.config.name} has {has}"
         raise ValueError(f"this ControlNet {what}: it is made for another model.")
     shown = (from_pil(hint) + 1) / 2 if isinstance(hint, Image.Image) else hint
     refuse_bad_hint(shown)
-    halvings, factor = len(network.settings.widths) - 1, sd.config.vae.factor
-    if 2**halvings != factor:
-        times = f"{2**halvings} times smaller, and {sd.config.name} its pictures {factor} times"
-        raise ValueError(f"this ControlNet makes its hint {times}: it is made for another model.")
+    shrinks, factor = 2 ** (len(network.settings.widths) - 1), sd.config.vae.factor
+    if shrinks != factor:
+        times = f"{shrinks} times smaller, and {sd.config.name} makes its pictures {factor} times"
+        what = f"makes its hint {times} smaller"
+        raise ValueError(f"this ControlNet {what}: it is made for another model.")
     network = copy.deepcopy(network)
     if network.is_difference:
         add_unet(network, sd)
@@ -185,51 +188,55 @@ def control(
 
 def refuse_bad_hint(hint: Tensor) -> None:
     """Raise ValueError unless it is b 3 h w, each pixel in [0, 1] or -1 in all three channels."""
-    shape, seen = tuple(hint.shape), ""
+    shape, values = tuple(hint.shape), ""
     good = hint.ndim == 4 and shape[1] == 3 and hint.numel() > 0
     if good:
         masked = (hint == -1).all(dim=1, keepdim=True)
         good = (masked | ((hint >= 0) & (hint <= 1))).all()
-        seen = f" and values from {hint.min():g} to {hint.max():g}"
+        values = f" and values from {hint.min():g} to {hint.max():g}"
     if not good:
         way = "give 1 3 h w in [0, 1], where -1 in all three channels marks what is masked"
-        raise ValueError(f"the hint has shape {shape}{seen}: {way}.")
+        raise ValueError(f"the hint has shape {shape}{values}: {way}.")
 
 
 def add_unet(network: ControlNet, sd: StableDiffusion) -> None:
-    """Add the U-Net's weights to a network that was extracted as the difference from them.
+    """Add the U-Net's weights to a network that holds only the difference from them.
 
-    Raises ValueError for a U-Net with other input channels: no difference from it is known.
+    Raises ValueError if the U-Net has other input channels than the one that was subtracted.
     """
     own, theirs = network.state_dict(), sd.unet.state_dict()
     if own["conv_in.weight"].shape != theirs["conv_in.weight"].shape:
         needs, has = network.config.in_channels, sd.config.unet.in_channels
-        what = f"what differs from a U-Net with {needs} input channels, and {sd.config.name} has"
-        raise ValueError(f"this ControlNet holds {what} {has}: give a model with as many.")
+        what = f"is the difference from a U-Net with {needs} input channels, not {has}"
+        raise ValueError(f"this ControlNet {what}: give a model with {needs}.")
     shared = {name: own[name] + theirs[name].to(own[name]) for name in own if name in theirs}
     network.load_state_dict(own | shared)
     network.is_difference = False
 
 
 def control_hook(network: ControlNet, hint: Tensor, scale: float, factor: int) -> Callable:
-    """A hook that hands the U-Net the network's corrections, on top of what there are."""
+    """A hook that gives the U-Net the network's corrections, added to those that it has already.
+
+    hint: b 3 factor*h factor*w, for latents of h w
+    """
 
     def hook(unet: UNet, inputs: tuple, more: dict) -> tuple[tuple, dict]:
-        given = signature(unet.forward).bind(*inputs, **more).arguments
-        x, t, context, before = (given.get(name) for name in ("x", "t", "context", "control"))
+        given = signature(unet.forward).bind(*inputs, **more)
+        given.apply_defaults()
+        x, t, context, before = given.args
         height, width = factor * x.shape[2], factor * x.shape[3]
         if tuple(hint.shape[2:]) != (height, width):
             both = f"has shape {tuple(hint.shape)} and the picture is {width} x {height}"
             raise ValueError(f"the hint {both}: give a hint of the picture's size.")
         free = unconditional_rows(context) if network.settings.pools else 0
-        led = len(x) - free  # the last rows
+        led = len(x) - free  # how many samples follow the hint: the last ones
         if led == 0:
             return (x, t, context, before), {}
         if led % len(hint):
             raise ValueError(f"there are {len(hint)} hints: give 1, or one for each sample.")
-        beside = repeat(hint, "b c h w -> (times b) c h w", times=led // len(hint))
+        hints = repeat(hint, "b c h w -> (times b) c h w", times=led // len(hint))
         latent = x[free:, : network.config.in_channels]  # an inpainting U-Net sees more
-        corrections = network(latent, t[-led:], context[free:], beside)
+        corrections = network(latent, t[-led:], context[free:], hints)
         corrections = [F.pad(scale * one, (0, 0, 0, 0, 0, 0, free, 0)) for one in corrections]
         if before is not None:
             corrections = [a + b for a, b in zip(before, corrections, strict=True)]
@@ -242,31 +249,32 @@ def control_hook(network: ControlNet, hint: Tensor, scale: float, factor: int) -
 
 
 def strip_prefix(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The ControlNet's own; original files may hold a whole model and its schedule around it.
+    """The tensors of the ControlNet itself. Original files may also hold a model and its schedule.
 
-    Raises ValueError for a tensor around it that is of no whole model.
+    name: what to call the file in an error
+
+    Raises ValueError if the file holds anything else.
     """
     if not any(key.startswith(CONTROLNET_PREFIX) for key in tensors):
         return dict(tensors)
-    own = {
-        key: t
-        for key, t in tensors.items()
-        if key.startswith(CONTROLNET_PREFIX) or key == DIFFERENCE
-    }
+    own = {k: t for k, t in tensors.items() if k.startswith(CONTROLNET_PREFIX) or k == DIFFERENCE}
     for key in tensors:
-        if key not in own and not AROUND_KEYS.fullmatch(key) and why_unneeded(key, SD15) is None:
+        if key not in own and not MODEL_KEYS.fullmatch(key) and why_unneeded(key, SD15) is None:
             what = f"holds {key} next to its ControlNet, which is unknown here"
             raise ValueError(f"{name} {what}: get another copy.")
     return {key.removeprefix(CONTROLNET_PREFIX): tensor for key, tensor in own.items()}
 
 
-def describe_hint_sizes(config: UNetConfig) -> str:
-    """What a ControlNet and its U-Net must have in common, in words."""
+def describe_widths(config: UNetConfig) -> str:
+    """The sizes that a ControlNet and its U-Net must have in common, in words."""
     return f"channels {config.channels}, contexts {config.context_dim} wide"
 
 
 def published_config(path: Path, tensors: dict[str, Tensor]) -> UNetConfig:
-    """The sizes of the U-Net that an original file is made for. ValueError: they are not known."""
+    """The sizes of the U-Net that an original file is made for.
+
+    Raises ValueError if its contexts have neither the width of SD v1 nor of v2.
+    """
     widths = {t.shape[1] for key, t in tensors.items() if key.endswith("attn2.to_k.weight")}
     if len(widths) != 1 or not widths <= PUBLISHED_UNETS.keys():
         raise ValueError(f"{path.name} is no ControlNet for Stable Diffusion v1 or v2.")
@@ -274,12 +282,9 @@ def published_config(path: Path, tensors: dict[str, Tensor]) -> UNetConfig:
 
 
 def controlnet_rows(config: UNetConfig, settings: HintSettings = DEFAULT_HINT) -> list[names.Row]:
-    """The table of a ControlNet: the U-Net's way down, the hint's convolutions, the zero ones."""
-    shared = [
-        row
-        for row in names.unet_rows(config)
-        if not row.ours.startswith(("up.", "norm_", "conv_o"))
-    ]
+    """The names of a ControlNet's tensors: the U-Net's way down, the hint, the 1x1 convolutions."""
+    way_up = ("up.", "norm_", "conv_o")  # which a ControlNet lacks
+    shared = [row for row in names.unet_rows(config) if not row.ours.startswith(way_up)]
     embedding, last = "controlnet_cond_embedding", 2 * len(settings.widths) - 1
     theirs = ["conv_in", *(f"blocks.{i}" for i in range(last - 1)), "conv_out"]
     ours = [*(f"convs.{i}" for i in range(last)), "conv_out"]

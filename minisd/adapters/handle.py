@@ -2,8 +2,13 @@
 
 from collections.abc import Iterable
 from math import isfinite
+from typing import Protocol
 
-from torch.utils.hooks import RemovableHandle
+
+class Removable(Protocol):
+    """What a handle consists of: hooks of torch, list entries, other handles."""
+
+    def remove(self) -> None: ...
 
 
 class ListEntry:
@@ -20,13 +25,13 @@ class ListEntry:
 class Handle:
     """Takes an adapter off with remove(), or at the end of a `with` block.
 
-    Adapters are hooks, or entries in a list of the pipeline. They never touch the weights. So the
-    model is the same as before, bit for bit, after the last one is removed, in any order.
+    Adapters are hooks, or entries in a list of the pipeline. They never change the weights. So once
+    all of them are removed, in any order, the model is the same as before, bit for bit.
     """
 
-    def __init__(self, hooks: Iterable[RemovableHandle | ListEntry]):
-        """hooks: created one by one. If one fails, those before it are removed."""
-        self.hooks: list[RemovableHandle | ListEntry] = []
+    def __init__(self, hooks: Iterable[Removable]):
+        """hooks: created one by one. If creating one fails, those before it are removed."""
+        self.hooks: list[Removable] = []
         try:
             for hook in hooks:
                 self.hooks.append(hook)
@@ -35,7 +40,7 @@ class Handle:
             raise
 
     def remove(self) -> None:
-        """Take the adapter off. Doing it twice does no harm."""
+        """Take the adapter off. A second call does nothing."""
         hooks, self.hooks = self.hooks, []
         for hook in hooks:
             hook.remove()
@@ -48,6 +53,6 @@ class Handle:
 
 
 def refuse_non_finite(value: float, name: str) -> None:
-    """Raises ValueError if the value is not finite. name: of the argument"""
+    """Raise ValueError if the value is NaN or infinite. name: of the argument, for the error"""
     if not isfinite(value):
         raise ValueError(f"{name} is {value}: give a finite number, such as 1.")

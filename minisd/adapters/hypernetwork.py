@@ -1,8 +1,8 @@
-"""Hypernetworks: small MLPs that change what attention reads, before keys and values.
+"""Hypernetworks: small MLPs that change the context that attention makes keys and values of.
 
-Each width of context has two of them. Keys are made of c + strength * net0(c), values of
-c + strength * net1(c), in self- and cross-attention alike. The idea is NovelAI's (2022), the file
-layout that of AUTOMATIC1111's web UI (modules/hypernetworks/hypernetwork.py).
+There are two for each width of context. Keys are made of c + strength * net0(c), and values of
+c + strength * net1(c), in self-attention and in cross-attention. The idea is NovelAI's (2022). The
+file layout is the one of AUTOMATIC1111's web UI (modules/hypernetworks/hypernetwork.py).
 """
 
 import re
@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,16 +38,20 @@ ACTIVATION_FUNCTIONS = {
 }
 ACTIVATION_FUNCTIONS |= {"leakyrelu": "leaky_relu", "swish": "hardswish"}
 LAYER_KEY = re.compile(r"\d{1,9}\.[01]\.linear\.\d{1,9}\.(weight|bias)")
-# What the web UI writes next to the networks (Hypernetwork.save). Files from before some of it
-# existed lack them. Then the tensors decide.
+# What the web UI writes next to the networks (Hypernetwork.save). Older files lack some settings.
+# Then the tensors decide.
 HYPERNETWORK_SETTINGS = settings_tables()["list of settings (hypernetwork)"]
+INCOMPLETE = "is no whole hypernetwork, two networks for each width: get another copy"
+Layers = dict[int, dict[str, Tensor]]  # the number of a layer -> its weight and its bias
 
 
 @dataclass(frozen=True)
 class HypernetworkMLP:
     """One small MLP: linear layers, each followed by an activation and perhaps a layer norm.
 
-    layers: (weight, bias) in order, a matrix for a linear layer, a vector for a norm
+    layers: (weight, bias) in order. The weight is a matrix of a linear layer, or a vector of a norm
+    activation: a key of ACTIVATION_FUNCTIONS, or "linear" for none
+    activates_output: whether the last linear layer has an activation, too
     """
 
     layers: list[tuple[Tensor, Tensor]]
@@ -71,8 +76,8 @@ class HypernetworkMLP:
 def hypernetwork(sd: StableDiffusion, path: str | Path, strength: float = 1.0) -> Handle:
     """Let the file's MLPs change the contexts of the U-Net, until the handle is removed.
 
-    A file may serve several models. Widths that this model lacks are ignored, as in the web UI, if
-    the file has the width of this model's text.
+    A file may be for several models. MLPs for widths that this model lacks are ignored, as in the
+    web UI, if there are MLPs for the width of this model's text.
 
     Raises ValueError, and leaves the model as it is, if the file is not a hypernetwork, has an
     unknown activation or setting or is made for other widths, or if the strength is not finite.
@@ -81,8 +86,8 @@ def hypernetwork(sd: StableDiffusion, path: str | Path, strength: float = 1.0) -
     networks = read_hypernetwork(path)
     widths = {layer.to_k.in_features for layer in attentions(sd.unet).values()}
     if not networks.keys() <= widths and sd.config.unet.context_dim not in networks:
-        known, needed = (", ".join(map(str, sorted(all))) for all in (networks, widths))
-        what = f"rewrites contexts {known} wide, and the model's are {needed}"
+        known, needed = (", ".join(map(str, sorted(each))) for each in (networks, widths))
+        what = f"changes contexts {known} wide, and the model's are {needed}"
         raise ValueError(f"{Path(path).name} {what}: it is made for another model.")
     return apply_networks(sd.unet, networks, strength)
 
@@ -95,7 +100,10 @@ def attentions(unet: nn.Module) -> dict[str, Attention]:
 def apply_networks(
     unet: nn.Module, networks: Mapping[int, Sequence[HypernetworkMLP]], strength: float
 ) -> Handle:
-    """Let the two networks of each width rewrite keys' and values' context, till it is removed."""
+    """Let the networks change the contexts for keys and for values, until the handle is removed.
+
+    networks: width of the contexts -> the network for keys and the one for values
+    """
     layers = attentions(unet).values() if strength != 0 else ()
     return Handle(
         projection.register_forward_pre_hook(rewriting_hook(net, strength))
@@ -106,7 +114,7 @@ def apply_networks(
 
 
 def rewriting_hook(net: HypernetworkMLP, strength: float) -> Callable:
-    """A hook that adds the MLP's answer to what a projection reads."""
+    """A hook that adds the MLP's output to what a projection reads."""
 
     def hook(projection: nn.Linear, inputs: tuple[Tensor]) -> tuple[Tensor]:
         (context,) = inputs
@@ -125,67 +133,68 @@ def read_hypernetwork(path: str | Path) -> dict[int, tuple[HypernetworkMLP, Hype
     refuse_other_kinds(path.name, tensors, "hypernetwork")
     with name_errors(path.name):
         if is_safetensors(path):
-            raise ValueError("is no .pt of a hypernetwork, which alone says its activation: get it")
+            raise ValueError("is no .pt file, and only a .pt says its activation: get the .pt file")
         return parse_networks(content)
 
 
 def parse_networks(content: Mapping) -> dict[int, tuple[HypernetworkMLP, HypernetworkMLP]]:
     """Width -> its two MLPs. Raises ValueError if the file's content is anything else."""
-    layers = {
-        key: each for key, each in content.items() if key not in HYPERNETWORK_SETTINGS.ignored
-    }
-    held: defaultdict = defaultdict(lambda: defaultdict(dict))
-    for key, tensor in rename_tensors(named_tensors(layers), usual_layer).items():
+    layers = {key: it for key, it in content.items() if key not in HYPERNETWORK_SETTINGS.ignored}
+    found: dict[tuple[int, int], Layers] = defaultdict(lambda: defaultdict(dict))
+    for key, tensor in rename_tensors(named_tensors(layers), usual_key).items():
         if not LAYER_KEY.fullmatch(key):
             raise ValueError(f"holds {key}, which is no layer of a hypernetwork: get another copy")
         if not (tensor.is_floating_point() and is_finite(tensor)):
-            raise ValueError(f"holds no finite numbers in {key}: get another copy")
+            raise ValueError(f"holds numbers in {key} that are not finite: get another copy")
         width, which, _, number, leaf = key.split(".")
-        held[int(width), int(which)][int(number)][leaf] = tensor
-    said = parse_settings(
+        found[int(width), int(which)][int(number)][leaf] = tensor
+    settings = parse_settings(
         {str(key): each for key, each in content.items() if not str(key).isdigit()}
     )
-    networks = {}
-    for width in {width for width, _ in held}:
-        networks[width] = tuple(build_mlp(held[width, which], width, said) for which in (0, 1))
-    if not networks or any(None in pair for pair in networks.values()):
-        raise ValueError("is no whole hypernetwork, two networks for each width: get another copy")
-    return networks
+    if not found:
+        raise ValueError(INCOMPLETE)
+    widths = {width for width, _ in found}
+    keys, values = (
+        {width: build_mlp(found[width, which], width, settings) for width in widths}
+        for which in (0, 1)
+    )
+    return {width: (keys[width], values[width]) for width in widths}
 
 
-def usual_layer(key: str) -> str:
+def usual_key(key: str) -> str:
     """The usual name of a tensor. The first hypernetworks named them "linear1" and "linear2"."""
     return key.replace(".linear1.", ".linear.0.").replace(".linear2.", ".linear.1.")
 
 
-def parse_settings(stored: Mapping[str, object]) -> dict[str, object]:
+def parse_settings(stored: Mapping[str, object]) -> dict[str, Any]:
     """The settings of a file. Raises ValueError if one is unknown or makes no sense."""
-    said = HYPERNETWORK_SETTINGS.read(stored)
-    said["activation_func"] = str(said["activation_func"] or "linear").lower()
-    if said["activation_func"] not in {"linear", *ACTIVATION_FUNCTIONS}:
-        what = f"has the activation {said['activation_func']!r}, which is unknown here"
-        raise ValueError(f"{what}: known are linear, {', '.join(ACTIVATION_FUNCTIONS)}")
-    return said
+    settings: dict[str, Any] = HYPERNETWORK_SETTINGS.read(stored)
+    activation = str(settings["activation_func"] or "linear").lower()
+    if activation not in {"linear", *ACTIVATION_FUNCTIONS}:
+        known = f"linear, {', '.join(ACTIVATION_FUNCTIONS)}"
+        what = f"has the activation {activation!r}, which is unknown here"
+        raise ValueError(f"{what}: known are {known}")
+    return settings | {"activation_func": activation}
 
 
-def build_mlp(
-    held: Mapping[int, Mapping[str, Tensor]], width: int, said: Mapping[str, object]
-) -> HypernetworkMLP | None:
-    """The MLP of these layers. None if they do not lead from the width back to it as stated.
+def build_mlp(parts: Layers, width: int, settings: Mapping[str, Any]) -> HypernetworkMLP:
+    """The MLP of these layers. Activations and dropout count as layers, too, but have no tensors.
 
-    held: number of a layer -> its weight and bias. Their numbers have gaps, since activations and
-        dropout count as well
+    Raises ValueError if the layers do not lead from the width back to the width, or if the settings
+    say something else about them.
     """
-    layers = [(held[number].get("weight"), held[number].get("bias")) for number in sorted(held)]
-    sizes = [width]
-    for weight, bias in layers:
-        whole = weight is not None and bias is not None and weight.ndim in (1, 2)
-        if not whole or weight.shape[-1] != sizes[-1] or bias.shape != weight.shape[:1]:
-            return None
-        sizes += weight.shape[: weight.ndim - 1]  # a norm, a vector, keeps the size
-    structure, norms = said["layer_structure"], any(weight.ndim == 1 for weight, _ in layers)
-    as_said = structure is None or sizes == [int(width * multiple) for multiple in structure]
-    as_said = as_said and said["is_layer_norm"] in (None, norms)
-    if not as_said or len(sizes) == 1 or sizes[-1] != width:
-        return None
-    return HypernetworkMLP(layers, said["activation_func"], said["activate_output"])
+    layers, sizes = [], [width]
+    for number in sorted(parts):
+        weight, bias = parts[number].get("weight"), parts[number].get("bias")
+        if weight is None or bias is None or weight.ndim not in (1, 2):
+            raise ValueError(INCOMPLETE)
+        if weight.shape[-1] != sizes[-1] or bias.shape != weight.shape[:1]:
+            raise ValueError(INCOMPLETE)
+        sizes += weight.shape[:-1]  # a norm has a vector, which keeps the size
+        layers.append((weight, bias))
+    structure, norms = settings["layer_structure"], any(weight.ndim == 1 for weight, _ in layers)
+    if structure is not None and sizes != [int(width * multiple) for multiple in structure]:
+        raise ValueError(INCOMPLETE)
+    if len(sizes) == 1 or sizes[-1] != width or settings["is_layer_norm"] not in (None, norms):
+        raise ValueError(INCOMPLETE)
+    return HypernetworkMLP(layers, settings["activation_func"], settings["activate_output"])

@@ -1,11 +1,11 @@
-"""LoRA: a low-rank update of many weight matrices, each the product of two thin matrices.
+"""LoRA: many weight matrices get a low-rank update, each the product of two thin matrices.
 
-W + scale * (alpha / rank) * up @ down (Hu et al. 2022, eq. 3). The update is
-added to the layer's output, so W itself never changes. Files name the layers in three ways: like
-kohya's trainer, like PEFT and today's diffusers, or like the first diffusers.
+W + scale * (alpha / rank) * up @ down (Hu et al. 2022, eq. 3). The update is added to the layer's
+output, so W itself never changes.
 
-kohya's files keep alpha as a tensor, where 0 means the rank. PEFT's settings keep it as a number,
-where 0 means 0. Where nothing states it, it is the rank.
+Files name the layers in three ways: like kohya's trainer, like PEFT and today's diffusers, or like
+the first diffusers. kohya's files keep alpha as a tensor, where 0 means the rank. PEFT's settings
+keep it as a number, where 0 means 0. If a file has no alpha, it is the rank.
 """
 
 import math
@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minisd.adapters.handle import Handle, refuse_non_finite
-from minisd.adapters.peft_settings import LORA_FILE_STEMS, alpha_of, read_peft_settings
 from minisd.checkpoints.file_kinds import refuse_other_kinds
 from minisd.checkpoints.load import is_finite
+from minisd.checkpoints.lora_settings import LoraSettings, find_lora_file, read_lora_settings
 from minisd.checkpoints.names import Row, model_rows, usual_name
 from minisd.checkpoints.read import read_tensors
 from minisd.checkpoints.registry import local_path
@@ -35,7 +35,7 @@ PARTS = {"unet": "unet", "te": "text_encoder", "text_encoder": "text_encoder"}
 LORA_LEAVES = r"(?P<leaf>lora_[AB]|lora(_linear_layer)?\.(down|up)|lora_(down|up)|alpha)"
 KOHYA_KEY = re.compile(rf"lora_(?P<part>unet|te)_(?P<layer>.+?)\.{LORA_LEAVES}")
 DIFFUSERS_KEY = re.compile(rf"((?P<part>unet|text_encoder)\.)?(?P<layer>.+?)[._]{LORA_LEAVES}")
-# the first of each will do: (?>…) tries no other, which would take hours on some long names
+# (?>…) keeps its first match. Trying others would take hours on some long names
 READS_CONTEXT = regex.compile(r"(?>.*?attn2)(?>.*?to_[kv][._]).*(lora_A|down)\b")
 PEFT_PREFIX = "base_model.model."
 TEXT_LAYER_STARTS = ("text_model.", "encoder.layers.")  # newer transformers leave out the first
@@ -44,20 +44,23 @@ LEAF_NAMES = {"lora_A": "down", "lora_B": "up", "alpha": "alpha"}
 
 @dataclass(frozen=True)
 class LowRankUpdate:
-    """The update of one layer. down: rank c_in (h w)    up: c_out rank (1 1)"""
+    """The update of one layer: up @ down has the shape of its weight, but a low rank.
+
+    down: rank c_in    up: c_out rank. Of a convolution, down: rank c_in h w    up: c_out rank 1 1
+    """
 
     down: Tensor
     up: Tensor
     alpha: float
 
-    def __call__(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """(alpha / rank) * up(down(x)), where down looks at x as the layer does."""
+    def __call__(self, layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
+        """(alpha / rank) * up(down(x)). In a convolution, down has its stride and padding."""
         down, up = self.down.to(layer.weight), self.up.to(layer.weight)
-        share = self.alpha / len(down)
+        factor = self.alpha / len(down)
         if isinstance(layer, nn.Conv2d):
             thin = F.conv2d(x, down, stride=layer.stride, padding=layer.padding)
-            return share * F.conv2d(thin, up)
-        return share * F.linear(F.linear(x, down), up)
+            return factor * F.conv2d(thin, up)
+        return factor * F.linear(F.linear(x, down), up)
 
 
 def lora(sd: StableDiffusion, path: str | Path, scale: float = 1.0) -> Handle:
@@ -70,26 +73,30 @@ def lora(sd: StableDiffusion, path: str | Path, scale: float = 1.0) -> Handle:
     """
     refuse_non_finite(scale, "scale")
     fitted = {}
-    for (part, name), change in read_lora(path, sd.config).items():
+    for (part, name), update in read_lora(path, sd.config).items():
         layer = getattr(sd, part).get_submodule(name)
-        fitted[layer] = fit_update(change, layer, f"{Path(path).name}: {part}.{name}")
+        fitted[layer] = fit_update(update, layer, f"{Path(path).name}: {part}.{name}")
     return apply_updates(fitted, scale)
 
 
-def apply_updates(changes: Mapping[nn.Module, LowRankUpdate], scale: float) -> Handle:
+def apply_updates(updates: Mapping[nn.Module, LowRankUpdate], scale: float) -> Handle:
     """Add the update of each layer, `scale` times, until the handle is removed."""
     return Handle(
-        layer.register_forward_hook(partial(add_update, change, scale), prepend=True)
-        for layer, change in changes.items()
+        layer.register_forward_hook(partial(add_update, update, scale), prepend=True)
+        for layer, update in updates.items()
         if scale != 0
     )
 
 
 def add_update(
-    change: LowRankUpdate, scale: float, layer: nn.Module, inputs: tuple, output: Tensor
+    update: LowRankUpdate,
+    scale: float,
+    layer: nn.Linear | nn.Conv2d,
+    inputs: tuple[Tensor],
+    output: Tensor,
 ) -> Tensor:
-    """A forward hook once its first two arguments are bound. Adds the update to the output."""
-    return output + scale * change(layer, inputs[0])
+    """Add the update to a layer's output. With update and scale bound, it is a forward hook."""
+    return output + scale * update(layer, inputs[0])
 
 
 def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], LowRankUpdate]:
@@ -97,36 +104,23 @@ def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], Lo
     path = find_lora_file(local_path(path))
     tensors = read_tensors(path)
     refuse_other_kinds(path.name, tensors, "LoRA")
-    stated = read_peft_settings(path, tensors)
-    changes = {}
+    stated = read_lora_settings(path, tensors)
+    updates = {}
     for (part, row), keys in keys_by_layer(tensors, config, path.name).items():
         settings = [values for where, values in stated if where in ("", part)]
-        held = {leaf: tensors[key] for leaf, key in keys.items()}
+        own = {leaf: tensors[key] for leaf, key in keys.items()}
         with name_errors(f"{path.name}: {part}.{row.ours}"):
-            changes[part, row.ours] = make_update(held, settings, row.diffusers)
-    return changes
-
-
-def find_lora_file(path: Path) -> Path:
-    """The path itself, or the file that PEFT or diffusers wrote into the folder there."""
-    if not path.is_dir():
-        return path
-    files = [
-        path / f"{stem}{ending}" for stem in LORA_FILE_STEMS for ending in (".safetensors", ".bin")
-    ]
-    files = [file for file in files if file.exists()]
-    if len({file.stem for file in files}) != 1:
-        what = f"{path} must hold one file named {' or '.join(LORA_FILE_STEMS)}"
-        raise ValueError(f"{what}: give the file's own path.")
-    return files[0]
+            updates[part, row.ours] = make_update(own, settings, row.diffusers)
+    return updates
 
 
 def keys_by_layer(
     tensors: dict[str, Tensor], config: ModelConfig, file: str
 ) -> dict[tuple[str, Row], dict[str, str]]:
-    """(part, a layer) -> the keys of its tensors: down, up, and alpha where there is one.
+    """(part, layer) -> the keys of its tensors: down, up, and alpha if there is one.
 
-    Raises ValueError unless they cover whole layers of the model, each once.
+    Raises ValueError if a key fits no layer of the model, if a layer lacks down or up, or if the
+    file has a layer twice.
     """
     found: defaultdict[tuple[str, Row], dict[str, str]] = defaultdict(dict)
     layers, strange = layers_by_name(config), []
@@ -149,27 +143,32 @@ def keys_by_layer(
 
 
 def describe_contexts(tensors: dict[str, Tensor], config: ModelConfig) -> str:
-    """Words for the width of the contexts in the file, if it is not the width of this model."""
+    """The end of an error: how wide the file's contexts are, if the model's are not as wide."""
     widths = {t.shape[1] for key, t in tensors.items() if READS_CONTEXT.match(key) and t.ndim > 1}
     other = ", ".join(map(str, sorted(widths - {config.unet.context_dim})))
     return other and f", whose contexts are {other} wide, not {config.unet.context_dim}"
 
 
-def make_update(held: dict[str, Tensor], settings: Sequence[Mapping], layer: str) -> LowRankUpdate:
-    """Build the update of one layer from its tensors in the file.
+def make_update(
+    own: dict[str, Tensor], settings: Sequence[LoraSettings], layer: str
+) -> LowRankUpdate:
+    """Build the update of one layer.
 
-    settings: PEFT's, one for each place that states them    layer: its name in diffusers
-    Raises ValueError if these are not two matrices of finite numbers, or if two alphas differ.
+    own: its tensors down and up, and alpha if there is one    layer: its name in diffusers
+    settings: from each place that has some
+
+    Raises ValueError if down and up are not two matrices of finite numbers, or if two alphas
+    differ.
     """
-    down, up = held["down"], held["up"]
+    down, up = own["down"], own["up"]
     if not all(m.ndim in (2, 4) and m.is_floating_point() and is_finite(m) for m in (down, up)):
-        raise ValueError("is no pair of matrices of finite numbers: get another copy")
+        raise ValueError("does not hold two matrices of finite numbers: get another copy")
     if not len(down):
         raise ValueError("has rank 0, so its matrices are empty: get another copy")
-    alphas = [alpha_of(values, layer, len(down)) for values in settings]
-    if (alpha := held.get("alpha")) is not None:
+    alphas = [stated.alpha_of(layer, len(down)) for stated in settings]
+    if (alpha := own.get("alpha")) is not None:
         if alpha.numel() != 1 or not is_finite(alpha):
-            raise ValueError("has an alpha that is no finite number: get another copy")
+            raise ValueError("has an alpha that is not a finite number: get another copy")
         alphas.append(alpha.item() or len(down))  # 0 means the rank (kohya's networks/lora.py)
     alphas = alphas or [len(down)]
     if not all(math.isclose(alpha, alphas[0], rel_tol=1e-3) for alpha in alphas):
@@ -198,7 +197,7 @@ def parse_key(key: str) -> tuple[str, str, str]:
         layer = re.sub(r"\.to_out$", ".to_out.0", layer.replace(".processor.", "."))
     if part == "text_encoder" and "." in layer:
         layer = re.sub(r"\.to_([qkv]|out)$", r".\1_proj", usual_name(layer, part))
-    leaf = LEAF_NAMES.get(match["leaf"]) or re.search("down|up", match["leaf"])[0]
+    leaf = LEAF_NAMES.get(match["leaf"]) or ("down" if "down" in match["leaf"] else "up")
     return part, layer.replace(".", "_"), leaf
 
 
@@ -216,20 +215,22 @@ def layers_by_name(config: ModelConfig) -> dict[tuple[str, str], Row]:
     }
 
 
-def fit_update(change: LowRankUpdate, layer: nn.Module, name: str) -> LowRankUpdate:
+def fit_update(update: LowRankUpdate, layer: nn.Module, name: str) -> LowRankUpdate:
     """The update in the shape of the layer. A 1x1 convolution equals a linear layer.
 
-    Raises ValueError if the update is for other sizes, or if the layer has no weight matrix.
+    name: what to call the layer in an error
+
+    Raises ValueError if the update has other sizes, or if the layer has no weight matrix.
     """
     if not isinstance(layer, (nn.Linear, nn.Conv2d)):
         raise ValueError(f"{name} has no matrix to change: the file is made for another model.")
-    weight, rank = layer.weight, len(change.down)
+    weight, rank = layer.weight, len(update.down)
     ends = [1] * (weight.ndim - 2)  # up looks at one place only
     shapes = (rank, *weight.shape[1:]), (len(weight), rank, *ends)
-    pairs = list(zip((change.down, change.up), shapes, strict=True))
+    pairs = list(zip((update.down, update.up), shapes, strict=True))
     if any((*matrix.shape, 1, 1)[:4] != (*shape, 1, 1)[:4] for matrix, shape in pairs):
-        what = f"changes {change.down.shape[1]} channels into {len(change.up)}"
+        what = f"changes {update.down.shape[1]} channels into {len(update.up)}"
         own = f"the model's layer takes {weight.shape[1]} into {len(weight)}"
         raise ValueError(f"{name} {what}, but {own}: the file is made for another model.")
     down, up = (matrix.to(weight).reshape(shape) for matrix, shape in pairs)
-    return LowRankUpdate(down, up, change.alpha)
+    return LowRankUpdate(down, up, update.alpha)

@@ -1,10 +1,12 @@
 """Textual inversion: a new word whose one or more vectors were trained on pictures.
 
-Nothing else changes: the vectors stand where a token's embedding would (Gal et al. 2023, section
-3). Three kinds of file: diffusers' {word: vector, …}, AUTOMATIC1111's string_to_param, emb_params.
+Nothing else changes. The vectors take the place of a token's embedding (Gal et al. 2023, section
+3). There are three kinds of file: diffusers' {word: vector, …}, AUTOMATIC1111's string_to_param,
+and emb_params.
 """
 
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,21 +14,21 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from minisd.adapters.handle import Handle
+from minisd.adapters.handle import Handle, Removable
 from minisd.checkpoints.file_kinds import refuse_other_kinds
 from minisd.checkpoints.read import read_tensors
 from minisd.checkpoints.registry import local_path
 from minisd.pipeline import StableDiffusion
 
-# A file with one of these has its own name for the word: web UI's two kinds, ComfyUI's, a bare
-# tensor. Of several string_to_param, each is a word.
+# These keys name no word, so the file's name is the word: the web UI's two kinds, ComfyUI's, a bare
+# tensor. If there are several string_to_param, each names a word.
 NAMELESS = r"string_to_param\.(?P<word>.*)|emb_params|clip_l|"
-MOST_WORDS_OF_FILE = 10_000  # of a file: with so many, each prompt takes a second longer
-IGNORED_KEYS = r"string_to_token\..*"  # the id of the word that training began with
+MOST_WORDS_OF_FILE = 10_000  # with so many, each prompt takes a second longer
+IGNORED_KEYS = r"string_to_token\..*"  # the id of the word whose vector training started from
 
 
 class Word(Handle):
-    """A word that the model knows until remove(). word: as it is to be typed."""
+    """A word that the model knows until remove(). word: what to type in a prompt"""
 
     def __init__(self, sd: StableDiffusion, word: str, vectors: Tensor):
         """vectors: n width"""
@@ -45,9 +47,9 @@ class Words(Handle):
     """The words of a file that holds several. words: a handle for each."""
 
     def __init__(self, sd: StableDiffusion, vectors: Mapping[str, Tensor]):
-        """vectors: by word, n width. Raises ValueError, and adds none, if one cannot be added."""
+        """vectors: word -> n width. Raises ValueError, and adds none, if one cannot be added."""
         super().__init__(Word(sd, word, own) for word, own in vectors.items())
-        self.words = self.hooks  # a word is taken off as a hook is
+        self.words = self.hooks  # a word can be removed as a hook can
 
 
 def textual_inversion(
@@ -81,19 +83,18 @@ def read_words(path: Path) -> dict[str, Tensor]:
     stored = read_tensors(path)
     refuse_other_kinds(path.name, stored, "textual inversion")
     tensors = {key: tensor for key, tensor in stored.items() if not re.fullmatch(IGNORED_KEYS, key)}
-    found = {key: re.fullmatch(NAMELESS, key) for key in tensors}
-    others = [key for key, match in found.items() if not match]
-    if others and len(others) < len(tensors):
+    nameless = {key: match for key in tensors if (match := re.fullmatch(NAMELESS, key))}
+    others = [key for key in tensors if key not in nameless]
+    if nameless and others:
         what = f"{', '.join(others)} next to its word, which is unknown here"
         raise ValueError(f"{path.name} holds {what}: get another copy.")
-    if not others:
-        words = [found[key]["word"] or key for key in tensors]
+    if nameless:
+        words = [match["word"] or key for key, match in nameless.items()]
         words = [path.stem] if len(words) == 1 else words
         tensors = dict(zip(words, tensors.values(), strict=True))
     if len(tensors) > MOST_WORDS_OF_FILE:
-        raise ValueError(
-            f"{path.name} holds {len(tensors):,} words: {MOST_WORDS_OF_FILE:,} are the most."
-        )
+        what = f"{len(tensors):,} words: split it into files of at most {MOST_WORDS_OF_FILE:,}"
+        raise ValueError(f"{path.name} holds {what}.")
     if not tensors or not all(t.ndim in (1, 2) and t.numel() for t in tensors.values()):
         raise ValueError(f"{path.name} holds no word of textual inversion: check the path.")
     if not all(tensor.float().isfinite().all() for tensor in tensors.values()):
@@ -101,25 +102,23 @@ def read_words(path: Path) -> dict[str, Tensor]:
     return {word: torch.atleast_2d(vectors) for word, vectors in tensors.items()}
 
 
-def embedding_hooks(embedding: nn.Embedding, ids: list[int], vectors: Tensor) -> list:
-    """Hooks that put a vector wherever its id is looked up; the table has no row for it.
+def embedding_hooks(embedding: nn.Embedding, ids: list[int], vectors: Tensor) -> list[Removable]:
+    """Hooks that put a vector wherever its id is looked up. The table has no row for these ids.
 
-    ids: n in a row    vectors: n width
-    The tokens themselves carry what was asked for through the lookup, as `.asked`: kept elsewhere,
-    another thread's tokens could take its place.
+    ids: n neighbouring numbers    vectors: n width
     """
     first, last = ids[0], ids[-1]
+    lookup = threading.local()  # .tokens: what this thread looks up; every thread has its own
 
     def before(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        (tokens,) = inputs
-        known = tokens.masked_fill((tokens >= first) & (tokens <= last), 0)
-        known.asked = getattr(tokens, "asked", tokens)
-        return (known,)
+        (lookup.tokens,) = inputs
+        own = (lookup.tokens >= first) & (lookup.tokens <= last)
+        return (lookup.tokens.masked_fill(own, 0),)
 
     def after(module: nn.Module, inputs: tuple[Tensor], embedded: Tensor) -> Tensor:
-        asked = getattr(inputs[0], "asked", inputs[0])
-        here = rearrange((asked >= first) & (asked <= last), "b n -> b n 1")
-        own = vectors.to(embedded)[(asked - first).clamp(0, last - first)]
-        return torch.where(here, own, embedded)
+        tokens = getattr(lookup, "tokens", inputs[0])  # none if the word came after before()
+        own = rearrange((tokens >= first) & (tokens <= last), "b n -> b n 1")
+        added = vectors.to(embedded)[(tokens - first).clamp(0, last - first)]
+        return torch.where(own, added, embedded)
 
     return [embedding.register_forward_pre_hook(before), embedding.register_forward_hook(after)]

@@ -1,4 +1,4 @@
-"""VAE files: another autoencoder in place of the model's own, for its better decoder."""
+"""VAE files: an autoencoder with a better decoder replaces the model's own."""
 
 from pathlib import Path
 
@@ -24,22 +24,25 @@ class SwappedVAE(Handle):
         if not self.hooks:
             return
         later = self.sd.swaps[self.sd.swaps.index(self) + 1 :]
-        if later and later[0].before is self.vae:
-            later[0].before = self.before
+        following = later[0] if later else None
+        if isinstance(following, SwappedVAE) and following.before is self.vae:
+            following.before = self.before
         elif self.sd.vae is self.vae:
             self.sd.vae = self.before
         super().remove()
-        self.before = self.vae = None
+        del self.before, self.vae  # a handle that somebody keeps must not keep their memory
 
 
 def swap_vae(sd: StableDiffusion, path: str | Path) -> SwappedVAE:
     """Encode and decode with the autoencoder of a VAE file, until the handle is removed.
 
-    path: a file in the original's or diffusers' layout, or diffusers' folder, with the sizes of the
-        model's own autoencoder
-    Latents have the scale in the config.json next to the file, or else the model's own scale.
-    Raises ValueError, and leaves the model as it is, if the file is anything else or has a setting
-    that minisd's VAE does not support.
+    path: a file in the original's or in diffusers' layout, or a folder of diffusers. Its
+        autoencoder must have the sizes of the model's own
+
+    The scale of the latents is the one in the config.json next to the file, or else the model's.
+
+    Raises ValueError, and leaves the model as it is, if the file is anything else, or if it has a
+    setting that minisd's VAE does not support.
     """
     dtype = sd.vae.decoder.conv_in.weight.dtype
     return SwappedVAE(sd, load_vae(path, sd.config.vae, sd.device, dtype))

@@ -1,4 +1,4 @@
-"""A model as a file or folder holds it: its config, and its tensors under our names, as stored."""
+"""A model as read from a file or folder: its config, and its tensors under minisd's names."""
 
 import warnings
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ from minisd.vae import VAE
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a model's file or folder holds.
+    """The contents of a model's file or folder.
 
-    parts: text_encoder, unet and vae, each by our names
-    not_needed: what else there is, by the file's names
-    known_by: where it is said whether the U-Net predicts eps or v; None if nowhere
+    parts: the tensors of text_encoder, unet and vae, under minisd's names
+    not_needed: the other tensors, under the names that the file gives them
+    known_by: the place that says whether the U-Net predicts eps or v; None if no place says it
     """
 
     layout: str  # "ours", "original" or "diffusers"
@@ -34,14 +34,14 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class OtherVAE:
-    """An autoencoder of another file, its tensors by our names."""
+    """An autoencoder from another file, with its tensors under minisd's names."""
 
     config: VAEConfig
     state: dict[str, Tensor]
 
 
 def with_other_vae(tensors: Mapping[str, Tensor], vae: OtherVAE, layout: str) -> dict[str, Tensor]:
-    """The tensors of a model with those of another autoencoder in place of its own, if any."""
+    """A model's tensors, with those of another autoencoder in place of its own (if it has any)."""
     start = (PREFIXES_V1 if layout == "original" else OUR_PREFIXES)["vae"]
     official = to_official(vae.state, flat_rows(vae_rows(vae.config)), layout)
     others = {key: tensor for key, tensor in tensors.items() if not key.startswith(start)}
@@ -49,36 +49,39 @@ def with_other_vae(tensors: Mapping[str, Tensor], vae: OtherVAE, layout: str) ->
 
 
 def check_parts(name: str, config: ModelConfig) -> None:
-    """Raises ValueError for parts that each are whole, but cannot work together."""
+    """Raise ValueError for networks that are complete, but cannot work together."""
     unet, latent = config.unet, config.vae.latent_channels
     if unet.context_dim != config.text.width:
-        what = f"reads contexts {unet.context_dim} wide, and its text transformer writes"
-        raise ValueError(f"{name}: its U-Net {what} {config.text.width}: get another copy.")
-    inputs = (latent, latent + 1, 2 * latent + 1)  # alone, with depth, with a mask and a picture
+        what = f"reads contexts of width {unet.context_dim}, but its text transformer writes width"
+        raise ValueError(f"{name}: its U-Net {what} {config.text.width}. Get another copy.")
+    # a latent; a latent and a depth map; a latent, a mask and the latent of a picture
+    inputs = (latent, latent + 1, 2 * latent + 1)
     if unet.in_channels not in inputs or unet.out_channels != latent:
         what = f"reads {unet.in_channels} and writes {unet.out_channels} channels"
-        raise ValueError(f"{name}: its U-Net {what}, of latents with {latent}: get another copy.")
+        latents = f"but the model's latents have {latent} channels"
+        raise ValueError(f"{name}: its U-Net {what}, {latents}. Get another copy.")
 
 
 def check_vocabulary(name: str, rows: int, tokenizer: Tokenizer) -> None:
-    """Raises ValueError for ids without a vector. Warns where a vector has no id.
+    """Raise ValueError if a token has no vector. Warn if a vector has no token.
 
-    rows: of the table of vectors
+    rows: the number of rows in the text transformer's table of vectors
     """
     ids = len(tokenizer.vocabulary)
     if ids > rows:
         without = [repr(word.word) for word in tokenizer.words if word.ids[0] >= rows]
-        words = f": the words {', '.join(without)} have none" if without else ""
-        raise ValueError(f"{name} has vectors for {rows} tokens, but a tokenizer of {ids}{words}.")
+        words = f": the words {', '.join(without)} have no vector" if without else ""
+        what = f"has vectors for {rows} tokens, but its tokenizer has {ids} tokens{words}"
+        raise ValueError(f"{name} {what}. Get another copy.")
     if ids < rows:
-        unused = f"a tokenizer of {ids}: no word reaches the last {rows - ids}"
-        lost = "If words were added to it, the file that names them is missing."
-        warnings.warn(f"{name} has vectors for {rows} tokens and {unused}. {lost}", stacklevel=4)
+        unused = f"its tokenizer has only {ids}, so no word uses the last {rows - ids} vectors"
+        lost = "If someone added words to this model, the file that names them is missing."
+        warnings.warn(f"{name} has vectors for {rows} tokens, but {unused}. {lost}", stacklevel=4)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A model ready to run: what a pipeline is made of."""
+    """A model that is ready to run: the parts that a pipeline is built from."""
 
     config: ModelConfig
     tokenizer: Tokenizer

@@ -1,7 +1,7 @@
-"""The exact cover: each weight that the networks need is there once, in the right shape.
+"""Check that a file's tensors fit the networks exactly.
 
-Whatever else a file holds is of a kind that is known not to be needed. Otherwise one error lists
-all that does not fit.
+The file must hold every weight that the networks need, in the right shape. Every other tensor must
+be one that not_needed.json lists. Otherwise one error lists everything that does not fit.
 """
 
 import json
@@ -22,17 +22,17 @@ from minisd.vae import VAE
 
 MOST_LISTED_NAMES = 3  # names per list in an error
 OUR_PREFIXES = {part: f"{part}." for part in ("text_encoder", "unet", "vae")}  # a folder's as well
-# What published files hold beside the weights we use, whole names, in not_needed.json: * stands for
-# anything, LAST for the number of text layers. Anything else is an error.
+# Tensors that published files hold, but minisd does not use: purpose -> their whole names. In a
+# name, * stands for any text and LAST for the number of text layers. Any other tensor is an error.
 NOT_NEEDED = json.loads(Path(__file__).with_name("not_needed.json").read_text(encoding="utf-8"))
 
 
 def cover_model(
     tensors: Mapping[str, Tensor], config: ModelConfig, layout: str, name: str
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """Each part's tensors under our names, and all that is not needed under the file's.
+    """Each part's tensors under minisd's names, and the tensors not needed under the file's names.
 
-    Raises one ValueError that lists what is missing, what is too much and what has another shape.
+    Raises one ValueError that lists the tensors that are missing, unknown or of another shape.
     """
     rows = model_rows(config)
     starts = prefixes(config) if layout == "original" else OUR_PREFIXES
@@ -42,9 +42,9 @@ def cover_model(
         needed |= {starts[part] + key: tensor for key, tensor in official.items()}
     rest = {key: tensor for key, tensor in tensors.items() if key not in needed}
     unknown = [key for key in rest if why_unneeded(key, config) is None]
-    mend = "It is not whole, or a variant of SD v1 or v2 that is unknown here."
+    advice = "It is incomplete, or a variant of SD v1 or v2 that minisd does not know."
     tensors = match_linear_and_conv(tensors, needed)
-    check_cover(name, tensors, needed, unknown, mend)
+    check_cover(name, tensors, needed, unknown, advice)
     parts = {}
     for part, start in starts.items():
         within = {key.removeprefix(start): tensors[key] for key in needed if key.startswith(start)}
@@ -55,21 +55,21 @@ def cover_model(
 def cover_network(
     tensors: Mapping[str, Tensor], network: nn.Module, rows: list[Row], layout: str, name: str
 ) -> dict[str, Tensor]:
-    """The tensors of a file that holds one network alone, under our names.
+    """The tensors of a file that holds only one network, under minisd's names.
 
-    rows: its table, flat    layout: "original" or "diffusers"
+    rows: the network's table of names, flat    layout: "original" or "diffusers"
     Raises ValueError as cover_model() does.
     """
     needed = to_official(network.state_dict(), rows, layout)
     unknown = [key for key in tensors if key not in needed]
-    mend = "It is not whole, or made for another model: get one of the model's sizes."
+    advice = "It is incomplete, or made for another model: get one that fits this model."
     tensors = match_linear_and_conv(tensors, needed)
-    check_cover(name, tensors, needed, unknown, mend)
+    check_cover(name, tensors, needed, unknown, advice)
     return from_official(tensors, rows, layout)
 
 
 def empty_networks(config: ModelConfig) -> dict[str, nn.Module]:
-    """The three networks without weights, which costs neither time nor memory."""
+    """The three networks without weights: building them takes almost no time or memory."""
     with torch.device("meta"):
         return {
             "text_encoder": TextTransformer(config.text),
@@ -81,7 +81,10 @@ def empty_networks(config: ModelConfig) -> dict[str, nn.Module]:
 def match_linear_and_conv(
     tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The tensors, with matrices as 1x1 convolutions and the reverse: both are the same map."""
+    """The tensors, with matrices and 1x1 convolutions exchanged where the network needs the other.
+
+    Both compute the same linear map, and programs differ in which one they store.
+    """
     fitting = dict(tensors)
     for key in tensors.keys() & needed.keys():
         old, new = tensors[key].shape, needed[key].shape
@@ -91,14 +94,14 @@ def match_linear_and_conv(
 
 
 def why_unneeded(key: str, config: ModelConfig) -> str | None:
-    """What a tensor is for that we do not need; None if it is none of the known."""
+    """What a tensor is for that minisd does not need; None if not_needed.json does not list it."""
     patterns = not_needed_patterns(config.text.layers)
     return next((what for what, pattern in patterns.items() if pattern.match(key)), None)
 
 
 @lru_cache(maxsize=8)
 def not_needed_patterns(layers: int) -> dict[str, re.Pattern]:
-    """One pattern for all the names of a purpose. layers: of the text transformer"""
+    """Purpose -> a pattern for all of its names. layers: those of the text transformer"""
     return {
         what: re.compile("|".join(translate(name.replace("LAST", str(layers))) for name in keys))
         for what, keys in NOT_NEEDED.items()
@@ -110,11 +113,11 @@ def check_cover(
     tensors: Mapping[str, Tensor],
     needed: Mapping[str, Tensor],
     unknown: list[str],
-    mend: str,
+    advice: str,
 ) -> None:
-    """Raise one ValueError that lists what is missing, too much or of another kind, if anything.
+    """Raise one ValueError if any tensor is missing, unknown, of another shape or of integers.
 
-    It says for every kind of fault how many there are, and names the first few.
+    For each kind of fault, it says how many tensors have it and names the first few.
     """
     misshapen = [
         f"{key} {list(tensors[key].shape)}, expected {list(tensor.shape)}"
@@ -125,13 +128,13 @@ def check_cover(
     held = [(key, tensors[key]) for key in needed if key in tensors]
     integers = [f"{key} {t.dtype}" for key, t in held if not t.is_floating_point()]
     faults = {"missing": missing, "unknown": unknown, "of another shape": misshapen}
-    faults["not of real numbers"] = integers
+    faults["not floating-point"] = integers
     lists = [f"{len(keys)} {fault} ({first_names(keys)})" for fault, keys in faults.items() if keys]
     if lists:
         what = "does not fit the networks that its tensors or settings describe"
-        raise ValueError(f"{name} {what}: {'; '.join(lists)}. {mend}")
+        raise ValueError(f"{name} {what}: {'; '.join(lists)}. {advice}")
 
 
 def first_names(names: list[str]) -> str:
-    """The first few names, and dots for the others."""
+    """The first few names, then dots if there are more."""
     return ", ".join([*names[:MOST_LISTED_NAMES], *["…"][: len(names) - MOST_LISTED_NAMES]])

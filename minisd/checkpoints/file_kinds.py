@@ -1,33 +1,38 @@
-"""Every kind of file that people give to minisd: what it is, and what to do with it.
+"""Recognise the kind of any file that people give to minisd, and say what to do with it.
 
-file_kinds.json lists the kinds, special ones before general ones. refusals.json has what each
-reader says about files that it cannot use, and about files that hold no tensors.
+file_kinds.json lists the kinds, special ones before general ones. refusals.json contains the error
+texts: those of each reader for files that it cannot use, and those for files without tensors.
 
-A sign is the name of a tensor, sometimes with its shape: "body.#.block1.*", "*.to_k.weight *x2048".
-A * stands for any text and a # for a number. The names are those that other programs write. Every
-reader asks here first.
+A sign is a pattern for the name of a tensor, and sometimes for its shape: "body.#.block1.*" or
+"*.to_k.weight *x2048". A * stands for any text and a # for a number. The names are those that other
+programs write. Every reader calls refuse_other_kinds() first.
 """
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 MODEL_KIND = "Stable Diffusion model"
-UNKNOWN_KIND = "file of a kind unknown here"
+UNKNOWN_KIND = "file of an unknown kind"
 MOST_LISTED = 3  # names in an error about a file of an unknown kind
-LONGEST_NAMES = 500_000  # characters; those of the largest SD and SDXL files are 300,000
+LONGEST_NAMES = 500_000  # characters of all names together; the largest SD and SDXL files: 300,000
 
 
 @dataclass(frozen=True)
 class FileKind:
-    """called: "a LoRA"    use: what to do with it here    instead: what to get in its place
+    """A kind of file, and the signs to recognise it by.
 
-    The file has one of the signs, one of `also` if there are any, and none of `without`.
-    every: all its tensors show a sign, not only one of them
+    A file is of this kind if one of its tensors matches `signs`, one matches `also` (if the kind
+    has any), and none matches `without`.
+
+    called: its name with an article: "a LoRA"
+    every: whether all tensors must match `signs`, not only one
+    use: how to use the file in minisd    instead: what to give in its place
     """
 
     called: str
@@ -44,10 +49,10 @@ class FileKind:
 
 
 def signs_to_pattern(signs: Iterable[str]) -> re.Pattern:
-    """Finds the first line of shown() that has one of the signs.
+    """A pattern that finds the first line of list_tensors() that matches one of the signs.
 
-    The first place for a part between two * will do. (?=(…))\\1 tries no other, which would take
-    minutes on names that someone made up for that.
+    A text between two stars may match where it first occurs: (?=(…))\\1 tries no other place. To
+    try them all would take minutes for names that someone made up to be slow.
     """
     lines, groups = [], 0
     for sign in signs:
@@ -62,7 +67,7 @@ def signs_to_pattern(signs: Iterable[str]) -> re.Pattern:
     return re.compile(f"^(?:{'|'.join(lines)})$", re.MULTILINE)
 
 
-def read_table(name: str) -> list | dict:
+def read_table(name: str) -> Any:
     return json.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 
@@ -82,9 +87,11 @@ REFUSALS = read_table("refusals.json")
 
 
 def describe_foreign_file(what: str, beginning: str) -> str:
-    """What a file that holds no tensors for us is, and what to do.
+    """What a file without tensors is, and what to do about it.
 
-    what: "first bytes", as Latin-1, or "members of a zip" that torch.save did not write, in lines
+    what: "first bytes" or "members of a zip"
+    beginning: the first bytes of the file as Latin-1, or the names of the files in a zip that
+        torch.save did not write, one a line
 
     >>> describe_foreign_file("first bytes", "GGUF\\0\\0\\0")
     'is a GGUF file, whose weights are quantised: get the same model as .safetensors'
@@ -94,7 +101,7 @@ def describe_foreign_file(what: str, beginning: str) -> str:
 
 
 def list_tensors(tensors: Mapping[str, Tensor] | Iterable[str]) -> str:
-    """A line for each tensor: its name, a tab and its shape, if that is given.
+    """One line for each tensor: its name, a tab and its shape, if the shape is known.
 
     >>> import torch
     >>> list_tensors({"clip_g": torch.zeros(2, 1280)})
@@ -105,15 +112,15 @@ def list_tensors(tensors: Mapping[str, Tensor] | Iterable[str]) -> str:
     return "\n".join(f"{name}\t{'x'.join(map(str, t.shape))}" for name, t in tensors.items())
 
 
-def find_kind(tensors: Mapping[str, Tensor] | Iterable[str]) -> tuple[FileKind | None, str]:
-    """The first kind whose signs the tensors have, and the name of the one that shows it.
+def find_kind(tensors: Mapping[str, Tensor] | Collection[str]) -> tuple[FileKind | None, str]:
+    """The first kind that the tensors match, and the name of the tensor that shows it.
 
-    Raises ValueError for more names than can be looked through in a few seconds.
+    Raises ValueError for more names than minisd can search in a few seconds.
     """
     lines = list_tensors(tensors)
     if len(lines) > LONGEST_NAMES:
-        what = f"the file names {len(tensors):,} tensors in {len(lines):,} letters"
-        raise ValueError(f"{what}, more than any model needs: get another copy.")
+        what = f"the file names {len(tensors):,} tensors in {len(lines):,} characters"
+        raise ValueError(f"{what}, which is more than any model needs: get another copy.")
     for kind in KNOWN_KINDS:
         sign = kind.signs.search(lines)
         if not sign or not kind.also.search(lines) or kind.without.search(lines):
@@ -123,8 +130,8 @@ def find_kind(tensors: Mapping[str, Tensor] | Iterable[str]) -> tuple[FileKind |
     return None, ""
 
 
-def kind_of_tensors(tensors: Mapping[str, Tensor] | Iterable[str]) -> str:
-    """What tensors of these names, and better these shapes, make up, such as "LoRA".
+def kind_of_tensors(tensors: Mapping[str, Tensor] | Collection[str]) -> str:
+    """The kind of file that has these tensors, such as "LoRA". Some kinds differ only in shapes.
 
     >>> kind_of_tensors(["lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"])
     'LoRA'
@@ -134,32 +141,32 @@ def kind_of_tensors(tensors: Mapping[str, Tensor] | Iterable[str]) -> str:
 
 
 def advice_for(tensors: Mapping[str, Tensor]) -> str:
-    """What to do with a file of these tensors, in words."""
+    """How to use a file with these tensors, or what to do instead, in words."""
     found, _ = find_kind(tensors)
-    return (found.use or found.instead or "minisd has no use for it") if found else "unknown here"
+    advice = found and (found.use or found.instead or "minisd cannot use it")
+    return advice or "minisd does not know this kind of file"
 
 
 def refuse_other_kinds(name: str, tensors: Mapping[str, Tensor], wanted: str) -> None:
-    """Raise ValueError where a file is surely not what its reader wants: what it is, what to do.
+    """Raise ValueError if a file is surely not of the kind that its reader wants.
 
-    name: of the file    wanted: a reader of refusals.json
-    A file of unknown kind is refused where no good file could be one.
+    The error says what the file is and what to do with it. A file of an unknown kind passes if a
+    good file for this reader may have any names.
+
+    name: the file's    wanted: the reader, by its name in refusals.json
     """
     found, sign = find_kind(tensors)
     reader = REFUSALS["readers"][wanted]
     if (found and found.name == wanted) or not tensors:
         return
     holds = sign or ", ".join(list(tensors)[:MOST_LISTED])
-    if wanted == MODEL_KIND:
-        loads = "minisd loads whole Stable Diffusion v1 and v2 models"
-        what = f"no whole model ({kind_of_tensors(tensors)}): {loads}, and this file holds {holds}"
-    elif found and found.use:
+    if found and found.use:
         what = f"{found.called}, {reader['not_this']}"
     elif found:
-        what = f"{found.called}, which is unknown here (it holds {holds})"
-    elif "no_such" in reader:
-        what = f"{reader['no_such']}: its kind is unknown here (it holds {holds})"
+        what = f"{found.called}, which minisd cannot use here (it holds {holds})"
+    elif reader.get("refuses_unknown"):
+        what = f"{reader['not_this']}: minisd does not know its kind (it holds {holds})"
     else:
         return  # the reader itself judges it
-    way = (found and (found.use or found.instead)) or reader["instead"]
-    raise ValueError(f"{name} is {what}. {way[:1].upper()}{way[1:]}.")
+    advice = (found and (found.use or found.instead)) or reader["instead"]
+    raise ValueError(f"{name} is {what}. {advice[:1].upper()}{advice[1:]}.")

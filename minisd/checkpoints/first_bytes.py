@@ -1,4 +1,4 @@
-"""What the first bytes of a file say it is, and the sentences for one that is not whole."""
+"""Tell a file's format by its first bytes, and the error texts for incomplete files."""
 
 import re
 from pathlib import Path
@@ -10,9 +10,9 @@ UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "bytes": 1}
 
 
 def first_bytes(path: Path, count: int = 512) -> bytes:
-    """The start of the file. Raises ValueError if there is none, or if no weights start like it.
+    """The first bytes of a file of weights. Raises ValueError if it is absent or something else.
 
-    Only a regular file is opened, or a link to one: a pipe would wait for ever.
+    It opens only a regular file or a link to one: a pipe would wait for ever.
     """
     try:
         if path.is_dir():
@@ -20,9 +20,9 @@ def first_bytes(path: Path, count: int = 512) -> bytes:
         if not path.exists():
             raise ValueError(f"There is no file {path}: check the path.")
         if not path.is_file():
-            raise ValueError(f"{path} is no file but a device or a pipe: give a file.")
-        if HALF_CHARACTER.search(str(path)):  # safetensors opens no such name
-            raise ValueError(f"{path} has a name that is no UTF-8: give the file another name.")
+            raise ValueError(f"{path} is a device or a pipe: give a regular file.")
+        if HALF_CHARACTER.search(str(path)):  # safetensors cannot open a file of such a name
+            raise ValueError(f"{path} has a name that is not UTF-8: rename the file.")
         with open(path, "rb") as file:
             start = file.read(count)
     except OSError as error:
@@ -39,7 +39,7 @@ def first_bytes(path: Path, count: int = 512) -> bytes:
 
 
 def starts_safetensors(start: bytes) -> bool:
-    """The header's length comes first, in 8 bytes and far below 4 GB, then the header, a JSON."""
+    """Whether the start fits: 8 bytes with the header's length (far below 4 GB), then a JSON."""
     return start[4:9] == b"\0\0\0\0{"
 
 
@@ -48,23 +48,24 @@ def is_safetensors(path: Path) -> bool:
 
 
 def is_zip(path: Path) -> bool:
-    return first_bytes(path).startswith(b"PK")  # torch.save since 1.6; one pickle before that
+    return first_bytes(path).startswith(b"PK")  # torch.save writes zips since PyTorch 1.6
 
 
 def cut_off_sentence(path: Path, whole: int | None = None) -> str:
-    """The sentence for a file that ends too early. whole: its full size, where that is known."""
+    """The error text for a file that ends too early. whole: its full size, if that is known."""
     got = size_in_words(path.stat().st_size, whole or 0)
     return f"{path.name} ends after {got}: the download was cut off. Fetch it again."
 
 
 def damage_sentence(path: Path) -> str:
-    """The sentence for a file that reads well up to some point."""
+    """The error text for a file that can be read only up to some point."""
     size = size_in_words(path.stat().st_size)
     return f"{path.name} is damaged, or cut off after {size}: fetch it again."
 
 
 def size_in_words(size: int, whole: int = 0) -> str:
-    """
+    """A number of bytes as text. whole: the size of the whole that it is a part of, if any.
+
     >>> size_in_words(4_265_380_512), size_in_words(500_000, 1_200_000)
     ('4.27 GB', '0.5 of 1.2 MB')
     """
@@ -74,5 +75,5 @@ def size_in_words(size: int, whole: int = 0) -> str:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a name leads to no other folder, on any system: no "..", no "/", no "C:"."""
+    """Whether a text names a file in the same folder, on any system: no "..", no "/", no "C:"."""
     return name not in ("", ".", "..") and not re.search(r"[/\\:\0-\x1f]", name)

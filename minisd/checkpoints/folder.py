@@ -1,4 +1,4 @@
-"""Opening a diffusers folder: a part of the model in each folder, with its settings."""
+"""Open a diffusers folder, which has one folder with weights and settings for each network."""
 
 from dataclasses import replace
 from itertools import product
@@ -17,11 +17,11 @@ from minisd.files.json_files import read_json
 from minisd.files.one_line import name_errors
 
 WEIGHT_ENDINGS = (".safetensors", ".ckpt")
-WEIGHT_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # what folders call weights
+WEIGHT_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # usual names of weight files
 
 
 def open_folder(path: Path, vae: OtherVAE | None) -> Checkpoint:
-    """A diffusers folder. The safety checker and what else it may hold is not looked at."""
+    """Read a diffusers folder. Its safety checker and other parts are ignored."""
     needed = [part for part in OUR_PREFIXES if not (vae and part == "vae")]
     refuse_other_folders(path, [*needed, "tokenizer"])
     config = config_from_folder(path, vae.config if vae else None)
@@ -39,28 +39,34 @@ def open_folder(path: Path, vae: OtherVAE | None) -> Checkpoint:
 
 
 def refuse_other_folders(path: Path, needed: list[str]) -> None:
-    """Raises ValueError for a folder that is no diffusers model of SD v1 or v2."""
+    """Raise ValueError for a folder that is not a diffusers model of SD v1 or v2."""
     absent = [part for part in needed if not (path / part).is_dir()]
     if absent:
         files = [file.name for file in sorted(path.glob("*.*")) if file.suffix in WEIGHT_ENDINGS]
         hint = f"did you mean the file {files[0]} in it?" if files else "check the path."
         if absent == ["vae"]:
             hint = "give an autoencoder with vae=FILE or --vae FILE."
-        lacks = f"is no diffusers model (it has no {', '.join(absent)})"
+        lacks = f"is not a diffusers model (it has no {', '.join(absent)})"
         raise ValueError(f"The folder {path} {lacks}: {hint}")
     if (path / "text_encoder_2").is_dir():
-        raise ValueError(f"{path} is an SDXL model: minisd loads Stable Diffusion v1 and v2.")
+        raise ValueError(f"{path} is an SDXL model: minisd loads only Stable Diffusion v1 and v2.")
 
 
 def read_part(folder: Path, part: str) -> dict[str, Tensor]:
-    """The tensors of a folder's part under our prefix. ValueError: a shard holds another's key."""
+    """The tensors of one part of a folder, with minisd's prefix.
+
+    Raises ValueError if two shards hold a tensor of the same name.
+    """
     shards = [pair for file in weight_files(folder / part) for pair in read_tensors(file).items()]
     with name_errors(folder.name):
         return rename_tensors(shards, lambda key: OUR_PREFIXES[part] + usual_name(key, part))
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The file or the shards with a part's weights: full precision first, .safetensors first."""
+    """The file or the shards with a part's weights.
+
+    Prefers full precision to fp16, then .safetensors to .bin. Raises ValueError if there is none.
+    """
     for variant, ending, stem in product(("", ".fp16"), (".safetensors", ".bin"), WEIGHT_STEMS):
         whole = folder / f"{stem}{variant}{ending}"
         index = folder / f"{stem}{ending}.index{variant}.json"
@@ -68,13 +74,12 @@ def weight_files(folder: Path) -> list[Path]:
             return [whole]
         if index.exists():
             return shard_files(index)
-    raise ValueError(
-        f"{folder} holds no weights (such as {WEIGHT_STEMS[0]}.safetensors): get them."
-    )
+    example = f"{WEIGHT_STEMS[0]}.safetensors"
+    raise ValueError(f"{folder} holds no weights (such as {example}): fetch them.")
 
 
 def shard_files(index: Path) -> list[Path]:
-    """The files that an index lists. Raises ValueError if it lists none, or any elsewhere."""
+    """The files that an index lists. Raises ValueError if it lists none, or one elsewhere."""
     found = read_json(index).get("weight_map")
     found = list(found.values()) if isinstance(found, dict) else []
     if not found or not all(isinstance(name, str) and is_file_name(name) for name in found):

@@ -1,7 +1,7 @@
-"""The noise levels that a diffusers folder's scheduler settings ask for, as diffusers chooses them.
+"""The noise levels for a diffusers folder, chosen as diffusers chooses them.
 
-sampling.sampler_levels uses these if the model's ScheduleConfig has a spacing. Each level carries
-what diffusers does there and the original code does not.
+sampling.sampler_levels uses them if the model's ScheduleConfig has a spacing. Each level also says
+where diffusers differs from the original code at that level.
 """
 
 from itertools import pairwise
@@ -14,7 +14,10 @@ from minisd.schedule import LARGEST_SIGMA, DiffusersRules, Level, Schedule
 
 
 def usual_final(name: str, config: ScheduleConfig) -> str:
-    """Where the last step ends: as the folder says, else as diffusers or the original code does."""
+    """Where the last step ends: "zero" or "sigma_min".
+
+    The folder decides. If it does not say, diffusers' or the original code's default decides.
+    """
     if name in ("euler", "dpmpp_2m"):
         return config.final or "zero"
     by_class = name == "ddim" and config.spacing is not None
@@ -25,12 +28,12 @@ def usual_final(name: str, config: ScheduleConfig) -> str:
 def folder_levels(
     name: str, on_sigmas: bool, schedule: Schedule, steps: int, end: Level
 ) -> list[Level]:
-    """The levels where the network runs, as diffusers' class of the sampler chooses them.
+    """The levels where the network runs, as diffusers' class for this sampler chooses them.
 
     on_sigmas: whether the sampler `name` is a sigma sampler    end: the level after the last step
-    Between two t, diffusers interpolates sigma; the original code interpolates its logarithm.
-    Karras' levels lie between the first and the last level of the spacing. Those of DPM++ span the
-    whole table, and their t are rounded.
+    Between two t, diffusers interpolates sigma, but the original code interpolates its logarithm.
+    Karras levels lie between the first and the last level of the spacing. With DPM++, they span the
+    whole table of sigmas, and their t are rounded.
     """
     config, two_m = schedule.config, name == "dpmpp_2m"
     by_class = "linspace" if on_sigmas else "leading"
@@ -43,7 +46,7 @@ def folder_levels(
     if on_sigmas:
         levels = [Level(t, sigma) for t, sigma in zip(ts, sigmas, strict=True)]
     if config.karras and two_m:
-        # if the betas follow a cosine, diffusers cuts the fraction off
+        # if the betas follow a cosine, diffusers cuts off the fraction instead of rounding
         whole = int if config.beta_schedule == "squaredcos_cap_v2" else round
         levels = schedule.karras(steps, (table[0], table[-1]))
         levels = [level._replace(t=whole(level.t)) for level in levels]
@@ -62,12 +65,13 @@ def folder_levels(
 def folder_ts(
     schedule: Schedule, spacing: str, steps: int, beyond: int, fractions: bool
 ) -> list[float]:
-    """The t of a folder's timestep_spacing, as diffusers' schedulers count them.
+    """The t for a folder's timestep_spacing, as diffusers' schedulers compute them.
 
-    beyond: how many more are computed at the clean end and then left out (1 for DPM++)
-    fractions: whether "linspace" keeps them. With one step, "linspace" gives the least noisy t.
-    If diffusers would leave its table, all t are moved down. If steps are so many that its stride
-    would be 0, every t is used once.
+    beyond: the number of t computed at the clean end and then left out (1 for DPM++)
+    fractions: whether "linspace" keeps the fractions of t
+    With one step, "linspace" gives the least noisy t. Where diffusers' t would exceed the last t of
+    the table, all t move down by the excess. Where so many steps are asked for that diffusers'
+    stride would be 0, every t is used once.
     """
     count, top = schedule.check_steps(steps) + beyond, schedule.config.timesteps - 1
     if spacing == "trailing":
@@ -82,7 +86,7 @@ def folder_ts(
 
 
 def rounded_sigmas(schedule: Schedule) -> np.ndarray:
-    """Sigmas as diffusers rounds them: it has 1 - beta in float32, which moves sigma(0) by 3e-5."""
+    """Sigmas rounded as in diffusers: its float32 for 1 - beta changes sigma(0) by 3e-5."""
     before = torch.cat([torch.ones(1, dtype=torch.float64), schedule.alpha_bar[:-1]])
     betas = (1 - schedule.alpha_bar / before).float()
     alpha_bar = torch.cumprod(1 - betas, dim=0)

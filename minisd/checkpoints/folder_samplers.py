@@ -1,6 +1,6 @@
-"""DDIM, PLMS and Euler in the form that diffusers gives them, for the settings of its folders.
+"""DDIM, PLMS and Euler as diffusers computes them, for models from diffusers folders.
 
-They differ from samplers.py in where a step ends, and folder_levels.py says where that is.
+They differ from those in samplers.py in where a step ends. folder_levels.py says where that is.
 """
 
 from collections.abc import Iterator
@@ -24,8 +24,8 @@ from minisd.schedule import Denoiser, DiffusersRules, Level, Prediction
 
 
 def diffusers_rules(level: Level) -> DiffusersRules:
-    """What diffusers does at a level that a folder's settings chose."""
-    assert level.diffusers is not None, f"no folder's settings chose the level t = {level.t}"
+    """The rules of diffusers for a level that folder_levels() chose."""
+    assert level.diffusers is not None, f"folder_levels() did not choose the level t = {level.t}"
     return level.diffusers
 
 
@@ -33,9 +33,9 @@ def diffusers_rules(level: Level) -> DiffusersRules:
 def diffusers_ddim(
     denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None
 ) -> Moves:
-    """DDIM as diffusers counts: every step ends timesteps // steps below its t.
+    """DDIM as in diffusers, where every step ends timesteps // steps below its t.
 
-    Where the next level lies elsewhere, diffusers reads the same x as if it were at that level.
+    The next level may lie elsewhere. diffusers then treats x as if it were at that level.
     """
     for level, next_level in pairwise(levels):
         lands = next_level._replace(sigma=diffusers_rules(level).end_sigma)
@@ -48,10 +48,11 @@ def diffusers_ddim(
 def diffusers_pndm(
     denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None
 ) -> Moves:
-    """PLMS as diffusers' PNDMScheduler computes it. Its steps end where those of its DDIM end.
+    """PLMS as in diffusers' PNDMScheduler. Its steps end where those of diffusers_ddim end.
 
-    The second try of the first step ends at the next level, and starts as far above as any step. It
-    averages what a v network answers, and converts the mean to eps where the step starts.
+    The first step is tried twice. The second try ends at the next level, and starts one stride of t
+    above that level. With a v network, PNDMScheduler averages the v predictions, and converts the
+    mean to eps at the level where the step starts.
     """
     history = []
     for level, next_level in pairwise(levels):
@@ -68,13 +69,13 @@ def diffusers_pndm(
 
 
 def network_answer(prediction: Prediction, level: Level) -> Tensor:
-    """What the guided network answered: v if diffusers averages v, else eps."""
+    """The prediction of the guided network: as v if diffusers averages v, else as eps."""
     v = level.signal_rate * prediction.eps - level.noise_rate * prediction.x0
     return v if diffusers_rules(level).averages_v else prediction.eps
 
 
 def eps_from_answer(answer: Tensor, x: Tensor, level: Level) -> Tensor:
-    """Undo `network_answer`: eps, for an x at this level."""
+    """Undo network_answer: the eps of such a prediction, for an x at this level."""
     eps = level.noise_rate * x + level.signal_rate * answer
     return eps if diffusers_rules(level).averages_v else answer
 
@@ -82,7 +83,7 @@ def eps_from_answer(answer: Tensor, x: Tensor, level: Level) -> Tensor:
 def diffusers_euler(
     denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None
 ) -> Iterator[Step]:
-    """Euler, whose last x diffusers leaves on the sigma scale even if some noise is left in it."""
+    """Euler as in diffusers: the last x stays on the sigma scale, even if noise is left in it."""
     for step, next_level in zip(euler(denoise, x, levels), levels[1:], strict=True):
         scale = 1 if next_level.diffusers else next_level.signal_rate
         yield step._replace(x=step.x / scale)

@@ -1,4 +1,4 @@
-"""Whether a U-Net predicts eps or v, found out by trying where no file says so."""
+"""Find out whether a U-Net predicts eps or v by running it, for files that do not say."""
 
 import warnings
 from dataclasses import replace
@@ -11,20 +11,20 @@ from minisd.checkpoints.single_file_settings import with_prediction
 from minisd.config import ModelConfig
 from minisd.schedule import Schedule
 
-# How alike a U-Net's output is to pure noise given to it at the last t. An eps network returns the
-# noise, near 1; a v network returns minus the picture it imagines, near 0.
+# The correlation of a U-Net's output with its input, which is pure noise at the last t. An eps
+# network returns the noise: near 1. A v network returns minus the picture that it predicts: near 0.
 SURELY_EPS = 0.7
 SURELY_V = 0.3
-LITTLE_NOISE = 0.25  # of the way up to the last t: where a v network returns the noise as well
+LITTLE_NOISE = 0.25  # a t, as a fraction of the last one, where a v network returns the noise too
 
 
 def try_prediction(parts: Parts, name: str) -> Parts:
-    """Tell eps from v by calls of the U-Net on noise, and say so in a warning.
+    """Tell eps from v by running the U-Net on noise. A warning says what it found.
 
-    Of v2's files with the latent alone as input, an answer unlike the noise is enough for v. Others
-    nearly always predict eps, and an untrained network's answer is unlike it as well: so v must
-    show, by an answer that is like the noise once there is little of it (v = signal rate * noise -
-    noise rate * picture).
+    Many SD v2 files predict v, so for v2 files with only the latent as input, an output unlike the
+    noise is enough for v. Other files nearly always predict eps, and an untrained network's output
+    is unlike the noise, too. So they need a second sign of v: an output like the noise at a t with
+    little noise (v = signal rate * noise - noise rate * picture).
     """
     likeness = likeness_to_noise(parts)
     v2 = is_v2(parts.config) and parts.config.unet.in_channels == 4
@@ -33,14 +33,13 @@ def try_prediction(parts: Parts, name: str) -> Parts:
         v = likeness_to_noise(parts, LITTLE_NOISE) > SURELY_EPS
     doubt = "" if v or likeness > SURELY_EPS else ", which decides nothing"
     prediction = "v" if v else "eps"
-    tried = (
-        f"{name} does not say whether it predicts eps or v. Tried on noise, its output correlates "
-        f"{likeness:.2f} with it{doubt}"
-    )
-    advice = 'If pictures come out wrong, give prediction="eps" or "v".'
-    warnings.warn(f"{tried}: taken as {prediction}. {advice}", stacklevel=4)
+    unknown = f"{name} does not say whether it predicts eps or v, so minisd tried it on noise"
+    found = f"Its output has a correlation of {likeness:.2f} with the noise{doubt}"
+    choice = f"minisd takes it as {prediction}"
+    advice = 'If the pictures look wrong, give prediction="eps" or "v".'
+    warnings.warn(f"{unknown}. {found}. {choice}. {advice}", stacklevel=4)
     config, size = with_prediction(parts.config, prediction), parts.config.size
-    size = config.size if size == ModelConfig.size else size  # what the file itself states stays
+    size = config.size if size == ModelConfig.size else size  # a size that the file states stays
     return replace(parts, config=replace(config, size=size))
 
 
@@ -48,11 +47,13 @@ def try_prediction(parts: Parts, name: str) -> Parts:
 def likeness_to_noise(parts: Parts, amount: float = 1.0) -> float:
     """The correlation of the U-Net's output with the noise in its input.
 
-    amount: where on the way up to the last t, there pure noise; below it, noise on an empty latent
-    What inpainting and depth models see besides says: all is to be drawn, and nothing is known.
+    amount: the t, as a fraction of the last t. The input is pure noise at the last t, and below it
+        a latent of zeros with noise added
+    The extra channels of inpainting and depth models say that the whole picture is to be drawn and
+    nothing is known about it.
     """
     config, weight = parts.config, parts.unet.conv_in.weight
-    side = 4 * config.size_multiple // config.vae.factor  # small, and every level halves evenly
+    side = 4 * config.size_multiple // config.vae.factor  # small, but every level can halve it
     shape = (1, config.unet.in_channels, side, side)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(weight)
     noise = x[:, : config.unet.out_channels]

@@ -1,6 +1,6 @@
-"""The header of a .safetensors file: its tensors' types and shapes, and its metadata.
+"""Read and write the header of a .safetensors file: the types and shapes of tensors, and metadata.
 
-minisd's own files keep the config and the tokenizer in the metadata.
+minisd's own files keep their config and tokenizer in the metadata.
 """
 
 import json
@@ -17,23 +17,23 @@ from minisd.files.json_files import build_dataclass, parse_json
 from minisd.files.one_line import name_errors
 from minisd.tokenizer import Tokenizer
 
-LARGEST_HEADER = 20 * 10**6  # bytes; a model's has 0.2 MB, and a LoRA's with all its captions a few
-# As safetensors and as torch call them. The integers are positions and numbers of steps.
+LARGEST_HEADER = 20 * 10**6  # bytes; a model's has 0.2 MB, a LoRA's with all captions a few MB
+# In the names of safetensors and of torch. Integers are positions and numbers of steps.
 READABLE_DTYPES = r"[UI](8|16|32|64)|BF16|F(16|32|64)|F8_\w+|BOOL"
 READABLE_DTYPES += r"|torch\.(u?int(8|16|32|64)|b?float(16|32|64)|float8_\w+|bool)"
 MOST_TENSORS = 20_000  # SD v1 with its averaged weights has 2,000
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """What the header of a .safetensors file says beside its tensors; {} for other files."""
+    """The metadata in the header of a .safetensors file; {} for files of other formats."""
     path = Path(path)
     return (read_header(path).get("__metadata__") or {}) if is_safetensors(path) else {}
 
 
 def read_header(path: Path) -> dict:
-    """The JSON at the head of a .safetensors file.
+    """The JSON at the start of a .safetensors file.
 
-    Raises ValueError if the file is cut off, damaged, or holds tensors of unknown numbers.
+    Raises ValueError if the file is cut off or damaged, or has tensors of an unknown dtype.
     """
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -43,18 +43,20 @@ def read_header(path: Path) -> dict:
         raise ValueError(cut_off_sentence(path))
     try:
         content = parse_json(text, LARGEST_HEADER)
-        said = {} if content.get("__metadata__") is None else content["__metadata__"]  # or null
+        if not isinstance(content, dict):
+            raise TypeError("not a dictionary")
+        metadata = content.get("__metadata__")
         entries = {name: entry for name, entry in content.items() if name != "__metadata__"}
         end = 8 + length + max((each["data_offsets"][1] for each in entries.values()), default=0)
         dtypes = {name: str(entry["dtype"]) for name, entry in entries.items()}
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path.name} has a damaged header: fetch it again.") from error
     except ValueError as error:
-        raise ValueError(f"{path.name} has a damaged header, which {error}.") from error
+        raise ValueError(f"{path.name} has a damaged header: it {error}.") from error
     if end > size:
         raise ValueError(cut_off_sentence(path, end))
     with name_errors(path.name):
-        check_header(said, dtypes)
+        check_header({} if metadata is None else metadata, dtypes)
     try:
         with safe_open(path, framework="pt"):  # it compares places, shapes and sizes
             return content
@@ -62,11 +64,11 @@ def read_header(path: Path) -> dict:
         raise ValueError(damage_sentence(path)) from error
 
 
-def check_header(said: object, dtypes: dict[str, str]) -> None:
-    """Raise ValueError for a header's __metadata__ or tensors that no model's file has."""
-    if not isinstance(said, dict) or not all(isinstance(each, str) for each in said.values()):
-        wrong = "whose __metadata__ is not names with texts, as the format demands"
-        raise ValueError(f"has a header {wrong}: get another copy")
+def check_header(metadata: object, dtypes: dict[str, str]) -> None:
+    """Raise ValueError for metadata or tensors that no model's file has. dtypes: by tensor name"""
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        what = "has a header whose __metadata__ is not names with texts"
+        raise ValueError(f"{what}: get another copy")
     if len(dtypes) > MOST_TENSORS:
         many = f"holds {len(dtypes):,} tensors, more than {MOST_TENSORS:,}"
         raise ValueError(f"{many}: get another copy")
@@ -75,13 +77,14 @@ def check_header(said: object, dtypes: dict[str, str]) -> None:
 
 
 def refuse_unreadable(name: str, dtype: str) -> None:
-    """Raise ValueError for numbers that no network computes with, such as complex ones."""
+    """Raise ValueError for a dtype that no network computes with, such as complex64."""
     if not re.fullmatch(READABLE_DTYPES, dtype):
-        raise ValueError(f"holds {name} in {dtype.removeprefix('torch.')}: get it in float16")
+        what = f"holds {name} in {dtype.removeprefix('torch.')}, which minisd cannot use"
+        raise ValueError(f"{what}: get the file in float16")
 
 
 def config_to_metadata(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, str]:
-    """What load() needs beside the tensors. CLIP's vocabulary ships with the package: left out."""
+    """What load() needs besides the tensors. CLIP's own tokenizer is left out: minisd has it."""
     stored = {"format": "pt", "minisd": json.dumps(asdict(config))}
     usual = Tokenizer.clip()
     if tokenizer.words or (tokenizer.merges, tokenizer.ids) != (usual.merges, usual.ids):
@@ -90,11 +93,11 @@ def config_to_metadata(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, s
 
 
 def config_from_metadata(stored: dict[str, str]) -> tuple[ModelConfig, Tokenizer]:
-    """Undo to_metadata. Raises ValueError for what a newer minisd wrote."""
+    """Undo config_to_metadata. Raises ValueError for a damaged header, or one of a newer minisd."""
     try:
         config = build_dataclass(ModelConfig, parse_json(stored["minisd"]), RANGES)
     except ValueError as error:
-        what = "has a header that is damaged or of another version of minisd"
+        what = "has a header that is damaged, or written by another version of minisd"
         raise ValueError(f"{what}: it {error}") from error
     if "tokenizer" in stored:
         return config, Tokenizer.from_json(stored["tokenizer"])
@@ -102,8 +105,9 @@ def config_from_metadata(stored: dict[str, str]) -> tuple[ModelConfig, Tokenizer
 
 
 def sort_settings(path: Path) -> None:
-    """Bring a header's settings into order: safetensors shuffles them, so that equal content would
-    be other bytes each time.
+    """Sort the metadata in a file's header by name.
+
+    safetensors writes it in random order, so equal content would give different bytes each time.
     """
     with open(path, "r+b") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -8,34 +8,37 @@ from pathlib import Path
 
 import minisd
 from minisd.cli import doctor, draw, lessons
+from minisd.cli.argument_parser import Parser
+from minisd.cli.drawing_options import POSITIONALS, add_drawing_options
+from minisd.cli.interrupt import raise_on_signals
 from minisd.cli.memory import TOO_LITTLE, check_limits, is_out_of_memory
-from minisd.cli.messages import never_fail, print_message, print_results
-from minisd.cli.options import SHORT_OPTIONS, add_drawing
-from minisd.cli.parser import Parser
-from minisd.cli.pictures import check_writable, is_picture
-from minisd.training.interrupt import ends_like_ctrl_c
+from minisd.cli.messages import escape_unprintable, print_message, print_results
+from minisd.cli.picture_files import check_writable, is_picture
 
 # torch and the models are imported by the commands that need them: `minisd --help` is instant.
 
 DRAWING = {
     "generate": "draw a picture from a prompt",
     "img2img": "draw a picture again, following a prompt",
-    "inpaint": "draw a part of a picture again",
-    "depth": "draw a picture again, keeping its depth",
-    "control": "draw along a hint with a ControlNet",
+    "inpaint": "draw one part of a picture again",
+    "depth": "draw a picture again and keep its depth",
+    "control": "draw a picture that follows a hint (ControlNet)",
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0, or 2 after a one-sentence error."""
+    """Run one command. Returns the exit status: 0 for success, 2 after an error message.
+
+    After ctrl-C or another signal the status is 128 plus the number of the signal.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
-    never_fail()
+    escape_unprintable()
     name = f"minisd {arguments[0]}" if arguments and arguments[0].isidentifier() else "minisd"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
-            warnings.showwarning = in_a_line
-            with ends_like_ctrl_c():
+            warnings.showwarning = print_warning
+            with raise_on_signals():
                 run_command(arguments)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
@@ -44,80 +47,88 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as stop:
         with suppress(OSError):  # the terminal may be closed
-            if str(stop):  # a training, which says what is saved
+            if str(stop):  # a training run, which says what it has saved
                 print_message(stop, by=name)
         return 128 + getattr(stop, "number", 2)  # as shells do: 130 for ctrl-C
     return 0
 
 
 def error_sentence(error: Exception) -> str:
-    """What an error says to a user: of a reader that lacked memory, that alone is true."""
+    """The message for the user.
+
+    A reader that ran out of memory may call its file damaged. Then only the lack of memory is true.
+    """
     says_so = isinstance(error, ValueError) and "memory" in str(error)
     if is_out_of_memory(error) and not says_so:
         return f"{TOO_LITTLE}."
     if isinstance(error, OSError):
-        what = error.filename or "a file"
-        return f"{what} cannot be read or written ({error.strerror}): check the path and the disk."
+        name = error.filename or "a file"
+        return f"{name} cannot be read or written ({error.strerror}): check the path and the disk."
     return str(error)
 
 
 def run_command(arguments: list[str]) -> None:
     """Find the command and run it."""
     if not arguments:
-        parser().print_help()
+        build_parser().print_help()
         return
     ours, passed_on = lessons.split_arguments(arguments)
-    options, extra = parser().parse_known_args(ours)
+    options, extra = build_parser().parse_known_args(ours)
     check_limits()
-    if options.command in SHORT_OPTIONS:
+    if options.command in POSITIONALS:
         draw.draw_command(options, extra)
     elif options.command == "lessons":
-        lessons.lessons(options, extra + passed_on)
+        lessons.lessons_command(options, extra + passed_on)
     elif extra:
-        what = "no option of it" if extra[0].startswith("-") else "one too many"
-        raise ValueError(f"{extra[0]!r} is {what}: see minisd {options.command} --help.")
+        problem = "an unknown option" if extra[0].startswith("-") else "one word too many"
+        raise ValueError(f"{extra[0]!r} is {problem}: see minisd {options.command} --help.")
     else:
         options.run(options)
 
 
-def in_a_line(message: Warning, *where: object, **more: object) -> None:
-    """A warning as a user reads it, without the line of code that gave it."""
+def print_warning(message: Warning, *where: object, **more: object) -> None:
+    """Print a warning in one line, without the line of code that it came from."""
     print_message(message)
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line, with one subparser for each command."""
     top = Parser(prog="minisd", description="Stable Diffusion, small and exact.")
     top.add_argument("--version", action="version", version=f"minisd {minisd.__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, purpose: str) -> argparse.ArgumentParser:
+        note = " (Defaults in parentheses.)" * (name in DRAWING or name == "train")
+        return commands.add_parser(name, help=purpose, description=f"{purpose}.{note}")
+
     for name, purpose in DRAWING.items():
-        add_drawing(commands.add_parser(name, help=purpose, description=purpose), name)
-    add_convert(commands.add_parser("convert", help="write a model in another file layout"))
-    add_info(commands.add_parser("info", help="say what is in a checkpoint, or in a picture"))
-    add_download(commands.add_parser("download", help="fetch published weights by name"))
-    lessons.add_lessons(
-        commands.add_parser("lessons", help="copy the course to a folder and open it")
-    )
-    add_examples(commands.add_parser("examples", help="write the pictures of docs/steering.md"))
-    look = commands.add_parser("doctor", help="check this machine, and say what to fix")
-    look.set_defaults(run=lambda options: print_results(*doctor.doctor_lines().split("\n")))
-    add_train(commands.add_parser("train", help="train the mini model's parts"))
+        add_drawing_options(add(name, purpose), name)
+    add_convert(add("convert", "write a model in another file layout"))
+    add_info(add("info", "show what a checkpoint holds, or how a picture was drawn"))
+    add_download(add("download", "download published weights by name"))
+    lessons.add_lessons(add("lessons", "copy the course to a folder and open it"))
+    add_examples(add("examples", "write the pictures that docs/steering.md uses"))
+    check = add("doctor", "check this machine and say what to fix")
+    check.set_defaults(run=lambda options: print_results(*doctor.doctor_lines()))
+    add_train(add("train", "train the parts of the mini model"))
     return top
 
 
 def add_convert(command: argparse.ArgumentParser) -> None:
+    """Add the options of `minisd convert`."""
     add = command.add_argument
-    add("model", help="FILE, FOLDER or NAME of a model")
+    add("model", help="a model: FILE, FOLDER or NAME")
     add("destination", type=Path, help="a .safetensors file, or a folder for diffusers")
-    add("--half", action="store_true", help="store 16-bit numbers, half the size")
-    add("--prediction", choices=("eps", "v"), help="where the file cannot say it")
-    add("--ema", action="store_true", help="the averaged weights of a training checkpoint")
-    add("--vae", metavar="FILE", help="take this VAE, for a model that has none or another")
-    add("--keep-unused", action="store_true", help="copy what the model does not need as well")
+    add("--half", action="store_true", help="store 16-bit numbers: half the size")
+    add("--prediction", choices=("eps", "v"), help="what the U-Net predicts, if no file says it")
+    add("--ema", action="store_true", help="take the averaged weights of a training checkpoint")
+    add("--vae", metavar="FILE", help="use this VAE instead of the model's own")
+    add("--keep-unused", action="store_true", help="also copy what the model does not need")
     command.set_defaults(run=convert_command)
 
 
 def convert_command(options: argparse.Namespace) -> None:
-    """Write the model as an official single file (.safetensors) or as a diffusers folder."""
+    """Write the model as one .safetensors file in the official layout, or as a diffusers folder."""
     import torch
 
     from minisd.checkpoints import write
@@ -135,33 +146,34 @@ def convert_command(options: argparse.Namespace) -> None:
 
 
 def add_info(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", help="FILE, FOLDER or NAME, or a picture")
+    """Add the options of `minisd info`."""
+    command.add_argument("model", help="a model (FILE, FOLDER or NAME), or a picture")
     command.set_defaults(run=info_command)
 
 
 def info_command(options: argparse.Namespace) -> None:
-    """Print what a checkpoint is and holds, or how a picture was drawn."""
-    from minisd.checkpoints.info import inspect_source as describe
-    from minisd.cli import metadata
+    """Print what a checkpoint holds, or how a picture was drawn."""
+    from minisd.checkpoints.info import inspect_source
+    from minisd.cli.picture_settings import describe_picture
 
     path = Path(options.model)
-    if path.is_file() and is_picture(path):
-        print_results(*metadata.describe(path).split("\n"))
-    else:
-        print_results(*str(describe(options.model)).split("\n"))
+    picture = path.is_file() and is_picture(path)
+    about = describe_picture(path) if picture else str(inspect_source(options.model))
+    print_results(*about.split("\n"))
 
 
 def add_download(command: argparse.ArgumentParser) -> None:
-    command.add_argument("name", nargs="?", help="none: list the names")
+    """Add the options of `minisd download`."""
+    command.add_argument("name", nargs="?", help="what to download; without it, list the names")
     command.set_defaults(run=download_command)
 
 
 def download_command(options: argparse.Namespace) -> None:
-    """Say what a published file is and whose licence it bears, then fetch it."""
+    """Print what a published file is and which licence it has, then download it."""
     from minisd.checkpoints import registry as official
 
     if options.name in official.SHIPPED:
-        print_message(f"{options.name} came with minisd.")
+        print_message(f"{options.name} came with minisd: there is nothing to download.")
         print_results(official.local_path(options.name))
         return
     for name in [options.name] if options.name else official.OFFICIAL:
@@ -169,24 +181,25 @@ def download_command(options: argparse.Namespace) -> None:
     if options.name:
         print_results(official.download(options.name))
     else:
-        print_message(f"these came with minisd: {', '.join(official.SHIPPED)}.")
+        print_message(f"these names came with minisd: {', '.join(official.SHIPPED)}.")
 
 
 def add_examples(command: argparse.ArgumentParser) -> None:
+    """Add the options of `minisd examples`."""
     add = command.add_argument
-    add("folder", nargs="?", type=Path, default=Path("examples"), help="(examples)")
+    add("folder", nargs="?", type=Path, default=Path("examples"), help="where to write (examples)")
     command.set_defaults(run=examples_command)
 
 
 def examples_command(options: argparse.Namespace) -> None:
-    """Write the pictures that docs/steering.md starts from; what is there stays as it is."""
-    from minisd.mini.examples import given_pictures
+    """Write the pictures that docs/steering.md starts from. A file that exists is kept."""
+    from minisd.mini.examples import write_input_pictures
 
-    for path in given_pictures(options.folder):
+    for path in write_input_pictures(options.folder):
         print_results(path)
 
 
-# the stages that write no file of their own, and what they leave in the folder
+# The stages that write into the folder only, and the name of what they write there.
 FOLDER_ONLY = {"tokenizer": "tokenizer.json", "vae": "vae", "diffusion": "diffusion"}
 STAGES = ("tokenizer", "vae", "diffusion", "export", "decoder", "classifier", "judge")
 STAGES += ("lora", "word", "hypernetwork", "controlnet", "controlnet-half")
@@ -194,32 +207,38 @@ STAGES += ("inpaint", "depth", "cats-and-dogs")
 
 
 def add_train(command: argparse.ArgumentParser) -> None:
+    """Add the options of `minisd train`."""
     add = command.add_argument
-    known = f"{', '.join(STAGES)}, in this order. The same command again resumes"
+    known = f"{', '.join(STAGES)}, in this order. To resume, run the same command again"
     add("stage", choices=STAGES, metavar="STAGE", help=known)
-    add("--folder", type=Path, default=Path("runs/mini"), help="for checkpoints, logs (runs/mini)")
+    add(
+        "--folder",
+        type=Path,
+        default=Path("runs/mini"),
+        help="for checkpoints and logs (runs/mini)",
+    )
     length = command.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int, help="of training in all (the recipe's)")
+    length.add_argument("--steps", type=int, help="how many training steps (the recipe's)")
     length.add_argument("--minutes", type=float, help="how long to train, instead of --steps")
-    add("--seed", type=int, default=0, help="of the first weights and all batches (0)")
+    add("--seed", type=int, default=0, help="seed of the initial weights and batches (0)")
     add("-o", "--output", type=Path, help="the file to write (STAGE/STAGE.safetensors in --folder)")
     command.set_defaults(run=train_command)
 
 
 def train_command(options: argparse.Namespace) -> None:
-    """Train one stage of the mini model, or export what is trained."""
+    """Train one stage of the mini model, or export the trained model."""
     from minisd.mini.job import Job
     from minisd.mini.stages import run_stage, with_default_output
     from minisd.training.distributed import barrier, rank_and_world_size
 
     if options.output and options.stage in FOLDER_ONLY:
         raise ValueError(
-            f"{options.stage} writes only into --folder: leave -o out. `minisd train export -o "
-            "FILE` writes the model file."
+            f"{options.stage} writes only into --folder: leave -o out. To write a model file, run "
+            "`minisd train export -o FILE`."
         )
     if options.output:
         check_writable(options.output)
-    barrier()  # if torchrun started several processes, rank 0 alone writes files
+    barrier()  # if torchrun started several processes, only rank 0 writes files
     names = ("folder", "output", "steps", "minutes", "seed")
     job = Job(**{name: getattr(options, name) for name in names})
     if options.stage not in FOLDER_ONLY:

@@ -1,4 +1,4 @@
-"""What a run depends on, and what of it needs fixing."""
+"""minisd doctor: shows what a run depends on, and says what to fix."""
 
 import os
 import sys
@@ -6,19 +6,19 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-QUOTA = Path("/sys/fs/cgroup/cpu.max")  # how much of the cores a container may use
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # the share of the cores that a container may use
 
 
-def doctor_lines() -> str:
-    """What a run depends on, a line each, and below it what needs fixing."""
+def doctor_lines() -> list[str]:
+    """One line for each thing that a run depends on, and below them what to fix."""
     import torch
 
     from minisd import __version__
     from minisd.config import WEIGHTS
 
     mini = WEIGHTS / "mini.safetensors"
-    load = others_load()  # before the measurement, which is load as well
-    speed = gigaflops(torch.float32)
+    load = system_load()  # before the speed test, which causes load itself
+    speed = measure_gigaflops(torch.float32)
     facts = {
         "minisd": __version__,
         "python": sys.version.split()[0],
@@ -26,7 +26,7 @@ def doctor_lines() -> str:
         "threads": f"{torch.get_num_threads()}, on {usable_cores()} cores",
         "load": "unknown" if load is None else f"{load:.1f} processes want a core",
         "float32": f"{speed:.0f} GFLOPS",
-        "bfloat16": f"{gigaflops(torch.bfloat16):.0f} GFLOPS",
+        "bfloat16": f"{measure_gigaflops(torch.bfloat16):.0f} GFLOPS",
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "mps": "yes" if torch.backends.mps.is_available() else "none",
         "mini model": f"{mini.stat().st_size / 1e6:.0f} MB" if mini.exists() else "missing",
@@ -35,22 +35,21 @@ def doctor_lines() -> str:
         name: package_version(name) for name in ("diffusers", "transformers", "huggingface_hub")
     }
     lines = [f"{name:16}{value}" for name, value in facts.items()]
-    advice = to_mend(torch.__version__, speed, mini)
+    advice = advice_on_machine(torch.__version__, speed, mini)
     advice += advice_on_threads(torch.get_num_threads(), usable_cores(), load)
-    return "\n".join([*lines, "", *(advice or ["Nothing to fix."])])
+    return [*lines, "", *(advice or ["Nothing to fix."])]
 
 
 def package_version(package: str) -> str:
-    """The version of an optional package."""
+    """The version of an optional package, or that it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
         return "not installed (optional)"
 
 
-def to_mend(torch_version: str, speed: float, mini: Path) -> list[str]:
-    """One sentence for each thing that stands in the way."""
-
+def advice_on_machine(torch_version: str, speed: float, mini: Path) -> list[str]:
+    """One sentence for each problem of this machine."""
     advice = []
     if tuple(int(part) for part in torch_version.split(".")[:2]) < (2, 4):
         advice.append(f"torch {torch_version} is too old: pip install -U 'torch>=2.4'.")
@@ -59,7 +58,7 @@ def to_mend(torch_version: str, speed: float, mini: Path) -> list[str]:
     if speed < 20:
         advice.append(f"{speed:.0f} GFLOPS is slow: close other programs, or lower --steps.")
     try:
-        import torchvision  # noqa: F401
+        import torchvision  # noqa: F401  # pyright: ignore[reportMissingImports] - it is optional
     except ImportError:
         pass
     except RuntimeError:
@@ -68,7 +67,7 @@ def to_mend(torch_version: str, speed: float, mini: Path) -> list[str]:
 
 
 def usable_cores() -> int:
-    """The cores that this process may use: fewer than the machine has, in a container or a job."""
+    """How many cores this process may use. In a container or a job, the machine may have more."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
@@ -80,19 +79,17 @@ def usable_cores() -> int:
         return cores
 
 
-def others_load() -> float | None:
-    """How many processes wanted a core in the last minute. None on Windows, which does not say."""
+def system_load() -> float | None:
+    """The mean number of processes that wanted a core in the last minute. None on Windows."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
-def good_threads(cores: int, load: float | None) -> int:
-    """The cores that others leave free, at least one."""
-    return max(1, cores - round(load or 0))
-
-
 def advice_on_threads(threads: int, cores: int, load: float | None) -> list[str]:
-    """More threads than free cores wait for each other at every step, which costs most."""
-    good = good_threads(cores, load)
+    """Advice if the number of threads does not suit the free cores, in a list of 0 or 1 sentences.
+
+    If there are more threads than free cores, they wait for each other at every step.
+    """
+    good = max(1, cores - round(load or 0))  # the cores that other processes leave free
     if threads > good:
         others = f", which {load:.1f} processes want" if threads <= cores else ""
         return [
@@ -104,14 +101,14 @@ def advice_on_threads(threads: int, cores: int, load: float | None) -> list[str]
     return []
 
 
-def gigaflops(dtype, size: int = 1024, seconds: float = 0.3) -> float:
-    """How fast this machine multiplies matrices, in 10^9 operations a second."""
+def measure_gigaflops(dtype, size: int = 1024, seconds: float = 0.3) -> float:
+    """How fast this machine multiplies matrices, in 10^9 operations per second."""
     import torch
 
     a = torch.randn(size, size).to(dtype)
-    a @ a  # the first product also starts the threads
+    torch.matmul(a, a)  # the first product also starts the threads
     began, products = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
-        a @ a
+        torch.matmul(a, a)
         products += 1
     return 2 * size**3 * products / (time.perf_counter() - began) / 1e9

@@ -1,4 +1,4 @@
-"""The commands that draw: from a prompt alone, or with a picture, a mask, a depth, a hint."""
+"""The commands that draw: generate, img2img, inpaint, depth and control."""
 
 import argparse
 import sys
@@ -6,39 +6,37 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from minisd.cli.adapters import adapt, read_hints
-from minisd.cli.checks import check_before_loading
+from minisd.cli import picture_settings
+from minisd.cli.adapter_options import attach_adapters, read_hints
+from minisd.cli.argument_parser import place_words
+from minisd.cli.drawing_options import POSITIONALS, fill_in_options, given_options
 from minisd.cli.memory import check_memory, enough_memory
-from minisd.cli.metadata import check_hashes, follow, picture_settings, warn_of_model
-from minisd.cli.options import SHORT_OPTIONS, fill_in, given_options
-from minisd.cli.parser import place_words
-from minisd.cli.pictures import (
-    fitting,
-    open_input,
-    progress_bar,
-    side_by_side,
-    strip_path,
-    write_png,
-)
+from minisd.cli.option_checks import check_before_loading
+from minisd.cli.picture_files import fitting_size, open_input, progress_bar, strip_path, write_png
 
 
 def draw_command(options: argparse.Namespace, extra: list[str]) -> None:
-    """Run a drawing command. extra: the words that argparse left over."""
-    place_words(options, extra, SHORT_OPTIONS[options.command], needed=options.like is None)
+    """Run a drawing command. extra: the words that argparse left over"""
+    place_words(options, extra, POSITIONALS[options.command], needed=options.like is None)
     given = given_options(options)
-    recorded = {} if options.like is None else follow(options, given)
-    fill_in(options, recorded)
+    recorded = {} if options.like is None else picture_settings.recorded_options(options, given)
+    fill_in_options(options, recorded)
     outputs = check_before_loading(options)
-    check_hashes(options, recorded.get("hashes", {}), given)
-    warn_of_model(options, recorded.get("model_hash", ""))
-    with threads(recorded.get("threads")):
+    picture_settings.check_hashes(options, recorded.get("hashes", {}), given)
+    picture_settings.warn_about_model(options, recorded.get("model_hash", ""))
+    with use_threads(recorded.get("threads")):
         COMMANDS[options.command](options, outputs)
 
 
 @contextmanager
-def threads(number: int | None) -> Iterator[None]:
-    """Sums depend on how many threads share them: a picture is drawn again with as many."""
+def use_threads(number: int | None) -> Iterator[None]:
+    """Let torch use this many threads for a while. None: as many as before.
+
+    The last bit of a sum depends on how many threads share the work. So --like uses the recorded
+    number.
+    """
     import torch
 
     before = torch.get_num_threads()
@@ -49,9 +47,10 @@ def threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def generate(options: argparse.Namespace, outputs: list[Path]) -> None:
-    """Draw the pictures one by one and write each, its settings inside."""
+def run_generate(options: argparse.Namespace, outputs: list[Path]) -> None:
+    """Draw the pictures one by one, and write each with its settings inside."""
     from minisd.files.pictures import to_pil
+    from minisd.teaching.picture_grid import paste_grid
 
     hints = read_hints(options)
     sd = load_model(options)
@@ -63,8 +62,8 @@ def generate(options: argparse.Namespace, outputs: list[Path]) -> None:
     }
     size = (settings["width"], settings["height"])
     check_memory(sd, *size)
-    about = picture_settings(options, sd, settings)
-    adapt(sd, options, size, hints)
+    about = picture_settings.collect_settings(options, sd, settings)
+    attach_adapters(sd, options, size, hints)
     for seed, path in enumerate(outputs, start=options.seed):
         guesses = []
         with enough_memory(sd, *size):
@@ -75,69 +74,75 @@ def generate(options: argparse.Namespace, outputs: list[Path]) -> None:
             drawn = to_pil(sd.decode(step.x))[0]
         write_png(drawn, path, about | {"seed": seed})
         if guesses:
-            write_png(side_by_side(guesses), strip_path(path), about | {"seed": seed})
+            write_png(paste_grid(guesses)[0], strip_path(path), about | {"seed": seed})
 
 
 def run_img2img(options: argparse.Namespace, outputs: list[Path]) -> None:
+    """Draw the picture again, following the prompt."""
     from minisd.tasks.img2img import img2img
 
     draw_from_picture(options, outputs, img2img)
 
 
 def run_inpaint(options: argparse.Namespace, outputs: list[Path]) -> None:
+    """Draw the white part of the mask again."""
     from minisd.tasks.inpaint import inpaint
 
     mask = open_input(Path(options.mask))
     draw_from_picture(options, outputs, inpaint, mask=mask, paste=options.paste)
 
 
-def depth(options: argparse.Namespace, outputs: list[Path]) -> None:
+def run_depth(options: argparse.Namespace, outputs: list[Path]) -> None:
+    """Draw the picture again and keep its depth, which is given or estimated."""
     from minisd.tasks.depth2img import Estimator, depth2img
 
     @cache
-    def network() -> Estimator:
-        """Read once, when it is needed: after all else is known to be in order."""
+    def estimator() -> Estimator:
+        """Read the estimator at its first use, after all other checks, and only once."""
         return read_estimator(options)
 
     if options.depth:
         draw_from_picture(options, outputs, depth2img, depth=open_input(options.depth))
     else:
-        draw_from_picture(options, outputs, depth2img, estimator=lambda image: network()(image))
+        draw_from_picture(options, outputs, depth2img, estimator=lambda image: estimator()(image))
 
 
 def read_estimator(options: argparse.Namespace):
-    """The one that is named, else the one in the model's file or folder."""
+    """Load the estimator of --estimator, or else the one in the model's file or folder."""
     from minisd.checkpoints.load import locate
     from minisd.depth.small import load_estimator
 
     source = locate(options.estimator or options.model)
-    inside = source / "depth_estimator" / "model.safetensors"  # of a diffusers folder
+    inside = source / "depth_estimator" / "model.safetensors"  # in a diffusers folder
     return load_estimator(inside if inside.exists() else source)
 
 
 def draw_from_picture(
-    options: argparse.Namespace, outputs: list[Path], task: Callable, **more: object
+    options: argparse.Namespace, outputs: list[Path], task: Callable, **more: Any
 ) -> None:
-    """Run a task on the picture, once per seed. A mask among `more` is made to fit as well."""
+    """Run a task on the input picture, once for every seed, and write what it draws.
+
+    more: arguments of the task. A mask among them is resized with the picture.
+    """
     from minisd.files.pictures import colours, mask_shades, size_step
 
     image = open_input(Path(options.image))
     if "mask" in more and more["mask"].size != image.size:
         raise ValueError(
-            f"the mask is {more['mask'].size} pixels and the picture {image.size}: give a mask "
+            f"the mask has the size {more['mask'].size} and the picture {image.size}: give a mask "
             "of the picture's size."
         )
     hints = read_hints(options)
     sd = load_model(options)
-    size = fitting(image.size, options, size_step(sd.config))
+    size = fitting_size(image.size, options, size_step(sd.config))
     check_memory(sd, *size)
     image = image if image.size == size else colours(image).resize(size)
     if "mask" in more:
         more["mask"] = mask_shades(more["mask"]).resize(size)
     settings = common_settings(sd, options)
     sizes = {"width": size[0], "height": size[1]}
-    about = picture_settings(options, sd, settings | sizes)
-    adapt(sd, options, size, hints)
+    about = picture_settings.collect_settings(options, sd, settings | sizes)
+    attach_adapters(sd, options, size, hints)
     settings |= {"strength": options.strength, "progress": sys.stderr.isatty(), **more}
     for seed, path in enumerate(outputs, start=options.seed):
         with enough_memory(sd, *size):
@@ -146,19 +151,21 @@ def draw_from_picture(
 
 
 def load_model(options: argparse.Namespace):
+    """Load the model. If its file has no VAE, load it with that of --vae."""
     import minisd
 
     names = ("device", "prediction", "ema")
     settings = {name: getattr(options, name) for name in names}
     try:
         return minisd.load(options.model, **settings)
-    except ValueError:
-        if not options.vae:
+    except ValueError as error:
+        if not options.vae or "--vae" not in str(error):  # a VAE would not help
             raise
-    return minisd.load(options.model, **settings, vae=options.vae[0])  # the file has none itself
+    return minisd.load(options.model, **settings, vae=options.vae[0])
 
 
 def common_settings(sd, options: argparse.Namespace) -> dict:
+    """The settings that every task takes, with the model's own where no option is given."""
     return {
         "negative_prompt": options.negative,
         "steps": options.steps,
@@ -169,9 +176,9 @@ def common_settings(sd, options: argparse.Namespace) -> dict:
 
 
 COMMANDS = {
-    "generate": generate,
+    "generate": run_generate,
     "img2img": run_img2img,
     "inpaint": run_inpaint,
-    "depth": depth,
-    "control": generate,
+    "depth": run_depth,
+    "control": run_generate,
 }

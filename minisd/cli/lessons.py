@@ -1,4 +1,4 @@
-"""minisd lessons: the course in a folder of the student's own."""
+"""minisd lessons: copies the course to a folder of the student, and opens it in Jupyter."""
 
 import argparse
 import shutil
@@ -14,19 +14,22 @@ OWN_OPTIONS = ("--no-open", "-h", "--help")
 
 
 def add_lessons(command: argparse.ArgumentParser) -> None:
+    """Add the options of `minisd lessons`."""
     add = command.add_argument
     command.usage = "minisd lessons [FOLDER] [--no-open] [options of Jupyter]"
-    add("folder", nargs="?", type=Path, default=Path("minisd-lessons"), help="(minisd-lessons)")
-    add("--no-open", action="store_true", help="only copy them")
+    place = "where to copy them (minisd-lessons)"
+    add("folder", nargs="?", type=Path, default=Path("minisd-lessons"), help=place)
+    add("--no-open", action="store_true", help="only copy the lessons")
     command.epilog = (
-        "All other options, and what follows --, go to Jupyter: minisd lessons --port 9999 "
-        "--no-browser. Name the folder before them."
+        "All other options, and all words after --, go to Jupyter. Name the folder first: minisd "
+        "lessons FOLDER --port 9999 --no-browser"
     )
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """What is for us, and what `minisd lessons` passes on to Jupyter: all from the first of its
-    options on.
+    """Split a command line into the words for minisd and the words for Jupyter.
+
+    Jupyter gets everything from its first option on. Only `minisd lessons` has words for it.
 
     >>> split_arguments(["lessons", "mine", "--port", "9999"])
     (['lessons', 'mine'], ['--port', '9999'])
@@ -41,34 +44,34 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     return arguments, []
 
 
-def lessons(options: argparse.Namespace, passed_on: list[str]) -> None:
-    """Copy the notebooks and open them in Jupyter. What the student has changed is kept."""
-    for line in copy(NOTEBOOKS, options.folder):
+def lessons_command(options: argparse.Namespace, passed_on: list[str]) -> None:
+    """Copy the notebooks and open them in Jupyter. A notebook that the student changed is kept."""
+    for line in copy_notebooks(NOTEBOOKS, options.folder):
         print_results(line)
     if options.no_open:
         return
-    if find_spec("jupyterlab") is None and find_spec("notebook") is None:
+    installed = [name for name in ("jupyterlab", "notebook") if find_spec(name)]
+    if not installed:
         raise ValueError(
             f"the lessons are in {options.folder}, but Jupyter is not installed: "
-            "pip install jupyter, or open them in an editor that shows notebooks."
+            "run pip install jupyter, or open them in an editor that shows notebooks."
         )
-    module = "jupyterlab" if find_spec("jupyterlab") else "notebook"
-    command = [sys.executable, "-m", module, str(options.folder), *passed_on]
+    command = [sys.executable, "-m", installed[0], str(options.folder), *passed_on]
     try:
         subprocess.run(command, check=True)
     except subprocess.CalledProcessError as error:
         raise ValueError(
             f"the lessons are in {options.folder}, but Jupyter stopped with exit status "
-            f"{error.returncode}: see its own words above, or open them in another editor."
+            f"{error.returncode}: read its messages above, or open them in another editor."
         ) from error
 
 
-def copy(source: Path, folder: Path) -> list[str]:
-    """Copy every notebook that is not there yet. Returns what was done, a line for each.
+def copy_notebooks(source: Path, folder: Path) -> list[str]:
+    """Copy every notebook that the folder lacks. Returns a line for each copy.
 
-    A file that is there is left alone, whether the student or an older minisd wrote it.
-    Each takes its name when it is whole, so a copy that was killed is made again. Raises ValueError
-    where there are no lessons, or they cannot be written.
+    A file that exists is kept, whether the student or an older minisd wrote it. A copy gets its
+    name when it is complete, so after a crash the next call makes it again.
+    Raises ValueError if there are no lessons, or if they cannot be written.
     """
     from minisd.files.whole_files import make_folder, sweep, written_whole
 
@@ -85,5 +88,5 @@ def copy(source: Path, folder: Path) -> list[str]:
                 shutil.copyfile(notebook, unfinished)
             lines.append(f"{own}")
         elif not own.is_file() or own.read_bytes() != notebook.read_bytes():
-            lines.append(f"{own} is another one already and was kept: move it to get a fresh copy")
+            lines.append(f"{own} is different and was kept: move it to get a fresh copy")
     return lines or [f"all lessons are in {folder} already"]

@@ -1,4 +1,4 @@
-"""How much memory a picture takes, and one sentence where there is too little."""
+"""How much memory a picture needs, and one error message if there is too little."""
 
 import errno
 import os
@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# Measured: how many full-size maps of its widest layer the VAE's decoder holds at once. The U-Net
-# takes less: torch's attention keeps no map of every place by every other (SD v1 at 512 x 512
-# takes 171 MB there, and 976 MB in the decoder).
+# Measured: how many full-size feature maps of its widest layer the VAE's decoder holds at once.
+# The U-Net needs less, because torch's attention never stores the whole matrix of scores: for SD v1
+# at 512 x 512 it needs 171 MB, and the decoder 976 MB.
 FLOATS = 3.6
-# Measured under `ulimit -v`: the smallest picture takes this much, and what is freed in pieces of
-# less than 32 MB stays with the process, so that a picture may take up to 2.3 times its maps.
+# Measured under `ulimit -v`: even the smallest picture needs ALWAYS bytes. Memory that is freed in
+# pieces of less than 32 MB stays with the process, so a picture may need 2.3 times its maps.
 ALWAYS = 150 * 10**6
 SCATTERED = 2.5
-PYTORCH = 600 * 10**6  # bytes of address space to import it; with less it aborts
+PYTORCH = 600 * 10**6  # bytes of address space that importing torch needs; with less it aborts
 
-# What a container may use, where there is a limit: of cgroup v2 and v1, each seen from inside.
+# The files that state the memory limit of a container, as its processes see them: cgroup v2 and v1.
 CGROUPS = Path("/sys/fs/cgroup")
 CONTAINER = CGROUPS / "memory.max"
 CONTAINER_V1 = CGROUPS / "memory" / "memory.limit_in_bytes"
@@ -24,8 +24,8 @@ OWN_GROUPS = Path("/proc/self/cgroup")
 
 TOO_LITTLE = "there is too little memory: close other programs"
 
-# How torch says it: on the CPU (Linux and Windows), on CUDA and MPS, of more than can be counted,
-# of a file that is mapped.
+# Words in torch's error messages: on the CPU (Linux and Windows), on CUDA and MPS, for a size that
+# overflows, for a file that cannot be mapped.
 OUT_OF_MEMORY_WORDS = (
     "can't allocate memory",
     "Cannot allocate memory",
@@ -42,10 +42,10 @@ OUT_OF_MEMORY_WORDS = (
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether this error, or one that it was made of, says that there is no memory left.
+    """Whether this error, or an error that caused it, means that there is no memory left.
 
-    torch raises a RuntimeError for it everywhere: on CUDA torch.OutOfMemoryError is one. NumPy's is
-    a MemoryError, the system's an OSError.
+    torch raises a RuntimeError (on CUDA its subclass torch.OutOfMemoryError), NumPy a MemoryError,
+    and the operating system an OSError.
     """
     if error is None:
         return False
@@ -56,13 +56,13 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return own or said or is_out_of_memory(error.__cause__)
 
 
-# ---- how much there is -----------------------------------------------------------------------
+# ---- how much memory there is ----------------------------------------------------------------
 
 
 def physical_memory() -> int | None:
-    """In bytes, or what the container or `ulimit` lets this process use of it.
+    """The memory of this machine in bytes, or less if a container or `ulimit` allows less.
 
-    None where the system does not say.
+    None if the system does not say.
     """
     limits = [limit for limit, _ in limits_of_process()] + container_limits()
     with suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
@@ -71,41 +71,42 @@ def physical_memory() -> int | None:
 
 
 def free_memory() -> int | None:
-    """How many bytes this process can still get. None where the system does not say."""
-    resident = pages(1)
+    """How many bytes this process can still get. None if the system does not say."""
+    resident = statm_bytes(1)
     free = [limit - used for limit, used in limits_of_process()]
     free += [limit - resident for limit in container_limits()]
     try:
         for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable:"):
                 free.append(int(line.split()[1]) * 1024)
-    except OSError:  # not Linux: what there is in all
+    except OSError:  # not Linux: take the whole memory
         total = physical_memory()
         free += [] if total is None else [total]
     return max(0, min(free)) if free else None
 
 
 def check_limits() -> None:
-    """Raise ValueError where PyTorch itself would not even start: it ends the process then."""
+    """Raise ValueError if the memory limit is too small to import PyTorch, which would abort."""
     smallest = min((limit for limit, _ in limits_of_process()), default=PYTORCH)
     if smallest < PYTORCH:
         allowed = f"this process may use {gigabytes(smallest)} of memory, less than PyTorch needs"
-        raise ValueError(f"{allowed}: raise the limit, such as by `ulimit -v unlimited`.")
+        raise ValueError(f"{allowed}: raise the limit, for example by `ulimit -v unlimited`.")
 
 
 def limits_of_process() -> list[tuple[int, int]]:
-    """What `ulimit -v` and `ulimit -d` allow this process, and what it uses of each."""
+    """The limits of `ulimit -v` and `ulimit -d`, each with what this process uses, in bytes."""
     try:
         import resource
     except ImportError:  # Windows
         return []
-    soft = [resource.getrlimit(one)[0] for one in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
-    found = zip(soft, (pages(0), pages(5)))  # address space, data and stack
+    # column 0 is the address space, and column 5 is data and stack
+    kinds = [(resource.RLIMIT_AS, statm_bytes(0)), (resource.RLIMIT_DATA, statm_bytes(5))]
+    found = [(resource.getrlimit(kind)[0], used) for kind, used in kinds]
     return [(limit, used) for limit, used in found if limit != resource.RLIM_INFINITY]
 
 
-def pages(column: int) -> int:
-    """A column of Linux's /proc/self/statm in bytes; 0 elsewhere."""
+def statm_bytes(column: int) -> int:
+    """One column of /proc/self/statm in bytes. 0 if the system is not Linux."""
     try:
         numbers = Path("/proc/self/statm").read_text(encoding="utf-8").split()
         return int(numbers[column]) * os.sysconf("SC_PAGE_SIZE")
@@ -114,20 +115,20 @@ def pages(column: int) -> int:
 
 
 def container_limits() -> list[int]:
-    """Of this process's control group and all around it. A group without a limit says "max"."""
+    """The memory limits of this process's control group and of all groups around it, in bytes."""
     limits = []
     for path in {CONTAINER, CONTAINER_V1, *own_group_files()}:
         try:
             limits.append(int(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError):  # no such file, or "max"
+        except (OSError, ValueError):  # no such file, or "max", which means no limit
             continue
     return limits
 
 
 def own_group_files() -> list[Path]:
-    """Where a limit may stand if the process sees its group from outside, as without a container.
+    """The files that may state a limit if this process runs outside a container.
 
-    A line of v2 is "0::/path", of v1 "7:memory:/path".
+    A line of /proc/self/cgroup is "0::/path" in v2, and "7:memory:/path" in v1.
     """
     try:
         lines = OWN_GROUPS.read_text(encoding="utf-8").splitlines()
@@ -146,8 +147,8 @@ def own_group_files() -> list[Path]:
     return files
 
 
-def memory_of(sd) -> int | None:
-    """Of the device that the model is on. None where nobody says."""
+def device_memory(sd) -> int | None:
+    """The memory of the model's device in bytes. None if the system does not say."""
     import torch
 
     if sd.device.type == "cuda":
@@ -155,8 +156,8 @@ def memory_of(sd) -> int | None:
     return physical_memory()
 
 
-def free_memory_of(sd) -> int | None:
-    """What is left of it. None where nobody says."""
+def free_device_memory(sd) -> int | None:
+    """The free memory of the model's device in bytes. None if the system does not say."""
     import torch
 
     if sd.device.type == "cuda":
@@ -165,69 +166,77 @@ def free_memory_of(sd) -> int | None:
     return free_memory()
 
 
-# ---- how much a picture takes ----------------------------------------------------------------
+# ---- how much memory a picture needs ---------------------------------------------------------
 
 
 def bytes_needed(sd, width: int, height: int) -> int:
-    """About how many bytes a picture takes: the weights, and the VAE decoder's largest maps.
+    """About how many bytes a picture needs: for the weights, and for the decoder's largest maps.
 
-    Those are at the picture's full size with the channels of the level before the last. All else
-    comes before or after them and is smaller.
+    All other maps are smaller, and exist before or after the largest ones.
     """
     networks = (sd.text_encoder, sd.unet, sd.vae)
     weights = sum(p.numel() * p.element_size() for net in networks for p in net.parameters())
-    return weights + maps(sd, width, height)
+    return weights + bytes_of_maps(sd, width, height)
 
 
-def maps(sd, width: int, height: int) -> int:
-    """The part of it that grows with the picture."""
+def bytes_of_maps(sd, width: int, height: int) -> int:
+    """About how many bytes the largest feature maps of the VAE's decoder need.
+
+    They have the picture's full size and the channels of the last level but one.
+    """
     channels = max(sd.config.vae.channels[:2])
     size = next(sd.vae.parameters(), sd.unet.conv_in.weight).element_size()
     return round(FLOATS * channels * width * height * size)
 
 
 def check_memory(sd, width: int, height: int) -> None:
-    """Raise ValueError for a picture that takes more than the whole memory."""
-    limit, need = memory_of(sd), bytes_needed(sd, width, height)
+    """Raise ValueError for a picture that needs more than the whole memory."""
+    limit, need = device_memory(sd), bytes_needed(sd, width, height)
     if limit is not None and need > limit:
-        weights = need - maps(sd, width, height)
-        room = room_for_maps(free_memory_of(sd), limit - weights)
+        weights = need - bytes_of_maps(sd, width, height)
+        room = room_for_maps(free_device_memory(sd), limit - weights)
         smaller = smaller_size(sd, width, height, room)
-        raise ValueError(f"{too_large(limit, need, width, height)}: {memory_advice(sd, smaller)}.")
+        raise ValueError(
+            f"{too_large_message(limit, need, width, height)}: {memory_advice(sd, smaller)}."
+        )
 
 
 def check_memory_at_least(width: int, height: int) -> None:
-    """The same before a model is loaded: 16 channels are the fewest of any decoder known."""
+    """Raise ValueError for a picture that needs too much memory with any model.
+
+    This is called before a model is loaded. No known decoder has fewer than 16 channels.
+    """
     limit, need = physical_memory(), round(FLOATS * 16 * width * height * 2)
     if limit is not None and need > limit:
-        raise ValueError(f"{too_large(limit, need, width, height)}: ask for a smaller one.")
+        raise ValueError(f"{too_large_message(limit, need, width, height)}: ask for a smaller one.")
 
 
-def too_large(limit: int, need: int, width: int, height: int) -> str:
+def too_large_message(limit: int, need: int, width: int, height: int) -> str:
+    """What is wrong with the size. limit, need: in bytes"""
     takes = f"a picture of {width} x {height} pixels needs about {gigabytes(need)} of memory"
     return f"{takes}, and there are {gigabytes(limit)}"
 
 
 def smaller_size(sd, width: int, height: int, room: float) -> tuple[int, int] | None:
-    """The largest size of the same shape whose maps fit into `room` bytes. None: not even one."""
+    """The largest size of the same shape whose maps fit into `room` bytes. None if none fits."""
     from minisd.files.pictures import size_step
 
     step = size_step(sd.config)
     for units in range(max(width, height) // step - 1, 0, -1):
         share = units * step / max(width, height)
-        size = tuple(max(step, round(side * share / step) * step) for side in (width, height))
-        if size != (width, height) and maps(sd, *size) <= room:
-            return size
+        wide, tall = (max(step, round(side * share / step) * step) for side in (width, height))
+        if (wide, tall) != (width, height) and bytes_of_maps(sd, wide, tall) <= room:
+            return wide, tall
     return None
 
 
 def room_for_maps(free: int | None, most: float) -> float:
-    """How large the maps may be. free: bytes, if they are known    most: that they may be anyway"""
+    """How many bytes the maps may need. free: free bytes, if known    most: the upper limit"""
     return most if free is None else min(most, (free - ALWAYS) / SCATTERED)
 
 
 def memory_advice(sd, size: tuple[int, int] | None) -> str:
-    """What to do, in words. size: one that fits"""
+    """What the user can do. size: a size that fits, or None"""
     if size is None:
         return f"take a smaller model: not even the smallest picture of {sd.config.name} fits"
     return f"ask for a smaller picture, such as --width {size[0]} --height {size[1]}"
@@ -235,18 +244,19 @@ def memory_advice(sd, size: tuple[int, int] | None) -> str:
 
 @contextmanager
 def enough_memory(sd, width: int, height: int) -> Iterator[None]:
-    """Turn a lack of memory while a picture is drawn into one ValueError, with a size that fits."""
-    free = free_memory_of(sd)
+    """While a picture is drawn: if memory runs out, raise ValueError with a size that fits."""
+    free = free_device_memory(sd)
     try:
         yield
     except (RuntimeError, MemoryError, OSError, ValueError) as error:
         if not is_out_of_memory(error):
             raise
-        # The size that failed takes more than it should: at most half of its pixels are proposed.
-        room = room_for_maps(free, maps(sd, width, height) / 2)
-        way = memory_advice(sd, smaller_size(sd, width, height, room))
-        raise ValueError(f"{TOO_LITTLE}, or {way}.") from error
+        # The size that failed needs more than expected, so propose at most half of its pixels.
+        room = room_for_maps(free, bytes_of_maps(sd, width, height) / 2)
+        advice = memory_advice(sd, smaller_size(sd, width, height, room))
+        raise ValueError(f"{TOO_LITTLE}, or {advice}.") from error
 
 
 def gigabytes(size: int) -> str:
+    """A number of bytes as text, in GB."""
     return f"{size / 1e9:,.0f} GB" if size >= 10e9 else f"{size / 1e9:.1f} GB"

@@ -1,28 +1,30 @@
-"""What the commands print: results to the standard output, all else to the error stream.
+"""Prints results to the standard output, and everything else to the error stream.
 
-Everything foreign passes through here: a name may hold what a terminal would obey.
+A name from a stranger's file may hold control characters that a terminal would obey. one_line()
+escapes them, so all output goes through these functions.
 """
 
+import io
 import sys
 
 from minisd.files.one_line import one_line
 
-LONGEST_RESULT = 100_000  # characters of a line: prompts are shown whole
+LONGEST_RESULT = 100_000  # characters in one line: enough for a whole prompt
 
 
 def print_results(*results: object) -> None:
-    """Print results, each in a line: the path of what was written, the rows of `info`."""
+    """Print each result on its own line: the path of a new file, or a row of `info`."""
     for result in results:
         print(one_line(result, LONGEST_RESULT), flush=True)
 
 
 def print_message(text: object, by: str = "minisd") -> None:
-    """Print a message or an error in one line. by: the command that says it"""
+    """Print a message or an error on one line. by: the command that it comes from"""
     print(one_line(f"{by}: {text}"), file=sys.stderr)
 
 
-def never_fail() -> None:
-    """Print numbers for letters that the terminal's encoding lacks, as Windows' and C's do."""
+def escape_unprintable() -> None:
+    """Print escape codes for letters that the terminal's encoding lacks, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook's has no such method, and needs none
+        if isinstance(stream, io.TextIOWrapper):  # a notebook's stream is not one
             stream.reconfigure(errors="backslashreplace")

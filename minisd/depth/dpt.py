@@ -1,10 +1,12 @@
 """The depth estimator of the official depth models: DPT-hybrid, also called MiDaS 3.0.
 
-A ResNet looks closely, a vision transformer looks at everything at once, and a pyramid of
-convolutions brings both back to the picture's size (Ranftl et al. 2021, "Vision Transformers for
-Dense Prediction", figure 1; the ResNet is BiT's, Kolesnikov et al. 2020).
+A ResNet sees small details, and a vision transformer sees the whole picture at once. A pyramid of
+convolutions joins their feature maps and brings them back to the picture's size (Ranftl et al.
+2021, "Vision Transformers for Dense Prediction", figure 1; the ResNet is BiT's, Kolesnikov et al.
+2020).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +22,8 @@ from minisd.checkpoints.read import read_tensors
 from minisd.checkpoints.registry import local_path
 from minisd.depth.dpt_names import to_ours
 
-SIDE, MULTIPLE = 384, 32  # px: the estimator was trained at the first, and halves five times
+SIDE = 384  # px, the size of the pictures in training
+MULTIPLE = 32  # px, since the size is halved five times
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,9 @@ class DepthConfig:
     width: int = 768  # of the transformer
     layers: int = 12
     heads: int = 12
-    taken: tuple[int, int] = (8, 11)  # the layers after which the pyramid looks at it
+    readout_layers: tuple[int, int] = (8, 11)  # the layers whose output the pyramid reads
     features: int = 256  # of the pyramid
-    grid: int = 24  # positions per side that have learnt vectors
+    grid: int = 24  # positions per side with trained vectors
     norm_groups: int = 32
 
 
@@ -46,14 +49,17 @@ DPT_HYBRID = DepthConfig()
 
 
 def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """Pad with zeros, so that a convolution gives ceil(size / stride). Odd ones go right, below."""
+    """Pad with zeros, so that a convolution returns ceil(size / stride).
+
+    If the padding is odd, the right and the bottom get one more.
+    """
     width_first = x.shape[:1:-1]
     totals = [max((n - 1) // stride * stride + kernel - n, 0) for n in width_first]
     return F.pad(x, [part for total in totals for part in (total // 2, total - total // 2)])
 
 
 class StandardisedConv(nn.Conv2d):
-    """A convolution whose weights are brought to mean 0 and spread 1 first (Qiao et al. 2019)."""
+    """A convolution that first scales its weights to mean 0 and spread 1 (Qiao et al. 2019)."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1):
         super().__init__(c_in, c_out, kernel, stride, bias=False)
@@ -91,9 +97,9 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Feature maps of the picture, ever coarser.
+    """Feature maps of the picture, each coarser than the one before.
 
-    image: b 3 h w    returns: one map per stage, at a 4th, 8th and 16th of the size
+    image: b 3 h w    returns: one map per stage, with 1/4, 1/8 and 1/16 of the size
     """
 
     def __init__(self, config: DepthConfig):
@@ -114,6 +120,7 @@ class ResNet(nn.Module):
         x = F.max_pool2d(pad_same(x, kernel=3, stride=2), 3, stride=2)  # nothing here is below 0
         maps = []
         for stage in self.stages:
+            assert isinstance(stage, nn.ModuleList)
             for block in stage:
                 x = block(x)
             maps.append(x)
@@ -124,7 +131,7 @@ class ResNet(nn.Module):
 
 
 class DPTLayer(nn.Module):
-    """One transformer layer: every place looks at every other, then thinks about itself.
+    """One transformer layer: attention to all places, then an MLP for each place alone.
 
     x: b n c    returns: b n c
     """
@@ -132,7 +139,7 @@ class DPTLayer(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)  # timm's; transformers' DPTConfig says 1e-12
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)  # as in timm; transformers has 1e-12
         self.to_qkv = nn.Linear(width, 3 * width)
         self.to_out = nn.Linear(width, width)
         self.weights = nn.Identity()  # tap: b heads n n
@@ -149,7 +156,7 @@ class DPTLayer(nn.Module):
 
 
 class Readout(nn.Module):
-    """Tells every place what the class token knows of the whole, and makes a map of them again.
+    """Tells every place what the class token knows about the whole picture, and makes a map again.
 
     x: b 1+n c, the class token first    size: h, w with h w = n    returns: b c h w
     """
@@ -159,11 +166,11 @@ class Readout(nn.Module):
         self.project = nn.Linear(2 * width, width)
         self.conv = nn.Conv2d(width, width, 1)
 
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
         places = x[:, 1:]
         whole = repeat(x[:, 0], "b c -> b n c", n=places.shape[1])
-        told = F.gelu(self.project(torch.cat([places, whole], dim=-1)))
-        return self.conv(rearrange(told, "b (h w) c -> b c h w", h=size[0]))
+        both = F.gelu(self.project(torch.cat([places, whole], dim=-1)))
+        return self.conv(rearrange(both, "b (h w) c -> b c h w", h=size[0]))
 
 
 # ---- the pyramid ------------------------------------------------------------------------------
@@ -182,7 +189,7 @@ class ResidualUnit(nn.Module):
 
 
 class Fusion(nn.Module):
-    """One level of the pyramid: take the finer map in, then double the size.
+    """One level of the pyramid: add the finer map, then double the size.
 
     x, finer: b c h w    returns: b c 2h 2w
     """
@@ -194,21 +201,21 @@ class Fusion(nn.Module):
         self.conv_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, finer: Tensor | None = None) -> Tensor:
-        if finer is not None:
+        if self.finer is not None:
             x = x + self.finer(finer)
         return self.conv_out(double_size(self.unit(x)))
 
 
 def double_size(x: Tensor) -> Tensor:
-    """b c h w -> b c 2h 2w, the corners staying corners."""
+    """b c h w -> b c 2h 2w. The corner pixels keep their values."""
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
 
 
 class DepthEstimator(nn.Module):
-    """Guesses how near every point of a picture is.
+    """Estimates how near every point of a picture is.
 
-    called with image: b 3 h w in [-1, 1], of any size
-    returns: b 1 h' w', large = near, up to a scale and a shift (inverse depth)
+    image: b 3 h w in [-1, 1], of any size
+    returns: b 1 h' w', large = near: the inverse of the depth, up to an unknown scale and shift
     """
 
     def __init__(self, config: DepthConfig = DPT_HYBRID):
@@ -220,7 +227,7 @@ class DepthEstimator(nn.Module):
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.position_embedding = nn.Parameter(torch.zeros(1, 1 + config.grid**2, width))
         self.layers = nn.ModuleList(DPTLayer(width, config.heads) for _ in range(config.layers))
-        self.readout = nn.ModuleList(Readout(width) for _ in config.taken)
+        self.readout = nn.ModuleList(Readout(width) for _ in config.readout_layers)
         self.shrink = nn.Conv2d(width, width, 3, stride=2, padding=1)
         self.narrow = nn.ModuleList(
             nn.Conv2d(c, features, 3, padding=1, bias=False)
@@ -236,7 +243,7 @@ class DepthEstimator(nn.Module):
         return self.estimate(F.interpolate(image, estimator_size(image.shape[2:]), mode="bicubic"))
 
     def estimate(self, image: Tensor) -> Tensor:
-        """The network itself. image: b 3 h w, multiples of 32    returns: b 1 h w, not below 0"""
+        """The network itself. image: b 3 h w, multiples of 32    returns: b 1 h w, 0 or more"""
         maps = self.resnet(image)
         maps = [*maps[:2], *self.look_around(maps[2])]
         one, two, three, four = (conv(x) for conv, x in zip(self.narrow, maps, strict=True))
@@ -248,26 +255,26 @@ class DepthEstimator(nn.Module):
         return F.relu(self.head3(x))
 
     def look_around(self, x: Tensor) -> list[Tensor]:
-        """The transformer. x: b c h w    returns: its two maps, b width h w and b width h/2 w/2"""
+        """Run the transformer. x: b c h w    returns: two maps, b width h w and b width h/2 w/2"""
         size = x.shape[2:]
         places = rearrange(self.patch(x), "b c h w -> b (h w) c")
         token = self.class_token.expand(len(x), -1, -1)
         x = torch.cat([token, places], dim=1) + self.positions(size)
-        seen = [x := layer(x) for layer in self.layers]
-        taken = zip(self.readout, self.config.taken, strict=True)
-        finer, coarser = (readout(seen[i], size) for readout, i in taken)
+        outputs = [x := layer(x) for layer in self.layers]
+        pairs = zip(self.readout, self.config.readout_layers, strict=True)
+        finer, coarser = (readout(outputs[i], size) for readout, i in pairs)
         return [finer, self.shrink(coarser)]
 
-    def positions(self, size: tuple[int, int]) -> Tensor:
-        """The position vectors, stretched to another grid. returns: 1 1+h*w c"""
-        first, learnt = self.position_embedding[:, :1], self.position_embedding[:, 1:]
-        grid = rearrange(learnt, "1 (h w) c -> 1 c h w", h=self.config.grid)
+    def positions(self, size: Sequence[int]) -> Tensor:
+        """The position vectors, stretched to another grid. size: h w    returns: 1 1+h*w c"""
+        first, others = self.position_embedding[:, :1], self.position_embedding[:, 1:]
+        grid = rearrange(others, "1 (h w) c -> 1 c h w", h=self.config.grid)
         stretched = F.interpolate(grid, tuple(size), mode="bilinear")
         return torch.cat([first, rearrange(stretched, "1 c h w -> 1 (h w) c")], dim=1)
 
     @classmethod
     def load(cls, path: str | Path, config: DepthConfig = DPT_HYBRID) -> "DepthEstimator":
-        """Read it out of an official depth checkpoint, a MiDaS file or transformers' DPT file.
+        """Read it from an official depth model, a MiDaS file or transformers' DPT file.
 
         Raises ValueError if the file holds no estimator of these sizes.
         """
@@ -279,10 +286,11 @@ class DepthEstimator(nn.Module):
         return network.eval().requires_grad_(False)
 
 
-def estimator_size(size: tuple[int, int]) -> tuple[int, int]:
-    """The size that the estimator sees: one side near 384, both multiples of 32, same aspect.
+def estimator_size(size: Sequence[int]) -> tuple[int, int]:
+    """The size to which a picture is scaled for the estimator: h w, both multiples of 32.
 
-    The side that changes least decides (MiDaS transforms.py, resize_method "minimal").
+    The side that is closer to 384 becomes about 384, and the other keeps the aspect ratio (MiDaS
+    transforms.py, resize_method "minimal").
     """
     scale = min((SIDE / length for length in size), key=lambda scale: abs(1 - scale))
     height, width = (max(1, round(scale * length / MULTIPLE)) * MULTIPLE for length in size)

@@ -20,20 +20,16 @@ from minisd.checkpoints.read import rename_tensors
 if TYPE_CHECKING:
     from minisd.depth.dpt import DepthConfig, DepthEstimator
 
-INSIDE_DEPTH_MODEL = "depth_model.model."  # where an official depth checkpoint has its estimator
-# No depth depends on these parts of the published files: the classifier, and what the coarsest
-# level of the pyramid would do with a finer map.
+INSIDE_DEPTH_MODEL = "depth_model.model."  # before the estimator's keys in an official depth model
+# The depth does not depend on these parts of the published files: the classifier, and the layers
+# of the coarsest pyramid level for a finer map, which it does not get.
 UNUSED_DPT_KEYS = (
     *("pretrained.model.norm.", "pretrained.model.head.", "scratch.refinenet4.resConfUnit1."),
     *("dpt.layernorm.", "dpt.pooler.", "neck.fusion_stage.layers.0.residual_layer1."),
 )
 
 BOTTLENECK = (
-    *[
-        Row(f"{name}{i}", f"{name}{i}", f"{name}{i}")
-        for name in ("conv", "norm")
-        for i in (1, 2, 3)
-    ],
+    *[Row(each, each, each) for i in (1, 2, 3) for each in (f"conv{i}", f"norm{i}")],
     Row("shortcut", "downsample.conv", "downsample.conv"),
     Row("norm_shortcut", "downsample.norm", "downsample.norm"),
 )
@@ -87,7 +83,7 @@ def resnet_rows(config: DepthConfig) -> Iterator[Row]:
 
 
 def pyramid_rows() -> Iterator[Row]:
-    """MiDaS counts the levels from the finest, as we do; transformers' fusion from the coarsest."""
+    """We and MiDaS count levels from the finest one, transformers' fusion from the coarsest one."""
     stage = "neck.reassemble_stage"
     for i in range(2):
         midas = f"pretrained.act_postprocess{i + 3}"
@@ -104,7 +100,7 @@ def pyramid_rows() -> Iterator[Row]:
 def to_ours(tensors: Mapping[str, Tensor], network: DepthEstimator, name: str) -> dict[str, Tensor]:
     """A file's tensors under our names. name: what to call the file in an error
 
-    Raises ValueError unless they are exactly what the network needs.
+    Raises ValueError if the file lacks a tensor of the network, or has an unknown one.
     """
     own = {
         key.removeprefix(INSIDE_DEPTH_MODEL): tensor
@@ -134,7 +130,7 @@ def to_ours(tensors: Mapping[str, Tensor], network: DepthEstimator, name: str) -
 
 
 def with_joined_attention(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """transformers stores q, k and v as three matrices. This joins them into one, as in MiDaS."""
+    """Join the matrices of q, k and v into one, as in MiDaS. transformers stores three."""
     joined = dict(tensors)
     for key in tensors:
         three = [key.replace(".query.", f".{one}.") for one in ("query", "key", "value")]

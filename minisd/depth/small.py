@@ -1,7 +1,7 @@
-"""The mini's depth estimator: what DPT-hybrid is to Stable Diffusion, for pictures of 64 pixels.
+"""The mini's depth estimator, for pictures of 64 pixels. It can replace the one in dpt.py.
 
-A small U-Net: it halves the picture three times and goes back up, with a skip at each size
-(Ronneberger et al. 2015, figure 1, without its crops). It can replace the estimator of dpt.py.
+It is a small U-Net. It halves the picture three times and goes back up, with a skip at each size
+(Ronneberger et al. 2015, figure 1, without its crops).
 """
 
 from collections.abc import Callable
@@ -20,13 +20,13 @@ from minisd.checkpoints.registry import local_path
 from minisd.depth.dpt import DepthEstimator
 
 CHANNELS = (16, 32, 48, 64)
-DEPTH_PREFIX = "depth_model."  # of the estimator inside a depth model, here as in the official file
+DEPTH_PREFIX = "depth_model."  # before the estimator's keys, as in the official depth model
 
 
 class SmallDepthEstimator(nn.Module):
-    """Guesses how near every point of a picture is.
+    """Estimates how near every point of a picture is.
 
-    called with image: b 3 h w in [-1, 1], of 8 pixels or more
+    image: b 3 h w in [-1, 1], of 8 pixels or more
     returns: b 1 h w in 0 … 1, large = near
     """
 
@@ -40,13 +40,13 @@ class SmallDepthEstimator(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         x = F.silu(self.conv_in(image.to(self.conv_in.weight)))
-        seen = [x]
+        skips = [x]
         for conv in self.down:
             x = F.silu(conv(x))
-            seen.append(x)
-        x = seen.pop()
+            skips.append(x)
+        x = skips.pop()
         for conv in self.up:
-            finer = seen.pop()
+            finer = skips.pop()
             x = torch.cat([F.interpolate(x, finer.shape[2:]), finer], dim=1)
             x = F.silu(conv(x))
         return self.conv_out(x).sigmoid()
@@ -66,7 +66,7 @@ class SmallDepthEstimator(nn.Module):
 
 
 def holds_small_estimator(path: Path) -> bool:
-    """Reads only the header, because an official depth model has gigabytes of tensors."""
+    """Whether a file holds the mini's estimator. Reads only the header: files can be large."""
     names = read_header(path) if is_safetensors(path) else {}
     with torch.device("meta"):
         needed = SmallDepthEstimator().state_dict()

@@ -2,7 +2,7 @@
 
 A caption is always true, but it may be incomplete. What it does not name (the style or the
 background) is random in its picture. One caption in ten is empty, because classifier-free guidance
-needs the unconditional prediction. There is no upper case: the tokenizer lowers everything.
+needs the unconditional prediction. Captions are in lower case, as the tokenizer makes all text.
 """
 
 from dataclasses import dataclass, replace

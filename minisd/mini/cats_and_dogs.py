@@ -1,4 +1,4 @@
-"""A diffusion model of cats and dogs only, without a prompt: the first model of the article.
+"""A small diffusion model that draws only cats and dogs, without a prompt.
 
 It uses the mini's classes and latents. Its U-Net has a million parameters. On two cores it learns
 to draw blobs in 90 seconds, and faces in 20 minutes. All training pictures show a cat or a dog, so
@@ -41,8 +41,8 @@ UNPROMPTED_CONFIG = UNetConfig(
     linear_projection=True,
     norm_groups=8,
 )
-PORTRAIT_SETTINGS = Hyperparameters(steps=6000, rate=0.02)  # 0.2 s of two cores a step: 20 minutes
-# in a lesson's cell: 90 seconds
+PORTRAIT_SETTINGS = Hyperparameters(steps=6000, rate=0.02)  # 20 minutes on two cores, 0.2 s a step
+# 90 seconds, for a lesson
 BRIEF_SETTINGS = Hyperparameters(steps=500, rate=0.02, ema=0.98, warmup=20)
 PETS = ("cat", "dog")
 PORTRAIT_BACKGROUNDS = ("white", "green", "blue", "purple")
@@ -73,9 +73,8 @@ def portraits(
     rng = np.random.default_rng([seed, step])
     images, labels = [], rng.integers(len(PETS), size=count)
     for label in labels:
-        scene = Scene(
-            (PETS[label],), (None,), pick(emoji.styles, rng), pick(PORTRAIT_BACKGROUNDS, rng)
-        )
+        style, background = pick(emoji.styles, rng), pick(PORTRAIT_BACKGROUNDS, rng)
+        scene = Scene((PETS[label],), (None,), style, background)
         images.append(compose_scene(emoji, scene, size, rng, mirror=True)[0])
     return to_tensor(images), torch.from_numpy(labels)
 
@@ -105,7 +104,9 @@ def train_unprompted(
     batch_size: int = 32,
     seed: int = 0,
 ) -> Unprompted:
-    """Returns the EMA of the network. Resumes from the folder. Raises ValueError like train().
+    """Train the network, and return its EMA.
+
+    Resumes from the folder. Raises ValueError like train().
 
     latents: n 4 h w, clean and scaled
     """

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image, ImageDraw
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from minisd.config import ModelConfig
@@ -23,11 +23,10 @@ from minisd.tokenizer import Tokenizer
 from minisd.training.adapters import AdapterDataset
 from minisd.training.diffusion import EncodedPictures
 from minisd.training.loop import fast_precision, generator_at
-from minisd.training.run_folder import fingerprint
 from minisd.vae import VAE
 
 ENCODED_AT_ONCE = 100
-WHOLE_MASKS = 0.1  # how many of the masks hide the whole picture
+WHOLE_MASKS = 0.1  # the share of masks that hide the whole picture
 Conditions = Callable[[Tensor, int], Tensor]  # (images, number of the batch) -> b c h' w'
 
 
@@ -37,6 +36,14 @@ def composed_batches(
     """`count` pictures, a multiple of 100, in numbered batches, with a progress bar."""
     for number in tqdm(range(0, count, ENCODED_AT_ONCE), desc="encoding pictures", mininterval=5):
         yield number, batch(emoji, size, ENCODED_AT_ONCE, seed, number, split)
+
+
+def fingerprint(network: nn.Module) -> str:
+    """Eight hexadecimal digits that differ for networks with different parameters."""
+    digest = hashlib.sha256()
+    for parameter in network.parameters():
+        digest.update(parameter.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:8]
 
 
 @torch.no_grad()
@@ -65,10 +72,10 @@ def encode_pictures(
 def labelled_latents(
     emoji: Emoji, vae: VAE, config: ModelConfig, count: int, seed: int, split: str = "train"
 ) -> tuple[Tensor, Tensor]:
-    """The dataset of the classifier: pictures that show one thing, out of `count`.
+    """The dataset of the classifier: out of `count` pictures, those that show one thing.
 
-    Two things would be two right answers, and a softmax has room for one.
-    returns: latents n 4 h w, scaled, in half precision; labels n, numbers in emoji.things
+    A picture of two things would have two right answers, and a softmax expects one.
+    returns: latents n 4 h w, scaled, in half precision; labels n, indices of emoji.things
     """
     latents, labels = [], []
     for number, made in composed_batches(emoji, config.size, count, seed, split):
@@ -122,8 +129,8 @@ def edges_of(images: Tensor, number: int) -> Tensor:
 def edge_dataset(sd: StableDiffusion, emoji: Emoji, count: int, seed: int = 0) -> AdapterDataset:
     """Pictures with their edges.
 
-    Every second caption is empty, so that the network has to read from the edges what there is
-    (Zhang et al. 2023, section 3.3).
+    Every second caption is empty, so that the network must learn from the edges what the picture
+    shows (Zhang et al. 2023, section 3.3).
     """
     dataset = adapter_dataset(sd, emoji, count, seed, conditions=edges_of)
     captions = ["" if i % 2 else words for i, words in enumerate(dataset.captions)]
@@ -136,7 +143,7 @@ def masks_and_surroundings(sd: StableDiffusion, seed: int) -> Conditions:
     def conditions(images: Tensor, number: int) -> Tensor:
         rng = np.random.default_rng([seed, number])
         masks = torch.stack([random_mask(sd.config.size, rng) for _ in images])
-        generator = torch.Generator().manual_seed(number)  # a sample, as the task will draw one
+        generator = torch.Generator().manual_seed(number)  # a sample, as in tasks/inpaint.py
         around = sd.encode(picture_with_hole(images, masks), generator)
         small = torch.cat([latent_mask(one[None], around[:1]) for one in masks])
         return torch.cat([small, around], dim=1)
@@ -151,7 +158,7 @@ def estimated_depth(sd: StableDiffusion, estimator: Callable[[Tensor], Tensor]) 
 
 
 def random_mask(size: int, rng: np.random.Generator) -> Tensor:
-    """1 where something is to be drawn: a box, an ellipse, one side, or everything. 1 size size"""
+    """A mask, 1 size size. It is 1 in a box, in an ellipse, on one side, or everywhere."""
     mask = Image.new("1", (size, size), int(rng.random() < WHOLE_MASKS))
     pen = ImageDraw.Draw(mask)
     kind = pick(("box", "ellipse", "side"), rng)

@@ -3,6 +3,7 @@
 import io
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -40,7 +41,8 @@ class Emoji:
         try:
             header = read_metadata(path)
             with safe_open(path, framework="np") as file:
-                categories, sources = (parse_json(header[name]) for name in ("things", "styles"))
+                tables: list[Any] = [parse_json(header[name]) for name in ("things", "styles")]
+                categories, sources = tables
                 check_value("things", categories, dict)
                 check_value("styles", sources, dict)
                 names = [[f"{thing}/{style}" for style in sources] for thing in categories]

@@ -6,7 +6,7 @@ docs/make/mini_report.py fills docs/mini.md with the figures that evaluate() ret
 import io
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import dist, isqrt
@@ -18,14 +18,17 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
+from minisd.adapters.classifier import LatentClassifier
 from minisd.config import WEIGHTS
 from minisd.mini.captions import SPOTS, SYNONYMS, Scene, full_caption
 from minisd.mini.emoji import Emoji
 from minisd.mini.judge import Judge, Seen, accuracy, look, nearest_colour
 from minisd.mini.scenes import LARGE_WIDTH, SMALL_WIDTH, SPLITS, batch
 from minisd.pipeline import StableDiffusion
+from minisd.schedule import Schedule
 from minisd.tokenizer import Tokenizer
 from minisd.trace import trace
+from minisd.training.loop import generator_at
 from minisd.training.vae import psnr
 from minisd.vae import VAE
 
@@ -34,7 +37,7 @@ DDIM_STEPS = 20
 CFG_SCALES = (0, 1, 3, 5, 7.5)  # measured together with the config's own
 DRAWN_AT_ONCE = 64  # pictures
 BORDER = 2  # px
-DIFFERS = 0.3  # of a range of 2: a pixel that differs more from the background is part of the thing
+DIFFERS = 0.3  # a pixel belongs to the thing if it differs more from the background; the range is 2
 ASPECTS = ("background", "thing", "style", "tint", "two things", "small thing")
 
 
@@ -49,7 +52,7 @@ class Judged:
     right: dict[str, list[bool]]  # aspect -> a verdict each time the scene asks for it
 
     @property
-    def good(self) -> bool:
+    def is_right(self) -> bool:
         return all(map(all, self.right.values()))
 
 
@@ -112,7 +115,7 @@ def examine(judge: Judge, images: Tensor, scenes: list[Scene]) -> list[Judged]:
 
 def shares(judged: list[Judged]) -> dict[str, float]:
     """How often each aspect is right where a scene asks for it, and the number of pictures."""
-    found = {"pictures": len(judged)}
+    found: dict[str, float] = {"pictures": len(judged)}
     for aspect in ASPECTS:
         verdicts = [one for each in judged for one in each.right[aspect]]
         if verdicts:
@@ -129,9 +132,8 @@ def draw_scenes(sd: StableDiffusion, scenes: list[Scene], cfg_scale: float) -> T
 def draw_prompts(sd: StableDiffusion, prompts: list[str], cfg_scale: float) -> Tensor:
     """A picture of each prompt, from the seeds 0, 1, 2 … returns: b 3 h w"""
     images = []
-    for first in tqdm(
-        range(0, len(prompts), DRAWN_AT_ONCE), desc=f"scale {cfg_scale:g}", mininterval=5
-    ):
+    firsts = range(0, len(prompts), DRAWN_AT_ONCE)
+    for first in tqdm(firsts, desc=row_name(cfg_scale), mininterval=5):
         some = prompts[first : first + DRAWN_AT_ONCE]
         for step in sd.txt2img_steps(some, "", DDIM_STEPS, cfg_scale, "ddim", seed=first):
             latent = step.x
@@ -142,9 +144,8 @@ def draw_prompts(sd: StableDiffusion, prompts: list[str], cfg_scale: float) -> T
 @torch.no_grad()
 def round_trip(sd: StableDiffusion, images: Tensor) -> Tensor:
     """Encode and decode the pictures. Diffusion cannot sharpen what this blurs. b 3 h w"""
-    return torch.cat(
-        [sd.decode(sd.encode(some)).clamp(-1, 1) for some in images.split(DRAWN_AT_ONCE)]
-    )
+    parts = [sd.decode(sd.encode(some)).clamp(-1, 1) for some in images.split(DRAWN_AT_ONCE)]
+    return torch.cat(parts)
 
 
 def judge_split(
@@ -169,6 +170,31 @@ def row_name(scale: float) -> str:
     return f"scale {scale:g}"
 
 
+# ---- the classifier of noisy latents
+
+
+@torch.no_grad()
+def accuracy_per_t(
+    classifier: LatentClassifier,
+    latents: Tensor,
+    labels: Tensor,
+    schedule: Schedule,
+    ts: Sequence[int],
+) -> dict[int, float]:
+    """For each t, the share of latents whose thing is named correctly. Every t has the same noise.
+
+    latents: n 4 h w, clean and scaled, all in one batch: a few thousand at most    labels: n
+    """
+    x0 = latents.float()
+    noise = torch.randn(x0.shape, generator=generator_at(0, 0))
+    shares = {}
+    for t in ts:
+        x = schedule.add_noise(x0, noise, t)
+        logits = classifier(x, torch.full((len(x),), t))
+        shares[t] = (logits.argmax(dim=1) == labels).float().mean().item()
+    return shares
+
+
 # ---- attention maps: where the picture looks at which word
 
 
@@ -181,13 +207,13 @@ def word_maps(sd: StableDiffusion, prompts: list[str]) -> tuple[Tensor, Tensor]:
 
     returns: pictures, b 3 h w; maps, b 77 h/8 w/8
     """
-    total, added = 0, 0
+    total, added = torch.zeros(()), 0
     with trace(sd, "unet.*.cross.weights") as seen:
         for step in sd.txt2img_steps(prompts, "", DDIM_STEPS, sampler="ddim"):
             for weights in seen.values():
-                with_prompt = weights[-len(prompts) :].mean(
-                    dim=1
-                )  # the half without the prompt comes first
+                assert isinstance(weights, Tensor), "each step calls each layer once"
+                # the half without the prompt comes first
+                with_prompt = weights[-len(prompts) :].mean(dim=1)
                 height = isqrt(weights.shape[2])
                 grid = rearrange(with_prompt, "b (h w) m -> b m h w", h=height)
                 total, added = total + F.interpolate(grid, step.x.shape[2:]), added + 1
@@ -196,7 +222,7 @@ def word_maps(sd: StableDiffusion, prompts: list[str]) -> tuple[Tensor, Tensor]:
 
 
 def roles(scene: Scene, tokenizer: Tokenizer) -> dict[str, list[int]]:
-    """Which of the 77 positions hold which part of a lone thing's caption: role -> positions."""
+    """role -> where in the 77 tokens this part of a lone thing's caption is."""
     named = {
         "style": scene.style,
         "tint": scene.tints[0] or "",
@@ -232,9 +258,9 @@ def measure_attention(sd: StableDiffusion, emoji: Emoji, count: int) -> dict[str
 
     "share": of all attention    "overlap": of the role's map with the silhouette of the thing
     "behind": how much smaller this overlap is than that of the thing's word, in the same pictures
-    The scenes are held-out and show one large thing each. The silhouette is that of the drawn
-    picture: the places of the latent of which it covers at least half. "by chance" is the overlap
-    of random places.
+    The scenes are held-out and show one large thing each. The silhouette is the drawn thing's, at
+    the size of the latent: the places that the thing covers at least by half. "by chance" is the
+    overlap of random places.
     """
     made = batch(emoji, sd.config.size, 2 * count, SEED, step=0, split="heldout").scenes
     scenes = [scene for scene in made if len(scene.things) == 1 and not scene.spot][:count]
@@ -266,11 +292,11 @@ def word_vectors(sd: StableDiffusion, words: list[str]) -> dict[str, Tensor]:
     """Three vectors for each word: the mean of its tokens' embeddings, its context, and its
     context minus the mean context. Each n c.
 
-    The context is that of "a WORD", at the last token of the word. Contexts have a large part in
-    common, so that any two of them look similar (Ethayarajh 2019). The rest tells words apart.
+    The context is that of "a WORD", at the last token of the word. All contexts share a large part,
+    so any two of them look similar (Ethayarajh 2019). What is left without it tells words apart.
     """
-    judge_split = sd.text_encoder.token_embedding.weight
-    embeddings = [judge_split[sd.tokenizer.encode(word)].mean(dim=0) for word in words]
+    table = sd.text_encoder.token_embedding.weight
+    embeddings = [table[sd.tokenizer.encode(word)].mean(dim=0) for word in words]
     phrases = [f"a {word}" for word in words]
     last = [len(sd.tokenizer.encode(phrase)) for phrase in phrases]  # position 0: begin mark
     contexts = sd.embed(phrases)[torch.arange(len(words)), last]
@@ -289,9 +315,8 @@ def likeness(vectors: Tensor, words: list[str], things: tuple[str, ...]) -> dict
     """
     unit = dict(zip(words, F.normalize(vectors.float(), dim=1), strict=True))
     pairs = [(word, other) for word in SYNONYMS if word in unit for other in SYNONYMS[word]]
-    similar = sum(unit[a] @ unit[b] for a, b in pairs).item() / len(pairs)
-    different = list(combinations(things, 2))
-    unrelated = sum(unit[a] @ unit[b] for a, b in different).item() / len(different)
+    similar = mean((unit[a] @ unit[b]).item() for a, b in pairs)
+    unrelated = mean((unit[a] @ unit[b]).item() for a, b in combinations(things, 2))
     return {"synonyms": similar, "unrelated": unrelated, "gap": similar - unrelated}
 
 
@@ -320,7 +345,9 @@ def seconds_per_picture(sd: StableDiffusion, count: int) -> float:
     """Seconds per picture from prompt to PNG, if `count` are drawn at once."""
 
     def draw_all() -> None:
-        for picture in sd.txt2img(["a cat on a blue background"] * count, steps=DDIM_STEPS):
+        pictures = sd.txt2img(["a cat on a blue background"] * count, steps=DDIM_STEPS)
+        assert isinstance(pictures, list)
+        for picture in pictures:
             picture.save(io.BytesIO(), "PNG")
 
     return fastest_of_three(draw_all) / count

@@ -12,11 +12,11 @@ from minisd.mini.captions import Scene
 from minisd.mini.emoji import Emoji
 from minisd.mini.scenes import compose_scene, to_tensor
 from minisd.tasks.canny import canny
-from minisd.tasks.inpaint import as_mask, picture_with_hole
+from minisd.tasks.inpaint import mask_tensor, picture_with_hole
 
 
 def crude_apple() -> Image.Image:
-    """A drawing such as anybody makes in a minute."""
+    """A simple drawing, as anybody can make in a minute."""
     picture = Image.new("RGB", (64, 64), "white")
     pen = ImageDraw.Draw(picture)
     pen.ellipse((13, 18, 51, 57), fill=(90, 190, 60))
@@ -31,11 +31,11 @@ def hat_mask(size: int = 64) -> Image.Image:
     return mask
 
 
-def given_pictures(folder: Path) -> list[Path]:
+def write_input_pictures(folder: Path) -> list[Path]:
     """Write the input pictures that the folder does not have yet. Returns all their paths."""
     make_folder(folder)
     pictures, emoji = {"crude-apple": crude_apple(), "hat-mask": hat_mask()}, Emoji.load()
-    for name, scene, shade in (  # shade: seed of the background's; ears stand out best with 4
+    for name, scene, shade in (  # shade: the seed of the background's shade
         ("santa", Scene(("santa",), (None,), "noto", "cyan"), 1),
         ("pair", Scene(("cat", "dog"), (None, None), "noto", "white"), 1),
         ("rabbit", Scene(("rabbit",), (None,), "glossy", "white"), 1),
@@ -45,7 +45,7 @@ def given_pictures(folder: Path) -> list[Path]:
         picture, _ = compose_scene(emoji, scene, MINI.size, default_rng(shade))
         pictures[name] = to_pil(to_tensor([picture]))[0]
     santa, ears = from_pil(pictures["santa"]), from_pil(pictures["ears"])
-    pictures["santa-hole"] = to_pil(picture_with_hole(santa, as_mask(hat_mask(), santa)))[0]
+    pictures["santa-hole"] = to_pil(picture_with_hole(santa, mask_tensor(hat_mask(), santa)))[0]
     pictures["ears-edges"] = to_pil(canny(ears) * 2 - 1)[0]
     paths = {name: folder / f"{name}.png" for name in pictures}
     for name, path in paths.items():

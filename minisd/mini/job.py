@@ -1,33 +1,30 @@
-"""What a user asks `minisd train` for, and the files of the run folder that trainings share."""
+"""What the user of `minisd train` asks for, and the files that trainings share in a run folder."""
 
 import json
-import shutil
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minisd.checkpoints.checkpoint import Parts
 from minisd.checkpoints.write import save
-from minisd.config import MINI, WEIGHTS, ModelConfig
-from minisd.files.sha256 import file_sha256
-from minisd.files.whole_files import make_folder, written_whole
+from minisd.config import MINI, ModelConfig
+from minisd.files.whole_files import make_folder
 from minisd.mini.emoji import Emoji
+from minisd.mini.minutes import check_minutes, fit_to_minutes
 from minisd.mini.scenes import batch, captions
 from minisd.tokenizer import Tokenizer
 from minisd.training.diffusion import TextAndUNet
 from minisd.training.distributed import barrier, rank_and_world_size
-from minisd.training.loop import Hyperparameters
-from minisd.training.minutes import check_minutes, fit_to_minutes
+from minisd.training.loop import Hyperparameters, Model
 from minisd.training.run_folder import fill_network, last_state, log_records
 from minisd.training.vae import measure_scale, psnr
 from minisd.vae import VAE
 
 PICTURES = 60_000  # composed and encoded once, before the training on latents
-PICTURES_PER_MINUTE = 1500  # of a short run, so that most of its time is training
+PICTURES_PER_MINUTE = 1500  # for a short run, so that most of its time is training
 TRAINING_SEEDS = 2**40  # as many as generator_at() keeps apart within 64 bits
 
 
@@ -48,18 +45,18 @@ class Job:
             check_minutes(self.minutes)
         if not 0 <= self.seed < TRAINING_SEEDS:
             raise ValueError(
-                f"The seed of a training is 0 to {TRAINING_SEEDS - 1}, not {self.seed}."
+                f"Cannot train with seed {self.seed}. Give one from 0 to {TRAINING_SEEDS - 1}."
             )
 
     def fit(
-        self, settings: Hyperparameters, name: str, train_in: Callable, parts: float = 1.0
+        self, settings: Hyperparameters, name: str, train_in: Callable, work: float = 1.0
     ) -> Hyperparameters:
-        """The settings, as long as asked for. train_in(settings, folder) trains, for a trial.
+        """The settings with as many steps as the user asks for. train_in(settings, folder) trains.
 
-        parts: how long the whole training takes, as a multiple of its steps
+        work: all steps of the training, as a multiple of settings.steps
         """
         if self.minutes is not None:
-            return fit_to_minutes(settings, self.minutes / parts, self.folder / name, train_in)
+            return fit_to_minutes(settings, self.minutes / work, self.folder / name, train_in)
         return settings if self.steps is None else replace(settings, steps=self.steps)
 
     @property
@@ -88,7 +85,7 @@ def mini_tokenizer(folder: Path) -> Tokenizer:
     try:
         return Tokenizer.load(path)
     except ValueError as error:
-        raise ValueError(f"{path} is damaged. Delete it, and it will be made again.") from error
+        raise ValueError(f"{path} is damaged. Delete it to make a new one.") from error
 
 
 def unseen_pictures(emoji: Emoji) -> Tensor:
@@ -99,7 +96,7 @@ def unseen_pictures(emoji: Emoji) -> Tensor:
 def trained_vae(folder: Path, emoji: Emoji) -> tuple[VAE, ModelConfig]:
     """The run's VAE, and the config with the latent scale that it needs.
 
-    A diffusion run goes on with the scale that it began with.
+    If the diffusion run has begun, the scale is the one that it began with.
 
     Raises ValueError if the VAE has not been trained yet.
     """
@@ -111,7 +108,7 @@ def trained_vae(folder: Path, emoji: Emoji) -> tuple[VAE, ModelConfig]:
     return vae, replace(MINI, vae=vae.config)
 
 
-def ema_network(network: nn.Module, folder: Path) -> nn.Module:
+def ema_network(network: Model, folder: Path) -> Model:
     """The network with the EMA weights of the folder's last checkpoint.
 
     Raises ValueError if there is none.
@@ -123,10 +120,10 @@ def ema_network(network: nn.Module, folder: Path) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def made_by(name: str, folder: Path) -> dict:
+def training_notes(name: str, folder: Path) -> dict:
     """How a network was trained: command, commit, seed, threads, and the last line of its log.
 
-    Not how long it took: a run that was interrupted gives the same file as one that was not.
+    It leaves out the time, so that an interrupted run gives the same file as an unbroken one.
     """
     run = (last_state(folder / name) or {}).get("run", {})
     command = f"minisd train {name} --steps {run.get('hyperparameters.steps', 'unknown')}"
@@ -146,32 +143,10 @@ def export(job: Job) -> Path:
     vae, config = trained_vae(job.folder, emoji)
     network = ema_network(TextAndUNet(config), job.folder / "diffusion")
     parts = Parts(config, mini_tokenizer(job.folder), network.text_encoder, network.unet, vae)
-    notes = made_by("vae", job.folder)
+    notes = training_notes("vae", job.folder)
     notes["psnr of unseen pairs"] = round(psnr(vae, unseen_pictures(emoji)), 2)
-    figures = {"vae": notes, "diffusion": made_by("diffusion", job.folder)}
+    figures = {"vae": notes, "diffusion": training_notes("diffusion", job.folder)}
     commands = " && ".join(f"minisd train {name}" for name in ("vae", "diffusion", "export"))
     if rank_and_world_size()[0] == 0:
         save(output, parts, torch.float16, {"command": commands, "figures": json.dumps(figures)})
     return output
-
-
-def base_next_to(output: Path | None) -> None:
-    """Copy the shipped mini next to a file that will hold only what differs from it.
-
-    Raises ValueError if another model of that name is there: it would be taken for the mini.
-    """
-    if output is None:
-        return
-    shipped, base = WEIGHTS / "mini.safetensors", output.with_name("mini.safetensors")
-    if base.exists() and file_sha256(base) != file_sha256(shipped):
-        raise ValueError(
-            f"{output} needs the shipped mini next to it, and {base} is another model. Choose "
-            "another folder with -o."
-        )
-    if not base.exists():
-        with written_whole(base) as unfinished:
-            shutil.copyfile(shipped, unfinished)
-        warnings.warn(
-            f"{base} was copied there, because {output.name} holds only what differs from it.",
-            stacklevel=2,
-        )

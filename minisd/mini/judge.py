@@ -7,7 +7,7 @@ for the background colour, which can be measured directly.
 import json
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -63,8 +63,8 @@ class Block(nn.Module):
 class Judge(nn.Module):
     """Three answers about one crop: what thing it shows, in which style, and in which tint.
 
-    Each drawing (a thing in a style) is a class, because the styles of each thing differ in another
-    way. The probability of a thing is the sum over its styles; that of a style, over all things.
+    Each drawing (a thing in a style) is a class, because a style changes each thing in another way.
+    The probability of a thing is the sum over its styles; that of a style, over all things.
 
     crop: b 3 64 64 in [-1, 1]    returns: logits of the thing, of the style, of the tint
     """
@@ -86,9 +86,8 @@ class Judge(nn.Module):
         x = self.conv_out(F.silu(self.norm_out(x)))
         logits = rearrange(x, "b answers 1 1 -> b answers")
         drawing, tint = logits[:, : -len(self.colours)], logits[:, -len(self.colours) :]
-        drawing = rearrange(
-            drawing, "b (things styles) -> b things styles", styles=len(self.styles)
-        )
+        styles = len(self.styles)
+        drawing = rearrange(drawing, "b (things styles) -> b things styles", styles=styles)
         return drawing.logsumexp(dim=2), drawing.logsumexp(dim=1), tint
 
 
@@ -168,7 +167,7 @@ def load_judge(path: Path = WEIGHTS / "judge.safetensors") -> Judge:
     """
     try:
         header, state = read_metadata(path), read_tensors(path)
-        words = [parse_json(header.get(name, "null")) for name in VOCABULARIES]
+        words: list[Any] = [parse_json(header.get(name, "null")) for name in VOCABULARIES]
         for name, some in zip(VOCABULARIES, words, strict=True):
             check_value(name, some, tuple[str, ...])
             if not 0 < len(some) <= MOST_WORDS:

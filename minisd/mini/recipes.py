@@ -1,17 +1,17 @@
-"""How the mini and its adapters are trained, one recipe for each file. Every training resumes.
+"""How the mini and its adapters are trained: one recipe for each file. Every run can be resumed.
 
 minisd train tokenizer
 minisd train vae
 minisd train diffusion
 minisd train export -o weights/mini.safetensors
 
-These train one file more, on latents of the run's own VAE:
+Each of these trains one more file, with the VAE of the same run:
 
 minisd train decoder -o weights/mini-decoder.safetensors
 minisd train classifier -o weights/mini-classifier.safetensors
 minisd train judge -o weights/judge.safetensors
 
-And these start from the shipped mini:
+Each of these starts from the shipped mini:
 
 minisd train lora -o weights/mini-blueprint.safetensors
 minisd train word -o weights/mini-blorp.safetensors
@@ -37,16 +37,11 @@ from minisd.adapters.classifier import ClassifierConfig, LatentClassifier, save_
 from minisd.checkpoints.write import save_vae
 from minisd.config import MINI
 from minisd.depth.small import DEPTH_PREFIX
-from minisd.mini import cats_and_dogs, datasets, judge, train_judge
+from minisd.mini import cats_and_dogs, datasets, judge, partial_files, train_judge
 from minisd.mini.emoji import FINE_THINGS, Emoji
-from minisd.mini.job import (
-    Job,
-    base_next_to,
-    made_by,
-    mini_tokenizer,
-    trained_vae,
-    unseen_pictures,
-)
+from minisd.mini.evaluate import accuracy_per_t
+from minisd.mini.job import Job, mini_tokenizer, trained_vae, training_notes, unseen_pictures
+from minisd.mini.minutes import TrainIn
 from minisd.mini.scenes import batch, vae_batch
 from minisd.mini.styles import blueprint, sepia
 from minisd.pipeline import StableDiffusion
@@ -54,36 +49,31 @@ from minisd.schedule import Schedule
 from minisd.tasks.depth2img import DEPTH_CHANNELS
 from minisd.tasks.inpaint import INPAINTING_CHANNELS
 from minisd.training import adapters, wider_unet
-from minisd.training.classifier import accuracy_per_t, train_classifier
+from minisd.training.classifier import train_classifier
 from minisd.training.depth import train_estimator
 from minisd.training.diffusion import train_diffusion
 from minisd.training.loop import Hyperparameters
-from minisd.training.minutes import TrainIn
-from minisd.training.run_folder import fingerprint
 from minisd.training.vae import psnr, train_decoder, train_vae
 
 Save = Callable[[Path, Any, dict], None]  # (path, network, notes)
 
-NEW_WORD, WORD_MEANING = (
-    "<blorp>",
-    "fox",
-)  # the new word, and the known thing whose name it replaces
-LIKE = ("cat", "dog", "bear", "lion")  # the words that the new one starts between
-FEW, MANY = 500, 8000  # pictures: of one style or thing, and for a network that reads conditions
-DECODED = 6000  # pictures through the autoencoder, for the judge
+NEW_WORD, WORD_MEANING = "<blorp>", "fox"  # captions say the first word for the second
+LIKE = ("cat", "dog", "bear", "lion")  # the new word's vector starts at the mean of these
+FEW, MANY = 500, 8000  # pictures: for a style or a word, and for a network that reads conditions
+DECODED = 6000  # pictures that the autoencoder encodes and decodes for the judge
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How one file is trained.
 
-    prepare(job) makes the datasets, and returns how to train and how to save
-    parts: how long the whole training takes, as a multiple of its steps
+    prepare(job) makes the datasets, and returns two functions: one trains, one saves
+    work: all steps of the training, as a multiple of settings.steps
     """
 
     settings: Hyperparameters
     prepare: Callable[[Job], tuple[TrainIn, Save]]
-    parts: float = 1.0
+    work: float = 1.0
 
 
 def train_recipe(name: str, job: Job) -> nn.Module:
@@ -93,15 +83,15 @@ def train_recipe(name: str, job: Job) -> nn.Module:
     """
     recipe = RECIPES[name]
     train_in, save = recipe.prepare(job)
-    settings = job.fit(recipe.settings, name, train_in, recipe.parts)
+    settings = job.fit(recipe.settings, name, train_in, recipe.work)
     network = train_in(settings, job.folder / name).eval().requires_grad_(False)
     if job.output:
-        save(job.output, network, made_by(name, job.folder))
+        save(job.output, network, training_notes(name, job.folder))
     return network
 
 
 def save_nothing(path: Path, network: nn.Module, notes: dict) -> None:
-    """For networks that `minisd train export` writes, or that are a part of another file."""
+    """For a network that `minisd train export` writes, or that is a part of another file."""
 
 
 # ---- the mini itself -----------------------------------------------------------------------------
@@ -132,18 +122,19 @@ def prepare_diffusion(job: Job) -> tuple[TrainIn, Save]:
 
 
 def prepare_decoder(job: Job) -> tuple[TrainIn, Save]:
-    """Every second picture shows one of FINE_THINGS, for the sake of whiskers and leaf veins.
+    """Every second picture shows one of FINE_THINGS, so that whiskers and leaf veins get better.
 
-    In the training of vae-ft-mse every second one showed people, for the sake of faces.
+    In the training of vae-ft-mse, every second picture showed people, so that faces got better.
     """
     emoji = Emoji.load()
-    kinds = emoji, emoji.only(FINE_THINGS)
+    fine_things = emoji.only(FINE_THINGS)
     vae, _ = trained_vae(job.folder, emoji)
 
     def draw_pictures(count: int, number: int) -> Tensor:
-        half = count // 2
-        halves = [vae_batch(kind, MINI.size, half, job.seed, number).images for kind in kinds]
-        return torch.cat(halves)
+        fine = (count + number % 2) // 2  # an odd count takes turns
+        counts = (emoji, count - fine), (fine_things, fine)
+        made = [vae_batch(kind, MINI.size, n, job.seed, number) for kind, n in counts if n]
+        return torch.cat([each.images for each in made])
 
     def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
         return train_decoder(vae, draw_pictures, folder, settings, seed=job.seed)
@@ -162,7 +153,7 @@ def prepare_classifier(job: Job) -> tuple[TrainIn, Save]:
     labelled = datasets.labelled_latents(emoji, vae, config, job.pictures, job.seed)
 
     def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
-        more = {"seed": job.seed, "encoded_by": fingerprint(vae)}
+        more = {"seed": job.seed, "encoded_by": datasets.fingerprint(vae)}
         return train_classifier(*labelled, sizes, schedule, folder, settings, **more)
 
     def save(path: Path, network: LatentClassifier, notes: dict) -> None:
@@ -181,7 +172,7 @@ def prepare_judge(job: Job) -> tuple[TrainIn, Save]:
     decoded = train_judge.decoded_crops(vae, emoji, count, job.seed)
 
     def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
-        more = {"seed": job.seed, "encoded_by": fingerprint(vae)}
+        more = {"seed": job.seed, "encoded_by": datasets.fingerprint(vae)}
         return train_judge.train_judge(emoji, decoded, folder, settings, **more)
 
     def save(path: Path, network: judge.Judge, notes: dict) -> None:
@@ -198,7 +189,7 @@ def save_with_notes(path: Path, network: Any, notes: dict) -> None:
 
 
 def prepare_adapter(start: Callable, job: Job, **which: Any) -> tuple[TrainIn, Save]:
-    """start(sd): the adapter before training    which: the pictures, as adapter_dataset() says"""
+    """start(sd): makes the adapter    which: options of adapter_dataset()"""
     sd = minisd.load("mini")
     dataset = datasets.adapter_dataset(sd, Emoji.load(), FEW, job.seed, **which)
 
@@ -227,7 +218,7 @@ def prepare_word(job: Job) -> tuple[TrainIn, Save]:
 
 
 def prepare_on_edges(start: Callable, job: Job, count: int, save: Save) -> tuple[TrainIn, Save]:
-    """start(sd): the ControlNet before training    count: of pictures"""
+    """start(sd): makes the ControlNet    count: of pictures"""
     sd = minisd.load("mini")
     dataset = datasets.edge_dataset(sd, Emoji.load(), count, job.seed)
 
@@ -243,13 +234,13 @@ def prepare_controlnet(job: Job) -> tuple[TrainIn, Save]:
 
 
 def prepare_half_controlnet(job: Job) -> tuple[TrainIn, Save]:
-    """A ControlNet that is stopped before it follows its hint. Only its new parts are trained."""
+    """Stop the training before the ControlNet follows its hint. Only its new parts are trained."""
 
     def start(sd: StableDiffusion) -> nn.Module:
-        return adapters.freeze_copied_parts(adapters.copied_controlnet(sd))
+        return partial_files.freeze_copied_parts(adapters.copied_controlnet(sd))
 
     def save(path: Path, network: Any, notes: dict) -> None:
-        adapters.save_new_parts(path, network, {"notes": json.dumps(notes)})
+        partial_files.save_new_parts(path, network, {"notes": json.dumps(notes)})
 
     return prepare_on_edges(start, job, FEW, save)
 
@@ -257,8 +248,9 @@ def prepare_half_controlnet(job: Job) -> tuple[TrainIn, Save]:
 def prepare_wider(
     job: Job, channels: int, name: str, conditions: Callable, others: dict
 ) -> tuple[TrainIn, Save]:
-    """A U-Net that reads conditions as well. others: more tensors for its file"""
-    base_next_to(job.output)
+    """Train a U-Net that also reads conditions. others: more tensors for its file"""
+    if job.output:
+        partial_files.copy_mini_next_to(job.output)
     sd = minisd.load("mini")
     dataset = datasets.adapter_dataset(sd, Emoji.load(), MANY, job.seed, conditions=conditions(sd))
 
@@ -267,7 +259,7 @@ def prepare_wider(
         return wider_unet.train_wider(sd, unet, dataset, folder, settings, seed=job.seed)
 
     def save(path: Path, network: Any, notes: dict) -> None:
-        wider_unet.save_wider(path, sd, network, name, notes, others)
+        partial_files.save_wider(path, sd, network, name, notes, others)
 
     return train_in, save
 
@@ -303,7 +295,7 @@ def prepare_depth(job: Job) -> tuple[TrainIn, Save]:
     train_in, save_unet = prepare_wider(job, DEPTH_CHANNELS, "mini-depth", conditions, others)
 
     def save(path: Path, network: Any, notes: dict) -> None:
-        save_unet(path, network, notes | {"estimator": made_by("estimator", job.folder)})
+        save_unet(path, network, notes | {"estimator": training_notes("estimator", job.folder)})
 
     return train_in, save
 
@@ -325,13 +317,14 @@ BRIEF = {"ema": 0.98, "warmup": 20, "save_every": 10, "log_every": 10}
 RECIPES = {
     "vae": Recipe(Hyperparameters(steps=12_500), prepare_vae),
     "diffusion": Recipe(Hyperparameters(steps=12_500, rate=0.02), prepare_diffusion),
-    # 0.46 s of two cores a step, and a fifth as many steps for the last part: 83 minutes
+    # 83 minutes on two cores: 0.46 s a step, and a fifth as many steps for the second part
     "decoder": Recipe(
-        Hyperparameters(steps=9_000, rate=0.02, adam_rate=1e-3), prepare_decoder, parts=1.2
+        Hyperparameters(steps=9_000, rate=0.02, adam_rate=1e-3), prepare_decoder, work=1.2
     ),
-    # 0.085 s of one core a step of 128: 4 minutes. In 300 steps, 0.01 was as good and 0.05 worse
+    # 4 minutes on one core: 0.085 s for a step of 128 latents. In 300 steps, a rate of 0.01
+    # was as good, and 0.05 was worse
     "classifier": Recipe(Hyperparameters(steps=3000, rate=0.02, ema=0.99), prepare_classifier),
-    # 0.16 s of one core a step of 64: 16 minutes, after 2 minutes of decoding
+    # 16 minutes on one core: 0.16 s for a step of 64 crops, after 2 minutes of decoding
     "judge": Recipe(Hyperparameters(steps=6000, rate=0.02, ema=0.99), prepare_judge),
     "lora": Recipe(Hyperparameters(steps=300, rate=0.01, **BRIEF), prepare_lora),
     "word": Recipe(Hyperparameters(steps=150, adam_rate=0.05, **BRIEF), prepare_word),

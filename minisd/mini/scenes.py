@@ -144,7 +144,7 @@ def compose_scene(
     for thing, tint, middle in zip(scene.things, scene.tints, middles(scene), strict=True):
         tile = tiles[emoji.things.index(thing), style].astype(np.float32) / 255
         tile = tint_tile(tile, tint) if tint else tile
-        if mirror and rng.random() < 0.5:  # a run without it draws no number here
+        if mirror and rng.random() < 0.5:  # without mirror, no random number is drawn
             tile = tile[:, ::-1]
         shifted = np.array(middle) + SHIFT * rng.uniform(-1, 1, 2)
         left, top = (round(at * size - pixels / 2) for at in shifted)
@@ -205,7 +205,7 @@ def captions(emoji: Emoji, count: int, seed: int = 0) -> Iterator[str]:
         yield caption(draw_scene(emoji, "train", rng), rng, PLAIN_HABITS)
 
 
-# What the autoencoder sees as well: pictures like the inputs of img2img and inpainting.
+# The autoencoder is also trained on pictures like the inputs of img2img and inpainting.
 
 
 def random_colour(rng: np.random.Generator) -> tuple[int, ...]:

@@ -9,25 +9,26 @@ from minisd.mini.job import Job, export, mini_tokenizer
 from minisd.mini.recipes import train_recipe
 from minisd.training.distributed import rank_and_world_size
 from minisd.training.interrupt import Interrupted
-from minisd.training.run_folder import in_use
+from minisd.training.run_folder import lock_folder
 from minisd.training.threads import threads_of
 
 STARTS_WITH = {"depth": "estimator"}  # the first run of a stage that has two
 
 
 def default_output(stage: str, folder: Path) -> Path:
-    """Where a stage writes its file: into the run's own folder, where no other run writes."""
+    """Where a stage writes its file without -o: into its run's folder, which no other run uses."""
     if stage == "export":
         return folder / "mini.safetensors"
     return folder / stage / (stage + (".pt" if stage == "hypernetwork" else ".safetensors"))
 
 
 def with_default_output(stage: str, job: Job) -> Job:
-    """The job with an output file: its own, or else the default one, whose folder is made."""
-    if job.output is None:
-        job = replace(job, output=default_output(stage, job.folder))
-        make_folder(job.output.parent)
-    return job
+    """The job, with the default output file if it has none. Makes the folder for that file."""
+    if job.output is not None:
+        return job
+    output = default_output(stage, job.folder)
+    make_folder(output.parent)
+    return replace(job, output=output)
 
 
 def run_stage(stage: str, job: Job) -> None:
@@ -45,7 +46,7 @@ def run_stage(stage: str, job: Job) -> None:
     run = job.folder / STARTS_WITH.get(stage, stage)
     job = job if rank_and_world_size()[0] == 0 else replace(job, output=None)
     try:
-        with in_use(job.folder / stage), threads_of(run):
+        with lock_folder(job.folder / stage), threads_of(run):
             train_recipe(stage, job)
     except KeyboardInterrupt as stop:
         if str(stop):  # the training has saved its state, and says so
@@ -54,7 +55,7 @@ def run_stage(stage: str, job: Job) -> None:
 
 
 def resume_message(run: Path) -> str:
-    """The sentences for a stage that was stopped outside the steps of its training."""
+    """The message for a stage that was stopped outside the steps of its training."""
     if (run / "state.pt").exists():
         return f"Stopped. {run} keeps the last checkpoint: give the same command again to go on."
     return "Stopped before the first checkpoint. Give the same command again to start over."

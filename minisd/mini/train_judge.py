@@ -1,10 +1,10 @@
 """Train the judge on the drawings: as they are, and after the autoencoder.
 
 Half of the crops are cut-outs of many sizes and places, on backgrounds of any colour. The others
-are training scenes that the autoencoder has encoded and decoded, moved a little. The decoder draws
-every picture that will be judged. A judge that has seen only sharp drawings would take its blur
-for another style. The shades of all crops are changed. No held-out (thing, background) pair is
-used.
+come from training scenes that the autoencoder has encoded and decoded. They are moved a little.
+The decoder draws every picture that will be judged, and it blurs. A judge that has seen only sharp
+drawings would take the blur for another style. The shades of all crops are changed. No held-out
+(thing, background) pair is used.
 """
 
 from pathlib import Path
@@ -44,7 +44,7 @@ def random_background(thing: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def drawn_crop(emoji: Emoji, rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
-    """One crop, h w rgb in 0..1, of any size; and the numbers of its thing, style and tint."""
+    """One crop, h w rgb in 0..1, of any size; and the indices of its thing, style and tint."""
     thing, style = int(rng.integers(len(emoji.things))), int(rng.integers(len(emoji.styles)))
     background = random_background(emoji.things[thing], rng)
     pixels = pick(DRAWING_SIZES, rng)
@@ -84,9 +84,7 @@ def drawn_crops(emoji: Emoji, count: int, seed: int, step: int) -> tuple[Tensor,
     """A batch of drawn crops. returns: crops b 3 64 64; targets b 3"""
     rng = np.random.default_rng([seed, step])
     made = [drawn_crop(emoji, rng) for _ in range(count)]
-    images = [
-        F.interpolate(to_tensor([one]), (CROP_SIDE, CROP_SIDE), mode="bilinear") for one, _ in made
-    ]
+    images = [F.interpolate(to_tensor([one]), CROP_SIDE, mode="bilinear") for one, _ in made]
     targets = torch.tensor([target for _, target in made])
     return disturb(torch.cat(images), generator_at(seed, step)), targets
 
@@ -139,9 +137,7 @@ def mixed_batch(
 def judge_loss(judge: Judge, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Cross-entropy of the three answers per crop. The tint counts only if there is one."""
     answers = judge(images)
-    loss = nn.CrossEntropyLoss(
-        ignore_index=NO_TINT, reduction="sum"
-    )  # a mean over no tints would be NaN
+    loss = nn.CrossEntropyLoss(ignore_index=NO_TINT, reduction="sum")  # the mean of none is NaN
     terms = zip(Seen._fields, answers, targets.unbind(dim=1), strict=True)
     return {name: loss(logits.float(), target) / len(images) for name, logits, target in terms}
 
@@ -155,10 +151,12 @@ def train_judge(
     seed: int = 0,
     encoded_by: str = "",
 ) -> Judge:
-    """Returns the EMA of the judge. Resumes from the folder. Raises ValueError like train().
+    """Train a judge, and return its EMA.
+
+    Resumes from the folder. Raises ValueError like train().
 
     decoded: what decoded_crops() returns
-    encoded_by: which VAE made the crops, so that no run goes on with crops of another one
+    encoded_by: names the VAE that made the crops, so that no run is resumed with other crops
     """
     torch.manual_seed(seed)
     judge = Judge(emoji.things, emoji.styles, tuple(NAMED_COLOURS))

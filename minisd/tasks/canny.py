@@ -1,4 +1,4 @@
-"""Edges, the hint that most ControlNets follow: thin white lines where a picture's shades change.
+"""Edges, a common hint for ControlNets: thin white lines where the brightness of a picture changes.
 
 The four steps of Canny 1986: blur, find the slopes, thin the ridges to one pixel, and keep the weak
 edges that touch a strong one.
@@ -17,7 +17,7 @@ RED, GREEN, BLUE = 0.299, 0.587, 0.114  # luma weights, BT.601
 
 
 def canny(image: Tensor, low: float = 0.1, high: float = 0.2, blur: float = 1.0) -> Tensor:
-    """The edges of pictures, each 0 or 1, the same in all three channels: a hint.
+    """The edges of pictures as a hint: 0 or 1, the same in all three channels.
 
     image: b 3 h w in [-1, 1]    returns: b 3 h w
     low: the slope from which a pixel may be an edge, as a share of a sharp black-white step

@@ -23,7 +23,7 @@ from minisd.tasks.img2img import (
 )
 from minisd.tasks.inpaint import with_extra_channels
 
-FLAT = 0.001  # the original adds this against a range of 0; diffusers does not
+FLAT = 0.001  # added to the range, which may be 0, as in the original; diffusers does not add it
 NARROW = 0.1  # a smaller range is stretched first, because FLAT would be more than 1 % of it
 DEPTH_CHANNELS = 5  # 4 latent + 1 depth
 Estimator = Callable[[Tensor], Tensor]  # image b 3 h w in [-1, 1] -> depth b 1 h' w', near = large
@@ -43,7 +43,7 @@ def depth2img_steps(
     seed: int | list[int] = 0,
     spacing: str | None = None,
 ) -> TaskSteps:
-    """The steps, one by one, of a U-Net that reads the depth. Arguments as depth2img.
+    """The steps from the noised picture to a new latent, one by one. Arguments as depth2img.
 
     Raises ValueError as depth2img does.
     """
@@ -52,7 +52,7 @@ def depth2img_steps(
     start = start_from_picture(sd, image, len(prompts), settings)
     if given is None and estimator is not None:
         given = estimator(picture_tensor(image))
-    assert given is not None, "given_depth lets none through without an estimator"
+    assert given is not None, "given_depth raises if there is no estimator either"
     if len(given) not in (1, len(prompts)):
         raise ValueError(f"there are {len(given)} depths. Give 1 or {len(prompts)}.")
     channel = depth_channel(given.to(sd.device).float(), start.z.shape[2:]).to(start.z)
@@ -75,14 +75,16 @@ def depth2img(
     progress: bool = False,
     spacing: str | None = None,
 ) -> Image.Image | list[Image.Image]:
-    """Draw the picture again after the prompt, with the same depth. A list gives a list.
+    """Draw the picture again as the prompt says, with the same depth.
+
+    A list of prompts gives a list of pictures.
 
     depth: a grey picture, or 1 1 h w or b 1 h w of any range and size, large (bright) = near
     estimator: a function that estimates the depth if none is given, such as DepthEstimator.load(…)
     Other arguments as tasks.img2img.
 
-    Raises ValueError if the model reads no depth, if there is neither depth nor estimator, and as
-    img2img does.
+    Raises ValueError if the model reads no depth, if there is neither a depth nor an estimator, and
+    as img2img does.
     """
     drawing = depth2img_steps(
         sd,
@@ -133,4 +135,4 @@ def given_depth(
     check_tensor(depth, "depth", 1)
     spread = depth.amax((1, 2, 3), keepdim=True) - depth.amin((1, 2, 3), keepdim=True)
     narrow = (spread > 0) & (spread < NARROW)
-    return torch.where(narrow, depth / spread, depth)  # so that FLAT hardly changes any range
+    return torch.where(narrow, depth / spread, depth)

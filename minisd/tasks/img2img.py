@@ -1,7 +1,7 @@
 """Image-to-image: start from a noised picture instead of pure noise.
 
 SDEdit (Meng et al. 2022, algorithm 1). The steps keep what the noise left visible, such as rough
-shapes and colours. They invent the rest after the prompt.
+shapes and colours. The prompt decides the rest.
 """
 
 import warnings
@@ -25,7 +25,7 @@ Picture = Image.Image | Tensor  # a Tensor: 1 3 h w or b 3 h w in [-1, 1]
 
 
 class SamplingSettings(NamedTuple):
-    """How to sample, as in StableDiffusion.txt2img, and the share of the steps to run."""
+    """The arguments of img2img that choose noise, levels and sampler."""
 
     strength: float
     steps: int
@@ -41,7 +41,7 @@ class Start(NamedTuple):
     noise: Tensor
     x: Tensor  # z noised to levels[0], variance-preserving
     sampler: str
-    levels: list[Level]  # those of the steps that are run
+    levels: list[Level]  # only those of the steps that are run
     generators: list[torch.Generator]
 
     def sample(self, denoise: Denoiser) -> "TaskSteps":
@@ -104,12 +104,12 @@ def img2img(
     progress: bool = False,
     spacing: str | None = None,
 ) -> Image.Image | list[Image.Image]:
-    """Draw the picture again after the prompt. A list of prompts gives a list of pictures.
+    """Draw the picture again as the prompt says. A list of prompts gives a list of pictures.
 
     image: a picture, or b 3 h w in [-1, 1], one for all prompts or one for each
-    strength: the share of the steps to run, 0 to 1. 0 gives the picture back as the autoencoder
-        reconstructs it. 1 starts at the noisiest level, where a little of the picture is still
-        visible (8 % with 50 DDIM steps), so it differs a little from txt2img.
+    strength: the share of the steps to run, 0 to 1. 0 returns the picture as the autoencoder
+        reconstructs it. 1 starts at the noisiest level. There, a little of the picture is still
+        visible (8 % with 50 DDIM steps), so the result differs a little from txt2img.
     Other arguments as StableDiffusion.txt2img. The seed of sample i draws its latent, its noise,
     and the noise of its steps.
 
@@ -135,14 +135,14 @@ def start_from_picture(
 ) -> Start:
     """Encode the picture `count` times, and noise each latent as far as the strength says.
 
-    encode: False does not encode the picture, and takes the noise as its latent
+    encode: if False, the picture is not encoded, and its latent is the noise
 
     Raises ValueError if a setting is out of range, or if the picture does not fit.
     """
     sampler = settings.sampler or sd.config.sampler
     levels = sampler_levels(sampler, sd.schedule, settings.steps, settings.spacing)
     levels = remaining_levels(levels, settings.strength)
-    image = as_tensor(sd, image, count)
+    image = picture_batch(sd, image, count)
     generators = make_generators(settings.seed, count)
     encoded = sd.encode(image, generators) if encode else None
     noise = sd.noise(generators, image.shape[3], image.shape[2])
@@ -153,7 +153,7 @@ def start_from_picture(
 
 
 def remaining_levels(levels: list[Level], strength: float) -> list[Level]:
-    """The levels of the last strength * S of S steps, rounded down to whole steps.
+    """The levels of the last strength * S steps out of S, rounded down to whole steps.
 
     At strength 0, only the last level is left, and no step is run.
 
@@ -172,8 +172,8 @@ def add_noise(z: Tensor, noise: Tensor, level: Level) -> Tensor:
     return level.signal_rate * z + level.noise_rate * noise
 
 
-def as_tensor(sd: StableDiffusion, image: Picture, count: int) -> Tensor:
-    """The picture as the encoder reads it, once per sample: b 3 h w in [-1, 1].
+def picture_batch(sd: StableDiffusion, image: Picture, count: int) -> Tensor:
+    """The picture once per sample, as the encoder reads it: b 3 h w in [-1, 1].
 
     Raises ValueError if its size does not fit the model, or if there are neither one nor `count`
     pictures.
@@ -189,7 +189,7 @@ def as_tensor(sd: StableDiffusion, image: Picture, count: int) -> Tensor:
 def picture_tensor(image: Picture) -> Tensor:
     """A picture as a tensor: 1 3 h w or b 3 h w in [-1, 1].
 
-    Raises ValueError if the shape or the range is another. Warns if no value is below 0.
+    Raises ValueError if a tensor has another shape or range. Warns if no value is below 0.
     """
     if isinstance(image, Image.Image):
         return from_pil(image)

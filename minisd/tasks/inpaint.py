@@ -2,8 +2,9 @@
 
 There are two ways. Any model can do it by blending: at every level, the part outside the mask is
 replaced by the picture, noised to that level (Lugmayr et al. 2022, "RePaint", eq. 8, without its
-resampling). A model trained for inpainting reads the mask, and the picture with a grey hole, as
-five more channels (Rombach et al. 2022, section 4.5), so it sees what surrounds the hole.
+resampling). A model that was trained for inpainting reads five more channels: the mask, and the
+latent of the picture with a grey hole (Rombach et al. 2022, section 4.5). So it sees what surrounds
+the hole.
 """
 
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from minisd.tasks.img2img import (
     Start,
     TaskSteps,
     add_noise,
-    as_tensor,
+    picture_batch,
     picture_tensor,
     start_from_picture,
 )
@@ -48,16 +49,16 @@ def inpaint_steps(
     seed: int | list[int] = 0,
     spacing: str | None = None,
 ) -> TaskSteps:
-    """The steps, one by one, with nine channels or by blending. Arguments as inpaint.
+    """The steps, one by one, of either way. Arguments as inpaint.
 
     Raises ValueError as inpaint does.
     """
-    covered, prompts = as_mask(mask, image), list_prompts(prompt)
+    covered, prompts = mask_tensor(mask, image), list_prompts(prompt)
     settings = SamplingSettings(strength, steps, sampler, seed, spacing)
     start = start_inpainting(sd, image, len(prompts), settings)
     covered = covered.to(start.z)
     if reads_a_mask(sd):
-        hole = picture_with_hole(as_tensor(sd, image, len(prompts)), covered)
+        hole = picture_with_hole(picture_batch(sd, image, len(prompts)), covered)
         around = sd.encode(hole, start.generators)
         extra = torch.cat([latent_mask(covered >= 0.5, start.x), around], dim=1)
         network = with_extra_channels(sd.unet, extra)
@@ -92,9 +93,9 @@ def inpaint(
 
     A model with nine input channels reads mask and picture. Any other model blends.
 
-    mask: white (1) is drawn again; a picture of the image's size, or 1 1 h w in 0 … 1. Blending
-        keeps soft edges, the nine channels round them at one half. White or coloured paint on a
-        transparent layer is a mask, too.
+    mask: a picture of the image's size, or 1 1 h w in 0 … 1. White (1) is drawn again. Blending
+        keeps soft edges. A model with nine channels rounds them to 0 or 1. White or coloured paint
+        on a transparent layer is a mask, too.
     strength: the share of the steps to run; at 1 the covered part starts as pure noise
     paste: put the original pixels back outside the mask. Otherwise they are as the autoencoder
         reconstructs them.
@@ -117,8 +118,8 @@ def inpaint(
     )
     drawn = drawing.draw(sd, progress)
     if paste:
-        covered = as_mask(mask, image).to(drawn)
-        original = as_tensor(sd, image, len(drawn)).to(drawn)
+        covered = mask_tensor(mask, image).to(drawn)
+        original = picture_batch(sd, image, len(drawn)).to(drawn)
         drawn = covered * drawn + (1 - covered) * original
     return pictures_for(prompt, drawn)
 
@@ -126,7 +127,7 @@ def inpaint(
 def start_inpainting(
     sd: StableDiffusion, image: Picture, count: int, settings: SamplingSettings
 ) -> Start:
-    """As in img2img. But at strength 1, start at pure noise, so that nothing covered is visible."""
+    """Start as img2img does, but at strength 1 with pure noise, which hides what is covered."""
     pure_noise = settings.strength >= 1
     encode = not (pure_noise and reads_a_mask(sd))
     start = start_from_picture(sd, image, count, settings, encode=encode)
@@ -141,10 +142,12 @@ def reads_a_mask(sd: StableDiffusion) -> bool:
 
 
 def blend_steps(sampler: Sampler, denoise: Denoiser, start: Start, keep: Tensor) -> Iterator[Step]:
-    """Steps in which the part to keep is the picture at each level, always with the same noise.
+    """Steps that replace the part to keep by the picture, noised to each level with the same noise.
 
-    keep: b 1 h w, 1 = the picture. At the first level nothing is replaced. At the last level, the
-    picture is its clean latent.
+    keep: b 1 h w, 1 = the picture
+
+    At the first level, nothing is replaced. At the last level, the part to keep is the picture's
+    clean latent.
     """
 
     def blend(x: Tensor, level: Level) -> Tensor:
@@ -164,7 +167,7 @@ def blend_steps(sampler: Sampler, denoise: Denoiser, start: Start, keep: Tensor)
 
 
 def with_extra_channels(network: Network, extra: Tensor) -> Network:
-    """A network that reads the channels of `extra` next to the latent, in both guidance halves.
+    """A network that reads the channels of `extra` next to the latent, in both halves of guidance.
 
     extra: b c h w
     """
@@ -190,7 +193,7 @@ def latent_mask(mask: Tensor, z: Tensor) -> Tensor:
     return repeat(small, "1 1 h w -> b 1 h w", b=len(z))
 
 
-def as_mask(mask: Picture, image: Picture) -> Tensor:
+def mask_tensor(mask: Picture, image: Picture) -> Tensor:
     """The mask as 1 1 h w in 0 … 1, where 1 is drawn again.
 
     mask: a picture, or 1 1 h w of numbers or booleans

@@ -1,4 +1,4 @@
-"""What the lessons need beside the model: figures, questions to the student, notebooks."""
+"""What the lessons need besides the model: figures, questions, puzzles and toy datasets."""
 
 import os
 
@@ -9,14 +9,14 @@ def is_quick() -> bool:
 
 
 def is_headless() -> bool:
-    """Whether nobody sits before the notebook, so that no widget is of use: MINISD_HEADLESS=1."""
+    """Whether no person uses the notebook, so that it needs no widgets: MINISD_HEADLESS=1."""
     return os.environ.get("MINISD_HEADLESS", "0") not in ("", "0")
 
 
 def official(*names: str) -> str | None:
-    """The first of these published models that `minisd download` has fetched; None: none of them.
+    """The first of these published models that is on this machine. None if none is.
 
-    names: such as "sd15", "sd21"
+    names: names of `minisd download`, such as "sd15", "sd21"
     """
     from minisd.checkpoints.registry import local_path
 

@@ -1,28 +1,28 @@
-"""Questions to answer before the output is seen: a wrong guess that is noticed is remembered.
+"""Questions that a student answers before the output is shown. People remember a wrong guess.
 
 guess = predict("At cfg_scale 0, what does the prompt draw?", a="a faint cat", b="anything")
-...                                                     # the cell that shows it
+...                                                     # the cell that shows the output
 guess.reveal("b", a="No: at 0 the prompt is not read at all.", b="Yes: …")
 """
 
 from html import escape
+from typing import Any
 
-from minisd.teaching import is_headless
-from minisd.teaching.plot.canvas import display, in_notebook, say
+from minisd.teaching.plot.canvas import display, find_widgets, say
 
 
 class Guess:
-    """A question, its options by letter, and the one the student has chosen (None: none yet)."""
+    """A question, its options by letter, and the letter that the student chose. None: not yet."""
 
     def __init__(self, question: str, options: dict[str, str]):
         self.question, self.options = question, options
         self.chosen: str | None = None
 
     def choose(self, letter: str) -> None:
-        """Answer in code, where there are no buttons. ValueError: there is no such option."""
+        """Answer in code, if there are no buttons. Raises ValueError if there is no such option."""
         if letter not in self.options:
             raise ValueError(
-                f"there is no option {letter!r}: choose from {', '.join(self.options)}."
+                f"there is no option {letter!r}: choose one of {', '.join(self.options)}."
             )
         self.chosen = letter
 
@@ -32,11 +32,11 @@ class Guess:
         return "\n".join([f"**Predict.** {self.question}", "", *lines])
 
     def verdict(self, answer: str, **sentences: str) -> str:
-        """What reveal shows, as Markdown.
+        """The text that reveal() shows, as Markdown.
 
         answer: the letter of the right option
-        sentences: for every option, by letter, why it is right or what is wrong with it
-        ValueError: a letter has no sentence, or none of the options has that letter.
+        sentences: for every letter, why its option is right or wrong
+        Raises ValueError if an option has no sentence, or if the answer is not an option.
         """
         if sentences.keys() != self.options.keys() or answer not in self.options:
             raise ValueError(
@@ -55,35 +55,31 @@ class Guess:
         return "\n".join([f"The answer is {whole[answer]}", "", *others])
 
     def reveal(self, answer: str, **sentences: str) -> None:
-        """Say whether the guess was right; without a guess, say what holds of every option.
+        """Show whether the guess was right. Without a guess, explain every option.
 
-        The answer may be computed: `"a" if near > far else "b"`. See `verdict`.
+        The answer may be computed: `"a" if near > far else "b"`. See verdict() for the arguments.
         """
         say(self.verdict(answer, **sentences))
 
 
 def predict(question: str, **options: str) -> Guess:
-    """Ask, and keep the answer: buttons where there are any, else text and `.choose("a")`.
+    """Ask a question and keep the student's answer.
 
+    A notebook shows buttons. Elsewhere the question is text, and `.choose("a")` answers it.
     options: by letter: a="…", b="…"
     """
     if len(options) < 2:
-        raise ValueError("a question needs two options or more: a=…, b=….")
+        raise ValueError("a question needs two options or more: give a=…, b=….")
     guess = Guess(question, options)
-    widget = None if is_headless() or not in_notebook() else buttons(guess)
-    if widget is None:
-        say(guess.words())
+    if widgets := find_widgets():
+        display(buttons(guess, widgets))
     else:
-        display(widget)
+        say(guess.words())
     return guess
 
 
-def buttons(guess: Guess) -> object | None:
-    """The question with radio buttons that keep the choice in the guess. None: no ipywidgets."""
-    try:
-        import ipywidgets
-    except ImportError:
-        return None
+def buttons(guess: Guess, ipywidgets: Any) -> object:
+    """The question with radio buttons, which set guess.chosen."""
     labelled = [(f"{letter}) {text}", letter) for letter, text in guess.options.items()]
     radio = ipywidgets.RadioButtons(
         options=labelled, value=None, layout=ipywidgets.Layout(width="max-content")

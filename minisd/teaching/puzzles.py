@@ -2,8 +2,8 @@
 
     check("tokens", lambda x: rearrange(x, "b c h w -> b (h w) c"))
 
-Each function below is a solution, and its docstring the question. An answer is tried on numbers it
-has not seen, of sizes that are all different, so that what fits is right.
+Each function below is a solution, and its docstring is the question. check() tries an answer on
+random numbers. All their axes have different lengths, so a wrong axis shows in the shape.
 """
 
 import inspect
@@ -29,12 +29,12 @@ def red_channel(image):
 
 
 def count_numbers(x):
-    """How many numbers one sample of x has. x: b c h w    returns: one int"""
+    """How many numbers are in one sample of x. x: b c h w    returns: one int"""
     return x[0].numel()
 
 
 def tokens(x):
-    """One row of channels for each place, line by line. x: b c h w    returns: b (h w) c"""
+    """One row of channels for every place, line by line. x: b c h w    returns: b (h w) c"""
     return rearrange(x, "b c h w -> b (h w) c")
 
 
@@ -44,7 +44,7 @@ def heads(x):
 
 
 def mix(x0, noise, share):
-    """share of x0 and the rest of noise, a share per sample. x0, noise: b c h w    share: b"""
+    """share * x0 + (1 - share) * noise, one share per sample. x0, noise: b c h w    share: b"""
     return noise + rearrange(share, "b -> b 1 1 1") * (x0 - noise)
 
 
@@ -54,43 +54,44 @@ def distances(x, y):
 
 
 def size(h, k, stride, padding):
-    """The height that a convolution leaves of h: kernel k, stride and padding given. One int"""
+    """The height after a convolution of height h: kernel size k, stride, padding. One int"""
     return (h + 2 * padding - k) // stride + 1
 
 
 def edge_kernel():
-    """The kernel, 3 3, that gives each pixel minus its left neighbour. No arguments"""
+    """The kernel, 3 3, that computes each pixel minus its left neighbour. No arguments"""
     return torch.tensor([[0.0, 0, 0], [-1, 1, 0], [0, 0, 0]])
 
 
 def layer_norm(x):
-    """Each row with mean 0 and variance 1, 1e-5 added to the variance. x: b n c"""
+    """Each row scaled to mean 0 and variance 1. Add 1e-5 to the variance. x: b n c"""
     return (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
 
 
 def group_norm(x):
-    """Layer norm's formula over each of 2 groups of channels and all their places. x: b c h w"""
+    """Layer norm over each of 2 groups of channels, with all their places. x: b c h w"""
     grouped = rearrange(x, "b (g c) h w -> b g (c h w)", g=2)
     return rearrange(layer_norm(grouped), "b g (c h w) -> b (g c) h w", h=x.shape[2], w=x.shape[3])
 
 
 def softmax(scores):
-    """Shares that add up to 1 in each row, however large the scores. scores: n m"""
+    """The softmax of each row, also for very large scores. scores: n m"""
     shifted = (scores - scores.amax(dim=1, keepdim=True)).exp()
     return shifted / shifted.sum(dim=1, keepdim=True)
 
 
 def noise_rate(signal_rate):
-    """The r with which signal_rate * x + r * noise keeps variance 1. x, noise: variance 1"""
+    """The r for which signal_rate * x + r * noise has variance 1. x, noise: variance 1"""
     return (1 - signal_rate**2) ** 0.5
 
 
 @dataclass(frozen=True)
 class Puzzle:
-    """A question with its solution, inputs to try an answer on, and what to say of it.
+    """A puzzle: its solution, its arguments, and what to say about an answer.
 
-    draw: a generator -> the arguments, a tuple    right: what a solver should take along
-    mistakes: wrong answers worth a sentence of their own, as functions
+    draw: makes the arguments, a tuple, from a generator
+    right: the sentence after a right answer
+    mistakes: common wrong answers, as functions, by the sentence that explains them
     """
 
     solve: Callable
@@ -100,11 +101,12 @@ class Puzzle:
 
 
 def normal(*shape: int) -> Callable[[torch.Generator], tuple]:
-    """Draws one tensor of this shape, in double precision."""
+    """A function that draws one random tensor of this shape, in double precision."""
     return lambda generator: (torch.randn(shape, generator=generator, dtype=torch.float64),)
 
 
 def two_and_share(generator: torch.Generator) -> tuple:
+    """The arguments of the puzzle mix: x0, noise and share."""
     x0, noise = torch.randn(2, 3, 2, 4, 5, generator=generator, dtype=torch.float64)
     return x0, noise, torch.rand(3, generator=generator, dtype=torch.float64)
 
@@ -113,30 +115,30 @@ PUZZLES = [
     Puzzle(
         row_mean,
         normal(3, 4),
-        "Dim 1 is the one that vanishes.",
-        {"This is the sum: divide by how many they are.": lambda x: x.sum(dim=1)},
+        "The mean over dim 1 removes dim 1.",
+        {"This is the sum: divide it by the number of columns.": lambda x: x.sum(dim=1)},
     ),
     Puzzle(
         red_channel,
         normal(2, 3, 4, 5),
-        "An index takes its axis away; `image[:, 0:1]` would keep it, with length 1.",
+        "An index removes its axis. `image[:, 0:1]` would keep it, with length 1.",
         {"You kept the channel axis: index it with 0, not with 0:1.": lambda i: i[:, 0:1]},
     ),
     Puzzle(
         count_numbers,
         normal(2, 3, 4, 5),
-        "c times h times w: this is how the latent's 48 times fewer numbers are counted.",
-        {"These are the numbers of the whole batch: take one sample.": lambda x: x.numel()},
+        "It is c times h times w. By this count, a latent is 48 times smaller than its picture.",
+        {"This counts the numbers of the whole batch: take one sample.": lambda x: x.numel()},
     ),
     Puzzle(
         tokens,
         normal(2, 3, 4, 5),
         "Attention reads a picture in this form.",
         {
-            "You walked down the columns: (h w) is line by line, (w h) is not.": lambda x: (
+            "You went down the columns: (h w) goes line by line, (w h) does not.": lambda x: (
                 rearrange(x, "b c h w -> b (w h) c")
             ),
-            "reshape re-cuts the numbers and moves none: an axis must be moved here.": lambda x: (
+            "reshape keeps the order of the numbers, but here an axis must move.": lambda x: (
                 x.reshape(x.shape[0], -1, x.shape[1])
             ),
         },
@@ -144,9 +146,9 @@ PUZZLES = [
     Puzzle(
         heads,
         normal(2, 3, 20),
-        "(heads d) means: the first d channels are head 0.",
+        "(heads d) means that the first d channels are head 0.",
         {
-            "(d heads) deals the channels out like cards; head 0 shall have the first d.": (
+            "(d heads) gives every fourth channel to head 0, which should have the first d.": (
                 lambda x: rearrange(x, "b n (d heads) -> b heads n d", heads=4)
             ),
         },
@@ -154,9 +156,9 @@ PUZZLES = [
     Puzzle(
         mix,
         two_and_share,
-        "Axes of length 1 stretch; this is how a whole batch is noised, each to its own t.",
+        "An axis of length 1 stretches. So each sample of a batch can get noise for its own t.",
         {
-            "You gave the share to the noise: at share 1 nothing but x0 should be left.": (
+            "You gave the share to the noise: at share 1, only x0 should be left.": (
                 lambda x, n, s: x + rearrange(s, "b -> b 1 1 1") * (n - x)
             ),
         },
@@ -164,24 +166,24 @@ PUZZLES = [
     Puzzle(
         distances,
         lambda g: (torch.randn(4, generator=g), torch.randn(3, generator=g)),
-        "n 1 against m gives n m: both stretch.",
+        "n 1 minus m gives n m, because both stretch.",
         {"This is y minus x.": lambda x, y: y - rearrange(x, "n -> n 1")},
     ),
     Puzzle(
         size,
         lambda g: (20, 5, 2, 4),
-        "Kernel 3, padding 1: stride 1 keeps the size and stride 2 halves it.",
+        "With kernel 3 and padding 1, stride 1 keeps the size and stride 2 halves it.",
         {
-            "Padding lies on both sides: it counts twice.": lambda h, k, s, p: (h + p - k) // s + 1,
-            "One more: the first position counts too.": lambda h, k, s, p: (h + 2 * p - k) // s,
+            "Padding is on both sides: it counts twice.": lambda h, k, s, p: (h + p - k) // s + 1,
+            "Add 1: the first position counts too.": lambda h, k, s, p: (h + 2 * p - k) // s,
         },
     ),
     Puzzle(
         edge_kernel,
         lambda g: (),
-        "What networks call convolution does not flip the kernel; mathematicians' does.",
+        "In networks, a convolution does not flip the kernel. In mathematics it does.",
         {
-            "This takes the right neighbour: the kernel lies on the picture as it is written.": (
+            "This takes the right neighbour: the kernel lies on the picture as you write it.": (
                 lambda: torch.tensor([[0.0, 0, 0], [0, 1, -1], [0, 0, 0]])
             ),
             "This takes the upper neighbour.": (
@@ -192,12 +194,12 @@ PUZZLES = [
     Puzzle(
         layer_norm,
         normal(2, 4, 5),
-        "The text transformer does this to every token by itself.",
+        "The text transformer does this to each token separately.",
         {
-            "torch's var divides by n - 1; norms divide by n: correction=0.": lambda x: (
+            "torch's var divides by n - 1, but a norm divides by n: set correction=0.": lambda x: (
                 (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-5).sqrt()
             ),
-            "1e-5 belongs under the root.": lambda x: (
+            "1e-5 belongs under the square root.": lambda x: (
                 (x - x.mean(-1, keepdim=True)) / (x.std(-1, correction=0, keepdim=True) + 1e-5)
             ),
         },
@@ -205,32 +207,32 @@ PUZZLES = [
     Puzzle(
         group_norm,
         normal(2, 6, 4, 5),
-        "The U-Net does this before every convolution: no sample sees another.",
+        "The U-Net does this before every convolution. Samples do not affect each other.",
         {
-            "Each channel alone is instance norm: take the 3 channels of a group together.": (
+            "This takes each channel alone (instance norm): take the 3 channels of a group.": (
                 lambda x: F.group_norm(x, x.shape[1])
             ),
-            "All channels together are one group: cut them into 2.": lambda x: F.group_norm(x, 1),
+            "This is one group of all channels: take 2 groups.": lambda x: F.group_norm(x, 1),
         },
     ),
     Puzzle(
         softmax,
         lambda g: (500 * torch.randn(4, 5, generator=g, dtype=torch.float64),),
-        "Taking the largest score off first changes nothing but keeps exp() finite.",
+        "Subtracting the largest score changes no share, and it keeps exp() finite.",
         {
-            "exp() of a large score is infinite: take the row's largest off first.": lambda s: (
+            "exp() of a large score is infinite: subtract the largest of its row.": lambda s: (
                 s.exp() / s.exp().sum(dim=1, keepdim=True)
             ),
-            "These are the columns' shares: every row shall add up to 1.": lambda s: s.softmax(0),
+            "These are shares of columns: each row should add up to 1.": lambda s: s.softmax(0),
         },
     ),
     Puzzle(
         noise_rate,
         lambda g: (0.3,),
-        "Variances add, not spreads: this is the schedule's other rate.",
+        "Variances add up, standard deviations do not. This is the schedule's other rate.",
         {
-            "The spreads add up to 1 so, but it is variances that add.": lambda a: 1 - a,
-            "This is the variance of the noise part; r is its root.": lambda a: 1 - a**2,
+            "Here the standard deviations add up to 1, but the variances should.": lambda a: 1 - a,
+            "This is the variance of the noise part: r is its square root.": lambda a: 1 - a**2,
         },
     ),
 ]
@@ -238,20 +240,20 @@ BY_NAME = {puzzle.solve.__name__: puzzle for puzzle in PUZZLES}
 
 
 def check(name: str, answer: Callable) -> None:
-    """Try an answer to the puzzle, a function, and say what came of it."""
+    """Try an answer to a puzzle, and show whether it is right. answer: a function"""
     say(check_verdict(name, answer))
 
 
 def check_verdict(name: str, answer: Callable) -> str:
-    """What check says. Puzzle 0 is the example. ValueError: no puzzle is called so."""
+    """The text that check() shows. Raises ValueError if no puzzle has this name."""
     if name not in BY_NAME:
-        raise ValueError(f"there is no puzzle {name!r}: they are {', '.join(BY_NAME)}.")
+        raise ValueError(f"there is no puzzle {name!r}: choose one of {', '.join(BY_NAME)}.")
     puzzle = BY_NAME[name]
     label = f"**{list(BY_NAME).index(name)} · {name}**"
     arguments = puzzle.draw(torch.Generator().manual_seed(0))
     try:
         got = answer(*arguments)
-    except Exception as error:  # whatever a student's line may raise
+    except Exception as error:  # a student's line may raise anything
         return f"{label} stopped with {type(error).__name__}: {str(error).strip()}"
     if got is ...:
         return f"{label} waits for your line in place of the three dots."
@@ -267,7 +269,7 @@ def check_verdict(name: str, answer: Callable) -> str:
 
 
 def find_difference(got: object, wanted: Tensor | float) -> str | None:
-    """The first thing in which an answer differs: its kind, its shape, a number. None: nothing."""
+    """The first difference, in words: of type, of shape, or of a number. None if there is none."""
     try:
         found, wanted = torch.as_tensor(got).double(), torch.as_tensor(wanted).double()
     except (TypeError, ValueError, RuntimeError):
@@ -283,6 +285,7 @@ def find_difference(got: object, wanted: Tensor | float) -> str | None:
 
 
 def shape_text(shape: torch.Size) -> str:
+    """The lengths of the axes, separated by spaces, as in docstrings."""
     return " ".join(map(str, shape)) or "that of one number"
 
 

@@ -1,4 +1,4 @@
-"""The test before the primer: does one need it, and which part of it?"""
+"""The self-test before the primer: which parts of it does a student need?"""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ from minisd.teaching.plot.canvas import say
 
 @dataclass(frozen=True)
 class Question:
-    """One question of the self-test: its part of the primer, its options by letter."""
+    """One question of the self-test, with its options and its answer by letter."""
 
-    part: str
+    part: str  # the part of the primer that explains it
     needed: str  # the first lesson that builds on it
     words: str
     options: dict[str, str]
@@ -45,7 +45,7 @@ SELF_TEST = [
     Question(
         "Convolution",
         "04",
-        "A 3x3 convolution with stride 2 and padding 1 makes of 64 x 64 places",
+        "A 3x3 convolution with stride 2 and padding 1 turns 64 x 64 places into",
         {"a": "32 x 32", "b": "31 x 31", "c": "62 x 62"},
         "a",
     ),
@@ -83,15 +83,15 @@ def questions() -> None:
 
 
 def where_to_start(answers: str) -> None:
-    """Say which parts of the primer to read. answers: a letter per question, "?" for not known."""
+    """Show which parts of the primer to read. answers: a letter per question, "?" if unknown"""
     say(advice(answers))
 
 
 def advice(answers: str) -> str:
-    """What where_to_start says. ValueError: not one letter per question."""
+    """The text that where_to_start() shows. Raises ValueError unless each question has a letter."""
     if len(answers) != len(SELF_TEST):
         raise ValueError(
-            f"write {len(SELF_TEST)} letters, a ? where you do not know; got {len(answers)}."
+            f"write {len(SELF_TEST)} letters, with ? for what you do not know (got {len(answers)})."
         )
     missed = [
         pair for pair in enumerate(SELF_TEST, start=1) if answers[pair[0] - 1] != pair[1].answer

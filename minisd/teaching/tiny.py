@@ -1,8 +1,8 @@
-"""A tiny model in Stable Diffusion's own layout, for whoever has no 4 GB of weights at hand.
+"""A tiny model in the layout of Stable Diffusion, for lessons and tests without 4 GB of weights.
 
-Its weights are random, so it draws nothing; but its files have the official names, shapes and
-quirks, and diffusers runs it. What diffusers made of it lies in weights/, in
-tiny-by-diffusers.safetensors: numbers to compare with ours where there is no diffusers.
+Its weights are random, so its pictures mean nothing. But its files have the official names, shapes
+and quirks, and diffusers can run it. weights/tiny-by-diffusers.safetensors holds numbers that
+diffusers computed with it. Ours are compared with them where diffusers is not installed.
 tests/tools/make_tiny.py writes that file.
 """
 
@@ -22,7 +22,7 @@ from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
 from minisd.vae import VAE
 
-# What no tensor of a file tells, such as the number of heads, is as in the published models.
+# Settings that no tensor shows, such as the number of heads, are those of the published models.
 TINY = ModelConfig(
     name="tiny",
     text=TextConfig(width=64, layers=2, heads=1),
@@ -37,14 +37,14 @@ TINY_V2 = replace(
 )
 BY_DIFFUSERS = WEIGHTS / "tiny-by-diffusers.safetensors"
 
-PROMPT = "a photograph of an astronaut riding a horse"  # of diffusers' own tests
-RECORDED = 64  # numbers of each tensor: enough to tell whether two tensors are the same
+PROMPT = "a photograph of an astronaut riding a horse"  # from the tests of diffusers
+RECORDED = 64  # numbers per tensor: enough to see whether two tensors are the same
 
 
 def model(config: ModelConfig = TINY, gain: float = 0.3) -> StableDiffusion:
     """The model, with the same random weights on every call.
 
-    gain: 1 keeps activations near unit spread; at 0.3 they are small, and a wrong epsilon shows
+    gain: at 1, activations stay near variance 1. At 0.3 they are so small that epsilon matters
     """
     networks = [TextTransformer(config.text), UNet(config.unet), VAE(config.vae)]
     for seed, network in enumerate(networks):
@@ -54,7 +54,7 @@ def model(config: ModelConfig = TINY, gain: float = 0.3) -> StableDiffusion:
 
 @torch.no_grad()
 def randomise(network: nn.Module, gain: float, seed: int) -> None:
-    """Draw every weight anew, also those that training starts at 0: behind a 0 nothing shows."""
+    """Fill every weight with random numbers. Weights that start at 0 would hide errors."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         norm = isinstance(module, nn.GroupNorm | nn.LayerNorm)
@@ -70,7 +70,7 @@ def randomise(network: nn.Module, gain: float, seed: int) -> None:
 
 
 def inputs(sd: StableDiffusion) -> dict[str, list[Tensor]]:
-    """What each network is run on: two samples, height unlike width, a t that is no integer."""
+    """The inputs of each network: two samples, not square, and a t that is not an integer."""
     generator = torch.Generator().manual_seed(1)
 
     def noise(*shape: int) -> Tensor:
@@ -83,7 +83,7 @@ def inputs(sd: StableDiffusion) -> dict[str, list[Tensor]]:
 
 @torch.no_grad()
 def run_networks(sd: StableDiffusion) -> None:
-    """Every network once, to be watched by a trace: text, U-Net, encoder, decoder."""
+    """Run every network once, for a trace to record: text, U-Net, encoder, decoder."""
     given = inputs(sd)
     sd.text_encoder(*given["text_encoder"])
     sd.unet(*given["unet"])
@@ -92,27 +92,27 @@ def run_networks(sd: StableDiffusion) -> None:
     sd.vae.decode(z)
 
 
-def some(tensor: Tensor) -> Tensor:
-    """64 numbers of a tensor, evenly picked from all of it: its fingerprint."""
+def sample_numbers(tensor: Tensor) -> Tensor:
+    """64 numbers of a tensor, picked at even distances."""
     numbers = tensor.detach().float().flatten()
     places = torch.linspace(0, len(numbers) - 1, min(RECORDED, len(numbers)), dtype=torch.float64)
     return numbers[places.round().long()]
 
 
 def golden_latent(size: int) -> Tensor:
-    """The noise that diffusers' tests start from: numpy's, the same everywhere.
+    """The noise that the tests of diffusers start from. It is the same on every machine.
 
-    size: of the picture    returns: 1 4 size/8 size/8
+    size: of the picture, in pixels    returns: 1 4 size/8 size/8
     """
     shape = (1, 4, size // 8, size // 8)
     return torch.from_numpy(np.random.RandomState(0).standard_normal(shape)).float()
 
 
 def by_diffusers() -> tuple[dict[str, Tensor], dict]:
-    """Fingerprints of diffusers' tensors by our names, and what else the file says of them.
+    """Sampled numbers of the tensors of diffusers, by our names, and the notes in the file.
 
-    The second has "versions" and "picture": nine numbers of a picture in three steps.
+    The notes have "versions", and "picture": nine numbers of a picture drawn in three steps.
     """
     with safe_open(BY_DIFFUSERS, framework="pt") as file:
-        said = {key: json.loads(text) for key, text in file.metadata().items()}
-        return {name: file.get_tensor(name) for name in file.keys()}, said  # noqa: SIM118
+        notes = {key: json.loads(text) for key, text in file.metadata().items()}
+        return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118

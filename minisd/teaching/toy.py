@@ -1,8 +1,8 @@
-"""The small worlds of the lessons: points in place of pictures, where every answer is known.
+"""Toy datasets for the lessons: points instead of pictures, so that every answer is known.
 
-A point is a picture of one pixel, b d 1 1 with d = 1 or 2, so the schedule, the guidance and the
+A point is a picture of one pixel, b d 1 1 with d = 1 or 2. The schedule, the guidance and the
 samplers take it as they take latents. A Mixture knows its exact density, score and best guess at
-every noise level; a PointNetwork learns them in seconds, and can be held against the truth.
+every noise level. A PointNetwork learns them in seconds, and can be compared with the truth.
 """
 
 import math
@@ -24,13 +24,13 @@ from minisd.unet import timestep_embedding
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Round Gaussian bumps of one spread, each of a group: pictures, and the truth about them.
+    """A dataset of round Gaussian bumps, whose exact answers are known.
 
-    Noised, a bump stays a bump: its centre shrinks by the signal rate, and its variance becomes
-    signal_rate² spread² + noise_rate². So every answer is a sum over the bumps.
+    A bump with noise is still a bump: its centre shrinks by the signal rate, and its variance
+    becomes signal_rate² spread² + noise_rate². So every answer is a sum over the bumps.
 
-    names: of the groups    groups: k, which group each bump is of    centres: k c h w
-    spread: of every bump; 0 makes the centres a list of training pictures, and nothing else
+    names: of the groups    groups: k, the group of each bump    centres: k c h w
+    spread: the standard deviation of every bump. At 0 the dataset is the list of centres
     """
 
     names: tuple[str, ...]
@@ -39,23 +39,23 @@ class Mixture:
     spread: float
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Pictures at random, b c h w, and the group of each, b."""
+        """Random pictures, b c h w, and the group of each, b."""
         picks = torch.randint(len(self.centres), (count,), generator=generator)
         shape = (count, *self.centres.shape[1:])
         x0 = self.centres[picks] + self.spread * torch.randn(shape, generator=generator)
         return x0, self.groups[picks]
 
     def only(self, name: str) -> "Mixture":
-        """The pictures of one group: what a perfect prompt would leave."""
+        """The dataset of one group alone, as a perfect prompt would select it."""
         kept = self.groups == self.names.index(name)
         return replace(self, groups=self.groups[kept], centres=self.centres[kept])
 
     def variance(self, level: Level) -> float:
-        """Of a noised bump."""
+        """The variance of a bump with noise."""
         return (level.signal_rate * self.spread) ** 2 + level.noise_rate**2
 
     def bumps(self, x: Tensor, level: Level) -> Tensor:
-        """The log of what each bump adds to the density at x. x: b c h w    returns: b k"""
+        """The log of each bump's part of the density at x. x: b c h w    returns: b k"""
         centres = level.signal_rate * rearrange(self.centres, "k c h w -> k (c h w)")
         away = rearrange(x, "b c h w -> b 1 (c h w)") - centres
         square = reduce(away**2, "b k d -> b k", "sum")
@@ -64,27 +64,27 @@ class Mixture:
         return -square / (2 * variance) - volume - math.log(len(centres))
 
     def log_density(self, x: Tensor, level: Level = CLEAN) -> Tensor:
-        """log p(x) among pictures noised to this level: b."""
+        """log p(x) among pictures with noise of this level: b."""
         return self.bumps(x, level).logsumexp(dim=1)
 
     def group_log_probs(self, x: Tensor, level: Level = CLEAN) -> Tensor:
-        """log p(group | x): what can be known of where a noisy x came from. b groups"""
+        """log p(group | x): how likely x came from each group. Returns b groups."""
         bumps = self.bumps(x, level)
         sums = [bumps[:, self.groups == i].logsumexp(dim=1) for i in range(len(self.names))]
         return F.log_softmax(torch.stack(sums, dim=1), dim=1)
 
     def centre_guess(self, x: Tensor, level: Level) -> Tensor:
-        """The mean of the centres, each weighted by how likely x came from it: b c h w"""
+        """The mean of the centres, weighted by how likely x came from each: b c h w."""
         shares = self.bumps(x, level).softmax(dim=1)
         return torch.einsum("bk,kchw->bchw", shares, self.centres.to(x))
 
     def score(self, x: Tensor, level: Level = CLEAN) -> Tensor:
-        """The gradient of log p(x): the way to where pictures are denser. b c h w"""
+        """The gradient of log p(x): the direction to more likely pictures. b c h w"""
         centre = level.signal_rate * self.centre_guess(x, level)
         return (centre - x) / self.variance(level)
 
     def x0(self, x: Tensor, level: Level) -> Tensor:
-        """The mean of all pictures that x may have been: the best guess there is. b c h w"""
+        """The mean of all pictures that x may come from: the best possible guess. b c h w"""
         guess = self.centre_guess(x, level)
         gain = level.signal_rate * self.spread**2 / self.variance(level)
         return guess + gain * (x - level.signal_rate * guess)
@@ -95,7 +95,7 @@ class Mixture:
         return Prediction(self.x0(x, level), eps, None, None)
 
     def log_prob(self, name: str, schedule: Schedule) -> LogProb:
-        """The perfect classifier of noisy pictures, for classifier guidance. All t must be one."""
+        """The perfect classifier of noisy x, for classifier guidance. All t must be equal."""
         index = self.names.index(name)
 
         def log_prob(x: Tensor, t: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class Mixture:
         return log_prob
 
 
-# ---- the worlds -------------------------------------------------------------------------------
+# ---- the datasets -------------------------------------------------------------------------------
 
 
 def two_peaks() -> Mixture:
@@ -114,22 +114,22 @@ def two_peaks() -> Mixture:
 
 
 def three_groups() -> Mixture:
-    """Cats, dogs and humans in the plane, close enough for some pictures to fit two labels."""
+    """Cats, dogs and humans in the plane, so close that some pictures fit two labels."""
     angles = torch.tensor([210.0, 330.0, 90.0]).deg2rad()
     centres = rearrange([angles.cos(), angles.sin()], "d k -> k d 1 1")
     return Mixture(("cat", "dog", "human"), torch.arange(3), centres, spread=0.42)
 
 
 def ink() -> Mixture:
-    """Two drops, one in the centre of the glass and one near its rim."""
+    """Two drops of ink in a glass: one in its centre, and one near its rim."""
     centres = rearrange(torch.tensor([[0.0, 0.0], [1.8, 0.0]]), "k d -> k d 1 1")
     return Mixture(("centre", "rim"), torch.arange(2), centres, spread=0.08)
 
 
 def faces(emoji: Emoji, count: int = 600) -> Mixture:
-    """A cat's and a dog's face as points in the plane: the opaque and bright pixels of drawings.
+    """The faces of a cat and a dog as points in the plane: the opaque, bright pixels of drawings.
 
-    count: of points in each face    returns: a mixture about as wide as unit noise
+    count: how many points a face has    returns: a mixture about as wide as noise of variance 1
     """
     rng, names, side = np.random.default_rng(0), ("cat", "dog"), emoji.tiles.shape[2]
     points = []
@@ -145,21 +145,21 @@ def faces(emoji: Emoji, count: int = 600) -> Mixture:
 
 
 def line(reach: float, count: int) -> Tensor:
-    """Places to ask a 1-D mixture about, from -reach to reach: count 1 1 1."""
+    """Evenly spaced points on a line from -reach to reach: count 1 1 1."""
     return rearrange(torch.linspace(-reach, reach, count), "b -> b 1 1 1")
 
 
 def grid(reach: float, count: int) -> Tensor:
-    """Places to ask a 2-D mixture about, row by row from the lower left: count² 2 1 1."""
+    """Evenly spaced points in a square, row by row from the lower left: count² 2 1 1."""
     ticks = torch.linspace(-reach, reach, count)
     up, across = torch.meshgrid(ticks, ticks, indexing="ij")
     return rearrange([across, up], "d h w -> (h w) d 1 1")
 
 
 def small_steps(x0: Tensor, schedule: Schedule, generator: torch.Generator) -> Iterator[Tensor]:
-    """The forward process one small step after the other: x at t = 0, 1, 2 …
+    """The forward process in small steps: yields x at t = 0, 1, 2 …
 
-    Each keeps sqrt(1 - beta) of x and adds sqrt(beta) of fresh noise (Ho et al. 2020, eq. 2).
+    Each step keeps sqrt(1 - beta) of x and adds sqrt(beta) of new noise (Ho et al. 2020, eq. 2).
     """
     x, before = x0, 1.0
     for alpha_bar in schedule.alpha_bar.tolist():
@@ -170,13 +170,13 @@ def small_steps(x0: Tensor, schedule: Schedule, generator: torch.Generator) -> I
         yield x
 
 
-# ---- what learns ------------------------------------------------------------------------------
+# ---- the networks ------------------------------------------------------------------------------
 
 
 class PointNetwork(nn.Module):
-    """Three layers that look at a noisy point and at t: a noise predictor, or a classifier.
+    """Four layers that read a noisy point and t, to predict its noise or to classify it.
 
-    x: b d 1 1    t: b, integer or float    context: none is read
+    x: b d 1 1    t: b, integer or float    context: ignored
     returns: b c_out 1 1, eps or v (c_out = d) or logits (c_out = groups)
     """
 
@@ -205,9 +205,10 @@ def train_predictor(
     objective: str = "eps",
     seed: int = 0,
 ) -> tuple[PointNetwork, list[float]]:
-    """Teach a network which noise was added to a point, and return it with the loss of every step.
+    """Train a network to predict the noise in a point. Returns it and the loss of every step.
 
-    Each step is Ho et al. 2020, algorithm 1: pick, noise to a random t, ask, correct.
+    Each step is algorithm 1 of Ho et al. 2020: draw points, add noise of a random t, predict,
+    correct.
     objective: "eps", or "v" (schedule.velocity)
     """
     d = data.centres.shape[1]
@@ -226,7 +227,7 @@ def train_predictor(
 def train_point_classifier(
     data: Mixture, schedule: Schedule, steps: int = 1000, seed: int = 0
 ) -> tuple[PointNetwork, list[float]]:
-    """Teach a network which group a noisy point is of; with the loss of every step."""
+    """Train a network to classify a noisy point. Returns it and the loss of every step."""
     d, count = data.centres.shape[1], len(data.names)
 
     def loss_of(network: PointNetwork, generator: torch.Generator) -> Tensor:
@@ -241,7 +242,10 @@ def train_point_classifier(
 
 @torch.enable_grad()
 def descend(d: int, c_out: int, loss_of, steps: int, seed: int) -> tuple[PointNetwork, list[float]]:
-    """Adam with a rate that falls as half a cosine. loss_of(network, generator) -> one number"""
+    """Train with Adam. The learning rate falls like half a cosine.
+
+    loss_of(network, generator) -> the loss, one number
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = PointNetwork(d, c_out)
@@ -254,7 +258,7 @@ def descend(d: int, c_out: int, loss_of, steps: int, seed: int) -> tuple[PointNe
         loss = loss_of(network, generator)
         if not loss.isfinite():
             raise ValueError(
-                f"the loss is {loss.item()} at step {step}: check loss_of or its data."
+                f"the loss is {loss.item()} at step {step}: check loss_of and its data."
             )
         loss.backward()
         adam.step()
@@ -264,12 +268,12 @@ def descend(d: int, c_out: int, loss_of, steps: int, seed: int) -> tuple[PointNe
 
 
 def point_denoiser(network: Network, objective: str = "eps") -> Denoiser:
-    """What a sampler calls: the network alone, since points have no prompts."""
+    """The denoiser for a sampler: the network alone, because points have no prompts."""
     return guided_denoiser(network, objective, context=torch.zeros(1, 0, 0))
 
 
 def log_prob_of(classifier: PointNetwork, data: Mixture, name: str) -> LogProb:
-    """log p(name | x) by a trained classifier, for classifier guidance."""
+    """log p(name | x) from a trained classifier, for classifier guidance."""
     index = data.names.index(name)
 
     def log_prob(x: Tensor, t: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Words that were added to a vocabulary, each with ids of its own, and how to find them."""
+"""Words that were added to a vocabulary, with ids of their own, and how to find them in a text."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class AddedWord:
 
 
 def refuse_bad_word(word: str) -> None:
-    """Raise ValueError if the word is too long, empty, or holds half a character."""
+    """Raise ValueError if the word is too long, empty, or holds half a UTF-16 character."""
     if len(word) > LONGEST_ADDED:
         what = f"the word {word[:20]!r}… has more than {LONGEST_ADDED} letters"
         raise ValueError(f"{what}. Choose another.")
@@ -60,8 +60,8 @@ def lower_each(text: str) -> str:
 class Trie:
     """Words by the form in which they are found. More words do not make the search slower.
 
-    nodes: the key is a letter, and the value the node of what may follow; the key None has the word
-        that ends there
+    nodes: nested dictionaries, letter -> what may follow it. The key None has the word that ends
+        there
     """
 
     def __init__(self):
@@ -74,7 +74,7 @@ class Trie:
             node = node.setdefault(letter, {})
         node[None] = word
 
-    def longest(self, text: str, start: int) -> tuple[AddedWord | None, int]:
+    def longest_word(self, text: str, start: int) -> tuple[AddedWord | None, int]:
         """The longest word that starts at this place of a text, or None, and where it ends."""
         node, found = self.nodes, (None, start + 1)
         for at in range(start, len(text)):
@@ -86,7 +86,7 @@ class Trie:
         return found
 
 
-def cut_at(text: str, searched: str, words: Trie) -> Iterator[str | AddedWord]:
+def split_at_words(text: str, searched: str, words: Trie) -> Iterator[str | AddedWord]:
     """The added words in a text and the text between them, in order. The longest word wins.
 
     searched: the form of the text that is searched, of the same length
@@ -94,7 +94,7 @@ def cut_at(text: str, searched: str, words: Trie) -> Iterator[str | AddedWord]:
     done = end = 0
     while end < len(searched):
         start = end
-        word, end = words.longest(searched, start)
+        word, end = words.longest_word(searched, start)
         touched = searched[max(start - 1, 0) : start] + " " + searched[end : end + 1]
         if word is None or (word.single_word and regex.search(r"\w", touched)):
             continue
@@ -136,7 +136,7 @@ class AddedWords:
         (self.normalized if word.normalized else self.exact).set_form(word.form, word)
 
     def remove(self, word: str) -> None:
-        """Do not find this word any more. It must be a normalized one."""
+        """Stop finding this word. It must be a normalized one."""
         old = self.by_form.pop(AddedWord(word, ()).form)
         self.taken -= {old.form, old.word}
         self.normalized.set_form(old.form, None)
@@ -149,9 +149,9 @@ class AddedWords:
         if not self.by_form:
             yield text
             return
-        for part in cut_at(text, text, self.exact):
+        for part in split_at_words(text, text, self.exact):
             if isinstance(part, AddedWord):
                 yield part if part.ids else part.word  # a mark has no ids here
             else:
                 composed = compose_accents(part)
-                yield from cut_at(composed, lower_each(composed), self.normalized)
+                yield from split_at_words(composed, lower_each(composed), self.normalized)

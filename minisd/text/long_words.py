@@ -1,4 +1,4 @@
-"""The merges of one very long word, such as a line without spaces, in little time."""
+"""Merge the pieces of one very long word, such as a line without spaces, in little time."""
 
 from collections.abc import Mapping
 from heapq import heapify, heappop, heappush

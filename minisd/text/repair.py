@@ -8,8 +8,8 @@ import ftfy
 import regex
 
 LONGEST_TEXT = 50_000  # characters: a story of 20 pages
-LONGEST_RUN = 1_000  # accents on one letter; the time to sort them grows as the square
-MOST_WORK = 1_500_000  # characters that ftfy may read, counted again in each round; about 1 s
+LONGEST_RUN = 1_000  # accents on one letter; the time to sort them grows with the square
+MOST_WORK = 1_500_000  # characters that ftfy may read in all its rounds; takes about 1 s
 
 PLAIN_LINE = regex.compile(r"[\t\n -~--[&<]]*", regex.VERSION1)  # ftfy does not change such a line
 

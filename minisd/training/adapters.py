@@ -1,7 +1,7 @@
 """Train adapters: a few new weights, while the model's own weights stay as they are.
 
-A style as a LoRA or as a hypernetwork, a thing as a word, edges as a ControlNet. All of them are
-trained as the U-Net was, by predicting noise, on pictures of what is new.
+A LoRA or a hypernetwork learns a style, a new word learns a thing, a ControlNet learns to follow
+edges. Each is trained like the U-Net, by predicting noise, on pictures that show what is new.
 """
 
 import io
@@ -21,17 +21,17 @@ from minisd.adapters.hypernetwork import HypernetworkMLP, attentions
 from minisd.adapters.lora import LowRankUpdate
 from minisd.adapters.textual_inversion import Word
 from minisd.checkpoints.names import model_rows
-from minisd.checkpoints.read import read_tensors
 from minisd.checkpoints.write import write_tensors
 from minisd.config import UNetConfig
 from minisd.files.whole_files import written_whole
 from minisd.pipeline import StableDiffusion
 from minisd.training.diffusion import min_snr_noise_loss, noise_loss
-from minisd.training.loop import Draw, Hyperparameters, train
+from minisd.training.loop import Draw, Hyperparameters, Model, train
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
-NEW_PARTS = ("hint.", "zero.", "zero_mid.")  # the parts of a ControlNet that no U-Net has
-LAYOUT_SNR = 1.0  # a condition says how the picture is laid out: only much noise leaves that open
+# A condition describes the layout of the picture. Only a latent with much noise leaves the layout
+# open, so errors count less where the signal-to-noise ratio is above this.
+LAYOUT_SNR = 1.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class TrainableLoRA(nn.Module):
         self.layers = [f"{name}.{part}" for name in attentions(sd.unet) for part in PROJECTIONS]
         official = {row.ours: row.diffusers for row in model_rows(sd.config)["unet"]}
         self.official = [official[name] for name in self.layers]
-        weights = [sd.unet.get_submodule(name).weight for name in self.layers]
+        weights = [sd.unet.get_parameter(f"{name}.weight") for name in self.layers]
         self.down = nn.ParameterList(
             torch.randn(rank, weight.shape[1]) / math.sqrt(weight.shape[1]) for weight in weights
         )
@@ -63,7 +63,7 @@ class TrainableLoRA(nn.Module):
         self.rank = rank
 
     def attach(self, sd: StableDiffusion) -> Handle:
-        """Put the LoRA on the model, with gradients."""
+        """Add the LoRA to the model, so that gradients reach its matrices."""
         pairs = zip(self.down, self.up, strict=True)
         changes = [LowRankUpdate(down, up, self.rank) for down, up in pairs]
         layers = [sd.unet.get_submodule(name) for name in self.layers]
@@ -79,10 +79,10 @@ class TrainableLoRA(nn.Module):
 
 
 class TrainableWord(nn.Module):
-    """One or more vectors for a new word. They start at the mean of the words that it is `like`.
+    """One or more vectors for a new word. They start at the mean of the words in `like`.
 
-    The mean is scaled to the usual length of a word's vector: it is short, and training would take
-    long to get away from it.
+    The mean of several vectors is short, and training would be slow from there. So it is scaled to
+    the usual length of a word's vector.
     """
 
     def __init__(self, sd: StableDiffusion, word: str, like: Sequence[str], count: int = 1):
@@ -94,7 +94,7 @@ class TrainableWord(nn.Module):
         self.word = word
 
     def attach(self, sd: StableDiffusion) -> Handle:
-        """Put the word on the model, with gradients."""
+        """Add the word to the model, so that gradients reach its vectors."""
         return Word(sd, self.word, self.vectors)
 
     def save(self, path: Path, notes: dict[str, str]) -> None:
@@ -103,7 +103,7 @@ class TrainableWord(nn.Module):
 
 
 class TrainableHypernetwork(nn.Module):
-    """For each width of context, one small network for keys and one for values."""
+    """Two small networks for each width of context: one for keys, one for values."""
 
     def __init__(self, sd: StableDiffusion, expand: int = 2):
         super().__init__()
@@ -114,24 +114,22 @@ class TrainableHypernetwork(nn.Module):
         self.narrow = nn.ModuleList(
             nn.Linear(expand * width, width) for width in self.widths for _ in range(2)
         )
-        for layer in self.narrow:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for parameter in self.narrow.parameters():
+            nn.init.zeros_(parameter)
 
-    def layers(self, width: int, which: int) -> list[nn.Linear]:
-        """The two layers of one network. which: 0 for keys, 1 for values"""
+    def layers(self, width: int, which: int) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of each layer of one network. which: 0 for keys, 1 for values"""
         index = 2 * self.widths.index(width) + which
-        return [self.widen[index], self.narrow[index]]
+        both = self.widen[index], self.narrow[index]
+        return [(layer.get_parameter("weight"), layer.get_parameter("bias")) for layer in both]
 
     def attach(self, sd: StableDiffusion) -> Handle:
-        """Put the hypernetwork on the model, with gradients."""
-        nets = {width: [self.mlp(width, which) for which in (0, 1)] for width in self.widths}
+        """Add the hypernetwork to the model, so that gradients reach its layers."""
+        nets = {
+            width: [HypernetworkMLP(self.layers(width, which), "relu", False) for which in (0, 1)]
+            for width in self.widths
+        }
         return hypernetwork.apply_networks(sd.unet, nets, 1.0)
-
-    def mlp(self, width: int, which: int) -> HypernetworkMLP:
-        """The network as the adapter computes with it. which: 0 for keys, 1 for values"""
-        pair = self.layers(width, which)
-        return HypernetworkMLP([(each.weight, each.bias) for each in pair], "relu", False)
 
     def save(self, path: Path, notes: dict[str, str]) -> None:
         """Write it as the AUTOMATIC1111 web UI does: a pickle of tensors and plain values."""
@@ -141,50 +139,30 @@ class TrainableHypernetwork(nn.Module):
         }
         content |= {"layer_structure": [1, 2, 1], "activation_func": "relu"}
         content |= {"is_layer_norm": False, "activate_output": False, "use_dropout": False}
-        whole = io.BytesIO()  # torch.save does not say why it could not write to a disk
+        whole = io.BytesIO()  # not the file: torch.save hides why it cannot write to a disk
         torch.save({**content, **notes}, whole)
         with written_whole(path) as unfinished:
             unfinished.write_bytes(whole.getbuffer())
 
     @staticmethod
-    def numbered_weights(layers: list[nn.Linear]) -> dict[str, Tensor]:
+    def numbered_weights(layers: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         """Weights by name. Activations count as layers, so the second linear layer is number 2."""
         return {
-            f"linear.{2 * i}.{leaf}": getattr(layer, leaf).detach().half()
-            for i, layer in enumerate(layers)
-            for leaf in ("weight", "bias")
+            f"linear.{2 * i}.{leaf}": tensor.detach().half()
+            for i, pair in enumerate(layers)
+            for leaf, tensor in zip(("weight", "bias"), pair, strict=True)
         }
 
 
 def copied_controlnet(sd: StableDiffusion) -> ControlNet:
-    """A ControlNet that starts as a copy of the U-Net's encoder, and adds nothing yet."""
+    """A ControlNet that starts as a copy of the U-Net's encoder, and changes nothing yet."""
     network = ControlNet(sd.config.unet)
     theirs = sd.unet.state_dict()
     own = network.state_dict()
     network.load_state_dict({name: theirs.get(name, value) for name, value in own.items()})
     for layer in (*network.zero, network.zero_mid, network.hint.conv_out):
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
-    return network
-
-
-def freeze_copied_parts(controlnet: ControlNet) -> ControlNet:
-    """Train only the hint's convolutions and the zero convolutions, not the copied encoder."""
-    for name, parameter in controlnet.named_parameters():
-        parameter.requires_grad_(name.startswith(NEW_PARTS))
-    return controlnet
-
-
-def save_new_parts(path: Path, controlnet: ControlNet, notes: dict[str, str]) -> None:
-    """Write only what is not copied from the U-Net. Raises ValueError if it cannot be written."""
-    state = controlnet.state_dict()
-    write_half(path, {name: state[name] for name in state if name.startswith(NEW_PARTS)}, notes)
-
-
-def half_trained_controlnet(sd: StableDiffusion, path: Path) -> ControlNet:
-    """A copied ControlNet with the new parts of a file that save_new_parts() wrote."""
-    network = copied_controlnet(sd)
-    network.load_state_dict(network.state_dict() | read_tensors(path))
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
     return network
 
 
@@ -196,19 +174,22 @@ def write_half(path: Path, tensors: dict[str, Tensor], notes: dict[str, str]) ->
 
 def train_on(
     sd: StableDiffusion,
-    model: nn.Module,
-    predict: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+    model: Model,
+    predict: Callable[..., Tensor],
     dataset: AdapterDataset,
     folder: Path,
     settings: Hyperparameters,
     batch_size: int,
     seed: int,
     config: UNetConfig,
-) -> nn.Module:
-    """Returns the EMA of the model. Resumes from the folder. Raises ValueError like train().
+) -> Model:
+    """Train the model on the dataset, and return its EMA.
 
-    predict(x, t, context, condition): the noise, predicted with the model that is trained
-    config: the sizes of the U-Net that it belongs to
+    Resumes from the folder. Raises ValueError like train().
+
+    predict(x, t, context, condition): the noise, predicted by the model that is trained
+        condition: None if the dataset has no conditions
+    config: of the U-Net that the model belongs to
     """
     all_tokens = sd.tokenizer(dataset.captions)
 
@@ -242,7 +223,7 @@ def train_adapter(
     batch_size: int = 16,
     seed: int = 0,
 ) -> nn.Module:
-    """Train the adapter while it is on the model. See train_on()."""
+    """Train the adapter while it is on the model. The model does not change. See train_on()."""
 
     def predict(x: Tensor, t: Tensor, context: Tensor, condition: None) -> Tensor:
         return sd.unet(x, t, context)

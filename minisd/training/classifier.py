@@ -1,6 +1,5 @@
 """Train the classifier of noisy latents (adapters/classifier.py)."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from minisd.adapters.classifier import ClassifierConfig, LatentClassifier
 from minisd.schedule import Schedule
-from minisd.training.loop import Draw, Hyperparameters, generator_at, train
+from minisd.training.loop import Draw, Hyperparameters, train
 
 
 def thing_loss(
@@ -20,9 +19,9 @@ def thing_loss(
     labels: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
-    """Cross-entropy of the thing's name, at all noise levels (Dhariwal & Nichol 2021, section 4).
+    """Cross-entropy of the predicted thing, at any noise level (Dhariwal & Nichol 2021, section 4).
 
-    x0: b 4 h w    labels: b, numbers in config.things
+    x0: b 4 h w    labels: b, indices of config.things
     """
     noise = torch.randn(x0.shape, generator=generator)
     t = torch.randint(schedule.config.timesteps, (len(x0),), generator=generator)
@@ -41,10 +40,12 @@ def train_classifier(
     seed: int = 0,
     encoded_by: str = "",
 ) -> LatentClassifier:
-    """Returns the EMA of the classifier. Resumes from the folder. Raises ValueError like train().
+    """Train a classifier, and return its EMA.
 
-    latents: n 4 h w, clean and scaled    labels: n, numbers in config.things
-    encoded_by: which VAE made the latents, so that no run goes on with another's
+    Resumes from the folder. Raises ValueError like train().
+
+    latents: n 4 h w, clean and scaled    labels: n, indices of config.things
+    encoded_by: names the VAE that made the latents, so that no run is resumed with other latents
     """
     torch.manual_seed(seed)
     classifier = LatentClassifier(config)
@@ -57,25 +58,3 @@ def train_classifier(
     about = {"classifier": asdict(config), "schedule": asdict(schedule.config)}
     about |= {"pictures": len(latents), "encoded_by": encoded_by}
     return train(classifier, loss_at, settings, folder, batch_size, seed, about)
-
-
-@torch.no_grad()
-def accuracy_per_t(
-    classifier: LatentClassifier,
-    latents: Tensor,
-    labels: Tensor,
-    schedule: Schedule,
-    ts: Sequence[int],
-) -> dict[int, float]:
-    """For each t, the share of latents whose thing is named correctly. Every t has the same noise.
-
-    latents: n 4 h w, clean and scaled, all in one batch: a few thousand at most    labels: n
-    """
-    x0 = latents.float()
-    noise = torch.randn(x0.shape, generator=generator_at(0, 0))
-    shares = {}
-    for t in ts:
-        x = schedule.add_noise(x0, noise, t)
-        logits = classifier(x, torch.full((len(x),), t))
-        shares[t] = (logits.argmax(dim=1) == labels).float().mean().item()
-    return shares

@@ -1,4 +1,4 @@
-"""Train the small depth estimator on pictures that are given a relief."""
+"""Train the small depth estimator. Its targets are reliefs that are computed for flat pictures."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from minisd.depth.small import SmallDepthEstimator
 from minisd.tasks.canny import brightness
 from minisd.training.loop import Draw, Hyperparameters, train
 
-RIM, DOME, SHADING = 0.4, 0.4, 0.2  # parts of the relief: a thing's edge, its bulge, its lights
+RIM, DOME, SHADING = 0.4, 0.4, 0.2  # heights: of a thing's rim, its middle, its light parts
 
 
 def relief(images: Tensor, masks: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def relief(images: Tensor, masks: Tensor) -> Tensor:
     images: b 3 h w in [-1, 1]    masks: b 1 h w, 1 = thing    returns: b 1 h w in 0 … 1, 1 is near
     """
     left, inside = masks, torch.zeros_like(masks)
-    while left.any():  # peel off a layer of pixels: how far from the edge each one is
+    while left.any():  # each round removes the outermost pixels, and counts those inside
         inside = inside + left
         left = 1 - F.max_pool2d(1 - F.pad(left, (1, 1, 1, 1)), 3, stride=1)
     highest = inside.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1)
@@ -35,7 +35,7 @@ def train_estimator(
     batch_size: int = 32,
     seed: int = 0,
 ) -> SmallDepthEstimator:
-    """Train on the relief of pictures, whatever their colours. Resumes from the folder.
+    """Train on pictures and their reliefs. Resumes from the folder.
 
     draw_pictures(count, number): images, b 3 h w, and masks, b 1 h w, the same for the same number
 

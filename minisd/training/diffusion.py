@@ -15,7 +15,7 @@ from minisd.schedule import Schedule
 from minisd.training.loop import Draw, Hyperparameters, train
 from minisd.unet import UNet
 
-REPEATS = 4  # how often each picture of a step is seen, each time at another noise level
+REPEATS = 4  # how often each picture of a batch is used, each time at another noise level
 # network(x, t, tokens): the predicted noise.  x: r*b 4 h w    t: r*b    tokens: b 77
 PredictNoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -38,22 +38,22 @@ class TextAndUNet(nn.Module):
 
 
 def start_at_zero(unet: UNet) -> None:
-    """Set the last layer of every branch to zero, like the original. At first it adds nothing."""
+    """Set the last layer of each branch to zero, like the original, so that it adds nothing yet."""
     for name, module in unet.named_modules():
         if name.endswith(("conv2", "proj_out", "conv_out")):
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
 
 
 @dataclass(frozen=True)
 class EncodedPictures:
     """A dataset of captioned pictures, encoded once: the VAE is far slower than a lookup.
 
-    latents: n 4 h w, scaled, the likeliest of each Gaussian. Stable Diffusion's training draws from
-    the Gaussian, but its encoder is more certain: the mini's has a spread of 0.16. A U-Net that is
-    trained on draws makes latents with as much noise, which cost 1 dB when they are decoded.
+    latents: n 4 h w, scaled; the mode of each Gaussian. Stable Diffusion is trained on samples, but
+        its Gaussians are narrower: the mini's have a standard deviation of 0.16. A U-Net that is
+        trained on samples generates latents with as much noise, which costs 1 dB after decoding.
     tokens: n 77
-    encoded_by: which VAE and which vocabulary made them, so that no run goes on with others
+    encoded_by: names the VAE and the vocabulary, so that no run is resumed with other latents
     """
 
     latents: Tensor
@@ -125,7 +125,10 @@ def train_diffusion(
     batch_size: int = 32,
     seed: int = 0,
 ) -> TextAndUNet:
-    """Returns the EMA of both networks. Resumes from the folder. Raises ValueError like train()."""
+    """Train both networks, and return their EMA.
+
+    Resumes from the folder. Raises ValueError like train().
+    """
     torch.manual_seed(seed)
     network = TextAndUNet(config)
     start_at_zero(network.unet)

@@ -1,4 +1,4 @@
-"""Several processes train one model, started by torchrun. They are called by their ranks.
+"""Train one model with several processes. torchrun starts them and numbers them by rank.
 
 torchrun --nproc-per-node 2 -m minisd train vae
 
@@ -10,11 +10,12 @@ import os
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def barrier() -> None:
-    """Wait until all processes are here. Join them first, if torchrun has started this one.
+    """Wait until every process is here. The first call connects the processes of torchrun.
 
     Only rank 0 writes files: after a barrier the others can read what it wrote.
     """
@@ -44,11 +45,17 @@ def shard_size(batch_size: int) -> int:
     return batch_size // world_size
 
 
+def share_gradients(module: nn.Module) -> nn.Module:
+    """The module, wrapped so that backward() averages the gradients of several processes."""
+    _, world_size = rank_and_world_size()
+    return DistributedDataParallel(module) if world_size > 1 else module
+
+
 def mean_over_processes(value: Tensor) -> Tensor:
     """The mean of what every process passes in."""
     if not dist.is_initialized():
         return value
-    total = value.clone()
+    total = value.detach().clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()
 
@@ -59,7 +66,7 @@ def any_process(*flags: bool) -> list[bool]:
 
 
 def broadcast(number: float) -> float:
-    """The number that rank 0 passes in, for every process."""
+    """Give every process the number that rank 0 passes in."""
     if not dist.is_initialized():
         return number
     message = torch.tensor([number], dtype=torch.float64)

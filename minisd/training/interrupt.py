@@ -13,42 +13,19 @@ if hasattr(signal, "SIGHUP"):  # the terminal was closed; Windows has no such si
     ALSO_STOP.append(signal.SIGHUP)
 
 
-class Stopped(KeyboardInterrupt):
-    """Somebody asked this process to end. number: of that signal"""
+class Interrupted(KeyboardInterrupt):
+    """A signal has asked this process to end. The sentence, if any, says what is saved.
+
+    number: of the signal
+    """
 
     def __init__(self, sentence: str = "", number: int = signal.SIGINT):
         super().__init__(sentence)
         self.number = number
 
 
-class Interrupted(Stopped):
-    """A training has saved its state and stopped, as it was asked to."""
-
-
-@contextmanager
-def ends_like_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise Stopped, so that a command removes its unfinished files.
-
-    Signals that are ignored (as under nohup) or handled already stay as they are.
-    """
-
-    def stop(number: int, frame: object) -> None:
-        raise Stopped(number=number)
-
-    ours = []
-    if threading.current_thread() is threading.main_thread():
-        ours = [number for number in ALSO_STOP if signal.getsignal(number) == signal.SIG_DFL]
-    for number in ours:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
-
-
 class StopRequest:
-    """number: of the signal that asked to stop. None: nobody has asked."""
+    """number: of the signal that asked to stop. None: no signal has come."""
 
     number: int | None = None
 
@@ -77,5 +54,5 @@ def stop_request() -> Iterator[StopRequest]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
-    if request.number:  # it came after the loop had looked for the last time
+    if request.number:  # the signal came after the loop's last check
         signal.raise_signal(request.number)

@@ -1,4 +1,4 @@
-"""The loop that every training shares: set the rates, step, average, log, save, resume.
+"""The loop that every training shares: train(), and what happens around its steps.
 
 All randomness of a step comes from (seed, step). A run that was killed and resumed computes what an
 unbroken run would have computed. A kill loses a few seconds, ctrl-C nothing (interrupt.py).
@@ -10,19 +10,18 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from minisd.checkpoints.load import is_finite
-from minisd.files.whole_files import make_folder
 from minisd.training import run_folder
 from minisd.training.distributed import (
     any_process,
@@ -30,12 +29,14 @@ from minisd.training.distributed import (
     mean_over_processes,
     rank_and_world_size,
     shard_size,
+    share_gradients,
 )
 from minisd.training.interrupt import Interrupted, StopRequest, stop_request
 from minisd.training.muon import Muon, split_for_muon
 from minisd.training.threads import threads_of
 
 SAVE_SECONDS = 5  # at least between two checkpoints, except for those that save_every asks for
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,59 @@ class LossModule(nn.Module):
         return self.loss_at(draw)
 
 
-def create_optimizers(model: nn.Module, settings: Hyperparameters) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of hidden layers, AdamW for the rest. A group may be empty."""
-    hidden, others = split_for_muon(model)
-    decay = settings.weight_decay
-    muon = Muon([{"params": hidden}], settings.rate, weight_decay=decay)
-    adam = torch.optim.AdamW(
-        [{"params": others}], settings.adam_rate, betas=(0.9, 0.99), weight_decay=decay, fused=True
-    )
-    return [muon, adam]
+def train(
+    model: Model,
+    loss_at: Callable[[Draw], dict[str, Tensor]],
+    settings: Hyperparameters,
+    folder: Path,
+    batch_size: int,
+    seed: int,
+    about: dict,
+) -> Model:
+    """Train until settings.steps are done. Go on from the folder's last checkpoint, if any.
+
+    loss_at(draw): calls the model on one batch, and returns the terms of the loss by name
+    about: what else defines this run, plain values by name
+    Returns the EMA of the model. Writes state.pt, log.jsonl and loss.png into the folder.
+
+    Raises ValueError if nothing can be written there, if another training runs there, if what is
+        there cannot be continued, or if the loss, the gradient or a weight is not finite. The last
+        checkpoint stays as it is then.
+    Raises Interrupted on ctrl-C, SIGTERM or SIGHUP. The state after the last whole step is saved.
+    """
+    about = {**about, "batch_size": batch_size, "seed": seed}
+    with open_run(model, settings, folder, about) as run:
+        own_size = shard_size(batch_size)
+        compute_terms = share_gradients(LossModule(model, loss_at))
+        for step in run.steps:
+            set_rates(run.optimizers, settings, step)
+            for optimizer in run.optimizers:
+                optimizer.zero_grad()
+            # MATH: the fused kernel's backward is twice as slow on a CPU
+            with fast_precision(), sdpa_kernel(SDPBackend.MATH):
+                terms = compute_terms(draw_at(step, own_size, seed))
+            loss = torch.stack(list(terms.values())).sum()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+            check_finite(terms, norm, step)
+            with fast_precision():  # Muon mostly multiplies matrices; their rounding does no harm
+                for optimizer in run.optimizers:
+                    optimizer.step()
+            update_ema(run.ema, model, keep=min(settings.ema, (1 + step) / (10 + step)))
+            run.end_step(terms)
+    return run.ema
+
+
+def draw_at(step: int, own_size: int, seed: int) -> Draw:
+    """This process's part of one batch. own_size: how many examples that is"""
+    rank, world_size = rank_and_world_size()
+    number = step * world_size + rank
+    return Draw(number, own_size, generator_at(seed, number))
+
+
+def generator_at(seed: int, number: int) -> torch.Generator:
+    """The random numbers of one batch of one run, whatever ran before."""
+    return torch.Generator().manual_seed(1_000_003 * seed + number)
 
 
 def fast_precision() -> torch.autocast | nullcontext:
@@ -104,154 +149,15 @@ def fast_precision() -> torch.autocast | nullcontext:
     return nullcontext()
 
 
-def generator_at(seed: int, number: int) -> torch.Generator:
-    """The random numbers of one batch of one run, whatever ran before."""
-    return torch.Generator().manual_seed(1_000_003 * seed + number)
-
-
-@dataclass
-class Run:
-    """A training and the folder that keeps it.
-
-    about: what makes this run, plain values by name
-    began: seconds of the monotonic clock, moved back by the time spent before a resume
-    saved, cost: when the last checkpoint was written, and how many seconds that took
-    """
-
-    folder: Path
-    about: dict
-    model: nn.Module
-    ema: nn.Module
-    optimizers: list[torch.optim.Optimizer]
-    began: float = 0.0
-    saved: float = 0.0
-    cost: float = 0.0
-
-    def seconds(self) -> float:
-        """How long the run has taken, without pauses between two calls."""
-        return round(time.monotonic() - self.began, 3)
-
-    def is_due(self) -> bool:
-        """Whether rank 0 wants a checkpoint now. Saving takes at most 2 % of the time."""
-        pause = max(SAVE_SECONDS, 50 * self.cost)
-        return rank_and_world_size()[0] == 0 and time.monotonic() - self.saved > pause
-
-    def save(self, step: int) -> None:
-        """Write the state after this many steps.
-
-        Raises ValueError if it cannot be written, or if a weight is NaN or infinite.
-        """
-        started = time.monotonic()
-        for network in (self.model, self.ema):
-            for name, tensor in network.state_dict().items():
-                if not is_finite(tensor):
-                    raise ValueError(divergence_message(step - 1, f"{name} is NaN or infinite"))
-        if rank_and_world_size()[0] == 0:
-            networks = self.model, self.ema, self.optimizers
-            state = run_folder.state_of(step, self.seconds(), self.about, *networks)
-            run_folder.save_state(self.folder, state)
-        self.saved = time.monotonic()
-        self.cost = self.saved - started
-
-    def stop(self, step: int, number: int) -> None:
-        """Save, and end the training as the signal of this number asked. Raises Interrupted."""
-        self.save(step)
-        barrier()  # rank 0 has written the state before any process ends
-        raise Interrupted(
-            f"Stopped after {step} of {self.about['hyperparameters.steps']} steps, which are saved "
-            f"in {self.folder}. Give the same command again to go on.",
-            number,
-        ) from None
-
-
-def begin(
-    model: nn.Module, settings: Hyperparameters, folder: Path, about: dict
-) -> tuple[Run, int]:
-    """The run in this folder, new or as it was saved last, and the step to go on from."""
-    about = description(settings, about)
-    ema = copy.deepcopy(model).requires_grad_(False)
-    optimizers = create_optimizers(model, settings)
-    start, spent, about["commit"] = run_folder.resume(folder, about, model, ema, optimizers)
-    if start >= settings.steps and rank_and_world_size()[0] == 0:
-        done = f"The training in {folder} is complete: {start} of {settings.steps} steps. "
-        warnings.warn(f"{done}Ask for more steps to train it further.", stacklevel=3)
-    now = time.monotonic()
-    return Run(folder, about, model, ema, optimizers, began=now - spent, saved=now), start
-
-
-def train(
-    model: nn.Module,
-    loss_at: Callable[[Draw], dict[str, Tensor]],
-    settings: Hyperparameters,
-    folder: Path,
-    batch_size: int,
-    seed: int,
-    about: dict,
-) -> nn.Module:
-    """Train for settings.steps, from the folder's last checkpoint on if there is one.
-
-    loss_at(draw): the terms of the loss by name, for the batch of one step; their sum is minimised.
-        It calls the model.
-    about: what else makes this run: plain values by name.
-    Returns the EMA of the model. Writes state.pt, log.jsonl and loss.png into the folder.
-
-    Raises ValueError if nothing can be written there, if another training runs there, if what is
-        there cannot be continued, or if the loss, the gradient or a weight is not finite. The last
-        checkpoint stays as it is then.
-    Raises Interrupted on ctrl-C, SIGTERM or SIGHUP. The state after the last whole step is saved.
-    """
-    make_folder(folder)
-    barrier()
-    rank, world_size = rank_and_world_size()  # rank 0 alone shows, logs and saves
-    own_size = shard_size(batch_size)
-    about = {**about, "batch_size": batch_size, "seed": seed}
-    with run_folder.in_use(folder), threads_of(folder) as threads:
-        run, start = begin(model, settings, folder, {**about, "threads": threads})
-        loss = LossModule(model, loss_at)
-        loss = DistributedDataParallel(loss) if world_size > 1 else loss
-        steps = range(start, settings.steps)
-        bar = tqdm(steps, initial=start, total=settings.steps, mininterval=5, disable=rank > 0)
-        with stop_request() as stop, bar:
-            for step in bar:
-                number = step * world_size + rank
-                draw = Draw(number, own_size, generator_at(seed, number))
-                terms = take_step(run, loss, draw, settings, step, stop)
-                if step % settings.log_every == 0:
-                    bar.set_postfix(log_step(run, terms, step))
-                save_if_due(run, settings, step + 1, stop)
-    if rank == 0:
-        run_folder.plot_losses(folder)
-    barrier()  # the others go on when everything is saved
-    return run.ema
-
-
-def take_step(
-    run: Run, loss: nn.Module, draw: Draw, settings: Hyperparameters, step: int, stop: StopRequest
-) -> dict[str, Tensor]:
-    """Change the model and its EMA once. Returns the terms of the loss before it.
-
-    Raises ValueError if the loss or the gradient is not finite. No weight has changed then.
-    """
-    try:
-        set_rates(run.optimizers, settings, step)
-        for optimizer in run.optimizers:
-            optimizer.zero_grad()
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernel's backward is twice as slow on a CPU
-            with fast_precision():
-                terms = loss(draw)
-            sum(terms.values()).backward()
-        terms = {name: term.detach() for name, term in terms.items()}
-        norm = nn.utils.clip_grad_norm_(run.model.parameters(), settings.clip)
-        check_finite(terms, norm, step)
-        with fast_precision():  # Muon is mostly products of matrices; their rounding does no harm
-            for optimizer in run.optimizers:
-                optimizer.step()
-    except KeyboardInterrupt:
-        if stop.number is None:  # loss_at raised it itself, and no weight has changed
-            run.stop(step, signal.SIGINT)
-        raise
-    update_ema(run.ema, run.model, keep=min(settings.ema, (1 + step) / (10 + step)))
-    return terms
+def create_optimizers(model: nn.Module, settings: Hyperparameters) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of hidden layers, AdamW for the rest. A group may be empty."""
+    hidden, others = split_for_muon(model)
+    decay = settings.weight_decay
+    muon = Muon([{"params": hidden}], settings.rate, weight_decay=decay)
+    adam = torch.optim.AdamW(
+        [{"params": others}], settings.adam_rate, betas=(0.9, 0.99), weight_decay=decay, fused=True
+    )
+    return [muon, adam]
 
 
 def set_rates(
@@ -269,23 +175,6 @@ def update_ema(ema: nn.Module, model: nn.Module, keep: float) -> None:
         slow.lerp_(fast, 1 - keep)
 
 
-def log_step(run: Run, terms: dict[str, Tensor], step: int) -> dict[str, float]:
-    """Write the terms of the loss, averaged over the processes, into the log. Returns them."""
-    numbers = {name: round(mean_over_processes(term).item(), 5) for name, term in terms.items()}
-    if rank_and_world_size()[0] == 0:
-        run_folder.log(run.folder, {"step": step, **numbers, "seconds": run.seconds()})
-    return numbers
-
-
-def save_if_due(run: Run, settings: Hyperparameters, step: int, stop: StopRequest) -> None:
-    """Save if rank 0 finds that it is time. Stop if any process was asked to."""
-    asked, due = any_process(stop.number is not None, run.is_due())
-    if asked:
-        run.stop(step, stop.number or signal.SIGTERM)
-    if due or step % settings.save_every == 0 or step == settings.steps:
-        run.save(step)
-
-
 def check_finite(terms: dict[str, Tensor], norm: Tensor, step: int) -> None:
     """Raise ValueError, in every process, unless the loss and the gradient are finite."""
     means = {f"the loss {name}": mean_over_processes(term).item() for name, term in terms.items()}
@@ -296,15 +185,135 @@ def check_finite(terms: dict[str, Tensor], norm: Tensor, step: int) -> None:
 
 
 def divergence_message(step: int, what: str) -> str:
-    """The sentences for a run whose numbers have grown out of all bounds."""
+    """The error message of a run in which a number is NaN or infinite."""
     return (
         f"The training broke off at step {step}: {what}. The last checkpoint is from before that. "
         "Try a lower rate, or another seed in another folder."
     )
 
 
+# ---- around the steps: resume, log, save, stop ---------------------------------------------------
+
+
+@dataclass
+class Run(Generic[Model]):
+    """A training and the folder that keeps it.
+
+    about: what defines this run, plain values by name
+    steps: the steps that are left, with a progress bar    done: how many are done
+    began: seconds of the monotonic clock, moved back by the time spent before a resume
+    saved, cost: when the last checkpoint was written, and how many seconds that took
+    """
+
+    folder: Path
+    settings: Hyperparameters
+    about: dict
+    model: Model
+    ema: Model
+    optimizers: list[torch.optim.Optimizer]
+    steps: tqdm
+    done: int
+    began: float
+    saved: float
+    cost: float = 0.0
+    request: StopRequest = field(default_factory=StopRequest)
+
+    def seconds(self) -> float:
+        """How long the run has taken, without pauses between two calls."""
+        return round(time.monotonic() - self.began, 3)
+
+    def end_step(self, terms: dict[str, Tensor]) -> None:
+        """Log and save if it is time. Stop if any process was asked to."""
+        if self.done % self.settings.log_every == 0:
+            self.log(terms)
+        self.done += 1
+        asked, due = any_process(self.request.number is not None, self.is_due())
+        if asked:
+            self.stop(self.request.number or signal.SIGTERM)
+        if due or self.done % self.settings.save_every == 0 or self.done == self.settings.steps:
+            self.save()
+
+    def log(self, terms: dict[str, Tensor]) -> None:
+        """Write the terms of the loss, averaged over the processes, into the log and the bar."""
+        means = {name: round(mean_over_processes(term).item(), 5) for name, term in terms.items()}
+        if rank_and_world_size()[0] == 0:
+            run_folder.log(self.folder, {"step": self.done, **means, "seconds": self.seconds()})
+        self.steps.set_postfix(means)
+
+    def is_due(self) -> bool:
+        """Whether rank 0 wants a checkpoint now. Saving takes at most 2 % of the time."""
+        pause = max(SAVE_SECONDS, 50 * self.cost)
+        return rank_and_world_size()[0] == 0 and time.monotonic() - self.saved > pause
+
+    def save(self) -> None:
+        """Write the state after the last whole step.
+
+        Raises ValueError if it cannot be written, or if a weight is NaN or infinite.
+        """
+        started = time.monotonic()
+        for network in (self.model, self.ema):
+            for name, tensor in network.state_dict().items():
+                if not is_finite(tensor):
+                    what = f"{name} is NaN or infinite"
+                    raise ValueError(divergence_message(self.done - 1, what))
+        if rank_and_world_size()[0] == 0:
+            networks = self.model, self.ema, self.optimizers
+            state = run_folder.state_of(self.done, self.seconds(), self.about, *networks)
+            run_folder.save_state(self.folder, state)
+        self.saved = time.monotonic()
+        self.cost = self.saved - started
+
+    def stop(self, number: int) -> None:
+        """Save, and end the training as the signal of this number asked. Raises Interrupted."""
+        self.save()
+        barrier()  # rank 0 has written the state before any process ends
+        raise Interrupted(
+            f"Stopped after {self.done} of {self.settings.steps} steps, which are saved in "
+            f"{self.folder}. Give the same command again to go on.",
+            number,
+        ) from None
+
+
+@contextmanager
+def open_run(
+    model: Model, settings: Hyperparameters, folder: Path, about: dict
+) -> Iterator[Run[Model]]:
+    """The run in this folder, new or as it was saved last. Plots the losses at the end."""
+    barrier()
+    with run_folder.lock_folder(folder), threads_of(folder) as threads:
+        run = resume_run(model, settings, folder, {**about, "threads": threads})
+        with stop_request() as run.request, run.steps:
+            try:
+                yield run
+            except Interrupted:
+                raise
+            except KeyboardInterrupt:
+                if run.request.number is None:  # loss_at raised it, and no weight has changed
+                    run.stop(signal.SIGINT)
+                raise
+    if rank_and_world_size()[0] == 0:
+        run_folder.plot_losses(folder)
+    barrier()  # the others go on when everything is saved
+
+
+def resume_run(model: Model, settings: Hyperparameters, folder: Path, about: dict) -> Run[Model]:
+    """The run, with the model filled from the folder's last checkpoint if there is one."""
+    about = description(settings, about)
+    ema = copy.deepcopy(model).requires_grad_(False)
+    optimizers = create_optimizers(model, settings)
+    start, spent, about["commit"] = run_folder.resume(folder, about, model, ema, optimizers)
+    rank, _ = rank_and_world_size()
+    if start >= settings.steps and rank == 0:
+        done = f"The training in {folder} is complete: {start} of {settings.steps} steps. "
+        warnings.warn(f"{done}Ask for more steps to train it further.", stacklevel=5)
+    left = range(start, settings.steps)
+    bar = tqdm(left, initial=start, total=settings.steps, mininterval=5, disable=rank > 0)
+    now = time.monotonic()
+    return Run(folder, settings, about, model, ema, optimizers, bar, start, now - spent, now)
+
+
 def description(settings: Hyperparameters, about: dict) -> dict:
-    """What makes this run: {"hyperparameters.steps": 10000, "vae.channels": (16, 32), ...}."""
+    """What defines a run: {"hyperparameters.steps": 10000, "vae.channels": (16, 32), ...}."""
     learning = asdict(settings)
     del learning["save_every"], learning["log_every"]  # the result does not depend on them
     return join_keys({"hyperparameters": learning, **about})

@@ -1,9 +1,10 @@
-"""The optimizer of the hidden layers: every update turns its matrix by the same amount.
+"""Muon, the optimizer of the hidden layers: each update is about as large in every direction.
 
 Adam scales each number by itself. But a layer is a matrix, and a few directions dominate its
-gradient. Muon replaces the momentum by a matrix with the same directions, whose singular values are
-all about 1 (Jordan 2024, "Muon: an optimizer for hidden layers in neural networks"). The mini's
-autoencoder trains about five times faster with it (docs/mini.md).
+gradient, so the others hardly change. Muon replaces the momentum by a matrix with the same
+directions, whose singular values are all about 1 (Jordan 2024, "Muon: an optimizer for hidden
+layers in neural networks"). The mini's autoencoder trains about five times faster with it
+(docs/mini.md).
 """
 
 from collections import defaultdict
@@ -23,7 +24,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     a, b, c = QUINTIC
     wide = matrices.shape[-2] <= matrices.shape[-1]
     x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
-    x = x if wide else x.mT  # the smaller Gram matrix
+    x = x if wide else x.mT  # so that the Gram matrix is the smaller one
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
@@ -45,11 +46,11 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            alike = defaultdict(list)  # one product of many matrices is faster than many of one
+            by_shape = defaultdict(list)  # one product of many is faster than many of one
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    alike[parameter.flatten(1).shape].append(parameter)
-            for parameters in alike.values():
+                    by_shape[parameter.flatten(1).shape].append(parameter)
+            for parameters in by_shape.values():
                 self.update(parameters, group)
 
     def update(self, parameters: list[Tensor], group: dict) -> None:
@@ -62,14 +63,15 @@ class Muon(torch.optim.Optimizer):
 
     def ahead(self, parameter: Tensor, keep: float) -> Tensor:
         """The momentum after this gradient, one step ahead (Nesterov), as a matrix."""
-        state = self.state[parameter]
+        gradient, state = parameter.grad, self.state[parameter]
+        assert gradient is not None, "step() leaves out parameters without a gradient"
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
-        momentum = state["momentum"].lerp_(parameter.grad, 1 - keep)
-        return parameter.grad.lerp(momentum, keep).flatten(1)
+        momentum = state["momentum"].lerp_(gradient, 1 - keep)
+        return gradient.lerp(momentum, keep).flatten(1)
 
 
-# First and last layers, whose numbers have a meaning of their own, where orthogonalizing does harm.
+# First and last layers and embeddings: orthogonalizing their updates makes the training worse.
 AT_THE_BORDER = (
     "conv_in.weight",
     "conv_out.weight",
@@ -80,7 +82,7 @@ AT_THE_BORDER = (
 
 
 def split_for_muon(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """The matrices of hidden layers, and all else (biases, norms, embeddings, first, last)."""
+    """The matrices of hidden layers, and the rest (biases, norms, embeddings, first, last)."""
     hidden, others = [], []
     for name, parameter in model.named_parameters():
         inside = parameter.ndim >= 2 and not name.endswith(AT_THE_BORDER)

@@ -1,6 +1,5 @@
 """What a run keeps in its folder: state.pt, log.jsonl and, drawn from the log, loss.png."""
 
-import hashlib
 import io
 import json
 import os
@@ -39,7 +38,7 @@ MOMENTS = {Muon: {"momentum"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_s
 
 
 @contextmanager
-def in_use(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Keep other trainings out of the folder. Makes the folder if it is not there.
 
     The lock ends with its process. Rank 0 takes it for all processes of a training. The process
@@ -76,7 +75,7 @@ def in_use(folder: Path) -> Iterator[None]:
 
 
 def acquire(lock: FileLock) -> bool:
-    """Whether nobody else holds the lock. On a disk without locks the answer is yes."""
+    """Take the lock. False: another process holds it. A disk without locks always gives True."""
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -91,21 +90,21 @@ def save_state(folder: Path, state: dict) -> None:
 
     Raises ValueError if it cannot be written.
     """
-    content = io.BytesIO()  # torch.save does not say why it could not write to a disk
+    content = io.BytesIO()  # not the file: torch.save hides why it cannot write to a disk
     torch.save(state, content)
     with written_whole(folder / "state.pt") as unfinished:
         unfinished.write_bytes(content.getbuffer())
 
 
 def last_state(folder: Path) -> dict | None:
-    """What was saved last, or None where nothing was.
+    """The last saved state, or None if there is none.
 
     Raises ValueError if the file is damaged, or if an earlier version of minisd wrote it.
     """
     path = folder / "state.pt"
     if not path.exists():
         return None
-    with damage_message(path):
+    with report_damage(path):
         with zipfile.ZipFile(path) as file:
             if file.testzip():  # torch.load compares no checksums
                 raise ValueError("its bytes have changed")
@@ -143,8 +142,8 @@ def check_state(state: dict) -> None:
 
 
 @contextmanager
-def damage_message(path: Path) -> Iterator[None]:
-    """Raise one ValueError for whatever is wrong inside a state: a bad pickle can fail anywhere."""
+def report_damage(path: Path) -> Iterator[None]:
+    """Turn every error inside into one ValueError: a damaged state can fail in many ways."""
     try:
         yield
     except Exception as error:
@@ -156,7 +155,7 @@ def damage_message(path: Path) -> Iterator[None]:
 def state_of(
     step: int, seconds: float, about: dict, model: nn.Module, ema: nn.Module, optimizers: list
 ) -> dict:
-    """All that a run needs to go on."""
+    """Everything that is needed to resume a run."""
     return {
         "format": FORMAT,
         "step": step,
@@ -174,7 +173,7 @@ def resume(
 ) -> tuple[int, float, str]:
     """Fill in the last saved state, if any.
 
-    Returns the step to go on from, the seconds so far, and the commit of the code that began.
+    Returns how many steps are done, the seconds so far, and the commit that began the run.
 
     Raises ValueError if the state is damaged, or of another run or model.
     """
@@ -185,7 +184,7 @@ def resume(
     refuse_another_run(folder, state["run"], about)
     fill_network(model, state["model"], path)
     fill_network(ema, state["ema"], path)
-    with damage_message(path):
+    with report_damage(path):
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             fill_optimizer(optimizer, saved)
     return state["step"], state["seconds"], state["run"]["commit"]
@@ -197,7 +196,7 @@ def fill_network(network: nn.Module, weights: dict, path: Path) -> None:
     Raises ValueError if the weights are damaged, or belong to a network of another shape.
     """
     own = network.state_dict()
-    with damage_message(path):
+    with report_damage(path):
         if weights.keys() != own.keys() or not all(map(torch.is_tensor, weights.values())):
             raise ValueError("a weight is missing, unknown or no tensor")
     if any(weights[name].shape != tensor.shape for name, tensor in own.items()):
@@ -227,11 +226,11 @@ def fill_optimizer(optimizer: Optimizer, saved: dict) -> None:
 
 
 def refuse_another_run(folder: Path, before: dict, now: dict) -> None:
-    """Raise ValueError unless the run described by `before` may go on as the one by `now`.
+    """Raise ValueError unless the run described by `before` may be resumed as the one in `now`.
 
-    Only the number of steps may differ, and it may only grow. The rest of the run then follows the
-    longer cosine, and its rate rises once, at the step where it goes on. The number of threads may
-    differ as well: threads.py uses the recorded number where it can.
+    The number of steps may grow. The rest of the run then follows the longer cosine, and its rate
+    rises once, at the step where it is resumed. The number of threads may differ as well:
+    threads.py uses the recorded number where it can.
     """
     may_differ = {"threads"}
     if now["hyperparameters.steps"] >= before["hyperparameters.steps"]:
@@ -244,17 +243,9 @@ def refuse_another_run(folder: Path, before: dict, now: dict) -> None:
     ]
     if differences:
         raise ValueError(
-            f"The run in {folder} is another one: {'; '.join(differences)}. Train into another "
-            "folder, or ask for the same again (only the steps may change, and only grow)."
+            f"The run in {folder} has other settings: {'; '.join(differences)}. Train into another "
+            "folder, or give the same settings again. Only a larger number of steps is allowed."
         )
-
-
-def fingerprint(network: nn.Module) -> str:
-    """Eight letters that change whenever a parameter changes."""
-    digest = hashlib.sha256()
-    for parameter in network.parameters():
-        digest.update(parameter.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()[:8]
 
 
 def commit() -> str:
@@ -288,15 +279,15 @@ def log(folder: Path, record: dict) -> None:
 
 
 def log_records(folder: Path) -> list[dict]:
-    """The records of the log by step. A step that was done again after a kill counts once."""
+    """The records of the log, in the order of steps. A step that was repeated counts once."""
     path, records = folder / "log.jsonl", {}
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for line in text.splitlines():
         with suppress(ValueError):  # a full disk or a kill cut this line off
             record = parse_json(line)
-            check_value("record", record, dict)
-            check_value("step", record.get("step"), int, (0, 10**9))
-            records[record["step"]] = record
+            if isinstance(record, dict):
+                check_value("step", record.get("step"), int, (0, 10**9))
+                records[record["step"]] = record
     return [records[step] for step in sorted(records)]
 
 

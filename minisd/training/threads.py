@@ -1,4 +1,4 @@
-"""A run goes on with the threads that it began with: their number decides how sums are rounded."""
+"""A run keeps the number of threads that it began with, which decides how sums are rounded."""
 
 import warnings
 from collections.abc import Iterator
@@ -15,18 +15,17 @@ from minisd.training.run_folder import last_state
 def threads_of(folder: Path) -> Iterator[int]:
     """Compute with the number of threads that the folder's run records. Yields that number.
 
-    Without a record, or with another number of processes, the number is the one that is set.
+    A new run, and a run with another number of processes, use the number that is set.
 
     Raises ValueError if the folder's state is damaged.
     """
     own = torch.get_num_threads()
     rank, processes = rank_and_world_size()
-    state = last_state(folder) or {}
-    recorded, earlier = state.get("run", {}).get("threads"), state.get("processes", 1)
-    threads = recorded if recorded and earlier == processes else int(broadcast(own))
-    if rank == 0 and recorded and (earlier, recorded) != (processes, own):
-        sentence = change_message(folder, (earlier, recorded), (processes, own))
-        warnings.warn(sentence, stacklevel=4)
+    state, now = last_state(folder), (processes, own)
+    before = (state["processes"], state["run"]["threads"]) if state else now
+    threads = before[1] if state and before[0] == processes else int(broadcast(own))
+    if rank == 0 and before != now:
+        warnings.warn(change_message(folder, before, now), stacklevel=6)
     torch.set_num_threads(threads)  # always: MKL may use fewer until a number is set
     try:
         yield threads
@@ -35,14 +34,14 @@ def threads_of(folder: Path) -> Iterator[int]:
 
 
 def change_message(folder: Path, before: tuple[int, int], now: tuple[int, int]) -> str:
-    """The sentences for a run that goes on in another way. before, now: processes, threads."""
+    """The warning for a run that is resumed in another way. before, now: processes, threads"""
     if before[0] == now[0]:
         return (
-            f"The run in {folder} began with threads={before[1]} and goes on with them, though "
-            f"{now[1]} is set. The last digits of the result depend on that number."
+            f"The run in {folder} began with threads={before[1]} and keeps them, although "
+            f"threads={now[1]} is set. The last digits of the result depend on that number."
         )
     return (
         f"The run in {folder} goes on with processes={now[0]}, threads={now[1]} each, and began "
         f"with processes={before[0]}, threads={before[1]}. Other processes draw other random "
-        "numbers, so the result will be another one."
+        "numbers, so the result will differ."
     )

@@ -1,4 +1,4 @@
-"""Train the autoencoder: small latents, from which the picture can be drawn again."""
+"""Train the autoencoder, which turns a picture into a small latent, and back."""
 
 import copy
 from collections.abc import Callable
@@ -18,11 +18,11 @@ DrawPictures = Callable[[int, int], Tensor]
 
 KL_WEIGHT = 5e-5  # with 1e-6, pictures are 0.5 dB better, but the decoder tolerates less noise
 THIN_WEIGHT = 5  # while a decoder learns to draw thin lines
-EQUAL_STEPS = 0.2  # how many steps count all errors equally after that, per step before
+EQUAL_STEPS = 0.2  # the share of steps in the second part, where all errors count equally
 
 
 def edges(image: Tensor) -> Tensor:
-    """Differences of neighbours, b 2c h-1 w-1. A loss that compares them as well punishes blur."""
+    """Differences of neighbouring pixels, b 2c h-1 w-1. A loss that compares them punishes blur."""
     across = image[..., :-1, 1:] - image[..., :-1, :-1]
     down = image[..., 1:, :-1] - image[..., :-1, :-1]
     return torch.cat([across, down], dim=1)
@@ -52,7 +52,10 @@ def train_vae(
     batch_size: int = 16,
     seed: int = 0,
 ) -> VAE:
-    """Returns the EMA of the VAE. Resumes from the folder. Raises ValueError like train()."""
+    """Train a VAE, and return its EMA.
+
+    Resumes from the folder. Raises ValueError like train().
+    """
     torch.manual_seed(seed)
     vae = VAE(config)
 
@@ -82,7 +85,7 @@ def thinness(image: Tensor) -> Tensor:
 
 
 def decoder_loss(vae: VAE, image: Tensor, thin_weight: float) -> dict[str, Tensor]:
-    """The terms of vae_loss() that the decoder can lower, for the likeliest latent of each picture.
+    """The terms of vae_loss() that the decoder can lower, for the mode of each latent.
 
     A whisker has so few pixels that the decoder would rather leave it out, so errors in thin lines
     count more.
@@ -110,10 +113,10 @@ def train_decoder(
     """Train only the decoder further: it draws the same latents better. Returns the VAE with it.
 
     The encoder stays as it is, so every U-Net that was trained on its latents can use the new
-    decoder. The files vae-ft-mse came from Stable Diffusion's autoencoder in this way (their model
-    card). Errors in thin lines count more at first. Then all errors count equally, for a fifth as
-    many steps at a quarter of the rate. Resumes from the folder; the last part has its own folder
-    in it, "alike". Raises ValueError like train().
+    decoder. Stability AI made vae-ft-mse from Stable Diffusion's autoencoder in this way (its model
+    card). At first, errors in thin lines count more. Then all errors count equally, for a fifth as
+    many steps at a quarter of the rate. This second part has its own folder inside, "alike".
+    Resumes from the folders. Raises ValueError like train().
     """
 
     def train_part(vae: VAE, thin_weight: float, settings: Hyperparameters, folder: Path) -> VAE:

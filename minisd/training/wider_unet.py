@@ -5,18 +5,12 @@ Stable Diffusion's inpainting and depth models were made like this (Rombach et a
 Here the decoder stays as it is, so that the file holds only what differs from the mini.
 """
 
-import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from minisd.checkpoints.header import config_to_metadata
-from minisd.checkpoints.write import write_tensors
-from minisd.files.whole_files import written_whole
 from minisd.pipeline import StableDiffusion
 from minisd.training.adapters import AdapterDataset, train_on
 from minisd.training.loop import Hyperparameters
@@ -53,25 +47,3 @@ def train_wider(
         return unet(torch.cat([x, condition], dim=1), t, context)
 
     return train_on(sd, unet, predict, dataset, folder, settings, batch_size, seed, unet.config)
-
-
-def save_wider(
-    path: Path,
-    sd: StableDiffusion,
-    unet: UNet,
-    name: str,
-    notes: dict,
-    others: Mapping[str, Tensor] = MappingProxyType({}),
-) -> None:
-    """Write what differs from mini.safetensors, in half precision. The two files lie in one folder.
-
-    name: of the model's config    others: more tensors by name, such as an estimator's
-
-    Raises ValueError if it cannot be written.
-    """
-    trained = {key: t for key, t in unet.state_dict().items() if not key.startswith(FROZEN)}
-    trained = {f"unet.{key}": tensor for key, tensor in trained.items()} | dict(others)
-    settings = config_to_metadata(replace(sd.config, name=name, unet=unet.config), sd.tokenizer)
-    header = {**settings, "base": "mini.safetensors", "notes": json.dumps(notes)}
-    with written_whole(path) as unfinished:
-        write_tensors(unfinished, trained, header, torch.float16)

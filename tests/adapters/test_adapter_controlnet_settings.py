@@ -15,55 +15,33 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
-from PIL import Image
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from safetensors.torch import save_file
 
 from minisd.adapters.controlnet import ControlNet, control, controlnet_rows
-from minisd.adapters.controlnet_settings import (
+from minisd.checkpoints import names
+from minisd.checkpoints.controlnet_settings import (
     CONTROLNET_JSON,
     CONTROLNET_YAML,
     DEFAULT_HINT,
     STAGE_YAML,
     HintSettings,
 )
-from minisd.checkpoints import names
 from minisd.tasks.depth2img import depth2img_steps
 from minisd.tasks.img2img import img2img_steps
 from minisd.tasks.inpaint import inpaint_steps
-from tests.helpers.pipeline_pairs import NO_FILTER, both_pipelines, last, of_seeds
+from tests.helpers.pipeline_pairs import NO_FILTER, eighth_pair, last, of_seeds
 from tests.helpers.reference_networks import ddim_scheduler, ours, randomise
 from tests.helpers.side_by_side import relative_error
-from tests.helpers.tiny_models import V1, V2
 
 SAME, END_TO_END = 1e-5, 1e-4  # float32, largest error over the reference's spread
 SHUFFLE = "control_v11e_sd15_shuffle"
 PROMPTS = ["a photograph of an astronaut", "two cats"]
 
 
-@pytest.fixture(scope="module", params=["v1", "v2"])
-def eighth(request, tmp_path_factory):
-    return eighth_of(request.param, tmp_path_factory)
-
-
 @pytest.fixture(scope="module")
 def v1(tmp_path_factory):
-    return eighth_of("v1", tmp_path_factory)
-
-
-def eighth_of(family, tmp_path_factory):
-    """A pair whose latents are eight times smaller than pictures, as every ControlNet expects."""
-    config = {"v1": V1, "v2": V2}[family]
-    config = replace(config, vae=replace(config.vae, channels=(32, 32, 64, 64)))
-    return both_pipelines(
-        config, StableDiffusionPipeline, tmp_path_factory.mktemp("pair"), **NO_FILTER
-    )
-
-
-@pytest.fixture(scope="module")
-def picture():
-    shades = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
-    return Image.fromarray(shades).resize((96, 64), Image.Resampling.BICUBIC)
+    return eighth_pair("v1", tmp_path_factory.mktemp("pair"))
 
 
 def reference(theirs, **settings):
@@ -530,7 +508,7 @@ def difference_state(full, unet_state):
 
 @pytest.fixture(params=["v1", "v2"])
 def difference(request, tmp_path_factory, tmp_path):
-    sd, theirs = eighth_of(request.param, tmp_path_factory)
+    sd, theirs = eighth_pair(request.param, tmp_path_factory.mktemp("pair"))
     full = original_state(reference(theirs), sd.config.unet)
     unet = names.to_official(
         sd.unet.state_dict(), names.flat_rows(names.unet_rows(sd.config.unet)), "original"
@@ -584,7 +562,7 @@ def test_a_difference_needs_a_unet_of_as_many_channels(difference, picture):
     network = ControlNet.load(folder / "diff.safetensors", sd.config.unet)
     for channels in (5, 9):
         with pytest.raises(
-            ValueError, match=rf"differs from a U-Net with 4 .* has {channels}: give"
+            ValueError, match=rf"difference from a U-Net with 4 .* not {channels}: give"
         ):
             control(with_channels(sd, channels), network, picture)
 

@@ -16,7 +16,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from minisd.adapters.lora import lora, read_lora
-from minisd.adapters.peft_settings import ADAPTER_CONFIG, LORA_CONFIG
+from minisd.checkpoints.lora_settings import ADAPTER_CONFIG, LORA_CONFIG
 from tests.helpers.pipeline_pairs import NO_FILTER, both_pipelines
 from tests.helpers.side_by_side import relative_error
 from tests.helpers.tiny_models import V1, V2
@@ -290,7 +290,7 @@ def test_absent_settings_have_pefts_defaults_in_a_file(v1, tmp_path):
     found = read_lora(tmp_path, ours.config)
     assert {change.alpha for change in found.values()} == {8.0}  # LoraConfig.lora_alpha
     (tmp_path / ADAPTER_CONFIG).write_text(json.dumps({"peft_type": "LORA"}), encoding="utf-8")
-    with pytest.raises(ValueError, match="has rank 4, and the settings say 8"):
+    with pytest.raises(ValueError, match="has rank 4, and its settings say 8"):
         lora(ours, tmp_path)
 
 
@@ -384,10 +384,10 @@ def test_zero_in_pefts_settings_is_zero(v1, tmp_path):
 @pytest.mark.parametrize(
     ("state", "sentence"),
     [
-        (kohya_state(alpha=torch.tensor(math.nan)), "alpha that is no finite number"),
-        (kohya_state(alpha=torch.tensor(math.inf)), "alpha that is no finite number"),
-        (kohya_state(alpha=torch.ones(2)), "alpha that is no finite number"),
-        (kohya_state(alpha=torch.ones(0)), "alpha that is no finite number"),
+        (kohya_state(alpha=torch.tensor(math.nan)), "alpha that is not a finite number"),
+        (kohya_state(alpha=torch.tensor(math.inf)), "alpha that is not a finite number"),
+        (kohya_state(alpha=torch.ones(2)), "alpha that is not a finite number"),
+        (kohya_state(alpha=torch.ones(0)), "alpha that is not a finite number"),
         (kohya_state(rank=0), "has rank 0, so its matrices are empty"),
         ({k: t.to(torch.int8) for k, t in kohya_state().items()}, "matrices of finite numbers"),
         (kohya_state() | {"a_stranger": torch.ones(1)}, "names that fit no layer"),

@@ -20,11 +20,12 @@ from minisd.adapters.classifier import (
 )
 from minisd.config import MINI, WEIGHTS, ScheduleConfig
 from minisd.mini.datasets import labelled_latents
+from minisd.mini.evaluate import accuracy_per_t
 from minisd.mini.scenes import batch
 from minisd.pipeline import StableDiffusion
 from minisd.sampling import sampler_levels
 from minisd.schedule import Schedule
-from minisd.training.classifier import accuracy_per_t, thing_loss, train_classifier
+from minisd.training.classifier import thing_loss, train_classifier
 from minisd.training.loop import Hyperparameters
 from minisd.vae import DiagonalGaussian
 
@@ -280,7 +281,7 @@ def rewritten(path, header=None, **tensors):
 SPOILT = {
     "cut short": (lambda path: path.write_bytes(path.read_bytes()[:9000]), "cut off"),
     "missing": (lambda path: path.unlink(), "There is no file"),
-    "a model": (lambda path: path.write_bytes(MODEL.read_bytes()), "holds no classifier"),
+    "a model": (lambda path: path.write_bytes(MODEL.read_bytes()), "not a classifier of latents"),
     "no JSON": (lambda path: rewritten(path, "{"), "damaged classifier"),
     "a list": (lambda path: rewritten(path, "[]"), "damaged classifier"),
     "other words": (lambda path: rewritten(path, '{"nouns": ["cat"]}'), "damaged.*nouns"),

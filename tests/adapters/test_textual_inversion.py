@@ -12,7 +12,13 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
 from minisd.adapters.textual_inversion import Word, Words, textual_inversion
-from tests.helpers.pipeline_pairs import NO_FILTER, both_pipelines, drawn, drawn_by_diffusers
+from tests.helpers.pipeline_pairs import (
+    NO_FILTER,
+    both_pipelines,
+    drawn,
+    drawn_by_diffusers,
+    family_pair,
+)
 from tests.helpers.side_by_side import relative_error
 from tests.helpers.threads import frequent_switches
 from tests.helpers.tiny_models import V1
@@ -29,6 +35,11 @@ def pair_of(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sd(pair_of):
     return pair_of[0]
+
+
+@pytest.fixture(scope="module", params=["v1", "v2"])
+def each_pair(request, tmp_path_factory):
+    return family_pair(request.param, tmp_path_factory.mktemp("each"))
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +64,85 @@ def saved(path, content):
 def looked_up(sd, text):
     with torch.no_grad():
         return sd.text_encoder.token_embedding(torch.tensor([sd.tokenizer.encode(text)]))[0]
+
+
+def word_files(vectors, folder):
+    """The same vectors as the three kinds of file: path -> the word it has."""
+    vectors = vectors.clone()
+    torch.save({"<toy>": vectors[0] if len(vectors) == 1 else vectors}, folder / "learned.bin")
+    about = {"string_to_token": {"*": torch.tensor(265)}, "name": "toy", "step": 5}
+    torch.save({**about, "string_to_param": {"*": vectors}}, folder / "<toy>.pt")
+    save_file({"emb_params": vectors}, folder / "<toy>.safetensors")
+    return [folder / name for name in ("learned.bin", "<toy>.pt", "<toy>.safetensors")]
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2], ids=["diffusers", "web-ui", "emb_params"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_textual_inversion_is_that_of_diffusers(each_pair, tmp_path, kind, count):
+    ours, theirs = each_pair
+    vectors = torch.randn(count, ours.config.text.width, generator=torch.Generator().manual_seed(0))
+    path = word_files(vectors, tmp_path)[kind]
+    prompts = ["a photo of <toy> on a beach", "<toy>, <toy> and a cat"]
+    plain, ids = drawn(ours, prompts), ours.tokenizer.encode("a <toy> cat")
+    if count == 1:
+        theirs.load_textual_inversion(str(path), token="<toy>")
+        expected = drawn_by_diffusers(theirs, prompts)
+    else:  # diffusers no longer splits a word of several vectors: give it as many words instead
+        words = [f"<toy{i}>" for i in range(count)]
+        for word, vector in zip(words, vectors, strict=True):
+            theirs.load_textual_inversion({word: vector}, token=word)
+        spelt = [prompt.replace("<toy>", " ".join(words)) for prompt in prompts]
+        expected = drawn_by_diffusers(theirs, spelt)
+    theirs.unload_textual_inversion()
+    with textual_inversion(ours, path):
+        assert relative_error(drawn(ours, prompts), expected) < END_TO_END
+        row = ours.tokenizer.encode("<toy>")
+        assert torch.equal(ours.text_encoder.token_embedding(torch.tensor([row]))[0], vectors)
+        assert len(ours.tokenizer.encode("a <toy> cat")) == 2 + count
+        assert ours.tokenizer.decode(ours.tokenizer.encode("a <TOY> cat")) == "a <toy> cat"
+        assert relative_error(drawn(ours, prompts), plain) > 100 * END_TO_END
+    assert torch.equal(drawn(ours, prompts), plain)
+    assert ours.tokenizer.encode("a <toy> cat") == ids
+
+
+def test_several_words_go_in_any_order(each_pair, tmp_path):
+    sd, _ = each_pair
+    width = sd.config.text.width
+    for name in ("blorp", "zib"):
+        save_file({"emb_params": torch.randn(2, width)}, tmp_path / f"{name}.safetensors")
+    plain = drawn(sd, ["blorp and zib"])
+    first = textual_inversion(sd, tmp_path / "blorp.safetensors")
+    second = textual_inversion(sd, tmp_path / "zib.safetensors")
+    assert sd.tokenizer.encode("blorps") != sd.tokenizer.encode("blorp")
+    assert len(sd.tokenizer.encode("blorp, zib")) == 5
+    with textual_inversion(sd, tmp_path / "blorp.safetensors", word="<b>") as marked:
+        assert sd.tokenizer.added_words.ids["<b>"] == sd.tokenizer.encode("x<b>s")[1:3]
+        assert marked.word == "<b>"
+    with pytest.raises(ValueError, match="'zib' is taken"):
+        textual_inversion(sd, tmp_path / "zib.safetensors")
+    both_words = drawn(sd, ["blorp and zib"])
+    first.remove()
+    assert not torch.equal(drawn(sd, ["blorp and zib"]), both_words)
+    second.remove()
+    second.remove()
+    assert torch.equal(drawn(sd, ["blorp and zib"]), plain)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"emb_params": torch.ones(1, 7)}, "vectors 7 wide, .* expects 64"),
+        ({"emb_params": torch.full((1, 64), torch.nan)}, "NaN or infinity"),
+        ({"a": torch.ones(64), "<b>": torch.ones(64)}, "'a' is in the vocabulary already"),
+        ({"emb_params": torch.ones(1, 2, 3)}, "holds no word"),
+    ],
+)
+def test_a_file_without_a_word_of_this_model_is_refused(each_pair, tmp_path, content, sentence):
+    sd, _ = each_pair
+    save_file(content, tmp_path / "word.safetensors")
+    with pytest.raises(ValueError, match=sentence):
+        textual_inversion(sd, tmp_path / "word.safetensors")
+    assert sd.tokenizer.added_words.ids == {}
 
 
 @pytest.mark.parametrize("count", [1, 3])

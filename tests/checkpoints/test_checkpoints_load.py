@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from minisd.checkpoints import single_file_settings, sizes_from_tensors
 from minisd.checkpoints.checkpoint import Parts
 from minisd.checkpoints.cover import empty_networks
+from minisd.checkpoints.file_kinds import UNKNOWN_KIND
 from minisd.checkpoints.info import inspect_source
 from minisd.checkpoints.load import load
 from minisd.checkpoints.names import model_rows, prefixes, to_official
@@ -335,9 +336,13 @@ def stays_random(unet: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("change", "prediction", "words"),
     [
-        (returns_its_input, "eps", r"correlates (1.00|0.99) with it: taken as eps"),
-        (stays_random, "v", "with it: taken as v"),
-        (returns_nothing, "eps", "which decides nothing: taken as eps"),
+        (
+            returns_its_input,
+            "eps",
+            r"correlation of (1.00|0.99) with the noise. minisd takes it as eps",
+        ),
+        (stays_random, "v", "with the noise. minisd takes it as v"),
+        (returns_nothing, "eps", "which decides nothing. minisd takes it as eps"),
     ],
 )
 def test_a_v2_file_that_does_not_say_is_tried_on_noise(tmp_path, change, prediction, words):
@@ -474,17 +479,18 @@ OTHER_KINDS = {
     "SDXL model": ["conditioner.embedders.0.x.weight", "model.diffusion_model.out.2.bias"],
     "U-Net alone": ["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"],
     "text encoder": ["text_model.embeddings.token_embedding.weight"],
-    "file of a kind unknown here": ["fc.weight"],
+    "file of an unknown kind": ["fc.weight"],
 }
 
 
 @pytest.mark.parametrize("kind", OTHER_KINDS)
 def test_what_is_no_whole_model_is_called_by_its_name(tmp_path, kind):
     path = write(tmp_path / "a.safetensors", {key: torch.zeros(1) for key in OTHER_KINDS[kind]})
-    says = (
-        f"is no whole model ({kind.strip()}): minisd loads whole Stable Diffusion v1 and v2 models"
-    )
-    assert says in refusal(path)
+    message = refusal(path)
+    if kind == UNKNOWN_KIND:
+        assert "is not a whole Stable Diffusion model: minisd does not know its kind" in message
+    else:
+        assert re.search(f"is (a|an) {kind.strip()}, (not a|which minisd cannot use)", message)
     assert inspect_source(path).kind == kind.strip()
 
 
@@ -538,7 +544,7 @@ def test_a_folder_that_is_no_model_says_what_it_lacks(folders, tmp_path):
     assert "it has no text_encoder, unet, vae, tokenizer" in refusal(empty)
     (empty / "sd.safetensors").touch()
     assert "did you mean the file sd.safetensors in it?" in refusal(empty)
-    assert "is no diffusers model" in refusal(folders["v1"] / "vae")
+    assert "is not a diffusers model" in refusal(folders["v1"] / "vae")
     assert "There is no file or folder" in refusal(tmp_path / "nothing")
 
 
@@ -550,9 +556,13 @@ def test_a_folder_without_weights_or_settings_says_so(folders, tmp_path):
 # setting -> what the error says of it; None: the setting is taken away
 SETTINGS = {
     ("unet/config.json", "act_fn", "gelu"): "act_fn = 'gelu' in its unet: minisd knows only",
-    ("unet/config.json", "attention_head_dim", (4, 16)): "[4, 16] heads at levels (32, 64) wide",
-    ("unet/config.json", "attention_head_dim", 5): "[5, 5] heads at levels (32, 64) wide",
-    ("unet/config.json", "down_block_types", ("DownBlock2D", "Attn")): "lacks 'Attn'",
+    (
+        "unet/config.json",
+        "attention_head_dim",
+        (4, 16),
+    ): "[4, 16] heads for levels of width",
+    ("unet/config.json", "attention_head_dim", 5): "[5, 5] heads for levels of width (32, 64)",
+    ("unet/config.json", "down_block_types", ("DownBlock2D", "Attn")): "the block 'Attn'",
     (
         "unet/config.json",
         "attention_head_dim",
@@ -564,8 +574,8 @@ SETTINGS = {
     ("text_encoder/config.json", "hidden_act", "gelu_new"): "has the activation 'gelu_new'",
     ("text_encoder/config.json", "num_attention_heads", 3): "cannot be divided into 3 groups or",
     ("scheduler/scheduler_config.json", "beta_schedule", "laplace"): "beta_schedule = 'laplace'",
-    ("scheduler/scheduler_config.json", "prediction_type", "sample"): "lacks 'sample'",
-    ("text_encoder/config.json", "hidden_size", None): "lacks 'hidden_size'",
+    ("scheduler/scheduler_config.json", "prediction_type", "sample"): "type = 'sample'",
+    ("text_encoder/config.json", "hidden_size", None): "took their defaults: hidden_s",
     ("vae/config.json", "block_out_channels", None): "DownEncoderBlock2D'] in its vae for 1 lev",
 }
 
@@ -593,7 +603,7 @@ def test_an_index_without_files_and_a_cut_tokenizer_say_so(folders, tmp_path):
     assert f"{index.name} lists no files of weights: fetch it again." in refusal(folder)
     for file in (folder / "tokenizer").iterdir():
         file.unlink()
-    assert "fetch that folder again." in refusal(folder)
+    assert "fetch the folder again." in refusal(folder)
 
 
 def change(settings: dict, key: str, value: object) -> None:
@@ -612,7 +622,7 @@ def change(settings: dict, key: str, value: object) -> None:
         ("unet.channels", [], "has channels = ()"),
         ("schedule.prediction", "x", "predicts 'x'"),
         ("size", "64", "has size = '64'"),
-        ("vae", [], "damaged or of another version"),
+        ("vae", [], "damaged, or written by another version"),
     ],
 )
 def test_a_header_of_ours_with_impossible_settings_is_refused(tmp_path, key, value, says):

@@ -185,7 +185,7 @@ def test_a_bare_pickle_that_would_run_code_is_refused(tmp_path, protocol):
     path = tmp_path / "a.ckpt"
     path.write_bytes(pickle.dumps(os_system(tmp_path / "ran"), protocol=protocol))
     message = refusal(path)
-    assert "posix.system" in message if protocol >= 2 else "no file of weights" in message
+    assert "posix.system" in message if protocol >= 2 else "not a file of weights" in message
     assert not list(tmp_path.glob("ran*"))
 
 
@@ -293,11 +293,11 @@ def test_a_pickle_cut_off_anywhere_is_refused(tmp_path, save):
 # ---- what is no file of weights --------------------------------------------------------------
 
 OTHERS = {
-    b"a photograph of an astronaut": "is no file of weights",
+    b"a photograph of an astronaut": "is a text file, not a file of weights",
     b"": "is empty",
     b"<!DOCTYPE html><html>": "is a web page",
     b"version https://git-lfs.github.com/spec/v1\noid sha256:0": "is a Git LFS pointer",
-    b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR": "is no file of weights",
+    b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR": "is a picture, not a file of weights",
 }
 
 

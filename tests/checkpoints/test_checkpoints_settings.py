@@ -146,8 +146,8 @@ def test_settings_that_mean_the_same_otherwise_are_taken(part, n):
         ("unet", {"transformer_layers_per_block": [1, 2]}, "transformer_layers_per_block = [1, 2]"),
         ("unet", {"cross_attention_dim": [64, 32]}, "cross_attention_dim = [64, 32]"),
         ("unet", {"layers_per_block": [2, 1]}, "layers_per_block = [2, 1]"),
-        ("unet", {"attention_head_dim": [8, 8, 8]}, "[8, 8, 8] heads at levels (32, 64) wide"),
-        ("unet", {"down_block_types": ["CrossAttnX", "DownBlock2D"]}, "minisd lacks 'CrossAttnX'"),
+        ("unet", {"attention_head_dim": [8, 8, 8]}, "[8, 8, 8] heads for levels of width (32, 64)"),
+        ("unet", {"down_block_types": ["CrossAttnX", "DownBlock2D"]}, "the block 'CrossAttnX'"),
         ("unet", {"up_block_types": ["UpBlock2D"] * 2}, "up_block_types = ['UpBlock2D', 'Up"),
         ("unet", {"mid_block_type": None}, "mid_block_type = None in its unet"),
         ("unet", {"time_cond_proj_dim": 256}, "time_cond_proj_dim = 256"),
@@ -195,7 +195,9 @@ def test_absent_sizes_are_the_references_and_said_where_they_do_not_fit(v1):
     change(v1, "text_encoder/config.json", vocab_size=..., max_position_embeddings=...)
     assert replace(open_checkpoint(v1).config, name="v1") == V1
     change(v1, "text_encoder/config.json", hidden_size=...)
-    with pytest.raises(ValueError, match=r"It lacks .*'hidden_size' .* so the usual one was taken"):
+    with pytest.raises(
+        ValueError, match=r"settings are missing, .* default.*: .*hidden_size in text_encoder/"
+    ):
         open_checkpoint(v1)
 
 

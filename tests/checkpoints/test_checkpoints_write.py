@@ -383,7 +383,7 @@ def test_info_lists_the_parts_and_what_is_not_needed(sources):
     assert found.not_needed == {
         "averaged U-Net weights, read with ema=True": 209,
         "the last text layer, which v2 does not use": 12,
-        "what compares text with pictures": 2,
+        "weights that compare text with pictures": 2,
         "the causal mask": 1,
     }
     assert "loading tests it on noise" in str(found)

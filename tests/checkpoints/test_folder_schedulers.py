@@ -260,10 +260,8 @@ def test_every_class_of_a_stable_diffusion_pipeline_is_known_or_refused_by_name(
         if name in SCHEDULER_SETTINGS:
             assert sampler_and_schedule(stored, {}, 4)[0] == folder_scheduler.SAMPLER_OF[name]
         else:
-            way_out = (
-                "LCM model" if name == "LCMScheduler" else f"{name}, which minisd lacks: write"
-            )
-            assert way_out in refusal(stored)
+            lacks = f"the scheduler {name}, which minisd does not have: write"
+            assert ("LCM model" if name == "LCMScheduler" else lacks) in refusal(stored)
 
 
 def refusal(stored: dict, index: dict | None = None, channels: int = 4) -> str:

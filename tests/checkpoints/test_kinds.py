@@ -79,10 +79,10 @@ def examples():
 EXAMPLES = examples()
 PLAIN = EXAMPLES["LoRA"][0]
 SHIPPED = {
-    "emoji": "set of the drawings that the mini learnt from",
+    "emoji": "set of the drawings that the mini was trained on",
     "judge": "judge of the mini's pictures",
     "mini-classifier": "classifier of latents",
-    "mini-edges-half": "half of a ControlNet for the mini",
+    "mini-edges-half": "half-trained ControlNet for the mini",
     "cats-and-dogs": "U-Net that draws cats and dogs without a prompt",
     "tiny-by-diffusers": "recorded trace of a tiny model",
     "mini": MODEL_KIND,
@@ -325,7 +325,9 @@ def test_a_file_of_unknown_kind_is_said_to_be_unknown(sd, tmp_path):
     save_file({f"layer.{n}.weight": torch.zeros(2, 2) for n in range(5)}, path)
     assert kind_of_tensors(read_tensors(path)) == UNKNOWN_KIND
     for wanted in (MODEL_KIND, "VAE", "ControlNet"):
-        with pytest.raises(ValueError, match=r"no .*unknown here.* holds layer\.0\.weight, layer"):
+        with pytest.raises(
+            ValueError, match=r"not a .*not know its kind .*holds layer\.0\.weight, l"
+        ):
             READERS[wanted](sd, path)
 
 
@@ -337,7 +339,7 @@ def test_info_says_what_every_file_is_and_what_to_do_with_it(files, tmp_path):
         inspect_source(WEIGHTS / "mini-blueprint.safetensors")
     )
     torch.save(tensors_of(EXAMPLES["LoHa"][0]), tmp_path / "a.pt")
-    assert "use           minisd has no use for it" in str(inspect_source(tmp_path / "a.pt"))
+    assert "use           minisd cannot use it" in str(inspect_source(tmp_path / "a.pt"))
 
 
 def test_one_odd_tensor_among_a_lora_s_is_named(sd, tmp_path):
@@ -444,29 +446,32 @@ def picture(form):
 # as the formats' specifications give their first bytes
 FOREIGN = {
     "is a GGUF file": [b"GGUF" + bytes([3, 0, 0, 0, 0x7B]) + bytes(100)],
-    "is no file of weights but a picture": [
+    "is a picture, not a file of weights": [
         picture(form) for form in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
     ],
-    "is a file of Keras or TensorFlow (HDF5)": [b"\x89HDF\r\n\x1a\n" + bytes(100)],
+    "is a Keras or TensorFlow file (HDF5)": [b"\x89HDF\r\n\x1a\n" + bytes(100)],
     "is an ONNX or TensorFlow graph": [
         b"\x08\x07\x12\x07pytorch\x1a\x052.4.0",
         b"\x08\x01\x12\x9a\x01meta",
     ],
-    "is a file of Flax (msgpack)": [
+    "is a Flax file (msgpack)": [
         b"\x81\xa6params\x82\xa7conv_in\x81",
         b"\xde\x00\x10\xa7conv_in\x81",
     ],
-    "is a NumPy array": [b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'}"],
+    "is a single NumPy array": [b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'}"],
     "is a NumPy archive": [npz()],
     "is a program (TorchScript)": [torch_script()],
     "is a packed archive: unpack it first": [packed("gz"), packed("xz"), packed("tar")],
-    "is no file of weights but settings (JSON)": [
+    "is a JSON file with settings, not a file of weights": [
         b'{"lora_alpha": 8, "r": 4}',
         b'{"unet":{"a": 1}}',
         b"[1, 2, 3, 4, 5]",
     ],
-    "is no file of weights but text": [b"model:\n  target: ldm\n", "ein Café, 2 Öfen".encode()],
-    "is no file of weights but a PDF": [b"%PDF-1.7\n%\xe2\xe3\xcf\xd3"],
+    "is a text file, not a file of weights": [
+        b"model:\n  target: ldm\n",
+        "ein Café, 2 Öfen".encode(),
+    ],
+    "is a PDF, not a file of weights": [b"%PDF-1.7\n%\xe2\xe3\xcf\xd3"],
 }
 
 

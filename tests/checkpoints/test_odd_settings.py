@@ -20,8 +20,14 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from minisd.adapters import classifier, controlnet_settings, hypernetwork, peft_settings
-from minisd.checkpoints import folder_settings, single_file_settings, vae_file
+from minisd.adapters import classifier, hypernetwork
+from minisd.checkpoints import (
+    controlnet_settings,
+    folder_settings,
+    lora_settings,
+    single_file_settings,
+    vae_file,
+)
 from minisd.checkpoints.cover import empty_networks
 from minisd.checkpoints.folder import shard_files
 from minisd.checkpoints.folder_tokenizer import read_tokenizer, write_tokenizer
@@ -159,12 +165,12 @@ def read_control_header(stored: dict[str, object], path: Path) -> None:
 
 
 def read_peft(stored: object, path: Path) -> None:
-    written(stored, path / peft_settings.ADAPTER_CONFIG)
+    written(stored, path / lora_settings.ADAPTER_CONFIG)
     header = {"lora_adapter_metadata": text_of(stored)}
     save_file({"a": torch.zeros(1)}, path / "adapter_model.safetensors", header)
-    for _, settings in peft_settings.read_peft_settings(path / "adapter_model.safetensors", ["a"]):
+    for _, settings in lora_settings.read_lora_settings(path / "adapter_model.safetensors", ["a"]):
         with name_errors("adapter_model.safetensors"):
-            peft_settings.alpha_of(settings, "unet.down_blocks.0.attn1.to_q", 4)
+            settings.alpha_of("unet.down_blocks.0.attn1.to_q", 4)
 
 
 def read_hypernetwork(stored: object, path: Path) -> None:

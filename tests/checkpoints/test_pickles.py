@@ -539,7 +539,7 @@ def test_integers_are_read_but_are_no_weights(tmp_path, tensor):
     held = {"x.weight": tensor.reshape(3, 4)}
     with pytest.raises(ValueError, match="weights must be floating-point"):
         fill(network, held, "cpu", torch.float32, "a.pt")
-    with pytest.raises(ValueError, match="1 not of real numbers"):
+    with pytest.raises(ValueError, match="1 not floating-point"):
         cover_network(held, network, [Row("x", "x", "x")], "original", "a.pt")
 
 

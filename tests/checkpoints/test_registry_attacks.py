@@ -22,7 +22,7 @@ from huggingface_hub import file_download
 from minisd import cli
 from minisd.checkpoints import registry as official
 from minisd.checkpoints.registry import OFFICIAL, Official, download
-from minisd.cli import hashes
+from minisd.cli import file_hashes
 from tests.helpers.hub_server import serving
 
 CONTENT = random.Random(0).randbytes(102_400)
@@ -535,19 +535,19 @@ def test_a_disk_that_is_full_in_the_middle_keeps_what_it_has(hub, folder, monkey
 def large(tmp_path, monkeypatch):
     """Every file counts as large."""
     monkeypatch.setenv("MINISD_WEIGHTS", str(tmp_path / "kept"))
-    monkeypatch.setattr(hashes, "LARGE_FILE", 0)
-    hashes.kept_hash.cache_clear()
+    monkeypatch.setattr(file_hashes, "LARGE_FILE", 0)
+    file_hashes.cached_hash.cache_clear()
     return tmp_path / "large.bin"
 
 
 @pytest.mark.parametrize("limit", [0, 10**9])
 def test_a_file_that_changed_under_its_old_date_is_hashed_again(large, monkeypatch, limit):
-    monkeypatch.setattr(hashes, "LARGE_FILE", limit)
+    monkeypatch.setattr(file_hashes, "LARGE_FILE", limit)
     for content in (b"one", b"two", b"six"):
         large.unlink(missing_ok=True) if os.name == "nt" else None  # keeps no date of changes
         large.write_bytes(content)
         os.utime(large, (10**9, 10**9))
-        assert hashes.hash_of(str(large)) == sha(content)
+        assert file_hashes.hash_of(str(large)) == sha(content)
 
 
 @pytest.mark.parametrize(
@@ -560,9 +560,9 @@ def test_a_damaged_list_of_hashes_is_ignored(large, notes):
     known.parent.mkdir()
     if b"%s" in notes:
         path = json.dumps(str(large.resolve())).strip('"').encode()
-        notes = notes % (path, hashes.file_state(large).encode())
+        notes = notes % (path, file_hashes.file_state(large).encode())
     known.write_bytes(notes)
-    assert hashes.hash_of(str(large)) == sha(b"one")
+    assert file_hashes.hash_of(str(large)) == sha(b"one")
     assert list(json.loads(known.read_text(encoding="utf-8"))) == [str(large.resolve())]
 
 
@@ -570,12 +570,12 @@ def test_writers_at_once_leave_a_good_list_of_hashes(large):
     files = [large.with_name(f"large{number}.bin") for number in range(20)]
     for number, file in enumerate(files):
         file.write_bytes(b"%d" % number)
-    threads = [threading.Thread(target=hashes.hash_of, args=(str(file),)) for file in files]
+    threads = [threading.Thread(target=file_hashes.hash_of, args=(str(file),)) for file in files]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    known = hashes.known_hashes(large.parent / "kept" / "hashes.json")
+    known = file_hashes.known_hashes(large.parent / "kept" / "hashes.json")
     digests = {path: next(iter(entry.values())) for path, entry in known.items()}
     assert digests == {str(file.resolve()): sha(file.read_bytes()) for file in files}
     assert set(os.listdir(large.parent / "kept")) <= {"hashes.json", "hashes.json.lock"}
@@ -587,22 +587,22 @@ def test_a_disk_that_is_full_keeps_the_list_of_hashes(large, monkeypatch):
         raise OSError(errno.ENOSPC, "no")
 
     large.write_bytes(b"one")
-    hashes.hash_of(str(large))
+    file_hashes.hash_of(str(large))
     known = (large.parent / "kept" / "hashes.json").read_bytes()
     monkeypatch.setattr(Path, "write_text", write_half)
     large.with_name("second.bin").write_bytes(b"two")
-    assert hashes.hash_of(str(large.with_name("second.bin"))) == sha(b"two")
+    assert file_hashes.hash_of(str(large.with_name("second.bin"))) == sha(b"two")
     assert (large.parent / "kept" / "hashes.json").read_bytes() == known
 
 
 def test_a_file_that_was_just_changed_is_hashed_a_tick_later(large, monkeypatch):
     slept = []
-    monkeypatch.setattr(hashes, "time", SimpleNamespace(time=time.time, sleep=slept.append))
-    monkeypatch.setattr(hashes, "TICK", 60)
+    monkeypatch.setattr(file_hashes, "time", SimpleNamespace(time=time.time, sleep=slept.append))
+    monkeypatch.setattr(file_hashes, "TICK", 60)
     large.write_bytes(b"one")
-    hashes.hash_of(str(large))
-    monkeypatch.setattr(hashes, "TICK", 0)
-    hashes.hash_of(str(large))
+    file_hashes.hash_of(str(large))
+    monkeypatch.setattr(file_hashes, "TICK", 0)
+    file_hashes.hash_of(str(large))
     assert slept == [60]
 
 
@@ -614,4 +614,4 @@ def test_a_file_that_changes_while_it_is_read_is_refused(large, monkeypatch):
     large.write_bytes(b"one")
     monkeypatch.setattr("minisd.files.sha256.file_sha256", slow)
     with pytest.raises(ValueError, match="changed while it was read"):
-        hashes.hash_of(str(large))
+        file_hashes.hash_of(str(large))

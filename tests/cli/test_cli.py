@@ -1,4 +1,4 @@
-"""The command line: pictures with their settings inside, and one sentence for each mistake."""
+"""The command line: it writes pictures with their settings inside, and one sentence per error."""
 
 import json
 import subprocess
@@ -107,7 +107,7 @@ def test_the_folder_is_asked_before_the_work(tmp_path, capsys, monkeypatch):
 
 
 def test_every_name_is_asked_before_the_work(model, tmp_path, capsys):
-    """Also the numbered ones and the strips: nothing is drawn that could not be saved."""
+    """The names of numbered pictures and of strips are checked too, before anything is drawn."""
     (tmp_path / "c-2.png").mkdir()
     assert run("generate", "a cat", "-o", tmp_path / "c.png", "--model", model, "-n", 2) == 2
     assert "c-2.png is a folder" in capsys.readouterr().err
@@ -141,16 +141,16 @@ def test_doctor_tells_versions_and_speed(capsys):
     assert torch.__version__ in told and "GFLOPS" in told
 
 
-def test_doctor_names_the_mend(tmp_path):
-    advice = doctor.to_mend("2.3.1+cpu", speed=5, mini=tmp_path / "mini.safetensors")
+def test_doctor_says_what_to_fix(tmp_path):
+    advice = doctor.advice_on_machine("2.3.1+cpu", speed=5, mini=tmp_path / "mini.safetensors")
     assert "pip install -U 'torch>=2.4'" in advice[0]
     assert any("clone the repository" in line for line in advice)
     assert any("5 GFLOPS" in line for line in advice)
 
 
 def test_help_and_import_stay_light():
-    """Neither loads torch; `import minisd` promises to cost next to nothing beside it."""
-    code = "import sys, minisd, minisd.cli; minisd.cli.parser(); print('torch' in sys.modules)"
+    """Neither of them loads torch, which takes most of the time of a start."""
+    code = "import sys, minisd.cli; minisd.cli.build_parser(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -264,7 +264,7 @@ def test_adapters_are_put_on(model, photo, tmp_path):
 
 @pytest.mark.parametrize("channels", [4, 5, 9])
 def test_every_task_takes_every_adapter(photo, tmp_path, channels):
-    """ControlNets too, on U-Nets that read more than a latent: those of inpainting and depth."""
+    """This includes ControlNets on the U-Nets for inpainting and depth, which have more inputs."""
     config = replace(
         V1,
         unet=replace(V1.unet, in_channels=channels),
@@ -311,7 +311,7 @@ def test_every_task_takes_every_adapter(photo, tmp_path, channels):
 
 
 def test_depth_estimates_with_the_file_that_is_named(tmp_path, photo):
-    """The mini's own depth model holds an estimator; it is also one for another model."""
+    """The depth model of the mini holds an estimator, which other models can use as well."""
     weights = WEIGHTS / "mini-depth.safetensors"
     common = ["--model", "mini-depth", "--steps", 2, "-o", tmp_path / "out.png", "--force"]
     drawn = []
@@ -340,7 +340,7 @@ def test_a_classifier_leads(tmp_path):
     [
         (["img2img", "a cat", "{tmp}/gone.png"], "cannot be read as a picture"),
         (["img2img", "a cat", "{photo}", "--strength", 2], "strength must be 0"),
-        (["img2img", "a cat", "{photo}", "--lora", "{photo}"], "is no file of weights"),
+        (["img2img", "a cat", "{photo}", "--lora", "{photo}"], "is a picture, not a file"),
         (["depth", "a cat", "{photo}", "--depth", "{photo}"], "Load a depth model"),
         (["depth", "a cat", "{photo}"], "Load a depth model"),
         (["depth", "a cat", "{photo}", "--depth", "{photo}", "--estimator", "x"], "exclude each"),
@@ -352,8 +352,8 @@ def test_a_classifier_leads(tmp_path):
         ),
         (["generate", "a cat", "--vae", "{tmp}/gone.safetensors"], "There is no file"),
         (["generate", "a cat", "--classifier", "here.safetensors"], "names no thing"),
-        (["generate", "a cat", "--classifier", "{photo}:cat"], "is no file of weights"),
-        (["generate", "a cat", "--hypernetwork", "{photo}"], "is no"),
+        (["generate", "a cat", "--classifier", "{photo}:cat"], "is a picture, not"),
+        (["generate", "a cat", "--hypernetwork", "{photo}"], "is a picture, not"),
     ],
 )
 def test_a_mistake_with_a_picture_gets_one_sentence(
@@ -372,11 +372,11 @@ def test_a_mistake_with_a_picture_gets_one_sentence(
 def test_every_stage_of_training_can_be_asked_for():
     assert {*cli.STAGES} == {"tokenizer", "export", *RECIPES} - {"estimator"}
     for stage in cli.STAGES:
-        assert cli.parser().parse_args(["train", stage]).stage == stage
+        assert cli.build_parser().parse_args(["train", stage]).stage == stage
 
 
 def test_from_nothing_to_a_model_that_draws(tmp_path):
-    """Every stage by its command, at full size, for so short a time that nothing is learnt."""
+    """Every stage runs at full size, but for so few steps that it learns nothing."""
     runs = tmp_path / "runs"
 
     def stage(name, *more):

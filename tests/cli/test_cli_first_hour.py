@@ -1,4 +1,4 @@
-"""The first hour at the command line: what is wrong is said at once, and nothing is lost."""
+"""The first hour at the command line: errors are reported at once, and no file is lost."""
 
 import errno
 import os
@@ -22,10 +22,10 @@ import minisd
 from minisd import samplers, sampling
 from minisd.adapters.controlnet import ControlNet
 from minisd.checkpoints import registry as official
-from minisd.cli import doctor, lessons, memory, options
-from minisd.cli.checks import SEED_COUNT
+from minisd.cli import doctor, drawing_options, lessons, memory
+from minisd.cli.option_checks import SEED_RANGE
 from minisd.config import MINI, WEIGHTS, VAEConfig
-from minisd.mini.examples import given_pictures
+from minisd.mini.examples import write_input_pictures
 from minisd.pipeline import StableDiffusion
 from tests.helpers.commands import run
 from tests.helpers.tiny_models import V1, write_tiny_model
@@ -50,7 +50,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def no_model(monkeypatch):
-    """Whatever loads a model before it says what is wrong fails."""
+    """Fail if a command loads a model before it reports its error."""
     monkeypatch.setattr(minisd, "load", lambda *_, **__: pytest.fail("the model was loaded"))
 
 
@@ -128,7 +128,7 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(
         (["generate", "a cat", "--clip-skip", -1], "--clip-skip must be 0 or more"),
         (["img2img", "a cat"], "the image is missing: write minisd img2img PROMPT IMAGE"),
         (["inpaint", "a cat", "photo.png"], "the mask is missing"),
-        (["control", "a cat"], "the network and hint is missing"),
+        (["control", "a cat"], "the network and hint are missing"),
         (["generate"], "the prompt is missing"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
@@ -165,12 +165,14 @@ def test_a_prompt_without_quotes_gets_a_hint(here, no_model, capsys, arguments, 
 def test_other_words_too_many_get_a_hint_of_their_own(here, no_model, capsys):
     assert run("generate", "a cat", "--negative", "bad", "drawing") == 2
     assert '"drawing" is one word too many' in capsys.readouterr().err
-    assert run("inpaint", "a", "cat", "photo.png") == 2  # the mask is there, and the image is "cat"
+    assert (
+        run("inpaint", "a", "cat", "photo.png") == 2
+    )  # so the image is "cat", and the mask is "photo.png"
     assert "put a prompt of several words in quotes" in capsys.readouterr().err
     assert run("a cat") == 2
     assert 'Did you mean minisd generate "a cat"?' in capsys.readouterr().err
     assert run("info", "mini", "more") == 2
-    assert "'more' is one too many" in capsys.readouterr().err
+    assert "'more' is one word too many" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,7 @@ def test_a_strip_that_is_there_stays_as_well(here, model):
 
 @pytest.mark.parametrize("command", DRAWING[1:])
 def test_every_command_keeps_what_is_there(here, model, command):
-    given_pictures(here)
+    write_input_pictures(here)
     Path("out.png").write_bytes(b"mine")
     own = {"control": [], "depth": ["--model", "mini-depth"]}
     given = [*NAMED[command], *own.get(command, ["--model", model])]
@@ -387,7 +389,11 @@ def test_the_size_that_is_proposed_fits_and_has_the_same_shape(here, model, caps
     assert width % 8 == height % 8 == 0 and width == pytest.approx(2 * height, abs=8)
     sd = minisd.load(model)
     room = 100 * 10**6 / memory.SCATTERED
-    assert memory.maps(sd, width, height) <= room < memory.maps(sd, width + 16, height + 8)
+    assert (
+        memory.bytes_of_maps(sd, width, height)
+        <= room
+        < memory.bytes_of_maps(sd, width + 16, height + 8)
+    )
     monkeypatch.setattr(memory, "free_memory", lambda: None)  # Windows
     assert run(*asked) == 2
     width, height = proposed(capsys.readouterr().err.strip())
@@ -420,13 +426,13 @@ def test_a_reader_that_lacks_memory_does_not_call_the_file_damaged(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and ulimit -v")
 def test_under_ulimit_the_proposed_size_is_drawn(here):
-    """The address space ends 200 MB above what a process uses that has drawn a small picture."""
+    """The limit is 200 MB above the address space of a process that has drawn a small picture."""
     code = """
 import resource, sys
 from minisd.cli import main, memory
 if sys.argv[1] == "measure":
     main("generate cat --steps 1 -o small.png".split())
-    print(memory.pages(0) + 200 * 10**6)
+    print(memory.statm_bytes(0) + 200 * 10**6)
 else:
     limit = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -481,7 +487,7 @@ def test_another_runtime_error_is_no_lack_of_memory(here, model, monkeypatch):
 def test_a_picture_that_cannot_fit_is_refused_before_it_is_drawn(
     here, capsys, monkeypatch, command
 ):
-    """8192 x 8192 takes the mini's decoder 31 GB; before that, the system kills the process."""
+    """The decoder of the mini needs 31 GB for 8192 x 8192 pixels. The system would kill it."""
     monkeypatch.setattr(memory, "physical_memory", lambda: 16 * 10**9)
     models = {"depth": "mini-depth", "inpaint": "mini-inpaint"}
     more = ["--model", models.get(command, "mini"), "--width", 8192, "--height", 8192]
@@ -491,7 +497,7 @@ def test_a_picture_that_cannot_fit_is_refused_before_it_is_drawn(
 
 
 def test_the_estimate_is_what_the_decoder_takes():
-    """The peak of a process that decodes, measured from outside, within a fifth."""
+    """It is within 20 % of the memory peak of a process that decodes, measured from outside."""
     code = """
 import torch
 from minisd.config import VAEConfig
@@ -503,11 +509,13 @@ before = peak()
 vae.decode(torch.zeros(1, 4, 56, 56))
 print((peak() - before) * 1024)
 """
-    settings = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # what is freed goes back at once
+    settings = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": "1000000"
+    }  # freed memory goes back to the system at once
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=settings, capture_output=True, text=True, check=True)
     config = replace(V1, vae=VAEConfig(channels=(32, 64, 64, 64), res_blocks=2))
-    nothing, unet = nn.Module(), nn.Module()  # the weights count for nothing here
+    nothing, unet = nn.Module(), nn.Module()  # leave the weights out
     unet.conv_in = nn.Conv2d(1, 1, 1)
     sd = SimpleNamespace(text_encoder=nothing, vae=nothing, unet=unet, config=config)
     assert memory.bytes_needed(sd, 448, 448) == pytest.approx(int(done.stdout), rel=0.2)
@@ -544,7 +552,7 @@ def test_every_control_group_around_counts(tmp_path, monkeypatch, groups, file):
 
 
 def test_seeds_at_both_ends_draw(here, model):
-    for seed in (SEED_COUNT[0], SEED_COUNT[-1]):
+    for seed in (SEED_RANGE[0], SEED_RANGE[-1]):
         given = ["--seed", seed, "--model", model, "--steps", 1, "-o", f"at{seed}.png"]
         assert run("generate", "a cat", *given) == 0
 
@@ -553,7 +561,7 @@ def test_seeds_at_both_ends_draw(here, model):
 
 
 def unreachable(cause):
-    """As the hub's library raises it: an error of its own, because of the system's."""
+    """A function that raises as the hub's library does: its own error, caused by the system's."""
 
     def look(*_, **__):
         try:
@@ -578,7 +586,7 @@ def test_no_network_is_said(here, capsys, monkeypatch, cause):
     assert "\n" not in told
     part = here / "kept/sd15/v1-5-pruned-emaonly.safetensors.from-stable-diffusion-v1-5-stable-"
     Path(f"{part}diffusion-v1-5.part").write_bytes(b"begun")
-    assert run("download", "sd15") == 2  # in the middle, the next call goes on
+    assert run("download", "sd15") == 2  # the download was cut off; the next call continues it
     assert "5 bytes of it are kept" in capsys.readouterr().err
 
 
@@ -641,7 +649,7 @@ def test_the_doctor_shows_load_and_the_cores_of_a_container(capsys, tmp_path, mo
     for text, cores in (("max 100000", free), ("100000 100000", 1), ("50000 100000", 1)):
         (tmp_path / "cpu.max").write_text(text, encoding="utf-8")
         assert doctor.usable_cores() == cores
-    monkeypatch.setattr(doctor, "others_load", lambda: 0.0)
+    monkeypatch.setattr(doctor, "system_load", lambda: 0.0)
     assert run("doctor") == 0
     told = capsys.readouterr().out
     assert "0.0 processes want a core" in told and f"{torch.get_num_threads()}, on 1 cores" in told
@@ -651,8 +659,8 @@ def test_the_doctor_shows_load_and_the_cores_of_a_container(capsys, tmp_path, mo
 
 
 def test_the_choices_are_those_of_the_samplers():
-    assert tuple(samplers.SAMPLERS) == options.SAMPLER_CHOICES
-    assert tuple(sampling.SPACINGS) == options.SPACING_CHOICES
+    assert tuple(samplers.SAMPLERS) == drawing_options.SAMPLER_CHOICES
+    assert tuple(sampling.SPACINGS) == drawing_options.SPACING_CHOICES
 
 
 COMMANDS = (*DRAWING, "convert", "info", "download", "lessons", "examples", "doctor", "train")
@@ -683,8 +691,20 @@ def test_no_command_shows_the_help(capsys):
     assert "generate" in capsys.readouterr().out
 
 
+def test_a_damaged_model_is_read_once_although_a_vae_is_given(here, capsys, monkeypatch):
+    read = []
+
+    def load(model, **_):
+        read.append(model)
+        raise ValueError("mini.safetensors is damaged: get another copy.")
+
+    monkeypatch.setattr(minisd, "load", load)
+    assert run("generate", "a cat", "--vae", "mini-decoder") == 2
+    assert read == ["mini"] and "is damaged" in capsys.readouterr().err
+
+
 def test_a_model_without_a_vae_takes_one(here, model, capsys):
-    """A checkpoint may hold the U-Net and the text transformer alone."""
+    """A checkpoint may hold only the U-Net and the text transformer."""
     assert run("convert", model, "whole.safetensors") == 0
     tensors = load_file("whole.safetensors")
     vae = {key: tensor for key, tensor in tensors.items() if key.startswith("first_stage_model.")}
@@ -697,4 +717,6 @@ def test_a_model_without_a_vae_takes_one(here, model, capsys):
     assert run(*plain, "with.png", *given) == 0
     assert run(*plain, "whole.png", "--model", "whole.safetensors") == 0
     both = zip(Image.open("with.png").tobytes(), Image.open("whole.png").tobytes(), strict=True)
-    assert max(abs(a - b) for a, b in both) <= 1  # where a file's tensors lie moves the last bit
+    assert (
+        max(abs(a - b) for a, b in both) <= 1
+    )  # the order of a file's tensors changes the last bit

@@ -1,4 +1,4 @@
-"""Every command of the pages that a newcomer copies from is run, or listed with the reason."""
+"""Every command on the pages for newcomers is run, or it is listed with a reason."""
 
 import re
 import shlex
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minisd.cli import parser
+from minisd.cli import build_parser
 from tests.tools import run_docs_commands
 from tests.tools.run_docs_commands import LISTED, LISTED_PYTHON, PAGES, commands, why_not
 
@@ -26,14 +26,14 @@ def test_commands_are_found_wherever_they_stand():
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_command_is_run_or_listed(name):
-    """What is run is a command of minisd that its parser takes, or Python."""
+    """A command that is run is Python, or a minisd command that the parser accepts."""
     run = [one for one in ALL[name] if not why_not(one)]
     assert len(run) >= {"README.md": 3, "docs/setup.md": 2, "docs/steering.md": 40}[name]
     for command in run:
         if not command.startswith("python\n"):
             words = shlex.split(command)
             assert words[0] == "minisd", f"{command}: run it, or list it with a reason"
-            _, extra = parser().parse_known_args(words[1:])
+            _, extra = build_parser().parse_known_args(words[1:])
             assert extra == []
 
 
@@ -51,7 +51,7 @@ def test_a_command_names_no_file_of_the_repository(name):
 
 
 def test_weights_go_into_a_wheel_and_stay_out_of_an_editable_install():
-    """Hatch applies force-include to both; run_docs_commands.py looks at what pip installs."""
+    """Hatch applies force-include to both. run_docs_commands.py checks what pip installs."""
     settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert "force-include" not in settings
     assert 'weights = "minisd/weights"' in settings

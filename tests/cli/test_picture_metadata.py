@@ -1,7 +1,7 @@
-"""A picture says how it was drawn, and --like draws it again, byte for byte.
+"""A picture holds its settings, and --like draws it again, byte for byte.
 
-The web UI's text is held against what its modules/infotext_utils.py and modules/processing.py
-write and read (names of parameters and samplers, quoting, Clip skip counted from 1).
+The expected text of the web UI comes from its modules/infotext_utils.py and modules/processing.py:
+names of parameters and samplers, quoting, and Clip skip, which counts from 1.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ from PIL.PngImagePlugin import PngInfo
 
 import minisd
 from minisd import samplers, sampling
-from minisd.cli import hashes, webui
+from minisd.cli import a1111_metadata, file_hashes
 from minisd.config import WEIGHTS
-from minisd.mini.examples import given_pictures
+from minisd.mini.examples import write_input_pictures
 from tests.helpers.commands import run
 from tests.helpers.tiny_models import write_tiny_model
 
@@ -33,9 +33,9 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
-    """What the commands are given: a photo, and the pictures of `minisd examples`."""
+    """The input pictures: a photo, and the pictures of `minisd examples`."""
     folder = tmp_path_factory.mktemp("given")
-    given_pictures(folder)
+    write_input_pictures(folder)
     shades = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(0))
     Image.fromarray(shades.byte().numpy()).save(folder / "photo.png")
     return folder
@@ -52,7 +52,7 @@ def here(tiny, given, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def drawn(tiny, tmp_path_factory):
-    """A picture that PLAIN drew."""
+    """A picture that the command PLAIN drew."""
     folder = tmp_path_factory.mktemp("drawn")
     shutil.copy(tiny, folder / "tiny.safetensors")
     with pytest.MonkeyPatch.context() as patch:
@@ -67,7 +67,7 @@ def about(path):
 
 
 def rewritten(path, change, to="other.png"):
-    """The picture with other settings inside. change: from a dict to what is written"""
+    """Write the picture with other settings. change: makes them from the old dictionary"""
     with Image.open(path) as picture:
         info = PngInfo()
         changed = change(json.loads(picture.info["minisd"]))
@@ -139,16 +139,16 @@ def test_every_setting_and_every_file_is_written(here):
 
 def test_a_folder_and_a_file_with_a_base_are_hashed_whole(here):
     assert run("convert", "tiny.safetensors", "folder") == 0
-    first = hashes.hash_of("folder")
+    first = file_hashes.hash_of("folder")
     config = Path("folder/scheduler/scheduler_config.json")
     config.write_text(config.read_text(encoding="utf-8") + " ", encoding="utf-8")
-    assert hashes.hash_of("folder") != first
+    assert file_hashes.hash_of("folder") != first
     for name in ("mini-inpaint", "mini"):
         shutil.copy(WEIGHTS / f"{name}.safetensors", f"{name}.safetensors")
-    assert hashes.hash_of("mini-inpaint.safetensors") == hashes.hash_of("mini-inpaint")
+    assert file_hashes.hash_of("mini-inpaint.safetensors") == file_hashes.hash_of("mini-inpaint")
     with open("mini.safetensors", "ab") as file:
         file.write(b"\0")
-    assert hashes.hash_of("mini-inpaint.safetensors") != hashes.hash_of("mini-inpaint")
+    assert file_hashes.hash_of("mini-inpaint.safetensors") != file_hashes.hash_of("mini-inpaint")
 
 
 def test_the_levels_that_a_folder_asks_for_are_written(here):
@@ -169,16 +169,16 @@ def test_the_levels_that_a_folder_asks_for_are_written(here):
 
 def test_a_large_file_is_hashed_once(here, monkeypatch, capsys):
     monkeypatch.setenv("MINISD_WEIGHTS", str(here / "kept"))
-    monkeypatch.setattr(hashes, "LARGE_FILE", 0)
-    first = hashes.hash_of("photo.png")
+    monkeypatch.setattr(file_hashes, "LARGE_FILE", 0)
+    first = file_hashes.hash_of("photo.png")
     assert "once" in capsys.readouterr().err
-    hashes.kept_hash.cache_clear()  # as in another process
-    assert hashes.hash_of("photo.png") == first and capsys.readouterr().err == ""
+    file_hashes.cached_hash.cache_clear()  # as in another process
+    assert file_hashes.hash_of("photo.png") == first and capsys.readouterr().err == ""
     Path("photo.png").write_bytes(b"another one")
-    assert hashes.hash_of("photo.png") == hashlib.sha256(b"another one").hexdigest()
+    assert file_hashes.hash_of("photo.png") == hashlib.sha256(b"another one").hexdigest()
     (here / "kept" / "hashes.json").write_text("no JSON", encoding="utf-8")
-    hashes.kept_hash.cache_clear()
-    assert hashes.hash_of("photo.png") == hashlib.sha256(b"another one").hexdigest()
+    file_hashes.cached_hash.cache_clear()
+    assert file_hashes.hash_of("photo.png") == hashlib.sha256(b"another one").hexdigest()
 
 
 # ---- drawn again -----------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def test_a_picture_of_another_command_names_it(here, capsys):
     assert run("img2img", "a cat", "photo.png", *common) == 0
     capsys.readouterr()
     assert run("generate", "--like", "cat.png") == 2
-    assert "another command: minisd img2img --like cat.png" in capsys.readouterr().err
+    assert "another command: use minisd img2img --like cat.png" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["tiny.safetensors", "photo.png"])
@@ -310,7 +310,7 @@ def test_settings_that_are_no_settings_are_one_sentence(here, drawn, capsys, cha
 
 
 def test_a_picture_of_an_older_minisd_is_drawn_again(here):
-    """It held no more than these."""
+    """An older version wrote only these settings."""
     assert run(*PLAIN, "--scale", 3) == 0
     names = ("prompt", "seed", "model", "negative_prompt", "steps", "cfg_scale", "sampler")
     names += ("width", "height", "clip_skip", "extended")
@@ -337,7 +337,7 @@ Model hash: 45dee52b, Clip skip: 2, RNG: CPU"""
 
 
 def test_the_web_uis_text_is_read():
-    settings, warnings = webui.settings_from_webui(EXAMPLE, {"model"})
+    settings, warnings = a1111_metadata.settings_from_webui(EXAMPLE, {"model"})
     assert settings == {
         "prompt": "girl with a beret, (blue eyes:1.1), desert scene\nand a second line",
         "negative_prompt": "ugly, (blurry:0.9090909), (bad:1.2)",
@@ -352,16 +352,16 @@ def test_the_web_uis_text_is_read():
         "extended": True,
     }
     assert warnings == []
-    assert webui.settings_from_webui(EXAMPLE.replace(", RNG: CPU", ""), {"model"})[1] != []
+    assert a1111_metadata.settings_from_webui(EXAMPLE.replace(", RNG: CPU", ""), {"model"})[1] != []
 
 
 @pytest.mark.parametrize("line", ["a" * 1000, "a: 1, " * 200, "\n" * 1000, '"'])
 def test_a_web_ui_text_that_is_too_long_is_refused_before_it_is_copied(line):
     text = line * (20_000_000 // len(line))
     for read in (
-        webui.parse_parameters,
-        webui.model_hash,
-        lambda text: webui.settings_from_webui(text, {"model"}),
+        a1111_metadata.parse_parameters,
+        a1111_metadata.model_hash,
+        lambda text: a1111_metadata.settings_from_webui(text, {"model"}),
     ):
         tracemalloc.start()
         try:
@@ -381,7 +381,7 @@ def test_a_picture_with_too_long_a_text_is_refused_by_name(here, capsys):
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
 def test_a_picture_of_the_web_ui_is_drawn(here, kind):
-    """As piexif.helper.UserComment writes it: UNICODE, then UTF-16, big end first."""
+    """The comment is as piexif.helper.UserComment writes it: UNICODE, then UTF-16 big-endian."""
     if kind == "png":
         path = with_text(EXAMPLE)
     else:
@@ -426,7 +426,7 @@ def test_a_picture_of_the_web_ui_is_drawn(here, kind):
 )
 def test_samplers_by_the_web_uis_names(theirs, ours):
     text = f"a cat\nSteps: 2, Sampler: {theirs}, Seed: 1"
-    settings, _ = webui.settings_from_webui(text, {"model"})
+    settings, _ = a1111_metadata.settings_from_webui(text, {"model"})
     assert (settings["sampler"], settings["spacing"]) == ours
 
 
@@ -492,7 +492,7 @@ def test_prompts_that_are_programs_are_refused(here, capsys, prompt, message):
     ],
 )
 def test_the_web_uis_weights_are_written_out(theirs, ours):
-    assert webui.in_our_syntax(theirs) == ours
+    assert a1111_metadata.to_minisd_syntax(theirs) == ours
 
 
 def test_a_lora_of_the_web_ui_may_be_given(here):
@@ -511,11 +511,11 @@ def test_its_model_is_found_by_hash_or_asked_for(here, capsys):
     assert run("generate", "--like", path) == 2
     assert "anything (hash 0123456789): give that file with --model" in capsys.readouterr().err
     assert run("generate", "--like", path, "--model", "tiny.safetensors") == 0
-    assert "tiny.safetensors is not: the new picture will be another" in capsys.readouterr().err
+    assert "the new picture will be different" in capsys.readouterr().err
 
 
 def test_what_we_write_is_read_back_the_same():
-    """Of the text alone, as when a program kept only that."""
+    """From the web UI's text alone, as another program may keep only that."""
     for sampler in samplers.SAMPLERS:
         for spacing in (None, *sampling.SPACINGS):
             told = {"prompt": "a, cat", "negative_prompt": "", "steps": 5, "cfg_scale": 2.25}
@@ -523,7 +523,9 @@ def test_what_we_write_is_read_back_the_same():
             told |= {"clip_skip": 1, "extended": True, "model": "mini", "minisd": "0.1.0"}
             if sampler == "ddpm":  # the web UI has no name for it
                 continue
-            back, warnings = webui.settings_from_webui(webui.parameters_text(told), set())
+            back, warnings = a1111_metadata.settings_from_webui(
+                a1111_metadata.parameters_text(told), set()
+            )
             same = (sampler, spacing or (None if sampler in ("ddim", "plms") else "uniform"))
             assert (back.pop("sampler"), back.pop("spacing")) == same and not warnings
             assert back.items() <= told.items() and back["model"] == "mini"
@@ -533,10 +535,10 @@ def test_brackets_that_mean_nothing_are_escaped_and_values_quoted():
     told = {"prompt": r"a (cat) [x] \ ", "negative_prompt": "(no)", "steps": 5, "cfg_scale": 2.0}
     told |= {"sampler": "ddim", "seed": 7, "width": 64, "height": 64, "minisd": "0.1.0"}
     told |= {"model": "C:/a, b/my, model: x.ckpt", "vae": ["a.pt", "b.pt"]}
-    prompt, negative, last = webui.parameters_text(told).split("\n")
+    prompt, negative, last = a1111_metadata.parameters_text(told).split("\n")
     assert prompt == r"a \(cat\) \[x\] \\ " and negative == r"Negative prompt: \(no\)"
     assert 'VAE: "a.pt, b.pt"' in last and "Model: my model x," in last
-    assert webui.parse_parameters("a cat\n" + last)["VAE"] == "a.pt, b.pt"
+    assert a1111_metadata.parse_parameters("a cat\n" + last)["VAE"] == "a.pt, b.pt"
 
 
 # ---- minisd info -----------------------------------------------------------------------------
@@ -549,7 +551,7 @@ def test_info_shows_it(here, capsys):
     told = capsys.readouterr().out
     assert told.startswith(f"cat.png: 64 x 64 pixels, drawn by minisd {minisd.__version__}\n")
     assert "prompt" in told and "a cat" in told and "threads" in told
-    assert hashes.hash_of("tiny.safetensors") in told
+    assert file_hashes.hash_of("tiny.safetensors") in told
     assert "minisd generate --like cat.png" in told
     assert run("info", with_text(EXAMPLE)) == 0
     told = capsys.readouterr().out

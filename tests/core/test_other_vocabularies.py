@@ -185,11 +185,11 @@ def test_ids_with_a_gap_or_twice_are_refused(tmp_path, ids):
     (folder / "vocab.json").write_text(
         json.dumps(dict(zip(["a", BEGIN, END], ids, strict=True))), encoding="utf-8"
     )
-    with pytest.raises(ValueError, match="ids of its vocabulary are not 0 to 2, each once"):
+    with pytest.raises(ValueError, match="vocabulary does not have each id from 0 to 2 once"):
         read_tokenizer(folder)
 
 
-@pytest.mark.filterwarnings("ignore:.*no word reaches the last 907")
+@pytest.mark.filterwarnings("ignore:.*no word uses the last 907")
 @pytest.mark.parametrize("kind", [marks_first, few_characters, trained_by_transformers])
 def test_a_tiny_pipeline_draws_what_diffusers_draws(tmp_path, kind):
     parts = networks(4, False)

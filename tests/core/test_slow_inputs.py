@@ -16,10 +16,10 @@ import ftfy
 import pytest
 import torch
 
-from minisd.adapters import lora, peft_settings
-from minisd.checkpoints import cover, file_kinds
+from minisd.adapters import lora
+from minisd.checkpoints import cover, file_kinds, lora_settings
 from minisd.checkpoints.names import model_rows
-from minisd.cli import webui
+from minisd.cli import a1111_metadata
 from minisd.config import SD15
 from minisd.prompt import parse_weights, weighted_chunks
 from minisd.text.added_words import LONGEST_ADDED, AddedWord
@@ -237,7 +237,7 @@ def test_a_word_that_cannot_be_typed_is_refused(word):
 
 # --- the web UI's text ---------------------------------------------------------------------------
 
-LONG = webui.LONGEST_WEBUI_TEXT - 100
+LONG = a1111_metadata.LONGEST_WEBUI_TEXT - 100
 SLOW_PARAMETERS = {
     "a name": "a" * LONG,
     "names": "a:" * (LONG // 2),
@@ -259,9 +259,9 @@ SLOW_PARAMETERS = {
 def test_another_program_s_text_is_read_or_refused_soon(text):
     with soon():
         for read in (
-            lambda: webui.parse_parameters(f"a cat\n{text}"),
-            lambda: webui.prompt_of(text, {"lora", "hypernetwork"}),
-            lambda: webui.settings_from_webui(text, set()),
+            lambda: a1111_metadata.parse_parameters(f"a cat\n{text}"),
+            lambda: a1111_metadata.prompt_of(text, {"lora", "hypernetwork"}),
+            lambda: a1111_metadata.settings_from_webui(text, set()),
         ):
             try:
                 read()
@@ -270,7 +270,7 @@ def test_another_program_s_text_is_read_or_refused_soon(text):
 
 
 def test_small_weights_are_written_as_we_read_them():
-    ours = webui.in_our_syntax("(cat:0.00001) (dog:20000000)")
+    ours = a1111_metadata.to_minisd_syntax("(cat:0.00001) (dog:20000000)")
     assert ours == "(cat:0.00001) (dog:20000000)"
 
 
@@ -338,11 +338,10 @@ HOSTILE = {
 )
 def test_hostile_patterns_are_refused_soon(key, value):
     with soon(), pytest.raises(ValueError) as error:
-        values = peft_settings.parse_lora_config({"r": 4, "lora_alpha": 4, key: value})
+        settings = lora_settings.parse_lora_config({"r": 4, "lora_alpha": 4, key: value})
         for layer in LAYERS:
-            peft_settings.value_for_layer(values["rank_pattern"], layer, 4, values["matcher"])
-            targets = values["target_modules"]
-            targets is None or peft_settings.is_among(targets, layer, values["matcher"])
+            lora_settings.value_for_layer(settings.rank_pattern, layer, 4, settings.matcher)
+            lora_settings.is_among(settings.target_modules, layer, settings.matcher)
     assert is_sentence(error.value)
 
 
@@ -350,11 +349,11 @@ def test_patterns_mean_what_they_mean_to_peft():
     """peft.utils.other.get_pattern_key, one pattern for each layer among them."""
     patterns = {"attn2.to_.": 1, r"\d+\.proj_in": 2, "(conv1|conv2)": 3, "to_q": 4, ".*mlp.*": 5}
     patterns |= {layer: 100 + index for index, layer in enumerate(LAYERS[::2])}
-    values = peft_settings.parse_lora_config({"r": 4, "lora_alpha": 4, "rank_pattern": patterns})
+    settings = lora_settings.parse_lora_config({"r": 4, "lora_alpha": 4, "rank_pattern": patterns})
     for layer in LAYERS[::5]:
-        spelt = peft_settings.spellings(layer)
+        spelt = lora_settings.spellings(layer)
         fits = (
             v for p, v in patterns.items() if any(re.match(rf"(.*\.)?({p})$", n) for n in spelt)
         )
-        found = peft_settings.value_for_layer(patterns, layer, 4, values["matcher"])
+        found = lora_settings.value_for_layer(patterns, layer, 4, settings.matcher)
         assert found == next(fits, 4)

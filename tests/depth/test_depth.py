@@ -16,7 +16,7 @@ FLOAT32 = 1e-4  # largest error over the reference's spread
 
 
 def randomise(network, seed=0):
-    """Draw every parameter anew, norms included, so that no layer is silent."""
+    """Draw every parameter at random, norms included, so that no layer returns only zeros."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in network.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -49,7 +49,7 @@ def of_transformers(config, height, width):
         patch_size=16,
         is_hybrid=True,
         qkv_bias=True,
-        backbone_out_indices=[0, 1, *config.taken],
+        backbone_out_indices=[0, 1, *config.readout_layers],
         neck_hidden_sizes=[*config.stages[:2], config.width, config.width],
         fusion_hidden_size=config.features,
         backbone_featmap_shape=[1, config.stages[-1], config.grid, config.grid],

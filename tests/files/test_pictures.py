@@ -22,16 +22,16 @@ from diffusers.utils import load_image
 from PIL import Image, ImageOps, PngImagePlugin
 
 from minisd.adapters.controlnet import ControlNet, control
-from minisd.adapters.controlnet_settings import HintSettings
+from minisd.checkpoints.controlnet_settings import HintSettings
 from minisd.cli import main
-from minisd.cli.metadata import describe, written_settings
-from minisd.cli.pictures import is_picture, open_input
+from minisd.cli.picture_files import is_picture, open_input
+from minisd.cli.picture_settings import describe_picture, read_settings
 from minisd.files.pictures import colours, depth_values, from_pil, mask_shades
 from minisd.pipeline import StableDiffusion, check_seeds, make_generators
 from minisd.tasks.canny import canny
 from minisd.tasks.depth2img import depth2img, depth2img_steps, depth_channel
 from minisd.tasks.img2img import img2img, img2img_steps
-from minisd.tasks.inpaint import as_mask, inpaint, inpaint_steps
+from minisd.tasks.inpaint import inpaint, inpaint_steps, mask_tensor
 from tests.helpers.pipeline_pairs import NO_FILTER, both_pipelines, last
 from tests.helpers.tiny_models import V1, V2, with_channels
 
@@ -120,7 +120,7 @@ def test_masks_and_depths_are_turned_too(tmp_path):
             for opened in (open_input(path), Image.open(path)):
                 depth = depth_values(opened)
                 assert np.array_equal(depth[0, 0].numpy(), right)
-                mask = as_mask(opened, torch.zeros(1, 3, *right.shape))[0, 0].numpy()
+                mask = mask_tensor(opened, torch.zeros(1, 3, *right.shape))[0, 0].numpy()
                 white = np.iinfo(right.dtype).max
                 assert np.abs(mask - right / white).max() <= HALF_A_SHADE
 
@@ -163,7 +163,7 @@ def test_deep_greys_are_scaled_by_their_range(tmp_path):
         assert picture.mode in ("I", "F") or picture.mode.startswith("I;16"), path.name
         as_picture = (from_pil(picture)[0].numpy() + 1) / 2
         assert np.abs(as_picture - right).max() <= HALF_A_SHADE, path.name
-        assert np.abs(as_mask(picture, image)[0, 0].numpy() - right).max() <= HALF_A_SHADE, (
+        assert np.abs(mask_tensor(picture, image)[0, 0].numpy() - right).max() <= HALF_A_SHADE, (
             path.name
         )
         depth = depth_channel(depth_values(picture), DEEP.shape)[0, 0].numpy()
@@ -257,7 +257,7 @@ def test_opaque_masks_are_those_of_diffusers(tmp_path):
     processor = VaeImageProcessor(vae_scale_factor=8, **settings)
     for path, _ in opaque_files(tmp_path):
         theirs = processor.preprocess(load_image(str(path)))
-        ours = as_mask(open_input(path), torch.zeros(1, 3, *GREY.shape))
+        ours = mask_tensor(open_input(path), torch.zeros(1, 3, *GREY.shape))
         assert (ours - theirs).abs().max() < 1e-6, path.name
 
 
@@ -356,7 +356,7 @@ def test_paint_on_a_transparent_layer_is_a_mask(tmp_path, colour, hidden, streng
     layer = painted(colour, strength, hidden)
     for picture in (layer, open_input(saved(tmp_path, layer, "mask.png")), layer.convert("RGBa")):
         assert np.array_equal(mask_shades(picture), strength)
-        found = as_mask(picture, image)[0, 0].numpy()
+        found = mask_tensor(picture, image)[0, 0].numpy()
         assert np.allclose(found, strength / 255)
     if colour == (255, 255, 255):
         grey = Image.merge("LA", [Image.new("L", layer.size, 255), layer.getchannel("A")])
@@ -385,7 +385,7 @@ def test_a_layer_in_a_palette_is_a_mask_too(tmp_path):
 )
 def test_a_transparent_mask_that_may_mean_two_things_is_refused(mask, why):
     with pytest.raises(ValueError, match=f"transparent in places and {why}"):
-        as_mask(mask, torch.zeros(1, 3, 24, 40))
+        mask_tensor(mask, torch.zeros(1, 3, 24, 40))
 
 
 # ---- files -----------------------------------------------------------------------------------
@@ -616,7 +616,7 @@ def test_a_broken_file_is_a_picture_or_one_sentence(tmp_path, capfd):
         warnings.simplefilter("always")
         for number in range(600):
             path.write_bytes(with_right_sums(mutated(good[number % len(good)], random)))
-            for use in (open_and_use, describe, written_settings):
+            for use in (open_and_use, describe_picture, read_settings):
                 try:
                     outcomes.add(type(use(path)))
                 except ValueError as refusal:
@@ -748,7 +748,7 @@ def test_a_picture_beyond_its_range_is_refused_everywhere(sd, deep_sd, image, se
 def test_a_rounding_error_is_no_reason_to_refuse(sd):
     sd.encode(IMAGE * 1.0005)
     canny(IMAGE.half())
-    mask = as_mask(torch.tensor([[[[1.0005, -0.0005]]]]), torch.zeros(1, 3, 1, 2))
+    mask = mask_tensor(torch.tensor([[[[1.0005, -0.0005]]]]), torch.zeros(1, 3, 1, 2))
     assert mask.tolist() == [[[[1, 0]]]]
 
 
@@ -788,7 +788,7 @@ def test_a_mask_beyond_its_range_is_refused_before_any_work(sd, mask, sentence, 
 
 def test_true_and_false_are_a_mask():
     covered = MASK > 0.5
-    assert torch.equal(as_mask(covered, IMAGE), covered.float())
+    assert torch.equal(mask_tensor(covered, IMAGE), covered.float())
 
 
 def test_depth_may_have_any_range_but_must_be_finite(deep_sd, monkeypatch):

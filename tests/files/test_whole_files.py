@@ -23,6 +23,7 @@ from PIL import Image
 from minisd import cli
 from minisd.checkpoints.write import convert, write_tensors
 from minisd.cli import lessons
+from minisd.cli.interrupt import raise_on_signals
 from minisd.config import MINI
 from minisd.files import whole_files
 from minisd.files.whole_files import (
@@ -38,8 +39,8 @@ from minisd.mini import job, stages
 from minisd.tokenizer import Tokenizer
 from minisd.training import adapters, loop
 from minisd.training import run_folder as folder
-from minisd.training.interrupt import Stopped, ends_like_ctrl_c
-from minisd.training.run_folder import in_use
+from minisd.training.interrupt import Interrupted
+from minisd.training.run_folder import lock_folder
 from tests.helpers.checkpoint_files import V1, original, single_file
 from tests.helpers.training_runs import REPOSITORY
 
@@ -57,7 +58,7 @@ THEIR_OWN = {
     "checkpoints/hub.py": "marks which download a part is of",
     "checkpoints/pickles.py": "unpacks into an unnamed temporary file",
     "checkpoints/official.py": "keeps what arrived of a broken download",
-    "cli/hashes.py": "a cache",
+    "cli/file_hashes.py": "a cache",
     "teaching/canvas.py": "draws into memory",
     "training/folder.py": "state.pt moves by itself, log.jsonl grows",
 }
@@ -101,7 +102,8 @@ def test_a_plain_write_would_be_seen(line):
 
 
 def write_adapter(path):
-    layers = SimpleNamespace(widths=[4], layers=lambda width, which: [torch.nn.Linear(300, 300)])
+    pair = torch.nn.Linear(300, 300).weight, torch.zeros(300)
+    layers = SimpleNamespace(widths=[4], layers=lambda width, which: [pair])
     layers.numbered_weights = adapters.TrainableHypernetwork.numbered_weights
     adapters.TrainableHypernetwork.save(layers, path, {})
 
@@ -327,7 +329,7 @@ def test_where_there_are_no_locks_files_are_written_all_the_same(tmp_path, monke
 
     monkeypatch.setattr(FileLock, "acquire", refuse)
     write_text(tmp_path / "a", "whole")
-    with in_use(tmp_path):
+    with lock_folder(tmp_path):
         write_text(tmp_path / "b", "whole")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["a", "b"]
 
@@ -420,13 +422,13 @@ def test_signals_are_handled_as_before_after_a_command():
     numbers = (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
     before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
     try:
-        with pytest.raises(Stopped) as caught, ends_like_ctrl_c():
+        with pytest.raises(Interrupted) as caught, raise_on_signals():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)
         assert caught.value.number == signal.SIGTERM
         assert [signal.getsignal(number) for number in numbers] == [signal.SIG_DFL] * 2
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as nohup does with SIGHUP
-        with ends_like_ctrl_c():
+        with raise_on_signals():
             os.kill(os.getpid(), signal.SIGTERM)
     finally:
         for number, old in zip(numbers, before, strict=True):
@@ -451,7 +453,7 @@ def test_ctrl_c_while_pictures_are_encoded_says_where_the_run_stands(
 
 def test_a_closed_terminal_costs_no_exit_status(tmp_path, monkeypatch):
     def stop(*given):
-        raise Stopped("a sentence that nobody can read", signal.SIGTERM)
+        raise Interrupted("a sentence that nobody can read", signal.SIGTERM)
 
     def gone(text):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -465,7 +467,7 @@ def test_a_closed_terminal_costs_no_exit_status(tmp_path, monkeypatch):
 
 
 def hold(where, held):
-    with in_use(where):
+    with lock_folder(where):
         held.touch()
         time.sleep(30)
 
@@ -513,11 +515,11 @@ def test_a_killed_training_holds_no_folder(tmp_path):
 
 def test_a_folder_is_locked_once_by_one_process(tmp_path):
     """minisd train locks it before pictures are encoded, the training locks it again."""
-    with in_use(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         learn(tmp_path / "run")
         assert (tmp_path / "run" / "in_use.txt").exists()
     assert not (tmp_path / "run" / "in_use.txt").exists()
-    with pytest.raises(ZeroDivisionError), in_use(tmp_path / "fresh"):
+    with pytest.raises(ZeroDivisionError), lock_folder(tmp_path / "fresh"):
         1 / 0  # noqa: B018
     assert not (tmp_path / "fresh").exists()
 
@@ -525,13 +527,13 @@ def test_a_folder_is_locked_once_by_one_process(tmp_path):
 def test_only_the_first_process_locks_the_folder_and_exports(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "rank_and_world_size", lambda: (1, 2))
     monkeypatch.setattr(folder, "broadcast", lambda number: 1.0)
-    with in_use(tmp_path):
+    with lock_folder(tmp_path):
         assert not list(tmp_path.iterdir())
     written = []
     monkeypatch.setattr(job, "rank_and_world_size", lambda: (1, 2))
     monkeypatch.setattr("minisd.mini.job.save", lambda *given: written.append(given))
     monkeypatch.setattr(job, "trained_vae", lambda *given: (None, MINI))
-    for name in ("mini_tokenizer", "unseen_pictures", "made_by"):
+    for name in ("mini_tokenizer", "unseen_pictures", "training_notes"):
         monkeypatch.setattr(job, name, lambda *given: {})
     network = SimpleNamespace(text_encoder=None, unet=None)
     monkeypatch.setattr(job, "ema_network", lambda *given: network)
@@ -571,14 +573,14 @@ def test_half_a_copied_lesson_is_copied_again(tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
 
         shutil.copyfile = die_halfway
-        lessons.copy(source, own)
+        lessons.copy_notebooks(source, own)
 
     assert end_of(fork(copy_and_die)) == -signal.SIGKILL
     assert len(list(own.glob("*.ipynb"))) == 1
-    assert lessons.copy(source, own) == [str(own / "02.ipynb")]
+    assert lessons.copy_notebooks(source, own) == [str(own / "02.ipynb")]
     assert bytes_in(own) == bytes_in(source)
     assert end_of(fork(die_while_writing, own / "03.ipynb")) == -signal.SIGKILL
-    assert "already" in lessons.copy(source, own)[0]
+    assert "already" in lessons.copy_notebooks(source, own)[0]
     assert bytes_in(own) == bytes_in(source)
 
 

@@ -15,9 +15,9 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from minisd.adapters.controlnet import ControlNet
-from minisd.adapters.controlnet_settings import DEFAULT_HINT, HintSettings
 from minisd.checkpoints import write
 from minisd.checkpoints.checkpoint import Parts
+from minisd.checkpoints.controlnet_settings import DEFAULT_HINT, HintSettings
 from minisd.clip import TextTransformer
 from minisd.config import OPENCLIP_H, ModelConfig, TextConfig, UNetConfig, VAEConfig
 from minisd.pipeline import StableDiffusion

@@ -67,12 +67,12 @@ def original(config: ModelConfig) -> dict[str, nn.Module]:
 
 
 def single_file(networks: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """What an original file holds: the networks, and what the published ones hold beside them."""
+    """The tensors of an original file: the networks, and what else published files contain."""
     v2 = hasattr(networks["text_encoder"], "text_projection")
     prefixes = {
         "unet": "model.diffusion_model.",
         "vae": "first_stage_model.",
-        # transformers 5 leaves out the "text_model." that these files have
+        # these files have "text_model.", which transformers 5 leaves out
         "text_encoder": "cond_stage_model.model." if v2 else f"{TEXT_V1}text_model.",
     }
     tensors = {}
@@ -96,7 +96,7 @@ def beside_v2() -> dict[str, Tensor]:
 
 
 def averaged(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The U-Net's weights halved, under the flattened names of LitEma."""
+    """Averaged weights (EMA) for a test: half of the U-Net's, under the flat names of LitEma."""
     unet = [key for key in tensors if key.startswith("model.diffusion_model.")]
     names = {key: key.removeprefix("model.").replace(".", "") for key in unet}
     halved = {f"model_ema.{names[key]}": tensors[key] / 2 for key in unet}
@@ -107,13 +107,13 @@ def averaged(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def pipeline(config: ModelConfig, tokenizer_folder: Path) -> StableDiffusionPipeline:
-    """diffusers' and transformers' classes with random weights."""
+    """A pipeline of diffusers: its classes and those of transformers, with random weights."""
     write_tokenizer(tokenizer_folder, Tokenizer.clip(config.text.pad_token))
     vae = filled(diffusers_vae(config.vae), 1)
     unet = filled(diffusers_unet(config.unet), 0)
     unet.register_to_config(sample_size=config.size // config.vae.factor)
     if not config.unet.head_width:
-        unet.register_to_config(attention_head_dim=config.unet.heads)  # as v1's folders have it
+        unet.register_to_config(attention_head_dim=config.unet.heads)  # as in the folders of v1
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=filled(hugging_face_text(config.text), 2),

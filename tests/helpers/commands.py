@@ -4,5 +4,5 @@ from minisd import cli
 
 
 def run(*arguments):
-    """Run `minisd` in this process; returns its exit status."""
+    """Run `minisd` in this process. Returns its exit status."""
     return cli.main([str(argument) for argument in arguments])

@@ -1,14 +1,17 @@
-"""The networks of the tiny pipeline that diffusers tests itself with."""
+"""The networks of the tiny pipeline in the tests of diffusers."""
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-SIDE = 32  # pixels; the latent is half of it
+SIDE = 32  # pixels; a side of the latent is half as long
 
 
 def networks(channels: int, v2: bool) -> dict[str, torch.nn.Module]:
-    """channels: the U-Net's. v2: heads of one width, linear projections, the exact GELU."""
+    """The networks by name.
+
+    channels: input channels of the U-Net    v2: equal heads, linear projections, exact GELU
+    """
     unet = UNet2DConditionModel(
         block_out_channels=(32, 64),
         layers_per_block=2,

@@ -1,4 +1,4 @@
-"""A small server that answers as the Hugging Face hub does, or fails in the way a test asks for."""
+"""A small server that answers like the Hugging Face hub, or fails in the way that a test needs."""
 
 import hashlib
 import threading
@@ -11,8 +11,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Serves `files`, by path; breaks off `cuts` times, the first after `cut_after` bytes, then at
-    once."""
+    """Serve `files` by path. Stop `cuts` times: first after `cut_after` bytes, then at once."""
 
     files: ClassVar[dict[str, bytes]] = {}
     cut_after, cuts, trouble, gone = 0, 0, False, "RepoNotFound"

@@ -1,4 +1,4 @@
-"""Texts drawn at random from all of Unicode and from snippets that a tokenizer finds hard."""
+"""Random texts from all of Unicode, and from snippets that are difficult for a tokenizer."""
 
 import random
 
@@ -36,11 +36,11 @@ SNIPPETS = (
 
 
 def random_text(rng: random.Random) -> str:
-    """Up to 12 parts: half of them any code point (all blocks alike), half snippets."""
+    """Up to 12 parts. Half are characters from anywhere in Unicode, and half are snippets."""
     parts = []
     for _ in range(rng.randint(2, 12)):
         block = rng.randrange(len(UNICODE) - 1)
         code = rng.randrange(UNICODE[block], UNICODE[block + 1])
-        surrogate = 0xD800 <= code < 0xE000  # no text in UTF-8 holds one
+        surrogate = 0xD800 <= code < 0xE000  # these cannot stand in UTF-8
         parts.append(rng.choice(SNIPPETS) if surrogate or rng.random() < 0.5 else chr(code))
     return "".join(parts)

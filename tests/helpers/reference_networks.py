@@ -1,4 +1,4 @@
-"""The same network twice: ours, and one that somebody else wrote, with the same random weights.
+"""The same network twice, with the same random weights: ours, and one that others wrote.
 
 Three independent references: diffusers and transformers (float32 and float64), open_clip (SD v2's
 text), and the original CompVis / Stability code as the package stable-diffusion-sdkit carries it
@@ -31,19 +31,19 @@ with stand_ins("pytorch_lightning"):
 
 BUILD = {"unet": UNet, "vae": VAE, "text_encoder": TextTransformer}
 
-# What a weight's spread is, times 1 / sqrt(fan-in): at 1, activations stay near unit spread; at
-# 0.3 they are small, and then a wrong epsilon shows, which big activations hide.
+# The spread of the weights, as a multiple of 1 / sqrt(fan-in). With 1, activations have a spread
+# near 1. With 0.3 they are small, and then a wrong epsilon changes the result visibly.
 DRAWS = {"unit": 1.0, "small": 0.3}
 
 
 def ours(part: str, config: ModelConfig) -> nn.Module:
-    """Ours, without values yet: on the meta device."""
+    """Our network on the meta device, where tensors have no values yet."""
     with torch.device("meta"):
         return BUILD[part](getattr(config, part.removesuffix("_encoder")))
 
 
 def randomise(network: nn.Module, gain: float, seed: int) -> None:
-    """Draw every parameter anew: also those that training starts at 0, also the norms."""
+    """Make every parameter random, also those of norms and those that start training at 0."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         norm = isinstance(module, nn.GroupNorm | nn.LayerNorm)
@@ -87,7 +87,7 @@ def original_unet(config: UNetConfig) -> nn.Module:
     width = config.channels[0]
     with stand_ins("omegaconf", "omegaconf.listconfig"):
         return UNetModel(
-            image_size=0,  # kept by the class, never read
+            image_size=0,  # the class stores it, but never reads it
             in_channels=config.in_channels,
             model_channels=width,
             out_channels=config.out_channels,
@@ -121,7 +121,7 @@ def original_vae(config: VAEConfig) -> nn.Module:
     sizes = {
         "double_z": True,
         "z_channels": config.latent_channels,
-        "resolution": 64,  # only printed
+        "resolution": 64,  # open_clip only prints it
         "in_channels": 3,
         "out_ch": 3,
         "ch": width,
@@ -145,13 +145,13 @@ def hugging_face_text(config: TextConfig) -> nn.Module:
         hidden_act=config.activation,
         bos_token_id=0,
         eos_token_id=1,
-        attn_implementation="sdpa",  # the eager one takes its softmax in float32
+        attn_implementation="sdpa",  # the eager one computes its softmax in float32
     )
     return CLIPTextModel(sizes)
 
 
 def open_clip_text(config: TextConfig) -> nn.Module:
-    """The whole tower, with the last layer that SD v2 leaves out."""
+    """The whole text transformer of open_clip, with the last layer, which SD v2 leaves out."""
     return open_clip.transformer.TextTransformer(
         context_length=config.max_length,
         vocab_size=config.vocab_size,
@@ -163,7 +163,7 @@ def open_clip_text(config: TextConfig) -> nn.Module:
 
 
 def ddim_scheduler(config: ModelConfig) -> DDIMScheduler:
-    """DDIM as the official models' scheduler/ folder configures it."""
+    """DDIM with the settings of the official models, as in their folder scheduler/."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -204,7 +204,7 @@ def run_hugging_face_text(text: nn.Module, tokens: Tensor) -> list[Tensor]:
 
 
 def run_open_clip_text(text: nn.Module, tokens: Tensor) -> list[Tensor]:
-    """All layers but the last, then the final norm: what SD v2's config calls "penultimate"."""
+    """All layers except the last, then the final norm: "penultimate" in the config of SD v2."""
     x = text.token_embedding(tokens) + text.positional_embedding[: tokens.shape[1]]
     mask = text.attn_mask[: tokens.shape[1], : tokens.shape[1]].to(x.dtype)
     for block in text.transformer.resblocks[:-1]:
@@ -225,7 +225,7 @@ THEIRS = {
 
 @dataclass(frozen=True)
 class Pair:
-    """Two networks with the same weights, the table between their names, and how to run each."""
+    """Two networks with the same weights, the table of their names, and how to run each."""
 
     ours: nn.Module
     theirs: nn.Module
@@ -239,18 +239,18 @@ class Pair:
 
 
 def spelling(theirs: nn.Module, name: str) -> str:
-    """transformers 5 leaves out the "text_model." that files have."""
+    """The name in a file. Files have "text_model.", which transformers 5 leaves out."""
     return name if hasattr(theirs, "text_model") else name.removeprefix("text_model.")
 
 
 def pair(part: str, config: ModelConfig, layout: str, draw: str, dtype: torch.dtype) -> Pair:
-    """Both networks; they share the memory of their weights, so that the full sizes fit."""
+    """Both networks. They use the same memory for their weights, so that full sizes fit."""
     mine = ours(part, config)
     randomise(mine, DRAWS[draw], seed=0)
     mine = mine.to(dtype).eval()
     rows = names.model_rows(config)[part]
     build, run = THEIRS[part, layout]
-    # text transformers compute buffers when they are built: not on the meta device
+    # building a text transformer computes buffers, so it cannot be on the meta device
     with torch.device("cpu" if part == "text_encoder" else "meta"):
         theirs = build(mine.config)
     official = names.to_official(mine.state_dict(), rows, layout)
@@ -262,5 +262,5 @@ def pair(part: str, config: ModelConfig, layout: str, draw: str, dtype: torch.dt
 
 
 def beyond(name: str, config: ModelConfig) -> bool:
-    """Whether the open_clip tower keeps it for its end, which SD v2 never reaches."""
+    """Whether a parameter belongs to the end of open_clip's transformer, which SD v2 leaves out."""
     return name.startswith(("text_projection", f"transformer.resblocks.{config.text.layers}."))

@@ -1,7 +1,7 @@
-"""The references that do not import as they are: they ask for packages that we never reach.
+"""Import references that need packages which our tests never use.
 
-Each is imported beside empty stand-ins, which are taken away again. A reference that fails to
-import fails the tests that need it.
+During the import, empty modules stand in for these packages. They are removed afterwards. If a
+reference cannot be imported, the tests that need it fail.
 """
 
 import sys
@@ -16,7 +16,7 @@ __all__ = ["clip", "k_diffusion", "open_clip", "transformers"]
 
 
 class StandIn(ModuleType):
-    """An empty module that anything can be imported from, and nothing can be done with."""
+    """An empty module. Any name can be imported from it, but none of them does anything."""
 
     def __getattr__(self, name: str) -> "StandIn":
         if name.startswith("__"):
@@ -24,12 +24,12 @@ class StandIn(ModuleType):
         return StandIn(name)
 
     def __mro_entries__(self, bases: tuple) -> tuple:
-        return ()  # a class may be derived from it: it then has no base
+        return ()  # a class that derives from it then has no base
 
 
 @contextmanager
 def stand_ins(*names: str) -> Iterator[None]:
-    """Let `import name` give an empty module, unless the real one is imported already."""
+    """Let `import name` give an empty module, except where the real one is already imported."""
     absent = [name for name in names if name not in sys.modules]
     sys.modules.update({name: StandIn(name) for name in absent})
     try:
@@ -54,7 +54,7 @@ with stand_ins(
     import k_diffusion.external
     import k_diffusion.sampling
 
-# transformers looks for torchvision by itself, and must not find the stand-in.
+# transformers looks for torchvision, and must not find the empty module.
 import transformers  # noqa: E402
 
 with stand_ins(
@@ -67,7 +67,7 @@ with stand_ins(
 ):
     import packaging.version
 
-    sys.modules["pkg_resources"].packaging = packaging  # clip asks it for torch's version
+    sys.modules["pkg_resources"].packaging = packaging  # clip gets torch's version from it
     import clip
     import open_clip
 
@@ -75,9 +75,9 @@ with stand_ins(
 def compvis_states(
     sampler: type, alpha_bar: Tensor, network, noise: Tensor, steps: int, **settings
 ) -> list[Tensor]:
-    """Every state but the first of CompVis' own loop, DDIMSampler or PLMSSampler, on any network.
+    """The states of the loop of CompVis (DDIMSampler or PLMSSampler), without the first one.
 
-    alpha_bar: 1000, float64    network(x, t, context) -> eps
+    alpha_bar: 1000, float64    network: any function (x, t, context) -> eps
     """
     before = torch.cat([torch.ones(1, dtype=alpha_bar.dtype), alpha_bar[:-1]])
     model = SimpleNamespace(
@@ -95,7 +95,7 @@ def compvis_states(
 
 
 class _MiDaS:
-    """The original depth estimator, in the package stable-diffusion-sdkit."""
+    """The original depth estimator, from the package stable-diffusion-sdkit."""
 
     def __init__(self):
         names = ("cv2", "timm.data", "torchvision", "torchvision.transforms")

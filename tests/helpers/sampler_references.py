@@ -1,11 +1,11 @@
-"""What a sampler is tested with: a small network, its noise, and a diffusers scheduler's states."""
+"""For tests of samplers: a small network, noise, and the states of a diffusers scheduler."""
 
 import torch
 import torch.nn.functional as F
 
 
 class Network:
-    """A network that mixes pixels and channels, bends, and feels t and the context."""
+    """A nonlinear network that mixes pixels and channels, and depends on t and the context."""
 
     def __init__(self, dtype=torch.float64):
         generator = torch.Generator().manual_seed(3)
@@ -31,7 +31,7 @@ CONTEXT = draw(2, 7, 6, seed=1)
 
 
 def scheduler_states(scheduler, steps, network, noise, options=lambda index: {}):
-    """The state after every call of scheduler.step."""
+    """The state after every call of scheduler.step, in order."""
     scheduler.set_timesteps(steps)
     x = noise * scheduler.init_noise_sigma
     states = []

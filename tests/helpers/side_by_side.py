@@ -1,4 +1,4 @@
-"""Our network and a reference's on the same inputs, with everything that happens inside both."""
+"""Run our network and a reference on the same inputs, and record what every module does."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -14,13 +14,13 @@ from tests.helpers.reference_networks import Pair, pair
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference over the reference's spread."""
+    """The largest difference, divided by the standard deviation of the reference."""
     theirs = laid_out_like(ours, theirs)
     return ((ours - theirs).abs().max() / theirs.std()).item()
 
 
 def laid_out_like(ours: Tensor, theirs: Tensor) -> Tensor:
-    """A 1x1 convolution makes b c h w where our Linear makes b (h w) c."""
+    """Their tensor in our layout: their 1x1 convolution gives b c h w, our Linear b (h w) c."""
     if theirs.ndim == 4 and theirs.shape != ours.shape:
         theirs = rearrange(theirs, "b c h w -> b (h w) c")
     return theirs.reshape(ours.shape)
@@ -28,7 +28,7 @@ def laid_out_like(ours: Tensor, theirs: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """One network with one draw of weights, against one reference in one precision."""
+    """One comparison: which network, config, reference and precision, and how weights are drawn."""
 
     part: str
     config: ModelConfig
@@ -42,7 +42,7 @@ class Case:
 
 
 def inputs(case: Case) -> list[Tensor]:
-    """Two samples, with two times of which one is no integer, and height unlike width."""
+    """A batch of two samples. One t is no integer, and height and width differ."""
     generator = torch.Generator().manual_seed(1)
     config = case.config
 
@@ -60,21 +60,21 @@ def inputs(case: Case) -> list[Tensor]:
 
 
 def size(channels: tuple[int, ...]) -> tuple[int, int]:
-    """Height and width that leave 2 x 3 at the lowest of as many levels."""
+    """Height and width for as many levels as there are channels. The lowest level is 2 x 3."""
     lowest = 2 ** (len(channels) - 1)
     return 2 * lowest, 3 * lowest
 
 
 @dataclass
 class Call:
-    """What one module was given, by the names in its forward(), and the tensors it returned."""
+    """One call of a module: its arguments by name, and the tensors that it returned."""
 
     given: dict
     made: list[Tensor]
 
 
 def tensors(output) -> list[Tensor]:
-    """All tensors in a nest of tuples and lists, in order."""
+    """All tensors in nested tuples and lists, in order."""
     if isinstance(output, tuple | list):
         return [tensor for part in output for tensor in tensors(part)]
     return [output] if isinstance(output, Tensor) else []
@@ -82,7 +82,7 @@ def tensors(output) -> list[Tensor]:
 
 @contextmanager
 def watched(network: nn.Module, names: list[str]) -> Iterator[dict[str, Call]]:
-    """Keep what happens in the modules of these names, as far as there are such modules."""
+    """Record the call of each module that has one of these names. Other names are ignored."""
     calls: dict[str, Call] = {}
     modules = dict(network.named_modules())
 
@@ -104,7 +104,7 @@ def watched(network: nn.Module, names: list[str]) -> Iterator[dict[str, Call]]:
 
 @dataclass
 class Run:
-    """Both networks, after one run each on the same inputs, with all that happened inside."""
+    """Both networks after a run on the same inputs, with what they returned and every call."""
 
     case: Case
     pair: Pair
@@ -114,7 +114,7 @@ class Run:
     their_calls: dict[str, Call]
 
     def shared(self) -> list[tuple[str, Call, Call]]:
-        """name, our call, their call: for every module that both sides ran."""
+        """(name, our call, their call) for every module that both networks ran."""
         triples = [
             (
                 row.ours,
@@ -140,15 +140,15 @@ def run_both(case: Case) -> Run:
 
 
 def fed(module: nn.Module, call: Call) -> list[Tensor]:
-    """What our module makes of the inputs that the reference's module was given in this call."""
+    """What our module returns for the inputs of the reference's module in this call."""
     given = call.given
-    x = next(iter(given.values()))  # every reference names it otherwise, and puts it first
+    x = next(iter(given.values()))  # each reference has another name for x, but x is always first
     if isinstance(module, nn.Linear) and x.ndim == 4:
         x = rearrange(x, "b c h w -> b (h w) c")
     context = given.get("context", given.get("encoder_hidden_states"))
     others = {
         "time": given.get("emb", given.get("temb")),
-        "context": x if context is None else context,  # none given: it looks at itself
+        "context": x if context is None else context,  # without a context, it is self-attention
         "skips": list(given.get("res_hidden_states_tuple", ())),
     }
     wanted = list(inspect.signature(module.forward).parameters)[1:]

@@ -1,4 +1,4 @@
-"""Threads that take turns more often than usual, so that what is not safe shows."""
+"""Let threads switch more often than usual, so that unsafe code fails in the tests."""
 
 import sys
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def frequent_switches(seconds: float) -> Iterator[None]:
-    """Python gives the turn to another thread after this time. The usual is 0.005 s."""
+    """Python switches to another thread after this time. The default is 0.005 s."""
     usual = sys.getswitchinterval()
     sys.setswitchinterval(seconds)
     try:

@@ -1,4 +1,4 @@
-"""The tiny models that the tests draw and train with: our configs, few and narrow layers."""
+"""Tiny models for tests that draw and train: our configs with few and narrow layers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from minisd.vae import VAE
 
 
 def tiny(config: ModelConfig) -> ModelConfig:
-    """The same model with few, narrow layers. Two resolutions: sizes are multiples of 8."""
+    """The same model with few, narrow layers and two resolutions. Sizes are multiples of 8."""
     unet = replace(
         config.unet,
         channels=(64, 128),
@@ -39,7 +39,7 @@ V2 = tiny(SD20_BASE)
 V2_V = replace(V2, schedule=ScheduleConfig(prediction="v"))
 
 
-# The mini's tokenizer and layout, for trainings of a few steps.
+# The mini with few and narrow layers, for trainings of a few steps.
 SMALL = replace(
     MINI,
     text=replace(MINI.text, width=32, layers=1, heads=2),
@@ -56,7 +56,7 @@ SMALL_DPT = DepthConfig(
     width=48,
     layers=3,
     heads=4,
-    taken=(1, 2),
+    readout_layers=(1, 2),
     features=24,
     grid=4,
     norm_groups=8,
@@ -68,7 +68,7 @@ def with_channels(config, channels):
 
 
 def write_tiny_model(folder: Path) -> Path:
-    """Write V1 with random weights and CLIP's vocabulary; returns the file."""
+    """Write a file with V1, random weights and CLIP's vocabulary. Returns its path."""
     torch.manual_seed(0)
     path = folder / "tiny.safetensors"
     networks = TextTransformer(V1.text), UNet(V1.unet), VAE(V1.vae)

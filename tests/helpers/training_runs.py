@@ -1,4 +1,4 @@
-"""Trainings of a few steps, started from the command line, and what they leave on the disk."""
+"""Start trainings of a few steps by `minisd train`, and read what they write to the disk."""
 
 import socket
 from dataclasses import replace
@@ -16,7 +16,7 @@ from minisd.unet import UNet
 from minisd.vae import VAE
 from tests.helpers.tiny_models import SMALL
 
-REPOSITORY = Path(__file__).parents[2]  # where `python -m tests.…` works
+REPOSITORY = Path(__file__).parents[2]  # run `python -m tests.…` here
 TINY = replace(SMALL, unet=replace(SMALL.unet, channels=(32,), attention=(True,)))
 COMMANDS = {"word": 60, "lora": 12, "hypernetwork": 12}  # stage -> steps
 
@@ -30,7 +30,7 @@ def state_in(folder):
 
 
 def shrink(patch, vocabulary):
-    """`minisd train` with a tiny model and few pictures."""
+    """Let `minisd train` use a tiny model and few pictures."""
     torch.manual_seed(0)
     networks = TextTransformer(TINY.text), UNet(TINY.unet), VAE(TINY.vae)
     sd = StableDiffusion(TINY, vocabulary, *networks)

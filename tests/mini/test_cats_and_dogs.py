@@ -73,7 +73,7 @@ def test_training_makes_guesses_of_what_was_shown(tmp_path):
 
 
 def test_training_goes_on_where_it_stopped(tmp_path):
-    """In two pieces, as the lesson shows it, the network learns further and is no beginner."""
+    """A training in two pieces, as in the lesson, goes on with what the first one learnt."""
     latents = two_latents()
     for steps in (30, 60):
         recipe = replace(STEPS, steps=steps)

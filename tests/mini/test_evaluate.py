@@ -1,4 +1,4 @@
-"""The evaluation: each figure on cases whose answer is known, and the page that tells them."""
+"""The evaluation: each figure on cases whose answer is known, and the page that shows them."""
 
 import json
 import re
@@ -74,7 +74,7 @@ def real(emoji):
 
 
 class Oracle:
-    """Knows what the scenes ask for, and answers so, crop after crop, over and over."""
+    """A judge that answers what the scenes ask for, crop after crop."""
 
     def __init__(self, emoji, scenes):
         self.things, self.styles, self.colours = emoji.things, emoji.styles, tuple(NAMED_COLOURS)
@@ -188,14 +188,14 @@ def test_a_share_counts_only_where_it_is_asked_for(emoji):
     scenes = [BLUE_CAT, PLAIN_CAT, PLAIN_CAT, PAIR]
     images = torch.ones(4, 3, 64, 64)  # white, as asked
     judged = examine(Oracle(emoji, [BLUE_CAT, BLUE_CAT, PLAIN_CAT, PAIR]), images, scenes)
-    assert [one.good for one in judged] == [True, True, True, True]
+    assert [one.is_right for one in judged] == [True, True, True, True]
     other = replace(BLUE_CAT, things=("dog",))
     judged = examine(Oracle(emoji, [BLUE_CAT, other, PLAIN_CAT, PAIR]), images, scenes)
     found = shares(judged)
     assert found["thing"] == 0.75
     assert found["tint"] == 1  # one in PAIR, one in BLUE_CAT; the dog was to have none
     assert "small thing" not in found
-    assert [one.good for one in judged] == [True, False, True, True]
+    assert [one.is_right for one in judged] == [True, False, True, True]
 
 
 # --- drawing ---
@@ -262,7 +262,7 @@ def test_word_maps_are_the_averaged_weights_of_the_half_with_the_prompt(sd, monk
 
 
 def test_a_map_that_is_the_silhouette_overlaps_wholly(sd, emoji, monkeypatch):
-    """The thing's word looks at the thing, the padding elsewhere."""
+    """Each token attends to a known place: the thing's word to the thing, the padding elsewhere."""
 
     def stub(sd, prompts):
         scenes = [by_prompt[prompt] for prompt in prompts]

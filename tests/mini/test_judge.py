@@ -1,4 +1,4 @@
-"""The judge: it looks where the things are, learns what the drawings show, and keeps its words."""
+"""The judge: it looks where the things are, learns what they are, and its file is checked."""
 
 from dataclasses import replace
 
@@ -48,7 +48,7 @@ SMALL = [Scene(("cat",), (None,), "flat", "blue", spot) for spot in SPOTS]
 
 @pytest.fixture(scope="module")
 def few(emoji):
-    """Four things to tell apart, as many as seconds of training can teach."""
+    """Four things, which the judge can learn to tell apart in seconds."""
     return replace(emoji, things=emoji.things[:4], tiles=emoji.tiles[:4])
 
 
@@ -71,7 +71,7 @@ class Through:
 
 
 class Fixed:
-    """Says the same of every crop."""
+    """A judge that gives the same answer for every crop."""
 
     things, styles, colours = ("cat", "pear"), ("flat", "noto"), tuple(NAMED_COLOURS)
 
@@ -218,7 +218,7 @@ def test_a_batch_is_half_cut_outs_and_half_decoded(emoji):
 
 
 def test_each_crop_keeps_its_own_target(emoji):
-    """Each has a shade that tells its target: in other shades, still in the same order."""
+    """The shade of each crop is its target. New shades keep the order of the old ones."""
     targets = torch.arange(100)[:, None].expand(-1, 3)
     marked = 10 * targets[:, :, None, None].expand(-1, -1, CROP_SIDE, CROP_SIDE).half()
     images, found = mixed_batch(emoji, (marked, targets), 40, seed=0, step=0)
@@ -227,7 +227,7 @@ def test_each_crop_keeps_its_own_target(emoji):
 
 
 def test_decoded_crops_are_learnt_from_moved_and_shaded(emoji):
-    """None comes as it was: plain crops have other shades, grainy ones are seen elsewhere."""
+    """No crop stays as it was: plain crops get other shades, and grainy ones are moved."""
     targets = torch.tensor([[0, 0, NO_TINT]])
     plain = torch.full((1, 3, CROP_SIDE, CROP_SIDE), 0.5).half()
     images, _ = mixed_batch(emoji, (plain, targets), 40, seed=0, step=0)
@@ -241,7 +241,7 @@ def test_decoded_crops_are_learnt_from_moved_and_shaded(emoji):
 
 
 def test_moved_crops_are_the_same_drawing_elsewhere():
-    """Half of the spots change sides; all keep theirs from top to bottom, but for a little."""
+    """Half of the spots change from right to left. Their height changes only a little."""
     spots = torch.zeros(400, 3, CROP_SIDE, CROP_SIDE)
     spots[:, :, 40:48, 44:52] = 1  # below and to the right, 12 and 16 px from the middle
     after = move_crops(spots, torch.Generator().manual_seed(0))

@@ -78,7 +78,7 @@ def test_what_was_shipped_keeps_its_promises(sd):
 
 
 def test_the_page_of_figures_says_what_was_measured():
-    """docs/mini.md is what its figures give, but for the part made of the pictures themselves."""
+    """docs/mini.md shows its figures, except for the part that needs the pictures themselves."""
     figures = json.loads((DOCS / "mini.json").read_text(encoding="utf-8"))
     page = (DOCS / "mini.md").read_text(encoding="utf-8")
     computed = parts(figures, [])

@@ -1,4 +1,4 @@
-"""Our own models through folders and with other VAEs: they stay what they are."""
+"""Our own models are written as folders and get other VAEs. They stay what they are."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""docs/steering.md: its commands are commands, its figures measure what they say."""
+"""docs/steering.md: its pictures come from its commands, its figures measure what they say."""
 
 import json
 import re
@@ -9,22 +9,46 @@ import pytest
 import torch
 
 from docs.make.mini_report import fill_parts
-from docs.make.steering_figures import correlation, fine_detail
-from docs.make.steering_report import ROWS, enlarge, tables
-from minisd.cli import parser
+from docs.make.steering_figures import CLASSIFIER_SCALES, correlation, fine_detail
+from docs.make.steering_report import Strip, enlarge, read_strips, tables
+from minisd.cli import build_parser
 from minisd.mini.agreement import edge_agreement
 from minisd.mini.examples import hat_mask
 
 ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "steering.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_every_command_is_one_that_minisd_knows(name):
-    for command, _ in ROWS[name].commands:
-        words = shlex.split(f"{command} -o a.png")
+@pytest.mark.parametrize("strip", read_strips(TEXT), ids=lambda strip: strip.file)
+def test_every_picture_comes_from_the_commands_above_it(strip):
+    """Each command writes a file of its own, named after the picture, and reads known pictures."""
+    name = strip.file.removeprefix("steering-").removesuffix(".png")
+    for number, command in enumerate(strip.commands):
+        words = shlex.split(command)
         assert words[0] == "minisd"
-        options = parser().parse_args(words[1:])
-        assert options.output == Path("a.png")
+        assert build_parser().parse_args(words[1:]).output == Path(f"{name}-{number}.png")
+    read = set(re.findall(r"examples/[\w-]+\.png", "\n".join(strip.commands)))
+    assert read <= {path for _, path in strip.given}
+
+
+def test_every_block_of_commands_and_every_picture_of_the_page_is_in_a_strip():
+    strips = read_strips(TEXT)
+    assert len(strips) == TEXT.count("```bash\n")
+    shown = re.findall(r"\]\(images/([\w-]+\.png)\)", TEXT)
+    assert sorted(shown) == sorted(
+        [*(strip.file for strip in strips), "steering-classifier-things.png"]
+    )
+    assert f"for each of the scales {', '.join(map(str, CLASSIFIER_SCALES))}" in TEXT
+
+
+def test_a_strip_is_read_from_the_page():
+    page = "```bash\nminisd a -o a.png\nminisd b -o b.png\n```\n\n"
+    page += "![given: x/c.png; one, seed 1; a \\<two>](images/d.png)\n"
+    commands = ["minisd a -o a.png", "minisd b -o b.png"]
+    expected = Strip("d.png", [("given", "x/c.png")], commands, ["one, seed 1", "a <two>"])
+    assert read_strips(page) == [expected]
+    with pytest.raises(ValueError, match=r"d\.png has 2 commands and 1 labels"):
+        read_strips(page.replace("one, seed 1; ", ""))
 
 
 def test_edges_that_lie_a_pixel_apart_agree():
@@ -63,11 +87,10 @@ def test_the_page_has_a_place_for_all_that_is_computed():
         "outside": {"mini": {"most": 2.0, "mean": 1.0}},
         "detail": {"the mini's": {"dB": 28, "dB of the fine detail": 30, "spread": 0.84}},
     }
-    page = (ROOT / "docs" / "steering.md").read_text(encoding="utf-8")
-    computed = {name: "X" for name in [*ROWS, "classifier things"]} | tables(figures)
-    filled = fill_parts(page, computed)
+    computed = tables(figures)
+    filled = fill_parts(TEXT, computed)
     assert "| without | 0.50 |" in filled
-    assert len(re.findall(r"<!-- (?!end)", page)) == len(computed)
+    assert len(re.findall(r"<!-- (?!end)", TEXT)) == len(computed)
 
 
 def test_the_hat_mask_covers_a_part():

@@ -492,7 +492,7 @@ def shown(picture: np.ndarray, silhouette: np.ndarray) -> np.ndarray:
 
 
 class OneShade:
-    """Random numbers as ever, but the ground has always its colour's own shade."""
+    """The usual random numbers, but the background has exactly the shade of its colour."""
 
     def __init__(self, seed: int):
         rng = np.random.default_rng(seed)
@@ -563,7 +563,7 @@ def test_some_autoencoder_pictures_are_altered(emoji):
 
 
 def test_the_file_holds_what_the_script_chooses(emoji):
-    chosen = {thing: category for thing, (category, _) in script.chosen().items()}
+    chosen = {thing: category for thing, (category, _) in script.all_things().items()}
     assert emoji.categories == chosen
     assert emoji.styles == tuple(script.STYLES)
     assert emoji.tiles.shape == (len(chosen), 4, script.TILE, script.TILE, 4)

@@ -1,4 +1,4 @@
-"""minisd lessons: the course in a folder of the student's own."""
+"""minisd lessons copies the course to a folder of the student."""
 
 import pytest
 

@@ -1,7 +1,7 @@
-"""The committed lessons: their form, and, on request, every one of them run anew.
+"""The form of the committed lessons. On request, every lesson runs again.
 
-pytest -m lessons            every lesson, with fewer steps (MINISD_QUICK=1)
-pytest -m slow tests/teaching/test_notebooks.py    in full: the printed numbers must come out again
+pytest -m lessons                                  runs every lesson with fewer steps
+pytest -m slow tests/teaching/test_notebooks.py    runs them in full and compares the numbers
 """
 
 import ast
@@ -19,14 +19,14 @@ from PIL import Image
 from docs.make import notebooks
 from minisd.teaching.plot import canvas
 
-PATHS = notebooks.chosen([])
+PATHS = notebooks.select_paths([])
 COVERAGE = Path(__file__).parents[2] / "docs" / "maintaining" / "lessons-coverage.md"
 LARGEST = 1_500_000  # bytes of a notebook
 FREE = {"timing", "trained"}  # tags of cells whose numbers differ from run to run
 SHARED = FREE | {"predict"}  # tags that many cells of a notebook may carry
 SECTIONS = ["The same on Stable Diffusion", "Try it", "Read on"]
 REFERENCES = {"diffusers", "transformers", "open_clip"}
-# What a number may be off by when a lesson runs again, on another processor
+# The tolerance of a number when a lesson runs again on another processor
 RELATIVE, ABSOLUTE = 0.01, 0.002
 
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w])")
@@ -117,7 +117,7 @@ def imports(cell: NotebookNode) -> set[str]:
 
 @every_notebook
 def test_its_code_is_about_this_package_alone(path):
-    """No model is defined in a lesson, no reference imported (17 compares), no path typed in."""
+    """A lesson defines no model, has no path, and imports no reference. (17 compares with one.)"""
     for cell in code_cells(notebooks.read(path)):
         tree = ast.parse(cell.source)  # plain Python: no magics
         for node in ast.walk(tree):
@@ -141,7 +141,7 @@ def test_its_links_lead_to_lessons(path):
 
 
 def coverage() -> list[tuple[str, list[str]]]:
-    """Each clause of lessons-coverage.md, and the cells that it names: "03 one-seed" …"""
+    """Each line of lessons-coverage.md, and the cells that it names: "03 one-seed" …"""
     rows = []
     for line in COVERAGE.read_text(encoding="utf-8").splitlines():
         if line.startswith("| ") and line != "| what | shown by |":
@@ -152,7 +152,7 @@ def coverage() -> list[tuple[str, list[str]]]:
 
 
 def test_each_heading_of_the_article_is_mapped_to_cells():
-    """The headings of the text that the course grew from; three of them are "Reverse diffusion"."""
+    """The course grew from an article. Three of its headings are "Reverse diffusion"."""
     headings = """What can Stable Diffusion do? | Diffusion model | Forward diffusion
     | Reverse diffusion | How training is done | Reverse diffusion (with the noise predictor)
     | Stable Diffusion model | Latent diffusion model | Variational Autoencoder
@@ -189,8 +189,8 @@ def test_every_clause_of_the_course_is_shown_by_a_cell():
 @every_notebook
 def test_it_runs_with_fewer_steps(path, monkeypatch):
     monkeypatch.setenv("MINISD_QUICK", "1")
-    done = notebooks.normal(notebooks.execute(notebooks.read(path)))
-    # what a quick run prints is no part of the lesson, but it must be as clean
+    done = notebooks.normalize(notebooks.execute(notebooks.read(path)))
+    # the output of a quick run is not committed, but it must be as clean
     assert notebooks.blemishes(done) == []
 
 
@@ -203,10 +203,10 @@ def test_a_run_in_full_prints_the_same_again(path, monkeypatch):
 
 
 def differences(before: NotebookNode, after: NotebookNode) -> list[str]:
-    """Where two runs printed different words, or numbers further apart than the tolerance."""
+    """The places where two runs differ: in words, or in numbers by more than the tolerance."""
     found = []
     for old, new in zip(
-        code_cells(notebooks.normal(before)), code_cells(notebooks.normal(after)), strict=True
+        code_cells(notebooks.normalize(before)), code_cells(notebooks.normalize(after)), strict=True
     ):
         if FREE & set(tags_of(old)):
             continue

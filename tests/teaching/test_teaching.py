@@ -1,4 +1,4 @@
-"""What the lessons are made with: figures, questions, puzzles, and the normal form of notebooks."""
+"""The tools of the lessons: figures, questions, puzzles, and the normal form of notebooks."""
 
 import base64
 import io
@@ -18,8 +18,9 @@ from minisd.checkpoints.registry import OFFICIAL
 from minisd.config import UNetConfig
 from minisd.files.pictures import to_pil
 from minisd.teaching import plot, puzzles, self_test
+from minisd.teaching.picture_grid import paste_grid
 from minisd.teaching.plot import canvas, charts, diagram
-from minisd.teaching.plot import picture_grid as pictures
+from minisd.teaching.plot import picture_figures as pictures
 from minisd.teaching.predict import Guess, buttons, predict
 from minisd.trace import trace
 from minisd.unet import UNet
@@ -32,7 +33,7 @@ def generator():
 
 @pytest.fixture
 def in_notebook(monkeypatch):
-    """Pretend that a kernel runs, and collect what it would show."""
+    """Pretend that a kernel runs, and collect everything that it would show."""
     shown = []
     monkeypatch.setattr(canvas, "in_notebook", lambda: True)
     monkeypatch.setattr(canvas, "display", shown.append)
@@ -116,9 +117,8 @@ def test_predict_prints_outside_a_notebook_and_keeps_the_answer(capsys):
 
 
 def test_the_buttons_keep_the_choice():
-    pytest.importorskip("ipywidgets")
     asked = guess()
-    _, radio = buttons(asked).children
+    _, radio = buttons(asked, pytest.importorskip("ipywidgets")).children
     assert radio.value is None and asked.chosen is None
     radio.value = "c"
     assert asked.chosen == "c"
@@ -148,7 +148,7 @@ def test_source_shows_the_code_as_it_stands(capsys):
     assert out.startswith("```python\n# minisd/teaching/plot/charts.py\ndef principal_components(")
     assert "torch.linalg.svd" in out
     plot.source(Guess.choose)
-    assert "\ndef choose(" in capsys.readouterr().out  # a method is moved to the margin
+    assert "\ndef choose(" in capsys.readouterr().out  # the code of a method loses its indentation
 
 
 def test_the_style_stays_inside():
@@ -167,7 +167,7 @@ def contrast(colour):
 def test_the_first_colours_are_distinct_to_the_colour_blind_and_on_white():
     assert len(set(canvas.COLOURS)) == 8
     assert all(contrast(colour) > 2 for colour in canvas.COLOURS[:7])
-    # As deuteranopes see them (Viénot, Brettel & Mollon 1999): the first five stay apart
+    # In the eyes of deuteranopes (Viénot, Brettel & Mollon 1999), the first five are different
     matrix = np.array([[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]])
     rgb = [[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in canvas.COLOURS[:5]]
     seen = (np.array(rgb) ** 2.2) @ matrix.T
@@ -176,6 +176,19 @@ def test_the_first_colours_are_distinct_to_the_colour_blind_and_on_white():
 
 
 # ---- pictures ---------------------------------------------------------------------------------
+
+
+def test_a_grid_says_where_each_picture_is():
+    sizes, colours = [(4, 3), (4, 5), (2, 2)], ["red", "lime", "blue"]
+    images = [Image.new("RGB", *both) for both in zip(sizes, colours, strict=True)]
+    sheet, places = paste_grid(images, columns=2, gap=2, above=7, below=1)
+    assert places == [(0, 7), (6, 7), (0, 22)]
+    assert sheet.size == (12, 27)  # each row is as tall as its tallest picture
+    for image, (left, top) in zip(images, places, strict=True):
+        box = (left, top, left + image.width, top + image.height)
+        assert sheet.crop(box).getcolors() == image.getcolors()
+    counted = {colour: count for count, colour in sheet.getcolors()}
+    assert counted[255, 255, 255] == 12 * 27 - (12 + 20 + 4)
 
 
 def test_pictures_are_placed_pixel_by_pixel(generator):
@@ -275,7 +288,9 @@ def test_lines_hold_the_numbers_and_name_their_ends():
     assert [text.get_text() for text in axes.texts] == ["one", "two"]
     assert list(axes.get_xticks()) == [5, 10]
     heights = [text.get_position()[1] for text in axes.texts]
-    assert abs(heights[0] - heights[1]) * axes.bbox.height >= 15  # the ends meet, the names do not
+    assert (
+        abs(heights[0] - heights[1]) * axes.bbox.height >= 15
+    )  # the curves end at one place, but their names do not overlap
     colours = [line.get_color() for line in axes.lines]
     assert [text.get_color() for text in axes.texts] == colours
 
@@ -293,7 +308,7 @@ def test_a_signed_heat_map_has_its_middle_at_zero():
     image = figure.axes[0].images[0]
     assert image.get_clim() == (-3, 3)
     assert [text.get_text() for text in figure.axes[0].texts] == ["-1.00", "3.00"]
-    assert not plot.heat(torch.rand(20, 20)).axes[0].texts  # no room
+    assert not plot.heat(torch.rand(20, 20)).axes[0].texts  # there is no room for numbers
 
 
 def test_flattened_keeps_distances_of_flat_points(generator):
@@ -321,7 +336,7 @@ def test_words_of_a_map_do_not_lie_on_each_other():
 def test_the_plane_keeps_lengths_and_angles(generator):
     uncond, cond = torch.randn(2, 1, 4, 8, 8, generator=generator, dtype=torch.float64)
     arrows = {"u": uncond, "c": cond, "g": (uncond, uncond + 3 * (cond - uncond))}
-    ends = charts.plane(arrows)
+    ends = charts.project_arrows(arrows)
     for name, whole in {"u": uncond, "c": cond, "g": 3 * (cond - uncond)}.items():
         tail, head = ends[name]
         assert np.linalg.norm(head - tail) == pytest.approx(whole.norm().item())
@@ -330,7 +345,7 @@ def test_the_plane_keeps_lengths_and_angles(generator):
 
 
 def test_arrows_in_the_plane_stay_as_they_are():
-    ends = charts.plane({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0, 1.0])})
+    ends = charts.project_arrows({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0, 1.0])})
     np.testing.assert_array_equal(ends["a"], [[0, 0], [1, 2]])
 
 
@@ -371,7 +386,7 @@ def test_rows_of_the_same_letters_end_at_the_same_place_and_new_pieces_stand_out
     ends = [box.get_x() + box.get_width() for box in boxes]
     assert ends[2] == pytest.approx(ends[4])
     assert boxes[3].get_edgecolor() != boxes[4].get_edgecolor()
-    assert boxes[5].get_width() == pytest.approx(boxes[3].get_width())  # a line is as long as it is
+    assert boxes[5].get_width() == pytest.approx(boxes[3].get_width())  # the longest line counts
     assert {text.get_text() for text in axes.texts} >= {"merge 0", "ca", "t</w>"}
 
 
@@ -458,23 +473,23 @@ def test_normal_merges_prints_and_drops_what_only_one_run_has():
     made.cells[1].metadata = {"tags": ["peaks"], "execution": {"iopub.execute_input": "2026"}}
     made.cells[1].execution_count = 17
     made.metadata = {"widgets": {"state": {}}}
-    got = notebooks.normal(made)
+    got = notebooks.normalize(made)
     printed, picture = got.cells[1].outputs
     assert printed.text == "a\nb\n" and picture.data["image/png"] == "ABCD"
     assert got.cells[1].metadata == {"tags": ["peaks"]} and got.cells[1].execution_count == 1
     assert "widgets" not in got.metadata and picture.metadata == {}
     nbformat.validate(got)
     assert notebooks.blemishes(got) == []
-    assert nbformat.writes(notebooks.normal(got)) == nbformat.writes(got)
+    assert nbformat.writes(notebooks.normalize(got)) == nbformat.writes(got)
 
 
 def test_ids_follow_from_the_text_and_are_unique():
     cells = [new_code_cell(text) for text in ("1", "2", "1")]
-    one, two = (notebooks.normal(new_notebook(cells=cells)) for _ in range(2))
+    one, two = (notebooks.normalize(new_notebook(cells=cells)) for _ in range(2))
     ids = [cell.id for cell in one.cells]
     assert ids == [cell.id for cell in two.cells] and len(set(ids)) == 3
     cells[1].source = "3"
-    changed = notebooks.normal(new_notebook(cells=cells))
+    changed = notebooks.normalize(new_notebook(cells=cells))
     same = [cell.id == old for cell, old in zip(changed.cells, ids, strict=True)]
     assert same == [True, False, True]
 
@@ -491,24 +506,24 @@ def test_ids_follow_from_the_text_and_are_unique():
     ],
 )
 def test_blemishes_are_found(text, what):
-    found = notebooks.blemishes(notebooks.normal(notebook_with(stream(text))))
+    found = notebooks.blemishes(notebooks.normalize(notebook_with(stream(text))))
     assert len(found) == 1 and what in found[0]
 
 
 def test_warnings_and_errors_are_blemishes():
-    got = notebooks.normal(notebook_with(stream("UserWarning", "stderr")))
+    got = notebooks.normalize(notebook_with(stream("UserWarning", "stderr")))
     assert any("a warning" in each for each in notebooks.blemishes(got))
     error = new_output("error", ename="ValueError", evalue="no", traceback=[])
-    assert notebooks.blemishes(notebooks.normal(notebook_with(error)))
+    assert notebooks.blemishes(notebooks.normalize(notebook_with(error)))
 
 
 def test_named_constants_may_have_all_their_digits():
-    clean = notebooks.normal(notebook_with(stream("scale 0.18215, beta 0.00085, mean 0.1234")))
+    clean = notebooks.normalize(notebook_with(stream("scale 0.18215, beta 0.00085, mean 0.1234")))
     assert notebooks.blemishes(clean) == []
 
 
 def test_an_edited_notebook_is_not_in_the_normal_form():
-    made = notebooks.normal(notebook_with(stream("a")))
+    made = notebooks.normalize(notebook_with(stream("a")))
     made.cells[1].source = "2"
     assert "not in the normal form" in notebooks.blemishes(made)[0]
 
@@ -517,15 +532,15 @@ def test_execute_runs_in_a_fresh_kernel_that_is_headless():
     code = "from minisd.teaching import is_headless, plot\nassert is_headless()\n"
     code += "plot.say('**A**')\nx = 1"
     made = new_notebook(cells=[new_code_cell(code), new_code_cell("print(x)")])
-    done = notebooks.normal(notebooks.execute(made))
+    done = notebooks.normalize(notebooks.execute(made))
     assert done.cells[0].outputs[0].data["text/markdown"] == "**A**"
     assert done.cells[1].outputs[0].text == "1\n"
-    assert not made.cells[1].outputs  # the given one is left alone
+    assert not made.cells[1].outputs  # the notebook that was passed in is unchanged
 
 
 def test_written_files_are_the_same_on_every_system(tmp_path):
     path = tmp_path / "00_a.ipynb"
-    made = notebooks.normal(notebook_with(stream("é\n")))
+    made = notebooks.normalize(notebook_with(stream("é\n")))
     notebooks.write(made, path)
     content = path.read_bytes()
     assert b"\r" not in content and content.endswith(b"}\n") and "é".encode() in content
@@ -535,11 +550,11 @@ def test_written_files_are_the_same_on_every_system(tmp_path):
 def test_notebooks_are_chosen_by_how_they_begin(tmp_path):
     for name in ("0b_primer", "00_tour", "01_schedule"):
         (tmp_path / f"{name}.ipynb").touch()
-    names = [path.stem for path in notebooks.chosen([], tmp_path)]
+    names = [path.stem for path in notebooks.select_paths([], tmp_path)]
     assert names == ["00_tour", "0b_primer", "01_schedule"]
-    assert [path.stem for path in notebooks.chosen(["0b"], tmp_path)] == ["0b_primer"]
+    assert [path.stem for path in notebooks.select_paths(["0b"], tmp_path)] == ["0b_primer"]
     with pytest.raises(ValueError, match="begins with '42'"):
-        notebooks.chosen(["42"], tmp_path)
+        notebooks.select_paths(["42"], tmp_path)
 
 
 # ---- contact sheets ---------------------------------------------------------------------------
@@ -559,5 +574,5 @@ def test_a_contact_sheet_shows_every_figure_once(tmp_path):
     assert [name for name, _ in found] == [f"{i + 1} {shade}" for i, shade in enumerate(shades)]
     whole = contact_sheet.sheet(found)
     counted = dict((colour, count) for count, colour in whole.getcolors(1 << 24))
-    assert counted[255, 0, 0] == 480 * 50  # brought to the width of a page
+    assert counted[255, 0, 0] == 480 * 50  # resized to the width of a page
     assert counted[0, 0, 255] == 300 * 100

@@ -1,4 +1,4 @@
-"""The worlds of points: their exact answers against other ways to compute them, and what learns."""
+"""The toy datasets: their exact answers, computed in another way, and the trained networks."""
 
 from itertools import islice
 
@@ -26,7 +26,7 @@ def generator(seed=0):
 
 
 def noised(world, level) -> MixtureSameFamily:
-    """The same world by torch.distributions, in float64: points b d."""
+    """The same dataset with noise, by torch.distributions in float64: points b d."""
     centres = level.signal_rate * world.centres.double().flatten(1)
     spread = ((level.signal_rate * world.spread) ** 2 + level.noise_rate**2) ** 0.5
     bumps = Independent(Normal(centres, torch.full_like(centres, spread)), 1)
@@ -50,7 +50,7 @@ def test_density_and_score_are_those_of_the_noised_mixture(name, level):
 
 
 def test_the_score_is_the_slope_of_the_log_density():
-    """By differences of small steps, which know nothing of calculus."""
+    """The slope is computed from differences of small steps."""
     world, level, h = toy.faces(Emoji.load(), count=50), SCHEDULE.at(150), 1e-5
     x = points(world, 20)
     for axis in (0, 1):
@@ -65,7 +65,7 @@ def test_the_score_is_the_slope_of_the_log_density():
 
 @pytest.mark.parametrize("t", [20, 300, 800])
 def test_the_best_guess_is_the_mean_of_all_pictures_it_might_be(t):
-    """By summing over 20,001 possible x0, each weighed by Bayes' rule."""
+    """The mean is a sum over 20,001 possible x0, weighted by Bayes' rule."""
     world, level = WORLDS["peaks"], SCHEDULE.at(t)
     x0 = torch.linspace(-3, 3, 20_001, dtype=torch.float64)
     x = torch.linspace(-2, 2, 9, dtype=torch.float64)
@@ -75,7 +75,7 @@ def test_the_best_guess_is_the_mean_of_all_pictures_it_might_be(t):
     expected = weights @ x0
     found = world.x0(x.reshape(-1, 1, 1, 1), level).flatten()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    dogs = weights[:, x0 > 0].sum(dim=1)  # the peaks are five spreads from the middle
+    dogs = weights[:, x0 > 0].sum(dim=1)  # the peaks are five standard deviations from the middle
     found = world.group_log_probs(x.reshape(-1, 1, 1, 1), level).exp()[:, 1]
     torch.testing.assert_close(found, dogs, rtol=1e-3, atol=1e-5)
 
@@ -91,7 +91,7 @@ def test_the_guess_and_its_noise_add_up_to_x(name):
 
 @pytest.mark.parametrize("t", [0, 100, 500, 999])
 def test_one_jump_is_as_good_as_many_small_steps(t):
-    """Both end in the exact density: the chance of so great a deviation is above 1 in 1,000."""
+    """Both agree with the exact density, in a test with a significance of 1 in 1,000."""
     world = WORLDS["peaks"]
     x0, _ = world.draw(20_000, generator(1))
     *_, walked = islice(toy.small_steps(x0, SCHEDULE, generator(2)), t + 1)
@@ -105,7 +105,7 @@ def test_one_jump_is_as_good_as_many_small_steps(t):
     for x in (walked, jumped):
         assert stats.kstest(x.flatten().numpy(), share_below).pvalue > 1e-3
     assert stats.ks_2samp(walked.flatten(), jumped.flatten()).pvalue > 1e-3
-    # and walker by walker: what was added to its x0 is unit noise
+    # and for each point, what was added to its x0 is noise of variance 1
     added = (walked - level.signal_rate * x0) / level.noise_rate
     assert stats.kstest(added.flatten().numpy(), "norm").pvalue > 1e-3
 
@@ -115,7 +115,10 @@ def test_every_sampler_walks_points_back_to_their_groups(name):
     world, count = WORLDS["groups"], 400
     generators = make_generators(0, count)
     noise = torch.cat([torch.randn(1, 2, 1, 1, generator=g) for g in generators])
-    dicey = name in ("ddpm", "euler_ancestral")  # these need more steps for the right spread
+    dicey = name in (
+        "ddpm",
+        "euler_ancestral",
+    )  # these need more steps to get the standard deviation right
     levels = sampler_levels(name, SCHEDULE, 250 if dicey else 50, final="zero")
     *_, last = from_noise(name, world.denoise, noise, levels, generators)
     assert last.x.shape == (count, 2, 1, 1)
@@ -127,7 +130,7 @@ def test_every_sampler_walks_points_back_to_their_groups(name):
 
 
 def test_a_list_of_latents_comes_back_one_by_one():
-    """Any shape will do: with no spread the perfect denoiser knows nothing but its pictures."""
+    """This works for any shape: with spread 0, the perfect denoiser knows only its pictures."""
     latents = torch.randn(5, 4, 8, 8, generator=generator())
     world = toy.Mixture(("known",), torch.zeros(5).long(), latents, spread=0.0)
     noise = torch.randn(6, 4, 8, 8, generator=generator(1))
@@ -181,7 +184,7 @@ def test_the_classifier_names_as_many_as_anyone_can():
 
 @pytest.mark.parametrize("objective", ["eps", "v"])
 def test_the_trained_predictor_comes_near_the_truth(objective):
-    """Where points are: its error in eps is small beside the noise, whose spread is 1."""
+    """Near the points, its error in eps is small compared with the noise, which has variance 1."""
     world = WORLDS["peaks"]
     network, losses = toy.train_predictor(world, SCHEDULE, steps=900, objective=objective)
     assert sum(losses[-50:]) < 0.95 * sum(losses[:50])
@@ -218,7 +221,7 @@ def test_v_is_another_name_for_the_same_answer():
 
 
 def test_the_faces_have_ears():
-    """The cat's ears stand up at its sides, with a gap between; the dog's head is round above."""
+    """The cat has an ear at each side and a gap between. The dog's head is round at the top."""
     world = toy.faces(Emoji.load())
     x, groups = world.draw(4000, generator())
     assert 0.5 < x.std() < 1.2

@@ -1,6 +1,6 @@
 """Check every link inside the built site: python -m tests.tools.check_links docs/_site
 
-Prints the dead ones and how many were looked at. Links to other sites are not followed.
+It prints the dead links, and how many links it checked. It does not follow links to other sites.
 """
 
 import re
@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 
 class Page(HTMLParser):
-    """Collects where a page points to, and the names that can be pointed to in it."""
+    """Collects the links of a page, and the names inside the page to which a link can lead."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -27,7 +27,7 @@ class Page(HTMLParser):
                 self.names.add(value)
 
 
-def dead(site: Path) -> tuple[list[str], int]:
+def find_dead_links(site: Path) -> tuple[list[str], int]:
     """The dead links of a site, as "page: link", and the number of links inside it."""
     pages = {path.resolve(): Page(path) for path in site.rglob("*.html")}
     found, count = [], 0
@@ -49,7 +49,7 @@ def dead(site: Path) -> tuple[list[str], int]:
 
 
 if __name__ == "__main__":
-    lost, looked_at = dead(Path(sys.argv[1]))
+    lost, looked_at = find_dead_links(Path(sys.argv[1]))
     print(*lost, sep="\n")
     print(f"{len(lost)} of {looked_at} links are dead")
     sys.exit(bool(lost))

@@ -1,4 +1,4 @@
-"""Writes weights/tiny-by-diffusers.safetensors, the numbers that lesson 17 holds ours against:
+"""Write weights/tiny-by-diffusers.safetensors, with which lesson 17 compares our numbers:
 
 python -m tests.tools.make_tiny
 """
@@ -23,15 +23,15 @@ from tests.helpers.side_by_side import laid_out_like, watched
 
 
 def reference(part: str, sd: StableDiffusion) -> Pair:
-    """The tiny model's part, and diffusers' or transformers' with the same weights."""
+    """One network of the tiny model, and its reference with the same weights."""
     both = pair(part, sd.config, "diffusers", "small", torch.float32)
-    both.ours.load_state_dict(getattr(sd, part).state_dict())  # the two share their memory
+    both.ours.load_state_dict(getattr(sd, part).state_dict())  # both networks use the same memory
     return both
 
 
 @torch.no_grad()
 def fingerprints(sd: StableDiffusion) -> dict[str, Tensor]:
-    """Some numbers of every tensor that both sides have a name for, by our names."""
+    """A few numbers of every tensor that has a name on both sides. The keys are our names."""
     kept = {}
     for part, given in tiny.inputs(sd).items():
         both = reference(part, sd)
@@ -42,12 +42,12 @@ def fingerprints(sd: StableDiffusion) -> dict[str, Tensor]:
         for row in both.rows:
             if row.ours in ours and both.their_name(row) in theirs:
                 mine, other = ours[row.ours].made[0], theirs[both.their_name(row)].made[0]
-                kept[f"{part}.{row.ours}"] = tiny.some(laid_out_like(mine, other))
+                kept[f"{part}.{row.ours}"] = tiny.sample_numbers(laid_out_like(mine, other))
     return kept
 
 
 def picture(sd: StableDiffusion) -> list[float]:
-    """What diffusers' tests print of a picture: 3 steps of DDIM, scale 7.5, nine numbers."""
+    """Nine numbers of a picture, as in the tests of diffusers: 3 steps of DDIM, scale 7.5."""
     parts = Parts(sd.config, sd.tokenizer, sd.text_encoder, sd.unet, sd.vae)
     with TemporaryDirectory() as folder:
         save(Path(folder) / "tiny.safetensors", parts)

@@ -1,11 +1,11 @@
-"""Change one line that matters, see a test fail, put it back: do the tests hold the facts?
+"""Check that the tests notice mistakes: change one important line at a time, and run tests.
 
     python -m tests.tools.mutate            # every mutation, some minutes
-    python -m tests.tools.mutate pad scale  # those whose description has one of the words
+    python -m tests.tools.mutate pad scale  # those with one of the words in their description
 
-Each change is made in a copy of the repository, and the tests that should notice are run on it.
-Prints one line for each. Exits with 1 if any change went unnoticed, and with 2 if the code no
-longer has a line that a mutation names.
+Each change is made in a copy of the repository. The tests that should notice it run on this copy.
+The program prints one line for each change. The exit status is 1 if the tests missed a change, and
+2 if the code no longer contains a line that a mutation names.
 """
 
 import os
@@ -20,11 +20,11 @@ ROOT = Path(__file__).parents[2]
 
 
 class Mutation(NamedTuple):
-    fact: str  # what the line holds
+    fact: str  # what the line makes sure of
     file: str
-    line: str  # part of a line that stands once in the file
+    line: str  # part of a line, which the file contains once
     wrong: str
-    tests: str  # the files that should notice
+    tests: str  # the test files that should notice
 
 
 MUTATIONS = [
@@ -148,7 +148,7 @@ def problem(mutation: Mutation) -> str:
 
 
 def test_files(name: str) -> list[Path]:
-    """The test files of this name, in whatever room of tests/; relative to the repository."""
+    """The test files of this name in all folders of tests/; relative to the repository."""
     return [path.relative_to(ROOT) for path in sorted((ROOT / "tests").rglob(f"{name}.py"))]
 
 
@@ -159,7 +159,7 @@ def is_noticed(mutation: Mutation, folder: Path) -> bool:
     path.write_text(right.replace(mutation.line, mutation.wrong), encoding="utf-8")
     tests = [path for name in mutation.tests.split() for path in test_files(name)]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
-    environment = os.environ | {"PYTHONPATH": str(folder)}  # the copy, not what is installed
+    environment = os.environ | {"PYTHONPATH": str(folder)}  # test the copy
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True)
     path.write_text(right, encoding="utf-8")
     assert done.returncode in (0, 1), done.stdout.decode()[-2000:]

@@ -1,9 +1,10 @@
-"""Run every command of README.md, docs/setup.md and docs/steering.md as it is copied.
+"""Run every command of README.md, docs/setup.md and docs/steering.md, as a reader copies it.
 
-From a wheel, in an empty folder for each page, in the page's order. A new environment holds the
-wheel alone and sees the other packages of the one that runs this. Commands that need the network,
-another system or a person are on a list with the reason. It also checks that the wheel holds the
-weights, and that -e does not copy them.
+Each page gets an empty folder, and its commands run there in the page's order. They run in a new
+environment that contains only the wheel of minisd; the other packages come from the environment of
+this program. Commands that need the network, another system or a person do not run: they are on a
+list with the reason. The program also checks that the wheel contains the weights, and that
+`pip install -e` does not copy them.
 
     python -m tests.tools.run_docs_commands
 """
@@ -26,14 +27,14 @@ ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/setup.md", "docs/steering.md")
 PROGRAMS = "minisd|pip|python3?|py|pytest|git|conda|sphinx-build|cd|Set-ExecutionPolicy"
 
-INSTALLS = "the wheel is installed, and what it needs is here"
-CLONE = "works on a clone: .ci/run and the tests run it"
-# What is not run: a pattern that the whole command fits, and why.
+INSTALLS = "the wheel is already installed, with all that it needs"
+CLONE = "works only in a clone: .ci/run and the tests run it"
+# Commands that do not run: a pattern for the whole command, and the reason.
 LISTED = {
     r"pip install (-e|-q) .*": INSTALLS,
     r"pip install --no-deps -r tests/requirements.txt": INSTALLS,
-    r"(python3|py) -m venv \.venv": "the environment is made already",
-    r"\. \.venv/bin/activate|\.venv\\Scripts\\activate": "the environment is made already",
+    r"(python3|py) -m venv \.venv": "the environment already exists",
+    r"\. \.venv/bin/activate|\.venv\\Scripts\\activate": "the environment already exists",
     r"!?git clone .*|cd minisd": "needs the network, and the reader's address of the repository",
     r"conda .*": "another program, and it needs the network",
     r"Set-ExecutionPolicy .*": "is for Windows",
@@ -43,12 +44,10 @@ LISTED = {
     r"minisd (info|convert)": "only the name of a command",
     r"minisd img2img \| inpaint \| depth \| control": "only the names of commands",
 }
-# Python that is not run, by what stands in it.
-LISTED_PYTHON = {
-    'lora(sd, "style.safetensors"': "its files and pictures stand for the reader's own"
-}
+# Python code that does not run: a part of the code, and the reason.
+LISTED_PYTHON = {'lora(sd, "style.safetensors"': "it uses the reader's own files and pictures"}
 
-# Runs commands of minisd one after the other in one process, which saves starting torch 40 times.
+# Run all commands of minisd in one process, so that torch starts once, not 40 times.
 RUNNER = """
 import json, shlex, sys
 from minisd import cli
@@ -63,9 +62,9 @@ for line in json.loads(sys.argv[1]):
 
 
 def commands(page: str) -> list[str]:
-    """The commands of a page's text, in its order: of blocks, and within sentences.
+    """The commands in the text of a page, in its order: those in blocks and those in sentences.
 
-    A block of Python is one command, and begins with "python\\n".
+    A block of Python is one command. It begins with "python\\n".
     """
     found = []
     fence = r"^```(\w+)\n(.*?)^```$|^((?:    [^\n]+\n)+)|`([^`]+)`"
@@ -82,7 +81,7 @@ def commands(page: str) -> list[str]:
 
 
 def why_not(command: str) -> str | None:
-    """The reason why a command is not run; None: it is."""
+    """The reason why a command does not run; None if it runs."""
     if command.startswith("python\n"):
         return next((why for words, why in LISTED_PYTHON.items() if words in command), None)
     return next((why for fits, why in LISTED.items() if re.fullmatch(fits, command)), None)
@@ -95,7 +94,7 @@ def check(command: list, folder: Path, environment: dict[str, str]) -> None:
 
 
 def new_environment(folder: Path) -> Path:
-    """An environment without packages of its own; its Python. It sees those of the running one."""
+    """Create an environment that uses the packages of the running one. Returns its Python."""
     venv.create(folder, with_pip=False)
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     there = subprocess.check_output(
@@ -107,7 +106,7 @@ def new_environment(folder: Path) -> Path:
 
 
 def install(python: Path, *what: object) -> list[str]:
-    """The files that pip says it has put there."""
+    """Install with pip. Returns the list of files that pip has installed."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
     subprocess.run([*pip, "install", "-q", "--no-deps", *map(str, what)], check=True)
     listed = subprocess.check_output([*pip, "show", "-f", "minisd"], text=True)
@@ -115,7 +114,7 @@ def install(python: Path, *what: object) -> list[str]:
 
 
 def check_what_is_installed(work: Path) -> Path:
-    """Install both ways. Returns the Python that has the wheel."""
+    """Install the wheel, and with -e. Returns the Python of the environment with the wheel."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", "-q", "--no-deps", "-w", work, ROOT], check=True)
     python = new_environment(work / "wheel")
@@ -134,7 +133,7 @@ def check_what_is_installed(work: Path) -> Path:
 
 
 def run_page(name: str, folder: Path, python: Path, environment: dict[str, str]) -> int:
-    """How many commands were run."""
+    """Run the commands of one page. Returns how many ran."""
     folder.mkdir()
     wanted = [
         one for one in commands((ROOT / name).read_text(encoding="utf-8")) if not why_not(one)

@@ -1,4 +1,4 @@
-"""Threads: whatever several do at once equals what each does alone. The long run, with its table:
+"""Check that threads that work at the same time compute the same as one thread alone:
 
 python -m tests.tools.threads
 """
@@ -30,11 +30,11 @@ from minisd.teaching import tiny
 from tests.helpers.threads import frequent_switches
 
 THREADS = 4
-Job = Callable[[], bytes]  # its result, to be compared
+Job = Callable[[], bytes]  # computes the result to compare
 
 
 def fingerprint(*tensors: torch.Tensor) -> bytes:
-    """The same for the same numbers, type, shape and place alone."""
+    """A hash that is equal only for equal numbers, type, shape and device."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tensor.dtype} {tensor.device} {tuple(tensor.shape)}".encode())
@@ -43,7 +43,7 @@ def fingerprint(*tensors: torch.Tensor) -> bytes:
 
 
 def embeddings(sd: StableDiffusion, count: int) -> list[Job]:
-    """Prompts with learnt words of one and several vectors, long and short ones."""
+    """Jobs that embed long and short prompts, with added words of one or several vectors."""
     rng = random.Random(0)
     things = ["cat", "dog", "<one>", "<two>", "<three>", "<One>s", "(tree:1.3)", "red", "café"]
 
@@ -51,14 +51,15 @@ def embeddings(sd: StableDiffusion, count: int) -> list[Job]:
         length = rng.choice((1, 3, 8, 20, 60))
         prompt = " ".join(rng.choices(things, k=length)) + f" {rng.randrange(10**6)}"
         extended = rng.random() < 0.5
-        short = prompt if extended else " ".join(prompt.split()[:10])  # nothing is cut, no warning
+        # short enough that nothing is cut, so there is no warning
+        short = prompt if extended else " ".join(prompt.split()[:10])
         return lambda: fingerprint(sd.embed(short, extended=extended))
 
     return [job() for _ in range(count)]
 
 
 def loads(folder: Path, count: int) -> list[Job]:
-    """Small models in three layouts, as safetensors and as pickles; every tenth is the mini."""
+    """Jobs that load small models in three layouts, also as pickles. Every tenth loads the mini."""
     sources: list[str | Path] = []
     for config in (tiny.TINY, tiny.TINY_V2):
         sd = tiny.model(config)
@@ -85,7 +86,7 @@ def loads(folder: Path, count: int) -> list[Job]:
 
 
 def pictures(count: int) -> list[Job]:
-    """Of the mini, plain and with every adapter on, and of small models of v1's and v2's kind."""
+    """Jobs that draw: the mini alone and with all its adapters, and small v1 and v2 models."""
     plain, adapted = minisd.load("mini"), minisd.load("mini")
     lora(adapted, "mini-blueprint")
     textual_inversion(adapted, "mini-blorp")
@@ -116,7 +117,7 @@ def pictures(count: int) -> list[Job]:
 
 
 def together(jobs: list[Job]) -> list[bytes]:
-    """Every job's result, in an order of chance, by threads that begin at once."""
+    """Run all jobs in random order, in threads that start at the same time. Returns the results."""
     order = random.Random(1).sample(range(len(jobs)), len(jobs))
     barrier, results = Barrier(THREADS), {}
 
@@ -132,13 +133,13 @@ def together(jobs: list[Job]) -> list[bytes]:
 
 
 def differences(jobs: list[Job]) -> int:
-    """How many results of all jobs together are not those of their lone runs."""
+    """How many jobs give another result together with others than alone."""
     alone = [job() for job in jobs]
     return sum(one != other for one, other in zip(alone, together(jobs), strict=True))
 
 
 def all_jobs(folder: Path, counts: tuple[int, int, int]) -> dict[str, list[Job]]:
-    """counts: of embeddings, loads and pictures"""
+    """All jobs. counts: how many embed, load and draw"""
     sd = minisd.load("mini")
     vectors = torch.randn(6, sd.config.text.width, generator=torch.Generator().manual_seed(0))
     for word, own in zip(("<one>", "<two>", "<three>"), vectors.split((1, 2, 3)), strict=True):

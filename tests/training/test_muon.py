@@ -70,7 +70,7 @@ def step_both(ours, theirs, steps=4):
     "shape", [*SHAPES.values(), (16, 4, 3, 3), (16, 4, 1, 1)], ids=[*SHAPES, "conv", "1x1 conv"]
 )
 def test_the_steps_are_those_of_torch(shape, monkeypatch):
-    """Momentum, look-ahead, levelling, weight decay, and the larger step of a tall matrix."""
+    """Momentum, look-ahead, orthogonalizing, weight decay, the larger step of a tall matrix."""
     monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)  # torch would level in it
     ours = torch.nn.Parameter(random_matrix(shape, seed=9))
     theirs = torch.nn.Parameter(ours.detach().flatten(1).clone())

@@ -18,6 +18,7 @@ from minisd.mini import recipes
 from minisd.mini.datasets import encode_pictures
 from minisd.mini.emoji import FINE_THINGS, Emoji
 from minisd.mini.job import Job, export, train_vocabulary
+from minisd.mini.minutes import fit_to_minutes
 from minisd.mini.scenes import batch, captions, vae_batch
 from minisd.schedule import Schedule
 from minisd.tokenizer import Tokenizer
@@ -30,7 +31,6 @@ from minisd.training.diffusion import (
     train_diffusion,
 )
 from minisd.training.loop import Hyperparameters, update_ema
-from minisd.training.minutes import fit_to_minutes
 from minisd.training.run_folder import plot_losses  # before a fixture replaces it
 from minisd.training.vae import (
     THIN_WEIGHT,
@@ -56,7 +56,7 @@ def bank(emoji):
 
 @pytest.fixture(scope="module")
 def trainings(emoji, bank):
-    """Both trainings, each to be run in a folder."""
+    """Two functions, each of which runs one training in a folder."""
 
     def vae(folder, recipe, batch_size=2, seed=0, config=SMALL):
         def draw_pictures(count, number):
@@ -99,17 +99,16 @@ def same(one, other):
 
 
 def exact_losses(patch, die_before=None):
-    """Notes the terms of the loss by step, unrounded; can end the run at a step."""
-    seen, take_step = {}, loop.take_step
+    """Note the terms of the loss by step, unrounded. die_before: end the run at this step."""
+    seen, check_finite = {}, loop.check_finite
 
-    def watched(run, loss, draw, settings, step, stop):
+    def watched(terms, norm, step):
         if step == die_before:
             raise Killed
-        terms = take_step(run, loss, draw, settings, step, stop)
+        check_finite(terms, norm, step)
         seen[step] = [term.item() for term in terms.values()]
-        return terms
 
-    patch.setattr(loop, "take_step", watched)
+    patch.setattr(loop, "check_finite", watched)
     return seen
 
 
@@ -233,9 +232,9 @@ def test_a_run_with_other_settings_is_not_continued(train_a_vae, tmp_path, said)
     train_a_vae(tmp_path, recipe(3))
     good = (tmp_path / "state.pt").read_bytes()
     in_recipe, others = OTHERWISE[said]
-    with pytest.raises(ValueError, match="Train into another folder, or ask") as caught:
+    with pytest.raises(ValueError, match="Train into another folder, or give") as caught:
         train_a_vae(tmp_path, replace(recipe(3), **in_recipe), **others)
-    assert f"The run in {tmp_path} is another one: {said}. Train" in str(caught.value)
+    assert f"The run in {tmp_path} has other settings: {said}. Train" in str(caught.value)
     assert (tmp_path / "state.pt").read_bytes() == good
 
 
@@ -361,7 +360,7 @@ def draw_with_fine_things(emoji, patch, vae):
 
 
 def test_a_decoder_goes_on_by_itself(emoji, tmp_path, monkeypatch):
-    """Its encoder stays to the bit, and so does the autoencoder that it began with."""
+    """The encoder does not change by a bit, nor does the autoencoder that was passed in."""
     torch.manual_seed(0)
     vae = VAE(SMALL.vae)
     before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
@@ -376,7 +375,7 @@ def test_a_decoder_goes_on_by_itself(emoji, tmp_path, monkeypatch):
 
 
 def test_what_is_thin():
-    """A bright line and a dark dot are; a square and an edge are not."""
+    """A bright line and a dark dot are thin; a square and an edge are not."""
     image = torch.zeros(1, 3, 16, 16)
     image[:, 0, 2, 2:14] = 0.5  # a bright line
     image[:, 1, 5:7, 5:7] = -0.75  # a dark dot of two pixels
@@ -403,7 +402,7 @@ def test_an_error_in_a_thin_line_counts_more(emoji):
 
 
 def test_a_decoder_learns_thin_lines_first(emoji, tmp_path, monkeypatch):
-    """Every second picture shows fine things. In the last sixth of the steps errors count alike."""
+    """Every second picture shows fine things. In the last sixth of the steps all count equally."""
     seen = []
 
     def noted(vae, image, thin_weight):
@@ -421,6 +420,14 @@ def test_a_decoder_learns_thin_lines_first(emoji, tmp_path, monkeypatch):
     np.testing.assert_array_equal(emoji.tiles[cat[0]], fine.tiles[cat[1]])
     for half, shown in zip(seen[1][0].split(2), (emoji, fine), strict=True):
         torch.testing.assert_close(half, vae_batch(shown, SMALL.size, 2, seed=0, step=1).images)
+
+
+def test_a_process_with_one_picture_of_a_batch_draws_both_kinds_in_turn(emoji, monkeypatch):
+    draw_pictures = draw_with_fine_things(emoji, monkeypatch, VAE(SMALL.vae))
+    for number, kind in enumerate((emoji, emoji.only(FINE_THINGS))):
+        expected = vae_batch(kind, SMALL.size, 1, seed=0, step=number).images
+        assert torch.equal(draw_pictures(1, number), expected)
+    assert len(draw_pictures(3, 0)) == 3
 
 
 def test_the_loss_is_drawn(train_a_vae, tmp_path, monkeypatch):
@@ -487,7 +494,7 @@ def test_the_bank_holds_unit_latents_of_captioned_pictures(bank):
 
 
 def test_the_loss_is_that_of_the_noise_alone(bank):
-    """A network that knows the noise has no loss; a silent one has the variance of the noise."""
+    """A network that knows the noise has no loss. The loss of one that says 0 is the variance."""
     generator = torch.Generator().manual_seed(0)
     x0, tokens = torch.zeros(512, 4, 4, 4), torch.zeros(512, 77, dtype=torch.long)
     schedule = Schedule(SMALL.schedule)

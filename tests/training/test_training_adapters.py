@@ -1,4 +1,4 @@
-"""Adapters are trained, written, and read again as anybody's files are."""
+"""Adapters are trained, written, and read again like the files of others."""
 
 from dataclasses import replace
 
@@ -10,6 +10,11 @@ from minisd.adapters.hypernetwork import hypernetwork
 from minisd.adapters.lora import lora
 from minisd.adapters.textual_inversion import textual_inversion
 from minisd.mini.datasets import adapter_dataset, edge_dataset, edges_of
+from minisd.mini.partial_files import (
+    freeze_copied_parts,
+    half_trained_controlnet,
+    save_new_parts,
+)
 from minisd.mini.scenes import batch
 from minisd.mini.styles import BROWN, CREAM, blueprint, sepia
 from minisd.tasks.canny import brightness
@@ -18,9 +23,6 @@ from minisd.training.adapters import (
     TrainableLoRA,
     TrainableWord,
     copied_controlnet,
-    freeze_copied_parts,
-    half_trained_controlnet,
-    save_new_parts,
     train_adapter,
     train_controlnet,
 )

@@ -125,7 +125,7 @@ def terms_and_gradients(model: torch.nn.Module, loss_at) -> dict[str, dict[str, 
 
 
 def train_frozen_vae(emoji: Emoji, folder: Path) -> dict[str, Tensor]:
-    """Train an autoencoder of which a part is frozen. The weights themselves, not their EMA."""
+    """Train an autoencoder with a frozen part. Returns the weights themselves, not their EMA."""
     rank, _ = rank_and_world_size()
     torch.manual_seed(rank)  # they begin alike all the same: DistributedDataParallel sees to that
     autoencoder = VAE(SMALL.vae)
@@ -140,7 +140,7 @@ def train_frozen_vae(emoji: Emoji, folder: Path) -> dict[str, Tensor]:
 
 
 def train_noted(patch, pictures: EncodedPictures, folder: Path) -> list[list[int]]:
-    """Train a diffusion without a break. The number and the batch size of each draw."""
+    """Train a U-Net without a break. Returns the number and the batch size of each draw."""
     seen = []
 
     def noted(number: int, batch_size: int, generator: torch.Generator) -> Draw:
@@ -154,7 +154,7 @@ def train_noted(patch, pictures: EncodedPictures, folder: Path) -> list[list[int
 
 
 def train_and_die(pictures: EncodedPictures, folder: Path) -> dict[str, Tensor]:
-    """The same, but it breaks off after its checkpoint at step 4, and is resumed."""
+    """Train the same, break off after the checkpoint at step 4, and resume."""
 
     def alive_for_four_steps(seed: int, number: int) -> torch.Generator:
         if number // rank_and_world_size()[1] == 4:
@@ -213,7 +213,7 @@ def results(where: Path, rank: int = 0) -> dict:
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_two_processes_have_the_gradients_of_one(by_one, by_two, stage, rank):
-    """Fed the two halves of a batch with the same noise and t."""
+    """Each process gets one half of the batch, with the same noise and t."""
     found, expected = results(by_two, rank)[stage], by_one[stage]
     assert found["gradients"].keys() == expected["gradients"].keys()
     for part in ("terms", "gradients"):
@@ -243,7 +243,7 @@ def test_a_frozen_part_stays_as_it_was(by_two):
 
 
 def test_a_run_that_broke_off_gives_what_an_unbroken_one_gives(by_two):
-    """With as many processes. The log too, apart from the seconds."""
+    """The resumed run has as many processes. The logs are equal too, apart from the seconds."""
     whole, killed = (
         torch.load(by_two / name / "state.pt", weights_only=True)
         for name in ("diffusion", "killed")

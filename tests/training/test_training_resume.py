@@ -23,13 +23,13 @@ from minisd.checkpoints.write import write_tensors
 from minisd.config import WEIGHTS
 from minisd.mini import datasets, recipes, stages
 from minisd.mini.job import train_vocabulary
+from minisd.mini.minutes import fit_to_minutes
 from minisd.schedule import Schedule
 from minisd.teaching import toy
 from minisd.tokenizer import Tokenizer
 from minisd.training import adapters, distributed, loop, run_folder, threads, wider_unet
 from minisd.training.interrupt import Interrupted, stop_request
 from minisd.training.loop import Hyperparameters, train
-from minisd.training.minutes import fit_to_minutes
 from minisd.training.run_folder import log_records
 from tests.helpers.tiny_models import SMALL
 from tests.helpers.training_runs import (
@@ -79,7 +79,7 @@ def whole(small, tmp_path_factory):
 def died(vocabulary, tmp_path_factory):
     """A folder where each of KILLS has happened, and the statuses with which they ended.
 
-    As two processes share a training there, it is one of them that has to stop.
+    Two processes share another training there, and one of them is stopped.
     """
     folder = tmp_path_factory.mktemp("died")
     vocabulary.save(folder / "tokenizer.json")
@@ -124,16 +124,16 @@ def end_of(pid):
 
 def be_killed(folder, tokenizer, stage, at, name):
     """Train until a step at which this process signals itself."""
-    take_step = loop.take_step
+    set_rates = loop.set_rates
 
-    def deadly(run, loss, draw, settings, step, stop):
+    def deadly(optimizers, settings, step):
         if step == at:
             os.kill(os.getpid(), getattr(signal, name))
-        return take_step(run, loss, draw, settings, step, stop)
+        set_rates(optimizers, settings, step)
 
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch, tokenizer)
-        patch.setattr(loop, "take_step", deadly)
+        patch.setattr(loop, "set_rates", deadly)
         return cli.main(train_command(stage, folder))
 
 
@@ -160,7 +160,7 @@ def test_a_complete_run_says_so_and_keeps_its_file(whole, tmp_path, capsys, monk
     shutil.copytree(whole / "lora", tmp_path / "lora")
     output = tmp_path / "lora" / "lora.safetensors"
     output.unlink()
-    monkeypatch.setattr(loop, "take_step", None)  # no step is taken
+    monkeypatch.setattr(loop, "set_rates", None)  # no step is taken
     for _ in range(2):
         assert cli.main(train_command("lora", tmp_path)) == 0
         out, err = capsys.readouterr()
@@ -229,7 +229,7 @@ def test_an_interrupt_within_the_loss_keeps_the_steps_before(quick, tmp_path):
 
 
 def test_a_second_interrupt_breaks_off_at_once(quick, tmp_path):
-    """The step may be half done then, so nothing more is saved."""
+    """The step may be half done by then, so nothing more is saved."""
     learn(tmp_path, replace(RECIPE, steps=3))
     with pytest.raises(KeyboardInterrupt) as caught:
         learn(tmp_path, at=5, do=signal_twice)
@@ -314,7 +314,7 @@ def infinite_gradient(model, terms):
 
 
 def nan_gradient(model, terms):
-    """The slope of the root at 0, as of a norm that forgot its epsilon: finite loss, NaN behind."""
+    """The slope of the square root at 0: the loss is finite, and its gradient is NaN."""
     return {**terms, "size": (0 * model[1].weight).sum().sqrt() * 0}
 
 
@@ -343,7 +343,7 @@ def test_what_is_not_finite_stops_before_the_last_state_is_overwritten(quick, tm
 
 
 def test_weights_that_are_not_finite_are_not_saved(quick, tmp_path):
-    """The loss and the gradient were fine, the step was too long."""
+    """The loss and the gradient are finite, but the step is too large."""
     learn(tmp_path, replace(RECIPE, steps=3))
     good = (tmp_path / "state.pt").read_bytes()
 
@@ -435,7 +435,7 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(quick, tmp_path, two_
     assert used(tmp_path, replace(RECIPE, steps=3)) == {2}
     assert state_in(tmp_path)["run"]["threads"] == 2
     torch.set_num_threads(1)
-    with pytest.warns(UserWarning, match="began with threads=2 and goes on with them"):
+    with pytest.warns(UserWarning, match="began with threads=2 and keeps them"):
         assert used(tmp_path) == {2}
     assert torch.get_num_threads() == 1
     torch.set_num_threads(2)
@@ -458,7 +458,7 @@ def test_with_other_processes_the_threads_stay_as_they_are(
 
 @pytest.mark.parametrize("stage", ["lora", "depth"])
 def test_pictures_too_are_encoded_with_the_recorded_threads(small, tmp_path, two_threads, stage):
-    """Else the run would go on with other latents. depth begins with its estimator's run."""
+    """Otherwise, the run would go on with other latents. depth begins with its estimator."""
     seen, adapter_dataset = [], datasets.adapter_dataset
 
     def watched(*given, **more):
@@ -520,7 +520,7 @@ def test_what_is_trained_beside_no_file_says_its_folder(tmp_path, capsys, monkey
 
 
 def test_a_difference_is_not_written_next_to_another_base(small, tmp_path, capsys):
-    """It would be read together with that one."""
+    """The file would be read together with that base."""
     (tmp_path / "mini.safetensors").write_bytes(b"another")
     assert cli.main(train_command("inpaint", tmp_path, "-o", tmp_path / "own.safetensors")) == 2
     assert "is another model. Choose another folder" in capsys.readouterr().err
@@ -540,7 +540,8 @@ def test_minutes_that_are_none_are_refused_as_they_were_given(tmp_path, capsys, 
 @pytest.mark.parametrize("seed", [-1, 2**40, 2**64, -(2**70)])
 def test_a_seed_that_cannot_be_is_refused_before_the_work(tmp_path, capsys, seed):
     assert cli.main(train_command("word", tmp_path / "runs", "--seed", seed)) == 2
-    assert f"The seed of a training is 0 to {2**40 - 1}, not {seed}." in capsys.readouterr().err
+    said = f"Cannot train with seed {seed}. Give one from 0 to {2**40 - 1}."
+    assert said in capsys.readouterr().err
     assert loop.generator_at(2**40, 10**9)  # as judge's second seed at its largest
     assert not (tmp_path / "runs").exists()
 

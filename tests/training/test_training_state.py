@@ -1,4 +1,4 @@
-"""state.pt: whatever is wrong inside it is one sentence, and an earlier version's is refused."""
+"""state.pt: any damage gives one sentence, and the state of an earlier version is refused."""
 
 import copy
 

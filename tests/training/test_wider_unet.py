@@ -1,4 +1,4 @@
-"""U-Nets that read a mask or a depth: trained, written as what differs, and read again."""
+"""U-Nets that read a mask or a depth: they are trained, written as a difference, and read."""
 
 import numpy as np
 import pytest
@@ -14,13 +14,14 @@ from minisd.mini.datasets import (
     masks_and_surroundings,
     random_mask,
 )
+from minisd.mini.partial_files import save_wider
 from minisd.mini.scenes import batch
 from minisd.pipeline import StableDiffusion
 from minisd.tasks.depth2img import depth2img_steps, depth_channel
 from minisd.tasks.inpaint import inpaint_steps, latent_mask
 from minisd.training.depth import DOME, RIM, SHADING, relief, train_estimator
 from minisd.training.loop import Hyperparameters
-from minisd.training.wider_unet import FROZEN, save_wider, train_wider, widen
+from minisd.training.wider_unet import FROZEN, train_wider, widen
 from tests.helpers.tiny_models import SMALL
 
 RECIPE = Hyperparameters(steps=4, rate=0.05, warmup=1, ema=0.5, save_every=100, log_every=1)
@@ -41,7 +42,7 @@ def lesson_for(sd, emoji, kind):
 
 
 def latents(sd, kind, image, beside):
-    """After two steps with nothing random but the seed."""
+    """The latents after two steps, where only the seed decides the noise."""
     task, name = (inpaint_steps, "mask") if kind == "inpaint" else (depth2img_steps, "depth")
     more = {name: beside, "strength": 1.0, "steps": 2, "seed": 3, "cfg_scale": 2}
     return [step.x for step in task(sd, "a cat", image, **more)][-1]
@@ -62,7 +63,7 @@ def test_it_learns_and_what_is_written_is_what_is_read(sd, emoji, tmp_path, kind
             assert torch.equal(tensor, sd.unet.state_dict()[name]), name
     parts = Parts(sd.config, sd.tokenizer, sd.text_encoder, sd.unet, sd.vae)
     save(tmp_path / "mini.safetensors", parts)
-    save_wider(tmp_path / "own.safetensors", sd, trained, "own", {"command": "a test"})
+    save_wider(tmp_path / "own.safetensors", sd, trained, "own", {"command": "a test"}, {})
     read = minisd.load(tmp_path / "own.safetensors")
     assert read.config.name == "own" and read.config.unet.in_channels == count
     own = StableDiffusion(read.config, sd.tokenizer, sd.text_encoder, trained, sd.vae)
@@ -76,7 +77,7 @@ def test_it_learns_and_what_is_written_is_what_is_read(sd, emoji, tmp_path, kind
 
 
 def test_a_file_without_its_base_says_which_it_needs(sd, tmp_path):
-    save_wider(tmp_path / "own.safetensors", sd, widen(sd.unet, 5), "own", {})
+    save_wider(tmp_path / "own.safetensors", sd, widen(sd.unet, 5), "own", {}, {})
     with pytest.raises(ValueError, match=r"differs from mini\.safetensors: put that file into"):
         minisd.load(tmp_path / "own.safetensors")
 
@@ -143,6 +144,6 @@ def test_the_estimator_is_found_in_a_depth_models_file(sd, tmp_path):
     assert found.shape == (2, 1, 43, 29)
     assert torch.allclose(found, network(image), atol=1e-3)
     assert depth_channel(found, (4, 4)).shape == (2, 1, 4, 4)
-    save_wider(path, sd, widen(sd.unet, 5), "own", {})
+    save_wider(path, sd, widen(sd.unet, 5), "own", {}, {})
     with pytest.raises(ValueError, match="small depth estimator"):
         SmallDepthEstimator.load(path)

@@ -1,43 +1,26 @@
-"""Every figure of the lessons, few and general. Each function returns a figure; `show` shows it.
+"""The figures of the lessons. Most functions return a figure, and `show` shows it.
 
     plot.show(plot.pictures(images, titles), alt="Four cats, sharper from left to right.")
 
-source(thing)                    the code of the package itself, never typed again
-listing(columns, rows)           a table of words and numbers
-show(figure, alt)                a figure and, for who cannot see it, its words
-pictures, table                  a row or strip, a table of rows (samplers, scales, prompts)
+show(figure, alt)                shows a figure, with a description for those who cannot see it
+say(text)                        shows text
+source(thing)                    shows the code of a function or class
+listing(columns, rows)           shows a table of words and numbers
+slider                           shows a figure with a slider for one setting
+pictures, table                  pictures in rows; a table of pictures with named rows
 channels                         a latent, channel by channel
-attention                        where each word acts, over the picture
-slider                           one setting to play with; a few of its values where nobody plays
+attention                        where each word acts in the picture
 lines, bars, heat                curves, bars, a matrix
-embedding_map, vectors           words on a plane; arrows true to length and angle
+embedding_map, vectors           words in a plane; arrows with their lengths and angles
 boxes, bricks                    a diagram of boxes; texts cut into pieces
-unet                             the U-Net from its modules and shapes
+unet                             the U-Net with its modules and shapes
 """
 
 from minisd.teaching.plot.canvas import COLOURS, listing, say, show, source
 from minisd.teaching.plot.charts import bars, embedding_map, heat, lines, vectors
 from minisd.teaching.plot.diagram import Box, boxes, bricks, unet
-from minisd.teaching.plot.picture_grid import attention, channels, pictures, slider, table
+from minisd.teaching.plot.picture_figures import attention, channels, pictures, slider, table
 
-__all__ = [
-    "COLOURS",
-    "Box",
-    "attention",
-    "bars",
-    "boxes",
-    "bricks",
-    "channels",
-    "embedding_map",
-    "heat",
-    "lines",
-    "listing",
-    "pictures",
-    "say",
-    "show",
-    "slider",
-    "source",
-    "table",
-    "unet",
-    "vectors",
-]
+__all__ = ["COLOURS", "Box", "attention", "bars", "boxes", "bricks", "channels", "embedding_map"]
+__all__ += ["heat", "lines", "listing", "pictures", "say", "show", "slider", "source", "table"]
+__all__ += ["unet", "vectors"]

@@ -1,7 +1,7 @@
-"""What every figure of the lessons has in common: its colours, its size, how it is shown.
+"""What all figures of the lessons have in common: colours, size, and how they are shown.
 
-A figure is a matplotlib Figure of its own, without pyplot: no global state, and no backend to
-choose. `show` puts it into the notebook together with the words for who cannot see it.
+Each figure is a matplotlib Figure made without pyplot, so there is no global state and no backend
+to choose. `show` puts it into the notebook, with a description for those who cannot see it.
 """
 
 import base64
@@ -10,24 +10,28 @@ import io
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+
+from minisd.teaching import is_headless
 
 # Okabe & Ito 2008: distinct for every kind of colour blindness. Yellow comes last: faint on white.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442"]
 INK, PALE = "#222222", "#DDDDDD"
 
 DPI, WIDTH = 80, 512  # px: readable at 480 and on a projector
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.labelsize": 11,
     "xtick.labelsize": 11,
     "ytick.labelsize": 11,
-    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLOURS),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": INK,
@@ -43,19 +47,19 @@ STYLE = {
 
 
 def with_style(function):
-    """Draw with the style of the lessons, and leave matplotlib's own settings as they were."""
+    """Make a function draw in the style of the lessons. matplotlib's settings stay as they were."""
     return matplotlib.rc_context(STYLE)(function)
 
 
 @with_style
 def blank_figure(height: int, width: int = WIDTH) -> Figure:
-    """An empty figure of so many pixels."""
+    """An empty figure. height, width: in pixels"""
     return Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
 
 
 @with_style
-def panels(count: int = 1, height: int = 260, **sharing: bool) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` axes side by side. sharing: sharex, sharey of matplotlib."""
+def panels(count: int = 1, height: int = 260, **sharing: Any) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` axes side by side. sharing: sharex and sharey of matplotlib"""
     figure = blank_figure(height)
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
     axes = figure.subplots(1, count, squeeze=False, **sharing)
@@ -63,7 +67,7 @@ def panels(count: int = 1, height: int = 260, **sharing: bool) -> tuple[Figure, 
 
 
 def png(figure: Figure, colours: int = 256) -> bytes:
-    """The figure as a PNG of few colours, a third of the bytes of a plain one."""
+    """The figure as a PNG with few colours, which has a third of the usual bytes."""
     small = io.BytesIO()
     as_image(figure).quantize(colours).save(small, format="png", optimize=True)
     return small.getvalue()
@@ -78,7 +82,7 @@ def as_image(figure: Figure) -> Image.Image:
 
 
 class Shown:
-    """A picture and its alternative text, for whichever of them the reader can take."""
+    """A picture and its description. A program shows the one that its reader can use."""
 
     def __init__(self, content: bytes, alt: str):
         self.content, self.alt = content, alt
@@ -88,12 +92,12 @@ class Shown:
 
 
 def show(figure: Figure, alt: str) -> None:
-    """Put the figure below the cell. Outside a notebook only its words are printed.
+    """Show the figure below the cell. Outside a notebook, print its description instead.
 
-    alt: one sentence that says what is seen, for a reader who cannot see it
+    alt: one sentence that describes the figure, for readers who cannot see it
     """
     if not alt.strip():
-        raise ValueError("say in `alt` what the figure shows, for who cannot see it.")
+        raise ValueError("`alt` is empty: describe the figure for readers who cannot see it.")
     if in_notebook():
         display(Shown(png(figure), alt))
     else:
@@ -101,7 +105,7 @@ def show(figure: Figure, alt: str) -> None:
 
 
 def say(text: str) -> None:
-    """Put text with Markdown and $maths$ below the cell; outside a notebook, print it."""
+    """Show text with Markdown and $maths$ below the cell. Outside a notebook, print it."""
     if in_notebook():
         from IPython.display import Markdown
 
@@ -111,23 +115,23 @@ def say(text: str) -> None:
 
 
 def listing(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table of words and numbers below the cell; what is no string is written as Python does."""
+    """Show a table below the cell. Cells that are not strings look as Python prints them."""
     lines = [list(columns), ["---"] * len(columns), *rows]
     cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
     say("\n".join(f"| {' | '.join(line)} |" for line in cells))
 
 
-def source(thing: object) -> None:
-    """Show the code of a function, class or method as it stands in the package."""
+def source(thing: Any) -> None:
+    """Show the code of a function, class or method of the package."""
     code = textwrap.dedent(inspect.getsource(thing)).rstrip()
-    path = Path(inspect.getsourcefile(inspect.unwrap(thing)))
+    path = Path(inspect.getsourcefile(inspect.unwrap(thing)) or "")
     package = Path(__file__).parents[2]
     where = path.relative_to(package.parent).as_posix() if path.is_relative_to(package) else ""
     say(f"```python\n# {where or path.name}\n{code}\n```")
 
 
 def in_notebook() -> bool:
-    """Whether what is displayed reaches a notebook: a kernel runs, not a plain Python."""
+    """Whether this code runs in the kernel of a notebook."""
     try:
         from IPython import get_ipython
     except ImportError:
@@ -135,7 +139,19 @@ def in_notebook() -> bool:
     return getattr(get_ipython(), "kernel", None) is not None
 
 
+def find_widgets() -> Any:
+    """The module ipywidgets. None if it is not installed, or if no person uses this notebook."""
+    if is_headless() or not in_notebook():
+        return None
+    try:
+        import ipywidgets
+    except ImportError:
+        return None
+    return ipywidgets
+
+
 def display(thing: object) -> None:
+    """Show an object below the cell, as a notebook shows it."""
     from IPython.display import display as ipython_display
 
     ipython_display(thing)

@@ -1,11 +1,13 @@
-"""Figures made of numbers: curves, bars, heat maps, words on a plane, arrows."""
+"""Figures made of numbers: curves, bars, heat maps, words in a plane, arrows."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator, NullLocator
 from torch import Tensor
 
@@ -25,54 +27,54 @@ def lines(
     marks: bool = False,
     height: int = 280,
 ) -> Figure:
-    """Curves with their names at their right ends: a loss, the noise levels, error against steps.
+    """Curves with their names at their right ends: a loss, the noise levels, errors.
 
-    curves: by name, y alone or (x, y)    log: "x", "y" or "xy"
-    marks: few points: a dot and a tick at each
+    curves: by name, y alone or (x, y)    log: which axes are logarithmic: "x", "y" or "xy"
+    marks: whether every point gets a dot and a tick, for curves of few points
     """
     figure, (axes,) = canvas.panels(1, height)
     if "x" in log:
         axes.set_xscale("log")
     if "y" in log:
         axes.set_yscale("log")
-    ends = []
+    ends, places = [], []
     for index, (name, curve) in enumerate(curves.items()):
         x, y = curve if isinstance(curve, tuple) else (range(len(curve)), curve)
         x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
         colour, dash = COLOURS[index % 7], DASHES[index // 7 if marks else index % 4]
         axes.plot(x, y, dash, color=colour, marker="o" if marks else None, markersize=5)
         ends.append((name, y[np.isfinite(y)][-1], colour))
+        places.append(x)
     if marks:
-        axes.set_xticks(sorted({float(each) for line in axes.lines for each in line.get_xdata()}))
+        axes.set_xticks(np.unique(np.concatenate(places)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
-    elif "x" not in log and all((line.get_xdata() % 1 == 0).all() for line in axes.lines):
+    elif "x" not in log and all((x % 1 == 0).all() for x in places):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(color=PALE, linewidth=0.8)
     if len(ends) > 1:
+        figure.draw_without_rendering()  # fixes where the curves end
         name_ends(axes, ends)
     return figure
 
 
 def name_ends(axes: Axes, ends: list[tuple[str, float, str]]) -> None:
-    """Write each curve's name beside its end, names pushed apart where they would meet."""
-    axes.figure.draw_without_rendering()
-    tall = axes.bbox.height
-    heights = [axes.transAxes.inverted().transform((0, y))[1] for y in to_pixels(axes, ends)]
+    """Write each curve's name next to its end. Names that would overlap are moved apart.
+
+    ends: name, y and colour of each curve
+    """
+    tall, left = axes.bbox.height, axes.get_xlim()[0]
+    pixels = [axes.transData.transform((left, value))[1] for _, value, _ in ends]
+    heights = [axes.transAxes.inverted().transform((0, y))[1] for y in pixels]
     apart = 16 / tall
     order = sorted(range(len(ends)), key=heights.__getitem__)
-    for below, above in zip(order, order[1:]):
+    for below, above in pairwise(order):
         heights[above] = max(heights[above], heights[below] + apart)
     overshoot = max(0.0, max(heights) - 1)
-    for (name, _, colour), y in zip(ends, heights):
+    for (name, _, colour), y in zip(ends, heights, strict=True):
         axes.text(1.02, y - overshoot, name, color=colour, transform=axes.transAxes, va="center")
-
-
-def to_pixels(axes: Axes, ends: list[tuple[str, float, str]]) -> list[float]:
-    left = axes.get_xlim()[0]
-    return [axes.transData.transform((left, value))[1] for _, value, _ in ends]
 
 
 @canvas.with_style
@@ -82,9 +84,10 @@ def bars(
     parts: Sequence[str] = (),
     form: str = "{:.2f}",
 ) -> Figure:
-    """Lying bars, one for each name, with its number; or each made of parts, side by side.
+    """Horizontal bars with their names. A bar shows one number, or several parts.
 
-    values: a number per name, or one number for each of `parts`    form: how numbers are written
+    values: by name, one number, or a number for each of `parts`
+    form: the format of a number that is written next to its bar
     """
     figure, (axes,) = canvas.panels(1, 60 + 24 * len(values) + 24 * bool(parts))
     rows = np.arange(len(values))
@@ -117,17 +120,17 @@ def heat(
     numbers: bool | None = None,
     form: str = "{:.2f}",
 ) -> Figure:
-    """A matrix as colours: how alike words are, who looks at whom, where two tensors differ.
+    """A matrix as colours: similar words, attention weights, differences of two tensors.
 
-    signed: a scale with white at 0, else from the least (dark) to the most (yellow)
-    numbers: written into the squares; None: where there is room for them
+    signed: whether 0 is white; else the scale goes from the least (dark) to the most (yellow)
+    numbers: whether to write the numbers into the squares; None: if there is room
     """
     values = matrix.detach().float().cpu().numpy()
     n, m = values.shape
     figure, (axes,) = canvas.panels(1, int(min(480, 120 + max(26, 200 // n) * n)))
     peak = abs(values).max() or 1.0
-    scale = {"cmap": "RdBu_r", "vmin": -peak, "vmax": peak} if signed else {"cmap": "viridis"}
-    image = axes.imshow(values, aspect="auto", **scale)
+    cmap, low, high = ("RdBu_r", -peak, peak) if signed else ("viridis", None, None)
+    image = axes.imshow(values, aspect="auto", cmap=cmap, vmin=low, vmax=high)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xticks(range(len(columns)), columns)
     if max(map(len, columns), default=0) * 7.5 > 330 / m:
@@ -138,16 +141,16 @@ def heat(
     return figure
 
 
-def write_numbers(axes: Axes, values: np.ndarray, image: object, form: str) -> None:
-    """Each value in its square, white on dark and black on light."""
+def write_numbers(axes: Axes, values: np.ndarray, image: AxesImage, form: str) -> None:
+    """Write each value into its square: white on a dark colour, black on a light one."""
     for (row, column), value in np.ndenumerate(values):
         light = np.dot(image.to_rgba(value)[:3], (0.3, 0.6, 0.1)) > 0.5
-        how = {"ha": "center", "va": "center", "color": "black" if light else "white"}
-        axes.text(column, row, form.format(value), **how)
+        colour = "black" if light else "white"
+        axes.text(column, row, form.format(value), ha="center", va="center", color=colour)
 
 
 def principal_components(vectors: Tensor, dimensions: int = 2) -> Tensor:
-    """The vectors on the axes along which they differ most (principal components), signs fixed.
+    """The vectors on the axes along which they differ most. The signs of the axes are fixed.
 
     vectors: n d    returns: n dimensions
     """
@@ -162,7 +165,7 @@ def principal_components(vectors: Tensor, dimensions: int = 2) -> Tensor:
 def embedding_map(
     vectors: Tensor, words: Sequence[str], groups: Sequence[int] | None = None, height: int = 380
 ) -> Figure:
-    """Words as points of a plane, near where their vectors are alike (as far as a plane can tell).
+    """Words as points in a plane. Similar vectors are near each other, as far as two axes show it.
 
     vectors: n d    groups: a number per word, for its colour
     """
@@ -173,9 +176,9 @@ def embedding_map(
     axes.margins(0.15)
     axes.set_xticks([])
     axes.set_yticks([])
-    figure.draw_without_rendering()  # fixes where points lie, so that words can be kept apart
+    figure.draw_without_rendering()  # fixes where the points are, to keep the words apart
     taken: list[tuple[float, float, int]] = []
-    for word, point, colour in zip(words, points, colours):
+    for word, point, colour in zip(words, points, colours, strict=True):
         x, y = axes.transData.transform(point)
         up = 0
         while any(abs(y + up - b) < 15 and -8 * len(word) < x - a < 8 * n for a, b, n in taken):
@@ -189,10 +192,10 @@ def embedding_map(
 Arrow = Tensor | tuple[Tensor, Tensor]
 
 
-def plane(arrows: dict[str, Arrow]) -> dict[str, np.ndarray]:
-    """Tails and heads in the plane that the first two arrows span, by name: 2 2.
+def project_arrows(arrows: dict[str, Arrow]) -> dict[str, np.ndarray]:
+    """Project arrows to the plane that the first two span. Returns tail and head by name: 2 2.
 
-    Lengths and angles of arrows in that plane are kept; 2-D arrows stay as they are.
+    Arrows in that plane keep their lengths and angles. 2-D arrows stay as they are.
     """
     pairs = {
         name: arrow if isinstance(arrow, tuple) else (torch.zeros_like(arrow), arrow)
@@ -217,13 +220,13 @@ def plane(arrows: dict[str, Arrow]) -> dict[str, np.ndarray]:
 def vectors(
     arrows: dict[str, Arrow], x_label: str = "", y_label: str = "", height: int = 320
 ) -> Figure:
-    """Arrows by name, drawn true to length and angle: the three vectors of guidance.
+    """Arrows with their names, lengths and angles, such as the three vectors of guidance.
 
-    arrows: a vector from the origin, or (tail, head); tensors of any shape. The plane is the one
-    that the first two span.
+    arrows: by name, a vector from the origin, or (tail, head); tensors of any shape. The figure
+        shows the plane that the first two span.
     """
     figure, (axes,) = canvas.panels(1, height)
-    ends = plane(arrows)
+    ends = project_arrows(arrows)
     for index, (name, (tail, head)) in enumerate(ends.items()):
         colour = COLOURS[index % 7]
         how = {"arrowstyle": "-|>", "color": colour, "lw": 2.5, "shrinkA": 0, "shrinkB": 0}

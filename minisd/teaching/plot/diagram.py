@@ -1,4 +1,4 @@
-"""Diagrams of boxes and arrows: the map of the course, a module with its shapes."""
+"""Diagrams of boxes and arrows: the map of the course, a network with its shapes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,12 +16,12 @@ Shape = tuple[int, ...]
 
 
 class Box(NamedTuple):
-    """A box of a diagram: its middle in pixels from the left and the top, words, colour, size."""
+    """A box of a diagram. x, y: its centre, in pixels from the left and the top"""
 
     x: float
     y: float
     words: str
-    colour: int = 0  # of canvas.COLOURS
+    colour: int = 0  # an index of canvas.COLOURS
     width: float = 140
     height: float = 44
 
@@ -30,7 +30,7 @@ class Box(NamedTuple):
 def boxes(
     nodes: dict[str, Box], arrows: list[tuple[str, str] | tuple[str, str, str]], height: int
 ) -> Figure:
-    """Boxes by key, and arrows between them: (from, to) or (from, to, words)."""
+    """Boxes by key, and arrows between them: (from, to) or (from, to, words). height: in pixels"""
     figure = canvas.blank_figure(height)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, canvas.WIDTH)
@@ -56,12 +56,13 @@ def boxes(
         if words:
             middle = (start.x + end.x) / 2, (start.y + end.y) / 2
             flat = abs(start.y - end.y) < 1
-            place = {"ha": "center", "va": "bottom"} if flat else {"ha": "left", "va": "center"}
-            axes.text(middle[0] + (0 if flat else 6), middle[1] - 2 * flat, words[0], **place)
+            ha, va, right = ("center", "bottom", 0) if flat else ("left", "center", 6)
+            axes.text(middle[0] + right, middle[1] - 2 * flat, words[0], ha=ha, va=va)
     return figure
 
 
 def draw_box(axes: Axes, box: Box) -> FancyBboxPatch:
+    """Draw the box with its words. Returns its outline, at which arrows end."""
     corner = box.x - box.width / 2, box.y - box.height / 2
     colour = COLOURS[box.colour % len(COLOURS)]
     patch = FancyBboxPatch(
@@ -69,7 +70,7 @@ def draw_box(axes: Axes, box: Box) -> FancyBboxPatch:
         box.width,
         box.height,
         boxstyle="round,pad=0,rounding_size=6",
-        facecolor=colour + "26",  # pale: words stay readable
+        facecolor=colour + "26",  # almost transparent, so that words are readable
         edgecolor=colour,
         lw=2,
     )
@@ -82,10 +83,10 @@ def draw_box(axes: Axes, box: Box) -> FancyBboxPatch:
 def bricks(
     rows: dict[str, Sequence[str]], marked: dict[str, Sequence[int]] | None = None
 ) -> Figure:
-    """Texts cut into pieces, a row for each, every letter equally wide: how pieces grow or differ.
+    """Texts cut into pieces, one row for each text. All letters are equally wide.
 
-    rows: pieces by the row's name; of a piece of two lines the longer counts
-    marked: by a row's name, which of its pieces (0 is the first) have the second colour
+    rows: the pieces of each row, by its name. A piece is as wide as its longest line
+    marked: by a row's name, the indices of its pieces that have the second colour
     """
     marked, margin = marked or {}, 16 + 7.5 * max(map(len, rows))
     widths = [[max(map(len, piece.split("\n"))) for piece in pieces] for pieces in rows.values()]
@@ -95,7 +96,7 @@ def bricks(
     for r, (name, pieces) in enumerate(rows.items()):
         x, y = margin, 4 + tall * (r + 0.5)
         names.append((margin - 8, y, name))
-        for c, (piece, width) in enumerate(zip(pieces, widths[r])):
+        for c, (piece, width) in enumerate(zip(pieces, widths[r], strict=True)):
             colour = int(c in marked.get(name, ()))
             room = letter * width
             nodes[f"{r} {c}"] = Box(x + room / 2, y, piece, colour, room - 4, tall - 8)
@@ -107,13 +108,13 @@ def bricks(
 
 
 def shape_words(value: Tensor | Shape | list) -> str:
-    """The shape as it is written everywhere here: "2 96 8 8"."""
+    """The shape as text: "2 96 8 8". Of a list of tensors, that of the first."""
     value = value[0] if isinstance(value, list) else value
     return " ".join(map(str, getattr(value, "shape", value)))
 
 
-def last_of(values: dict, level: str) -> Tensor | list | Shape:
-    """What a level's last block made, before it changes the size."""
+def last_output(values: dict, level: str) -> Tensor | list | Shape:
+    """The output of a level's last block, before the size changes."""
     inside = [name for name in values if name.startswith((f"{level}.res.", f"{level}.attn."))]
     direct = [name for name in inside if name.count(".") == level.count(".") + 2]
     last = max(int(name.rsplit(".", 1)[1]) for name in direct)
@@ -125,9 +126,10 @@ def last_of(values: dict, level: str) -> Tensor | list | Shape:
 
 
 def unet(network: UNet, values: dict[str, Tensor | list | Shape], prefix: str = "unet.") -> Figure:
-    """The U-Net as the letter it is named after, from its module tree and the shapes of a trace.
+    """The U-Net in the shape of a U, with its modules, and the shapes of a trace.
 
-    values: of a trace over one run or more, names with this prefix ("" for a network traced alone)
+    values: from a trace of at least one run. Their names begin with the prefix, which is "" for a
+        network that was traced alone
     """
     count, row = len(network.down), 74
     nodes, arrows = {}, []
@@ -142,7 +144,7 @@ def unet(network: UNet, values: dict[str, Tensor | list | Shape], prefix: str = 
         ):
             part = getattr(network, side)[index]
             kinds = "(ResBlock, attention)" if len(part.attn) else "ResBlock"
-            shape = shape_words(last_of(values, f"{prefix}{side}.{index}"))
+            shape = shape_words(last_output(values, f"{prefix}{side}.{index}"))
             words = f"{side}.{index}: {len(part.res)} x\n{kinds}\n{shape}"
             nodes[f"{side}{level}"] = Box(x, y, words, colour, 190, 58)
         arrows += [("in" if level == 0 else f"down{level - 1}", f"down{level}")]

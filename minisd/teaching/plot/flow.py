@@ -1,15 +1,16 @@
-"""Figures of diffusion where pictures are points: densities that melt, walks, clouds, arrows.
+"""Figures of diffusion where pictures are points: densities, paths, clouds of points, arrows.
 
-flow(states, ts)          1-D: where all walkers are at every t, and some of their ways
+flow(states, ts)          1-D: where all points are at every t, and the paths of some
 peaks(places, panels)     1-D: the density of each group at a few t
-groups(panels, names)     2-D: clouds of points by group
-field(panels)             2-D: which way each place is sent
+groups(panels, names)     2-D: clouds of points, coloured by group
+field(panels)             2-D: an arrow for the direction at each place
 
-Points are tensors b 1 1 1 or b 2 1 1, as minisd.teaching.toy makes them, or any shape that has as
-many numbers in that order.
+Points are tensors b 1 1 1 or b 2 1 1, as minisd.teaching.toy makes them, or tensors of any shape
+with the same numbers in the same order.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +23,8 @@ from torch import Tensor
 from minisd.teaching.plot import canvas
 from minisd.teaching.plot.canvas import COLOURS, INK, PALE
 
-BINS = 90  # of a heat map, across
-WAYS = 14  # walkers whose ways are drawn
+BINS = 90  # how many places along x a density has
+PATHS = 14  # how many paths are drawn
 GREY = "#999999"
 
 
@@ -42,23 +43,23 @@ def flow(
     labels: tuple[str, str] = ("t", "x"),
     height: int = 280,
 ) -> Figure:
-    """Where walkers on a line are at every t: the darker, the more; and the ways of a few of them.
+    """Where points on a line are at every t, with the paths of a few. Darker means more points.
 
-    states: s b, one row per moment, as ts; or such by title, side by side
-    groups: b, for the colours of the ways
-    density: s places, the exact one on even places over the span; None: the walkers counted
-    labels: of the two axes. Time runs from left to right as ts are given, up or down.
+    states: s b, one row for each of ts; or several of them by title, side by side
+    groups: b, for the colours of the paths
+    density: s places, the exact density at even distances over the span; None: count the points
+    labels: of the two axes. Time goes from left to right in the order of ts
     """
     panels = states if isinstance(states, dict) else {"": states}
     figure, axes = canvas.panels(len(panels), height, sharey=True)
     moments = np.arange(len(ts))
     marks = np.linspace(0, len(ts) - 1, 5 if len(panels) == 1 else 3).round().astype(int)
-    for plane, (title, walkers) in zip(axes, panels.items()):
-        ways = rearrange(walkers.detach().cpu().numpy(), "s b ... -> s (b ...)")
-        draw_density(plane, count_walkers(ways, span) if density is None else density.numpy(), span)
-        kinds = torch.zeros(ways.shape[1]) if groups is None else groups
-        for way, kind in zip(ways.T[:WAYS], kinds):
-            plane.plot(moments, way, color=COLOURS[int(kind)], linewidth=1.2)
+    for plane, (title, points) in zip(axes, panels.items(), strict=True):
+        paths = rearrange(points.detach().cpu().numpy(), "s b ... -> s (b ...)")
+        draw_density(plane, count_points(paths, span) if density is None else density.numpy(), span)
+        kinds = torch.zeros(paths.shape[1]) if groups is None else groups
+        for path, kind in zip(paths.T[:PATHS], kinds[:PATHS], strict=True):
+            plane.plot(moments, path, color=COLOURS[int(kind)], linewidth=1.2)
         plane.set_xticks(marks, [f"{ts[mark]:.0f}" for mark in marks])
         plane.set(xlabel=labels[0], ylim=span, title=title)
     axes[0].set_ylabel(labels[1])
@@ -66,15 +67,15 @@ def flow(
 
 
 def draw_density(plane: Axes, density: np.ndarray, span: tuple[float, float]) -> None:
-    """Each moment's density in shades of grey, by itself, so that peaks stay visible. s places"""
+    """Draw densities, s places, in grey. Each moment has its own scale, so that peaks show."""
     shades = density / density.max(axis=1, keepdims=True)
     extent = (0, len(density) - 1, *span)
     look = {"cmap": "Greys", "vmin": 0, "vmax": 1.6, "aspect": "auto", "origin": "lower"}
     plane.imshow(shades.T, extent=extent, interpolation="bilinear", **look)
 
 
-def count_walkers(states: np.ndarray, span: tuple[float, float]) -> np.ndarray:
-    """How many walkers are near each place, a little smoothed: s b -> s places."""
+def count_points(states: np.ndarray, span: tuple[float, float]) -> np.ndarray:
+    """How many points are near each place, slightly smoothed: s b -> s places."""
     edges = np.linspace(*span, BINS + 1)
     rows = [np.histogram(row, edges)[0] for row in states]
     soft = np.array([1, 4, 6, 4, 1]) / 16
@@ -90,10 +91,10 @@ def peaks(
     x_label: str = "x",
     height: int = 230,
 ) -> Figure:
-    """The density of each group along a line, one panel for each moment, and their sum as a line.
+    """The density of each group along a line, and their sum, in one panel for each moment.
 
     places: p    panels: by title, the density of each group: groups p
-    samples: by title, points that were found: their histogram beside the exact sum
+    samples: by title, points whose histogram is drawn behind the densities
     """
     figure, axes = canvas.panels(len(panels), height, sharex=True, sharey=True)
     x = places.detach().cpu().numpy().ravel()
@@ -117,7 +118,7 @@ def peaks(
     return figure
 
 
-Cloud = tuple[Tensor, Tensor | None]  # points, b 2 1 1; the group of each, b, None: not told
+Cloud = tuple[Tensor, Tensor | None]  # points, b 2 1 1, and the group of each, b, or None
 
 
 @canvas.with_style
@@ -130,10 +131,11 @@ def groups(
     ring: float | None = None,
     columns: int | None = None,
 ) -> Figure:
-    """Clouds of points in the plane, one panel for each moment or setting, coloured by group.
+    """Clouds of points in the plane, coloured by group, in one panel for each title.
 
-    unsure: by title, b, which points no group fits: black rings around them
-    ways: by title, s b 2, paths to draw below the points    ring: the radius of a glass to draw
+    unsure: by title, b, which points get a black ring because no group fits them
+    ways: by title, s b 2, paths to draw behind the points    ring: the radius of a circle to draw
+    reach: the axes go from -reach to reach
     """
     columns = columns or len(panels)
     rows = -(-len(panels) // columns)
@@ -142,7 +144,7 @@ def groups(
     figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03)
     planes = figure.subplots(rows, columns, squeeze=False).ravel()
     size = 4 if max(len(points) for points, _ in panels.values()) > 250 else 14
-    for plane, (title, (points, kinds)) in zip(planes, panels.items()):
+    for plane, (title, (points, kinds)) in zip(planes[: len(panels)], panels.items(), strict=True):
         for path in rearrange((ways or {}).get(title, torch.zeros(0, 0, 2)), "s b d -> b d s"):
             plane.plot(*path.numpy(), color=GREY, linewidth=0.8, zorder=0)
         colours = GREY if kinds is None else [COLOURS[int(kind)] for kind in kinds]
@@ -150,7 +152,7 @@ def groups(
         if unsure and title in unsure:
             doubtful = as_rows(points[unsure[title]], 2)
             plane.scatter(*doubtful.T, s=14, facecolors="none", edgecolors=INK, linewidths=0.8)
-        dress(plane, title, reach, ring)
+        frame_panel(plane, title, reach, ring)
     for plane in planes[len(panels) :]:
         plane.set_axis_off()
     name_groups(figure, names)
@@ -165,34 +167,37 @@ def field(
     reach: float = 2.4,
     longest: float = 0.4,
 ) -> Figure:
-    """Which way each place of the plane is sent, an arrow for each.
+    """Arrows in the plane: the direction at each place.
 
     panels: by title, where the arrows begin and their directions, each p 2 1 1
-    points: drawn pale below the arrows, b 2 1 1, for all panels or by title
-    marks: names and where in the plane to write them, n 2 1 1
-    longest: the length of each panel's longest arrow; the others' are lifted, so that weak ones
-        still show their direction
+    points: drawn pale behind the arrows, b 2 1 1, for all panels or by title
+    marks: names, and the places to write them, n 2 1 1    reach: see groups()
+    longest: the length of each panel's longest arrow. Short arrows are lengthened, so that their
+        directions show
     """
     side = (canvas.WIDTH - 16) // max(2, len(panels))
     figure, planes = canvas.panels(len(panels), side + 24)
-    for plane, (title, (places, arrows)) in zip(planes, panels.items()):
+    names, centres = marks or ((), ())
+    bold: dict[str, Any] = {"weight": "bold", "ha": "center", "va": "center"}
+    for plane, (title, (places, arrows)) in zip(planes, panels.items(), strict=True):
         below = points.get(title) if isinstance(points, dict) else points
         if below is not None:
             plane.scatter(*as_rows(below, 2).T, s=4, color=COLOURS[5], linewidths=0)
         way = as_rows(arrows, 2)
         length = np.linalg.norm(way, axis=1, keepdims=True)
         way = longest * way / np.maximum(length, 1e-9) * (length / length.max()) ** 0.4
+        x, y = as_rows(places, 2).T
         look = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.008, "color": INK}
-        plane.quiver(*as_rows(places, 2).T, *way.T, **look)
-        for index, (name, centre) in enumerate(zip(*marks or ((), ()))):
-            look = {"color": COLOURS[index], "weight": "bold", "ha": "center", "va": "center"}
-            plane.text(*centre.flatten().tolist(), name, **look, backgroundcolor="#FFFFFFCC")
-        dress(plane, title, reach)
+        plane.quiver(x, y, *way.T, **look)
+        for index, (name, centre) in enumerate(zip(names, centres, strict=True)):
+            right, up = centre.flatten().tolist()
+            plane.text(right, up, name, color=COLOURS[index], backgroundcolor="#FFFFFFCC", **bold)
+        frame_panel(plane, title, reach)
     return figure
 
 
-def dress(plane: Axes, title: str, reach: float, ring: float | None = None) -> None:
-    """A square without ticks, and perhaps the glass seen from above."""
+def frame_panel(plane: Axes, title: str, reach: float, ring: float | None = None) -> None:
+    """Make the panel a square without ticks, with a circle of radius `ring` if it is given."""
     if ring is not None:
         turn = np.linspace(0, 2 * np.pi, 100)
         plane.plot(ring * np.cos(turn), ring * np.sin(turn), color=GREY, linewidth=1)
@@ -203,7 +208,7 @@ def dress(plane: Axes, title: str, reach: float, ring: float | None = None) -> N
 
 
 def name_groups(figure: Figure, names: Sequence[str]) -> None:
-    """The groups' names in their colours, above the panels."""
+    """Write the names of the groups in their colours above the panels."""
     if names:
         dots = [figure.axes[0].scatter([], [], color=COLOURS[i], s=60) for i in range(len(names))]
         figure.legend(dots, names, loc="outside upper center", ncols=len(names), frameon=False)

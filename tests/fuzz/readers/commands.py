@@ -103,7 +103,7 @@ def some_arguments() -> list[Case]:
 
 # What the commands would do: fetch, train, and write into the folder that the user names.
 BEHIND = [(official, "download"), (stages, "run_stage"), (write, "convert")]
-BEHIND += [(lessons, "copy"), (examples, "given_pictures")]
+BEHIND += [(lessons, "copy_notebooks"), (examples, "write_input_pictures")]
 
 
 def run_arguments(path: Path) -> Printed:

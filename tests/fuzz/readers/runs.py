@@ -6,9 +6,9 @@ from pathlib import Path
 from torch import nn
 
 from minisd.checkpoints import registry as official
-from minisd.cli.hashes import known_hashes
+from minisd.cli.file_hashes import known_hashes
 from minisd.mini.emoji import Emoji
-from minisd.mini.job import made_by
+from minisd.mini.job import training_notes
 from minisd.tokenizer import Tokenizer
 from minisd.training.loop import Hyperparameters, create_optimizers, description
 from minisd.training.run_folder import log_records, resume
@@ -33,7 +33,7 @@ def read_run(path: Path) -> None:
         settings = Hyperparameters(steps=4, rate=0.1)
         optimizers = create_optimizers(model, settings)
         resume(path, description(settings, dict(good.RUN)), model, ema, optimizers)
-        made_by(path.name, path.parent)
+        training_notes(path.name, path.parent)
 
 
 def read_run_file(path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from minisd import prompt
-from minisd.cli import webui
+from minisd.cli import a1111_metadata
 from minisd.tokenizer import Tokenizer
 from tests.fuzz import good
 from tests.fuzz.case import Case, Reader
@@ -55,9 +55,9 @@ def infotexts() -> list[Case]:
 
 def read_infotext(path: Path) -> None:
     text = typed(path)
-    webui.parse_parameters(text)
-    settings, _ = webui.settings_from_webui(text, {"model"})
-    webui.parameters_text(good.DRAWN | settings)
+    a1111_metadata.parse_parameters(text)
+    settings, _ = a1111_metadata.settings_from_webui(text, {"model"})
+    a1111_metadata.parameters_text(good.DRAWN | settings)
 
 
 TEXT = [

@@ -1,30 +1,32 @@
-"""Figures made of pictures: rows and tables of them, latents, attention over a picture, a slider.
+"""Figures made of pictures: rows, tables, latents, attention over a picture, a slider.
 
 A picture is a tensor 3 h w or 1 3 h w in [-1, 1], a grey one h w in [-1, 1], or a PIL image.
 """
 
 from collections.abc import Callable, Sequence
-from math import ceil
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
 from einops import rearrange
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from minisd.files.pictures import to_pil
-from minisd.teaching import is_headless
+from minisd.teaching.picture_grid import paste_grid
 from minisd.teaching.plot import canvas
 
 AnyPicture = Tensor | Image.Image
-GAP, LINE, LETTER_WIDTH = 6, 17, 7.5  # px between pictures, of a line of words, of a letter
-SMOOTH_FROM = 32  # px: smaller ones are enlarged as squares, so that each number can be seen
+GAP, LINE, LETTER_WIDTH = 6, 17, 7.5  # px: between pictures, height of a line, width of a letter
+SMOOTH_FROM = 32  # px: a smaller picture is enlarged in squares, so that each number shows
 
 
 def as_pil(picture: AnyPicture) -> Image.Image:
-    """A picture of any of the forms above as a PIL image."""
+    """A picture of any form above as a PIL image."""
     if isinstance(picture, Image.Image):
         return picture.convert("RGB")
     if picture.ndim == 2:
@@ -37,15 +39,15 @@ def as_pil(picture: AnyPicture) -> Image.Image:
 
 
 def enlarge(picture: Image.Image, width: int) -> Image.Image:
-    """The picture at another width, small ones in squares, others smoothly."""
+    """The picture at another width: a small one in squares, any other smoothly."""
     height = round(picture.height * width / picture.width)
     small = max(picture.size) < SMOOTH_FROM
     how = Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC
     return picture.resize((width, height), how)
 
 
-def place(figure: Figure, picture: Image.Image, left: int, top: int) -> None:
-    """Put a picture on a figure, pixel by pixel, its corner so far from the left and the top."""
+def place_picture(figure: Figure, picture: Image.Image, left: int, top: int) -> None:
+    """Put a picture on a figure, pixel by pixel. left, top: of its corner, in pixels"""
     width, height = figure.get_size_inches() * canvas.DPI
     corner = left / width, 1 - (top + picture.height) / height
     axes = figure.add_axes((*corner, picture.width / width, picture.height / height))
@@ -53,10 +55,10 @@ def place(figure: Figure, picture: Image.Image, left: int, top: int) -> None:
     axes.set_axis_off()
 
 
-def write(figure: Figure, words: str, x: float, y: float, **how: str) -> None:
-    """Words at a place counted in pixels from the left and the top."""
+def write_words(figure: Figure, words: str, x: float, y: float, ha="center", va="bottom") -> None:
+    """Write words on a figure. x, y: in pixels from the left and the top"""
     width, height = figure.get_size_inches() * canvas.DPI
-    figure.text(x / width, 1 - y / height, words, **({"ha": "center", "va": "bottom"} | how))
+    figure.text(x / width, 1 - y / height, words, ha=ha, va=va)
 
 
 @canvas.with_style
@@ -66,10 +68,10 @@ def pictures(
     columns: int | None = None,
     size: int | None = None,
 ) -> Figure:
-    """Pictures in rows, each below its title: a row, a strip of guesses, a sheet of seeds.
+    """Pictures in rows, each below its title.
 
-    images: b 3 h w, or a list    columns: how many in a row; None: all
-    size: the width of one picture in pixels; None: what fits, at most 160
+    images: b 3 h w, or a list    columns: how many pictures a row has; None: all of them
+    size: the width of one picture in pixels; None: as wide as fits, at most 160
     """
     shown = [as_pil(image) for image in images]
     if titles and len(titles) != len(shown):
@@ -78,27 +80,25 @@ def pictures(
     size = size or min(160, canvas.WIDTH // columns - GAP)
     shown = [enlarge(image, size) for image in shown]
     head = LINE * max((title.count("\n") + 1 for title in titles), default=0)
-    tall = max(image.height for image in shown) + head + GAP
-    figure = canvas.blank_figure(tall * ceil(len(shown) / columns), (size + GAP) * columns)
-    for index, image in enumerate(shown):
-        left, top = index % columns * (size + GAP) + GAP // 2, index // columns * tall + head
-        place(figure, image, left, top)
-        if titles:
-            write(figure, titles[index], left + size / 2, top - 1)
+    sheet, places = paste_grid(shown, columns, GAP, above=head)
+    figure = canvas.blank_figure(sheet.height, sheet.width)
+    margin = GAP // 2
+    place_picture(figure, sheet, margin, 0)
+    for title, (left, top) in zip(titles, places, strict=bool(titles)):  # titles may be none
+        write_words(figure, title, margin + left + size / 2, top - 1)
     return figure
 
 
 @canvas.with_style
 def table(rows: dict[str, Tensor | Sequence[AnyPicture]], columns: Sequence[str] = ()) -> Figure:
-    """Pictures in a table: each row with its name at the left, each column with its at the top.
+    """Pictures in a table, with the names of rows at the left and of columns at the top.
 
-    rows: samplers, scales, prompts … each with its pictures    columns: what changes along a row
+    rows: the pictures of each row, by its name    columns: the name of each column
     """
     shown = {name: [as_pil(image) for image in images] for name, images in rows.items()}
     count = max(map(len, shown.values()))
-    margin = (
-        int(max(len(line) for name in rows for line in name.split("\n")) * LETTER_WIDTH) + 2 * GAP
-    )
+    longest = max(len(line) for name in rows for line in name.split("\n"))
+    margin = int(longest * LETTER_WIDTH) + 2 * GAP
     size = min(128, (canvas.WIDTH - margin) // count - GAP)
     shown = {name: [enlarge(image, size) for image in row] for name, row in shown.items()}
     head = LINE * max((title.count("\n") + 1 for title in columns), default=0)
@@ -106,11 +106,10 @@ def table(rows: dict[str, Tensor | Sequence[AnyPicture]], columns: Sequence[str]
     figure = canvas.blank_figure(head + tall * len(shown), margin + (size + GAP) * count)
     for r, (name, row) in enumerate(shown.items()):
         top = head + r * tall
-        write(figure, name, margin - GAP, top + tall / 2, ha="right", va="center")
-        for c, image in enumerate(row):
-            place(figure, image, margin + c * (size + GAP), top)
+        write_words(figure, name, margin - GAP, top + tall / 2, ha="right", va="center")
+        place_picture(figure, paste_grid(row, gap=GAP)[0], margin, top)
     for c, title in enumerate(columns):
-        write(figure, title, margin + c * (size + GAP) + size / 2, head - 1)
+        write_words(figure, title, margin + c * (size + GAP) + size / 2, head - 1)
     return figure
 
 
@@ -118,10 +117,10 @@ def table(rows: dict[str, Tensor | Sequence[AnyPicture]], columns: Sequence[str]
 def channels(
     latent: Tensor, titles: Sequence[str] = (), picture: AnyPicture | None = None, label: str = ""
 ) -> Figure:
-    """Every channel of a latent as a map: blue is negative, red positive, white zero.
+    """Every channel of a latent as a map: blue is negative, red is positive, white is zero.
 
-    latent: c h w or 1 c h w    picture: shown before them, for comparison
-    label: of the colour scale, which all maps share
+    latent: c h w or 1 c h w    picture: shown first, for comparison
+    label: of the colour scale, which is the same for all maps
     """
     latent = latent.detach().float().squeeze(0).cpu()
     peak = latent.abs().max().item() or 1.0
@@ -134,7 +133,7 @@ def channels(
 
 
 def with_scale(figure: Figure, cmap: str, low: float, high: float, label: str) -> Figure:
-    """The same figure, a colour scale with its two ends and the middle below it."""
+    """The same figure with a colour scale below it, with ticks at both ends and the middle."""
     below = 46
     width, height = figure.get_size_inches() * canvas.DPI
     taller = height + below
@@ -146,18 +145,19 @@ def with_scale(figure: Figure, cmap: str, low: float, high: float, label: str) -
         text.set_position((x, (y * height + below) / taller))
     figure.set_size_inches(width / canvas.DPI, taller / canvas.DPI)
     bar = figure.add_axes((0.3, 30 / taller, 0.4, 10 / taller))
-    shades = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(low, high), cmap)
+    shades = ScalarMappable(Normalize(low, high), cmap)
     figure.colorbar(shades, cax=bar, orientation="horizontal", ticks=[low, (low + high) / 2, high])
     bar.set_xticklabels([f"{value:.2g}" for value in (low, (low + high) / 2, high)])
     if label:
-        write(figure, label, 0.3 * width - GAP, taller - 35, ha="right", va="center")
+        write_words(figure, label, 0.3 * width - GAP, taller - 35, ha="right", va="center")
     return figure
 
 
 def overlay(picture: AnyPicture, weights: Tensor, peak: float | None = None) -> Image.Image:
-    """The picture in pale grey under a map: dark blue looks away, yellow looks there most.
+    """The picture in grey under an attention map: dark blue is 0, and yellow is the most.
 
-    weights: h w, of any resolution, from 0 up    peak: what is yellow; None: the map's maximum
+    weights: h w, of any resolution, not negative    peak: the weight that is yellow; None: the
+        largest of the map
     """
     grey = as_pil(picture).convert("L").resize((128, 128), Image.Resampling.BICUBIC)
     share = (weights.detach().float().cpu() / (peak or weights.max())).clamp(0, 1)
@@ -174,9 +174,9 @@ def attention(
     columns: int | None = None,
     together: bool = False,
 ) -> Figure:
-    """Where each word is looked at from: the picture, then one overlay per word.
+    """The picture, then one overlay for each word: which places look at it.
 
-    maps: one h w per word    together: all with one scale, so that weak words look weak
+    maps: one h w for each word    together: whether all have one scale, so that weak words are dark
     """
     peak = max(each.max().item() for each in maps) if together else None
     overlays = [overlay(picture, each, peak) for each in maps]
@@ -185,16 +185,12 @@ def attention(
 
 
 def stack_figures(figures: Sequence[Figure]) -> Figure:
-    """Figures one below the other, as one."""
+    """One figure of several, from top to bottom."""
     shots = [canvas.as_image(figure) for figure in figures]
-    whole = canvas.blank_figure(
-        sum(shot.height for shot in shots), max(shot.width for shot in shots)
-    )
-    top = 0
-    for shot in shots:
-        place(whole, shot, 0, top)
-        top += shot.height
-    return whole
+    sheet, _ = paste_grid(shots, columns=1)
+    figure = canvas.blank_figure(sheet.height, sheet.width)
+    place_picture(figure, sheet, 0, 0)
+    return figure
 
 
 def slider(
@@ -204,24 +200,22 @@ def slider(
     alt: str,
     shown: Sequence | None = None,
 ) -> None:
-    """Try values of one setting: a slider where there are widgets, else the figures of a few.
+    """A slider for one setting. Without widgets, the figures of a few values instead.
 
-    draw: from a value to its figure    label: what the setting is called
-    shown: the values whose figures stand in for the slider; None: first, middle and last
+    draw: makes the figure of a value    label: the name of the setting    alt: see canvas.show()
+    shown: the values to show without widgets; None: the first, the middle and the last
     """
     values = list(values)
-    if not is_headless() and canvas.in_notebook() and live(draw, label, values):
-        return
+    if widgets := canvas.find_widgets():
+        return show_slider(draw, label, values, widgets)
     few = shown or list(dict.fromkeys([values[0], values[len(values) // 2], values[-1]]))
     canvas.show(stack_figures([draw(value) for value in few]), alt)
 
 
-def live(draw: Callable[[object], Figure], label: str, values: list) -> bool:
-    """Show the slider. False: there is no ipywidgets."""
-    try:
-        import ipywidgets
-    except ImportError:
-        return False
+def show_slider(
+    draw: Callable[[object], Figure], label: str, values: list, ipywidgets: Any
+) -> None:
+    """Show the slider below the cell, with the figure of its value."""
     drawn: dict = {}
     choice = ipywidgets.SelectionSlider(options=values, description=label, continuous_update=False)
     screen = ipywidgets.Image(format="png")
@@ -236,4 +230,3 @@ def live(draw: Callable[[object], Figure], label: str, values: list) -> bool:
     choice.observe(refresh, names="value")
     refresh()
     canvas.display(ipywidgets.VBox([choice, screen]))
-    return True

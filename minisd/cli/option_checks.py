@@ -1,41 +1,44 @@
-"""What can be said of a drawing before a model is loaded: settings, files, and where it goes."""
+"""Checks of a drawing command before it loads a model: its settings, its files, its output."""
 
 import argparse
 from math import isfinite
 from pathlib import Path
 
-from minisd.cli.adapters import existing, sources
+from minisd.cli.adapter_options import check_exists, named_sources
 from minisd.cli.memory import check_memory_at_least
-from minisd.cli.pictures import output_paths
+from minisd.cli.picture_files import output_paths
 from minisd.files.json_files import HALF_CHARACTER
 
-SEED_COUNT = range(-(2**63), 2**64)  # what torch.Generator takes
-MOST_AT_ONCE = ("image", "mask", "depth", "hint")  # opened by another function, which says more
+SEED_RANGE = range(-(2**63), 2**64)  # what torch.Generator takes
+CHECKED_LATER = ("image", "mask", "depth", "hint")  # open_input() says more about these
 
 
 def check_before_loading(options: argparse.Namespace) -> list[Path]:
-    """Where the pictures will go. ValueError: a setting that no model can obey, or no such file."""
+    """Check a drawing command. Returns the paths that the pictures will have.
+
+    Raises ValueError for a setting that no model allows, and for a file that does not exist.
+    """
     check_texts(options)
     check_numbers(options)
-    paths = output_paths(
-        options.output, options.number, getattr(options, "every_step", False), options.force
-    )
+    every_step = getattr(options, "every_step", False)
+    paths = output_paths(options.output, options.number, every_step, options.force)
     check_seed_range(options.seed, options.number)
     check_size_options(options.width, options.height)
     if getattr(options, "depth", None) and options.estimator:
-        raise ValueError("--depth and --estimator exclude each other: give one of them.")
+        raise ValueError("--depth and --estimator exclude each other: give only one of them.")
     check_files(options)
     return paths
 
 
 def check_texts(options: argparse.Namespace) -> None:
-    """A picture keeps its prompt, and no file holds a byte that is no letter."""
+    """Raise ValueError if a prompt has bytes that are not text: a picture stores its prompt."""
     for text in (options.prompt, options.negative):
         if half := HALF_CHARACTER.search(text or ""):
-            raise ValueError(f"the text holds half a character ({half[0]!r}): write it in UTF-8.")
+            raise ValueError(f"the prompt has half a character ({half[0]!r}): write it in UTF-8.")
 
 
 def check_numbers(options: argparse.Namespace) -> None:
+    """Raise ValueError if a number is outside its range."""
     if not 1 <= options.steps <= 1000:
         raise ValueError(f"steps must be 1 to 1000, got {options.steps}.")
     for name in ("scale", "weight"):
@@ -44,25 +47,24 @@ def check_numbers(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name} must be a finite number, got {value}.")
     strength = getattr(options, "strength", None)
     if strength is not None and not 0 <= strength <= 1:
-        raise ValueError(
-            f"strength must be 0 (keep the picture) to 1 (draw all of it again), got {strength}."
-        )
+        raise ValueError(f"strength must be 0 (keep the picture) to 1 (ignore it), got {strength}.")
     if getattr(options, "clip_skip", 0) < 0:
         raise ValueError(f"--clip-skip must be 0 or more, got {options.clip_skip}.")
 
 
 def check_seed_range(first: int, number: int) -> None:
-    """Of several pictures the last one counts as well."""
+    """Raise ValueError unless the seeds of the first and of the last picture are valid."""
     last = first + number - 1
-    if first not in SEED_COUNT or last not in SEED_COUNT:
-        wrong = (
-            f"got {first}" if first not in SEED_COUNT else f"but picture {number} would have {last}"
-        )
+    if bad := [seed for seed in (first, last) if seed not in SEED_RANGE]:
+        wrong = f"got {first}" if bad[0] == first else f"but picture {number} would have {last}"
         raise ValueError(f"seeds go from -2**63 to 2**64 - 1, {wrong}: choose another.")
 
 
 def check_size_options(width: int | None, height: int | None) -> None:
-    """What is impossible for any model; what fits this one is asked when it is loaded."""
+    """Raise ValueError for a size that no model can draw.
+
+    Whether it fits this model is checked after loading.
+    """
     for name, length in (("width", width), ("height", height)):
         if length is not None and length < 8:
             raise ValueError(f"--{name} {length} is too small: ask for more, in multiples of 8.")
@@ -71,11 +73,11 @@ def check_size_options(width: int | None, height: int | None) -> None:
 
 
 def check_files(options: argparse.Namespace) -> None:
-    """Raise ValueError for the first file that is not there."""
-    for name, named in sources(options).items():
+    """Raise ValueError for the first file that does not exist."""
+    for name, named in named_sources(options).items():
         for source in named:
-            if name not in MOST_AT_ONCE:
-                existing(source)
+            if name not in CHECKED_LATER:
+                check_exists(source)
             elif not Path(source).exists() and not Path(source).suffix:
                 raise ValueError(
                     f"There is no picture {source}: check the path, and put a prompt of several "

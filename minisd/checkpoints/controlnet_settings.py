@@ -1,7 +1,7 @@
-"""What a ControlNet's weights do not show, and the three places where programs write it.
+"""Settings of a ControlNet that its tensors do not show, from the three places that have them.
 
-diffusers writes config.json, for the files in its own layout in the same folder. The original's
-settings are a .yaml of the file's own name. Our own files say it in their header.
+diffusers writes a config.json into the folder of the weights. The original code reads a .yaml with
+the name of the weights. minisd writes the settings into the header of its own files.
 """
 
 import json
@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from minisd.checkpoints.folder_settings import unet_config, unet_json
 from minisd.checkpoints.header import read_metadata
@@ -21,24 +21,22 @@ from minisd.config import ModelConfig, UNetConfig
 from minisd.files.json_files import build_dataclass, check_value, parse_json, read_json
 from minisd.files.one_line import name_errors
 
-STEM = "diffusion_pytorch_model"  # diffusers' name of every file: its folder bears the real one
-# Every parameter of diffusers' ControlNetModel (models/controlnets/controlnet.py). "model: params:"
-# of the original's .yaml (cldm/cldm.py, ControlLDM and the classes below it), and within it
-# "control_stage_config: params:", every parameter of the original's ControlNet.
-CONTROLNET_JSON, CONTROLNET_YAML = (
-    settings_tables()["config.json (ControlNet)"],
-    settings_tables()[".yaml (ControlNet)"],
-)
+STEM = "diffusion_pytorch_model"  # every file of diffusers has this name: its folder says more
+# Every parameter of diffusers' ControlNetModel (models/controlnets/controlnet.py)
+CONTROLNET_JSON = settings_tables()["config.json (ControlNet)"]
+# "model: params:" in the original's .yaml: ControlLDM in cldm/cldm.py and the classes below it
+CONTROLNET_YAML = settings_tables()[".yaml (ControlNet)"]
+# "control_stage_config: params:" inside it: every parameter of the original's ControlNet
 STAGE_YAML = settings_tables()["control_stage_config in the .yaml (ControlNet)"]
 
 
 @dataclass(frozen=True)
 class HintSettings:
-    """How a ControlNet sees its hint, and what it makes of its corrections.
+    """How a ControlNet reads its hint, and how its corrections reach the U-Net.
 
-    pools: each correction is its mean over the picture, and the unconditional half gets none
-    channel_order: in which it sees the hint's colours, "rgb" or "bgr"
-    widths: of the hint's convolutions; between two of them the hint's size halves
+    pools: average each correction over the picture, and give none to the unconditional half
+    channel_order: of the hint's colours, "rgb" or "bgr"
+    widths: of the hint's convolutions. The hint's size halves between two of them
     """
 
     pools: bool = False
@@ -47,18 +45,27 @@ class HintSettings:
 
 
 DEFAULT_HINT = HintSettings()
+HINT_NAMES = {  # ours -> in diffusers' config.json
+    "pools": "global_pool_conditions",
+    "channel_order": "controlnet_conditioning_channel_order",
+    "widths": "conditioning_embedding_out_channels",
+}
+SizesAndHint = tuple[UNetConfig, HintSettings]
 
 
 def read_controlnet_settings(
     path: Path, layout: str, given: UNetConfig | None
 ) -> tuple[UNetConfig | None, HintSettings]:
-    """The sizes that a file's settings state, and how it sees its hint.
+    """The sizes of the U-Net, or None if no settings say them, and how the hint is read.
 
-    layout: "original" or "diffusers". config.json describes the former only if it names the class
-    given: sizes from the caller, which hold for what the settings leave out
-    Where nothing is said, a name with "shuffle" in it counts: ControlNet v1.1's shuffle is the one
+    layout: "original" or "diffusers". With the original's layout, config.json counts only if it
+        says that it describes a ControlNet
+    given: sizes from the caller, for what the settings leave out
+
+    Without settings, the word "shuffle" in the name counts. ControlNet v1.1's shuffle is the only
     published network that pools, and its weights do not show it.
-    Raises ValueError for a setting that cannot be obeyed and for places that disagree.
+
+    Raises ValueError if minisd cannot obey a setting, or if two places differ.
     """
     with name_errors(path.name):
         found = all_settings(path, layout, given)
@@ -82,9 +89,7 @@ def read_controlnet_settings(
     return None, replace(DEFAULT_HINT, pools=pools)
 
 
-def all_settings(
-    path: Path, layout: str, given: UNetConfig | None
-) -> list[tuple[UNetConfig, HintSettings]]:
+def all_settings(path: Path, layout: str, given: UNetConfig | None) -> list[SizesAndHint]:
     """What each place says that describes the file."""
     header, config_json = read_metadata(path), path.with_name("config.json")
     found = [settings_from_header(header)] if "controlnet" in header else []
@@ -95,7 +100,7 @@ def all_settings(
     return found + [settings_from_yaml(file) for file in yamls if file.exists()]
 
 
-def settings_from_header(header: Mapping[str, str]) -> tuple[UNetConfig, HintSettings]:
+def settings_from_header(header: Mapping[str, str]) -> SizesAndHint:
     try:
         stored, hint = (parse_json(header.get(f"controlnet{one}", "{}")) for one in ("", "_hint"))
         return build_dataclass(UNetConfig, stored, RANGES), hint_settings(hint)
@@ -105,66 +110,57 @@ def settings_from_header(header: Mapping[str, str]) -> tuple[UNetConfig, HintSet
 
 
 def hint_settings(stored: object) -> HintSettings:
-    """Raises ValueError for values that mean nothing."""
+    """Raises ValueError if a setting is unknown, or a value makes no sense."""
     settings = build_dataclass(HintSettings, stored)
     check_levels(settings.widths)
     return settings
 
 
 def settings_to_header(config: UNetConfig, settings: HintSettings) -> dict[str, str]:
-    """Undone by settings_from_header."""
+    """The inverse of settings_from_header."""
     return {
         "controlnet": json.dumps(asdict(config)),
         "controlnet_hint": json.dumps(asdict(settings)),
     }
 
 
-def settings_from_json(
-    stored: Mapping[str, object], given: UNetConfig | None
-) -> tuple[UNetConfig, HintSettings]:
-    """What diffusers' config.json says."""
+def settings_from_json(stored: Mapping[str, object], given: UNetConfig | None) -> SizesAndHint:
+    """What diffusers' config.json says. given: sizes for what it leaves out"""
     sizes = unet_json(ModelConfig(unet=given)) if given else {}
-    said = CONTROLNET_JSON.read(
-        {k: sizes[k] for k in sizes if k in CONTROLNET_JSON.obeyed} | stored
-    )
+    sizes = {name: value for name, value in sizes.items() if name in CONTROLNET_JSON.obeyed}
+    said: dict[str, Any] = CONTROLNET_JSON.read({**sizes, **stored})
+    hint = {ours: said.pop(theirs) for ours, theirs in HINT_NAMES.items()}
     up = [block.replace("Down", "Up") for block in reversed(said["down_block_types"])]
-    settings = hint_settings(
-        {
-            "pools": said.pop("global_pool_conditions"),
-            "channel_order": said.pop("controlnet_conditioning_channel_order"),
-            "widths": said.pop("conditioning_embedding_out_channels"),
-        }
-    )
-    return unet_config({**said, "up_block_types": up, "out_channels": 4}), settings
+    return unet_config({**said, "up_block_types": up, "out_channels": 4}), hint_settings(hint)
 
 
-def settings_from_yaml(path: Path) -> tuple[UNetConfig, HintSettings]:
+def settings_from_yaml(path: Path) -> SizesAndHint:
     """What the original's .yaml says."""
-    stored = read_yaml(path)
-    model = stored.get("model") if isinstance(stored, dict) else None
-    params = model.get("params") if isinstance(model, dict) else None
+    params = read_yaml(path)
+    for key in ("model", "params"):
+        params = params.get(key) if isinstance(params, dict) else None
     if not isinstance(params, dict):
         raise ValueError(f"has {path.name} next to it, which describes no ControlNet: move it away")
-    said = CONTROLNET_YAML.read(params)
+    said: dict[str, Any] = CONTROLNET_YAML.read(params)
     stage = said["control_stage_config"].get("params")
     check_value("params", stage, dict, where=" of its control_stage_config")
-    stage = STAGE_YAML.read(stage)
-    multiples, split = stage["channel_mult"], stage["num_head_channels"]
+    sizes: dict[str, Any] = STAGE_YAML.read(stage)
+    multiples, split = sizes["channel_mult"], sizes["num_head_channels"]
     config = UNetConfig(
-        in_channels=stage["in_channels"],
-        channels=tuple(stage["model_channels"] * multiple for multiple in multiples),
-        attention=tuple(2**i in stage["attention_resolutions"] for i in range(len(multiples))),
-        res_blocks=stage["num_res_blocks"],
-        context_dim=stage["context_dim"],
-        heads=stage["num_heads"] if split == -1 else UNetConfig.heads,
+        in_channels=sizes["in_channels"],
+        channels=tuple(sizes["model_channels"] * multiple for multiple in multiples),
+        attention=tuple(2**i in sizes["attention_resolutions"] for i in range(len(multiples))),
+        res_blocks=sizes["num_res_blocks"],
+        context_dim=sizes["context_dim"],
+        heads=sizes["num_heads"] if split == -1 else UNetConfig.heads,
         head_width=None if split == -1 else split,
-        linear_projection=stage["use_linear_in_transformer"],
+        linear_projection=sizes["use_linear_in_transformer"],
     )
     return config, HintSettings(pools=said["global_average_pooling"])
 
 
 def describe_heads(config: UNetConfig) -> str:
-    """What no tensor's shape shows of a U-Net, in words."""
+    """The heads and norm groups of a U-Net, in words. No tensor's shape shows them."""
     split = config.head_width
     heads = [width // split if split else config.heads for width in config.channels]
     return f"{heads} heads and {config.norm_groups} norm groups"

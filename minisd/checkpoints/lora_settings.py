@@ -1,0 +1,207 @@
+"""The file of a LoRA, and settings that its tensors do not show: which layers, and their alphas.
+
+PEFT writes them into adapter_config.json next to the weights. diffusers writes the same settings
+into the file's header (lora_adapter_metadata), each after the name of its part: "unet.r".
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from time import thread_time
+from typing import Any, TypeVar
+
+import regex
+
+from minisd.checkpoints.header import read_metadata
+from minisd.checkpoints.known_settings import settings_tables
+from minisd.files.json_files import check_value, has_type, parse_json, read_json, shorten
+from minisd.files.one_line import name_errors
+
+ADAPTER_CONFIG = "adapter_config.json"
+LORA_FILE_STEMS = ("adapter_model", "pytorch_lora_weights")  # of the files that it describes
+# Every field of PEFT's LoraConfig (peft/tuners/lora/config.py)
+LORA_CONFIG = settings_tables()[ADAPTER_CONFIG]
+LAYER_CHOICES = ("target_modules", "exclude_modules")
+LAYER_NUMBERS = {"rank_pattern": int, "alpha_pattern": float}  # regular expression -> number
+
+PATIENCE = 3  # seconds for all patterns of a file: usual ones take 0.001, "(a+)+b" could take years
+LONGEST_PATTERN = 10_000  # characters
+MOST_PATTERNS = 1_000  # Stable Diffusion has about 700 layers
+
+Number = TypeVar("Number", int, float)
+
+
+class Matcher:
+    """Matches layers with the patterns of one file, for PATIENCE seconds in all."""
+
+    def __init__(self):
+        self.left = PATIENCE
+
+    def first_match(self, patterns: Iterable[str], layer: str) -> str | None:
+        """The first pattern that fits the layer, or None. Raises ValueError when time is up."""
+        names, begun = spellings(layer), thread_time()
+        try:
+            for pattern in patterns:
+                compiled = compile_pattern(pattern)
+                if any(compiled.fullmatch(name, timeout=self.left) for name in names):
+                    return pattern
+        except (TimeoutError, regex.error) as error:
+            what = f"has patterns in its {ADAPTER_CONFIG} that take too long or make no sense"
+            raise ValueError(f"{what}: write out the names of the layers") from error
+        finally:
+            self.left = max(self.left - (thread_time() - begun), 1e-6)
+        return None
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What one adapter_config.json or header says about the layers of a LoRA, by PEFT's names.
+
+    r, lora_alpha: rank and alpha of each layer that no pattern below names
+    use_rslora: the update has the factor alpha / sqrt(rank), not alpha / rank
+    rank_pattern, alpha_pattern: other ranks and alphas for the layers that a pattern matches
+    target_modules: which layers the LoRA changes: a regular expression, or the ends of their names
+    exclude_modules: which of them it does not change
+    """
+
+    r: int
+    lora_alpha: float
+    use_rslora: bool
+    rank_pattern: Mapping[str, int] | None
+    alpha_pattern: Mapping[str, float] | None
+    target_modules: str | set[str] | None
+    exclude_modules: str | set[str] | None
+    matcher: Matcher = field(default_factory=Matcher)
+
+    def alpha_of(self, layer: str, rank: int) -> float:
+        """The alpha of one layer: its update is alpha / rank * up @ down.
+
+        layer: its name in diffusers    rank: of its matrices
+
+        Raises ValueError if the settings give another rank, or leave the layer out.
+        """
+        stated = value_for_layer(self.rank_pattern, layer, self.r, self.matcher)
+        if stated != rank:
+            raise ValueError(f"has rank {rank}, and its settings say {stated}: get another copy")
+        targets, excluded = self.target_modules, self.exclude_modules
+        chosen = targets in (None, "all-linear") or is_among(targets, layer, self.matcher)
+        if not chosen or is_among(excluded, layer, self.matcher):
+            raise ValueError("is left out by target_modules or exclude_modules: get another copy")
+        alpha = value_for_layer(self.alpha_pattern, layer, self.lora_alpha, self.matcher)
+        return alpha * math.sqrt(rank) if self.use_rslora else alpha
+
+
+def find_lora_file(path: Path) -> Path:
+    """The path itself, or the file that PEFT or diffusers wrote into this folder.
+
+    Raises ValueError if the folder holds both or none.
+    """
+    if not path.is_dir():
+        return path
+    names = [f"{stem}{ending}" for stem in LORA_FILE_STEMS for ending in (".safetensors", ".bin")]
+    files = [path / name for name in names if (path / name).exists()]
+    if len({file.stem for file in files}) != 1:
+        what = f"{path} must hold one file named {' or '.join(LORA_FILE_STEMS)}"
+        raise ValueError(f"{what}: give the file's own path.")
+    return files[0]
+
+
+def read_lora_settings(path: Path, keys: Iterable[str]) -> list[tuple[str, LoraSettings]]:
+    """(part, settings) for each place that has settings. Part "" means every part.
+
+    keys: the names of the file's tensors
+
+    adapter_config.json describes the LoRA next to it that has one of the two usual names. Next to a
+    LoRA of another name, it may belong to another one. Such a LoRA is refused, unless its header
+    has the settings, or its tensors have kohya's names, where alpha is a tensor.
+
+    Raises ValueError if a setting is unknown, or if minisd cannot obey it.
+    """
+    places = list(header_settings(path).items())
+    config = path.parent / ADAPTER_CONFIG
+    if config.exists() and path.stem.startswith(LORA_FILE_STEMS):
+        places.append(("", read_json(config)))
+    elif config.exists() and not places and any("lora_A" in key for key in keys):
+        what = f"{path.name} lies next to an {ADAPTER_CONFIG} that may be another LoRA's"
+        way = f"rename it {LORA_FILE_STEMS[0]}{path.suffix} if that describes it, else move it"
+        raise ValueError(f"{what}: {way}.")
+    with name_errors(path.name):
+        return [(part, parse_lora_config(fields)) for part, fields in places]
+
+
+def header_settings(path: Path) -> dict[str, dict[str, object]]:
+    """Part -> its settings in the header, not checked yet. Part "" if they name none."""
+    parts: dict[str, dict[str, object]] = {}
+    with name_errors(f"{path.name} has a damaged header: its lora_adapter_metadata"):
+        stored = parse_json(read_metadata(path).get("lora_adapter_metadata", "{}"))
+        check_value("lora_adapter_metadata", stored, dict)
+    assert isinstance(stored, dict), "check_value has made sure of it"
+    for key, value in stored.items():
+        part, _, name = key.rpartition(".")
+        if part not in ("", "unet", "text_encoder"):
+            what = f"{path.name} has settings of a part named {shorten(part)[1:-1]}"
+            raise ValueError(f"{what}: it is made for another kind of model.")
+        parts.setdefault(part, {})[name] = value
+    return parts
+
+
+def parse_lora_config(stored: Mapping[str, object]) -> LoraSettings:
+    """The settings of one place. Raises ValueError if one is unknown or makes no sense."""
+    values: dict[str, Any] = LORA_CONFIG.read(stored)
+    wrong = []
+    for key, kind in LAYER_NUMBERS.items():
+        numbers = values[key] or {}
+        if len(numbers) > MOST_PATTERNS:
+            raise ValueError(f"has more than {MOST_PATTERNS} entries in {key}: get another copy")
+        if not all(is_pattern(one) and has_type(kind, number) for one, number in numbers.items()):
+            wrong.append(key)
+    for key in LAYER_CHOICES:
+        if isinstance(values[key], str) and not is_pattern(values[key]):
+            wrong.append(key)
+        if isinstance(values[key], list):
+            values[key] = set(values[key])
+    if wrong:
+        what = f"has {wrong[0]} = {shorten(values[wrong[0]])} in its {ADAPTER_CONFIG}"
+        raise ValueError(f"{what}, which makes no sense: get another copy")
+    return LoraSettings(**values)
+
+
+def is_pattern(text: str) -> bool:
+    """Whether a text is a regular expression for both modules: PEFT uses re, minisd regex."""
+    try:
+        return len(text) <= LONGEST_PATTERN and bool(re.compile(text)) and bool(regex.compile(text))
+    except (re.error, regex.error, TypeError, OverflowError, RecursionError):
+        return False
+
+
+@lru_cache(maxsize=4 * MOST_PATTERNS)
+def compile_pattern(pattern: str) -> regex.Pattern:
+    return regex.compile(pattern)
+
+
+def value_for_layer(
+    values: Mapping[str, Number] | None, layer: str, default: Number, matcher: Matcher
+) -> Number:
+    """The value of the first pattern that the layer's name ends with (peft get_pattern_key).
+
+    value_for_layer({"attn2.to_.": 4, "to_q": 8}, "mid_block.attn2.to_q", 1, Matcher()) -> 4
+    """
+    by_ending = {rf"(.*\.)?({pattern})$": value for pattern, value in (values or {}).items()}
+    found = matcher.first_match(by_ending, layer)
+    return default if found is None else by_ending[found]
+
+
+def is_among(choice: str | set[str] | None, layer: str, matcher: Matcher) -> bool:
+    """Whether PEFT would choose the layer: by a regular expression, or by the end of its name."""
+    if isinstance(choice, str):
+        return matcher.first_match([choice], layer) is not None
+    parts = [name.split(".") for name in spellings(layer)]
+    return any(".".join(each[at:]) in (choice or ()) for each in parts for at in range(len(each)))
+
+
+def spellings(layer: str) -> set[str]:
+    """Both names of the layer: newer versions of transformers leave out "text_model."."""
+    return {layer, layer.removeprefix("text_model.")}

@@ -1,0 +1,347 @@
+"""Writes and reads the text that the AUTOMATIC1111 web UI puts into pictures.
+
+Many other programs read it. An example:
+
+    a cat
+    Negative prompt: blurry
+    Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Model hash: 6ce0161689, …
+
+Sources: the web UI's modules/processing.py (create_infotext) for what the text holds, and its
+modules/infotext_utils.py for how values are quoted.
+"""
+
+import json
+import re
+from contextlib import suppress
+from decimal import Decimal
+from itertools import groupby
+from pathlib import PurePath
+from typing import Any
+
+import regex
+
+from minisd.cli.drawing_options import SPACING_CHOICES
+from minisd.files.json_files import parse_json
+
+# Name: value, … The *+ matches a name without a colon in one step. Without it, the search for a
+# colon would start again at every letter, which takes minutes for a long line.
+PARAMETER = regex.compile(r'(\w[\w /-]*+)(?:: *("(?:[^"\\]|\\.)*"|[^,]*)(?:, *|$))?')
+LONGEST_WEBUI_TEXT = 50_000  # characters; the same limit as for a prompt
+DIGITS = 10  # the web UI shows this many digits of a sha256
+FEWEST_PARAMETERS = 3  # a last line with fewer parameters belongs to the prompt
+TAG = re.compile(r"<(lora|hypernet):([^:>]+)(?::([^>]*))?>")
+# Syntax that minisd does not have: parts of a prompt that change from step to step, and prompts
+# that are computed separately.
+PROMPT_PROGRAMS = re.compile(r"\bAND\b|\bBREAK\b|\[[^\[\]:|]*[:|][^\[\]]*\]")
+
+# The pieces of a prompt: an escaped bracket, the end ":1.2)" of a weight, a bracket, plain text.
+WEIGHT_PATTERN = re.compile(
+    r"(\\[\\()\[\]])|:\s*([+-]?[\d.]+)\s*\)|([()\[\]])|([^\\()\[\]:]+|.)", re.DOTALL
+)
+FACTOR = {"(": 1.1, "[": 1 / 1.1}
+DEEPEST_PARENTHESES = 50  # open brackets: a word inside 50 has the weight 1.1^50 = 117
+
+WEBUI_SAMPLERS = {  # the web UI's name -> minisd's name
+    "DDIM": "ddim",
+    "PLMS": "plms",
+    "LMS": "lms",
+    "Euler": "euler",
+    "Euler a": "euler_ancestral",
+    "Heun": "heun",
+    "DPM++ 2M": "dpmpp_2m",
+}
+WEBUI_NAMES = {ours: theirs for theirs, ours in WEBUI_SAMPLERS.items()}
+ONE_SPACING = ("DDIM", "PLMS")  # in the web UI these always use leading spacing, their default here
+IGNORED_PARAMETERS = {  # parameters that do not change the picture -> why
+    "Version": "the version of the web UI",
+    "User": "the person who drew it",
+    "Batch size": "each picture of a batch has its own seed",
+    "Batch pos": "each picture of a batch has its own seed",
+    "TI hashes": "the prompt holds the words",
+    "Lora hashes": "the prompt names the LoRAs",
+}
+KNOWN_PARAMETERS = {"Prompt", "Negative prompt", "Steps", "Sampler", "Schedule type", "CFG scale"}
+KNOWN_PARAMETERS |= {"Seed", "Size", "Clip skip", "RNG", "Model", "Model hash", "VAE", "VAE hash"}
+
+
+# ---- writing ---------------------------------------------------------------------------------
+
+
+def parameters_text(about: dict) -> str:
+    """The settings of a picture, as the web UI would write them. about: see picture_settings.py"""
+    hashes = about.get("hashes", {})
+    values = {
+        "Steps": about["steps"],
+        "Sampler": WEBUI_NAMES.get(about["sampler"], about["sampler"]),
+        "Schedule type": schedule_type(about),
+        "CFG scale": f"{about['cfg_scale']:g}",
+        "Seed": about["seed"],
+        "Size": f"{about['width']}x{about['height']}",
+        "Model hash": hashes.get(about["model"], "")[:DIGITS],
+        "Model": plain_name(about["model"]),
+        "VAE hash": ", ".join(hashes.get(one, "")[:DIGITS] for one in about.get("vae", [])),
+        "VAE": ", ".join(PurePath(one).name for one in about.get("vae", [])),
+        "Denoising strength": about.get("strength"),
+        "Clip skip": about["clip_skip"] + 1 if about.get("clip_skip") else None,
+        "Lora hashes": ", ".join(
+            f"{plain_name(one)}: {hashes.get(one, '')[:DIGITS]}" for one, _ in loras(about)
+        ),
+        "RNG": "CPU",
+        "Version": f"minisd {about['minisd']}",
+    }
+    tags = [f"<lora:{plain_name(one)}:{scale:g}>" for one, scale in loras(about)]
+    prompt = " ".join([to_a1111_syntax(about["prompt"], about), *tags])
+    negative = to_a1111_syntax(about["negative_prompt"], about)
+    lines = [prompt] + [f"Negative prompt: {negative}"] * bool(negative)
+    known = {key: value for key, value in values.items() if value not in (None, "")}
+    return "\n".join([*lines, ", ".join(f"{key}: {quote(value)}" for key, value in known.items())])
+
+
+def quote(value: object) -> str:
+    """The value as text, in quotes if it has a comma, a colon or a line break."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if re.search("[,\n:]", text) else text
+
+
+def plain_name(source: str) -> str:
+    """A file's name without folders, ending, commas and colons."""
+    return re.sub("[,:]", "", PurePath(source).stem)
+
+
+def schedule_type(about: dict) -> str | None:
+    """The web UI's name for the spacing of the noise levels.
+
+    None for DDPM, DDIM and PLMS if none was chosen: the web UI has only one for each of these.
+    """
+    own = None if about["sampler"] in ("ddpm", "ddim", "plms") else "uniform"
+    spacing = about.get("spacing") or about.get("schedule") or own
+    return spacing and spacing.capitalize()
+
+
+def to_a1111_syntax(prompt: str, about: dict) -> str:
+    """Escape the brackets that are plain text here: in the web UI they would be weights."""
+    plain = r"([\[\]])" if about.get("extended") else r"([\\()\[\]])"
+    return re.sub(plain, r"\\\1", prompt)
+
+
+def loras(about: dict) -> list[tuple[str, float]]:
+    """Every LoRA of the picture, with its scale."""
+    from minisd.cli.adapter_options import split_scale
+
+    return [split_scale(given) for given in about.get("lora", [])]
+
+
+# ---- reading ---------------------------------------------------------------------------------
+
+
+def parse_parameters(text: str) -> dict[str, str]:
+    """Prompt, negative prompt and every parameter, by the web UI's names.
+
+    Raises ValueError if the text has more than LONGEST_WEBUI_TEXT characters. Each step below
+    copies the text, so a very long one from a stranger could fill the memory.
+    """
+    if len(text) > LONGEST_WEBUI_TEXT:
+        raise ValueError(
+            f"says how it was drawn in {len(text):,} characters, more than {LONGEST_WEBUI_TEXT:,}. "
+            "Use another picture"
+        )
+    *lines, last = text.strip().split("\n")
+    if len(parameters_in(last)) < FEWEST_PARAMETERS:
+        lines, last = [*lines, last], ""
+    prompts: dict[str, list[str]] = {"Prompt": [], "Negative prompt": []}
+    current = "Prompt"
+    for line in map(str.strip, lines):
+        if line.startswith("Negative prompt:"):
+            current, line = "Negative prompt", line.removeprefix("Negative prompt:").strip()
+        prompts[current].append(line)
+    found = {name: "\n".join(words) for name, words in prompts.items()}
+    return found | {key: unquote(value) for key, value in parameters_in(last)}
+
+
+def parameters_in(line: str) -> list[tuple[str, str]]:
+    """The parameters of a line, as pairs of name and value."""
+    found = (match.groups() for match in PARAMETER.finditer(line))
+    return [(name, value) for name, value in found if value is not None]
+
+
+def unquote(value: str) -> str:
+    """The value without its quotes, if it has any."""
+    try:
+        return str(parse_json(value)) if value.startswith('"') else value.strip()
+    except ValueError:
+        return value
+
+
+def settings_from_webui(text: str, given: set[str]) -> tuple[dict[str, Any], list[str]]:
+    """The settings in minisd's form (see picture_settings.py), and a list of warnings.
+
+    given: the names of the options on the command line; they replace files that the text names
+    Raises ValueError for a setting that minisd does not have. The message continues the name of
+    the picture: "was drawn with …".
+    """
+    parameters = {"Size": "512x512", "CFG scale": "7", "Clip skip": "1"} | parse_parameters(text)
+    for name, value in parameters.items():
+        if name not in KNOWN_PARAMETERS and name not in IGNORED_PARAMETERS:
+            raise ValueError(f"was drawn with {name}: {value}, which minisd cannot do")
+    absent = [name for name in ("Steps", "Sampler", "Seed") if name not in parameters]
+    if absent:
+        raise ValueError(f"does not say its {', '.join(absent)}")
+    sampler, spacing = sampler_of(parameters)
+    width, height = find_numbers(parameters, "Size", r"(\d+)x(\d+)")
+    settings = {
+        "prompt": prompt_of(parameters["Prompt"], given),
+        "negative_prompt": prompt_of(parameters["Negative prompt"], given),
+        "steps": find_numbers(parameters, "Steps", r"(\d+)")[0],
+        "cfg_scale": find_numbers(parameters, "CFG scale", r"([\d.]+)", float)[0],
+        "seed": find_numbers(parameters, "Seed", r"(-?\d+)")[0],
+        "sampler": sampler,
+        "spacing": spacing,
+        "width": width,
+        "height": height,
+        "clip_skip": find_numbers(parameters, "Clip skip", r"(\d+)")[0] - 1,
+        "extended": True,  # the web UI always reads (word:1.2)
+    }
+    if parameters.get("VAE") and "vae" not in given:
+        raise ValueError(f"was drawn with the VAE {parameters['VAE']}: give that file with --vae")
+    return settings | model_of(parameters, given), warnings_for(parameters)
+
+
+def find_numbers(parameters: dict[str, str], name: str, pattern: str, kind: type = int) -> list:
+    """The numbers in a parameter's value. Raises ValueError if the value has another form."""
+    match = re.fullmatch(pattern, parameters[name])
+    with suppress(ValueError):  # such as 1.2.3
+        if match:
+            return [kind(number) for number in match.groups()]
+    raise ValueError(f"says {name}: {parameters[name]}, which is not a valid value")
+
+
+def sampler_of(parameters: dict[str, str]) -> tuple[str, str | None]:
+    """The sampler, and the spacing of its noise levels. None: the sampler's default.
+
+    Before version 1.9 of the web UI, the name of the sampler ends in Karras if the spacing is
+    Karras. Since then the spacing is a parameter, and Automatic means Karras for DPM++ 2M.
+    """
+    name = parameters["Sampler"].removesuffix(" Karras")
+    if name not in WEBUI_SAMPLERS:
+        raise ValueError(f"was drawn by {parameters['Sampler']}, a sampler that minisd lacks")
+    stated = parameters.get("Schedule type", "").lower()
+    spacing = "karras" if parameters["Sampler"] != name else stated
+    if spacing in ("", "automatic"):
+        if name in ONE_SPACING:
+            return WEBUI_SAMPLERS[name], None
+        spacing = "karras" if spacing and name == "DPM++ 2M" else "uniform"
+    if spacing not in SPACING_CHOICES:
+        raise ValueError(f"was drawn with Schedule type: {spacing}, which minisd lacks")
+    return WEBUI_SAMPLERS[name], spacing
+
+
+def prompt_of(prompt: str, given: set[str]) -> str:
+    """The prompt in minisd's syntax, without the tags of LoRAs and hypernetworks.
+
+    Raises ValueError if no option gives the file of a tag, or if minisd lacks part of the syntax.
+    """
+    tags_end = prompt.rfind(">") + 1  # after it no tag can end, so the search stops here
+    for kind, name, scale in TAG.findall(prompt[:tags_end]):
+        option = "lora" if kind == "lora" else "hypernetwork"
+        if option not in given:
+            scaled = f":{scale}" if scale else ""
+            raise ValueError(f"was drawn with {name}: give it with --{option} FILE{scaled}")
+    if found := PROMPT_PROGRAMS.search(prompt):
+        raise ValueError(f"has {found[0]} in its prompt, which minisd does not read")
+    without_tags = TAG.sub("", prompt[:tags_end]) + prompt[tags_end:]
+    return to_minisd_syntax(without_tags.strip())
+
+
+def to_minisd_syntax(prompt: str) -> str:
+    r"""Write every weight as (words:number), which minisd reads.
+
+    In the web UI, (a) has the weight 1.1 and [a] has 1/1.1. Weights of nested brackets multiply. A
+    bracket that is never closed reaches to the end. A closing bracket without an opening one is
+    plain text.
+    Raises ValueError if brackets are nested too deeply, and for a weight that is not a number.
+
+    >>> to_minisd_syntax(r"a ((big) cat:1.5) [far] \(here\)")
+    'a (big:1.65)( cat:1.5) (far:0.9090909) \\(here\\)'
+    """
+    pieces: list[list] = []  # pairs of a text and its weight
+    opened: list[tuple[str, int]] = []  # open brackets, each with its index in pieces
+    for escaped, number, bracket, text in WEIGHT_PATTERN.findall(prompt):
+        kind = "(" if number or bracket in "()" else "["
+        places = [at for which, at in opened if which == kind]
+        if bracket in ("(", "["):
+            opened.append((bracket, len(pieces)))
+            if len(opened) > DEEPEST_PARENTHESES:
+                raise ValueError(
+                    f"has more than {DEEPEST_PARENTHESES} nested brackets in its prompt"
+                )
+        elif (bracket or number) and places:
+            factor = weight_of(number) if number else FACTOR[kind]
+            scale_weights(pieces[places[-1] :], factor)
+            opened.remove((kind, places[-1]))
+        else:
+            pieces.append([escaped[1:] or text or bracket or f":{number})", 1.0])
+    for kind, at in opened:
+        scale_weights(pieces[at:], FACTOR[kind])
+    weighted = ((words, f"{Decimal(f'{weight:.7g}'):f}") for words, weight in merge_pieces(pieces))
+    return "".join(words if weight == "1" else f"({words}:{weight})" for words, weight in weighted)
+
+
+def weight_of(number: str) -> float:
+    """The weight as a number. Raises ValueError if it is not one, such as 1.2.3."""
+    try:
+        return float(number)
+    except ValueError as error:
+        raise ValueError(f"has the weight {number[:20]} in its prompt, not a number") from error
+
+
+def scale_weights(pieces: list[list], factor: float) -> None:
+    """Multiply the weight of each piece by the factor, in place."""
+    for piece in pieces:
+        piece[1] *= factor
+
+
+def merge_pieces(pieces: list[list]) -> list[tuple[str, float]]:
+    """Join neighbours of equal weight into one text, and escape the parentheses in it."""
+    runs = groupby(pieces, key=lambda piece: piece[1])
+    texts = [("".join(words for words, _ in run), weight) for weight, run in runs]
+    return [(re.sub(r"([()])", r"\\\1", text), weight) for text, weight in texts]
+
+
+def model_of(parameters: dict[str, str], given: set[str]) -> dict[str, str]:
+    """The name of the model, in a dictionary. It is empty if an option names the model.
+
+    Raises ValueError unless the text names a model that came with minisd, or the hash of a
+    published one.
+    """
+    from minisd.checkpoints.registry import OFFICIAL, SHIPPED
+
+    if "model" in given:
+        return {}
+    name, digest = parameters.get("Model", ""), parameters.get("Model hash", "")
+    if name in SHIPPED:
+        return {"model": name}
+    if len(digest) == DIGITS:
+        for one, file in OFFICIAL.items():
+            if file.sha256 and file.sha256.startswith(digest):
+                return {"model": one}
+    model = f"{name} (hash {digest})" if digest else name or "a model that it does not name"
+    raise ValueError(f"was drawn by {model}: give that file with --model")
+
+
+def model_hash(text: str) -> str:
+    """The first ten digits of the model's sha256, or "" if the text has none.
+
+    Until 2023 the web UI wrote eight digits of another checksum. They count as none.
+    """
+    digest = parse_parameters(text).get("Model hash", "")
+    return digest if len(digest) == DIGITS else ""
+
+
+def warnings_for(parameters: dict[str, str]) -> list[str]:
+    """A warning if the noise came from a graphics card, in a list of 0 or 1 sentences."""
+    if parameters.get("RNG") == "CPU":
+        return []
+    return [
+        "the web UI drew its noise on a graphics card. A CPU draws other numbers, so the picture "
+        "will be different."
+    ]

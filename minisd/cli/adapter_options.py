@@ -1,0 +1,142 @@
+"""Reads the adapter options of a command, and attaches the adapters to the model."""
+
+import argparse
+from math import isfinite
+from pathlib import Path
+
+from minisd.cli.picture_files import open_input, report_resize
+
+
+def check_exists(source: str) -> None:
+    """Raise ValueError unless the source is a file, a folder, or a name that minisd knows."""
+    from minisd.checkpoints.registry import local_path
+
+    path = local_path(source)
+    if not path.exists():
+        raise ValueError(f"There is no file or folder {path}: check the path.")
+
+
+def split_scale(given: str) -> tuple[str, float]:
+    """Split FILE[:SCALE] into the file and its scale, which is 1 if none is given.
+
+    Raises ValueError if the scale is inf or nan.
+
+    >>> split_scale("style.safetensors:0.5"), split_scale("C:/style.safetensors")
+    (('style.safetensors', 0.5), ('C:/style.safetensors', 1.0))
+    """
+    path, _, number = given.rpartition(":")
+    try:
+        scale = float(number) if path else 1.0
+    except ValueError:
+        return given, 1.0
+    if not isfinite(scale):
+        raise ValueError(f"{given!r} has the scale {number}: give a finite number.")
+    return path or given, scale
+
+
+def split_hint(given: str) -> tuple[str, str]:
+    """Split FILE:HINT at the first colon that has an existing file before it.
+
+    Both paths may contain colons, as C:/ does. Raises ValueError if no colon has a file before it.
+    """
+    from minisd.checkpoints.registry import local_path
+
+    for at, letter in enumerate(given):
+        if letter == ":" and local_path(given[:at]).exists():
+            return given[:at], given[at + 1 :]
+    network = given.rpartition(":")[0]
+    if not network:
+        raise ValueError(f"{given!r} names no hint: write FILE:HINT, with two files.")
+    raise ValueError(
+        f"There is no file {local_path(network)}: write FILE:HINT with two existing files."
+    )
+
+
+def controlnet_hints(options: argparse.Namespace) -> list[tuple[str, str, float]]:
+    """Every ControlNet of the command, as (network, hint, scale).
+
+    The first one is that of `minisd control`, the others come from --control.
+    """
+    own = []
+    if options.command == "control":
+        own = [(options.network, options.hint, options.weight)]
+    rest = [split_scale(given) for given in options.control]
+    return own + [(*split_hint(paths), scale) for paths, scale in rest]
+
+
+def split_thing(given: str) -> tuple[str, str, float]:
+    """Split FILE:THING[:SCALE] into the classifier's file, what to draw, and the scale.
+
+    Raises ValueError if it names nothing to draw.
+    """
+    rest, scale = split_scale(given)
+    path, _, thing = rest.rpartition(":")
+    if not path:
+        raise ValueError(f"{given!r} names no thing to draw: write FILE:THING, as in {given}:cat.")
+    return path, thing, scale
+
+
+def named_sources(options: argparse.Namespace) -> dict[str, list[str]]:
+    """Every file that the picture depends on, by the name of its option."""
+    found = {"model": [options.model], "vae": options.vae, "embedding": options.embedding}
+    for name in ("lora", "hypernetwork"):
+        found[name] = [split_scale(given)[0] for given in getattr(options, name)]
+    found["classifier"] = [split_thing(given)[0] for given in options.classifier]
+    for name in ("network", "hint", "image", "mask", "depth", "estimator"):
+        value = getattr(options, name, None)
+        found[name] = [] if value is None else [str(value)]
+    pairs = [split_hint(split_scale(given)[0]) for given in options.control]
+    found["control"] = [path for pair in pairs for path in pair]
+    return found
+
+
+def attach_adapters(sd, options: argparse.Namespace, size: tuple[int, int], hints: list) -> None:
+    """Attach all adapters of the command to the model.
+
+    size: width and height of the picture to draw    hints: from read_hints()
+    """
+    from minisd.adapters.classifier import ClassifierGuidance, load_classifier
+    from minisd.adapters.hypernetwork import hypernetwork
+    from minisd.adapters.lora import lora
+    from minisd.adapters.textual_inversion import textual_inversion
+    from minisd.adapters.vae_file import swap_vae
+
+    for path in options.vae:
+        swap_vae(sd, path)
+    for path in options.embedding:
+        textual_inversion(sd, path)
+    for given in options.lora:
+        lora(sd, *split_scale(given))
+    for given in options.hypernetwork:
+        hypernetwork(sd, *split_scale(given))
+    attach_controlnets(sd, options.edges, size, hints)
+    for given in options.classifier:
+        path, thing, scale = split_thing(given)
+        ClassifierGuidance(sd, load_classifier(path), thing, scale)
+
+
+def read_hints(options: argparse.Namespace) -> list:
+    """Open the hint of every ControlNet. Returns (network, picture, scale) for each."""
+    from minisd.files.pictures import colours
+
+    return [
+        (network, colours(open_input(Path(hint)), "hint"), scale)
+        for network, hint, scale in controlnet_hints(options)
+    ]
+
+
+def attach_controlnets(sd, edges: bool, size: tuple[int, int], hints: list) -> None:
+    """Attach every ControlNet, with its hint resized to the picture.
+
+    edges: whether to compute the edges of each hint, and use those as the hint
+    """
+    from minisd.adapters.controlnet import ControlNet, control
+    from minisd.files.pictures import from_pil
+    from minisd.tasks.canny import canny
+
+    for path, picture, scale in hints:
+        if picture.size != size:
+            report_resize("hint", picture.size, size)
+            picture = picture.resize(size)
+        shown = canny(from_pil(picture)) if edges else picture
+        control(sd, ControlNet.load(path), shown, scale)

@@ -1,0 +1,133 @@
+"""The options of the drawing commands, and their default values."""
+
+import argparse
+from pathlib import Path
+
+# The names in samplers.py and sampling.py. They are repeated here, because importing those files
+# imports torch. A test compares them.
+SAMPLER_CHOICES = ("ddpm", "ddim", "plms", "lms", "euler", "euler_ancestral", "heun", "dpmpp_2m")
+SPACING_CHOICES = ("leading", "linspace", "trailing", "uniform", "karras")
+ADAPTERS = ("lora", "embedding", "hypernetwork", "vae", "control", "classifier")
+
+POSITIONALS = {  # the words of each command in order; the prompt comes first
+    "generate": ["prompt"],
+    "img2img": ["prompt", "image"],
+    "inpaint": ["prompt", "image", "mask"],
+    "depth": ["prompt", "image"],
+    "control": ["prompt", "network", "hint"],
+}
+POSITIONAL_HELP = {
+    "prompt": 'in quotes, such as "a cat on a blue background"',
+    "image": "the picture to start from",
+    "mask": "a picture of the same size: white is drawn again",
+    "network": "a ControlNet: FILE or NAME, such as mini-edges",
+    "hint": "a picture for it to follow: edges, a pose, …",
+}
+DEFAULTS = {
+    "output": Path("picture.png"),
+    "model": "mini",
+    "negative": "",
+    "steps": 30,
+    "seed": 0,
+    "number": 1,
+    "device": "cpu",
+    "ema": False,
+    "edges": False,
+    "extended": False,
+    "clip_skip": 0,
+    "paste": False,
+    "weight": 1.0,
+    **{name: [] for name in ADAPTERS},
+}
+STRENGTHS = {"img2img": 0.75, "inpaint": 1.0, "depth": 0.8}
+
+
+def add_drawing_options(command: argparse.ArgumentParser, name: str) -> None:
+    """Add every option of a drawing command.
+
+    An option that is not given stays None. fill_in_options() gives it its value later.
+    """
+    words = POSITIONALS[name]
+    command.usage = " ".join(["minisd", name, *(word.upper() for word in words), "[options]"])
+    for word in words:
+        command.add_argument(word, nargs="?", metavar=word.upper(), help=POSITIONAL_HELP[word])
+    add_common_options(command)
+    add_command_options(command, name)
+    add_adapter_options(command)
+
+
+def add_common_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of every drawing command."""
+    add = command.add_argument
+    add("-o", "--output", type=Path, metavar="FILE", help="the PNG to write (picture.png)")
+    add("--force", action="store_true", help="overwrite a picture of that name")
+    add("--like", type=Path, metavar="PICTURE", help="repeat this picture; other options change it")
+    add("--model", help="FILE, FOLDER or NAME (mini)")
+    add("--negative", metavar="PROMPT", help="a prompt to steer away from")
+    add("--steps", type=int, metavar="N", help="1 to 1000 (30); for few, add --spacing trailing")
+    add("--scale", type=float, metavar="X", help="how strongly the prompt steers (the model's)")
+    names = f"{', '.join(SAMPLER_CHOICES)} (the model's)"
+    add("--sampler", choices=SAMPLER_CHOICES, metavar="NAME", help=names)
+    names = f"spacing of the noise levels: {', '.join(SPACING_CHOICES)} (the sampler's)"
+    add("--spacing", choices=SPACING_CHOICES, metavar="NAME", help=names)
+    add("--seed", type=int, metavar="N", help="for the first picture (0); the next gets N + 1")
+    add("-n", "--number", type=int, metavar="N", help="how many pictures (1)")
+    add("--prediction", choices=("eps", "v"), help="what the U-Net predicts, if no file says it")
+    add("--ema", action="store_const", const=True, help="take a checkpoint's averaged weights")
+    add("--device", metavar="NAME", help="cpu, cuda or mps (cpu)")
+
+
+def add_command_options(command: argparse.ArgumentParser, name: str) -> None:
+    """Add the options of this command alone, and the size of the picture."""
+    add, switch = command.add_argument, argparse.BooleanOptionalAction
+    size = f"a multiple of 8 (the {'picture' if name in STRENGTHS else 'model'}'s)"
+    add("--width", type=int, metavar="PIXELS", help=size)
+    add("--height", type=int, metavar="PIXELS", help=size)
+    if name == "generate":
+        add("--extended", action=switch, help="read weights like (word:1.2) and long prompts")
+        add("--clip-skip", type=int, metavar="N", help="how many last text layers to leave out (0)")
+        add("--every-step", action="store_true", help="also write each step's guess, in one row")
+    if name in STRENGTHS:
+        meaning = f"0 keeps the picture, 1 ignores it ({STRENGTHS[name]:g})"
+        add("--strength", type=float, metavar="X", help=meaning)
+    if name == "inpaint":
+        add("--paste", action=switch, help="put the original pixels back outside the mask")
+    if name == "depth":
+        add(
+            "--depth", type=Path, metavar="PICTURE", help="grey picture, near is bright (estimated)"
+        )
+        add("--estimator", metavar="FILE", help="a depth estimator: FILE or NAME (the model's)")
+    if name == "control":
+        add("--weight", type=float, metavar="X", help="how closely to follow the hint (1)")
+
+
+def add_adapter_options(command: argparse.ArgumentParser) -> None:
+    """Add the options that change the networks. A FILE may also be a name that minisd knows."""
+    add = command.add_argument_group("adapters: FILE or NAME; repeat an option to add more")
+    more = add.add_argument
+    more("--lora", action="append", metavar="FILE[:SCALE]")
+    more("--embedding", action="append", metavar="FILE", help="use its word in the prompt")
+    more("--hypernetwork", action="append", metavar="FILE[:STRENGTH]")
+    more("--vae", action="append", metavar="FILE")
+    more("--control", action="append", metavar="FILE:HINT[:SCALE]")
+    switch = argparse.BooleanOptionalAction
+    more("--edges", action=switch, help="compute the edges of each hint picture first")
+    more("--classifier", action="append", metavar="FILE:THING[:SCALE]")
+
+
+def given_options(options: argparse.Namespace) -> set[str]:
+    """The names of the options that the command line sets."""
+    return {name for name, value in vars(options).items() if value is not None}
+
+
+def fill_in_options(options: argparse.Namespace, recorded: dict) -> None:
+    """Give every option its value: from the command line, else recorded, else the default.
+
+    recorded: the options that drew the picture of --like, by name
+    """
+    defaults = DEFAULTS | {"strength": STRENGTHS.get(options.command)} | (recorded or {})
+    for name, value in vars(options).items():
+        if value is None:
+            setattr(options, name, defaults.get(name))
+    for name in ADAPTERS:  # an empty value removes what was recorded
+        setattr(options, name, [one for one in getattr(options, name) if one])

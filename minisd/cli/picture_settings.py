@@ -1,0 +1,282 @@
+"""The settings inside a picture's file: writes them, shows them, and reads them for --like.
+
+They are JSON in the PNG's text chunk "minisd": every setting that affects the picture, and the
+sha256 of every file. They hold nothing that changes from run to run, such as a date. So the same
+picture is the same file.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from minisd.cli import a1111_metadata
+from minisd.cli.adapter_options import named_sources
+from minisd.cli.file_hashes import hash_of
+from minisd.cli.messages import LONGEST_RESULT, print_message
+from minisd.cli.picture_files import open_input
+from minisd.files.json_files import parse_json
+from minisd.files.one_line import one_line
+
+# The name of a setting in the file -> the name of its option, and its type.
+PICTURE_SETTINGS = {
+    "prompt": ("prompt", str),
+    "negative_prompt": ("negative", str),
+    "seed": ("seed", int),
+    "steps": ("steps", int),
+    "cfg_scale": ("scale", float),
+    "sampler": ("sampler", str),
+    "spacing": ("spacing", str),
+    "width": ("width", int),
+    "height": ("height", int),
+    "clip_skip": ("clip_skip", int),
+    "extended": ("extended", bool),
+    "strength": ("strength", float),
+    "paste": ("paste", bool),
+    "image": ("image", str),
+    "mask": ("mask", str),
+    "depth": ("depth", Path),
+    "estimator": ("estimator", str),
+    "network": ("network", str),
+    "hint": ("hint", str),
+    "weight": ("weight", float),
+    "edges": ("edges", bool),
+    "model": ("model", str),
+    "prediction": ("prediction", str),
+    "ema": ("ema", bool),
+    "device": ("device", str),
+    **{name: (name, list) for name in ("lora", "embedding", "hypernetwork", "vae")},
+    **{name: (name, list) for name in ("control", "classifier")},
+}
+THREADS = range(1, 1025)  # as many threads as a machine may have cores
+# The settings that are not options. schedule: the spacing that the model's folder states, which is
+# recorded if --spacing is not given.
+FACTS = ("minisd", "command", "hashes", "dtype", "threads", "torch", "schedule")
+
+
+def collect_settings(options: argparse.Namespace, sd, settings: dict) -> dict[str, Any]:
+    """All settings of a picture except its seed, by their names in the file.
+
+    settings: those that come from the model if no option is given
+    """
+    import torch
+
+    import minisd
+
+    own = {name: getattr(options, dest, None) for name, (dest, _) in PICTURE_SETTINGS.items()}
+    own |= settings | {"prediction": sd.config.schedule.prediction}
+    own["strength"] = None if own["strength"] is None else str(own["strength"])
+    named = {source for group in named_sources(options).values() for source in group}
+    levels = sd.config.schedule
+    if options.spacing is None and levels.spacing is not None:
+        own["schedule"] = "karras" if levels.karras else levels.spacing
+    kept = {name: json_value(value) for name, value in own.items() if value not in (None, [])}
+    return kept | {
+        "minisd": minisd.__version__,
+        "command": options.command,
+        "hashes": {source: hash_of(source) for source in sorted(named)},
+        "dtype": str(sd.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def json_value(value: object) -> object:
+    """The value as JSON stores it: a path becomes a string."""
+    return str(value) if isinstance(value, Path) else value
+
+
+# ---- reading ---------------------------------------------------------------------------------
+
+
+def read_settings(path: Path) -> dict[str, Any] | None:
+    """The settings that minisd wrote into a picture. None if it wrote none.
+
+    Raises ValueError if the file is not a picture, or if its settings are damaged.
+    """
+    text = open_input(path).info.get("minisd")
+    if text is None:
+        return None
+    try:
+        about = parse_json(text)
+    except ValueError:
+        about = None
+    if isinstance(about, dict):
+        hashes = about.get("hashes", {})
+        if isinstance(hashes, dict) and all(isinstance(digest, str) for digest in hashes.values()):
+            return about
+    raise ValueError(f"{path} has damaged settings: give another picture.")
+
+
+def read_a1111_text(path: Path) -> str | None:
+    """The text that the AUTOMATIC1111 web UI wrote into a picture. None if it wrote none.
+
+    It is a text chunk in a PNG, and the comment in the EXIF data of a JPEG or WebP.
+    """
+    from minisd.files.picture_files import explain_pillow_errors
+
+    picture = open_input(path)
+    if "parameters" in picture.info:
+        return str(picture.info["parameters"])
+    try:
+        with explain_pillow_errors(str(path)):
+            comment = picture.getexif().get_ifd(0x8769).get(0x9286)  # Exif, UserComment
+    except ValueError:  # the EXIF data are damaged, but the pixels do not need them
+        return None
+    if not isinstance(comment, bytes):
+        return None
+    code, text = comment[:8], comment[8:]
+    return text.decode("utf-16-be" if code == b"UNICODE\0" else "utf-8", errors="replace")
+
+
+def recorded_options(options: argparse.Namespace, given: set[str]) -> dict[str, Any]:
+    """The options that drew the picture of --like, by name, with "hashes" and "threads".
+
+    given: the names of the options on the command line
+    Raises ValueError if the picture does not say how it was drawn, or if another command drew it.
+    """
+    path = options.like
+    about = read_settings(path)
+    if about is None:
+        return settings_of_another_program(path, options.command, given)
+    if (command := about.get("command", "generate")) != options.command:
+        raise ValueError(
+            f"{path} was drawn by another command: use minisd {command} --like {path}."
+        )
+    unknown = about.keys() - PICTURE_SETTINGS.keys() - set(FACTS)
+    if unknown:
+        raise ValueError(
+            f"{path} has the setting {min(unknown)}, which this minisd does not know: use minisd "
+            f"{about.get('minisd', 'of another version')}, which drew it."
+        )
+    warn_about_versions(path, about)
+    threads = about.get("threads")
+    if threads is not None and (type(threads) is not int or threads not in THREADS):
+        raise ValueError(damaged_message(path, "threads", threads))
+    return option_values(path, about) | {"hashes": about.get("hashes", {}), "threads": threads}
+
+
+def settings_of_another_program(path: Path, command: str, given: set[str]) -> dict[str, Any]:
+    """The options that drew a picture of the web UI, by name, with "model_hash".
+
+    model_hash: the first digits of the model's sha256, or "" if they are not known
+    given, and what is raised: as in recorded_options()
+    """
+    text = read_a1111_text(path)
+    if text is None:
+        raise ValueError(f"{path} does not say how it was drawn: give the settings as options.")
+    if command != "generate":
+        raise ValueError(
+            f"{path} was drawn from a prompt alone: use minisd generate --like {path}."
+        )
+    try:
+        about, warnings = a1111_metadata.settings_from_webui(text, given)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}.") from error
+    for warning in warnings:
+        print_message(f"{path}: {warning}")
+    return option_values(path, about) | {"model_hash": a1111_metadata.model_hash(text)}
+
+
+def option_values(path: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """The settings by the names of their options. Raises ValueError if one has the wrong type."""
+    values = {}
+    for name, (dest, kind) in PICTURE_SETTINGS.items():
+        value = about.get(name)
+        if value is None:
+            continue
+        try:
+            values[dest] = convert_value(value, kind)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(damaged_message(path, name, value)) from error
+    return values
+
+
+def damaged_message(path: Path, name: str, value: object) -> str:
+    return f"{path} has damaged settings ({name} is {value!r}): give another picture."
+
+
+def convert_value(value: Any, kind: type) -> object:
+    """Convert a value of the file to the type of its option.
+
+    The file stores paths and some numbers as strings.
+    Raises ValueError if the value has another type.
+    """
+    stored = {float: (float, int, str), Path: (str,)}.get(kind, (kind,))
+    strings = not isinstance(value, list) or all(isinstance(one, str) for one in value)
+    if type(value) not in stored or not strings:
+        raise ValueError(f"{value!r} is not a {kind.__name__}")
+    return kind(value)
+
+
+def warn_about_versions(path: Path, about: dict[str, Any]) -> None:
+    """Print a message if another version of minisd or torch drew the picture."""
+    import torch
+
+    import minisd
+
+    here = {"minisd": minisd.__version__, "torch": torch.__version__}
+    other = [f"{name} {about[name]}" for name in here if about.get(name, here[name]) != here[name]]
+    if other:
+        print_message(
+            f"{path} was drawn by {' and '.join(other)}: the new picture may differ a little."
+        )
+
+
+def check_hashes(options: argparse.Namespace, hashes: dict[str, str], given: set[str]) -> None:
+    """Raise ValueError if a file has changed since the picture was drawn.
+
+    Files that the command line names are not checked: the user chose them.
+    hashes: the recorded sha256 of each file    given: the names of the options on the command line
+    """
+    for name, named in named_sources(options).items():
+        for source in named:
+            recorded = hashes.get(source)
+            if name not in given and recorded and hash_of(source) != recorded:
+                raise ValueError(
+                    f"{source} is another file than the one that {options.like} was drawn with "
+                    f"(sha256 {recorded[:10]}…): give the right file with --{name}, or this file "
+                    f"with --{name} to draw a different picture."
+                )
+
+
+def warn_about_model(options: argparse.Namespace, digest: str) -> None:
+    """Print a message if another model drew the picture of --like.
+
+    digest: the first digits of that model's sha256, or "" if they are not known
+    """
+    if digest and not hash_of(options.model).startswith(digest):
+        print_message(
+            f"{options.like} was drawn by a model with the sha256 {digest}…, and {options.model} "
+            "has another one: the new picture will be different."
+        )
+
+
+def describe_picture(path: Path) -> str:
+    """How a picture was drawn, in rows for a person to read.
+
+    Raises ValueError if the file is not a picture, or if its settings are damaged or too long.
+    """
+    width, height = open_input(path).size
+    size = f"{path.name}: {width} x {height} pixels"
+    about, text = read_settings(path), read_a1111_text(path)
+    if about is not None:
+        rows = [(name, format_value(value)) for name, value in about.items() if name != "hashes"]
+        rows += [(f"sha256 of {name}", digest) for name, digest in about.get("hashes", {}).items()]
+        command = about.get("command", "generate")
+        head, again = f"{size}, drawn by minisd {about.get('minisd', '')}".rstrip(), command
+    elif text is not None:
+        try:
+            rows, again = list(a1111_metadata.parse_parameters(text).items()), "generate"
+        except ValueError as error:
+            raise ValueError(f"{path} {error}.") from error
+        head = f"{size}, with the settings of another program"
+    else:
+        return one_line(f"{size}; it does not say how it was drawn")
+    rows += [("draw it again", f"minisd {again} --like {path}")]
+    lines = [head, *(f"  {name:<16} {value}" for name, value in rows)]
+    return "\n".join(one_line(line, LONGEST_RESULT) for line in lines)
+
+
+def format_value(value: object) -> str:
+    """The value as text. The items of a list are separated by commas."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,86 @@
+"""Files that hold only what differs from the shipped mini: what was not trained is not in them."""
+
+import json
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minisd.adapters.controlnet import ControlNet
+from minisd.checkpoints.header import config_to_metadata
+from minisd.checkpoints.read import read_tensors
+from minisd.checkpoints.write import write_tensors
+from minisd.config import WEIGHTS
+from minisd.files.sha256 import file_sha256
+from minisd.files.whole_files import written_whole
+from minisd.pipeline import StableDiffusion
+from minisd.training.adapters import copied_controlnet, write_half
+from minisd.training.wider_unet import FROZEN
+from minisd.unet import UNet
+
+NEW_PARTS = ("hint.", "zero.", "zero_mid.")  # the parts of a ControlNet that no U-Net has
+
+
+def copy_mini_next_to(output: Path) -> None:
+    """Copy the shipped mini next to a file that will hold only what differs from it.
+
+    Raises ValueError if another model of that name is there: it would be taken for the mini.
+    """
+    shipped, base = WEIGHTS / "mini.safetensors", output.with_name("mini.safetensors")
+    if base.exists() and file_sha256(base) != file_sha256(shipped):
+        raise ValueError(
+            f"{output} needs the shipped mini next to it, and {base} is another model. Choose "
+            "another folder with -o."
+        )
+    if not base.exists():
+        with written_whole(base) as unfinished:
+            shutil.copyfile(shipped, unfinished)
+        warnings.warn(
+            f"{base} was copied there, because {output.name} holds only what differs from it.",
+            stacklevel=2,
+        )
+
+
+def save_wider(
+    path: Path,
+    sd: StableDiffusion,
+    unet: UNet,
+    name: str,
+    notes: dict,
+    others: dict[str, Tensor],
+) -> None:
+    """Write the trained part of a wider U-Net, in half precision. The mini lies in the same folder.
+
+    name: of the model's config    others: more tensors by name, such as an estimator's
+
+    Raises ValueError if it cannot be written.
+    """
+    trained = {key: t for key, t in unet.state_dict().items() if not key.startswith(FROZEN)}
+    trained = {f"unet.{key}": tensor for key, tensor in trained.items()} | others
+    settings = config_to_metadata(replace(sd.config, name=name, unet=unet.config), sd.tokenizer)
+    header = {**settings, "base": "mini.safetensors", "notes": json.dumps(notes)}
+    with written_whole(path) as unfinished:
+        write_tensors(unfinished, trained, header, torch.float16)
+
+
+def freeze_copied_parts(controlnet: ControlNet) -> ControlNet:
+    """Train only the hint's convolutions and the zero convolutions, not the copied encoder."""
+    for name, parameter in controlnet.named_parameters():
+        parameter.requires_grad_(name.startswith(NEW_PARTS))
+    return controlnet
+
+
+def save_new_parts(path: Path, controlnet: ControlNet, notes: dict[str, str]) -> None:
+    """Write only what is not copied from the U-Net. Raises ValueError if it cannot be written."""
+    state = controlnet.state_dict()
+    write_half(path, {name: state[name] for name in state if name.startswith(NEW_PARTS)}, notes)
+
+
+def half_trained_controlnet(sd: StableDiffusion, path: Path) -> ControlNet:
+    """A copied ControlNet with the new parts of a file that save_new_parts() wrote."""
+    network = copied_controlnet(sd)
+    network.load_state_dict(network.state_dict() | read_tensors(path))
+    return network
