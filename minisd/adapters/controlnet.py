@@ -6,7 +6,6 @@ cldm/cldm.py).
 """
 
 import copy
-import re
 from collections.abc import Callable
 from inspect import signature
 from itertools import pairwise
@@ -21,30 +20,31 @@ from torch import Tensor, nn
 
 from minisd.adapters.handle import Handle, refuse_non_finite
 from minisd.checkpoints import names
+from minisd.checkpoints.controlnet_file import (
+    DIFFERENCE,
+    controlnet_rows,
+    published_config,
+    strip_prefix,
+)
 from minisd.checkpoints.controlnet_settings import (
     DEFAULT_HINT,
     HintSettings,
     read_controlnet_settings,
     settings_to_header,
 )
-from minisd.checkpoints.cover import cover_network, why_unneeded
+from minisd.checkpoints.cover import cover_network
 from minisd.checkpoints.file_kinds import refuse_other_kinds
 from minisd.checkpoints.folder import weight_files
 from minisd.checkpoints.load import fill
 from minisd.checkpoints.read import read_tensors
 from minisd.checkpoints.registry import local_path
 from minisd.checkpoints.write import write_tensors
-from minisd.config import SD15, SD20_BASE, UNetConfig
+from minisd.config import UNetConfig
 from minisd.files.pictures import from_pil
 from minisd.files.whole_files import written_whole
 from minisd.guidance import unconditional_rows
 from minisd.pipeline import StableDiffusion
 from minisd.unet import Down, Mid, TimeEmbedding, UNet, skip_channels
-
-CONTROLNET_PREFIX = "control_model."  # before every key in some of the original's files
-MODEL_KEYS = re.compile(r"(model\.diffusion_model|first_stage_model|cond_stage_model)\..+")
-DIFFERENCE = "difference"  # kohya's script adds this tensor if it subtracted a U-Net's weights
-PUBLISHED_UNETS = {config.unet.context_dim: config.unet for config in (SD15, SD20_BASE)}
 
 
 class Hint(nn.Module):
@@ -245,56 +245,6 @@ def control_hook(network: ControlNet, hint: Tensor, scale: float, factor: int) -
     return hook
 
 
-# ---- files -----------------------------------------------------------------------------------
-
-
-def strip_prefix(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The tensors of the ControlNet itself. Original files may also hold a model and its schedule.
-
-    name: what to call the file in an error
-
-    Raises ValueError if the file holds anything else.
-    """
-    if not any(key.startswith(CONTROLNET_PREFIX) for key in tensors):
-        return dict(tensors)
-    own = {k: t for k, t in tensors.items() if k.startswith(CONTROLNET_PREFIX) or k == DIFFERENCE}
-    for key in tensors:
-        if key not in own and not MODEL_KEYS.fullmatch(key) and why_unneeded(key, SD15) is None:
-            what = f"holds {key} next to its ControlNet, which is unknown here"
-            raise ValueError(f"{name} {what}: get another copy.")
-    return {key.removeprefix(CONTROLNET_PREFIX): tensor for key, tensor in own.items()}
-
-
 def describe_widths(config: UNetConfig) -> str:
     """The sizes that a ControlNet and its U-Net must have in common, in words."""
     return f"channels {config.channels}, contexts {config.context_dim} wide"
-
-
-def published_config(path: Path, tensors: dict[str, Tensor]) -> UNetConfig:
-    """The sizes of the U-Net that an original file is made for.
-
-    Raises ValueError if its contexts have neither the width of SD v1 nor of v2.
-    """
-    widths = {t.shape[1] for key, t in tensors.items() if key.endswith("attn2.to_k.weight")}
-    if len(widths) != 1 or not widths <= PUBLISHED_UNETS.keys():
-        raise ValueError(f"{path.name} is no ControlNet for Stable Diffusion v1 or v2.")
-    return PUBLISHED_UNETS[widths.pop()]
-
-
-def controlnet_rows(config: UNetConfig, settings: HintSettings = DEFAULT_HINT) -> list[names.Row]:
-    """The names of a ControlNet's tensors: the U-Net's way down, the hint, the 1x1 convolutions."""
-    way_up = ("up.", "norm_", "conv_o")  # which a ControlNet lacks
-    shared = [row for row in names.unet_rows(config) if not row.ours.startswith(way_up)]
-    embedding, last = "controlnet_cond_embedding", 2 * len(settings.widths) - 1
-    theirs = ["conv_in", *(f"blocks.{i}" for i in range(last - 1)), "conv_out"]
-    ours = [*(f"convs.{i}" for i in range(last)), "conv_out"]
-    hint = [
-        names.Row(f"hint.{name}", f"input_hint_block.{2 * i}", f"{embedding}.{official}")
-        for i, (name, official) in enumerate(zip(ours, theirs, strict=True))
-    ]
-    zero = [
-        names.Row(f"zero.{i}", f"zero_convs.{i}.0", f"controlnet_down_blocks.{i}")
-        for i in range(len(skip_channels(config)))
-    ]
-    middle = names.Row("zero_mid", "middle_block_out.0", "controlnet_mid_block")
-    return names.flat_rows([*shared, *hint, *zero, middle])

@@ -10,10 +10,10 @@ import minisd
 from minisd.cli import doctor, draw, lessons
 from minisd.cli.argument_parser import Parser
 from minisd.cli.drawing_options import POSITIONALS, add_drawing_options
-from minisd.cli.interrupt import raise_on_signals
 from minisd.cli.memory import TOO_LITTLE, check_limits, is_out_of_memory
 from minisd.cli.messages import escape_unprintable, print_message, print_results
 from minisd.cli.picture_files import check_writable, is_picture
+from minisd.process.signals import raise_on_signals
 
 # torch and the models are imported by the commands that need them: `minisd --help` is instant.
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from minisd.process.signals import Interrupted
 from minisd.training.distributed import broadcast
-from minisd.training.interrupt import Interrupted
 from minisd.training.loop import Hyperparameters
 from minisd.training.run_folder import last_state, log_records
 

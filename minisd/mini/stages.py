@@ -7,8 +7,8 @@ from pathlib import Path
 from minisd.files.whole_files import make_folder
 from minisd.mini.job import Job, export, mini_tokenizer
 from minisd.mini.recipes import train_recipe
+from minisd.process.signals import Interrupted
 from minisd.training.distributed import rank_and_world_size
-from minisd.training.interrupt import Interrupted
 from minisd.training.run_folder import lock_folder
 from minisd.training.threads import threads_of
 

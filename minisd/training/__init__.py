@@ -8,6 +8,6 @@ wider_unet   more input channels, for inpainting and depth
 classifier   the classifier of noisy latents
 depth        the small depth estimator
 
-The loop uses muon (the optimizer), run_folder (state and log), interrupt, threads and distributed.
+The loop uses muon (the optimizer), run_folder (state and log), threads and distributed.
 What the mini is trained on is in minisd/mini.
 """

@@ -1,7 +1,7 @@
 """The loop that every training shares: train(), and what happens around its steps.
 
 All randomness of a step comes from (seed, step). A run that was killed and resumed computes what an
-unbroken run would have computed. A kill loses a few seconds, ctrl-C nothing (interrupt.py).
+unbroken run would have computed. A kill loses a few seconds, ctrl-C nothing (process/signals.py).
 Several processes can share the work (distributed.py).
 """
 
@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from minisd.checkpoints.load import is_finite
+from minisd.process.signals import Interrupted, StopRequest, stop_request
 from minisd.training import run_folder
 from minisd.training.distributed import (
     any_process,
@@ -31,7 +32,6 @@ from minisd.training.distributed import (
     shard_size,
     share_gradients,
 )
-from minisd.training.interrupt import Interrupted, StopRequest, stop_request
 from minisd.training.muon import Muon, split_for_muon
 from minisd.training.threads import threads_of
 

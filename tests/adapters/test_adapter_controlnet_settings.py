@@ -18,8 +18,9 @@ import yaml
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from safetensors.torch import save_file
 
-from minisd.adapters.controlnet import ControlNet, control, controlnet_rows
+from minisd.adapters.controlnet import ControlNet, control
 from minisd.checkpoints import names
+from minisd.checkpoints.controlnet_file import controlnet_rows
 from minisd.checkpoints.controlnet_settings import (
     CONTROLNET_JSON,
     CONTROLNET_YAML,

@@ -16,8 +16,9 @@ from diffusers import (
 )
 from PIL import Image
 
-from minisd.adapters.controlnet import ControlNet, control, controlnet_rows
+from minisd.adapters.controlnet import ControlNet, control
 from minisd.checkpoints import names
+from minisd.checkpoints.controlnet_file import controlnet_rows
 from minisd.config import MINI, SD15
 from minisd.files.pictures import check_size
 from minisd.tasks.depth2img import depth2img_steps

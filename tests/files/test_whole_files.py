@@ -23,7 +23,6 @@ from PIL import Image
 from minisd import cli
 from minisd.checkpoints.write import convert, write_tensors
 from minisd.cli import lessons
-from minisd.cli.interrupt import raise_on_signals
 from minisd.config import MINI
 from minisd.files import whole_files
 from minisd.files.whole_files import (
@@ -36,10 +35,10 @@ from minisd.files.whole_files import (
     written_whole,
 )
 from minisd.mini import job, stages
+from minisd.process.signals import Interrupted, raise_on_signals
 from minisd.tokenizer import Tokenizer
 from minisd.training import adapters, loop
 from minisd.training import run_folder as folder
-from minisd.training.interrupt import Interrupted
 from minisd.training.run_folder import lock_folder
 from tests.helpers.checkpoint_files import V1, original, single_file
 from tests.helpers.training_runs import REPOSITORY

@@ -289,7 +289,7 @@ def original_control() -> bytes:
 @cache
 def control_folder() -> Files:
     """In diffusers' layout, with its config.json."""
-    from minisd.adapters.controlnet import controlnet_rows
+    from minisd.checkpoints.controlnet_file import controlnet_rows
     from minisd.checkpoints.folder_settings import unet_json
     from minisd.checkpoints.names import to_official
 

@@ -6,8 +6,8 @@ import torch
 from diffusers import ControlNetModel
 from safetensors.torch import save_file
 
-from minisd.adapters.controlnet import controlnet_rows
 from minisd.checkpoints import names
+from minisd.checkpoints.controlnet_file import controlnet_rows
 from tests.helpers.reference_networks import randomise
 
 RANK, ALPHA = 3, 2.0

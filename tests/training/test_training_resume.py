@@ -24,11 +24,11 @@ from minisd.config import WEIGHTS
 from minisd.mini import datasets, recipes, stages
 from minisd.mini.job import train_vocabulary
 from minisd.mini.minutes import fit_to_minutes
+from minisd.process.signals import Interrupted, stop_request
 from minisd.schedule import Schedule
 from minisd.teaching import toy
 from minisd.tokenizer import Tokenizer
 from minisd.training import adapters, distributed, loop, run_folder, threads, wider_unet
-from minisd.training.interrupt import Interrupted, stop_request
 from minisd.training.loop import Hyperparameters, train
 from minisd.training.run_folder import log_records
 from tests.helpers.tiny_models import SMALL

@@ -1,6 +1,7 @@
-"""Ctrl-C, SIGTERM and SIGHUP during a training: the loop stops between two steps.
+"""How a process is asked to stop: ctrl-C, SIGTERM and SIGHUP.
 
-In the middle of a step some weights are new and others old. A training cannot go on from that.
+A training stops between two steps: in the middle of one some weights are new and others old, and
+nothing could go on from that. Other commands stop at once, and remove their unfinished files.
 """
 
 import signal
@@ -56,3 +57,25 @@ def stop_request() -> Iterator[StopRequest]:
             signal.signal(number, old)
     if request.number:  # the signal came after the loop's last check
         signal.raise_signal(request.number)
+
+
+@contextmanager
+def raise_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise Interrupted.
+
+    Signals that are ignored (as under nohup) or handled already stay as they are.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        raise Interrupted(number=number)
+
+    ours = []
+    if threading.current_thread() is threading.main_thread():
+        ours = [number for number in ALSO_STOP if signal.getsignal(number) == signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,67 @@
+"""The tensors of a ControlNet file: which of them are its own, and their names in each layout."""
+
+import re
+from pathlib import Path
+
+from torch import Tensor
+
+from minisd.checkpoints import names
+from minisd.checkpoints.controlnet_settings import (
+    DEFAULT_HINT,
+    HintSettings,
+)
+from minisd.checkpoints.cover import why_unneeded
+from minisd.config import SD15, SD20_BASE, UNetConfig
+from minisd.unet import skip_channels
+
+CONTROLNET_PREFIX = "control_model."  # before every key in some of the original's files
+MODEL_KEYS = re.compile(r"(model\.diffusion_model|first_stage_model|cond_stage_model)\..+")
+DIFFERENCE = "difference"  # kohya's script adds this tensor if it subtracted a U-Net's weights
+PUBLISHED_UNETS = {config.unet.context_dim: config.unet for config in (SD15, SD20_BASE)}
+
+
+def strip_prefix(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors of the ControlNet itself. Original files may also hold a model and its schedule.
+
+    name: what to call the file in an error
+
+    Raises ValueError if the file holds anything else.
+    """
+    if not any(key.startswith(CONTROLNET_PREFIX) for key in tensors):
+        return dict(tensors)
+    own = {k: t for k, t in tensors.items() if k.startswith(CONTROLNET_PREFIX) or k == DIFFERENCE}
+    for key in tensors:
+        if key not in own and not MODEL_KEYS.fullmatch(key) and why_unneeded(key, SD15) is None:
+            what = f"holds {key} next to its ControlNet, which is unknown here"
+            raise ValueError(f"{name} {what}: get another copy.")
+    return {key.removeprefix(CONTROLNET_PREFIX): tensor for key, tensor in own.items()}
+
+
+def published_config(path: Path, tensors: dict[str, Tensor]) -> UNetConfig:
+    """The sizes of the U-Net that an original file is made for.
+
+    Raises ValueError if its contexts have neither the width of SD v1 nor of v2.
+    """
+    widths = {t.shape[1] for key, t in tensors.items() if key.endswith("attn2.to_k.weight")}
+    if len(widths) != 1 or not widths <= PUBLISHED_UNETS.keys():
+        raise ValueError(f"{path.name} is no ControlNet for Stable Diffusion v1 or v2.")
+    return PUBLISHED_UNETS[widths.pop()]
+
+
+def controlnet_rows(config: UNetConfig, settings: HintSettings = DEFAULT_HINT) -> list[names.Row]:
+    """The names of a ControlNet's tensors: the U-Net's way down, the hint, the 1x1 convolutions."""
+    way_up = ("up.", "norm_", "conv_o")  # which a ControlNet lacks
+    shared = [row for row in names.unet_rows(config) if not row.ours.startswith(way_up)]
+    embedding, last = "controlnet_cond_embedding", 2 * len(settings.widths) - 1
+    theirs = ["conv_in", *(f"blocks.{i}" for i in range(last - 1)), "conv_out"]
+    ours = [*(f"convs.{i}" for i in range(last)), "conv_out"]
+    hint = [
+        names.Row(f"hint.{name}", f"input_hint_block.{2 * i}", f"{embedding}.{official}")
+        for i, (name, official) in enumerate(zip(ours, theirs, strict=True))
+    ]
+    zero = [
+        names.Row(f"zero.{i}", f"zero_convs.{i}.0", f"controlnet_down_blocks.{i}")
+        for i in range(len(skip_channels(config)))
+    ]
+    middle = names.Row("zero_mid", "middle_block_out.0", "controlnet_mid_block")
+    return names.flat_rows([*shared, *hint, *zero, middle])
