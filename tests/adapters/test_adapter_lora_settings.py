@@ -290,7 +290,7 @@ def test_absent_settings_have_pefts_defaults_in_a_file(v1, tmp_path):
     found = read_lora(tmp_path, ours.config)
     assert {change.alpha for change in found.values()} == {8.0}  # LoraConfig.lora_alpha
     (tmp_path / ADAPTER_CONFIG).write_text(json.dumps({"peft_type": "LORA"}), encoding="utf-8")
-    with pytest.raises(ValueError, match="has rank 4, and its settings say 8"):
+    with pytest.raises(ValueError, match="has rank 4, but its settings say 8"):
         lora(ours, tmp_path)
 
 
