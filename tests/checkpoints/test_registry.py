@@ -82,7 +82,7 @@ def test_a_wrong_file_is_deleted(hub, tmp_path):
 
 def test_where_no_sha256_is_published_the_first_is_noted(hub, monkeypatch):
     monkeypatch.setitem(OFFICIAL, "some", replace(OFFICIAL["some"], sha256=None))
-    assert "unknown: it is noted" in official.describe_official("some")
+    assert "unknown (later downloads must equal" in official.describe_official("some")
     path = download("some", hub.endpoint)
     note = path.parent / "source.json"
     assert json.loads(note.read_text(encoding="utf-8"))["sha256"] == SHA256
