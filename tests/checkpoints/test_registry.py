@@ -75,7 +75,7 @@ def test_a_download_that_broke_off_goes_on_with_the_next_command(hub, tmp_path):
 
 def test_a_wrong_file_is_deleted(hub, tmp_path):
     hub.files = {path: CONTENT[::-1] for path in hub.files}
-    with pytest.raises(ValueError, match="is not the published one, and was deleted"):
+    with pytest.raises(ValueError, match="instead of the published one, and was deleted"):
         download("some", hub.endpoint)
     assert list((tmp_path / "kept" / "some").iterdir()) == []
 
@@ -89,7 +89,7 @@ def test_where_no_sha256_is_published_the_first_is_noted(hub, monkeypatch):
     path.unlink()
     hub.files = {there: CONTENT[::-1] for there in hub.files}
     with pytest.raises(
-        ValueError, match=r"not the one of the first download.*delete .*source\.json"
+        ValueError, match=r"instead of the one of the first download.*delete .*source\.json"
     ):
         download("some", hub.endpoint)
     assert [file.name for file in path.parent.iterdir()] == ["source.json"]
