@@ -43,8 +43,8 @@ def load(
 
     dtype: one of DTYPES. With float16, the autoencoder still uses float32, because float16 ends at
         65,504, and the feature maps of the mini's autoencoder reach 190,000
-    prediction: what the U-Net predicts, "eps" or "v". None: the file states it, or minisd runs the
-        U-Net to find it out
+    prediction: what the U-Net predicts, "eps" or "v". None: minisd reads this from the file, or
+        runs the U-Net to find out
     ema: whether to load the averaged weights of the U-Net. Checkpoints of a training often hold
         the averaged weights as well as the last weights
     vae: a VAE file, a folder that holds a VAE, or a published name. This VAE is used instead of the

@@ -25,7 +25,7 @@ def relief(images: Tensor, masks: Tensor) -> Tensor:
     returns: b 1 h w in 0 … 1, where 1 is near
     """
     left, inside = masks, torch.zeros_like(masks)
-    while left.any():  # each round removes the outermost pixels, and counts the others
+    while left.any():  # each round counts all pixels that are left, then removes a rim
         inside = inside + left
         left = 1 - F.max_pool2d(1 - F.pad(left, (1, 1, 1, 1)), 3, stride=1)
     highest = inside.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1)
