@@ -89,7 +89,7 @@ def acquire(lock: FileLock) -> bool:
 
 
 def save_state(folder: Path, state: dict) -> None:
-    """Replace state.pt. After a kill or an error, the whole old state or the whole new one is there.
+    """Replace state.pt. After a kill or an error, it holds the old state or the new one, complete.
 
     Raises ValueError if state.pt cannot be written.
     """

@@ -305,7 +305,7 @@ def test_bias_tensors_are_refused_by_the_settings_name(v1, tmp_path):
 def test_whose_settings_they_are(v1, tmp_path):
     ours, _ = v1
     strange = peft_file(tmp_path, GOOD, "cat.safetensors")
-    with pytest.raises(ValueError, match=r"lies next to an adapter_config\.json that may be an"):
+    with pytest.raises(ValueError, match=r"lies next to an adapter_config\.json that may desc"):
         lora(ours, strange)
     down, up = thin()
     stem = f"lora_unet_{LAYER.replace('.', '_')}"

@@ -220,7 +220,7 @@ def test_the_size_of_folders_before_diffusers_0_9_is_what_diffusers_makes_of_it(
     [
         ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "StableDiffusionXLPip"),
         ("model_index.json", {"_class_name": "LatentConsistencyModelPipeline"}, "LatentConsist"),
-        ("model_index.json", {"controlnet": ["diffusers", "ControlNetModel"]}, "setting controlnet ="),
+        ("model_index.json", {"controlnet": ["diffusers", "ControlNetModel"]}, " controlnet ="),
         ("minisd.json", {"cfg_scale": 3.0, "sampling": "best"}, "sampling = 'best'"),
         ("minisd.json", {"cfg_scale": "high"}, "cfg_scale = 'high'"),
         ("unet/config.json", {"sample_size": [64, 96]}, "sample_size = [64, 96]"),
