@@ -138,7 +138,7 @@ def read_lora_settings(path: Path, keys: Iterable[str]) -> list[tuple[str, LoraS
         places.append(("", read_json(config)))
     elif config.exists() and not places and any("lora_A" in key for key in keys):
         what = f"{path.name} lies next to an {ADAPTER_CONFIG} that may describe another LoRA"
-        way = f"name the LoRA {LORA_FILE_STEMS[0]}{path.suffix} if the two match, else move one away"
+        way = f"name the LoRA {LORA_FILE_STEMS[0]}{path.suffix} if the two match, else move it away"
         raise ValueError(f"{what}: {way}.")
     with name_errors(path.name):
         return [(part, parse_lora_config(fields)) for part, fields in places]
