@@ -21,7 +21,7 @@ STATED_TYPES = json.loads(Path(__file__).with_name("known_types.json").read_text
 TYPE_WORDS = {"int": int, "number": float, "bool": bool, "text": str, "dict": dict, "list": tuple}
 TYPE_WORDS |= {f"{word}s": tuple[kind, ...] for word, kind in TYPE_WORDS.items() if word != "list"}
 TYPE_WORDS["null"] = NoneType
-REQUIRED = object()  # no default of the original program fits, so the file must state it
+REQUIRED = object()  # no default of the original program fits, so the file must state a value
 
 
 @dataclass(frozen=True)

@@ -84,8 +84,8 @@ def prefixes(config: ModelConfig) -> dict[str, str]:
 def is_v2(config: ModelConfig) -> bool:
     """Whether single files of this model have SD v2's layout.
 
-    In this layout, the text transformer has open_clip's names. The way in which the U-Net's
-    projections are stored does not matter.
+    In this layout, the text transformer has open_clip's names. config.open_clip_text states this.
+    None: the U-Net's projections decide, because they are linear layers in published files of v2.
     """
     linear = config.unet.linear_projection
     return linear if config.open_clip_text is None else config.open_clip_text

@@ -112,7 +112,7 @@ def find_prediction(
 
     The sha256 of the file shows whether it is one of the published files, whose prediction is
     known. It takes about 20 s to compute the sha256 of 5 GB. So the sha256 is computed only if
-    neither the header nor a marker tensor states the prediction. In published files, they do not.
+    neither the header nor a marker tensor states the prediction. Published files never state it.
     """
     stated = [(value, where) for name, value, where in statements if name == "prediction" and value]
     if prediction:
@@ -298,8 +298,8 @@ def noise_table(tensors: Mapping[str, Tensor]) -> Tensor | None:
 def with_stored_levels(schedule: ScheduleConfig, stored: Tensor, name: str) -> ScheduleConfig:
     """The schedule with a stored alphas_cumprod.
 
-    If `schedule` has the same alphas_cumprod, returns `schedule`. Otherwise warns. If the stored
-    levels are possible, returns a schedule with these levels.
+    If `schedule` has the same alphas_cumprod, returns `schedule`. Otherwise warns, and
+    returns a schedule with the stored levels, or `schedule` if the stored levels are impossible.
 
     stored: the alphas_cumprod in the file
     name: the file's name, for the warning

@@ -72,7 +72,7 @@ def ema_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 def apply_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Multiply 8-bit weights by the scales that are stored with them (ComfyUI's scaled fp8).
 
-    A weight has one scale, or one scale for each row. Raises ValueError if the number differs.
+    A weight has one scale, or one scale for each row. Raises ValueError for any other number.
     """
     usual = {key: tensor for key, tensor in tensors.items() if not key.endswith(SCALE_NOTES)}
     for name, scale in tensors.items():
