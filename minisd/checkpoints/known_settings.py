@@ -1,8 +1,9 @@
-"""The settings in JSON files of other programs: minisd obeys, ignores or refuses each by its name.
+"""The settings in files of other programs. minisd obeys, ignores or refuses each setting.
 
-known_settings.json holds one table for each kind of file. minisd refuses a setting that its table
-does not list, so that it never ignores one silently. docs/formats.md shows the tables. A value must
-have the type of its default. known_types.json lists the types that no default shows.
+known_settings.json holds one table for each kind of file. If a file has a setting that is not in
+its table, minisd refuses the file, so that no setting is ignored silently. docs/formats.md shows
+the tables. The value of a setting must have the same type as its default. If the default does not
+show the type, known_types.json states the type.
 """
 
 import json
@@ -20,17 +21,17 @@ STATED_TYPES = json.loads(Path(__file__).with_name("known_types.json").read_text
 TYPE_WORDS = {"int": int, "number": float, "bool": bool, "text": str, "dict": dict, "list": tuple}
 TYPE_WORDS |= {f"{word}s": tuple[kind, ...] for word, kind in TYPE_WORDS.items() if word != "list"}
 TYPE_WORDS["null"] = NoneType
-REQUIRED = object()  # where the reference has no fitting default: the file must state the setting
+REQUIRED = object()  # no default of the original program fits, so the file must state a value
 
 
 @dataclass(frozen=True)
 class KnownSettings:
     """The settings that one kind of file may have.
 
-    file: such as "unet/config.json"
-    obeyed: name -> its default, which is that of the reference, or REQUIRED
-    fixed: name -> the values that mean what minisd does, and the default
-    ignored: name -> why it does not matter
+    file: the file's name, such as "unet/config.json"
+    obeyed: name of a setting -> the default in the original program, or REQUIRED
+    fixed: name of a setting -> the values that mean what minisd always does, and the default
+    ignored: name of a setting -> the reason why the setting does not matter
     """
 
     file: str
@@ -39,12 +40,13 @@ class KnownSettings:
     ignored: Mapping[str, str]
 
     def read(self, stored: Mapping[str, object]) -> dict[str, Any]:
-        """The obeyed settings. Missing ones get their defaults.
+        """Return the obeyed settings. A missing setting gets its default.
 
-        Names that begin with an underscore are notes by the program that wrote the file. An unknown
-        setting may be null, because null sets nothing.
-        Raises ValueError for a missing required setting, an unknown setting, a value of the wrong
-        type, and a value of a fixed setting that means something else.
+        stored: all settings in the file
+        A setting whose name begins with an underscore is a note of the program that wrote the file.
+        The note is ignored. An unknown setting may be null, because null changes nothing.
+        Raises ValueError if a required setting is missing, if a setting is unknown, if a value has
+        the wrong type, or if a fixed setting has a value that minisd does not know.
         """
         part = self.file.removesuffix("/config.json")
         for name, (allowed, absent) in self.fixed.items():
@@ -57,8 +59,8 @@ class KnownSettings:
             known = name in self.obeyed or name in self.fixed or name in self.ignored
             if not known and not name.startswith("_") and value is not None:
                 found = f"{shorten(name)[1:-1]} = {shorten(value)} in its {self.file}"
-                advice = "delete it if the model is the same without it"
-                raise ValueError(f"has {found}, which minisd does not know: {advice}")
+                advice = "delete the setting if the model does not need it"
+                raise ValueError(f"has the unknown setting {found}: {advice}")
         values = {name: stored.get(name, default) for name, default in self.obeyed.items()}
         for name, value in values.items():
             if value is REQUIRED:
@@ -72,7 +74,7 @@ class KnownSettings:
 
 
 def setting_type(name: str, default: object) -> object:
-    """The type of a setting's values. A list has the type of its first value.
+    """The type of a setting's values. If the default is a list, its first value shows the type.
 
     >>> setting_type("r", 8), setting_type("use_rslora", False)
     (<class 'int'>, <class 'bool'>)
@@ -83,7 +85,7 @@ def setting_type(name: str, default: object) -> object:
 
 
 def equal_values(a: object, b: object) -> bool:
-    """Whether two JSON values mean the same: 1 and 1.0 do, 1 and true do not."""
+    """Whether two JSON values mean the same. 1 equals 1.0, but 1 does not equal true."""
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
@@ -93,13 +95,21 @@ def equal_values(a: object, b: object) -> bool:
 
 @cache
 def settings_tables() -> dict[str, KnownSettings]:
-    """All tables by the name of the file, with its owner in parentheses if several have one."""
+    """A dictionary: name of a file -> the table of its settings.
+
+    If files of several owners have the same name, the owner follows in parentheses, as in
+    ".yaml (model)" and ".yaml (ControlNet)".
+    """
     stored = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
     return {name: parse_table(name, parts) for name, parts in stored.items()}
 
 
 def parse_table(name: str, stored: Mapping[str, Mapping]) -> KnownSettings:
-    """One table. In JSON, fixed is name -> [allowed values, default], ignored is why -> names."""
+    """Turn one table of known_settings.json into KnownSettings.
+
+    In JSON, "fixed" is a dictionary: name of a setting -> [allowed values, default]. "ignored" is a
+    dictionary: reason -> names of settings.
+    """
     required = dict.fromkeys(stored.get("required", ()), REQUIRED)
     fixed = {key: (tuple(some), absent) for key, (some, absent) in stored.get("fixed", {}).items()}
     ignored = {key: why for why, keys in stored.get("ignored", {}).items() for key in keys}

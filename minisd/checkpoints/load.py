@@ -1,4 +1,4 @@
-"""Load a model from a file or folder: every weight gets its place, or there is an error."""
+"""Load a model from a file or folder. A missing or unknown weight is an error."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -38,17 +38,19 @@ def load(
 ) -> Parts:
     """Read a whole model: "mini", a .safetensors or .ckpt file, or a diffusers folder.
 
-    The mini also has the forms "mini-inpaint" (9 channels) and "mini-depth" (5 channels).
+    "mini-inpaint" and "mini-depth" are two more forms of the mini. Their U-Nets read 9 channels
+    and 5 channels.
 
-    dtype: one of DTYPES. With float16, the autoencoder still uses float32: its feature maps may
-        leave float16's range of 65,504. Those of the mini reach 190,000
-    prediction: "eps" or "v", if the file does not say it, or says it wrongly
-    ema: load the U-Net's averaged weights, which training checkpoints keep next to the last ones
-    vae: a VAE file, a folder with one, or a published name. It replaces the model's own VAE, which
-        some files lack
+    dtype: one of DTYPES. With float16, the autoencoder still uses float32, because float16 ends at
+        65,504, and the feature maps of the mini's autoencoder reach 190,000
+    prediction: what the U-Net predicts, "eps" or "v". None: minisd reads this from the file, or
+        runs the U-Net to find out
+    ema: whether to load the averaged weights of the U-Net. Checkpoints of a training often hold
+        the averaged weights as well as the last weights
+    vae: a VAE file, a folder that holds a VAE, or a published name. This VAE is used instead of the
+        model's own VAE, which is missing in some files. None: the model's own VAE
 
-    Raises ValueError, with one sentence, for anything except a complete, undamaged SD v1 or v2
-    model.
+    Raises ValueError if the source is not a complete and undamaged model of SD v1 or v2.
     """
     check_dtype(dtype)
     path = locate(source)
@@ -57,14 +59,17 @@ def load(
 
 
 def check_dtype(dtype: object) -> None:
-    """Raise ValueError, which lists the possible dtypes, unless a model can use this one."""
+    """Raise ValueError if a model cannot use this dtype. The message lists the possible dtypes."""
     if not any(dtype is known for known in DTYPES):
         given, known = repr(dtype).splitlines()[0][:60], ", ".join(map(str, DTYPES))
         raise ValueError(f"dtype {given} cannot be used for a model: give one of {known}.")
 
 
 def own_vae_config(path: Path) -> VAEConfig | None:
-    """The VAE's sizes as a file of our own or a folder states them. None: it does not."""
+    """The sizes of a model's VAE, as the model's folder or file states them.
+
+    None: the model states no sizes. Only folders and the files that minisd writes state them.
+    """
     stated = path / "vae" / "config.json"
     stored = read_json(stated) if stated.exists() else None
     header = read_metadata(path) if path.is_file() else {}
@@ -77,14 +82,14 @@ def own_vae_config(path: Path) -> VAEConfig | None:
 def open_checkpoint(
     path: Path, prediction: str | None = None, ema: bool = False, vae: OtherVAE | None = None
 ) -> Checkpoint:
-    """Read a model without building its networks. Raises ValueError as load() does.
+    """Read a model without building its networks. Raises what load() raises.
 
-    vae: replaces the model's own VAE, which may then be missing
+    vae: the VAE to use instead of the model's own VAE, which may then be missing. None: the own VAE
     """
     if prediction not in (None, "eps", "v"):
         raise ValueError(f'prediction is {prediction!r}: give "eps" or "v".')
     if ema and path.is_dir():
-        raise ValueError(f"{path} is a folder, which holds one kind of weights: leave ema out.")
+        raise ValueError(f"{path} is a folder, which holds one kind of weights: leave out ema.")
     checkpoint = (
         open_folder(path, vae) if path.is_dir() else open_single_file(path, prediction, ema, vae)
     )
@@ -96,8 +101,10 @@ def open_checkpoint(
 
 
 def override_prediction(checkpoint: Checkpoint, prediction: str, name: str) -> Checkpoint:
-    """The checkpoint with the argument's prediction. Warns if the file states another one.
+    """Return the checkpoint with another prediction. Warns if the file states a different one.
 
+    prediction: the argument of load(), "eps" or "v"
+    name: the checkpoint's name, for messages
     Raises ValueError if the noise levels do not allow this prediction.
     """
     schedule = checkpoint.config.schedule
@@ -114,7 +121,10 @@ def build_networks(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Parts:
-    """Build the networks of a checkpoint. name: of the checkpoint, for an error"""
+    """Build the networks of a checkpoint, and fill them with its weights.
+
+    name: the checkpoint's name, for error messages
+    """
     networks = empty_networks(checkpoint.config)
     for part, network in networks.items():
         needs_range = part == "vae" and dtype is torch.float16
@@ -130,11 +140,14 @@ def load_vae(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> VAE:
-    """Load the autoencoder of a VAE file or folder, with the names of the original or of diffusers.
+    """Load the autoencoder of a VAE file or folder.
 
-    config: the sizes it must have. The scale of its latents (vae.config.scale) comes from the
-        config.json in the folder or next to the file. If there is none, from `config`
-    Raises ValueError for any other file.
+    The tensors may have the names of the original code or the names of diffusers.
+
+    config: the sizes that the autoencoder must have. The scale of its latents (vae.config.scale)
+        comes from the config.json in the folder or next to the file. If there is no config.json,
+        the scale comes from `config`
+    Raises ValueError if the file or folder does not hold such an autoencoder.
     """
     check_dtype(dtype)
     opened = open_vae(path, config)
@@ -145,7 +158,7 @@ def load_vae(
 
 
 def locate(source: str | Path) -> Path:
-    """The path of a model's weights. Raises ValueError if nothing is there."""
+    """The path of a model's weights. Raises ValueError if there is no such file or folder."""
     path = WEIGHTS / SHIPPED[str(source)] if source in SHIPPED else local_path(source)
     if not path.exists():
         known = 'a .safetensors or .ckpt file, a diffusers folder, "mini", or a published name'
@@ -154,10 +167,11 @@ def locate(source: str | Path) -> Path:
 
 
 def fill_whole(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
-    """Fill a network on the meta device with all tensors of a file of our own, as float32.
+    """Fill a network with all tensors of a file that minisd wrote, as float32.
 
-    name: of the file, for an error
-    Raises ValueError for tensors that are missing, unknown, of another shape or not finite.
+    network: a network on the meta device
+    name: the file's name, for error messages
+    Raises ValueError if a tensor is missing, unknown, of another shape, or not finite.
     """
     needed = network.state_dict()
     unknown = [key for key in tensors if key not in needed]
@@ -172,10 +186,13 @@ def fill(
     dtype: torch.dtype,
     name: str,
 ):
-    """Fill a network with its tensors. Those of the right dtype and device stay mapped to the file.
+    """Fill a network with its tensors.
 
-    name: of the network, for an error
-    Raises ValueError that names the first weight with NaN or infinity.
+    A tensor that already has this dtype and device is not copied: it stays mapped to the file.
+
+    name: the network's name, for error messages
+    Raises ValueError if a weight is not floating-point, or if it contains NaN or infinity. The
+    message names the first of these weights.
     """
     for key in network.state_dict():
         if not state[key].is_floating_point():
@@ -193,5 +210,5 @@ def is_finite(tensor: Tensor) -> bool:
     if tensor.numel() == 0 or not tensor.is_floating_point():
         return True
     tensor = tensor.float() if tensor.itemsize == 1 else tensor  # torch has no aminmax for 8 bits
-    lowest, highest = tensor.aminmax()  # one pass, no copy; both are NaN if any element is
+    lowest, highest = tensor.aminmax()  # one pass, no copy; if any element is NaN, both are
     return bool(lowest.isfinite() and highest.isfinite())

@@ -1,7 +1,8 @@
-"""The file of a LoRA, and settings that its tensors do not show: which layers, and their alphas.
+"""Find a LoRA's file, and the settings that its tensors do not show: its layers and their alphas.
 
-PEFT writes them into adapter_config.json next to the weights. diffusers writes the same settings
-into the file's header (lora_adapter_metadata), each after the name of its part: "unet.r".
+PEFT writes these settings into adapter_config.json next to the weights. diffusers writes the same
+settings into the header of the file (lora_adapter_metadata). In the header, the name of a setting
+begins with the part of the model, as in "unet.r".
 """
 
 import math
@@ -21,13 +22,13 @@ from minisd.files.json_files import check_value, has_type, parse_json, read_json
 from minisd.files.one_line import name_errors
 
 ADAPTER_CONFIG = "adapter_config.json"
-LORA_FILE_STEMS = ("adapter_model", "pytorch_lora_weights")  # of the files that it describes
+LORA_FILE_STEMS = ("adapter_model", "pytorch_lora_weights")  # of PEFT and diffusers
 # Every field of PEFT's LoraConfig (peft/tuners/lora/config.py)
 LORA_CONFIG = settings_tables()[ADAPTER_CONFIG]
 LAYER_CHOICES = ("target_modules", "exclude_modules")
 LAYER_NUMBERS = {"rank_pattern": int, "alpha_pattern": float}  # regular expression -> number
 
-PATIENCE = 3  # seconds for all patterns of a file: usual ones take 0.001, "(a+)+b" could take years
+PATIENCE = 3  # seconds for all patterns of a file; most files take 0.001, "(a+)+b" could take years
 LONGEST_PATTERN = 10_000  # characters
 MOST_PATTERNS = 1_000  # Stable Diffusion has about 700 layers
 
@@ -35,13 +36,16 @@ Number = TypeVar("Number", int, float)
 
 
 class Matcher:
-    """Matches layers with the patterns of one file, for PATIENCE seconds in all."""
+    """Matches layers with the patterns of one file. Gives up after PATIENCE seconds in all."""
 
     def __init__(self):
         self.left = PATIENCE
 
     def first_match(self, patterns: Iterable[str], layer: str) -> str | None:
-        """The first pattern that fits the layer, or None. Raises ValueError when time is up."""
+        """The first pattern that fits the layer. None: no pattern fits.
+
+        Raises ValueError if the time for this file is used up, or if a pattern makes no sense.
+        """
         names, begun = spellings(layer), thread_time()
         try:
             for pattern in patterns:
@@ -58,13 +62,17 @@ class Matcher:
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """What one adapter_config.json or header says about the layers of a LoRA, by PEFT's names.
+    """What one adapter_config.json or header states about the layers of a LoRA.
 
-    r, lora_alpha: rank and alpha of each layer that no pattern below names
-    use_rslora: the update has the factor alpha / sqrt(rank), not alpha / rank
-    rank_pattern, alpha_pattern: other ranks and alphas for the layers that a pattern matches
-    target_modules: which layers the LoRA changes: a regular expression, or the ends of their names
-    exclude_modules: which of them it does not change
+    The names are PEFT's names.
+
+    r, lora_alpha: rank and alpha of every layer whose name matches none of the patterns below
+    use_rslora: whether the update has the factor alpha / sqrt(rank) instead of alpha / rank
+    rank_pattern, alpha_pattern: pattern -> rank or alpha of the layers whose names match
+    target_modules: the layers that the LoRA changes. A regular expression for their names, or a set
+        of endings of their names
+    exclude_modules: the layers among the target_modules that the LoRA does not change, described in
+        one of the same two forms
     """
 
     r: int
@@ -77,15 +85,16 @@ class LoraSettings:
     matcher: Matcher = field(default_factory=Matcher)
 
     def alpha_of(self, layer: str, rank: int) -> float:
-        """The alpha of one layer: its update is alpha / rank * up @ down.
+        """The alpha of one layer. The update of the layer is alpha / rank * up @ down.
 
-        layer: its name in diffusers    rank: of its matrices
+        layer: the layer's name in diffusers
+        rank: the rank of the two matrices, up and down
 
-        Raises ValueError if the settings give another rank, or leave the layer out.
+        Raises ValueError if the settings state another rank, or leave out the layer.
         """
         stated = value_for_layer(self.rank_pattern, layer, self.r, self.matcher)
         if stated != rank:
-            raise ValueError(f"has rank {rank}, and its settings say {stated}: get another copy")
+            raise ValueError(f"has rank {rank}, but its settings say {stated}: get another copy")
         targets, excluded = self.target_modules, self.exclude_modules
         chosen = targets in (None, "all-linear") or is_among(targets, layer, self.matcher)
         if not chosen or is_among(excluded, layer, self.matcher):
@@ -95,9 +104,10 @@ class LoraSettings:
 
 
 def find_lora_file(path: Path) -> Path:
-    """The path itself, or the file that PEFT or diffusers wrote into this folder.
+    """The file of a LoRA.
 
-    Raises ValueError if the folder holds both or none.
+    path: the file itself, or the folder into which PEFT or diffusers wrote the file
+    Raises ValueError if the folder holds a file of PEFT and a file of diffusers, or none of them.
     """
     if not path.is_dir():
         return path
@@ -110,30 +120,35 @@ def find_lora_file(path: Path) -> Path:
 
 
 def read_lora_settings(path: Path, keys: Iterable[str]) -> list[tuple[str, LoraSettings]]:
-    """(part, settings) for each place that has settings. Part "" means every part.
+    """Read the settings of a LoRA from adapter_config.json and from its header.
 
     keys: the names of the file's tensors
+    Returns pairs: part of the model, settings of this part. The part "" means every part.
 
-    adapter_config.json describes the LoRA next to it that has one of the two usual names. Next to a
-    LoRA of another name, it may belong to another one. Such a LoRA is refused, unless its header
-    has the settings, or its tensors have kohya's names, where alpha is a tensor.
+    An adapter_config.json describes the LoRA in the same folder whose name is one of the two usual
+    names (LORA_FILE_STEMS). If a LoRA has another name, the adapter_config.json next to it may
+    belong to a different LoRA. So minisd refuses a LoRA with another name, unless its header has
+    the settings, or its tensors have kohya's names. (In kohya's format, alpha is a tensor.)
 
-    Raises ValueError if a setting is unknown, or if minisd cannot obey it.
+    Raises ValueError if a setting is unknown, or if minisd cannot obey the setting.
     """
     places = list(header_settings(path).items())
     config = path.parent / ADAPTER_CONFIG
     if config.exists() and path.stem.startswith(LORA_FILE_STEMS):
         places.append(("", read_json(config)))
     elif config.exists() and not places and any("lora_A" in key for key in keys):
-        what = f"{path.name} lies next to an {ADAPTER_CONFIG} that may be another LoRA's"
-        way = f"rename it {LORA_FILE_STEMS[0]}{path.suffix} if that describes it, else move it"
+        what = f"{path.name} lies next to an {ADAPTER_CONFIG} that may describe another LoRA"
+        way = f"name the LoRA {LORA_FILE_STEMS[0]}{path.suffix} if the two match, else move it away"
         raise ValueError(f"{what}: {way}.")
     with name_errors(path.name):
         return [(part, parse_lora_config(fields)) for part, fields in places]
 
 
 def header_settings(path: Path) -> dict[str, dict[str, object]]:
-    """Part -> its settings in the header, not checked yet. Part "" if they name none."""
+    """A dictionary: part of the model -> the settings of this part in the header.
+
+    The settings are not checked yet. The part is "" if the name of a setting begins with no part.
+    """
     parts: dict[str, dict[str, object]] = {}
     with name_errors(f"{path.name} has a damaged header: its lora_adapter_metadata"):
         stored = parse_json(read_metadata(path).get("lora_adapter_metadata", "{}"))
@@ -142,14 +157,17 @@ def header_settings(path: Path) -> dict[str, dict[str, object]]:
     for key, value in stored.items():
         part, _, name = key.rpartition(".")
         if part not in ("", "unet", "text_encoder"):
-            what = f"{path.name} has settings of a part named {shorten(part)[1:-1]}"
-            raise ValueError(f"{what}: it is made for another kind of model.")
+            what = f"{path.name} has settings for a part named {shorten(part)[1:-1]}"
+            raise ValueError(f"{what}: this LoRA is made for another kind of model.")
         parts.setdefault(part, {})[name] = value
     return parts
 
 
 def parse_lora_config(stored: Mapping[str, object]) -> LoraSettings:
-    """The settings of one place. Raises ValueError if one is unknown or makes no sense."""
+    """Check the settings of one adapter_config.json or header.
+
+    Raises ValueError if a setting is unknown, or if its value makes no sense.
+    """
     values: dict[str, Any] = LORA_CONFIG.read(stored)
     wrong = []
     for key, kind in LAYER_NUMBERS.items():
@@ -165,12 +183,15 @@ def parse_lora_config(stored: Mapping[str, object]) -> LoraSettings:
             values[key] = set(values[key])
     if wrong:
         what = f"has {wrong[0]} = {shorten(values[wrong[0]])} in its {ADAPTER_CONFIG}"
-        raise ValueError(f"{what}, which makes no sense: get another copy")
+        raise ValueError(f"{what}, but this value makes no sense: get another copy")
     return LoraSettings(**values)
 
 
 def is_pattern(text: str) -> bool:
-    """Whether a text is a regular expression for both modules: PEFT uses re, minisd regex."""
+    """Whether a text is a valid regular expression for two modules: re and regex.
+
+    PEFT uses re, and minisd uses regex.
+    """
     try:
         return len(text) <= LONGEST_PATTERN and bool(re.compile(text)) and bool(regex.compile(text))
     except (re.error, regex.error, TypeError, OverflowError, RecursionError):
@@ -185,7 +206,10 @@ def compile_pattern(pattern: str) -> regex.Pattern:
 def value_for_layer(
     values: Mapping[str, Number] | None, layer: str, default: Number, matcher: Matcher
 ) -> Number:
-    """The value of the first pattern that the layer's name ends with (peft get_pattern_key).
+    """The value of the first pattern that fits the end of the layer's name (peft get_pattern_key).
+
+    values: pattern -> value
+    default: the value if no pattern fits
 
     value_for_layer({"attn2.to_.": 4, "to_q": 8}, "mid_block.attn2.to_q", 1, Matcher()) -> 4
     """
@@ -195,7 +219,10 @@ def value_for_layer(
 
 
 def is_among(choice: str | set[str] | None, layer: str, matcher: Matcher) -> bool:
-    """Whether PEFT would choose the layer: by a regular expression, or by the end of its name."""
+    """Whether PEFT would choose the layer.
+
+    choice: a regular expression for the layer's name, or a set of endings of names
+    """
     if isinstance(choice, str):
         return matcher.first_match([choice], layer) is not None
     parts = [name.split(".") for name in spellings(layer)]
@@ -203,5 +230,8 @@ def is_among(choice: str | set[str] | None, layer: str, matcher: Matcher) -> boo
 
 
 def spellings(layer: str) -> set[str]:
-    """Both names of the layer: newer versions of transformers leave out "text_model."."""
+    """The layer's name with and without "text_model." at the beginning.
+
+    Newer versions of transformers leave out this beginning.
+    """
     return {layer, layer.removeprefix("text_model.")}

@@ -1,8 +1,9 @@
-"""One table of names: those of minisd, of the original single files, and of diffusers folders.
+"""One table with three names for each tensor: in minisd, in original single files, in diffusers.
 
-Loops over the config build the table, as they build the networks. minisd reads and writes official
-files with it, and compares a trace with a reference: if both names of a row belong to modules, the
-two modules have the same output.
+Loops over the config build the table, in the same way as they build the networks. minisd uses the
+table to read and write official files. The table is also used to compare a trace of minisd with a
+trace of a reference program. If a row names a module in each program, the two modules have the same
+output.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,7 +30,10 @@ LEAVES = ("weight", "bias", "")  # "": the row itself is a parameter
 
 @dataclass(frozen=True)
 class Row:
-    """The three names of one module, and the rows inside it, whose names continue the module's."""
+    """The three names of one module, and the rows for the modules inside it.
+
+    The names of the rows inside continue the names of this row.
+    """
 
     ours: str
     original: str
@@ -51,7 +55,11 @@ class Row:
             yield from full.all_rows()
 
     def key(self, layout: str, leaf: str) -> str:
-        """The name of a parameter. layout: "ours", "original" or "diffusers"; leaf: see LEAVES."""
+        """The name of a parameter.
+
+        layout: "ours", "original" or "diffusers"
+        leaf: one of LEAVES
+        """
         name = getattr(self, layout)
         if layout == "original" and self.third is not None:
             return f"{name}_{leaf}"  # torch.nn.MultiheadAttention's in_proj_weight, in_proj_bias
@@ -59,7 +67,10 @@ class Row:
 
 
 def model_rows(config: ModelConfig) -> dict[str, list[Row]]:
-    """The table of a whole model: part -> rows, each with its full names within the part."""
+    """The table of a whole model. A dictionary: part -> its rows.
+
+    Each row has its full names within the part.
+    """
     text = text_v2_rows(config.text) if is_v2(config) else text_v1_rows(config.text)
     parts = {"unet": unet_rows(config.unet), "vae": vae_rows(config.vae), "text_encoder": text}
     return {part: flat_rows(rows) for part, rows in parts.items()}
@@ -71,9 +82,10 @@ def prefixes(config: ModelConfig) -> dict[str, str]:
 
 
 def is_v2(config: ModelConfig) -> bool:
-    """Whether single files of this model have SD v2's layout: with open_clip's text names.
+    """Whether single files of this model have SD v2's layout.
 
-    Only the text transformer decides this, not how the U-Net's projections are stored.
+    In this layout, the text transformer has open_clip's names. config.open_clip_text states this.
+    None: the U-Net's projections decide, because they are linear layers in published files of v2.
     """
     linear = config.unet.linear_projection
     return linear if config.open_clip_text is None else config.open_clip_text
@@ -90,8 +102,9 @@ def flat_rows(rows: list[Row]) -> list[Row]:
 def from_official(state: Mapping[str, Tensor], rows: list[Row], layout: str) -> dict[str, Tensor]:
     """Translate official names and shapes to ours. The results share memory with `state`.
 
-    Leaves out the keys of `state` that are not in the table. To see what a network needs under
-    official names, call `to_official` with its state dict, which may be on the meta device.
+    Leaves out the keys of `state` that are not in the table. To see which official names and shapes
+    a network needs, call `to_official` with the network's state dict. The state dict may be on the
+    meta device.
     """
     ours = {}
     for row in rows:
@@ -127,9 +140,9 @@ def to_official(state: Mapping[str, Tensor], rows: list[Row], layout: str) -> di
 
 
 # Other spellings: diffusers before 0.15 used these names in the attention of the VAE. (And
-# transformers since 5 writes the text transformer without "text_model.": see usual_name.)
+# transformers 5 leaves out "text_model." in the text transformer's names: see usual_name.)
 OLD_VAE_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# The converter of diffusers to single files keeps these names in the attention of the VAE.
+# When diffusers writes a single file, these names stay in the attention of the VAE.
 ORIGINAL_VAE_NAMES = {
     **{"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"},
     **{"query": "q", "key": "k", "value": "v", "proj_attn": "proj_out", "group_norm": "norm"},
@@ -205,7 +218,11 @@ def transformer(config: UNetConfig) -> tuple[Row, ...]:
 
 
 def unet_rows(config: UNetConfig) -> list[Row]:
-    """The U-Net's rows. The original numbers all blocks in one list: input_blocks.0 is a conv."""
+    """The U-Net's rows.
+
+    The original code numbers all blocks of the encoder in one list. The list begins with the first
+    convolution (input_blocks.0).
+    """
     time = (Row("linear1", "0", "linear_1"), Row("linear2", "2", "linear_2"))
     return [
         Row("time", "time_embed", "time_embedding", time),
@@ -238,7 +255,7 @@ def unet_down(config: UNetConfig) -> list[Row]:
             official = (f"{down.original}.0.op", f"{down.diffusers}.downsamplers.0.conv")
             rows.append(Row(f"{down.ours}.downsample", *official))
             n += 1
-        rows.append(down)  # the output of a level is that of its last block
+        rows.append(down)  # the output of a level is the output of its last block
     return rows
 
 
@@ -249,12 +266,12 @@ def unet_up(config: UNetConfig) -> list[Row]:
         up = Row(f"up.{i}", f"output_blocks.{n}", f"up_blocks.{i}")
         for j in range(config.res_blocks + 1):
             up = replace(up, original=f"output_blocks.{n}")
-            rows.append(res_block_rows(up, j, shortcut=True))  # narrows x and its skip
+            rows.append(res_block_rows(up, j, shortcut=True))  # narrows x with its skip connection
             if attends:
                 rows.append(attn_block(up, j, config))
             n += 1
         if i < len(config.channels) - 1:
-            place = 2 if attends else 1  # the original has it at the end of the level's last block
+            place = 2 if attends else 1  # in the original, the upsampling ends the last block
             official = (f"{up.original}.{place}", f"{up.diffusers}.upsamplers.0")
             rows.append(Row(f"{up.ours}.upsample", *official, CONV))
         rows.append(up)
@@ -289,7 +306,7 @@ VAE_MID = (
 
 
 def vae_rows(config: VAEConfig) -> list[Row]:
-    """The autoencoder's rows. In the original, level 0 of the decoder is its last one."""
+    """The autoencoder's rows. In the original code, level 0 of the decoder is its last level."""
     channels, last = config.channels, len(config.channels) - 1
     down, up = [], []
     for i, c_in in enumerate([channels[0], *channels[:-1]]):
@@ -343,7 +360,10 @@ TEXT_LAYER = (
 
 
 def text_v2_rows(config: TextConfig) -> list[Row]:
-    """The text transformer's rows. "original": names of open_clip. "diffusers": of Hugging Face."""
+    """The text transformer's rows for SD v2.
+
+    The "original" names are those of open_clip. The "diffusers" names are those of Hugging Face.
+    """
     embeddings = "text_model.embeddings"
     position = f"{embeddings}.position_embedding.weight"
     layers = [
@@ -359,7 +379,10 @@ def text_v2_rows(config: TextConfig) -> list[Row]:
 
 
 def text_v1_rows(config: TextConfig) -> list[Row]:
-    """As text_v2_rows, but with Hugging Face's names and separate q, k, v in single files, too."""
+    """The text transformer's rows for SD v1.
+
+    Single files of SD v1 also use Hugging Face's names, and store q, k and v separately.
+    """
     return [with_hugging_face_names(row) for row in text_v2_rows(config)]
 
 

@@ -1,9 +1,10 @@
 """Check the instructions of a pickle before torch executes them.
 
 A pickle is a program for a small machine with a stack. torch's interpreter runs no foreign code.
-But it believes the sizes that the program states, and works as long as the program wants. So we
-follow the program first. We create no objects and only put their names on the stack. So this takes
-a limited time, and it shows which classes and how much memory the pickle asks for.
+But the interpreter believes the sizes that the program states, and it works for as long as the
+program goes on. So minisd follows the program first. minisd creates no objects, and only puts their
+names on the stack. This takes a limited time, and it shows which classes and how much memory the
+pickle asks for.
 """
 
 import pickletools
@@ -16,7 +17,7 @@ from minisd.files.json_files import shorten
 
 MOST_STEPS = 300_000  # SD v1 with averaged weights needs 60,000; with an optimizer, twice as many
 MOST_NESTED = 1000  # values in one key, or in the arguments of one call
-MAY_COPY = 5000  # steps that a call costs if it may copy a dictionary, so that there are few
+MAY_COPY = 5000  # steps that a call costs if it may copy a dictionary; few such calls are allowed
 MOST_CLASSES = 100
 
 # The classes and functions that pickled tensors need, besides storages and dtypes.
@@ -30,7 +31,7 @@ OTHER_CLASSES = {
     "builtins.set",
     "_codecs.encode",
 }
-PYTHON_3 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # from Python 2, in old pickles
+PYTHON_3 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # Python 2's names, in old pickles
 
 # Training frameworks leave these in published files: callbacks, settings, losses, times, paths.
 LEFT_BEHIND = (
@@ -41,7 +42,7 @@ LEFT_BEHIND = (
 
 
 class Refusal(ValueError):
-    """The reason why a file is refused. The message follows the file's name."""
+    """The reason why a file is refused. unpickle() puts the file's name before the message."""
 
 
 class AskedName(str):
@@ -49,30 +50,34 @@ class AskedName(str):
 
 
 class MadeObject(str):
-    """The result of calling an AskedName. Its text is the name of what was called."""
+    """The result of calling an AskedName. The text is the name of the called class or function."""
 
 
 class StoredNumbers(NamedTuple):
-    """The numbers of one or more tensors. itemsize: bytes per number"""
+    """The numbers of one or more tensors.
+
+    itemsize: bytes per number
+    count: how many numbers there are
+    """
 
     itemsize: int
     count: int
 
 
 def torch_dtype(name: str) -> torch.dtype | None:
-    """The dtype with this name, such as "torch.float16". None: no dtype has it."""
+    """The dtype with this name, such as "torch.float16". None: there is no such dtype."""
     found = vars(torch).get(name.removeprefix("torch."))
     return found if isinstance(found, torch.dtype) else None
 
 
 def check_name(name: str) -> AskedName:
-    """Return a harmless class or function. Raises Refusal for any other name."""
+    """Return the name of a harmless class or function. Raises Refusal for any other name."""
     storage = name.startswith("torch.") and name.endswith("Storage")
     known = name in REBUILDS | OTHER_CLASSES or name.startswith(LEFT_BEHIND)
     if storage or known or torch_dtype(name):
         return AskedName(name)
     name = shorten(name).strip("'")
-    asks = f"asks for {name}, which could run code, so minisd did not load it"
+    asks = f"asks for {name}. This could run code, so minisd did not load the file"
     if "._rebuild_" in name:
         asks = f"holds tensors of a type that no model needs ({name})"
     raise Refusal(f"{asks}: get the same weights as .safetensors")
@@ -81,8 +86,9 @@ def check_name(name: str) -> AskedName:
 class PickleSteps:
     """Follows the pickles of one file.
 
-    names: of the classes and functions that they ask for    storages: by their keys
-    left: the number of steps that they may still take
+    names: the names of the classes and functions that the pickles ask for
+    storages: key of a storage -> its numbers
+    left: the number of steps that the pickles may still take
     """
 
     def __init__(self):
@@ -93,8 +99,8 @@ class PickleSteps:
     def follow(self, file: BinaryIO) -> object:
         """Follow the next pickle in the file. Returns its result.
 
-        Raises Refusal if torch should not load it, and other exceptions if it is damaged. Does not
-        check instructions that torch does not have, because torch refuses them.
+        Raises Refusal if torch should not load the pickle, and other exceptions if the pickle is
+        damaged. Does not check instructions that torch does not know, because torch refuses them.
         """
         stack, marks, memo = [], [], {}
         for instruction, argument, _ in pickletools.genops(file):
@@ -115,10 +121,14 @@ class PickleSteps:
                     below = below[: below.index(pickletools.markobject)]
                 taken = [stack.pop() for _ in below][::-1] + taken
                 stack += [self.step(name, argument, taken)] if instruction.stack_after else []
-        raise ValueError("a pickle that does not end")
+        raise ValueError("the pickle does not end")
 
     def step(self, name: str, argument: object, taken: list) -> object:
-        """Follow one instruction. Returns the value that replaces those `taken` from the stack."""
+        """Follow one instruction. Returns the value that it puts on the stack.
+
+        name, argument: the name of the instruction, and its argument in the file
+        taken: the values that the instruction takes from the stack
+        """
         if "TUPLE" in name:
             return tuple(taken)
         if name in ("EMPTY_LIST", "EMPTY_DICT"):
@@ -148,7 +158,11 @@ class PickleSteps:
             raise Refusal(f"is a pickle of more than {MOST_STEPS:,} steps: get another copy")
 
     def count(self, value: object) -> None:
-        """Spend a step for each value inside, each time it occurs: hash() does the same."""
+        """Spend one step for each value inside a value.
+
+        If a value occurs several times, each time costs a step, because hash() also works on the
+        value each time.
+        """
         waiting, count = [value], 0
         while waiting:
             each = waiting.pop()
@@ -162,36 +176,45 @@ class PickleSteps:
     def storage(
         self, what: str, kind: AskedName, key: str, place: str, count: int, *view
     ) -> StoredNumbers:
-        """Note a storage: numbers in the file. view: in old files; None since PyTorch 0.4"""
+        """Record a storage: a list of numbers in the file.
+
+        kind: the class of the storage, such as torch.FloatStorage
+        place: the device of the storage
+        count: how many numbers the storage holds
+        view: a part of the storage, in old files. None since PyTorch 0.4
+        """
         texts = all(type(each) is str for each in (what, key, place)) and key.isdecimal()
         counted = type(count) is int and count >= 0
         if not texts or type(kind) is not AskedName or not counted or any(view):
-            raise ValueError("not a storage")
+            raise ValueError("the pickle describes a storage wrongly")
         untyped = kind == "torch.storage.UntypedStorage"
         itemsize = 1 if untyped else StorageType(kind.rpartition(".")[2]).dtype.itemsize
         stored = StoredNumbers(itemsize, count)
         if self.storages.setdefault(key, stored) != stored:
-            raise ValueError("a storage with two sizes")
+            raise ValueError("the pickle states two sizes for a storage")
         return stored
 
     def build(self, made: MadeObject, state: object) -> None:
-        """Set the state of an object. Only dictionaries keep it, and ParameterDict (pickles.py)."""
+        """Set the state of an object.
+
+        Only dictionaries and ParameterDict keep their state (pickles.py).
+        """
         if type(made) is not MadeObject or not (made == DICTIONARY or made.startswith(LEFT_BEHIND)):
-            raise ValueError("an object without a state")
+            raise ValueError("the pickle sets the state of an object that has none")
         if made == DICTIONARY or made.endswith("ParameterDict"):
             self.count(state)
             self.spend(MAY_COPY)
 
     def call(self, called: AskedName, arguments: tuple) -> MadeObject:
-        """Call a class or function."""
+        """Check a call of a class or function. Returns a stand-in for the result."""
         if type(called) is not AskedName or type(arguments) is not tuple:
-            raise ValueError("not a call")
+            raise ValueError("the pickle calls something that is not a function")
         self.count(arguments)
         if called in REBUILDS:
             refuse_too_large(called, *arguments)
         elif called == "_codecs.encode":  # old pickles hold bytes as text
             if arguments[1:] != ("latin1",):
-                raise ValueError("not bytes")
+                raise ValueError("a text in the pickle does not stand for bytes")
             self.spend(len(arguments[0]) // 100)
         elif called != PARAMETER_CLASS and any(
             isinstance(each, (dict, MadeObject)) for each in arguments
@@ -203,18 +226,20 @@ class PickleSteps:
 def refuse_too_large(
     called: str, stored: StoredNumbers, offset: int, size: tuple, stride: tuple, *rest: object
 ) -> None:
-    """Raise Refusal for a tensor with numbers outside its storage.
+    """Raise Refusal if a tensor has numbers outside its storage.
 
-    One number may fill a whole tensor, as with expand(). named_tensors() limits how often.
+    A tensor may repeat one number of its storage, as after expand(). named_tensors() limits how
+    often the numbers of a storage are repeated.
 
-    rest: requires_grad, hooks and, in _v3, the dtype, which the storage does not show
+    called: the name of the function that makes the tensor
+    rest: requires_grad and hooks. In _v3 also the dtype, because the storage does not show it
     """
     dtype = torch_dtype(str(rest[2])) if called.endswith("_v3") else None
     if called.endswith("_v3") and dtype is None:
-        raise ValueError("not a dtype")
+        raise ValueError("the pickle states an unknown dtype")
     itemsize = dtype.itemsize if dtype else stored.itemsize
     if not all(type(number) is int and number >= 0 for number in (offset, *size, *stride)):
-        raise ValueError("not sizes")
+        raise ValueError("a size in the pickle is not a whole number")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 not in size and (last + 1) * itemsize > stored.itemsize * stored.count:
         large = f"holds a tensor {shorten(list(size))} larger than its storage"

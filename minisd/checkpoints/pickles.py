@@ -1,8 +1,8 @@
 """Read what torch.save wrote, without running any code from the file.
 
-A pickle is a program. First we check its instructions (pickle_steps.py) and compare the sizes that
-it states with the file. Then torch's restricted interpreter creates the tensors. They stay mapped
-to the file.
+A pickle is a program. First minisd checks the instructions of the pickle (pickle_steps.py), and
+compares the sizes that the pickle states with the size of the file. Then torch's restricted
+interpreter creates the tensors. If possible, the tensors stay mapped to the file.
 """
 
 import io
@@ -25,7 +25,7 @@ from minisd.checkpoints.first_bytes import damage_sentence, is_zip, size_in_word
 from minisd.checkpoints.pickle_steps import LEFT_BEHIND, PickleSteps, Refusal
 
 LARGEST_PICKLE = 20 * 10**6  # bytes; SD v1 with its averaged weights has 0.4 MB
-MOST_UNPACKED = 4, 200 * 10**6  # times the size of the file, and bytes in addition
+MOST_UNPACKED = 4, 200 * 10**6  # this many times the size of the file, and this many bytes more
 MOST_VALUES = 100_000  # in all dictionaries and lists, counted each time they occur
 DEEPEST_PICKLE = 100  # levels of nested dictionaries and lists
 PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
@@ -42,7 +42,10 @@ ONE_AT_A_TIME = threading.Lock()  # torch has one list of allowed classes for al
 
 
 class StandIn:
-    """Replaces an object that a training framework left in the file. It does and keeps nothing."""
+    """Replaces an object that a training framework left in the file.
+
+    A stand-in does nothing, and keeps no values.
+    """
 
     def __init__(self, *arguments: object):
         pass
@@ -52,7 +55,7 @@ class StandIn:
 
 
 class EmptyDict(dict):
-    """Replaces a framework's own type of dictionary. The pickle then fills it."""
+    """Replaces a framework's own type of dictionary. The pickle fills the empty dictionary."""
 
     def __new__(cls, *arguments: object) -> dict:
         return {}
@@ -82,8 +85,8 @@ def unpickle(path: str | Path) -> object:
     """Read what torch.save stored (tensors, numbers, dictionaries) without running any code.
 
     Objects that training frameworks left behind become empty stand-ins.
-    Raises ValueError that names any other class, and for a file that is damaged or asks for more
-    memory or work than its tensors need.
+    Raises ValueError if the file asks for any other class, if the file is damaged, or if it asks
+    for more memory or work than its tensors need.
     """
     path = Path(path)
     read_content = load_zip if is_zip(path) else load_old_pickle
@@ -101,11 +104,17 @@ def unpickle(path: str | Path) -> object:
 
 
 def load_pickle(source: Path | BinaryIO, names: set[str], mmap: bool) -> object:
-    """torch.load with stand-ins for classes of training frameworks. One thread at a time."""
+    """Call torch.load with stand-ins for classes of training frameworks.
+
+    Only one thread can call torch.load in this way at a time. The other threads wait.
+
+    names: the classes that the pickle asks for
+    mmap: whether the tensors stay mapped to the file
+    """
     classes: list = [stand_in(name) for name in names if name.startswith(LEFT_BEHIND)]
     with ONE_AT_A_TIME, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's advice about protocols
-        add_safe_globals(classes)  # from torch 2.5 on, safe_globals() would do
+        add_safe_globals(classes)  # from torch 2.5 on, safe_globals() can do this
         try:
             return torch.load(source, map_location="cpu", mmap=mmap, weights_only=True)
         finally:
@@ -128,7 +137,10 @@ def refuse_endless(content: object) -> None:
 
 
 def load_old_pickle(path: Path) -> object:
-    """Read what torch.save wrote before 1.6: five pickles, then one storage after the other."""
+    """Read what torch.save wrote before torch 1.6.
+
+    Such a file consists of five pickles, and then one storage after the other.
+    """
     steps = PickleSteps()
     with open(path, "rb") as file:
         start = io.BytesIO(file.read(LARGEST_PICKLE))
@@ -136,12 +148,12 @@ def load_old_pickle(path: Path) -> object:
             raise Refusal("is a pickle, but not from torch.save: get the weights as .safetensors")
         *_, keys = [steps.follow(start) for _ in range(4)]
         if not isinstance(keys, list | tuple) or not all(type(key) is str for key in keys):
-            raise ValueError("not the keys of storages")
+            raise ValueError("the list of storage keys is not a list of strings")
         if sorted(keys) != sorted(steps.storages):
-            raise ValueError("other storages than its tensors need")
+            raise ValueError("the storages are not those that the tensors need")
         sizes = [8 + stored.itemsize * stored.count for stored in steps.storages.values()]
         if start.tell() + sum(sizes) > path.stat().st_size:
-            raise ValueError("storages outside the file")
+            raise ValueError("the file ends before the last storage")
         file.seek(0)
         return load_pickle(file, steps.names, mmap=False)
 
@@ -150,16 +162,16 @@ def load_old_pickle(path: Path) -> object:
 
 
 class ShortReads(io.FileIO):
-    """A file that refuses very large reads, which a zip's table of contents could demand."""
+    """A file that refuses very large reads. A zip's table of contents could ask for them."""
 
     def read(self, size: int = -1) -> bytes:
         if size > LARGEST_PICKLE:
-            raise ValueError("a table of contents that no model needs")
+            raise ValueError("the zip's table of contents is too large")
         return super().read(LARGEST_PICKLE if size < 0 else size)
 
 
 def load_zip(path: Path) -> object:
-    """Read what torch.save writes since 1.6."""
+    """Read what torch.save writes since torch 1.6: a zip."""
     if not zipfile.is_zipfile(path):  # the table of contents is at the end
         size = size_in_words(path.stat().st_size)
         raise Refusal(f"ends after {size}: the download was cut off. Fetch it again")
@@ -173,8 +185,8 @@ def load_zip(path: Path) -> object:
         for key, stored in steps.storages.items():
             infos.append(inside[f"data/{key}"])
             if infos[-1].file_size != stored.itemsize * stored.count:
-                raise ValueError("a storage with another size")
-        if can_be_mapped(file, infos) and path.suffix != ".safetensors":  # torch goes by the name
+                raise ValueError("the zip and the pickle state different sizes")
+        if can_be_mapped(file, infos) and path.suffix != ".safetensors":  # torch looks at the name
             return load_pickle(path, steps.names, mmap=True)
         with tempfile.TemporaryFile() as plain:
             unpack(archive, infos, plain, path.stat().st_size)
@@ -182,13 +194,16 @@ def load_zip(path: Path) -> object:
 
 
 def zip_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The members of a zip by name, without the name of the folder that torch.save puts first."""
+    """A dictionary: name of a member -> the entry of this member in the zip's table of contents.
+
+    The names lack the name of the folder that torch.save puts first.
+    """
     names = archive.namelist()
     listed = "\n".join(names)
     if not any(name.endswith("/data.pkl") for name in names) or "/code/" in listed:
         raise Refusal(describe_foreign_file("members of a zip", listed))
     if len({name.lower() for name in names}) < len(names):
-        raise ValueError("two members with the same name")
+        raise ValueError("two members of the zip have the same name")
     if any(info.flag_bits & 1 or info.compress_type not in PACKINGS for info in archive.filelist):
         raise Refusal("is a zip with a password or an unknown compression: unpack it first")
     folder = names[0].partition("/")[0]
@@ -196,9 +211,13 @@ def zip_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
 
 
 def can_be_mapped(file: BinaryIO, infos: list[zipfile.ZipInfo]) -> bool:
-    """Whether torch can use the members in place: not compressed, and aligned.
+    """Whether torch can map the members to the file without unpacking the zip.
 
-    Raises ValueError if they overlap, or if the table of contents describes them wrongly.
+    This is possible if no member is compressed, and if every storage begins at a multiple of
+    ALIGNMENT.
+
+    infos: the entries of the members in the zip's table of contents
+    Raises ValueError if two members overlap, or if the table of contents describes one wrongly.
     """
     free, usable = 0, True
     for info in sorted(infos, key=lambda info: info.header_offset):
@@ -207,18 +226,24 @@ def can_be_mapped(file: BinaryIO, infos: list[zipfile.ZipInfo]) -> bool:
         name = file.read(lengths[0]).decode("utf-8" if info.flag_bits & 0x800 else "cp437")
         same = (b"PK\3\4", info.compress_type, info.orig_filename) == (start, method, name)
         if not same or info.header_offset < free:
-            raise ValueError("a member that its table of contents describes wrongly")
+            raise ValueError("the table of contents of the zip describes a member wrongly")
         begins = info.header_offset + 30 + sum(lengths)
         free = begins + info.compress_size
         packed = method != zipfile.ZIP_STORED or info.compress_size != info.file_size
         usable = usable and not packed and (begins % ALIGNMENT == 0 or "/data/" not in name)
     if free > file.seek(0, io.SEEK_END):
-        raise ValueError("a member outside the file")
+        raise ValueError("a member of the zip lies outside the file")
     return usable
 
 
 def unpack(archive: zipfile.ZipFile, infos: list, plain: BinaryIO, size: int) -> None:
-    """Copy the members into an archive without compression. size: of the file, in bytes"""
+    """Copy the members into a zip without compression.
+
+    infos: the entries of the members in the table of contents
+    plain: the file for the new zip
+    size: the size of the compressed file, in bytes
+    Raises Refusal if the unpacked members are too large for a file of weights.
+    """
     whole, (times, more) = sum(info.file_size for info in infos), MOST_UNPACKED
     if whole > times * size + more:
         unpacked = f"unpacks to {size_in_words(whole)}, but weights cannot be packed so small"

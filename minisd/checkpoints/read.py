@@ -1,7 +1,7 @@
-"""Read a file of weights safely into a dictionary from names to tensors.
+"""Read a file of weights safely into a dictionary: name -> tensor.
 
-Nothing here depends on what the tensors are for. They stay mapped to the file: a tensor needs no
-memory until somebody reads its numbers, and then only once.
+This module does not depend on what the tensors are for. The tensors stay mapped to the file: a
+tensor needs no memory until its numbers are read. Even then, the numbers are in memory only once.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,18 +16,19 @@ from minisd.checkpoints.header import read_header, refuse_unreadable
 from minisd.checkpoints.pickles import refuse_endless, unpickle
 from minisd.files.one_line import name_errors, one_line
 
-LONGEST_NAME = 500  # characters; SD's have about 100
+LONGEST_NAME = 500  # characters; SD's names have about 100
 MOST_SHARED_BYTES = 10**9  # bytes that tensors may share, as tied weights do
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read all tensors of a .safetensors, .ckpt, .pt, .pth or .bin file, on the CPU, as stored.
+    """Read all tensors of a .safetensors, .ckpt, .pt, .pth or .bin file.
 
-    The first bytes show what the file is, whatever its name. If a pickle holds nested dictionaries
-    and lists, dots join their keys.
+    The tensors are on the CPU, and have the dtypes that the file stores. The first bytes of the
+    file show its format, so the ending of its name does not matter. If a pickle holds nested
+    dictionaries and lists, the name of a tensor consists of all its keys, joined with dots.
 
-    Raises ValueError if there is no such file, if it is cut off or not a file of weights, or if it
-    is a pickle that asks for unknown classes.
+    Raises ValueError if there is no such file, if the file is cut off or not a file of weights, or
+    if the file is a pickle that asks for unknown classes.
     """
     path = Path(path)
     content = read_safetensors(path) if is_safetensors(path) else unpickle(path)
@@ -44,11 +45,13 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def named_tensors(content: object) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested dictionaries and lists, with its path as its name.
+    """Yield (name, tensor) for every tensor in nested dictionaries and lists.
 
-    The same list may occur twice, for example one network for two widths. But a hostile file can
-    give the same numbers any number of names. Raises ValueError for that, for endlessly nested
-    lists, and for tensors that do not hold real numbers.
+    The name of a tensor joins all the keys that lead to the tensor.
+
+    The same list may occur twice, for example if one network serves two widths. But a hostile file
+    can give the same numbers any number of names. Raises ValueError if the same numbers have too
+    many names, if lists are nested endlessly, or if a tensor does not hold real numbers.
 
     >>> dict(named_tensors({768: [{"linear.weight": torch.tensor(1)}], "step": 3}))
     {'768.0.linear.weight': tensor(1)}
@@ -77,11 +80,11 @@ def named_tensors(content: object) -> Iterator[tuple[str, Tensor]]:
 def rename_tensors(
     tensors: Iterable[tuple[str, Tensor]], spell: Callable[[str], str] = str
 ) -> dict[str, Tensor]:
-    """Give tensors their usual names, without losing any.
+    """Give tensors their usual names.
 
-    spell: turns a name into the usual one
-    Two names may become the same one. Raises ValueError, with both names, if the values of the two
-    tensors differ.
+    spell(name): the usual name
+    If two tensors get the same name and have the same values, only one of them stays. If their
+    values differ, raises ValueError. The message contains both old names.
     """
     found, names = {}, {}
     for name, tensor in tensors:
@@ -95,7 +98,10 @@ def rename_tensors(
 
 
 def same_values(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same numbers. A matrix may equal a 1x1 convolution."""
+    """Whether two tensors hold the same numbers.
+
+    A matrix and a 1x1 convolution can hold the same numbers, although their shapes differ.
+    """
     if a.numel() != b.numel() or a.shape[:1] != b.shape[:1]:
         return False
     if a.dtype != b.dtype or a.itemsize == 1:  # torch cannot compare 8 bits

@@ -3,7 +3,8 @@
 `minisd download NAME` downloads a file. Then `minisd.load(NAME)` opens it, also offline. A broken
 download continues where it stopped, unless the file on the server has changed. Every download is
 compared with its published size and sha256 before it gets its name. If no sha256 is published, the
-first download's sha256 is noted next to the file, and later downloads are compared with that.
+sha256 of the first download is written next to the file. Later downloads are compared with this
+sha256.
 """
 
 import json
@@ -23,18 +24,20 @@ from minisd.config import WEIGHTS
 from minisd.files.json_files import read_json
 from minisd.files.sha256 import file_sha256
 
-NOTE_FILE = "source.json"  # next to a download: where it came from, and its sha256
+NOTE_FILE = "source.json"  # lies next to a download; states its source and its sha256
 FOLDER_VARIABLE = "MINISD_WEIGHTS"  # environment variable: the folder of all downloads
 
 
 @dataclass(frozen=True)
 class Official:
-    """One published file. size, sha256: None if no source states them.
+    """One published file.
 
-    revisions: repository -> the commit that holds the file. From other repositories: the newest
+    size, sha256: None if no source states them
+    revisions: repository -> the commit that holds the file. If a repository has no entry, the file
+        comes from its newest commit
     """
 
-    repositories: list[str]  # all have the same file; they are tried in this order
+    repositories: list[str]  # all have the same file; download() tries them in this order
     file: str
     licence: str
     size: int | None = None  # bytes
@@ -47,15 +50,15 @@ OFFICIAL = {
     for name, fields in read_json(Path(__file__).with_suffix(".json")).items()
 }
 
-# The models that come with minisd: name -> file in weights/. Such a name always means this file. If
-# a file or folder of yours has the same name, write ./mini.
+# The models that come with minisd: name -> file in weights/. The name "mini" always means the file
+# of minisd. If a file or folder of your own is also named mini, write ./mini.
 SHIPPED = {
     name: file for name, (file, _) in read_json(Path(__file__).with_name("shipped.json")).items()
 }
 
 
 def cache_dir() -> Path:
-    """The folder of all downloads. ValueError: this user has no home folder."""
+    """The folder of all downloads. Raises ValueError if this user has no home folder."""
     try:
         return Path(os.environ.get(FOLDER_VARIABLE) or "~/.cache/minisd").expanduser()
     except RuntimeError as error:
@@ -63,9 +66,10 @@ def cache_dir() -> Path:
 
 
 def local_path(source: str | Path) -> Path:
-    """The path of a shipped or published file, given by name, or of any other file.
+    """The path of a file.
 
-    ValueError: the published file is not downloaded yet, or is not a regular file.
+    source: the name of a shipped or published file, or the path of any other file
+    Raises ValueError if a published file is not downloaded yet, or is not a regular file.
     """
     if source in SHIPPED:
         return WEIGHTS / SHIPPED[str(source)]
@@ -81,12 +85,15 @@ def local_path(source: str | Path) -> Path:
 
 
 def describe_official(name: str) -> str:
-    """Size, licence and sources of a published file, in one line. ValueError: unknown name."""
+    """The size, licence and sources of a published file, in one line.
+
+    Raises ValueError if no published file has this name.
+    """
     if name not in OFFICIAL:
         raise ValueError(f"minisd knows no published file {name!r}: choose {', '.join(OFFICIAL)}.")
     official = OFFICIAL[name]
     size = size_in_words(official.size) if official.size else "size unknown"
-    checksum = official.sha256 or "unknown: it is noted at the first download, then compared"
+    checksum = official.sha256 or "unknown (later downloads must equal the first)"
     sources = [f"{one} at {official.revisions.get(one, 'main')}" for one in official.repositories]
     what = f"{official.file}, {size}, licence {official.licence}"
     return f"{name}: {what}, from {' or '.join(sources)}, sha256 {checksum}"
@@ -97,10 +104,12 @@ def download(name: str, endpoint: str | None = None) -> Path:
 
     endpoint: the address of another server that answers like the hub
 
-    A second download of the same name waits for the first. Raises ValueError, with one sentence, if
-    the name is unknown, no repository has the file any more, the connection breaks (the next call
-    continues), the folder is full or not writable, or the file is not the published one (then it is
-    deleted).
+    If another download of the same name is running, this download waits for its end.
+
+    Raises ValueError if the name is unknown, if no repository has the file any more, if the
+    connection breaks, if the folder is full or not writable, or if the file is not the published
+    file. After a broken connection, the next call continues the download. A file that is not the
+    published file is deleted.
     """
     describe_official(name)
     path = cache_dir() / name / OFFICIAL[name].file
@@ -111,7 +120,7 @@ def download(name: str, endpoint: str | None = None) -> Path:
             if not path.exists():  # another process may have downloaded it in the meantime
                 fetch(name, path, endpoint)
             elif notes := [left for left in broken_downloads(path) if is_note(left)]:
-                os.replace(notes[0], path.with_name(NOTE_FILE))  # a kill came between these two
+                os.replace(notes[0], path.with_name(NOTE_FILE))  # a kill in fetch() left a note
             for left in broken_downloads(path):
                 left.unlink()
     except (OSError, NotImplementedError) as error:  # NotImplementedError: the disk has no locks
@@ -121,12 +130,16 @@ def download(name: str, endpoint: str | None = None) -> Path:
 
 
 def broken_downloads(path: Path) -> list[Path]:
-    """The files that broken downloads of a file left next to it."""
+    """The files that broken downloads of `path` left in its folder."""
     return list(path.parent.glob(f"{path.name}.from-*"))
 
 
 def is_note(left: Path) -> bool:
-    """Whether this is a complete note that fetch() could no longer rename to NOTE_FILE."""
+    """Whether a file is a complete note that still has its temporary name.
+
+    A note states the source and the sha256 of a download. Its temporary name stays if fetch() was
+    killed before it could rename the note to NOTE_FILE.
+    """
     return left.suffix == ".mark" and left.read_bytes().startswith(b"{")
 
 
@@ -134,8 +147,8 @@ def is_note(left: Path) -> bool:
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """Make the folder, and let one process or thread work in it. The others warn and wait.
 
-    The system frees the lock when its process ends, even if it was killed. The empty file NAME.lock
-    stays, because another process may be waiting for it.
+    If a process that holds the lock ends or is killed, the system releases the lock. The empty file
+    NAME.lock stays, because another process may be waiting for this file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{folder}.lock")
@@ -150,10 +163,11 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def fetch(name: str, path: Path, endpoint: str | None) -> None:
-    """Download the file from the first repository that has it. ValueError as download().
+    """Download the file from the first repository that has it. Raises what download() raises.
 
-    The file is renamed before its note. So there is never a note about a file that does not exist,
-    even after a kill. The next download() then renames the note.
+    The file gets its final name first. Then its note (NOTE_FILE: source and sha256) gets its final
+    name. So there is never a note about a file that does not exist, even after a kill. After a kill
+    between the two steps, the next download() renames the note.
     """
     official, note = OFFICIAL[name], path.with_name(NOTE_FILE)
     noted = None
@@ -183,17 +197,22 @@ def fetch(name: str, path: Path, endpoint: str | None) -> None:
 
 
 def is_another(remote: RemoteFile, official: Official) -> bool:
-    """Whether the server's file is not the published one, although it has the same name."""
+    """Whether the server's file has the name of the published file, but is a different file."""
     if remote.sha256 and official.sha256:
         return remote.sha256 != official.sha256
     return bool(remote.size and official.size) and remote.size != official.size
 
 
 def verify(part: Path, official: Official, noted: str | None, remote: RemoteFile) -> str:
-    """Compare the file's sha256 with the first known one of these: published, noted, the server's.
+    """Check the sha256 of a downloaded file, and return the sha256.
 
-    Returns it. If no sha256 is known, anything except a text is accepted. ValueError: the file is
-    a wrong one, and the part was deleted.
+    The expected sha256 is the published one. If none is published, the sha256 of the first download
+    is expected, and at the first download, the sha256 that the server states. If no sha256 is
+    known, any file except a text is accepted.
+
+    part: the downloaded file
+    noted: the sha256 of the first download, if known
+    Raises ValueError if the file is wrong. The wrong file is deleted.
     """
     digest, advice = file_sha256(part), "try again later"
     known = {"published one": official.sha256, "one of the first download": noted}
@@ -205,7 +224,7 @@ def verify(part: Path, official: Official, noted: str | None, remote: RemoteFile
     mark_path(part).unlink(missing_ok=True)
     if expected == noted:
         advice = f"if you want the new file, delete {part.with_name(NOTE_FILE)} and try again"
-    wrong = f"with the sha256 {digest}, which is not the {whose}" if whose else "as text"
+    wrong = f"with the sha256 {digest} instead of the {whose}" if whose else "as text"
     raise ValueError(f"{official.file} arrived {wrong}, and was deleted: {advice}.")
 
 

@@ -23,7 +23,7 @@ from minisd.tokenizer import Tokenizer
 def open_single_file(
     path: Path, prediction: str | None, ema: bool, vae: OtherVAE | None
 ) -> Checkpoint:
-    """Read a model from an original single file, or from one of our own."""
+    """Read a model from an original single file, or from a file that minisd wrote."""
     stored, tensors = read_metadata(path), read_tensors(path)
     if "base" in stored:
         tensors = read_base(path, stored["base"]) | tensors
@@ -47,9 +47,12 @@ def open_single_file(
 
 
 def to_usual_form(tensors: dict[str, Tensor], ema: bool) -> dict[str, Tensor]:
-    """Bring a file's tensors into their usual form: usual names, no scales, the wanted U-Net.
+    """Bring a file's tensors into their usual form.
 
-    ema: use the averaged weights of the U-Net. Raises ValueError if the file lacks what is wanted.
+    The tensors get their usual names. 8-bit weights are multiplied by their scales.
+
+    ema: whether to use the averaged weights of the U-Net. Otherwise, its last weights are used
+    Raises ValueError if the file does not hold these weights of the U-Net.
     """
     if holds_only_ema(tensors) and not ema:
         averaged = "holds only the averaged weights of its U-Net (model_ema.…)"
@@ -59,14 +62,18 @@ def to_usual_form(tensors: dict[str, Tensor], ema: bool) -> dict[str, Tensor]:
 
 
 def read_base(path: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of the model that one of our own files was fine-tuned from.
+    """The tensors of the base: the model from which a file of minisd was fine-tuned.
 
-    Such a file holds only the tensors that differ.
+    The fine-tuned file holds only the tensors that differ from its base.
+
+    path: the fine-tuned file
+    name: the name of the base's file in the same folder
+    Raises ValueError if there is no such file in the folder.
     """
     if not is_file_name(name):
         raise ValueError(f"{path.name} has an impossible file name as its base: get another copy.")
     base = path.with_name(name)
     if not base.exists():
         differs = f"{path.name} holds only what differs from {base.name}"
-        raise ValueError(f"{differs}: put that file into the same folder.")
+        raise ValueError(f"{differs}: put {base.name} into the same folder.")
     return read_tensors(base)

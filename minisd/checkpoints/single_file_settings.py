@@ -1,7 +1,8 @@
 """Find what an original single file states about eps or v and about its noise levels.
 
-Different programs use different places: the header, marker tensors, or a .yaml file next to the
-checkpoint. minisd reads all known ones. It refuses contradictions and unknown values.
+Different programs state this in different places: in the header, in a .yaml file next to the
+checkpoint, or by a marker tensor, whose presence is the statement. minisd reads all known places. A
+file is refused if two places contradict each other, or if a value is unknown.
 """
 
 import json
@@ -25,13 +26,14 @@ from minisd.files.sha256 import file_sha256
 from minisd.schedule import Schedule
 
 # The tables in single_file_settings.json:
-# published: prediction -> sha256 of published files that do not state it
+# published: prediction -> sha256 of published files that do not state their prediction
 # keys: a key of the header (of ModelSpec, kohya's trainer, ComfyUI and others), a key of the .yaml,
-#     or a marker tensor -> the setting that it states, and the table of `words` for its values
-# markers: tensors, mostly empty, whose presence is the statement (from ComfyUI and SimpleTuner)
-# words: a table of values -> minisd's value    unstated: values that state nothing
-# v_endings: key of the header -> how its value ends if the model predicts v
-# edm: tensors of models with EDM's noise levels, which minisd does not have
+#     or a marker tensor -> the setting that the key states, and the name of a table in `words`
+# markers: names of marker tensors (from ComfyUI and SimpleTuner). Most of these tensors are empty
+# words: name of a table -> the table, from values to minisd's values
+# unstated: values that state nothing
+# v_endings: key of the header -> the end of the key's value if the model predicts v
+# edm: names of tensors in models with EDM's noise levels. minisd does not have these levels
 # numbers, unet_heads: CompVis' name of a setting -> minisd's name
 PREDICTION_TABLES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 WORDS, KEYS = PREDICTION_TABLES["words"], PREDICTION_TABLES["keys"]
@@ -42,9 +44,9 @@ PUBLISHED_PREDICTIONS = {
     for sha in files.values()
 }
 BY_ARGUMENT = "the argument prediction="
-IN_YAML = "next to it"  # ends the place of a statement in a .yaml
+IN_YAML = "next to it"  # the description of every place in a .yaml ends with this
 # The settings "model: params:" in a .yaml of CompVis' and Stability's code. People state only what
-# differs from the published files, so a missing setting has their value.
+# differs from the published files, so a missing setting has the value of the published files.
 YAML_SETTINGS = settings_tables()[".yaml (model)"]
 
 
@@ -59,11 +61,12 @@ def with_stated_settings(
     tensors: Mapping[str, Tensor],
     prediction: str | None,
 ) -> tuple[ModelConfig, str | None]:
-    """Add what an original file or its .yaml states. Also returns where eps or v is stated.
+    """Add to the config what an original file or its .yaml states.
 
-    prediction: the argument, which overrides the file
-    The second value is None if nothing states eps or v. Then the config has eps.
-    Raises ValueError for contradictions and unknown values.
+    prediction: the argument of load(), which overrides the file
+    Returns the config, and the place that states eps or v. If no place states eps or v, the second
+    value is None, and the config has eps.
+    Raises ValueError if two places contradict each other, or if a value is unknown.
     """
     yaml_path = next(filter(Path.exists, map(path.with_suffix, (".yaml", ".yml"))), None)
     settings = yaml_settings(yaml_path, config) if yaml_path else {}
@@ -92,7 +95,10 @@ def with_stated_settings(
 
 
 def with_prediction(config: ModelConfig, prediction: str | None) -> ModelConfig:
-    """Set the prediction, and the size: published models that predict v are made for 768 pixels."""
+    """Set the prediction, and the size of the pictures.
+
+    Published models that predict v are made for pictures of 768 pixels.
+    """
     schedule = replace(config.schedule, prediction=prediction or "eps")
     return replace(config, schedule=schedule, size=768 if prediction == "v" else 512)
 
@@ -100,10 +106,13 @@ def with_prediction(config: ModelConfig, prediction: str | None) -> ModelConfig:
 def find_prediction(
     path: Path, statements: list[Statement], prediction: str | None
 ) -> tuple[str | None, str | None]:
-    """What the U-Net predicts, and where the file states it. (None, None): nowhere.
+    """What the U-Net predicts, and the place that states the prediction.
 
-    The sha256 of 5 GB takes about 20 s. So it is computed only if neither the header nor a marker
-    states the prediction: no published file has such a statement.
+    (None, None): no place states the prediction.
+
+    The sha256 of the file shows whether it is one of the published files, whose prediction is
+    known. It takes about 20 s to compute the sha256 of 5 GB. So the sha256 is computed only if
+    neither the header nor a marker tensor states the prediction. Published files never state it.
     """
     stated = [(value, where) for name, value, where in statements if name == "prediction" and value]
     if prediction:
@@ -124,7 +133,12 @@ def warn_of_argument(name: str, argument: str, stated: str | None, where: str) -
 
 
 def single_value(statements: list[Statement], setting: str, advice: str) -> tuple:
-    """The value that a file states, and the first place. ValueError: two places contradict."""
+    """The value that a file states for a setting, and the first place that states the value.
+
+    (None, None): no place states a value.
+    advice: the end of the error message
+    Raises ValueError if two places state different values.
+    """
     found = [(value, where) for name, value, where in statements if name == setting]
     found = [(value, where) for value, where in found if value is not None]
     for value, where in found[1:]:
@@ -139,9 +153,10 @@ def single_value(statements: list[Statement], setting: str, advice: str) -> tupl
 
 
 def statements_in(place: Mapping[str, object], where: str) -> list[Statement]:
-    """The statements in a dictionary, such as a header. Raises ValueError for an unknown value.
+    """The statements in a dictionary, such as a header.
 
-    where: the description of the place. KEY stands for the key
+    where: the description of the dictionary. In this text, KEY is replaced by the key
+    Raises ValueError if a value is unknown.
     """
     return [
         (setting, parse_word(key, place[key], words), where.replace("KEY", key))
@@ -157,7 +172,12 @@ def statements_in_header(header: Mapping[str, str]) -> list[Statement]:
 
 
 def parse_word(key: str, value: object, words: str) -> object:
-    """The meaning of a value. None: it states nothing. Raises ValueError for an unknown value."""
+    """The meaning of a value. None: the value states nothing.
+
+    key: the key that has the value, for the error message
+    words: the name of a table in WORDS
+    Raises ValueError if the table does not contain the value.
+    """
     text, known = str(value).strip().lower(), WORDS[words]
     if text in PREDICTION_TABLES["unstated"]:
         return None
@@ -168,7 +188,10 @@ def parse_word(key: str, value: object, words: str) -> object:
 
 
 def statements_in_markers(tensors: Mapping[str, Tensor]) -> list[Statement]:
-    """What the presence of a tensor states. Raises ValueError for tensors of EDM models."""
+    """The statements that marker tensors make by their presence.
+
+    Raises ValueError if a tensor belongs to a model with EDM's noise levels.
+    """
     for key in PREDICTION_TABLES["edm"]:
         if key in tensors:
             what = f"was trained with EDM's noise levels ({key}), which minisd does not have"
@@ -178,9 +201,9 @@ def statements_in_markers(tensors: Mapping[str, Tensor]) -> list[Statement]:
 
 
 def yaml_settings(path: Path, config: ModelConfig) -> dict:
-    """The settings "model: params:" in a .yaml. {}: it has none.
+    """The settings "model: params:" in a .yaml. {}: the file has no such settings.
 
-    Raises ValueError if it is not YAML, and for settings that minisd's networks do not have.
+    Raises ValueError if the file is not YAML, or if minisd's networks do not have a setting.
     """
     content = read_yaml(path)
     for name in ("model", "params"):
@@ -198,7 +221,7 @@ def yaml_settings(path: Path, config: ModelConfig) -> dict:
 
 
 def part_params(settings: Mapping[str, object], name: str) -> dict:
-    """The "params:" of a part of the model. {}: it has none."""
+    """The "params:" of a part of the model. {}: the part has no "params:"."""
     part = settings.get(name)
     params = part.get("params") if isinstance(part, dict) else None
     check_value("params", params, dict | None, where=f" of {name} in its .yaml")
@@ -206,7 +229,10 @@ def part_params(settings: Mapping[str, object], name: str) -> dict:
 
 
 def with_yaml_numbers(config: ModelConfig, settings: Mapping[str, object]) -> ModelConfig:
-    """Set the schedule and the scale of the latents by a .yaml. ValueError: impossible numbers."""
+    """Set the schedule and the scale of the latents to the numbers in a .yaml.
+
+    Raises ValueError if a number is impossible.
+    """
     rule = parse_word("beta_schedule", settings.get("beta_schedule"), "beta_schedule")
     rule = rule or config.schedule.beta_schedule
     stated = {name: settings[name] for name in NUMBERS if settings.get(name) is not None}
@@ -217,7 +243,10 @@ def with_yaml_numbers(config: ModelConfig, settings: Mapping[str, object]) -> Mo
 
 
 def with_yaml_unet(config: ModelConfig, settings: Mapping[str, object]) -> ModelConfig:
-    """Set the U-Net's heads by a .yaml. No tensor shows them, but tensors show all other sizes."""
+    """Set the U-Net's heads as a .yaml states them.
+
+    No tensor shows the number of heads. The tensors show all other sizes.
+    """
     stated = part_params(settings, "unet_config")
     stated = {name: value for name, value in stated.items() if value not in (None, -1)}
     names = PREDICTION_TABLES["unet_heads"]
@@ -227,16 +256,22 @@ def with_yaml_unet(config: ModelConfig, settings: Mapping[str, object]) -> Model
 
 
 def yaml_number(name: str, value: Any) -> object:
-    """A number of a .yaml. YAML reads 1e-4 as a text. Raises ValueError if it is not a number."""
+    """Turn a value in a .yaml into a number, because YAML reads 1e-4 as a text.
+
+    Raises ValueError if the value is not a number.
+    """
     try:
         return value if name == "timesteps" else float(value)
     except (TypeError, ValueError) as error:
-        what = f"{name} = {shorten(value)} in its .yaml, which is not a number"
-        raise ValueError(f"has {what}: correct it there") from error
+        what = f"{name} = {shorten(value)} in its .yaml, but this is not a number"
+        raise ValueError(f"has {what}: correct the .yaml") from error
 
 
 def stated_size(header: Mapping[str, str]) -> int | None:
-    """The native size in pixels that ModelSpec states. None: it states none, or not a square."""
+    """The native size in pixels that the header states (ModelSpec).
+
+    None: the header states no size, or a size that is not a square.
+    """
     match = re.fullmatch(r"(\d{1,5})x\1", header.get("modelspec.resolution", ""))
     return int(match[1]) if match and int(match[1]) % 64 == 0 else None
 
@@ -245,7 +280,11 @@ def stated_size(header: Mapping[str, str]) -> int | None:
 
 
 def noise_table(tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """The alphas_cumprod that a file stores, or that its betas give. ValueError: another shape."""
+    """The alphas_cumprod that a file stores, or that follow from its betas.
+
+    None: the file holds neither alphas_cumprod nor betas.
+    Raises ValueError if the shape of the stored tensor is impossible.
+    """
     for name in ("alphas_cumprod", "betas"):
         stored = tensors.get(name)
         if stored is not None and (stored.ndim != 1 or not 1 < len(stored) <= MOST_ITEMS):
@@ -257,7 +296,14 @@ def noise_table(tensors: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def with_stored_levels(schedule: ScheduleConfig, stored: Tensor, name: str) -> ScheduleConfig:
-    """The schedule of a stored alphas_cumprod: the given one, or another one and a warning."""
+    """The schedule with a stored alphas_cumprod.
+
+    If `schedule` has the same alphas_cumprod, returns `schedule`. Otherwise warns, and
+    returns a schedule with the stored levels, or `schedule` if the stored levels are impossible.
+
+    stored: the alphas_cumprod in the file
+    name: the file's name, for the warning
+    """
     if is_same_table(stored, Schedule(schedule).alpha_bar):
         return schedule
     zero = schedule.zero_terminal_snr
@@ -272,7 +318,7 @@ def with_stored_levels(schedule: ScheduleConfig, stored: Tensor, name: str) -> S
     warnings.warn(f"{name} holds {what}: minisd {outcome}.", stacklevel=2)
     if not falls:
         return schedule
-    # with a beta of 1, alphas_cumprod would be 0, and nothing can be divided by it
+    # with a beta of 1, alphas_cumprod would be 0, and a division by 0 is impossible
     betas = tuple((1 - steps[1:] / steps[:-1]).clamp(max=1 - 1e-9).tolist())
     zero = zero or bool(table[-1] == 0)
     return replace(schedule, betas=betas, timesteps=len(betas), zero_terminal_snr=zero)

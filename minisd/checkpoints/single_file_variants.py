@@ -1,4 +1,4 @@
-"""Bring unusual single files into the usual form: those with averaged or 8-bit weights."""
+"""Bring single files with averaged weights or 8-bit weights into the usual form."""
 
 import re
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ from minisd.checkpoints.names import LEAVES, PREFIXES_V1, flat_rows, unet_rows
 from minisd.config import UNetConfig
 
 UNET_PREFIX = PREFIXES_V1["unet"]
-EMA_START = "model_ema.diffusion_model"  # then follows a name without its dots
-MOST_BLOCKS = 50  # more than any U-Net has on its way down or up; SD's have 12
+EMA_START = "model_ema.diffusion_model"  # then the name of a weight follows, without its dots
+MOST_BLOCKS = 50  # more than any U-Net has on its way down or up; SD has 12
 SCALE_KEYS = r"\.(scale_weight|weight_scale)$"
 SCALE_NOTES = (".scale_input", ".input_scale", "scaled_fp8")  # not needed to multiply
 
@@ -19,9 +19,10 @@ SCALE_NOTES = (".scale_input", ".input_scale", "scaled_fp8")  # not needed to mu
 
 
 def with_ema_unet(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Replace the U-Net's last weights by its averaged ones, whose names have lost their dots.
+    """Replace the last weights of the U-Net by its averaged weights.
 
-    Some files hold only the averaged ones. Raises ValueError for a file without them.
+    The names of averaged weights have no dots. Some files hold only averaged weights.
+    Raises ValueError if an averaged weight is missing.
     """
     names = {key: ema_key(key) for key in tensors if key.startswith(UNET_PREFIX)}
     if holds_only_ema(tensors):
@@ -38,7 +39,7 @@ def holds_only_ema(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def ema_key(key: str) -> str:
-    """The name of a weight's average: the weight's name without its dots.
+    """The name of an averaged weight: the name of the weight, without dots.
 
     >>> ema_key("model.diffusion_model.input_blocks.11.0.in_layers.0.weight")
     'model_ema.diffusion_modelinput_blocks110in_layers0weight'
@@ -47,9 +48,9 @@ def ema_key(key: str) -> str:
 
 
 def ema_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Name of each averaged weight in a file -> the usual name of that weight.
+    """A dictionary: name of an averaged weight in a file -> the usual name of the weight.
 
-    The names of SD's U-Net are known, for any number of blocks. Raises ValueError for others.
+    Raises ValueError if SD's U-Net, with any number of blocks, has no weight of this name.
     """
     keys = [
         UNET_PREFIX + row.key("original", leaf)
@@ -71,7 +72,7 @@ def ema_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 def apply_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Multiply 8-bit weights by the scales that are stored with them (ComfyUI's scaled fp8).
 
-    A weight has one scale, or one for each row. Raises ValueError for another number of scales.
+    A weight has one scale, or one scale for each row. Raises ValueError for any other number.
     """
     usual = {key: tensor for key, tensor in tensors.items() if not key.endswith(SCALE_NOTES)}
     for name, scale in tensors.items():

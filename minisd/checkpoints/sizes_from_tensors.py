@@ -9,12 +9,12 @@ from torch import Tensor
 from minisd.checkpoints.names import PREFIXES_V1, PREFIXES_V2
 from minisd.config import OPENCLIP_H, ModelConfig, TextConfig, UNetConfig, VAEConfig
 
-GIVE_VAE = "give an autoencoder, which turns latents into pictures, with vae=FILE or --vae FILE"
-NORM_GROUPS = 32  # in every network of v1 and v2; no tensor shows it
-MOST_MODULES = 200  # with one prefix; SD has 12
+GIVE_VAE = "give an autoencoder (it turns latents into pictures) with vae=FILE or --vae FILE"
+NORM_GROUPS = 32  # in every network of v1 and v2; no tensor shows this number
+MOST_MODULES = 200  # with one prefix; SD has at most 12
 HEAD_WIDTH = 64  # of v2's U-Net and of both text transformers
 
-# Known numbers of text layers by width: those of v1, and of v2 without or with its unused layer.
+# Width -> known numbers of text layers. In v2, the last layer is unused, and may be missing.
 TEXT_LAYERS = {
     TextConfig.width: (TextConfig.layers,),
     OPENCLIP_H.width: (OPENCLIP_H.layers, OPENCLIP_H.layers + 1),
@@ -22,8 +22,11 @@ TEXT_LAYERS = {
 
 
 def config_from_tensors(tensors: Mapping[str, Tensor], name: str) -> ModelConfig:
-    """The sizes of an original single file. Those that no tensor shows are as in published models.
+    """The sizes of the model in an original single file.
 
+    If no tensor shows a size, the size is that of the published models.
+
+    name: the model's name
     Raises ValueError if a tensor that shows a size is missing or has too few axes.
     """
     v2 = has_prefix(tensors, PREFIXES_V2["text_encoder"])
@@ -44,7 +47,10 @@ def config_from_tensors(tensors: Mapping[str, Tensor], name: str) -> ModelConfig
 
 
 def with_text_layout(config: ModelConfig, open_clip: bool) -> ModelConfig:
-    """Set open_clip_text. open_clip: whether the text transformer is from open_clip, as SD v2's."""
+    """Set config.open_clip_text.
+
+    open_clip: whether the text transformer has open_clip's names, as in SD v2
+    """
     usual = open_clip == config.unet.linear_projection
     return replace(config, open_clip_text=None if usual else open_clip)
 
@@ -64,20 +70,20 @@ def shape_of(tensors: Mapping[str, Tensor], key: str, axes: int = 1) -> tuple[in
 
 
 def count_modules(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbered modules a prefix has: one more than the highest number.
+    """The number of modules with a prefix: one more than the highest number after the prefix.
 
     >>> count_modules({"up.0.weight": None, "up.2.weight": None}, "up.")
     3
     """
     highest = max(module_numbers(tensors, prefix), default=-1)
     if highest >= MOST_MODULES:
-        found = f"holds {prefix}{highest}, but no such network has so many modules"
+        found = f"holds {prefix}{highest}, but no network has so many modules"
         raise ValueError(f"{found}: get another copy")
     return 1 + highest
 
 
 def module_numbers(tensors: Mapping[str, Tensor], prefix: str) -> set[int]:
-    """The numbers of the modules with a prefix."""
+    """The numbers that follow a prefix in the names of tensors."""
     numbered = re.compile(re.escape(prefix) + r"(\d{1,9})\.")
     return {int(match[1]) for match in map(numbered.match, tensors) if match}
 
@@ -107,7 +113,10 @@ def unet_sizes(tensors: Mapping[str, Tensor], prefix: str) -> UNetConfig:
 
 
 def unet_levels(tensors: Mapping[str, Tensor], prefix: str) -> list[list[str]]:
-    """The input blocks by level. A convolution named "op" ends every level except the last."""
+    """The prefixes of the U-Net's input blocks, one list for each level.
+
+    A convolution named "op" ends every level except the last.
+    """
     levels = [[]]
     for n in range(1, count_modules(tensors, f"{prefix}input_blocks.")):
         block = f"{prefix}input_blocks.{n}"
@@ -121,7 +130,10 @@ def unet_levels(tensors: Mapping[str, Tensor], prefix: str) -> list[list[str]]:
 
 
 def vae_sizes(tensors: Mapping[str, Tensor], prefix: str, layout: str = "original") -> VAEConfig:
-    """The autoencoder's sizes. layout: "original" or "diffusers", whose names the tensors have"""
+    """The autoencoder's sizes.
+
+    layout: the layout of the tensors' names, "original" or "diffusers"
+    """
     level, block = ("down", "block") if layout == "original" else ("down_blocks", "resnets")
     if not has_prefix(tensors, f"{prefix}encoder."):  # some programs save only the decoder
         half = "holds a VAE's decoder without its encoder"
@@ -142,10 +154,12 @@ def text_v1_sizes(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
 
 
 def text_v2_sizes(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
-    """SD v2 reads the output of the second to last layer. Some files leave the last layer out.
+    """The sizes of SD v2's text transformer, without its last layer.
 
-    If the width is not the published one, text_projection decides: only the whole text tower needs
-    it, so a file that keeps it is expected to keep the last layer, too.
+    SD v2 reads the output of the second to last layer, so some files leave out the last layer. If
+    the width is the published width, the number of layers shows whether a file holds the last
+    layer. Otherwise the tensor text_projection shows this: only the complete text transformer needs
+    text_projection, so a file with this tensor probably also holds the last layer.
     """
     words, layers = f"{prefix}token_embedding.weight", f"{prefix}transformer.resblocks."
     positions = f"{prefix}positional_embedding"
@@ -157,11 +171,12 @@ def text_v2_sizes(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
 
 
 def text_sizes(tensors: Mapping[str, Tensor], usual: TextConfig, *names: str) -> TextConfig:
-    """The text transformer's sizes, with all of its layers.
+    """The text transformer's sizes, with all layers in the file.
 
-    names: of the token vectors, of the position vectors, the prefix of the layers, and the name of
-        the MLP within a layer
-    Raises ValueError if layers are missing, or if the width does not show the number of heads.
+    usual: the sizes that no tensor shows
+    names: four names: the token vectors, the position vectors, the prefix of all layers, and the
+        first matrix of the MLP inside a layer
+    Raises ValueError if layers are missing, or if the width is not a multiple of HEAD_WIDTH.
     """
     words, positions, layers, mlp = names
     vocabulary, width = shape_of(tensors, words, 2)[:2]
@@ -175,7 +190,7 @@ def text_sizes(tensors: Mapping[str, Tensor], usual: TextConfig, *names: str) ->
         wide = f"a text transformer of width {width}, which is not a multiple of {HEAD_WIDTH}"
         raise ValueError(f"has {wide}: get another model")
     mlp = f"{layers}0.{mlp}.weight"
-    mlp_width = shape_of(tensors, mlp)[0] if mlp in tensors else None  # a later check names it
+    mlp_width = shape_of(tensors, mlp)[0] if mlp in tensors else None  # a later check refuses this
     return replace(
         usual,
         vocab_size=vocabulary,

@@ -1,4 +1,4 @@
-"""Read a file that holds only a VAE, in the original layout or in diffusers', or its folder."""
+"""Read a VAE from a file or folder of its own, with the names of the original or of diffusers."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -27,11 +27,12 @@ ONLY_TRAINING = ("loss.", "model_ema.", "logvar")  # prefixes of tensors that on
 
 
 def open_vae(source: str | Path, expected: VAEConfig | None = None) -> OtherVAE:
-    """Read the autoencoder of a VAE file or folder, with minisd's names.
+    """Read the autoencoder of a VAE file or folder. Its tensors get minisd's names.
 
-    expected: the sizes that it must have, and the scale of its latents if no config.json states
-        it. None: the sizes come from its settings or its tensors
-    Raises ValueError for anything else, and for settings that minisd's VAE does not have.
+    expected: the sizes that the autoencoder must have, and the scale of its latents if no
+        config.json states this scale. None: the config.json or the tensors show the sizes
+    Raises ValueError if the source is not such an autoencoder, or if it has settings that minisd's
+        VAE does not have.
     """
     path = local_path(source)
     path = path / "vae" if (path / "vae" / "config.json").exists() else path
@@ -52,7 +53,11 @@ def open_vae(source: str | Path, expected: VAEConfig | None = None) -> OtherVAE:
 
 
 def vae_tensors(name: str, files: list[Path]) -> dict[str, Tensor]:
-    """The tensors with their usual names, without prefix. Raises ValueError for other files."""
+    """The tensors of a VAE with their usual names, without prefix.
+
+    name: the name of the file or folder, for error messages
+    Raises ValueError if the files do not hold a VAE.
+    """
     shards = [pair for file in files for pair in read_tensors(file).items()]
     refuse_other_kinds(name, dict(shards), "VAE")
     with name_errors(name):
@@ -64,10 +69,13 @@ def vae_tensors(name: str, files: list[Path]) -> dict[str, Tensor]:
 
 
 def read_stated_config(path: Path, required: bool, layout: str) -> VAEConfig | None:
-    """A VAE's config.json. None: there is none, or it belongs to another network.
+    """Read the config.json of a VAE.
 
-    required: whether a missing one is an error
-    layout: of the VAE file. In diffusers' layout, a config.json without a class belongs to it
+    None: there is no config.json, or the config.json belongs to another network.
+
+    required: whether a missing config.json is an error
+    layout: the layout of the VAE file. If the layout is "diffusers", a config.json that states no
+        class belongs to the VAE
     """
     stored = read_json(path) if required or path.exists() else {}
     unnamed = "Autoencoder" if layout == "diffusers" and stored else ""
@@ -76,7 +84,12 @@ def read_stated_config(path: Path, required: bool, layout: str) -> VAEConfig | N
 
 
 def agree_on_config(stated: VAEConfig, expected: VAEConfig) -> VAEConfig:
-    """Return the VAE's own settings. Raises ValueError if the model needs other sizes."""
+    """Return the settings in the VAE's own config.json.
+
+    stated: the VAE's own settings
+    expected: the settings of the model's own VAE
+    Raises ValueError if the sizes differ. The scales may differ.
+    """
     for name, needed in asdict(expected).items():
         own = getattr(stated, name)
         if own != needed and name != "scale":

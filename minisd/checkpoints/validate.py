@@ -8,11 +8,11 @@ from minisd.clip import ACTIVATIONS
 from minisd.config import ModelConfig, TextConfig
 from minisd.files.json_files import build_dataclass, shorten
 
-LEVELS = 8  # of a network; the resolution halves at each level
+LEVELS = 8  # most levels of a network; the resolution halves at each level
 RANGES = {
     "layers": (1, 100),
     "res_blocks": (1, 10),
-    "max_length": (TextConfig.max_length, TextConfig.max_length),  # the tokenizer's rows have it
+    "max_length": (TextConfig.max_length, TextConfig.max_length),  # as the tokenizer's rows
     "pad_token": (0, 10**6),
     "timesteps": (2, 100_000),
     "steps_offset": (0, 100),
@@ -39,7 +39,7 @@ def validate_config(config: ModelConfig) -> ModelConfig:
     if config.schedule.zero_terminal_snr and config.schedule.prediction != "v":
         raise ValueError('has a zero terminal SNR, so it must predict v: give prediction="v"')
     if len(unet.attention) != len(unet.channels):
-        levels = f"{len(unet.channels)} U-Net levels, but states the types of {len(unet.attention)}"
+        levels = f"{len(unet.channels)} U-Net levels, but types for {len(unet.attention)} levels"
         raise ValueError(f"has {levels}: get another copy")
     refuse_uneven([(text.width, text.heads), (unet.channels[0], 2)])  # sines and cosines of t
     refuse_uneven((width, unet.norm_groups) for width in unet.channels)
@@ -51,7 +51,7 @@ def validate_config(config: ModelConfig) -> ModelConfig:
 
 
 def check_levels(*networks: tuple[int, ...]) -> None:
-    """Raise ValueError for a network with so many levels that building it would never end."""
+    """Raise ValueError if a network has so many levels that it could never be built."""
     for channels in networks:
         if len(channels) > LEVELS:
             raise ValueError(f"has {len(channels)} levels, but minisd allows at most {LEVELS}")

@@ -43,11 +43,11 @@ def save(
 ):
     """Write a model as our own file, which load() can read. Replaces an existing file.
 
-    dtype: None keeps the dtype of the weights
+    dtype: the dtype of the written weights. None: the weights keep their dtypes
     notes: more entries for the header, for example how the model was trained
 
-    Raises ValueError if the file must not be written (before the work starts), if weights are NaN
-    or infinity, perhaps only in dtype, or if the disk is full. Then the existing file stays.
+    Raises ValueError if the file may not be written, if the disk is full, or if a weight is NaN or
+    infinity, or becomes infinity in the new dtype. After an error, an existing file is unchanged.
     """
     if dtype is not None:
         check_dtype(dtype)
@@ -61,7 +61,7 @@ def save(
 def save_vae(path: str | Path, vae: VAE, notes: Mapping[str, str] | None = None):
     """Write only an autoencoder, in the layout of published VAE files, in half precision.
 
-    notes: entries for the header. Raises ValueError as save() does.
+    notes: entries for the header. Raises what save() raises.
     """
     state = to_official(vae.state_dict(), flat_rows(vae_rows(vae.config)), "original")
     with written_whole(Path(path)) as unfinished:
@@ -78,16 +78,18 @@ def convert(
     vae: str | Path | None = None,
     ema: bool = False,
 ):
-    """Write a model in another layout. Unless dtype is given, no bit of its weights changes.
+    """Write a model in another layout. The weights stay exactly the same, unless dtype is given.
 
-    source: as for load()    destination: a path where nothing exists yet
-    layout: "original" (single file), "diffusers" (folder) or "ours" (single file). None: original
-        if the destination ends in .safetensors, otherwise a folder
-    keep_unused: also copy the tensors that minisd does not use, from one original file to another
-    dtype: None keeps the stored dtypes    prediction, vae, ema: as for load()
+    source, prediction, vae, ema: see load()
+    destination: a path where nothing exists yet
+    layout: "original" (single file), "diffusers" (folder) or "ours" (single file). None: "original"
+        if the destination ends in .safetensors, otherwise "diffusers"
+    keep_unused: whether to copy also the tensors that minisd does not use. This works only from one
+        original file to another
+    dtype: the dtype of the written weights. None: the weights keep the stored dtypes
 
-    Raises ValueError if the destination cannot be written (before the work starts), if weights are
-    too large for dtype, and as load() does.
+    Raises ValueError if the destination cannot be written, or if a weight is too large for dtype.
+    Also raises what load() raises.
     """
     if dtype is not None:
         check_dtype(dtype)
@@ -103,8 +105,8 @@ def convert(
         other = None if vae is None else open_vae(vae, own_vae_config(path))
         checkpoint = open_checkpoint(path, prediction, ema, other)
         if keep_unused and (checkpoint.layout, layout) != ("original", "original"):
-            raise ValueError("keep_unused works from one original file to another: leave it out.")
-        if checkpoint.known_by is None:  # finding it out needs the network
+            raise ValueError("keep_unused needs two original files: leave keep_unused out.")
+        if checkpoint.known_by is None:  # only the network can show eps or v
             checkpoint = replace(checkpoint, config=build_networks(checkpoint, path.name).config)
         if layout == "diffusers":
             write_folder(unfinished, checkpoint, dtype)
@@ -115,7 +117,10 @@ def convert(
 def write_file(
     path: Path, checkpoint: Checkpoint, layout: str, keep_unused: bool, dtype: torch.dtype | None
 ):
-    """Write all parts into one file. Its header holds the settings, which other programs ignore."""
+    """Write all parts into one file.
+
+    The header of the file holds the settings. Other programs ignore these settings.
+    """
     prefix = prefixes(checkpoint.config) if layout == "original" else OUR_PREFIXES
     tensors = dict(checkpoint.not_needed) if keep_unused else {}
     for part, state in tensors_by_layout(checkpoint, layout).items():
@@ -125,7 +130,7 @@ def write_file(
 
 
 def write_folder(path: Path, checkpoint: Checkpoint, dtype: torch.dtype | None):
-    """Write each part into its own folder, next to its settings."""
+    """Write each part of the model into its own folder, next to the settings of the part."""
     for name, settings in folder_json_files(checkpoint.config, checkpoint.tokenizer).items():
         file = path / name
         file.parent.mkdir(exist_ok=True)
@@ -137,7 +142,7 @@ def write_folder(path: Path, checkpoint: Checkpoint, dtype: torch.dtype | None):
 
 
 def tensors_by_layout(checkpoint: Checkpoint, layout: str) -> dict[str, dict[str, Tensor]]:
-    """Each part's tensors with the names of a layout, without prefix."""
+    """A dictionary: part -> its tensors, with the names of a layout and without prefix."""
     rows = model_rows(checkpoint.config)
     return {
         part: to_official(state, rows[part], layout) for part, state in checkpoint.parts.items()
@@ -151,10 +156,13 @@ def write_tensors(
     dtype: torch.dtype | None,
     unused: Set[str] = frozenset(),
 ):
-    """Write one .safetensors file. dtype changes only floating-point tensors, not positions.
+    """Write one .safetensors file.
 
+    settings: the entries of the header
+    dtype: the dtype of all written floating-point tensors. Other tensors, such as positions, do not
+        change. None: no tensor changes
     unused: names of tensors that may contain infinity, as v2's causal mask does
-    Raises ValueError if another tensor contains NaN or infinity, perhaps only in dtype.
+    Raises ValueError if any other tensor contains NaN or infinity, or is too large for dtype.
     """
     ready, memory = {}, set()
     for key, tensor in tensors.items():
@@ -164,7 +172,7 @@ def write_tensors(
             narrow = f"holds numbers that are too large for {dtype}: keep the stored dtype."
             raise ValueError(f"{key} {narrow if is_finite(tensor) else NOT_FINITE}")
         address = stored.untyped_storage().data_ptr()
-        ready[key] = stored.clone() if address in memory else stored  # the format shares none
+        ready[key] = stored.clone() if address in memory else stored  # the format cannot share
         memory.add(address)
     save_file(ready, path, dict(settings))
     sort_settings(path)

@@ -1,4 +1,4 @@
-"""Read the .yaml files that lie next to checkpoints, within bounds."""
+"""Read the .yaml files that lie next to checkpoints. Their size and depth are limited."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,10 @@ LARGEST_YAML = 100_000  # bytes. Published files have 4,000; PyYAML reads about 
 
 
 def read_yaml(path: Path) -> object:
-    """Read a .yaml file that holds only values that JSON has as well.
+    """Read a .yaml file. The file may hold only the types of values that JSON also has.
 
-    Raises ValueError, whose message follows the name of the checkpoint, for anything else.
+    Raises ValueError for anything else. The caller puts the name of the checkpoint before the
+    message.
     """
     try:
         text = read_at_most(path, LARGEST_YAML).decode("utf-8-sig")
@@ -21,13 +22,13 @@ def read_yaml(path: Path) -> object:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             # a few lines with aliases of aliases can stand for billions of values
             if isinstance(event, yaml.AliasEvent):
-                raise ValueError("an alias (*), which minisd does not read")
+                raise ValueError("it has an alias, written with *")
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
-                raise ValueError("too many nested levels")
+                raise ValueError("it has too many nested levels")
         return parse_json(json.dumps(yaml.safe_load(text)))  # checks names, texts and numbers
     except Exception as error:  # PyYAML raises many types, for example for the date 2024-99-99
         reason = str(error).partition("\n")[0][:80]
         what = f"lies next to {path.name}, which is not valid YAML ({reason})"
-        raise ValueError(f"{what}: fetch that file again, or move it away") from error
+        raise ValueError(f"{what}: fetch the .yaml again, or move it away") from error

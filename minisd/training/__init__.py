@@ -1,7 +1,7 @@
-"""How networks are trained. Read in this order:
+"""How networks are trained. Read the modules in this order:
 
 vae          the autoencoder's loss
-diffusion    the noise predictor's loss, the most important lines here
+diffusion    the noise predictor's loss: the most important lines of this package
 loop         train(), the loop that every training shares
 adapters     LoRA, textual inversion, hypernetwork, ControlNet
 wider_unet   more input channels, for inpainting and depth
@@ -9,5 +9,5 @@ classifier   the classifier of noisy latents
 depth        the small depth estimator
 
 The loop uses muon (the optimizer), run_folder (state and log), threads and distributed.
-What the mini is trained on is in minisd/mini.
+The datasets of the mini are in minisd/mini.
 """

@@ -1,7 +1,8 @@
-"""Train adapters: a few new weights, while the model's own weights stay as they are.
+"""Train adapters. An adapter adds a few new weights, and the model's own weights do not change.
 
 A LoRA or a hypernetwork learns a style, a new word learns a thing, a ControlNet learns to follow
-edges. Each is trained like the U-Net, by predicting noise, on pictures that show what is new.
+edges. An adapter is trained like the U-Net: the model with the adapter predicts the noise in
+latents of pictures. The pictures show the new style or thing.
 """
 
 import io
@@ -29,17 +30,19 @@ from minisd.training.diffusion import min_snr_noise_loss, noise_loss
 from minisd.training.loop import Draw, Hyperparameters, Model, train
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
-# A condition describes the layout of the picture. Only a latent with much noise leaves the layout
-# open, so errors count less where the signal-to-noise ratio is above this.
+# A condition describes the layout of the picture. But a latent with little noise already shows the
+# layout. So errors count less where the signal-to-noise ratio is above this number.
 LAYOUT_SNR = 1.0
 
 
 @dataclass(frozen=True)
 class AdapterDataset:
-    """What an adapter is trained on.
+    """The pictures on which an adapter is trained, and their captions.
 
-    latents: n 4 h w, scaled    captions: n texts; a word in them may be new
-    conditions: n c h' w', what the network reads with each noisy latent (edges, a mask), or None
+    latents: n 4 h w, scaled
+    captions: n texts, which may contain a new word
+    conditions: n c h' w', such as edges or masks. The network reads a condition with each noisy
+        latent. None: the network reads no conditions
     """
 
     latents: Tensor
@@ -48,7 +51,10 @@ class AdapterDataset:
 
 
 class TrainableLoRA(nn.Module):
-    """A LoRA for every attention of the U-Net. `up` starts at zero, so at first nothing changes."""
+    """A LoRA for every attention of the U-Net.
+
+    `up` starts at zero, so at first the LoRA does not change the U-Net's output.
+    """
 
     def __init__(self, sd: StableDiffusion, rank: int = 4):
         super().__init__()
@@ -70,7 +76,10 @@ class TrainableLoRA(nn.Module):
         return lora.apply_updates(dict(zip(layers, changes, strict=True)), 1.0)
 
     def save(self, path: Path, notes: dict[str, str]) -> None:
-        """Write it with the names that PEFT and diffusers use."""
+        """Write the LoRA with the names that PEFT and diffusers use.
+
+        notes: more entries for the header
+        """
         tensors = {}
         for name, down, up in zip(self.official, self.down, self.up, strict=True):
             tensors[f"unet.{name}.lora_A.weight"] = down.detach()
@@ -79,10 +88,12 @@ class TrainableLoRA(nn.Module):
 
 
 class TrainableWord(nn.Module):
-    """One or more vectors for a new word. They start at the mean of the words in `like`.
+    """One or more vectors for a new word. The vectors start at the mean of the words in `like`.
 
-    The mean of several vectors is short, and training would be slow from there. So it is scaled to
-    the usual length of a word's vector.
+    The mean of several vectors is short, and the training would be slow with a short vector. So the
+    mean is scaled to the usual length of a word's vector.
+
+    count: the number of vectors for the new word
     """
 
     def __init__(self, sd: StableDiffusion, word: str, like: Sequence[str], count: int = 1):
@@ -98,12 +109,15 @@ class TrainableWord(nn.Module):
         return Word(sd, self.word, self.vectors)
 
     def save(self, path: Path, notes: dict[str, str]) -> None:
-        """Write it as diffusers does: the word is the tensor's name."""
+        """Write the vectors as diffusers does: the word is the tensor's name.
+
+        notes: more entries for the header
+        """
         write_half(path, {self.word: self.vectors.detach()}, notes)
 
 
 class TrainableHypernetwork(nn.Module):
-    """Two small networks for each width of context: one for keys, one for values."""
+    """A hypernetwork: for each width of context, one small network for keys and one for values."""
 
     def __init__(self, sd: StableDiffusion, expand: int = 2):
         super().__init__()
@@ -118,7 +132,11 @@ class TrainableHypernetwork(nn.Module):
             nn.init.zeros_(parameter)
 
     def layers(self, width: int, which: int) -> list[tuple[Tensor, Tensor]]:
-        """Weight and bias of each layer of one network. which: 0 for keys, 1 for values"""
+        """Weight and bias of each layer of one network.
+
+        width: the width of the context
+        which: 0 for the network of the keys, 1 for the network of the values
+        """
         index = 2 * self.widths.index(width) + which
         both = self.widen[index], self.narrow[index]
         return [(layer.get_parameter("weight"), layer.get_parameter("bias")) for layer in both]
@@ -132,21 +150,27 @@ class TrainableHypernetwork(nn.Module):
         return hypernetwork.apply_networks(sd.unet, nets, 1.0)
 
     def save(self, path: Path, notes: dict[str, str]) -> None:
-        """Write it as the AUTOMATIC1111 web UI does: a pickle of tensors and plain values."""
+        """Write the networks like the AUTOMATIC1111 web UI: a pickle of tensors and plain values.
+
+        notes: more entries for the pickle
+        """
         content: dict = {
             width: [self.numbered_weights(self.layers(width, which)) for which in (0, 1)]
             for width in self.widths
         }
         content |= {"layer_structure": [1, 2, 1], "activation_func": "relu"}
         content |= {"is_layer_norm": False, "activate_output": False, "use_dropout": False}
-        whole = io.BytesIO()  # not the file: torch.save hides why it cannot write to a disk
+        whole = io.BytesIO()  # when torch.save writes to a full disk, it hides the reason
         torch.save({**content, **notes}, whole)
         with written_whole(path) as unfinished:
             unfinished.write_bytes(whole.getbuffer())
 
     @staticmethod
     def numbered_weights(layers: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        """Weights by name. Activations count as layers, so the second linear layer is number 2."""
+        """A dictionary: name -> weight or bias.
+
+        Activations count as layers, so the second linear layer has the number 2.
+        """
         return {
             f"linear.{2 * i}.{leaf}": tensor.detach().half()
             for i, pair in enumerate(layers)
@@ -155,7 +179,10 @@ class TrainableHypernetwork(nn.Module):
 
 
 def copied_controlnet(sd: StableDiffusion) -> ControlNet:
-    """A ControlNet that starts as a copy of the U-Net's encoder, and changes nothing yet."""
+    """A ControlNet that starts as a copy of the U-Net's encoder.
+
+    Its outputs are zero at first, so the ControlNet does not change the U-Net's output yet.
+    """
     network = ControlNet(sd.config.unet)
     theirs = sd.unet.state_dict()
     own = network.state_dict()
@@ -167,7 +194,7 @@ def copied_controlnet(sd: StableDiffusion) -> ControlNet:
 
 
 def write_half(path: Path, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
-    """Write a small file in half precision. Raises ValueError if it cannot be written."""
+    """Write a small file in half precision. Raises ValueError if the file cannot be written."""
     with written_whole(path) as unfinished:
         write_tensors(unfinished, tensors, {"format": "pt", **notes}, torch.float16)
 
@@ -183,13 +210,13 @@ def train_on(
     seed: int,
     config: UNetConfig,
 ) -> Model:
-    """Train the model on the dataset, and return its EMA.
+    """Train the model on the dataset, and return the EMA of the model.
 
-    Resumes from the folder. Raises ValueError like train().
+    If the folder holds a run, the run is resumed. Raises what train() raises.
 
-    predict(x, t, context, condition): the noise, predicted by the model that is trained
+    predict(x, t, context, condition): the noise that the trained model predicts
         condition: None if the dataset has no conditions
-    config: of the U-Net that the model belongs to
+    config: the config of the U-Net that the model belongs to
     """
     all_tokens = sd.tokenizer(dataset.captions)
 
@@ -223,7 +250,10 @@ def train_adapter(
     batch_size: int = 16,
     seed: int = 0,
 ) -> nn.Module:
-    """Train the adapter while it is on the model. The model does not change. See train_on()."""
+    """Train the adapter while the adapter is attached to the model. See train_on().
+
+    The model's own weights do not change.
+    """
 
     def predict(x: Tensor, t: Tensor, context: Tensor, condition: None) -> Tensor:
         return sd.unet(x, t, context)

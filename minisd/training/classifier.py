@@ -19,9 +19,12 @@ def thing_loss(
     labels: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
-    """Cross-entropy of the predicted thing, at any noise level (Dhariwal & Nichol 2021, section 4).
+    """Cross-entropy of the predicted thing, at random noise levels.
 
-    x0: b 4 h w    labels: b, indices of config.things
+    The method is that of Dhariwal & Nichol (2021, section 4).
+
+    x0: b 4 h w
+    labels: b, indices of config.things
     """
     noise = torch.randn(x0.shape, generator=generator)
     t = torch.randint(schedule.config.timesteps, (len(x0),), generator=generator)
@@ -40,12 +43,14 @@ def train_classifier(
     seed: int = 0,
     encoded_by: str = "",
 ) -> LatentClassifier:
-    """Train a classifier, and return its EMA.
+    """Train a classifier, and return the EMA of the classifier.
 
-    Resumes from the folder. Raises ValueError like train().
+    If the folder holds a run, the run is resumed. Raises what train() raises.
 
-    latents: n 4 h w, clean and scaled    labels: n, indices of config.things
-    encoded_by: names the VAE that made the latents, so that no run is resumed with other latents
+    latents: n 4 h w, clean and scaled
+    labels: n, indices of config.things
+    encoded_by: a text that names the VAE of the latents. A run cannot be resumed with another text,
+        so it cannot be resumed with the latents of another VAE
     """
     torch.manual_seed(seed)
     classifier = LatentClassifier(config)

@@ -1,4 +1,4 @@
-"""Train the small depth estimator. Its targets are reliefs that are computed for flat pictures."""
+"""Train the small depth estimator. Its targets are depths that are computed for flat pictures."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +11,21 @@ from minisd.depth.small import SmallDepthEstimator
 from minisd.tasks.canny import brightness
 from minisd.training.loop import Draw, Hyperparameters, train
 
-RIM, DOME, SHADING = 0.4, 0.4, 0.2  # heights: of a thing's rim, its middle, its light parts
+RIM, DOME, SHADING = 0.4, 0.4, 0.2  # heights of a thing's rim, its middle and its light parts
 
 
 def relief(images: Tensor, masks: Tensor) -> Tensor:
-    """A depth for a flat picture: things stand out from the background, light parts more than dark.
+    """Invent a depth for a flat picture, as in a relief.
 
-    images: b 3 h w in [-1, 1]    masks: b 1 h w, 1 = thing    returns: b 1 h w in 0 … 1, 1 is near
+    Things stand out from the background. The light parts of a thing stand out more than the dark
+    parts.
+
+    images: b 3 h w in [-1, 1]
+    masks: b 1 h w, 1 = thing
+    returns: b 1 h w in 0 … 1, where 1 is near
     """
     left, inside = masks, torch.zeros_like(masks)
-    while left.any():  # each round removes the outermost pixels, and counts those inside
+    while left.any():  # each round counts all pixels that are left, then removes a rim
         inside = inside + left
         left = 1 - F.max_pool2d(1 - F.pad(left, (1, 1, 1, 1)), 3, stride=1)
     highest = inside.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1)
@@ -35,11 +40,12 @@ def train_estimator(
     batch_size: int = 32,
     seed: int = 0,
 ) -> SmallDepthEstimator:
-    """Train on pictures and their reliefs. Resumes from the folder.
+    """Train an estimator on pictures and their depths, and return the EMA of the estimator.
 
-    draw_pictures(count, number): images, b 3 h w, and masks, b 1 h w, the same for the same number
+    If the folder holds a run, the run is resumed. Raises what train() raises.
 
-    Returns the EMA of the estimator. Raises ValueError like train().
+    draw_pictures(count, number): `count` images, b 3 h w, and their masks, b 1 h w. The same number
+        gives the same images
     """
     torch.manual_seed(seed)
     estimator = SmallDepthEstimator()

@@ -29,16 +29,21 @@ class TextAndUNet(nn.Module):
         self.unet = UNet(config.unet)
 
     def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        """x: r*b 4 h w    t: r*b    tokens: b 77    returns: the predicted noise, r*b 4 h w.
+        """Predict the noise in b latents, with r noisy versions of each.
 
-        The text is read once for all r noisy versions of its latent.
+        x: r*b 4 h w    t: r*b    tokens: b 77    returns: the predicted noise, r*b 4 h w
+
+        The text of a latent is read only once for all r noisy versions.
         """
         context = self.text_encoder(tokens)
         return self.unet(x, t, repeat(context, "b m c -> (r b) m c", r=len(x) // len(tokens)))
 
 
 def start_at_zero(unet: UNet) -> None:
-    """Set the last layer of each branch to zero, like the original, so that it adds nothing yet."""
+    """Set the last layer of each branch to zero, as in the original code.
+
+    Then a branch adds nothing to its input at first.
+    """
     for name, module in unet.named_modules():
         if name.endswith(("conv2", "proj_out", "conv_out")):
             for parameter in module.parameters():
@@ -47,13 +52,17 @@ def start_at_zero(unet: UNet) -> None:
 
 @dataclass(frozen=True)
 class EncodedPictures:
-    """A dataset of captioned pictures, encoded once: the VAE is far slower than a lookup.
+    """A dataset of captioned pictures, as latents and tokens.
 
-    latents: n 4 h w, scaled; the mode of each Gaussian. Stable Diffusion is trained on samples, but
-        its Gaussians are narrower: the mini's have a standard deviation of 0.16. A U-Net that is
-        trained on samples generates latents with as much noise, which costs 1 dB after decoding.
+    The pictures are encoded only once, because the VAE is far slower than a lookup.
+
+    latents: n 4 h w, scaled. Each latent is the mode of the Gaussian that the encoder returns.
+        Stable Diffusion is trained on samples of the Gaussians, but its Gaussians are narrower. The
+        mini's Gaussians have a standard deviation of 0.16. A U-Net that is trained on samples of
+        these Gaussians generates latents with as much noise. This costs 1 dB after decoding
     tokens: n 77
-    encoded_by: names the VAE and the vocabulary, so that no run is resumed with other latents
+    encoded_by: a text that names the VAE and the vocabulary. A run cannot be resumed with another
+        text, so it cannot be resumed with other latents
     """
 
     latents: Tensor
@@ -61,7 +70,7 @@ class EncodedPictures:
     encoded_by: str = ""
 
     def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """batch_size latents at random, and their tokens."""
+        """Draw batch_size latents at random. Returns the latents and their tokens."""
         picks = torch.randint(len(self.latents), (batch_size,), generator=generator)
         return self.latents[picks].float(), self.tokens[picks].long()
 
@@ -69,7 +78,7 @@ class EncodedPictures:
 def stratified_timesteps(batch_size: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
     """REPEATS timesteps per picture, one in each quarter of the schedule. returns: (r b)
 
-    Together they are uniform, and more even than independent draws.
+    The timesteps are uniform. They are spread more evenly than independent draws.
     """
     quarter = rearrange(torch.arange(REPEATS), "r -> r 1")
     within = torch.rand(REPEATS, batch_size, generator=generator)
@@ -86,7 +95,8 @@ def noise_loss(
 ) -> Tensor:
     """Mean squared error of the predicted noise (Ho et al. 2020, eq. 14).
 
-    x0: b 4 h w    tokens: b 77, read once for REPEATS noisy versions of each latent
+    x0: b 4 h w    tokens: b 77
+    Each text is read once for REPEATS noisy versions of its latent.
     """
     t = stratified_timesteps(len(x0), schedule, generator)
     x0 = repeat(x0, "b c h w -> (r b) c h w", r=REPEATS)
@@ -105,8 +115,8 @@ def min_snr_noise_loss(
 ) -> Tensor:
     """noise_loss() with less weight on errors at low noise.
 
-    Where the signal-to-noise ratio is above max_snr, an error counts max_snr / ratio times (Hang et
-    al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy").
+    If the signal-to-noise ratio is above max_snr, the error is multiplied by max_snr / ratio (Hang
+    et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy").
     """
     t = stratified_timesteps(len(x0), schedule, generator)
     x0 = repeat(x0, "b c h w -> (r b) c h w", r=REPEATS)
@@ -125,9 +135,9 @@ def train_diffusion(
     batch_size: int = 32,
     seed: int = 0,
 ) -> TextAndUNet:
-    """Train both networks, and return their EMA.
+    """Train the text transformer and the U-Net, and return the EMA of both.
 
-    Resumes from the folder. Raises ValueError like train().
+    If the folder holds a run, the run is resumed. Raises what train() raises.
     """
     torch.manual_seed(seed)
     network = TextAndUNet(config)

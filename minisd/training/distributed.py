@@ -1,4 +1,4 @@
-"""Train one model with several processes. torchrun starts them and numbers them by rank.
+"""Train one model with several processes. torchrun starts the processes, and gives each a rank.
 
 torchrun --nproc-per-node 2 -m minisd train vae
 
@@ -15,9 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def barrier() -> None:
-    """Wait until every process is here. The first call connects the processes of torchrun.
+    """Wait until every process has called barrier(). The first call connects the processes.
 
-    Only rank 0 writes files: after a barrier the others can read what it wrote.
+    Only rank 0 writes files. After a barrier, the other processes can read these files.
     """
     if {"RANK", "WORLD_SIZE"} <= os.environ.keys() and not dist.is_initialized():
         on_cuda = torch.cuda.is_available()
@@ -27,14 +27,17 @@ def barrier() -> None:
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """The number of this process, and how many there are: 0 and 1 for a process alone."""
+    """The number of this process, and the number of all processes.
+
+    If there is only one process, the two numbers are 0 and 1.
+    """
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def shard_size(batch_size: int) -> int:
-    """How many examples of a batch this process draws.
+    """The number of examples in a batch that this process draws.
 
-    Raises ValueError if the processes cannot have equal parts.
+    Raises ValueError if the batch cannot be divided into equal parts, one for each process.
     """
     _, world_size = rank_and_world_size()
     if batch_size % world_size:
@@ -52,7 +55,7 @@ def share_gradients(module: nn.Module) -> nn.Module:
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """The mean of what every process passes in."""
+    """The mean of the values that the processes pass in."""
     if not dist.is_initialized():
         return value
     total = value.detach().clone()
@@ -61,7 +64,7 @@ def mean_over_processes(value: Tensor) -> Tensor:
 
 
 def any_process(*flags: bool) -> list[bool]:
-    """For each flag, whether it is set in any process."""
+    """A list that states for each flag whether the flag is set in at least one process."""
     return (mean_over_processes(torch.tensor(flags, dtype=torch.float32)) > 0).tolist()
 
 

@@ -1,8 +1,8 @@
-"""The loop that every training shares: train(), and what happens around its steps.
+"""The loop that every training uses: train(), and what happens before and after its steps.
 
-All randomness of a step comes from (seed, step). A run that was killed and resumed computes what an
-unbroken run would have computed. A kill loses a few seconds, ctrl-C nothing (process/signals.py).
-Several processes can share the work (distributed.py).
+All randomness of a step comes from (seed, step). So a run that was killed and resumed computes the
+same as a run without a break. After a kill, the last few seconds of the run are lost. After ctrl-C,
+nothing is lost (process/signals.py). Several processes can share the work (distributed.py).
 """
 
 import copy
@@ -35,27 +35,30 @@ from minisd.training.distributed import (
 from minisd.training.muon import Muon, split_for_muon
 from minisd.training.threads import threads_of
 
-SAVE_SECONDS = 5  # at least between two checkpoints, except for those that save_every asks for
+SAVE_SECONDS = 5  # least time between two checkpoints; save_every adds more checkpoints
 Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """How long and how fast to train. Both rates rise linearly, then fall as half a cosine."""
+    """How long and how fast to train.
+
+    Both learning rates first rise linearly. Then they fall like half a cosine.
+    """
 
     steps: int
     rate: float = 0.05  # of Muon, for the matrices of hidden layers
     adam_rate: float = 2e-3  # of AdamW, for everything else
     warmup: int = 100  # steps
-    final: float = 0.01  # the part of each rate that is left at the end
+    final: float = 0.01  # the last rate / the highest rate
     weight_decay: float = 0.01
     clip: float = 1.0  # largest norm of the gradient
-    ema: float = 0.999  # the part of the average that each step keeps
+    ema: float = 0.999  # the part of the average that stays at each step
     save_every: int = 500  # steps
     log_every: int = 50
 
     def rate_factor(self, step: int) -> float:
-        """By how much both rates are multiplied at this step, 0 … 1."""
+        """The factor of both rates at this step, 0 … 1."""
         if step < self.warmup:
             return (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
@@ -64,10 +67,11 @@ class Hyperparameters:
 
 @dataclass(frozen=True)
 class Draw:
-    """What this process draws in one step.
+    """The part of a batch that this process draws in one step.
 
-    number: of the batch; no two steps and no two processes have the same
-    batch_size: how many examples    generator: the source of all random numbers of the step
+    number: the number of this part. Every step and every process has a different number
+    batch_size: the number of examples in this part
+    generator: the source of all random numbers of the step
     """
 
     number: int
@@ -76,7 +80,10 @@ class Draw:
 
 
 class LossModule(nn.Module):
-    """A model and its loss as one module: DistributedDataParallel has to see the forward pass."""
+    """A model and its loss as one module.
+
+    DistributedDataParallel needs such a module, because it has to see the forward pass.
+    """
 
     def __init__(self, model: nn.Module, loss_at: Callable[[Draw], dict[str, Tensor]]):
         super().__init__()
@@ -96,15 +103,17 @@ def train(
     seed: int,
     about: dict,
 ) -> Model:
-    """Train until settings.steps are done. Go on from the folder's last checkpoint, if any.
+    """Train a model until settings.steps steps are done. Returns the EMA of the model.
 
-    loss_at(draw): calls the model on one batch, and returns the terms of the loss by name
-    about: what else defines this run, plain values by name
-    Returns the EMA of the model. Writes state.pt, log.jsonl and loss.png into the folder.
+    If the folder holds a checkpoint, the training continues from the checkpoint. Writes state.pt,
+    log.jsonl and loss.png into the folder.
 
-    Raises ValueError if nothing can be written there, if another training runs there, if what is
-        there cannot be continued, or if the loss, the gradient or a weight is not finite. The last
-        checkpoint stays as it is then.
+    loss_at(draw): calls the model on one batch. Returns a dictionary: name -> term of the loss
+    about: name -> plain value, for everything else that defines this run
+
+    Raises ValueError if the folder cannot be written, if another training uses the folder, if the
+        run in the folder cannot be resumed, or if the loss, the gradient or a weight is not finite.
+        After an error, the last checkpoint is unchanged.
     Raises Interrupted on ctrl-C, SIGTERM or SIGHUP. The state after the last whole step is saved.
     """
     about = {**about, "batch_size": batch_size, "seed": seed}
@@ -122,7 +131,7 @@ def train(
             loss.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
             check_finite(terms, norm, step)
-            with fast_precision():  # Muon mostly multiplies matrices; their rounding does no harm
+            with fast_precision():  # Muon mostly multiplies matrices; rounding them does no harm
                 for optimizer in run.optimizers:
                     optimizer.step()
             update_ema(run.ema, model, keep=min(settings.ema, (1 + step) / (10 + step)))
@@ -131,26 +140,32 @@ def train(
 
 
 def draw_at(step: int, own_size: int, seed: int) -> Draw:
-    """This process's part of one batch. own_size: how many examples that is"""
+    """The part of one batch that this process draws.
+
+    own_size: the number of examples in this part
+    """
     rank, world_size = rank_and_world_size()
     number = step * world_size + rank
     return Draw(number, own_size, generator_at(seed, number))
 
 
 def generator_at(seed: int, number: int) -> torch.Generator:
-    """The random numbers of one batch of one run, whatever ran before."""
+    """The random numbers of one batch. They depend only on the seed and the batch's number."""
     return torch.Generator().manual_seed(1_000_003 * seed + number)
 
 
 def fast_precision() -> torch.autocast | nullcontext:
-    """bfloat16 where the processor multiplies it in hardware, else plain float32."""
+    """A context with bfloat16 if the processor can multiply bfloat16, otherwise with float32."""
     if getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():
         return torch.autocast("cpu", torch.bfloat16)
     return nullcontext()
 
 
 def create_optimizers(model: nn.Module, settings: Hyperparameters) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of hidden layers, AdamW for the rest. A group may be empty."""
+    """Create Muon for the matrices of hidden layers, and AdamW for all other parameters.
+
+    One of the two optimizers may have no parameters.
+    """
     hidden, others = split_for_muon(model)
     decay = settings.weight_decay
     muon = Muon([{"params": hidden}], settings.rate, weight_decay=decay)
@@ -163,7 +178,7 @@ def create_optimizers(model: nn.Module, settings: Hyperparameters) -> list[torch
 def set_rates(
     optimizers: list[torch.optim.Optimizer], settings: Hyperparameters, step: int
 ) -> None:
-    """Give each optimizer its learning rate of this step."""
+    """Give each optimizer its learning rate for this step."""
     for optimizer, rate in zip(optimizers, (settings.rate, settings.adam_rate), strict=True):
         optimizer.param_groups[0]["lr"] = rate * settings.rate_factor(step)
 
@@ -176,7 +191,7 @@ def update_ema(ema: nn.Module, model: nn.Module, keep: float) -> None:
 
 
 def check_finite(terms: dict[str, Tensor], norm: Tensor, step: int) -> None:
-    """Raise ValueError, in every process, unless the loss and the gradient are finite."""
+    """Raise ValueError in every process if the loss or the gradient is not finite."""
     means = {f"the loss {name}": mean_over_processes(term).item() for name, term in terms.items()}
     found = {**means, "the norm of the gradient": norm.item()}
     broken = [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]
@@ -187,7 +202,7 @@ def check_finite(terms: dict[str, Tensor], norm: Tensor, step: int) -> None:
 def divergence_message(step: int, what: str) -> str:
     """The error message of a run in which a number is NaN or infinite."""
     return (
-        f"The training broke off at step {step}: {what}. The last checkpoint is from before that. "
+        f"The training broke off at step {step}: {what}. The last checkpoint is older. "
         "Try a lower rate, or another seed in another folder."
     )
 
@@ -197,12 +212,15 @@ def divergence_message(step: int, what: str) -> str:
 
 @dataclass
 class Run(Generic[Model]):
-    """A training and the folder that keeps it.
+    """A training, and the folder that holds its state and log.
 
-    about: what defines this run, plain values by name
-    steps: the steps that are left, with a progress bar    done: how many are done
-    began: seconds of the monotonic clock, moved back by the time spent before a resume
-    saved, cost: when the last checkpoint was written, and how many seconds that took
+    about: name -> plain value, for everything that defines this run
+    steps: the steps that are left, with a progress bar
+    done: the number of steps that are done
+    began: the time at which the run began, in seconds of the monotonic clock. After a resume, this
+        time is moved back by the seconds that the run had taken before
+    saved: the time at which the last checkpoint was written, on the same clock
+    cost: the number of seconds that it took to write the last checkpoint
     """
 
     folder: Path
@@ -219,11 +237,11 @@ class Run(Generic[Model]):
     request: StopRequest = field(default_factory=StopRequest)
 
     def seconds(self) -> float:
-        """How long the run has taken, without pauses between two calls."""
+        """The seconds that the run has taken, without the pauses before it was resumed."""
         return round(time.monotonic() - self.began, 3)
 
     def end_step(self, terms: dict[str, Tensor]) -> None:
-        """Log and save if it is time. Stop if any process was asked to."""
+        """Log and save if it is time. Stop if any process was asked to stop."""
         if self.done % self.settings.log_every == 0:
             self.log(terms)
         self.done += 1
@@ -234,7 +252,10 @@ class Run(Generic[Model]):
             self.save()
 
     def log(self, terms: dict[str, Tensor]) -> None:
-        """Write the terms of the loss, averaged over the processes, into the log and the bar."""
+        """Write the terms of the loss into the log and the progress bar.
+
+        The terms are averaged over the processes.
+        """
         means = {name: round(mean_over_processes(term).item(), 5) for name, term in terms.items()}
         if rank_and_world_size()[0] == 0:
             run_folder.log(self.folder, {"step": self.done, **means, "seconds": self.seconds()})
@@ -248,7 +269,7 @@ class Run(Generic[Model]):
     def save(self) -> None:
         """Write the state after the last whole step.
 
-        Raises ValueError if it cannot be written, or if a weight is NaN or infinite.
+        Raises ValueError if the state cannot be written, or if a weight is NaN or infinite.
         """
         started = time.monotonic()
         for network in (self.model, self.ema):
@@ -264,7 +285,10 @@ class Run(Generic[Model]):
         self.cost = self.saved - started
 
     def stop(self, number: int) -> None:
-        """Save, and end the training as the signal of this number asked. Raises Interrupted."""
+        """Save the state, and end the training. Raises Interrupted.
+
+        number: the number of the signal that asked the training to stop
+        """
         self.save()
         barrier()  # rank 0 has written the state before any process ends
         raise Interrupted(
@@ -278,7 +302,10 @@ class Run(Generic[Model]):
 def open_run(
     model: Model, settings: Hyperparameters, folder: Path, about: dict
 ) -> Iterator[Run[Model]]:
-    """The run in this folder, new or as it was saved last. Plots the losses at the end."""
+    """Open the run in this folder: a new run, or the run that was saved in the folder.
+
+    Plots the losses at the end.
+    """
     barrier()
     with run_folder.lock_folder(folder), threads_of(folder) as threads:
         run = resume_run(model, settings, folder, {**about, "threads": threads})
@@ -293,11 +320,14 @@ def open_run(
                 raise
     if rank_and_world_size()[0] == 0:
         run_folder.plot_losses(folder)
-    barrier()  # the others go on when everything is saved
+    barrier()  # the other processes go on when everything is saved
 
 
 def resume_run(model: Model, settings: Hyperparameters, folder: Path, about: dict) -> Run[Model]:
-    """The run, with the model filled from the folder's last checkpoint if there is one."""
+    """Create the run. If the folder holds a checkpoint, fill the model from the checkpoint.
+
+    Warns if the training is already complete.
+    """
     about = description(settings, about)
     ema = copy.deepcopy(model).requires_grad_(False)
     optimizers = create_optimizers(model, settings)
@@ -320,7 +350,7 @@ def description(settings: Hyperparameters, about: dict) -> dict:
 
 
 def join_keys(values: dict, prefix: str = "") -> dict:
-    """Nested dictionaries as one dictionary, their keys joined with dots."""
+    """Turn nested dictionaries into one dictionary. Dots join the nested keys."""
     flat = {}
     for name, value in values.items():
         nested = isinstance(value, dict)

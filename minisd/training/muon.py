@@ -1,10 +1,10 @@
-"""Muon, the optimizer of the hidden layers: each update is about as large in every direction.
+"""Muon, the optimizer of the hidden layers. Its updates are about as large in every direction.
 
-Adam scales each number by itself. But a layer is a matrix, and a few directions dominate its
-gradient, so the others hardly change. Muon replaces the momentum by a matrix with the same
-directions, whose singular values are all about 1 (Jordan 2024, "Muon: an optimizer for hidden
-layers in neural networks"). The mini's autoencoder trains about five times faster with it
-(docs/mini.md).
+Adam scales each number separately. But a layer is a matrix, and a few directions dominate the
+gradient of the matrix. So the other directions hardly change. Muon replaces the momentum by a
+matrix with the same directions. The singular values of the new matrix are all about 1 (Jordan 2024,
+"Muon: an optimizer for hidden layers in neural networks"). With Muon, the mini's autoencoder trains
+about five times faster (docs/mini.md).
 """
 
 from collections import defaultdict
@@ -17,7 +17,7 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """The matrices with all their singular values brought near 1 (Newton-Schulz iteration).
+    """Bring all singular values of the matrices near 1 (Newton-Schulz iteration).
 
     matrices: ... n m    returns: ... n m, singular values within about 0.7 ... 1.2
     """
@@ -32,11 +32,11 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov's momentum, orthogonalized, times the rate.
+    """Change each matrix by its Nesterov momentum, orthogonalized and multiplied by the rate.
 
-    A convolution counts as the matrix "c_out (c_in h w)". A matrix with more rows than columns
-    gets a larger step, sqrt(rows / columns) times, so that its output changes as much as a
-    square one's.
+    A convolution counts as the matrix "c_out (c_in h w)". If a matrix has more rows than columns,
+    its step is multiplied by sqrt(rows / columns). Then the output of the layer changes as much as
+    the output of a layer with a square matrix.
     """
 
     def __init__(self, parameters, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
@@ -46,7 +46,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            by_shape = defaultdict(list)  # one product of many is faster than many of one
+            by_shape = defaultdict(list)  # one product of many matrices is faster than many
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     by_shape[parameter.flatten(1).shape].append(parameter)
@@ -54,7 +54,7 @@ class Muon(torch.optim.Optimizer):
                 self.update(parameters, group)
 
     def update(self, parameters: list[Tensor], group: dict) -> None:
-        """Change parameters that are matrices of one shape."""
+        """Change parameters that all have the same shape as matrices."""
         ahead = torch.stack([self.ahead(parameter, group["momentum"]) for parameter in parameters])
         stretch = max(1, ahead.shape[1] / ahead.shape[2]) ** 0.5
         for parameter, matrix in zip(parameters, orthogonalize(ahead), strict=True):
@@ -62,7 +62,12 @@ class Muon(torch.optim.Optimizer):
             parameter.add_(matrix.view_as(parameter), alpha=-group["lr"] * stretch)
 
     def ahead(self, parameter: Tensor, keep: float) -> Tensor:
-        """The momentum after this gradient, one step ahead (Nesterov), as a matrix."""
+        """Add the gradient to the momentum.
+
+        Returns the momentum one step ahead (Nesterov), as a matrix.
+
+        keep: the part of the momentum that stays
+        """
         gradient, state = parameter.grad, self.state[parameter]
         assert gradient is not None, "step() leaves out parameters without a gradient"
         if not state:
@@ -82,7 +87,10 @@ AT_THE_BORDER = (
 
 
 def split_for_muon(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """The matrices of hidden layers, and the rest (biases, norms, embeddings, first, last)."""
+    """The matrices of hidden layers, and all other parameters.
+
+    The others are biases, norms, embeddings, and the first and last layers.
+    """
     hidden, others = [], []
     for name, parameter in model.named_parameters():
         inside = parameter.ndim >= 2 and not name.endswith(AT_THE_BORDER)

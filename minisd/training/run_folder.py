@@ -1,4 +1,4 @@
-"""What a run keeps in its folder: state.pt, log.jsonl and, drawn from the log, loss.png."""
+"""The files in a run's folder: state.pt, log.jsonl, and loss.png, which is drawn from the log."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from minisd.training.distributed import broadcast, rank_and_world_size
 from minisd.training.muon import Muon
 
 FORMAT = 2  # of state.pt; files of format 1 have no number
-STATE = {  # what a state holds
+STATE = {  # the entries of a state
     "format": int,
     "step": int,
     "seconds": float,
@@ -39,13 +39,13 @@ MOMENTS = {Muon: {"momentum"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_s
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep other trainings out of the folder. Makes the folder if it is not there.
+    """Lock the folder, so that no other training uses it. Makes the folder if it does not exist.
 
-    The lock ends with its process. Rank 0 takes it for all processes of a training. The process
-    that has the lock may take it again. A disk without locks keeps nobody out, and a network disk
-    may not show the locks of other machines.
+    If a process ends, its lock ends, too. Rank 0 takes the lock for all processes of a training. A
+    process that has the lock may take the lock again. On a disk without locks, two trainings can
+    use the same folder. On a network disk, the locks of other machines may be invisible.
 
-    Raises ValueError, in every process, if another training uses the folder.
+    Raises ValueError in every process if another training uses the folder.
     """
     make_folder(folder)
     lock, note = FileLock(folder / "in_use.lock", is_singleton=True), folder / "in_use.txt"
@@ -75,7 +75,10 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def acquire(lock: FileLock) -> bool:
-    """Take the lock. False: another process holds it. A disk without locks always gives True."""
+    """Take the lock. Returns False if another process holds the lock.
+
+    On a disk without locks, always returns True.
+    """
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -86,20 +89,20 @@ def acquire(lock: FileLock) -> bool:
 
 
 def save_state(folder: Path, state: dict) -> None:
-    """Replace state.pt. A kill or a full disk leaves the old state or the new one, whole.
+    """Replace state.pt. After a kill or an error, it holds the old state or the new one, complete.
 
-    Raises ValueError if it cannot be written.
+    Raises ValueError if state.pt cannot be written.
     """
-    content = io.BytesIO()  # not the file: torch.save hides why it cannot write to a disk
+    content = io.BytesIO()  # when torch.save writes to a full disk, it hides the reason
     torch.save(state, content)
     with written_whole(folder / "state.pt") as unfinished:
         unfinished.write_bytes(content.getbuffer())
 
 
 def last_state(folder: Path) -> dict | None:
-    """The last saved state, or None if there is none.
+    """The last saved state. None: no state was saved.
 
-    Raises ValueError if the file is damaged, or if an earlier version of minisd wrote it.
+    Raises ValueError if state.pt is damaged, or if its format is not the one of this version.
     """
     path = folder / "state.pt"
     if not path.exists():
@@ -118,13 +121,13 @@ def last_state(folder: Path) -> dict | None:
         age = "an earlier" if version < FORMAT else "a later"
         raise ValueError(
             f"{path} was written by {age} version of minisd, which drew other random numbers. "
-            "Train into another folder, or delete this one to start over."
+            f"Train into another folder, or delete {folder} to start over."
         )
     return state
 
 
 def check_state(state: dict) -> None:
-    """Raise ValueError if a part of the state is missing, or has a wrong type or value."""
+    """Raise ValueError if an entry of the state is missing, or has a wrong type or value."""
     for values, kinds in ((state, STATE), (state["run"], RUN)):
         for name, kind in kinds.items():
             if not isinstance(values.get(name), kind):
@@ -138,12 +141,15 @@ def check_state(state: dict) -> None:
     ):
         if not 1 <= value <= most:
             raise ValueError(f"{name} is out of range")
-    json.dumps(state["run"])  # it fails for anything but plain values
+    json.dumps(state["run"])  # fails if a value is not plain
 
 
 @contextmanager
 def report_damage(path: Path) -> Iterator[None]:
-    """Turn every error inside into one ValueError: a damaged state can fail in many ways."""
+    """Turn every error inside the with block into one ValueError.
+
+    A damaged state can cause many types of errors.
+    """
     try:
         yield
     except Exception as error:
@@ -171,11 +177,12 @@ def state_of(
 def resume(
     folder: Path, about: dict, model: nn.Module, ema: nn.Module, optimizers: list[Optimizer]
 ) -> tuple[int, float, str]:
-    """Fill in the last saved state, if any.
+    """Fill the networks and the optimizers from the last saved state, if there is one.
 
-    Returns how many steps are done, the seconds so far, and the commit that began the run.
+    Returns the number of steps that are done, the seconds so far, and the commit (the version of
+    this code) that began the run.
 
-    Raises ValueError if the state is damaged, or of another run or model.
+    Raises ValueError if the state is damaged, or if it belongs to another run or model.
     """
     state = last_state(folder)
     if state is None:
@@ -202,15 +209,17 @@ def fill_network(network: nn.Module, weights: dict, path: Path) -> None:
     if any(weights[name].shape != tensor.shape for name, tensor in own.items()):
         raise ValueError(
             f"{path} was saved by a model of another shape. Train into another folder, or delete "
-            "this one to start over."
+            f"{path.parent} to start over."
         )
     network.load_state_dict(weights)
 
 
 def fill_optimizer(optimizer: Optimizer, saved: dict) -> None:
-    """Fill in the moments. The settings stay those of the optimizer, not those of the file.
+    """Fill the optimizer with the saved moments (averages of the gradients and of their squares).
 
-    Raises an error of any kind if the moments do not belong to the optimizer's parameters.
+    The settings of the optimizer, such as its rate, do not change.
+
+    Raises an error of any type if the moments do not belong to the optimizer's parameters.
     """
     groups = optimizer.state_dict()["param_groups"]
     if [group["params"] for group in saved["param_groups"]] != [g["params"] for g in groups]:
@@ -226,18 +235,21 @@ def fill_optimizer(optimizer: Optimizer, saved: dict) -> None:
 
 
 def refuse_another_run(folder: Path, before: dict, now: dict) -> None:
-    """Raise ValueError unless the run described by `before` may be resumed as the one in `now`.
+    """Raise ValueError if the saved run may not be resumed with new settings.
 
-    The number of steps may grow. The rest of the run then follows the longer cosine, and its rate
-    rises once, at the step where it is resumed. The number of threads may differ as well:
-    threads.py uses the recorded number where it can.
+    before: the settings of the saved run
+    now: the new settings
+
+    The number of steps may grow. Then the rest of the run follows a longer cosine, and the learning
+    rate rises once, at the step where the run is resumed. The number of threads may also differ:
+    if possible, threads.py uses the number that the saved run recorded.
     """
     may_differ = {"threads"}
     if now["hyperparameters.steps"] >= before["hyperparameters.steps"]:
         may_differ.add("hyperparameters.steps")
     shared = [name for name in before if name in now and name not in may_differ]
     differences = [
-        f"{name} is {before[name]} there and {now[name]} here"
+        f"{name} was {before[name]} and is now {now[name]}"
         for name in shared
         if before[name] != now[name]
     ]
@@ -249,7 +261,7 @@ def refuse_another_run(folder: Path, before: dict, now: dict) -> None:
 
 
 def commit() -> str:
-    """The version of this code, as git names it, or "unknown" outside a checkout."""
+    """The git commit of this code. "unknown": the code does not lie in a git repository."""
     command = ("git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD")
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -260,9 +272,9 @@ def commit() -> str:
 def log(folder: Path, record: dict) -> None:
     """Append one line of numbers to log.jsonl.
 
-    If a full disk or a kill cut the last line off, the new one still starts on a line of its own.
+    If a full disk or a kill cut off the last line, the new record still starts on a new line.
 
-    Raises ValueError if it cannot be written.
+    Raises ValueError if the line cannot be written.
     """
     try:
         with open(folder / "log.jsonl", "ab+") as file:
@@ -279,7 +291,7 @@ def log(folder: Path, record: dict) -> None:
 
 
 def log_records(folder: Path) -> list[dict]:
-    """The records of the log, in the order of steps. A step that was repeated counts once."""
+    """The records of the log, in the order of steps. Of a repeated step, only the last counts."""
     path, records = folder / "log.jsonl", {}
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for line in text.splitlines():
@@ -292,7 +304,7 @@ def log_records(folder: Path) -> list[dict]:
 
 
 def plot_losses(folder: Path) -> None:
-    """Draw the terms of the loss over the steps, raw and smoothed, as loss.png."""
+    """Draw loss.png: each term of the loss over the steps, raw and smoothed."""
     from matplotlib.figure import Figure  # pyplot would choose a backend for the whole process
 
     records = log_records(folder)
@@ -312,6 +324,6 @@ def plot_losses(folder: Path) -> None:
 
 
 def moving_average(values: np.ndarray) -> np.ndarray:
-    """The mean around each value, over a window of a twentieth of all values."""
+    """For each value, the mean of the values around it: a twentieth of all values."""
     window = np.ones(len(values) // 20 + 1)
     return np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")

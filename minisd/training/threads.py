@@ -1,4 +1,7 @@
-"""A run keeps the number of threads that it began with, which decides how sums are rounded."""
+"""A run keeps the number of threads that it began with.
+
+The number of threads decides how sums are rounded.
+"""
 
 import warnings
 from collections.abc import Iterator
@@ -13,9 +16,10 @@ from minisd.training.run_folder import last_state
 
 @contextmanager
 def threads_of(folder: Path) -> Iterator[int]:
-    """Compute with the number of threads that the folder's run records. Yields that number.
+    """Use the number of threads that the run in the folder recorded. Yields the number.
 
-    A new run, and a run with another number of processes, use the number that is set.
+    A new run uses the number that is set in torch. A run that is resumed with another number of
+    processes does the same.
 
     Raises ValueError if the folder's state is damaged.
     """
@@ -26,7 +30,7 @@ def threads_of(folder: Path) -> Iterator[int]:
     threads = before[1] if state and before[0] == processes else int(broadcast(own))
     if rank == 0 and before != now:
         warnings.warn(change_message(folder, before, now), stacklevel=6)
-    torch.set_num_threads(threads)  # always: MKL may use fewer until a number is set
+    torch.set_num_threads(threads)  # always, because MKL may use fewer before a number is set
     try:
         yield threads
     finally:
@@ -34,7 +38,11 @@ def threads_of(folder: Path) -> Iterator[int]:
 
 
 def change_message(folder: Path, before: tuple[int, int], now: tuple[int, int]) -> str:
-    """The warning for a run that is resumed in another way. before, now: processes, threads"""
+    """The warning for a run that is resumed with other numbers of processes or threads.
+
+    before: the numbers of processes and threads at the beginning of the run
+    now: the numbers of processes and threads that are set now
+    """
     if before[0] == now[0]:
         return (
             f"The run in {folder} began with threads={before[1]} and keeps them, although "

@@ -1,4 +1,4 @@
-"""Train the autoencoder, which turns a picture into a small latent, and back."""
+"""Train the autoencoder. It turns a picture into a small latent, and a latent into a picture."""
 
 import copy
 from collections.abc import Callable
@@ -13,16 +13,16 @@ from minisd.config import VAEConfig
 from minisd.training.loop import Draw, Hyperparameters, train
 from minisd.vae import VAE
 
-# draw_pictures(count, number): `count` pictures, b 3 h w in [-1, 1], the same for the same number
+# draw_pictures(count, number): `count` pictures, b 3 h w in [-1, 1]; number is a seed
 DrawPictures = Callable[[int, int], Tensor]
 
 KL_WEIGHT = 5e-5  # with 1e-6, pictures are 0.5 dB better, but the decoder tolerates less noise
-THIN_WEIGHT = 5  # while a decoder learns to draw thin lines
-EQUAL_STEPS = 0.2  # the share of steps in the second part, where all errors count equally
+THIN_WEIGHT = 5  # the weight of thin lines in the first part of train_decoder()
+EQUAL_STEPS = 0.2  # steps in the second part of train_decoder() / steps in the first part
 
 
 def edges(image: Tensor) -> Tensor:
-    """Differences of neighbouring pixels, b 2c h-1 w-1. A loss that compares them punishes blur."""
+    """Differences of neighbouring pixels, b 2c h-1 w-1. A loss of the differences punishes blur."""
     across = image[..., :-1, 1:] - image[..., :-1, :-1]
     down = image[..., 1:, :-1] - image[..., :-1, :-1]
     return torch.cat([across, down], dim=1)
@@ -31,8 +31,11 @@ def edges(image: Tensor) -> Tensor:
 def vae_loss(vae: VAE, image: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     """Squared errors of pixels and edges, and the KL divergence from a unit Gaussian.
 
-    Absolute errors allow blur, and got the colours right much later.
-    image: b 3 h w in [-1, 1]    returns: the three terms
+    Absolute errors would allow blur. In a trial with absolute errors, the colours became right much
+    later.
+
+    image: b 3 h w in [-1, 1]
+    returns: a dictionary: name -> term of the loss
     """
     latent = vae.encode(image)
     noise = torch.randn(latent.mean.shape, generator=generator)
@@ -52,9 +55,9 @@ def train_vae(
     batch_size: int = 16,
     seed: int = 0,
 ) -> VAE:
-    """Train a VAE, and return its EMA.
+    """Train a VAE, and return the EMA of the VAE.
 
-    Resumes from the folder. Raises ValueError like train().
+    If the folder holds a run, the run is resumed. Raises what train() raises.
     """
     torch.manual_seed(seed)
     vae = VAE(config)
@@ -66,11 +69,13 @@ def train_vae(
 
 
 def thinness(image: Tensor) -> Tensor:
-    """How much each pixel differs from its surroundings, if it is part of a thin line or a dot.
+    """How much each pixel of a thin line or a dot differs from its surroundings.
 
-    These are the top-hat transforms of Meyer (1979): an opening removes what is bright and less
-    than 3 pixels wide, a closing what is dark.
-    image: b c h w    returns: b 1 h w, the largest over the channels
+    The differences are the top-hat transforms of Meyer (1979). An opening removes bright lines and
+    dots that are less than 3 pixels wide. A closing removes such dark lines and dots.
+
+    image: b c h w
+    returns: b 1 h w, the largest difference over the channels
     """
 
     def brightest(x: Tensor) -> Tensor:
@@ -85,11 +90,13 @@ def thinness(image: Tensor) -> Tensor:
 
 
 def decoder_loss(vae: VAE, image: Tensor, thin_weight: float) -> dict[str, Tensor]:
-    """The terms of vae_loss() that the decoder can lower, for the mode of each latent.
+    """The terms of vae_loss() that the decoder can lower. The latents are modes, not samples.
 
-    A whisker has so few pixels that the decoder would rather leave it out, so errors in thin lines
-    count more.
-    image: b 3 h w in [-1, 1]    thin_weight: how much more, for each unit of thinness()
+    A thin line (such as a cat's whisker) has so few pixels that the decoder tends to leave out the
+    line. So errors in thin lines count more.
+
+    image: b 3 h w in [-1, 1]
+    thin_weight: the additional weight of an error for each unit of thinness()
     """
     with torch.no_grad():
         z = vae.encode(image).mode()
@@ -110,13 +117,18 @@ def train_decoder(
     batch_size: int = 32,
     seed: int = 0,
 ) -> VAE:
-    """Train only the decoder further: it draws the same latents better. Returns the VAE with it.
+    """Train only the decoder further, so that it draws the same latents better.
 
-    The encoder stays as it is, so every U-Net that was trained on its latents can use the new
-    decoder. Stability AI made vae-ft-mse from Stable Diffusion's autoencoder in this way (its model
-    card). At first, errors in thin lines count more. Then all errors count equally, for a fifth as
-    many steps at a quarter of the rate. This second part has its own folder inside, "alike".
-    Resumes from the folders. Raises ValueError like train().
+    Returns the VAE with the new decoder.
+
+    The encoder does not change, so every U-Net that was trained on its latents can use the new
+    decoder. In this way, Stability AI made vae-ft-mse from Stable Diffusion's autoencoder (model
+    card of vae-ft-mse).
+
+    The training has two parts. In the first part, errors in thin lines count more. In the second
+    part, all errors count equally. The second part has a fifth as many steps, a quarter of the
+    rate, and its own folder: "alike" inside `folder`. If the folders hold runs, the runs are
+    resumed. Raises what train() raises.
     """
 
     def train_part(vae: VAE, thin_weight: float, settings: Hyperparameters, folder: Path) -> VAE:
@@ -138,17 +150,26 @@ def train_decoder(
 
 @torch.no_grad()
 def measure_scale(vae: VAE, images: Tensor) -> float:
-    """1 / the spread of the latents of these pictures. Scaled by it, latents have unit spread."""
+    """The scale of latents: 1 / the standard deviation of the latents of these pictures.
+
+    Latents that are multiplied by the scale have a standard deviation of 1.
+    """
     return 1 / vae.encode(images).mean.std().item()
 
 
 @torch.no_grad()
 def psnr(vae: VAE, images: Tensor) -> float:
-    """How similar pictures are after encoding and decoding, in dB. images: b 3 h w in [-1, 1]"""
+    """How similar pictures are to their originals after encoding and decoding, in dB.
+
+    images: b 3 h w in [-1, 1]
+    """
     return decibels(vae.decode(vae.encode(images).mode()).clamp(-1, 1), images)
 
 
 def decibels(drawn: Tensor, real: Tensor) -> float:
-    """10 log10(peak² / mean squared error), averaged over pictures. Both: b 3 h w in [-1, 1]"""
+    """10 log10(peak² / mean squared error), averaged over the pictures.
+
+    drawn, real: b 3 h w in [-1, 1]
+    """
     error = (drawn - real).square().flatten(1).mean(dim=1)
     return (10 * torch.log10(4 / error)).mean().item()  # the range of [-1, 1] is 2

@@ -1,8 +1,9 @@
-"""Train a U-Net to read more channels: a mask and the picture around it, or the depth.
+"""Train a U-Net to read more channels: a mask and the picture around the mask, or the depth.
 
-Stable Diffusion's inpainting and depth models were made like this (Rombach et al. 2022, section
-4.5): the first convolution gets more inputs, whose weights start at zero, and the training goes on.
-Here the decoder stays as it is, so that the file holds only what differs from the mini.
+Stable Diffusion's inpainting and depth models were made in this way (Rombach et al. 2022, section
+4.5). The first convolution gets more input channels. Their weights start at zero. Then the training
+goes on. minisd does not train the U-Net's decoder, so that the new file can be small: it holds only
+the tensors that differ from the mini.
 """
 
 from dataclasses import replace
@@ -20,7 +21,10 @@ FROZEN = ("time", "up", "norm_out", "conv_out")  # the parts of the U-Net that a
 
 
 def widen(unet: UNet, in_channels: int) -> UNet:
-    """A copy with more input channels, which do nothing yet. Only its encoder can be trained."""
+    """A copy of the U-Net with more input channels. The new channels do nothing yet.
+
+    Only the encoder and the middle of the copy can be trained.
+    """
     wider = UNet(replace(unet.config, in_channels=in_channels))
     state = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
     known = state["conv_in.weight"]
@@ -41,7 +45,7 @@ def train_wider(
     batch_size: int = 16,
     seed: int = 0,
 ) -> UNet:
-    """Train the U-Net to read the dataset's conditions next to the latents. See train_on()."""
+    """Train the U-Net to read the dataset's conditions besides the latents. See train_on()."""
 
     def predict(x: Tensor, t: Tensor, context: Tensor, condition: Tensor) -> Tensor:
         return unet(torch.cat([x, condition], dim=1), t, context)

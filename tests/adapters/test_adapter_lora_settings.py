@@ -290,7 +290,7 @@ def test_absent_settings_have_pefts_defaults_in_a_file(v1, tmp_path):
     found = read_lora(tmp_path, ours.config)
     assert {change.alpha for change in found.values()} == {8.0}  # LoraConfig.lora_alpha
     (tmp_path / ADAPTER_CONFIG).write_text(json.dumps({"peft_type": "LORA"}), encoding="utf-8")
-    with pytest.raises(ValueError, match="has rank 4, and its settings say 8"):
+    with pytest.raises(ValueError, match="has rank 4, but its settings say 8"):
         lora(ours, tmp_path)
 
 
@@ -305,7 +305,7 @@ def test_bias_tensors_are_refused_by_the_settings_name(v1, tmp_path):
 def test_whose_settings_they_are(v1, tmp_path):
     ours, _ = v1
     strange = peft_file(tmp_path, GOOD, "cat.safetensors")
-    with pytest.raises(ValueError, match=r"lies next to an adapter_config\.json that may be an"):
+    with pytest.raises(ValueError, match=r"lies next to an adapter_config\.json that may desc"):
         lora(ours, strange)
     down, up = thin()
     stem = f"lora_unet_{LAYER.replace('.', '_')}"

@@ -76,7 +76,7 @@ def test_settings_that_are_all_absent_give_the_references_networks():
 
 @pytest.mark.parametrize("table", [*TABLES.values(), *OTHERS])
 def test_an_unknown_setting_is_refused_by_name(table: KnownSettings):
-    with pytest.raises(ValueError, match=r"shape_of_water = 3 .* which minisd does not know"):
+    with pytest.raises(ValueError, match=r"the unknown setting shape_of_water = 3 in"):
         table.read({"shape_of_water": 3})
     table.read({"shape_of_water": None, "_note": 3})
 
@@ -220,7 +220,7 @@ def test_the_size_of_folders_before_diffusers_0_9_is_what_diffusers_makes_of_it(
     [
         ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "StableDiffusionXLPip"),
         ("model_index.json", {"_class_name": "LatentConsistencyModelPipeline"}, "LatentConsist"),
-        ("model_index.json", {"controlnet": ["diffusers", "ControlNetModel"]}, "has controlnet ="),
+        ("model_index.json", {"controlnet": ["diffusers", "ControlNetModel"]}, " controlnet ="),
         ("minisd.json", {"cfg_scale": 3.0, "sampling": "best"}, "sampling = 'best'"),
         ("minisd.json", {"cfg_scale": "high"}, "cfg_scale = 'high'"),
         ("unet/config.json", {"sample_size": [64, 96]}, "sample_size = [64, 96]"),

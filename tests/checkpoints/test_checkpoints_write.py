@@ -276,7 +276,7 @@ def test_unknown_layouts_and_endings_are_refused(sources, tmp_path):
         convert(sources["v1"], tmp_path / "a.safetensors", "onnx")
     with pytest.raises(ValueError, match=r"a.ckpt must end in \.safetensors"):
         convert(sources["v1"], tmp_path / "a.ckpt")
-    with pytest.raises(ValueError, match="leave it out"):
+    with pytest.raises(ValueError, match="leave keep_unused out"):
         convert(sources["v1"], tmp_path / "a", keep_unused=True)
     assert not list(tmp_path.iterdir())
 

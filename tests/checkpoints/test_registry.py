@@ -75,21 +75,21 @@ def test_a_download_that_broke_off_goes_on_with_the_next_command(hub, tmp_path):
 
 def test_a_wrong_file_is_deleted(hub, tmp_path):
     hub.files = {path: CONTENT[::-1] for path in hub.files}
-    with pytest.raises(ValueError, match="is not the published one, and was deleted"):
+    with pytest.raises(ValueError, match="instead of the published one, and was deleted"):
         download("some", hub.endpoint)
     assert list((tmp_path / "kept" / "some").iterdir()) == []
 
 
 def test_where_no_sha256_is_published_the_first_is_noted(hub, monkeypatch):
     monkeypatch.setitem(OFFICIAL, "some", replace(OFFICIAL["some"], sha256=None))
-    assert "unknown: it is noted" in official.describe_official("some")
+    assert "unknown (later downloads must equal" in official.describe_official("some")
     path = download("some", hub.endpoint)
     note = path.parent / "source.json"
     assert json.loads(note.read_text(encoding="utf-8"))["sha256"] == SHA256
     path.unlink()
     hub.files = {there: CONTENT[::-1] for there in hub.files}
     with pytest.raises(
-        ValueError, match=r"not the one of the first download.*delete .*source\.json"
+        ValueError, match=r"instead of the one of the first download.*delete .*source\.json"
     ):
         download("some", hub.endpoint)
     assert [file.name for file in path.parent.iterdir()] == ["source.json"]

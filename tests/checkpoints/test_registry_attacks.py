@@ -354,7 +354,7 @@ def test_where_nobody_says_the_size_nothing_is_fetched(hub, folder, monkeypatch)
 def test_the_hubs_own_sha256_is_compared_where_none_is_published(hub, folder, monkeypatch):
     unknown(monkeypatch)
     hub.content, hub.mood = OTHER, "redirects"  # whose X-Linked-ETag is CONTENT's
-    assert "not the one that its server states, and was deleted" in refusal(hub)
+    assert "instead of the one that its server states, and was deleted" in refusal(hub)
     hub.content = CONTENT
     assert download("some", hub.endpoint).read_bytes() == CONTENT
 
@@ -448,7 +448,7 @@ def test_a_part_that_is_not_what_was_left_does_no_harm(hub, folder, tmp_path, ch
     except OSError as error:  # Windows lets only some users make links
         pytest.skip(str(error))
     if change is damage:
-        assert "is not the published one, and was deleted" in refusal(hub)
+        assert "instead of the published one, and was deleted" in refusal(hub)
     if change is make_a_folder:
         assert "cannot be written" in refusal(hub)
         part.rmdir()

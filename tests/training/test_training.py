@@ -215,12 +215,12 @@ def test_a_file_of_something_else_is_no_checkpoint(train_a_vae, tmp_path):
 
 NARROW = replace(SMALL, vae=replace(SMALL.vae, channels=(8, 8, 8, 8)))
 OTHERWISE = {
-    "seed is 0 there and 1 here": ({}, {"seed": 1}),
-    "batch_size is 2 there and 4 here": ({}, {"batch_size": 4}),
-    "hyperparameters.clip is 1.0 there and 0.5 here": ({"clip": 0.5}, {}),
-    "hyperparameters.steps is 3 there and 2 here": ({"steps": 2}, {}),
-    "vae.channels is (8, 8, 16, 16) there and (8, 8, 8, 8) here": ({}, {"config": NARROW}),
-    "hyperparameters.ema is 0.999 there and 0.9 here; seed is 0 there and 1 here": (
+    "seed was 0 and is now 1": ({}, {"seed": 1}),
+    "batch_size was 2 and is now 4": ({}, {"batch_size": 4}),
+    "hyperparameters.clip was 1.0 and is now 0.5": ({"clip": 0.5}, {}),
+    "hyperparameters.steps was 3 and is now 2": ({"steps": 2}, {}),
+    "vae.channels was (8, 8, 16, 16) and is now (8, 8, 8, 8)": ({}, {"config": NARROW}),
+    "hyperparameters.ema was 0.999 and is now 0.9; seed was 0 and is now 1": (
         {"ema": 0.9, "steps": 5},
         {"seed": 1},
     ),
@@ -241,7 +241,7 @@ def test_a_run_with_other_settings_is_not_continued(train_a_vae, tmp_path, said)
 def test_another_size_of_the_bank_is_another_run(bank, tmp_path):
     train_diffusion(bank, SMALL, tmp_path, recipe(1), 2)
     half = EncodedPictures(bank.latents[:100], bank.tokens[:100])
-    with pytest.raises(ValueError, match="pictures is 200 there and 100 here"):
+    with pytest.raises(ValueError, match="pictures was 200 and is now 100"):
         train_diffusion(half, SMALL, tmp_path, recipe(1), 2)
 
 
@@ -254,7 +254,7 @@ def test_latents_of_another_autoencoder_or_vocabulary_are_another_run(emoji, ban
     same_vae = VAE(SMALL.vae)
     for vae, tokenizer in ((other_vae, words), (same_vae, fewer)):
         others = encode_pictures(emoji, vae, tokenizer, SMALL, count=200, seed=0)
-        with pytest.raises(ValueError, match=r"encoded_by is .* there and .* here"):
+        with pytest.raises(ValueError, match=r"encoded_by was .* and is now .*"):
             train_diffusion(others, SMALL, tmp_path, recipe(1), 2)
 
 
