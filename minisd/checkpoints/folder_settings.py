@@ -35,7 +35,7 @@ BLOCK_ATTENDS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 
 
 def our_fields(part: str, settings: Mapping) -> dict[str, Any]:
-    """The settings of a part under minisd's names, without the settings that NAMES does not list."""
+    """The settings of a part under minisd's names. Only settings that NAMES lists are kept."""
     return lists_to_tuples({ours: settings[name] for ours, name in NAMES[part].items()})
 
 
@@ -279,5 +279,5 @@ def text_json(config: ModelConfig, tokenizer: Tokenizer) -> dict:
 
 
 def lists_to_tuples(fields: dict) -> dict:
-    """The fields, with tuples instead of lists. JSON has only lists. The configs have only tuples."""
+    """The fields, with tuples instead of lists: JSON has only lists, configs have only tuples."""
     return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
