@@ -1,7 +1,7 @@
 """Check that a file's tensors fit the networks exactly.
 
 The file must hold every weight that the networks need, in the right shape. Every other tensor in
-the file must be listed in not_needed.json. If tensors do not fit, one error lists all of them.
+the file must be listed in not_needed.json. If tensors do not fit, one error reports them all.
 """
 
 import json
@@ -38,7 +38,7 @@ def cover_model(
     Returns two dictionaries: part -> tensors of the part under minisd's names; and file's name of a
     tensor -> tensor, for all tensors that minisd does not need.
 
-    Raises ValueError if tensors are missing, unknown or of another shape. One error lists all.
+    Raises ValueError if tensors are missing, unknown or of another shape.
     """
     rows = model_rows(config)
     starts = prefixes(config) if layout == "original" else OUR_PREFIXES
@@ -67,7 +67,7 @@ def cover_network(
     layout: "original" or "diffusers"
     name: the name of the file in an error
 
-    Raises ValueError if tensors are missing, unknown or of another shape. One error lists all.
+    Raises ValueError if tensors are missing, unknown or of another shape.
     """
     needed = to_official(network.state_dict(), rows, layout)
     unknown = [key for key in tensors if key not in needed]
@@ -90,9 +90,9 @@ def empty_networks(config: ModelConfig) -> dict[str, nn.Module]:
 def match_linear_and_conv(
     tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The tensors, reshaped where the file holds a matrix and the network needs a 1x1 convolution.
+    """The tensors, reshaped if the file holds a matrix and the network needs a 1x1 convolution.
 
-    A 1x1 convolution is also reshaped to a matrix where the network needs a matrix. A matrix and a
+    A 1x1 convolution is also reshaped to a matrix if the network needs a matrix. A matrix and a
     1x1 convolution compute the same linear map. Some programs store matrices, and others store 1x1
     convolutions.
     """

@@ -53,7 +53,7 @@ class FileKind:
 
 
 def signs_to_pattern(signs: Iterable[str]) -> re.Pattern:
-    """A regular expression that finds the first tensor in list_tensors() with one of the signs.
+    """A regular expression that finds the first line of list_tensors() with one of the signs.
 
     A text between two stars can match only at the first place where the text occurs. The group
     (?=(…))\\1 prevents a search of other places. Otherwise, a file with names that someone chose to

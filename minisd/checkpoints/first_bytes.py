@@ -12,7 +12,7 @@ UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "bytes": 1}
 def first_bytes(path: Path, count: int = 512) -> bytes:
     """The first bytes of a file of weights.
 
-    Only a regular file, or a link to a regular file, is opened. A pipe would wait for ever.
+    Only a regular file, or a link to a regular file, is opened. Reading a pipe might never end.
 
     Raises ValueError if the file is missing, cannot be read or is not a file of weights.
     """

@@ -24,8 +24,8 @@ def try_prediction(parts: Parts, name: str) -> Parts:
 
     name: the name of the file in the warning
 
-    Many SD v2 files predict v. So if the U-Net of a v2 file reads only the latent and its output is
-    unlike the noise, the test decides for v. Other files nearly always predict eps, and an
+    Many SD v2 files predict v. So if the U-Net of a v2 file reads only the latent and the output is
+    unlike the noise, this test decides for v. Other files nearly always predict eps, and an
     untrained network's output is also unlike the noise. So for other files, the test decides for v
     only if there is a second sign: at a t with little noise, the output is like the noise. (This is
     true for v because v = signal rate * noise - noise rate * picture.)
@@ -58,7 +58,7 @@ def likeness_to_noise(parts: Parts, amount: float = 1.0) -> float:
     whole picture must be drawn and that nothing is known about the picture.
     """
     config, weight = parts.config, parts.unet.conv_in.weight
-    side = 4 * config.size_multiple // config.vae.factor  # small, but every level can halve this size
+    side = 4 * config.size_multiple // config.vae.factor  # small, but every level can halve it
     shape = (1, config.unet.in_channels, side, side)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(weight)
     noise = x[:, : config.unet.out_channels]

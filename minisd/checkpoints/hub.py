@@ -119,7 +119,10 @@ def receive_rest(remote: RemoteFile, size: int, part: Path, repository: str, fil
 
 
 def delete_unless_same(remote: RemoteFile, size: int, part: Path) -> None:
-    """Delete the part if it belongs to another file. The mark file next to the part shows this."""
+    """Delete the part if the part belongs to another file.
+
+    A small file next to the part (see mark_path) contains the mark and the size of the part's file.
+    """
     mark_file, mark = mark_path(part), f"{remote.mark} {size}".encode()
     same = remote.mark and mark_file.is_file() and mark_file.read_bytes() == mark
     regular = part.is_file() and not part.is_symlink()

@@ -22,12 +22,13 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 LARGEST = 10 * 10**6  # bytes
 DEEPEST = 30  # levels of nested lists and dictionaries; a tokenizer.json has 6
 LONGEST_NUMBER = 100  # characters; transformers writes 10**30 where it means "no limit"
-MOST_ITEMS = 100_000  # the most items of a tuple, such as the betas of a schedule
+MOST_ITEMS = 100_000  # the most items of a tuple, such as a schedule's betas
 SHORTENED = 80  # the most characters that an error quotes from a value
 
 T = TypeVar("T")
 Range = tuple[float, float]  # the smallest and the largest allowed number
-USUAL_RANGE = {int: (1, 10**6), float: (-(10**6), 10**6)}  # int: sizes, counts; float: rates, scales
+# The range of integers (sizes and counts), and the range of floats (rates and scales)
+USUAL_RANGE = {int: (1, 10**6), float: (-(10**6), 10**6)}
 
 
 # ---- reading -----------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ def one_line(text: object, longest: int = LONGEST) -> str:
     r"""The text on one line of at most `longest` characters, without commands to the terminal.
 
     Some characters are replaced by their numbers: control characters, line breaks, marks that
-    change the direction of writing, invisible characters, and half characters. Letters of all
-    scripts and emoji are not replaced.
+    change the direction of writing, invisible characters, and half characters. Emoji
+    and the letters of all scripts are not replaced.
 
     >>> one_line("bad\x1b[2J name\n")
     'bad\\x1b[2J name\\n'

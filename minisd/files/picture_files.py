@@ -27,7 +27,7 @@ MOST_PIXELS = 8192 * 6144  # as in the largest phone pictures; 200 MB in memory
 MOST_BYTES = 8 * MOST_PIXELS  # MOST_PIXELS with alpha and 16 bits per value, uncompressed
 HEADER_READS, HEADER_BYTES = 40_000, 8 * 10**6  # normal files need 1,000 reads and 1 MB
 TIFF_BYTES = 3 * 10**6  # Pillow needs 300 bytes of memory for one byte of a TIFF's strip list
-PIXEL_READS = 400_000  # a PNG of MOST_BYTES in chunks of 8 KB needs 200,000
+PIXEL_READS = 400_000  # a PNG of MOST_BYTES in chunks of 8 KB needs 200,000 reads
 MOST_STRIPS = 100_000  # in a TIFF; a normal strip has several rows and 8 KB
 MOST_EXIF = 10**6  # bytes; cameras write at most 64 KB
 TOO_LARGE = "is too large for a picture (the limits are 50 megapixels and the free memory)"
@@ -105,7 +105,7 @@ def explain_pillow_errors(what: str) -> Iterator[None]:
 
 
 class LimitedReader(io.BytesIO):
-    """A file in memory that limits how often it can be read.
+    """A file in memory that allows only a limited number of reads.
 
     A hostile file may have an endless number of small parts.
     """
@@ -147,7 +147,7 @@ def first_frame(content: bytes) -> tuple[Image.Image, int | str]:
 
 
 def frames_in(content: bytes) -> int | str:
-    """The number of pictures in a file. "several": they are damaged, or too many to count."""
+    """The number of pictures in a file. "several": they cannot be counted."""
     picture = Image.open(LimitedReader(content), formats=FORMATS)
     try:
         return getattr(picture, "n_frames", 1)

@@ -367,7 +367,7 @@ def test_settings_in_two_places_must_agree(v1, tmp_path):
     )
     assert ControlNet.load(tmp_path).settings.pools
     beside.write_text(yaml.safe_dump(yaml_of(sd.config)), encoding="utf-8")
-    with pytest.raises(ValueError, match="settings in two places that differ"):
+    with pytest.raises(ValueError, match="has different settings in two places"):
         ControlNet.load(tmp_path)
 
 
