@@ -156,7 +156,7 @@ def settings_from_yaml(path: Path) -> SizesAndHint:
     for key in ("model", "params"):
         params = params.get(key) if isinstance(params, dict) else None
     if not isinstance(params, dict):
-        what = f"cannot be used with {path.name}, because this file does not describe a ControlNet"
+        what = f"has {path.name} next to it, but {path.name} does not describe a ControlNet"
         raise ValueError(f"{what}: move {path.name} to another folder")
     said: dict[str, Any] = CONTROLNET_YAML.read(params)
     stage = said["control_stage_config"].get("params")
