@@ -622,7 +622,7 @@ def change(settings: dict, key: str, value: object) -> None:
         ("unet.channels", [], "has channels = ()"),
         ("schedule.prediction", "x", "predicts 'x'"),
         ("size", "64", "has size = '64'"),
-        ("vae", [], "damaged, or written by another version"),
+        ("vae", [], "damaged, or that another version"),
     ],
 )
 def test_a_header_of_ours_with_impossible_settings_is_refused(tmp_path, key, value, says):
