@@ -1,4 +1,4 @@
-"""A model as read from a file or folder: its config, and its tensors under minisd's names."""
+"""A model read from a file or folder: the config, and the tensors under minisd's names."""
 
 import warnings
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class Checkpoint:
 
     parts: the tensors of text_encoder, unet and vae, under minisd's names
     not_needed: the other tensors, under the names that the file gives them
-    known_by: the place that says whether the U-Net predicts eps or v; None if no place says it
+    known_by: the place that states whether the U-Net predicts eps or v. None: no place states this
     """
 
     layout: str  # "ours", "original" or "diffusers"
@@ -41,7 +41,10 @@ class OtherVAE:
 
 
 def with_other_vae(tensors: Mapping[str, Tensor], vae: OtherVAE, layout: str) -> dict[str, Tensor]:
-    """A model's tensors, with those of another autoencoder in place of its own (if it has any)."""
+    """The tensors of a model in which another autoencoder replaces the model's own autoencoder.
+
+    The model may also come without an autoencoder.
+    """
     start = (PREFIXES_V1 if layout == "original" else OUR_PREFIXES)["vae"]
     official = to_official(vae.state, flat_rows(vae_rows(vae.config)), layout)
     others = {key: tensor for key, tensor in tensors.items() if not key.startswith(start)}
@@ -49,12 +52,12 @@ def with_other_vae(tensors: Mapping[str, Tensor], vae: OtherVAE, layout: str) ->
 
 
 def check_parts(name: str, config: ModelConfig) -> None:
-    """Raise ValueError for networks that are complete, but cannot work together."""
+    """Raise ValueError if the model's networks are complete, but cannot work together."""
     unet, latent = config.unet, config.vae.latent_channels
     if unet.context_dim != config.text.width:
         what = f"reads contexts of width {unet.context_dim}, but its text transformer writes width"
         raise ValueError(f"{name}: its U-Net {what} {config.text.width}. Get another copy.")
-    # a latent; a latent and a depth map; a latent, a mask and the latent of a picture
+    # A U-Net reads a latent; or a latent and a depth map; or a latent, a mask and a second latent.
     inputs = (latent, latent + 1, 2 * latent + 1)
     if unet.in_channels not in inputs or unet.out_channels != latent:
         what = f"reads {unet.in_channels} and writes {unet.out_channels} channels"
@@ -74,8 +77,8 @@ def check_vocabulary(name: str, rows: int, tokenizer: Tokenizer) -> None:
         what = f"has vectors for {rows} tokens, but its tokenizer has {ids} tokens{words}"
         raise ValueError(f"{name} {what}. Get another copy.")
     if ids < rows:
-        unused = f"its tokenizer has only {ids}, so no word uses the last {rows - ids} vectors"
-        lost = "If someone added words to this model, the file that names them is missing."
+        unused = f"its tokenizer has only {ids} tokens: no word uses the last {rows - ids} vectors"
+        lost = "If someone added words to this model, the file with these words is missing."
         warnings.warn(f"{name} has vectors for {rows} tokens, but {unused}. {lost}", stacklevel=4)
 
 

@@ -1,4 +1,4 @@
-"""The tensors of a ControlNet file: which of them are its own, and their names in each layout."""
+"""Find the tensors of a ControlNet in a file, and list their names in each layout."""
 
 import re
 from pathlib import Path
@@ -14,43 +14,49 @@ from minisd.checkpoints.cover import why_unneeded
 from minisd.config import SD15, SD20_BASE, UNetConfig
 from minisd.unet import skip_channels
 
-CONTROLNET_PREFIX = "control_model."  # before every key in some of the original's files
+CONTROLNET_PREFIX = "control_model."  # before every key in some files for the original code
 MODEL_KEYS = re.compile(r"(model\.diffusion_model|first_stage_model|cond_stage_model)\..+")
-DIFFERENCE = "difference"  # kohya's script adds this tensor if it subtracted a U-Net's weights
+DIFFERENCE = "difference"  # kohya's script adds this tensor after it subtracted a U-Net's weights
 PUBLISHED_UNETS = {config.unet.context_dim: config.unet for config in (SD15, SD20_BASE)}
 
 
 def strip_prefix(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The tensors of the ControlNet itself. Original files may also hold a model and its schedule.
+    """The tensors of the ControlNet itself, without CONTROLNET_PREFIX in their names.
 
-    name: what to call the file in an error
+    A file for the original code may also hold a whole model and the model's noise schedule.
 
-    Raises ValueError if the file holds anything else.
+    name: the name of the file in an error
+
+    Raises ValueError if the file holds any other tensor.
     """
     if not any(key.startswith(CONTROLNET_PREFIX) for key in tensors):
         return dict(tensors)
     own = {k: t for k, t in tensors.items() if k.startswith(CONTROLNET_PREFIX) or k == DIFFERENCE}
     for key in tensors:
         if key not in own and not MODEL_KEYS.fullmatch(key) and why_unneeded(key, SD15) is None:
-            what = f"holds {key} next to its ControlNet, which is unknown here"
+            what = f"holds a ControlNet and also {key}, which minisd does not know"
             raise ValueError(f"{name} {what}: get another copy.")
     return {key.removeprefix(CONTROLNET_PREFIX): tensor for key, tensor in own.items()}
 
 
 def published_config(path: Path, tensors: dict[str, Tensor]) -> UNetConfig:
-    """The sizes of the U-Net that an original file is made for.
+    """The sizes of the U-Net that a ControlNet file for the original code was made for.
 
-    Raises ValueError if its contexts have neither the width of SD v1 nor of v2.
+    Raises ValueError if the width of the file's contexts is neither that of SD v1 nor that of v2.
     """
     widths = {t.shape[1] for key, t in tensors.items() if key.endswith("attn2.to_k.weight")}
     if len(widths) != 1 or not widths <= PUBLISHED_UNETS.keys():
-        raise ValueError(f"{path.name} is no ControlNet for Stable Diffusion v1 or v2.")
+        raise ValueError(f"{path.name} is not a ControlNet for Stable Diffusion v1 or v2.")
     return PUBLISHED_UNETS[widths.pop()]
 
 
 def controlnet_rows(config: UNetConfig, settings: HintSettings = DEFAULT_HINT) -> list[names.Row]:
-    """The names of a ControlNet's tensors: the U-Net's way down, the hint, the 1x1 convolutions."""
-    way_up = ("up.", "norm_", "conv_o")  # which a ControlNet lacks
+    """The names of all tensors of a ControlNet.
+
+    A ControlNet has the layers of the U-Net's way down, the convolutions that read the hint, and
+    one 1x1 convolution for each output.
+    """
+    way_up = ("up.", "norm_", "conv_o")  # a ControlNet has no way up
     shared = [row for row in names.unet_rows(config) if not row.ours.startswith(way_up)]
     embedding, last = "controlnet_cond_embedding", 2 * len(settings.widths) - 1
     theirs = ["conv_in", *(f"blocks.{i}" for i in range(last - 1)), "conv_out"]

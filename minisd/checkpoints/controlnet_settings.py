@@ -1,7 +1,8 @@
-"""Settings of a ControlNet that its tensors do not show, from the three places that have them.
+"""Read the settings of a ControlNet that the shapes of its tensors do not show.
 
-diffusers writes a config.json into the folder of the weights. The original code reads a .yaml with
-the name of the weights. minisd writes the settings into the header of its own files.
+The settings may be in three places. diffusers writes a config.json into the folder of the weights.
+The original code reads a .yaml that has the same name as the file of the weights. minisd writes the
+settings into the header of its own files.
 """
 
 import json
@@ -21,12 +22,14 @@ from minisd.config import ModelConfig, UNetConfig
 from minisd.files.json_files import build_dataclass, check_value, parse_json, read_json
 from minisd.files.one_line import name_errors
 
-STEM = "diffusion_pytorch_model"  # every file of diffusers has this name: its folder says more
+STEM = "diffusion_pytorch_model"  # diffusers gives all files this name; the folder's name differs
 # Every parameter of diffusers' ControlNetModel (models/controlnets/controlnet.py)
 CONTROLNET_JSON = settings_tables()["config.json (ControlNet)"]
-# "model: params:" in the original's .yaml: ControlLDM in cldm/cldm.py and the classes below it
+# The settings under "model: params:" in the .yaml of the original code. Source: class ControlLDM in
+# cldm/cldm.py, and the classes from which ControlLDM inherits
 CONTROLNET_YAML = settings_tables()[".yaml (ControlNet)"]
-# "control_stage_config: params:" inside it: every parameter of the original's ControlNet
+# The settings under "control_stage_config: params:" in the same .yaml: every parameter of the
+# original code's ControlNet
 STAGE_YAML = settings_tables()["control_stage_config in the .yaml (ControlNet)"]
 
 
@@ -34,9 +37,11 @@ STAGE_YAML = settings_tables()["control_stage_config in the .yaml (ControlNet)"]
 class HintSettings:
     """How a ControlNet reads its hint, and how its corrections reach the U-Net.
 
-    pools: average each correction over the picture, and give none to the unconditional half
-    channel_order: of the hint's colours, "rgb" or "bgr"
-    widths: of the hint's convolutions. The hint's size halves between two of them
+    pools: whether each correction is averaged over the picture. If so, only the conditional half
+        of the batch gets corrections
+    channel_order: the order of the hint's colours, "rgb" or "bgr"
+    widths: the numbers of channels of the hint's convolutions. From each width to the next, the
+        size of the hint halves
     """
 
     pools: bool = False
@@ -45,7 +50,7 @@ class HintSettings:
 
 
 DEFAULT_HINT = HintSettings()
-HINT_NAMES = {  # ours -> in diffusers' config.json
+HINT_NAMES = {  # minisd's name -> the name in diffusers' config.json
     "pools": "global_pool_conditions",
     "channel_order": "controlnet_conditioning_channel_order",
     "widths": "conditioning_embedding_out_channels",
@@ -56,16 +61,20 @@ SizesAndHint = tuple[UNetConfig, HintSettings]
 def read_controlnet_settings(
     path: Path, layout: str, given: UNetConfig | None
 ) -> tuple[UNetConfig | None, HintSettings]:
-    """The sizes of the U-Net, or None if no settings say them, and how the hint is read.
+    """The sizes of the U-Net, and the settings of the hint.
 
-    layout: "original" or "diffusers". With the original's layout, config.json counts only if it
-        says that it describes a ControlNet
-    given: sizes from the caller, for what the settings leave out
+    The sizes are None if no place states any settings.
 
-    Without settings, the word "shuffle" in the name counts. ControlNet v1.1's shuffle is the only
-    published network that pools, and its weights do not show it.
+    layout: "original" or "diffusers". With the original layout, config.json is used only if it
+        states that it describes a ControlNet
+    given: the U-Net's sizes from the caller. They replace sizes that the settings leave out
 
-    Raises ValueError if minisd cannot obey a setting, or if two places differ.
+    If no place states settings, the file's name decides: a name with the word "shuffle" means that
+    the network pools. ControlNet v1.1 shuffle is the only published network that pools, and the
+    weights do not show that it pools.
+
+    Raises ValueError if minisd does not support a setting, if two places state different settings,
+    or if the ControlNet does not fit the given U-Net.
     """
     with name_errors(path.name):
         found = all_settings(path, layout, given)
@@ -73,24 +82,24 @@ def read_controlnet_settings(
             validate_config(ModelConfig(unet=config))
         stated = found[0][0] if found else None
         if any(one != found[0] for one in found):
-            raise ValueError("has settings in two places that differ: delete the wrong ones")
+            raise ValueError("has different settings in two places: delete the wrong ones")
         said, needed = (describe_heads(one) if one else "" for one in (stated, given))
         if said and needed and said != needed:
-            differ = f"its settings say {said}, and the U-Net has {needed}"
-            raise ValueError(f"does not fit the U-Net: {differ}. It is made for another model")
+            differ = f"it was made for a U-Net with {said}, but this U-Net has {needed}"
+            raise ValueError(f"does not fit the U-Net: {differ}. Use a ControlNet for this model")
     if found:
         return found[0]
     called = path.absolute().parent.name if path.stem.startswith(STEM) else path.stem
     pools = re.search(r"(^|[\W_])shuffle($|[\W_])", called.lower()) is not None
     if pools:
-        what = "By its name it is a shuffle ControlNet, so its corrections are pooled"
+        what = "Its name says that it is a shuffle ControlNet, so minisd pools its corrections"
         said = f"{path.name} has no settings next to it. {what} (global_average_pooling)."
         warnings.warn(said, stacklevel=4)
     return None, replace(DEFAULT_HINT, pools=pools)
 
 
 def all_settings(path: Path, layout: str, given: UNetConfig | None) -> list[SizesAndHint]:
-    """What each place says that describes the file."""
+    """The U-Net's sizes and the hint's settings, from each place that describes the file."""
     header, config_json = read_metadata(path), path.with_name("config.json")
     found = [settings_from_header(header)] if "controlnet" in header else []
     stored = read_json(config_json) if config_json.exists() else {}
@@ -105,12 +114,15 @@ def settings_from_header(header: Mapping[str, str]) -> SizesAndHint:
         stored, hint = (parse_json(header.get(f"controlnet{one}", "{}")) for one in ("", "_hint"))
         return build_dataclass(UNetConfig, stored, RANGES), hint_settings(hint)
     except ValueError as error:
-        what = "has a damaged header, or one of another version of minisd"
-        raise ValueError(f"{what}: it {error}") from error
+        what = "has a header that is damaged, or that another version of minisd wrote"
+        raise ValueError(f"{what}: the header {error}") from error
 
 
 def hint_settings(stored: object) -> HintSettings:
-    """Raises ValueError if a setting is unknown, or a value makes no sense."""
+    """The settings of the hint from a dictionary.
+
+    Raises ValueError if a setting is unknown, or if a value is impossible.
+    """
     settings = build_dataclass(HintSettings, stored)
     check_levels(settings.widths)
     return settings
@@ -125,7 +137,11 @@ def settings_to_header(config: UNetConfig, settings: HintSettings) -> dict[str, 
 
 
 def settings_from_json(stored: Mapping[str, object], given: UNetConfig | None) -> SizesAndHint:
-    """What diffusers' config.json says. given: sizes for what it leaves out"""
+    """The settings in a config.json of diffusers.
+
+    stored: the content of config.json
+    given: the U-Net's sizes from the caller. They replace sizes that config.json leaves out
+    """
     sizes = unet_json(ModelConfig(unet=given)) if given else {}
     sizes = {name: value for name, value in sizes.items() if name in CONTROLNET_JSON.obeyed}
     said: dict[str, Any] = CONTROLNET_JSON.read({**sizes, **stored})
@@ -135,12 +151,13 @@ def settings_from_json(stored: Mapping[str, object], given: UNetConfig | None) -
 
 
 def settings_from_yaml(path: Path) -> SizesAndHint:
-    """What the original's .yaml says."""
+    """The settings in a .yaml of the original code."""
     params = read_yaml(path)
     for key in ("model", "params"):
         params = params.get(key) if isinstance(params, dict) else None
     if not isinstance(params, dict):
-        raise ValueError(f"has {path.name} next to it, which describes no ControlNet: move it away")
+        what = f"has {path.name} next to it, but {path.name} does not describe a ControlNet"
+        raise ValueError(f"{what}: move {path.name} to another folder")
     said: dict[str, Any] = CONTROLNET_YAML.read(params)
     stage = said["control_stage_config"].get("params")
     check_value("params", stage, dict, where=" of its control_stage_config")
@@ -160,7 +177,10 @@ def settings_from_yaml(path: Path) -> SizesAndHint:
 
 
 def describe_heads(config: UNetConfig) -> str:
-    """The heads and norm groups of a U-Net, in words. No tensor's shape shows them."""
+    """The numbers of heads and norm groups of a U-Net, in words.
+
+    The shapes of the tensors do not show these numbers.
+    """
     split = config.head_width
     heads = [width // split if split else config.heads for width in config.channels]
     return f"{heads} heads and {config.norm_groups} norm groups"

@@ -1,7 +1,7 @@
 """Check that a file's tensors fit the networks exactly.
 
-The file must hold every weight that the networks need, in the right shape. Every other tensor must
-be one that not_needed.json lists. Otherwise one error lists everything that does not fit.
+The file must hold every weight that the networks need, in the right shape. Every other tensor in
+the file must be listed in not_needed.json. If tensors do not fit, one error reports them all.
 """
 
 import json
@@ -21,18 +21,24 @@ from minisd.unet import UNet
 from minisd.vae import VAE
 
 MOST_LISTED_NAMES = 3  # names per list in an error
-OUR_PREFIXES = {part: f"{part}." for part in ("text_encoder", "unet", "vae")}  # a folder's as well
-# Tensors that published files hold, but minisd does not use: purpose -> their whole names. In a
-# name, * stands for any text and LAST for the number of text layers. Any other tensor is an error.
+OUR_PREFIXES = {part: f"{part}." for part in ("text_encoder", "unet", "vae")}  # and in a folder
+# The tensors that published files hold, but minisd does not use. A dictionary: purpose of the
+# tensors -> full names of the tensors. In a name, * stands for any text, and LAST stands for the
+# number of text layers. A tensor that is neither needed nor listed in this dictionary is an error.
 NOT_NEEDED = json.loads(Path(__file__).with_name("not_needed.json").read_text(encoding="utf-8"))
 
 
 def cover_model(
     tensors: Mapping[str, Tensor], config: ModelConfig, layout: str, name: str
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """Each part's tensors under minisd's names, and the tensors not needed under the file's names.
+    """Check that the tensors fit the model's networks, and sort the tensors by part.
 
-    Raises one ValueError that lists the tensors that are missing, unknown or of another shape.
+    name: the name of the file or folder in an error
+
+    Returns two dictionaries: part -> tensors of the part under minisd's names; and file's name of a
+    tensor -> tensor, for all tensors that minisd does not need.
+
+    Raises ValueError if tensors are missing, unknown or of another shape.
     """
     rows = model_rows(config)
     starts = prefixes(config) if layout == "original" else OUR_PREFIXES
@@ -42,7 +48,7 @@ def cover_model(
         needed |= {starts[part] + key: tensor for key, tensor in official.items()}
     rest = {key: tensor for key, tensor in tensors.items() if key not in needed}
     unknown = [key for key in rest if why_unneeded(key, config) is None]
-    advice = "It is incomplete, or a variant of SD v1 or v2 that minisd does not know."
+    advice = "The model is incomplete, or a variant of SD v1 or v2 that minisd does not know."
     tensors = match_linear_and_conv(tensors, needed)
     check_cover(name, tensors, needed, unknown, advice)
     parts = {}
@@ -57,19 +63,22 @@ def cover_network(
 ) -> dict[str, Tensor]:
     """The tensors of a file that holds only one network, under minisd's names.
 
-    rows: the network's table of names, flat    layout: "original" or "diffusers"
-    Raises ValueError as cover_model() does.
+    rows: a list with one row of names for each tensor of the network
+    layout: "original" or "diffusers"
+    name: the name of the file in an error
+
+    Raises ValueError if tensors are missing, unknown or of another shape.
     """
     needed = to_official(network.state_dict(), rows, layout)
     unknown = [key for key in tensors if key not in needed]
-    advice = "It is incomplete, or made for another model: get one that fits this model."
+    advice = "The file is incomplete, or made for another model: get a file for this model."
     tensors = match_linear_and_conv(tensors, needed)
     check_cover(name, tensors, needed, unknown, advice)
     return from_official(tensors, rows, layout)
 
 
 def empty_networks(config: ModelConfig) -> dict[str, nn.Module]:
-    """The three networks without weights: building them takes almost no time or memory."""
+    """The three networks without weights. Building them takes almost no time or memory."""
     with torch.device("meta"):
         return {
             "text_encoder": TextTransformer(config.text),
@@ -81,9 +90,11 @@ def empty_networks(config: ModelConfig) -> dict[str, nn.Module]:
 def match_linear_and_conv(
     tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The tensors, with matrices and 1x1 convolutions exchanged where the network needs the other.
+    """The tensors, reshaped if the file holds a matrix and the network needs a 1x1 convolution.
 
-    Both compute the same linear map, and programs differ in which one they store.
+    A 1x1 convolution is also reshaped to a matrix if the network needs a matrix. A matrix and a
+    1x1 convolution compute the same linear map. Some programs store matrices, and others store 1x1
+    convolutions.
     """
     fitting = dict(tensors)
     for key in tensors.keys() & needed.keys():
@@ -94,14 +105,22 @@ def match_linear_and_conv(
 
 
 def why_unneeded(key: str, config: ModelConfig) -> str | None:
-    """What a tensor is for that minisd does not need; None if not_needed.json does not list it."""
+    """The purpose of a tensor that minisd does not need.
+
+    key: the tensor's name
+
+    Returns None if not_needed.json does not list the tensor.
+    """
     patterns = not_needed_patterns(config.text.layers)
     return next((what for what, pattern in patterns.items() if pattern.match(key)), None)
 
 
 @lru_cache(maxsize=8)
 def not_needed_patterns(layers: int) -> dict[str, re.Pattern]:
-    """Purpose -> a pattern for all of its names. layers: those of the text transformer"""
+    """A dictionary: purpose of unneeded tensors -> pattern that matches all names of the tensors.
+
+    layers: the number of layers of the text transformer
+    """
     return {
         what: re.compile("|".join(translate(name.replace("LAST", str(layers))) for name in keys))
         for what, keys in NOT_NEEDED.items()
@@ -115,9 +134,10 @@ def check_cover(
     unknown: list[str],
     advice: str,
 ) -> None:
-    """Raise one ValueError if any tensor is missing, unknown, of another shape or of integers.
+    """Raise ValueError if any tensor is missing, unknown, of another shape or of integers.
 
-    For each kind of fault, it says how many tensors have it and names the first few.
+    For each of these faults, the error states how many tensors have the fault, and lists the first
+    few of these tensors.
     """
     misshapen = [
         f"{key} {list(tensors[key].shape)}, expected {list(tensor.shape)}"
@@ -136,5 +156,5 @@ def check_cover(
 
 
 def first_names(names: list[str]) -> str:
-    """The first few names, then dots if there are more."""
+    """The first few names, and an ellipsis (…) if there are more names."""
     return ", ".join([*names[:MOST_LISTED_NAMES], *["…"][: len(names) - MOST_LISTED_NAMES]])

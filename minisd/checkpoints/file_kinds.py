@@ -1,11 +1,14 @@
 """Recognise the kind of any file that people give to minisd, and say what to do with it.
 
-file_kinds.json lists the kinds, special ones before general ones. refusals.json contains the error
-texts: those of each reader for files that it cannot use, and those for files without tensors.
+file_kinds.json lists the kinds of files. Special kinds come before general kinds. A reader is a
+function that reads one kind of file. For each reader, refusals.json contains the error texts about
+files that the reader cannot use. refusals.json also contains the error texts about files without
+tensors.
 
-A sign is a pattern for the name of a tensor, and sometimes for its shape: "body.#.block1.*" or
-"*.to_k.weight *x2048". A * stands for any text and a # for a number. The names are those that other
-programs write. Every reader calls refuse_other_kinds() first.
+A sign is a pattern for the name of a tensor, and sometimes also for the shape of the tensor:
+"body.#.block1.*" or "*.to_k.weight *x2048". In a sign, * stands for any text and # stands for a
+number. Signs describe the tensor names that other programs write. Every reader calls
+refuse_other_kinds() first.
 """
 
 import json
@@ -20,19 +23,20 @@ from torch import Tensor
 MODEL_KIND = "Stable Diffusion model"
 UNKNOWN_KIND = "file of an unknown kind"
 MOST_LISTED = 3  # names in an error about a file of an unknown kind
-LONGEST_NAMES = 500_000  # characters of all names together; the largest SD and SDXL files: 300,000
+LONGEST_NAMES = 500_000  # characters of all names; the largest SD and SDXL files have 300,000
 
 
 @dataclass(frozen=True)
 class FileKind:
-    """A kind of file, and the signs to recognise it by.
+    """A kind of file, and the signs by which minisd recognises it.
 
-    A file is of this kind if one of its tensors matches `signs`, one matches `also` (if the kind
-    has any), and none matches `without`.
-
-    called: its name with an article: "a LoRA"
-    every: whether all tensors must match `signs`, not only one
-    use: how to use the file in minisd    instead: what to give in its place
+    called: the name of the kind with an article: "a LoRA"
+    signs: the pattern that at least one tensor of the file must match
+    also: a second pattern that at least one tensor of the file must match. Default: any tensor
+    without: the pattern that no tensor of the file may match
+    every: whether all tensors of the file must match `signs`
+    use: the text that says how to use the file in minisd. "": minisd cannot use the file
+    instead: the text that says what to give instead of the file. "": file_kinds.json has no text
     """
 
     called: str
@@ -49,10 +53,11 @@ class FileKind:
 
 
 def signs_to_pattern(signs: Iterable[str]) -> re.Pattern:
-    """A pattern that finds the first line of list_tensors() that matches one of the signs.
+    """A regular expression that finds the first line of list_tensors() with one of the signs.
 
-    A text between two stars may match where it first occurs: (?=(…))\\1 tries no other place. To
-    try them all would take minutes for names that someone made up to be slow.
+    A text between two stars can match only at the first place where the text occurs. The group
+    (?=(…))\\1 prevents a search of other places. Otherwise, a file with names that someone chose to
+    make the search slow could take minutes.
     """
     lines, groups = [], 0
     for sign in signs:
@@ -87,11 +92,11 @@ REFUSALS = read_table("refusals.json")
 
 
 def describe_foreign_file(what: str, beginning: str) -> str:
-    """What a file without tensors is, and what to do about it.
+    """A text that says what a file without tensors is, and what to do.
 
-    what: "first bytes" or "members of a zip"
-    beginning: the first bytes of the file as Latin-1, or the names of the files in a zip that
-        torch.save did not write, one a line
+    what: the kind of `beginning`: "first bytes" or "members of a zip"
+    beginning: the first bytes of the file as Latin-1; or the names of the files in a zip that
+        torch.save did not write, with one name on each line
 
     >>> describe_foreign_file("first bytes", "GGUF\\0\\0\\0")
     'is a GGUF file, whose weights are quantised: get the same model as .safetensors'
@@ -101,7 +106,7 @@ def describe_foreign_file(what: str, beginning: str) -> str:
 
 
 def list_tensors(tensors: Mapping[str, Tensor] | Iterable[str]) -> str:
-    """One line for each tensor: its name, a tab and its shape, if the shape is known.
+    """One line for each tensor: the name, a tab, and the shape if the shape is known.
 
     >>> import torch
     >>> list_tensors({"clip_g": torch.zeros(2, 1280)})
@@ -113,14 +118,16 @@ def list_tensors(tensors: Mapping[str, Tensor] | Iterable[str]) -> str:
 
 
 def find_kind(tensors: Mapping[str, Tensor] | Collection[str]) -> tuple[FileKind | None, str]:
-    """The first kind that the tensors match, and the name of the tensor that shows it.
+    """The first kind that fits the tensors, and the name of a tensor that matches the kind's signs.
 
-    Raises ValueError for more names than minisd can search in a few seconds.
+    If no kind fits, the kind is None and the name is "".
+
+    Raises ValueError if there are more names than minisd can search in a few seconds.
     """
     lines = list_tensors(tensors)
     if len(lines) > LONGEST_NAMES:
-        what = f"the file names {len(tensors):,} tensors in {len(lines):,} characters"
-        raise ValueError(f"{what}, which is more than any model needs: get another copy.")
+        what = f"the names of the file's {len(tensors):,} tensors have {len(lines):,} characters"
+        raise ValueError(f"{what}, more than any model needs: get another copy.")
     for kind in KNOWN_KINDS:
         sign = kind.signs.search(lines)
         if not sign or not kind.also.search(lines) or kind.without.search(lines):
@@ -131,7 +138,10 @@ def find_kind(tensors: Mapping[str, Tensor] | Collection[str]) -> tuple[FileKind
 
 
 def kind_of_tensors(tensors: Mapping[str, Tensor] | Collection[str]) -> str:
-    """The kind of file that has these tensors, such as "LoRA". Some kinds differ only in shapes.
+    """The kind of file that has these tensors, such as "LoRA".
+
+    Some kinds differ only in the shapes of the tensors. To find these kinds, pass tensors instead
+    of names.
 
     >>> kind_of_tensors(["lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"])
     'LoRA'
@@ -148,12 +158,13 @@ def advice_for(tensors: Mapping[str, Tensor]) -> str:
 
 
 def refuse_other_kinds(name: str, tensors: Mapping[str, Tensor], wanted: str) -> None:
-    """Raise ValueError if a file is surely not of the kind that its reader wants.
+    """Raise ValueError if a file is certainly not of the kind that a reader wants.
 
-    The error says what the file is and what to do with it. A file of an unknown kind passes if a
-    good file for this reader may have any names.
+    The error says what the file is and what to do with the file. Some readers accept tensors with
+    any names. For these readers, a file of an unknown kind raises no error.
 
-    name: the file's    wanted: the reader, by its name in refusals.json
+    name: the name of the file
+    wanted: the name of the reader in refusals.json, which is also the kind that the reader wants
     """
     found, sign = find_kind(tensors)
     reader = REFUSALS["readers"][wanted]
@@ -163,10 +174,10 @@ def refuse_other_kinds(name: str, tensors: Mapping[str, Tensor], wanted: str) ->
     if found and found.use:
         what = f"{found.called}, {reader['not_this']}"
     elif found:
-        what = f"{found.called}, which minisd cannot use here (it holds {holds})"
+        what = f"{found.called}, which minisd cannot use (it holds {holds})"
     elif reader.get("refuses_unknown"):
         what = f"{reader['not_this']}: minisd does not know its kind (it holds {holds})"
     else:
-        return  # the reader itself judges it
+        return  # the reader itself checks the file
     advice = (found and (found.use or found.instead)) or reader["instead"]
     raise ValueError(f"{name} is {what}. {advice[:1].upper()}{advice[1:]}.")

@@ -1,4 +1,4 @@
-"""Tell a file's format by its first bytes, and the error texts for incomplete files."""
+"""Recognise a file's format by its first bytes, and write error texts about incomplete files."""
 
 import re
 from pathlib import Path
@@ -10,9 +10,11 @@ UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "bytes": 1}
 
 
 def first_bytes(path: Path, count: int = 512) -> bytes:
-    """The first bytes of a file of weights. Raises ValueError if it is absent or something else.
+    """The first bytes of a file of weights.
 
-    It opens only a regular file or a link to one: a pipe would wait for ever.
+    Only a regular file, or a link to a regular file, is opened. Reading a pipe might never end.
+
+    Raises ValueError if the file is missing, cannot be read or is not a file of weights.
     """
     try:
         if path.is_dir():
@@ -21,7 +23,7 @@ def first_bytes(path: Path, count: int = 512) -> bytes:
             raise ValueError(f"There is no file {path}: check the path.")
         if not path.is_file():
             raise ValueError(f"{path} is a device or a pipe: give a regular file.")
-        if HALF_CHARACTER.search(str(path)):  # safetensors cannot open a file of such a name
+        if HALF_CHARACTER.search(str(path)):  # safetensors cannot open this file
             raise ValueError(f"{path} has a name that is not UTF-8: rename the file.")
         with open(path, "rb") as file:
             start = file.read(count)
@@ -39,7 +41,11 @@ def first_bytes(path: Path, count: int = 512) -> bytes:
 
 
 def starts_safetensors(start: bytes) -> bool:
-    """Whether the start fits: 8 bytes with the header's length (far below 4 GB), then a JSON."""
+    """Whether these are the first bytes of a .safetensors file.
+
+    Bytes 0 to 7 contain the header's length. The length is far below 4 GB, so bytes 4 to 7 are
+    zero. The header is JSON and begins with byte 8.
+    """
     return start[4:9] == b"\0\0\0\0{"
 
 
@@ -52,19 +58,25 @@ def is_zip(path: Path) -> bool:
 
 
 def cut_off_sentence(path: Path, whole: int | None = None) -> str:
-    """The error text for a file that ends too early. whole: its full size, if that is known."""
+    """The error text for a file that ends too early.
+
+    whole: the full size of the file in bytes. None: the full size is not known
+    """
     got = size_in_words(path.stat().st_size, whole or 0)
     return f"{path.name} ends after {got}: the download was cut off. Fetch it again."
 
 
 def damage_sentence(path: Path) -> str:
-    """The error text for a file that can be read only up to some point."""
+    """The error text for a file of which only the beginning can be read."""
     size = size_in_words(path.stat().st_size)
     return f"{path.name} is damaged, or cut off after {size}: fetch it again."
 
 
 def size_in_words(size: int, whole: int = 0) -> str:
-    """A number of bytes as text. whole: the size of the whole that it is a part of, if any.
+    """A number of bytes as text.
+
+    size: the number of bytes
+    whole: the size of the full file in bytes, if `size` is the size of a part. 0: no full file
 
     >>> size_in_words(4_265_380_512), size_in_words(500_000, 1_200_000)
     ('4.27 GB', '0.5 of 1.2 MB')
@@ -75,5 +87,8 @@ def size_in_words(size: int, whole: int = 0) -> str:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a text names a file in the same folder, on any system: no "..", no "/", no "C:"."""
+    """Whether a text is a plain file name on every system, without a folder or a drive.
+
+    "..", "folder/file" and "C:file" are not plain file names.
+    """
     return name not in ("", ".", "..") and not re.search(r"[/\\:\0-\x1f]", name)

@@ -1,4 +1,4 @@
-"""Open a diffusers folder, which has one folder with weights and settings for each network."""
+"""Open a diffusers folder. It contains one folder with weights and settings for each network."""
 
 from dataclasses import replace
 from itertools import product
@@ -21,7 +21,10 @@ WEIGHT_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # usual na
 
 
 def open_folder(path: Path, vae: OtherVAE | None) -> Checkpoint:
-    """Read a diffusers folder. Its safety checker and other parts are ignored."""
+    """Read a diffusers folder. The safety checker and other unused parts are ignored.
+
+    vae: an autoencoder that replaces the autoencoder of the folder. None: the folder's is used
+    """
     needed = [part for part in OUR_PREFIXES if not (vae and part == "vae")]
     refuse_other_folders(path, [*needed, "tokenizer"])
     config = config_from_folder(path, vae.config if vae else None)
@@ -39,7 +42,7 @@ def open_folder(path: Path, vae: OtherVAE | None) -> Checkpoint:
 
 
 def refuse_other_folders(path: Path, needed: list[str]) -> None:
-    """Raise ValueError for a folder that is not a diffusers model of SD v1 or v2."""
+    """Raise ValueError if a folder is not a diffusers model of SD v1 or v2."""
     absent = [part for part in needed if not (path / part).is_dir()]
     if absent:
         files = [file.name for file in sorted(path.glob("*.*")) if file.suffix in WEIGHT_ENDINGS]
@@ -53,9 +56,9 @@ def refuse_other_folders(path: Path, needed: list[str]) -> None:
 
 
 def read_part(folder: Path, part: str) -> dict[str, Tensor]:
-    """The tensors of one part of a folder, with minisd's prefix.
+    """The tensors of one part of a folder. Every name begins with minisd's prefix of the part.
 
-    Raises ValueError if two shards hold a tensor of the same name.
+    Raises ValueError if two shards (files that share the weights) hold a tensor of the same name.
     """
     shards = [pair for file in weight_files(folder / part) for pair in read_tensors(file).items()]
     with name_errors(folder.name):
@@ -63,9 +66,12 @@ def read_part(folder: Path, part: str) -> dict[str, Tensor]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The file or the shards with a part's weights.
+    """The file with the weights of a part, or the shards (several files that share the weights).
 
-    Prefers full precision to fp16, then .safetensors to .bin. Raises ValueError if there is none.
+    If the folder has several versions, full precision is chosen before fp16, and .safetensors is
+    chosen before .bin.
+
+    Raises ValueError if the folder has no weights.
     """
     for variant, ending, stem in product(("", ".fp16"), (".safetensors", ".bin"), WEIGHT_STEMS):
         whole = folder / f"{stem}{variant}{ending}"
@@ -79,7 +85,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def shard_files(index: Path) -> list[Path]:
-    """The files that an index lists. Raises ValueError if it lists none, or one elsewhere."""
+    """The files that an index lists.
+
+    index: the path of a .json file with the name of the shard (file) for each tensor
+
+    Raises ValueError if the index lists no files, or lists a file that is in another folder.
+    """
     found = read_json(index).get("weight_map")
     found = list(found.values()) if isinstance(found, dict) else []
     if not found or not all(isinstance(name, str) and is_file_name(name) for name in found):

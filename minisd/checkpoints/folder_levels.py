@@ -1,7 +1,7 @@
 """The noise levels for a diffusers folder, chosen as diffusers chooses them.
 
-sampling.sampler_levels uses them if the model's ScheduleConfig has a spacing. Each level also says
-where diffusers differs from the original code at that level.
+sampling.sampler_levels uses these levels if the model's ScheduleConfig has a spacing. Each level
+also contains DiffusersRules: the differences between diffusers and the original code at the level.
 """
 
 from itertools import pairwise
@@ -14,9 +14,12 @@ from minisd.schedule import LARGEST_SIGMA, DiffusersRules, Level, Schedule
 
 
 def usual_final(name: str, config: ScheduleConfig) -> str:
-    """Where the last step ends: "zero" or "sigma_min".
+    """The noise level where the last step ends: "zero" or "sigma_min".
 
-    The folder decides. If it does not say, diffusers' or the original code's default decides.
+    name: the name of the sampler
+
+    A setting of the folder decides. Without this setting, the default decides: the default of
+    diffusers if the config has a spacing, otherwise the default of the original code.
     """
     if name in ("euler", "dpmpp_2m"):
         return config.final or "zero"
@@ -30,10 +33,13 @@ def folder_levels(
 ) -> list[Level]:
     """The levels where the network runs, as diffusers' class for this sampler chooses them.
 
-    on_sigmas: whether the sampler `name` is a sigma sampler    end: the level after the last step
-    Between two t, diffusers interpolates sigma, but the original code interpolates its logarithm.
-    Karras levels lie between the first and the last level of the spacing. With DPM++, they span the
-    whole table of sigmas, and their t are rounded.
+    name: the name of the sampler
+    on_sigmas: whether the sampler is a sigma sampler
+    end: the level after the last step
+
+    Between two t, diffusers interpolates sigma. The original code interpolates the logarithm of
+    sigma. Karras levels lie between the first and the last level of the spacing. But with DPM++,
+    the Karras levels span the whole table of sigmas, and the t of every level is rounded.
     """
     config, two_m = schedule.config, name == "dpmpp_2m"
     by_class = "linspace" if on_sigmas else "leading"
@@ -46,7 +52,7 @@ def folder_levels(
     if on_sigmas:
         levels = [Level(t, sigma) for t, sigma in zip(ts, sigmas, strict=True)]
     if config.karras and two_m:
-        # if the betas follow a cosine, diffusers cuts off the fraction instead of rounding
+        # if the betas follow a cosine, diffusers cuts off the fraction of t instead of rounding t
         whole = int if config.beta_schedule == "squaredcos_cap_v2" else round
         levels = schedule.karras(steps, (table[0], table[-1]))
         levels = [level._replace(t=whole(level.t)) for level in levels]
@@ -67,11 +73,13 @@ def folder_ts(
 ) -> list[float]:
     """The t for a folder's timestep_spacing, as diffusers' schedulers compute them.
 
-    beyond: the number of t computed at the clean end and then left out (1 for DPM++)
-    fractions: whether "linspace" keeps the fractions of t
-    With one step, "linspace" gives the least noisy t. Where diffusers' t would exceed the last t of
-    the table, all t move down by the excess. Where so many steps are asked for that diffusers'
-    stride would be 0, every t is used once.
+    spacing: the timestep_spacing: "trailing", "leading" or "linspace"
+    beyond: the number of extra t at the clean end, which are computed and left out (1 for DPM++)
+    fractions: whether the t of "linspace" keep their fractions. False: the t are rounded
+
+    With one step, "linspace" gives the least noisy t. If the first t would be larger than the last
+    t of the table, all t are lowered by the difference. If diffusers' stride would be 0 because of
+    too many steps, every t is used once.
     """
     count, top = schedule.check_steps(steps) + beyond, schedule.config.timesteps - 1
     if spacing == "trailing":
@@ -86,7 +94,10 @@ def folder_ts(
 
 
 def rounded_sigmas(schedule: Schedule) -> np.ndarray:
-    """Sigmas rounded as in diffusers: its float32 for 1 - beta changes sigma(0) by 3e-5."""
+    """The sigmas of all t, rounded as in diffusers.
+
+    diffusers computes 1 - beta in float32. This rounding changes sigma(0) by 3e-5.
+    """
     before = torch.cat([torch.ones(1, dtype=torch.float64), schedule.alpha_bar[:-1]])
     betas = (1 - schedule.alpha_bar / before).float()
     alpha_bar = torch.cumprod(1 - betas, dim=0)

@@ -1,6 +1,7 @@
 """DDIM, PLMS and Euler as diffusers computes them, for models from diffusers folders.
 
-They differ from those in samplers.py in where a step ends. folder_levels.py says where that is.
+In samplers.py, every step ends at the next noise level. In diffusers, a step may end at another
+noise level. folder_levels.py computes this other noise level.
 """
 
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from minisd.schedule import Denoiser, DiffusersRules, Level, Prediction
 
 
 def diffusers_rules(level: Level) -> DiffusersRules:
-    """The rules of diffusers for a level that folder_levels() chose."""
+    """The rules of diffusers at a noise level. folder_levels() must have chosen the level."""
     assert level.diffusers is not None, f"folder_levels() did not choose the level t = {level.t}"
     return level.diffusers
 
@@ -33,9 +34,9 @@ def diffusers_rules(level: Level) -> DiffusersRules:
 def diffusers_ddim(
     denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None
 ) -> Moves:
-    """DDIM as in diffusers, where every step ends timesteps // steps below its t.
+    """DDIM as in diffusers. A step that starts at t ends at t - timesteps // steps.
 
-    The next level may lie elsewhere. diffusers then treats x as if it were at that level.
+    The next level may have another t. Even so, diffusers treats x as if x were at the next level.
     """
     for level, next_level in pairwise(levels):
         lands = next_level._replace(sigma=diffusers_rules(level).end_sigma)
@@ -48,11 +49,11 @@ def diffusers_ddim(
 def diffusers_pndm(
     denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None
 ) -> Moves:
-    """PLMS as in diffusers' PNDMScheduler. Its steps end where those of diffusers_ddim end.
+    """PLMS as in diffusers' PNDMScheduler. The steps end where the steps of diffusers_ddim end.
 
-    The first step is tried twice. The second try ends at the next level, and starts one stride of t
-    above that level. With a v network, PNDMScheduler averages the v predictions, and converts the
-    mean to eps at the level where the step starts.
+    The first step is computed twice. The second time, the step ends at the next level, and starts
+    one stride of t above the next level. With a v network, PNDMScheduler averages the v
+    predictions, and converts the mean to eps at the level where the step starts.
     """
     history = []
     for level, next_level in pairwise(levels):
@@ -69,13 +70,17 @@ def diffusers_pndm(
 
 
 def network_answer(prediction: Prediction, level: Level) -> Tensor:
-    """The prediction of the guided network: as v if diffusers averages v, else as eps."""
+    """The guided network's prediction: v if diffusers averages v, otherwise eps."""
     v = level.signal_rate * prediction.eps - level.noise_rate * prediction.x0
     return v if diffusers_rules(level).averages_v else prediction.eps
 
 
 def eps_from_answer(answer: Tensor, x: Tensor, level: Level) -> Tensor:
-    """Undo network_answer: the eps of such a prediction, for an x at this level."""
+    """The eps that belongs to an answer of network_answer().
+
+    answer: v if diffusers averages v, otherwise eps
+    x: the input of the network at this level
+    """
     eps = level.noise_rate * x + level.signal_rate * answer
     return eps if diffusers_rules(level).averages_v else answer
 
@@ -83,7 +88,7 @@ def eps_from_answer(answer: Tensor, x: Tensor, level: Level) -> Tensor:
 def diffusers_euler(
     denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None
 ) -> Iterator[Step]:
-    """Euler as in diffusers: the last x stays on the sigma scale, even if noise is left in it."""
+    """Euler as in diffusers: the last x stays on the sigma scale, even if x still holds noise."""
     for step, next_level in zip(euler(denoise, x, levels), levels[1:], strict=True):
         scale = 1 if next_level.diffusers else next_level.signal_rate
         yield step._replace(x=step.x / scale)

@@ -1,10 +1,12 @@
 """Read and write a diffusers folder's scheduler_config.json: the noise schedule and the sampler.
 
-minisd draws what diffusers draws with the folder. The pipelines of diffusers change some settings
-before they use them, and minisd makes the same changes. A setting that only another class knows
-takes effect when the user chooses a sampler of that class, as with
-`X.from_config(pipe.scheduler.config)`. There is one difference: a setting that the file leaves out
-keeps the default of the file's own class, while from_config takes the default of class X.
+With the same folder, minisd draws the same pictures as diffusers. The pipelines of diffusers change
+some settings before they use the settings, and minisd makes the same changes.
+
+The file may contain a setting that the file's own scheduler class does not have, but class X has.
+This setting takes effect when the user chooses the sampler of class X. In diffusers, the user
+writes `X.from_config(pipe.scheduler.config)` for this. There is one difference. If the file leaves
+out a setting, minisd uses the default of the file's own class. from_config uses the default of X.
 """
 
 import json
@@ -20,7 +22,7 @@ from minisd.files.json_files import shorten
 
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
 SCHEDULER_TABLES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-SAMPLER_OF = SCHEDULER_TABLES["samplers"]  # diffusers' class of a scheduler -> minisd's sampler
+SAMPLER_OF = SCHEDULER_TABLES["samplers"]  # diffusers' scheduler class -> minisd's sampler
 CLASS_OF = {sampler: name for name, sampler in SAMPLER_OF.items()}
 PREDICTIONS = SCHEDULER_TABLES["predictions"]
 SCHEDULER_SETTINGS = {name: settings_tables()[f"{SCHEDULER_FILE} ({name})"] for name in SAMPLER_OF}
@@ -31,12 +33,14 @@ def sampler_and_schedule(
 ) -> tuple[str, ScheduleConfig]:
     """The default sampler and the schedule of a folder.
 
-    stored: its scheduler_config.json    index: its model_index.json, {} if there is none
-    channels: those of the U-Net's input; they tell which pipeline opens the folder in diffusers
-    Raises ValueError that names a class or a setting that minisd does not have.
+    stored: the content of the folder's scheduler_config.json
+    index: the content of the folder's model_index.json. {}: there is no such file
+    channels: the number of channels of the U-Net's input, from which diffusers' pipeline follows
+
+    Raises ValueError if minisd does not have the scheduler class or a setting. The error names it.
     """
     name = scheduler_class(stored, index)
-    # the pipeline for a U-Net with so many channels overrides these settings of the file
+    # diffusers' pipeline for a U-Net with this number of channels overrides these settings
     stored = stored | SCHEDULER_TABLES["pipelines"].get(str(channels), {})
     settings: dict[str, Any] = SCHEDULER_SETTINGS[name].read(stored)
     known = {setting: stored[setting] for setting in settings if setting in stored}
@@ -59,19 +63,26 @@ def sampler_and_schedule(
 
 
 def scheduler_class(stored: Mapping[str, Any], index: Mapping[str, Any]) -> str:
-    """The scheduler's class, as its own file or else the folder's index states it."""
+    """The class of the folder's scheduler.
+
+    If scheduler_config.json states no class, the class in model_index.json is used.
+
+    stored, index: the contents of these two files
+
+    Raises ValueError if no file states a class, or if minisd does not have the class.
+    """
     listed = index.get("scheduler")
     listed = listed[1] if isinstance(listed, list) and len(listed) == 2 else None
     name = stored.get("_class_name", listed)
     if name == "LCMScheduler":
         lcm = "is an LCM model, which needs a sampler that minisd does not have yet"
-        raise ValueError(f"{lcm}: load the model that it was made from")
+        raise ValueError(f"{lcm}: load the model from which it was made")
     if str(name) not in SAMPLER_OF:
         short = shorten(name).strip("'")
         unknown = f"has the scheduler {short}, which minisd does not have"
         has = unknown if name else "names no scheduler"
-        classes = ", ".join(SAMPLER_OF)
-        raise ValueError(f"{has}: write one of {classes} as _class_name into its {SCHEDULER_FILE}")
+        to_do = f"set _class_name in the folder's {SCHEDULER_FILE} to one of these"
+        raise ValueError(f"{has}: {to_do}: {', '.join(SAMPLER_OF)}")
     if listed not in (None, name):
         both = f"{name} in its {SCHEDULER_FILE} and {shorten(listed)} in its model_index.json"
         what = f"This folder names two schedulers: {both}. minisd uses the first."
@@ -80,9 +91,10 @@ def scheduler_class(stored: Mapping[str, Any], index: Mapping[str, Any]) -> str:
 
 
 def refuse_unknown_values(settings: Mapping[str, object], where: str) -> None:
-    """Raise ValueError that names a setting with a value that minisd does not know.
+    """Raise ValueError if a setting has a value that minisd does not know.
 
-    where: the key of the known values in folder_scheduler.json, which the error quotes
+    where: a key of folder_scheduler.json. It says in words where the settings are, and leads to
+        the known values. The error quotes this key
     """
     for name, known in SCHEDULER_TABLES[where].items():
         if name in settings and not any(equal_values(settings[name], value) for value in known):
@@ -91,7 +103,7 @@ def refuse_unknown_values(settings: Mapping[str, object], where: str) -> None:
 
 
 def check_schedule(schedule: ScheduleConfig) -> None:
-    """Raise ValueError for a schedule that no sampler can use."""
+    """Raise ValueError if no sampler can use the schedule."""
     betas = (schedule.beta_start, schedule.beta_end) if schedule.betas is None else schedule.betas
     if not all(0 < beta < 1 for beta in betas):
         raise ValueError("has a beta that does not lie between 0 and 1: get another copy")
@@ -102,14 +114,15 @@ def check_schedule(schedule: ScheduleConfig) -> None:
 
 
 def scheduler_json(config: ModelConfig) -> dict[str, Any]:
-    """The settings that make diffusers sample as `config` says. Undoes sampler_and_schedule.
+    """The content of a scheduler_config.json with which diffusers samples as `config` says.
 
-    A setting that the model does not decide is left out. For a model that samples as the original
-    code does, the settings are those of the published diffusers folders.
+    This is the inverse of sampler_and_schedule. Settings that do not depend on the model's config
+    are left out. For a model that samples as the original code does, the settings are the same as
+    in the published diffusers folders.
     """
     schedule, name = config.schedule, CLASS_OF[config.sampler]
     if schedule.zero_terminal_snr and "rescale_betas_zero_snr" in SCHEDULER_SETTINGS[name].fixed:
-        name = CLASS_OF["ddim"]  # class `name` has no such setting
+        name = CLASS_OF["ddim"]  # the class `name` cannot rescale betas
     spacing, clean = schedule.spacing, schedule.set_alpha_to_one
     if spacing is None:  # the noise levels of the original code
         trailing = schedule.zero_terminal_snr and config.sampler in ("ddim", "ddpm")

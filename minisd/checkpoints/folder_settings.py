@@ -22,10 +22,11 @@ PART_TABLES = {
 INDEX_TABLE, OUR_TABLE = settings_tables()["model_index.json"], settings_tables()["minisd.json"]
 
 # folder_settings.json holds four tables.
-# names: part -> minisd's name of a setting -> diffusers' name, for settings with the same values
-# index: part -> the library and the class that open it in diffusers
+# names: part -> a table: minisd's name of a setting -> diffusers' name of the setting. The table
+#     lists the settings that have the same values in minisd and in diffusers
+# index: part -> the library and the class that open the part in diffusers
 # pipelines: the number of the U-Net's input channels -> diffusers' class of the whole pipeline
-# per_level: settings that are one value for all levels, or a list with a value for each level
+# per_level: the settings that may have one value for all levels, or a list with a value per level
 FOLDER_TABLES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 NAMES, CLASSES = FOLDER_TABLES["names"], FOLDER_TABLES["index"]
 PIPELINES = FOLDER_TABLES["pipelines"]
@@ -34,15 +35,16 @@ BLOCK_ATTENDS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 
 
 def our_fields(part: str, settings: Mapping) -> dict[str, Any]:
-    """The settings of a part that NAMES lists, under minisd's names."""
+    """The settings of a part under minisd's names. Only settings that NAMES lists are kept."""
     return lists_to_tuples({ours: settings[name] for ours, name in NAMES[part].items()})
 
 
 def config_from_folder(folder: Path, vae: VAEConfig | None = None) -> ModelConfig:
-    """The config that the files of a diffusers folder state.
+    """The config of a model, read from the files of a diffusers folder.
 
-    vae: the config of another VAE that replaces the folder's own
-    Raises ValueError if a file or a required setting is missing, or a setting is unknown.
+    vae: the config of another VAE that replaces the folder's VAE. None: the folder's VAE is used
+
+    Raises ValueError if a file or a required setting is missing, or if a setting is unknown.
     """
     parts = [part for part in PART_TABLES if not (vae and part == "vae")]
     stored = {part: read_json(folder / PART_TABLES[part].file) for part in parts}
@@ -62,10 +64,14 @@ def config_from_folder(folder: Path, vae: VAEConfig | None = None) -> ModelConfi
 
 
 def undo_conversion(config: ModelConfig, scheduler: Mapping) -> ModelConfig:
-    """The config with the original code's sampling, if it gives the scheduler file as it is.
+    """The config with the sampling of the original code, if minisd wrote the scheduler file.
 
-    minisd writes that file for models that sample as the original code does. If someone changed it
-    since, the file decides.
+    minisd also writes a scheduler file for models that sample as the original code does. If the
+    file is still as minisd wrote it, the model samples as the original code does. If someone
+    changed the file, the settings in the file decide.
+
+    config: the config with the settings in the file
+    scheduler: the content of the file
     """
     usual = {name: getattr(ScheduleConfig, name) for name in SAMPLING_FIELDS}
     original = replace(config, schedule=replace(config.schedule, **usual))
@@ -73,7 +79,7 @@ def undo_conversion(config: ModelConfig, scheduler: Mapping) -> ModelConfig:
 
 
 def absent_sizes(folder: Path) -> str:
-    """A sentence that names the sizes that the folder does not state; "" if it states all."""
+    """A sentence that lists the sizes that the folder does not state. "": no size is missing."""
     absent = []
     for part, table in PART_TABLES.items():
         path = folder / table.file
@@ -85,9 +91,14 @@ def absent_sizes(folder: Path) -> str:
 
 
 def native_size(stored: Mapping, vae: VAEConfig) -> int:
-    """The native picture size in pixels. Raises ValueError if it is not square.
+    """The native width and height of a picture in pixels.
 
-    diffusers before 0.9 wrote too small a sample_size by mistake. diffusers now reads it as 64.
+    By mistake, diffusers before 0.9 wrote a sample_size that was too small. Later versions read a
+    sample_size below 64 from these old files as 64, and so does minisd.
+
+    stored: the content of the U-Net's config.json
+
+    Raises ValueError if the native size is not square.
     """
     side = one_value(stored.get("sample_size"))
     side = 64 if side is None else side
@@ -99,7 +110,9 @@ def native_size(stored: Mapping, vae: VAEConfig) -> int:
 
 
 def one_value(value: Any) -> Any:
-    """The value that a list or a nested list repeats; any other value as it is.
+    """The repeated value, if all values of a list or nested list are equal.
+
+    Any other value is returned unchanged.
 
     >>> one_value([[1, 1], [1, 1]]), one_value([1, 2])
     (1, [1, 2])
@@ -116,17 +129,17 @@ def unet_config(stored: Mapping) -> UNetConfig:
     settings: dict[str, Any] = PART_TABLES["unet"].read(stored)
     channels = tuple(settings["block_out_channels"])
     attention = attention_by_level(settings, len(channels))
-    # in spite of its name, "attention_head_dim" is the number of heads: diffusers' source says so
+    # "attention_head_dim" is the number of heads, in spite of the name (source: diffusers' code)
     heads = settings["num_attention_heads"] or settings["attention_head_dim"]
     heads = [heads] * len(channels) if isinstance(heads, int) else heads
     alike = len(set(heads)) == 1
-    levels = zip(channels, heads, attention, strict=False)  # other lengths are refused later
-    divided = [(channels[-1], heads[-1])]  # the middle block; then the levels with attention
+    levels = zip(channels, heads, attention, strict=False)  # other lengths raise an error below
+    divided = [(channels[-1], heads[-1])]  # first the middle block, then levels with attention
     divided += [(width, number) for width, number, attends in levels if attends]
     head_widths = {width // number for width, number in divided}
     uneven = any(width % number for width, number in divided)
     if uneven or len(heads) != len(channels) or (not alike and len(head_widths) > 1):
-        rule = "minisd needs equally many or equally wide heads at all levels"
+        rule = "at all levels, minisd needs the same number of heads or the same width of heads"
         raise ValueError(f"has {heads} heads for levels of width {channels}: {rule}")
     for name in ("layers_per_block", "cross_attention_dim"):
         if isinstance(settings[name], list):
@@ -141,7 +154,12 @@ def unet_config(stored: Mapping) -> UNetConfig:
 
 
 def attention_by_level(settings: Mapping, levels: int) -> tuple[bool, ...]:
-    """Which levels have attention. Raises ValueError for blocks that minisd does not have."""
+    """For each level, whether the level has attention.
+
+    settings: the settings in the U-Net's config.json
+
+    Raises ValueError if minisd does not have one of the blocks.
+    """
     down, up = settings["down_block_types"], settings["up_block_types"]
     for block in down:
         if block not in BLOCK_ATTENDS:
@@ -154,7 +172,7 @@ def attention_by_level(settings: Mapping, levels: int) -> tuple[bool, ...]:
 
 
 def vae_config(stored: Mapping) -> VAEConfig:
-    """The VAE's config. Raises ValueError for settings that minisd's VAE does not have."""
+    """The VAE's config. Raises ValueError if minisd's VAE does not have one of the settings."""
     settings: dict[str, Any] = PART_TABLES["vae"].read(stored)
     levels = len(settings["block_out_channels"])
     for name, block in (("down", "DownEncoderBlock2D"), ("up", "UpDecoderBlock2D")):
@@ -167,7 +185,10 @@ def vae_config(stored: Mapping) -> VAEConfig:
 
 
 def text_config(stored: Mapping) -> TextConfig:
-    """The text transformer's config. The file may also be that of a whole CLIP."""
+    """The config of the text transformer.
+
+    stored: the content of the config.json of the text transformer, or of a whole CLIP model
+    """
     if isinstance(stored.get("text_config"), dict):
         stored = stored["text_config"]
     settings = PART_TABLES["text_encoder"].read(stored)
@@ -179,7 +200,10 @@ def text_config(stored: Mapping) -> TextConfig:
 
 
 def folder_json_files(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, dict]:
-    """The JSON files of a diffusers folder, by their paths in it. Undoes config_from_folder."""
+    """The JSON files of a diffusers folder. This is the inverse of config_from_folder.
+
+    Returns a dictionary: path of a file in the folder -> content of the file.
+    """
     text = text_json(config, tokenizer)
     parts = {"unet": unet_json(config), "vae": vae_json(config), "text_encoder": text}
     scheduler = scheduler_json(config)
@@ -197,12 +221,17 @@ def folder_json_files(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, di
 
 
 def to_folder_names(part: str, config: object) -> dict[str, object]:
-    """The settings of a part under diffusers' names. Undoes our_fields."""
+    """The settings of a part under diffusers' names. This is the inverse of our_fields."""
     return {name: getattr(config, ours) for ours, name in NAMES[part].items()}
 
 
 def index_json(config: ModelConfig, scheduler: str) -> dict:
-    """The class that opens each folder. diffusers also expects the names of absent parts."""
+    """The content of model_index.json: for each part, the library and the class that open the part.
+
+    diffusers expects that model_index.json also lists the parts that the model does not have.
+
+    scheduler: the name of the scheduler's class
+    """
     channels = config.unet.in_channels
     absent = ["depth_estimator" if channels == 5 else "safety_checker", "feature_extractor"]
     return {
@@ -250,5 +279,5 @@ def text_json(config: ModelConfig, tokenizer: Tokenizer) -> dict:
 
 
 def lists_to_tuples(fields: dict) -> dict:
-    """The fields with tuples in place of lists: JSON has only lists, the configs only tuples."""
+    """The fields, with tuples instead of lists: JSON has only lists, configs have only tuples."""
     return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}

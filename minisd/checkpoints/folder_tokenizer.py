@@ -1,7 +1,10 @@
 """Read and write the tokenizer/ folder of a diffusers model as transformers' CLIPTokenizer does.
 
-The vocabulary is in vocab.json and merges.txt, or in tokenizer.json alone, which transformers 5
-writes. Words that someone added to the vocabulary may be in four places.
+The vocabulary is either in vocab.json and merges.txt, or only in tokenizer.json. transformers 5
+writes only tokenizer.json. Words that someone added to the vocabulary may be in four files:
+tokenizer_config.json, special_tokens_map.json, tokenizer.json and added_tokens.json.
+
+In this file, a mark is a special token, such as the begin token, the end token or the padding.
 """
 
 import json
@@ -33,10 +36,10 @@ WORD_TABLE = settings_tables()["list of added words (tokenizer)"]
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a tokenizer/ folder, with the words that were added to it.
+    """Read the tokenizer of a tokenizer/ folder, with the words that someone added.
 
-    Raises ValueError if a file is missing or damaged, if two files contradict each other, if the
-    ids have a gap, or if a setting is unknown.
+    Raises ValueError if a file is missing or damaged, if two files contradict each other, if an id
+    is missing between two ids, or if a setting is unknown.
     """
     with name_errors(f"{path}:"):
         files = [path / f"{name}.json" for name in TOKENIZER_FILES]
@@ -54,13 +57,13 @@ def read_tokenizer(path: Path) -> Tokenizer:
                 raise ValueError(f"{what}: fetch the folder again")
         pad, unknown = (places[mark["content"]] for mark in marks.values())
         ordinary = {BEGIN, END, *(mark["content"] for mark in marks.values())}
-        ordinary &= ids.keys() & set(clip_layout(merges))  # SD v2 pads with "!"
+        ordinary &= ids.keys() & set(clip_layout(merges))  # SD v2 pads with "!", an ordinary token
         words = [word for word in added if word.word not in ordinary]
         return Tokenizer(merges, pad, words, sorted(ids, key=ids.__getitem__), unknown)
 
 
 def read_merges(path: Path) -> list[Pair] | None:
-    """The merges in a merges.txt; None if there is no such file."""
+    """The merges in merges.txt: the pairs of texts that the tokenizer joins. None: no such file."""
     if not path.exists():
         return None
     try:
@@ -71,14 +74,17 @@ def read_merges(path: Path) -> list[Pair] | None:
 
 
 def token_dict(stored: str | dict | None) -> dict:
-    """A token with its flags: {"content": "!", …}. Files may store its text alone."""
+    """A token as a dictionary with the token's text and flags: {"content": "!", …}.
+
+    stored: the token as it is in the file. Some files store only the token's text
+    """
     token = stored if isinstance(stored, dict) else {"content": stored}
     check_value("content", token.get("content"), str | None, where=" in a list of added words")
     return {"content": None, **token}
 
 
 def with_plain_end_marks(stored: Settings) -> Settings:
-    """The settings, with only the texts of the begin and the end mark, without their flags."""
+    """The settings, with the begin token and the end token as plain texts, without flags."""
     ends = stored.keys() & {"bos_token", "eos_token"}
     return {**stored, **{key: token_dict(stored[key])["content"] for key in ends}}
 
@@ -86,9 +92,14 @@ def with_plain_end_marks(stored: Settings) -> Settings:
 def read_vocabulary(
     ids: dict[str, int], merges: list[Pair] | None, model: Settings | None
 ) -> tuple[dict[str, int], list[Pair]]:
-    """The ids of all pieces, and the merges. If they are in two places, both must be the same.
+    """The ids of all pieces (the texts of the tokens), and the merges.
 
-    ids, merges: those of vocab.json and merges.txt    model: the "model" of tokenizer.json
+    ids: the content of vocab.json. {}: there is no such file
+    merges: the content of merges.txt. None: there is no such file
+    model: the "model" in tokenizer.json. None: there is no such setting
+
+    Raises ValueError if the folder holds no vocabulary, if tokenizer.json contradicts the other
+    files, or if the ids are not 0, 1, 2 and so on.
     """
     settings: Settings = MODEL_TABLE.read(model or {})
     check_value("merges", settings["merges"], tuple[str | tuple[str, ...], ...])
@@ -96,24 +107,31 @@ def read_vocabulary(
     both = (ids, merges), (settings["vocab"], pairs)
     places = [(numbers, joins) for numbers, joins in both if numbers and joins is not None]
     if not places:
-        what = "holds neither vocab.json and merges.txt nor tokenizer.json"
+        what = "the folder holds neither vocab.json and merges.txt nor tokenizer.json"
         raise ValueError(f"{what}: fetch the folder again")
     if places[0] != places[-1]:
-        what = "tokenizer.json differs from its vocab.json or merges.txt"
-        raise ValueError(f"{what}: delete the older ones")
+        what = "tokenizer.json differs from vocab.json or merges.txt"
+        raise ValueError(f"{what}: delete the older files")
     found, joined = places[0]
     integers = all(type(index) is int for index in found.values())
     if not integers or sorted(found.values()) != list(range(len(found))):
-        what = f"its vocabulary does not have each id from 0 to {len(found) - 1} once"
+        what = f"its vocabulary does not have each id from 0 to {len(found) - 1} exactly once"
         raise ValueError(f"{what}: fetch it again")
     return found, joined
 
 
 def find_mark(name: str, config: Settings, special: Settings) -> dict:
-    """The padding token or the token for unknown text (name). The default is the end mark.
+    """The padding token, or the token for unknown text. The default is the end token.
 
-    The two files may differ, as in SD v2's official folder. Then the older special_tokens_map.json
-    is right. But if there is an added_tokens_decoder, transformers does not read that file.
+    name: "pad_token" or "unk_token"
+    config: the content of tokenizer_config.json
+    special: the content of special_tokens_map.json
+
+    The two files may state different tokens, as in SD v2's official folder. In this case, the token
+    in special_tokens_map.json (the older format) is right. But transformers does not read
+    special_tokens_map.json if tokenizer_config.json has an added_tokens_decoder.
+
+    Raises ValueError if the two tokens differ and there is an added_tokens_decoder.
     """
     newer = token_dict(config[name] or special[name] or END)
     older = token_dict(special[name] or config[name] or END)
@@ -132,13 +150,19 @@ def added_words(
     ids: Mapping[str, int],
     marks: Iterable[dict],
 ) -> list[AddedWord]:
-    """The words that were added, in the order of their ids.
+    """The words that someone added to the vocabulary, in the order of their ids.
 
-    config: tokenizer_config.json    special: special_tokens_map.json
-    fast: added_tokens of tokenizer.json    listed: added_tokens.json
-    ids: the vocabulary    marks: the padding token and the token for unknown text
-    A word that only a list of special tokens names gets the next free id.
-    Raises ValueError if two places contradict each other.
+    config: the content of tokenizer_config.json
+    special: the content of special_tokens_map.json
+    fast: the list added_tokens in tokenizer.json
+    listed: the content of added_tokens.json: word -> id
+    ids: the vocabulary: piece -> id
+    marks: the padding token and the token for unknown text
+
+    If a word has no id because only a list of special tokens contains the word, the word gets the
+    next free id.
+
+    Raises ValueError if two files contradict each other.
     """
     # transformers 5 ignores this list when it decides whether a word of `listed` is special
     seen = special_tokens(config, special | {"additional_special_tokens": None})
@@ -164,27 +188,39 @@ def added_words(
 
 
 def special_tokens(*files: Settings) -> list[dict]:
-    """The other special tokens that the files list. transformers 5 gave the list another name."""
+    """The additional special tokens that the files list.
+
+    files: the contents of tokenizer_config.json and special_tokens_map.json. The name of the list
+        depends on the version of transformers
+
+    Raises ValueError if two lists differ.
+    """
     names = ("additional_special_tokens", "extra_special_tokens")
     lists = [stored[name] for stored in files for name in names if stored[name]]
     if any(one != lists[0] or not isinstance(one, list) for one in lists):
-        raise ValueError(f"its lists of special tokens differ, or are no lists: {shorten(lists)}")
+        what = f"its lists of special tokens differ or are damaged: {shorten(lists)}"
+        raise ValueError(f"{what}. Delete the wrong list")
     return [token_dict(one) for one in (lists or [[]])[0]]
 
 
 def stated_words(
     decoder: dict[str, dict] | None, fast: list[dict], listed: Mapping[str, int], specials: set[str]
 ) -> dict[str, dict]:
-    """The added words whose ids the files state: word -> its id and flags.
+    """The added words whose ids the files state.
 
-    decoder: added_tokens_decoder of tokenizer_config.json    fast: added_tokens of tokenizer.json
-    listed: added_tokens.json    specials: the words that are special tokens
-    Raises ValueError if the three places contradict each other.
+    decoder: the table added_tokens_decoder in tokenizer_config.json: id -> token
+    fast: the list added_tokens in tokenizer.json
+    listed: the content of added_tokens.json: word -> id
+    specials: the words that are special tokens
+
+    Returns a dictionary: word -> id and flags of the word.
+
+    Raises ValueError if two of the three files contradict each other.
     """
     for index, token in (decoder or {}).items():
         if not (re.fullmatch("[0-9]{1,7}", index) and isinstance(token, dict)):
-            what = f"has {shorten(index)}: {shorten(token)} in its added_tokens_decoder"
-            raise ValueError(f"{what}, which is not an id with a word: fetch it again")
+            what = f"its added_tokens_decoder contains {shorten(index)}: {shorten(token)}"
+            raise ValueError(f"{what}. This is not an id with a word: fetch the folder again")
     first = [token | {"id": int(index)} for index, token in (decoder or {}).items()]
     last = [{"content": word, "id": index} for word, index in listed.items()]  # without flags
     found: dict[str, dict] = {}
@@ -196,8 +232,9 @@ def stated_words(
             raise ValueError(f"its files contradict each other: {both}. Delete the wrong one")
     known = found if decoder is None else {BEGIN, END, *(one["content"] for one in first)}
     if missing := found.keys() - known:
-        where = "added_tokens_decoder in tokenizer_config.json, the only list that transformers"
-        raise ValueError(f"its word {min(missing)!r} is not in {where} then reads: add it there")
+        where = "added_tokens_decoder in tokenizer_config.json"
+        what = f"its word {min(missing)!r} is not in {where}, and transformers ignores other lists"
+        raise ValueError(f"{what}: add the word to added_tokens_decoder")
     return found
 
 
@@ -205,7 +242,7 @@ def stated_words(
 
 
 def write_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
-    """Write a tokenizer/ folder as transformers' slow CLIPTokenizer does, with the added words.
+    """Write a tokenizer/ folder, with the added words, as transformers' slow CLIPTokenizer does.
 
     Raises ValueError if the folder cannot be written.
     """

@@ -1,4 +1,4 @@
-"""Find out whether a U-Net predicts eps or v by running it, for files that do not say."""
+"""Find out whether a U-Net predicts eps or v by running the U-Net, if the file does not say."""
 
 import warnings
 from dataclasses import replace
@@ -11,20 +11,24 @@ from minisd.checkpoints.single_file_settings import with_prediction
 from minisd.config import ModelConfig
 from minisd.schedule import Schedule
 
-# The correlation of a U-Net's output with its input, which is pure noise at the last t. An eps
-# network returns the noise: near 1. A v network returns minus the picture that it predicts: near 0.
+# Limits for the correlation of a U-Net's output with the noise in the U-Net's input. At the last t,
+# the input is pure noise. An eps network returns the noise, so the correlation is near 1. A v
+# network returns minus the predicted picture, so the correlation is near 0.
 SURELY_EPS = 0.7
 SURELY_V = 0.3
-LITTLE_NOISE = 0.25  # a t, as a fraction of the last one, where a v network returns the noise too
+LITTLE_NOISE = 0.25  # a fraction of the last t: at this t, a v network also returns the noise
 
 
 def try_prediction(parts: Parts, name: str) -> Parts:
-    """Tell eps from v by running the U-Net on noise. A warning says what it found.
+    """Find out by a test on noise whether the U-Net predicts eps or v. A warning states the result.
 
-    Many SD v2 files predict v, so for v2 files with only the latent as input, an output unlike the
-    noise is enough for v. Other files nearly always predict eps, and an untrained network's output
-    is unlike the noise, too. So they need a second sign of v: an output like the noise at a t with
-    little noise (v = signal rate * noise - noise rate * picture).
+    name: the name of the file in the warning
+
+    Many SD v2 files predict v. So if the U-Net of a v2 file reads only the latent and the output is
+    unlike the noise, this test decides for v. Other files nearly always predict eps, and an
+    untrained network's output is also unlike the noise. So for other files, the test decides for v
+    only if there is a second sign: at a t with little noise, the output is like the noise. (This is
+    true for v because v = signal rate * noise - noise rate * picture.)
     """
     likeness = likeness_to_noise(parts)
     v2 = is_v2(parts.config) and parts.config.unet.in_channels == 4
@@ -33,13 +37,13 @@ def try_prediction(parts: Parts, name: str) -> Parts:
         v = likeness_to_noise(parts, LITTLE_NOISE) > SURELY_EPS
     doubt = "" if v or likeness > SURELY_EPS else ", which decides nothing"
     prediction = "v" if v else "eps"
-    unknown = f"{name} does not say whether it predicts eps or v, so minisd tried it on noise"
-    found = f"Its output has a correlation of {likeness:.2f} with the noise{doubt}"
-    choice = f"minisd takes it as {prediction}"
+    unknown = f"{name} does not say whether it predicts eps or v, so minisd tested it on noise"
+    found = f"The output has a correlation of {likeness:.2f} with the noise{doubt}"
+    choice = f"minisd assumes that it predicts {prediction}"
     advice = 'If the pictures look wrong, give prediction="eps" or "v".'
     warnings.warn(f"{unknown}. {found}. {choice}. {advice}", stacklevel=4)
     config, size = with_prediction(parts.config, prediction), parts.config.size
-    size = config.size if size == ModelConfig.size else size  # a size that the file states stays
+    size = config.size if size == ModelConfig.size else size  # keep a size that the file states
     return replace(parts, config=replace(config, size=size))
 
 
@@ -47,10 +51,11 @@ def try_prediction(parts: Parts, name: str) -> Parts:
 def likeness_to_noise(parts: Parts, amount: float = 1.0) -> float:
     """The correlation of the U-Net's output with the noise in its input.
 
-    amount: the t, as a fraction of the last t. The input is pure noise at the last t, and below it
-        a latent of zeros with noise added
-    The extra channels of inpainting and depth models say that the whole picture is to be drawn and
-    nothing is known about it.
+    amount: the t, as a fraction of the last t. At the last t, the input is pure noise. At a
+        smaller t, the input is a latent of zeros with noise added
+
+    Inpainting and depth models read extra channels. In this test, the extra channels say that the
+    whole picture must be drawn and that nothing is known about the picture.
     """
     config, weight = parts.config, parts.unet.conv_in.weight
     side = 4 * config.size_multiple // config.vae.factor  # small, but every level can halve it

@@ -17,15 +17,16 @@ from minisd.files.json_files import build_dataclass, parse_json
 from minisd.files.one_line import name_errors
 from minisd.tokenizer import Tokenizer
 
-LARGEST_HEADER = 20 * 10**6  # bytes; a model's has 0.2 MB, a LoRA's with all captions a few MB
-# In the names of safetensors and of torch. Integers are positions and numbers of steps.
+LARGEST_HEADER = 20 * 10**6  # bytes; models need 0.2 MB, LoRAs with all captions a few MB
+# The dtypes in the names of safetensors, then in the names of torch. Models also contain integers:
+# positions, and numbers of training steps.
 READABLE_DTYPES = r"[UI](8|16|32|64)|BF16|F(16|32|64)|F8_\w+|BOOL"
 READABLE_DTYPES += r"|torch\.(u?int(8|16|32|64)|b?float(16|32|64)|float8_\w+|bool)"
 MOST_TENSORS = 20_000  # SD v1 with its averaged weights has 2,000
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata in the header of a .safetensors file; {} for files of other formats."""
+    """The metadata in the header of a .safetensors file. {}: the file has another format."""
     path = Path(path)
     return (read_header(path).get("__metadata__") or {}) if is_safetensors(path) else {}
 
@@ -58,33 +59,40 @@ def read_header(path: Path) -> dict:
     with name_errors(path.name):
         check_header({} if metadata is None else metadata, dtypes)
     try:
-        with safe_open(path, framework="pt"):  # it compares places, shapes and sizes
+        with safe_open(path, framework="pt"):  # safetensors checks positions and shapes
             return content
     except SafetensorError as error:
         raise ValueError(damage_sentence(path)) from error
 
 
 def check_header(metadata: object, dtypes: dict[str, str]) -> None:
-    """Raise ValueError for metadata or tensors that no model's file has. dtypes: by tensor name"""
+    """Raise ValueError if a header holds metadata or tensors that no model's file has.
+
+    metadata: the value of __metadata__ in the header
+    dtypes: name of a tensor -> dtype of the tensor
+    """
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        what = "has a header whose __metadata__ is not names with texts"
+        what = "has a header whose __metadata__ is not a list of names and texts"
         raise ValueError(f"{what}: get another copy")
     if len(dtypes) > MOST_TENSORS:
-        many = f"holds {len(dtypes):,} tensors, more than {MOST_TENSORS:,}"
+        many = f"holds {len(dtypes):,} tensors, but minisd reads at most {MOST_TENSORS:,}"
         raise ValueError(f"{many}: get another copy")
     for name, dtype in dtypes.items():
         refuse_unreadable(name, dtype)
 
 
 def refuse_unreadable(name: str, dtype: str) -> None:
-    """Raise ValueError for a dtype that no network computes with, such as complex64."""
+    """Raise ValueError if the dtype is one that no network uses, such as complex64."""
     if not re.fullmatch(READABLE_DTYPES, dtype):
         what = f"holds {name} in {dtype.removeprefix('torch.')}, which minisd cannot use"
         raise ValueError(f"{what}: get the file in float16")
 
 
 def config_to_metadata(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, str]:
-    """What load() needs besides the tensors. CLIP's own tokenizer is left out: minisd has it."""
+    """The metadata that load() needs in addition to the tensors.
+
+    CLIP's own tokenizer is left out, because minisd already contains this tokenizer.
+    """
     stored = {"format": "pt", "minisd": json.dumps(asdict(config))}
     usual = Tokenizer.clip()
     if tokenizer.words or (tokenizer.merges, tokenizer.ids) != (usual.merges, usual.ids):
@@ -93,12 +101,15 @@ def config_to_metadata(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, s
 
 
 def config_from_metadata(stored: dict[str, str]) -> tuple[ModelConfig, Tokenizer]:
-    """Undo config_to_metadata. Raises ValueError for a damaged header, or one of a newer minisd."""
+    """The config and the tokenizer in the metadata. This is the inverse of config_to_metadata.
+
+    Raises ValueError if the header is damaged, or if a newer version of minisd wrote the header.
+    """
     try:
         config = build_dataclass(ModelConfig, parse_json(stored["minisd"]), RANGES)
     except ValueError as error:
-        what = "has a header that is damaged, or written by another version of minisd"
-        raise ValueError(f"{what}: it {error}") from error
+        what = "has a header that is damaged, or that another version of minisd wrote"
+        raise ValueError(f"{what}: the header {error}") from error
     if "tokenizer" in stored:
         return config, Tokenizer.from_json(stored["tokenizer"])
     return config, Tokenizer.clip(config.text.pad_token)
@@ -107,7 +118,8 @@ def config_from_metadata(stored: dict[str, str]) -> tuple[ModelConfig, Tokenizer
 def sort_settings(path: Path) -> None:
     """Sort the metadata in a file's header by name.
 
-    safetensors writes it in random order, so equal content would give different bytes each time.
+    safetensors writes the metadata in random order. Without this function, two files with the same
+    content would have different bytes.
     """
     with open(path, "r+b") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -1,6 +1,7 @@
 """Download one file from the hub: ask the server about it, and continue a broken download.
 
-A file never grows beyond the promised size, and a server has no say in where it is written.
+A downloaded file never grows beyond the size that the server promised. The server cannot choose
+where minisd writes the file.
 """
 
 import errno
@@ -17,11 +18,15 @@ from minisd.files.whole_files import FULL
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """What a server states about a file. size: bytes    revision: the commit
+    """What a server states about a file.
 
-    mark: the ETag, or the commit if there is no ETag. It changes when the file changes. None: the
-        server states neither
-    sha256: the ETag of a large file, which the hub keeps at another address. None for other files
+    address: the URL from which the file can be downloaded
+    size: the number of bytes. None: the server does not state the size
+    revision: the commit of the repository. None: the server does not state the commit
+    mark: the ETag, or the commit if the server states no ETag. The mark changes when the file
+        changes. None: the server states neither ETag nor commit
+    sha256: the sha256 of a large file. The hub stores large files at another address and gives
+        them their sha256 as ETag. None: the file is not stored at another address
     """
 
     address: str
@@ -34,10 +39,15 @@ class RemoteFile:
 def look_up(
     repository: str, revision: str, file: str, part: Path, endpoint: str | None
 ) -> RemoteFile | None:
-    """Ask the server about a file. Returns None if the repository, commit or file does not exist.
+    """Ask the server about a file.
 
-    part: the part of the file that is already downloaded. ValueError: nobody answers, the server
-    refuses, or it redirects to an address that is less safe than its own.
+    part: the path of the part of the file that is already downloaded. An error states its size
+    endpoint: the URL of the server. None: the usual hub
+
+    Returns None if the repository, the commit or the file does not exist.
+
+    Raises ValueError if nobody answers, if the server refuses, or if the server redirects to an
+    address that is less safe than the server's own address.
     """
     try:
         from huggingface_hub import errors, file_download, hf_hub_url
@@ -61,7 +71,7 @@ def look_up(
 
 
 class PartFile(io.BufferedWriter):
-    """A file that refuses to grow beyond `size` bytes, because a server may send without end."""
+    """A file that refuses to grow beyond `size` bytes. A hostile server may send data for ever."""
 
     def __init__(self, path: Path, size: int):
         super().__init__(io.FileIO(path, "a"))
@@ -74,17 +84,23 @@ class PartFile(io.BufferedWriter):
 
 
 def receive_rest(remote: RemoteFile, size: int, part: Path, repository: str, file: str) -> None:
-    """Download what is missing, and append it to `part`. Deletes a part of another file first.
+    """Download the missing bytes of a file, and append these bytes to `part`.
 
-    size: of the whole file, in bytes
-    ValueError: the download breaks off (the part stays), or the server sent something that cannot
-    continue the part (the part is deleted). OSError: the part cannot be written.
+    If `part` belongs to another file, `part` is deleted first.
+
+    size: the size of the whole file in bytes
+    part: the path of the part of the file that is already downloaded
+
+    Raises ValueError if the download breaks off (the part is kept), or if the server sends data
+    that does not continue the part (the part is deleted). Raises OSError if the part cannot be
+    written.
     """
     from huggingface_hub import file_download
 
     delete_unless_same(remote, size, part)
     growing = PartFile(part, size)
-    # A compressed answer could not be continued. The progress bar shows our name for the file.
+    # A download of compressed data could not be continued, so "identity" asks for plain data. The
+    # progress bar shows `file`, minisd's name for the file.
     how = {"headers": {"Accept-Encoding": "identity"}, "displayed_filename": file}
     sizes = {"resume_size": growing.tell(), "expected_size": size}
     try:
@@ -96,13 +112,17 @@ def receive_rest(remote: RemoteFile, size: int, part: Path, repository: str, fil
         message = download_error(error, part, repository, file)
         if isinstance(error, ValueError) or http_status(error) == 416:
             part.unlink()
-            unfit = f"{repository} sent data that does not continue {part.name}, which was deleted"
-            message = f"{unfit} ({short_reason(error)}): run the same command again to start over."
+            unfit = f"{repository} sent data that does not continue {part.name}"
+            message = f"{unfit} ({short_reason(error)}), so minisd deleted {part.name}: "
+            message += "run the same command again to start over."
         raise ValueError(message) from error
 
 
 def delete_unless_same(remote: RemoteFile, size: int, part: Path) -> None:
-    """Delete the part unless it belongs to the same file: the mark next to it shows this."""
+    """Delete the part if the part belongs to another file.
+
+    A small file next to the part (see mark_path) contains the mark and the size of the part's file.
+    """
     mark_file, mark = mark_path(part), f"{remote.mark} {size}".encode()
     same = remote.mark and mark_file.is_file() and mark_file.read_bytes() == mark
     regular = part.is_file() and not part.is_symlink()
@@ -119,7 +139,7 @@ def mark_path(part: Path) -> Path:
 
 
 def download_error(error: Exception, part: Path, repository: str, file: str) -> str:
-    """The message for a download that could not start or broke off."""
+    """The message about a download that could not start, or that broke off."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.OfflineModeIsEnabled):
@@ -131,19 +151,19 @@ def download_error(error: Exception, part: Path, repository: str, file: str) -> 
             f"{repository} cannot give {file} (it answers {http_status(error)}): try again later."
         )
     if isinstance(error, OSError) and error.errno in FULL:
-        return f"{part.parent} has no room left for {file}: free some, or use another disk."
+        return f"{part.parent} has no room left for {file}: free some space, or use another disk."
     if is_offline(error) and not part.exists():
-        advice = f"connect this machine, or download the file on another one from {repository}"
+        advice = f"connect this machine, or use another machine to download it from {repository}"
         offline = f"there is no network to download {file} ({short_reason(error)})"
         return f"{offline}: {advice} and give minisd its path."
     size = part.stat().st_size if part.is_file() else 0
-    kept = f"{size_in_words(size)} of it are kept" if size else "nothing of it is kept"
+    kept = f"minisd kept {size_in_words(size)}" if size else "minisd kept nothing"
     advice = "run the same command again to continue"
-    return f"the download of {file} broke off, {kept} ({short_reason(error)}): {advice}."
+    return f"the download of {file} broke off ({short_reason(error)}). {kept}: {advice}."
 
 
 def http_status(error: Exception) -> int | None:
-    """The HTTP status of the server's answer, if the error came from one."""
+    """The HTTP status of the server's answer. None: the error did not come from an answer."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
@@ -152,7 +172,7 @@ def short_reason(error: Exception) -> str:
 
 
 def is_offline(error: BaseException | None) -> bool:
-    """Whether the cause of an error is that no name or network can be reached."""
+    """Whether an error occurred because the machine has no network or cannot find the server."""
     unreachable = (errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH)
     offline = isinstance(error, socket.gaierror) or getattr(error, "errno", None) in unreachable
     return offline or (error is not None and is_offline(error.__cause__ or error.__context__))

@@ -25,10 +25,17 @@ LAYOUT_NAMES = {**KNOWN_FILES, "diffusers": "a diffusers folder"}
 class Info:
     """What a file or folder of weights contains.
 
-    numbers: part -> how many    tensors: dtype -> how many
-    Only a whole model has layout, config, known_by and not_needed; only other files have use.
-    known_by: where the file states what the U-Net predicts. None: nowhere
-    not_needed: purpose -> number of tensors    use: how to use the file
+    bytes: the size of the file, or of all files in the folder
+    numbers: part -> number of parameters
+    tensors: dtype -> number of tensors
+    use: a text that says how to use the file. Only files that are not a whole model have this text
+
+    The next four fields are set only for a whole model.
+
+    layout: "ours", "original" or "diffusers"
+    config: the model's config
+    known_by: the place that states whether the U-Net predicts eps or v. None: no place states this
+    not_needed: purpose -> number of tensors that minisd does not need
     """
 
     name: str
@@ -56,8 +63,8 @@ class Info:
 
 
 def describe_sizes(config: ModelConfig, known_by: str | None) -> list[tuple[str, str]]:
-    """What the sizes mean, as rows of a name and a text."""
-    unstated = "eps or v: the file does not say; loading tests it on noise"
+    """The sizes of a model in words: a list of rows, each with a name and a text."""
+    unstated = "eps or v: the file does not say which. load() will test it on noise"
     return [
         ("laid out as", "SD v2" if is_v2(config) else "SD v1"),
         ("input", f"{config.unet.in_channels} channels"),
@@ -69,7 +76,7 @@ def describe_sizes(config: ModelConfig, known_by: str | None) -> list[tuple[str,
 def inspect_source(source: str | Path) -> Info:
     """Describe any file of weights, or a diffusers folder, without building a network.
 
-    Raises ValueError if it is not a file of weights, or if it is a model that would not load.
+    Raises ValueError if `source` does not contain weights, or contains a model that load() refuses.
     """
     path = locate(source)
     tensors = read_tensors(path) if path.is_file() else {}
@@ -88,7 +95,7 @@ def inspect_source(source: str | Path) -> Info:
 
 
 def count_contents(path: Path, kind: str, parts: Mapping[str, Mapping[str, Tensor]]) -> Info:
-    """The size of a file or folder, its numbers by part and its tensors by dtype."""
+    """The Info about a file or folder: the size, and the counts of parameters and tensors."""
     stored = [tensor for part in parts.values() for tensor in part.values()]
     dtypes = count_names(str(tensor.dtype).removeprefix("torch.") for tensor in stored)
     numbers = {name: sum(t.numel() for t in part.values()) for name, part in parts.items()}
@@ -98,5 +105,5 @@ def count_contents(path: Path, kind: str, parts: Mapping[str, Mapping[str, Tenso
 
 
 def count_names(names: Iterable[str]) -> dict[str, int]:
-    """How often each name occurs, the most frequent first."""
+    """A dictionary: name -> how often the name occurs. The most frequent name comes first."""
     return dict(Counter(names).most_common())

@@ -1,8 +1,8 @@
-"""JSON files from strangers: read them within bounds, and check them against a dataclass.
+"""Read JSON files from strangers within limits, and check their content against a dataclass.
 
-No file is trusted: it may be huge, nested a million levels deep, hold one name twice, or not be a
-file at all. Every problem becomes a ValueError. Most messages begin with a verb ("holds …"): the
-caller puts the file's name in front of them.
+No file is trusted. A file may be huge, may nest values a million levels deep, may hold a name
+twice, or may be a device instead of a file. Every problem becomes a ValueError. Most messages begin
+with a verb ("holds …"), and the caller puts the file's name before the message.
 """
 
 import json
@@ -22,21 +22,23 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 LARGEST = 10 * 10**6  # bytes
 DEEPEST = 30  # levels of nested lists and dictionaries; a tokenizer.json has 6
 LONGEST_NUMBER = 100  # characters; transformers writes 10**30 where it means "no limit"
-MOST_ITEMS = 100_000  # in a tuple, such as the betas of a schedule
-SHORTENED = 80  # characters that an error quotes of a value
+MOST_ITEMS = 100_000  # the most items of a tuple, such as a schedule's betas
+SHORTENED = 80  # the most characters that an error quotes from a value
 
 T = TypeVar("T")
 Range = tuple[float, float]  # the smallest and the largest allowed number
-USUAL_RANGE = {int: (1, 10**6), float: (-(10**6), 10**6)}  # sizes and counts; rates and scales
+# The range of integers (sizes and counts), and the range of floats (rates and scales)
+USUAL_RANGE = {int: (1, 10**6), float: (-(10**6), 10**6)}
 
 
 # ---- reading -----------------------------------------------------------------------------------
 
 
 def read_json(path: Path) -> dict:
-    """Read a .json file that holds an object: names with values.
+    """Read a .json file that holds a JSON object (names with values).
 
-    Raises ValueError if it is missing, not a regular file, cut off, too large, or something else.
+    Raises ValueError if the file is missing, is not a regular file, is cut off, is too large or
+    does not hold a JSON object.
     """
     try:
         content = parse_json(read_at_most(path, LARGEST))
@@ -52,8 +54,8 @@ def read_json(path: Path) -> dict:
 def read_at_most(path: Path, most: int) -> bytes:
     """Read a whole regular file. (A pipe or a device might never end.)
 
-    Raises ValueError, whose message follows the path, for anything else and for more than `most`
-    bytes.
+    Raises ValueError if the path is not a regular file, or if the file has more than `most` bytes.
+    The caller puts the path before the message.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("is a folder, a pipe or a device: give a file")
@@ -67,32 +69,35 @@ def read_at_most(path: Path, most: int) -> bytes:
 def parse_json(text: str | bytes, largest: int = LARGEST) -> object:
     """Parse a JSON text into dictionaries, lists, texts, numbers, booleans and None.
 
-    Raises ValueError, whose message follows the file's name, if the text is not JSON, is too large
-    or too deeply nested, or holds a name twice, NaN, a very long number, or an invalid text.
+    largest: the largest allowed length of the text
+
+    Raises ValueError if the text is not JSON, is too large or is nested too deeply. Also raises
+    ValueError if the text holds a name twice, NaN, a very long number or half a character. The
+    caller puts the file's name before the message.
     """
     if len(text) > largest:
         raise ValueError(f"has more than {largest:,} bytes of JSON: get another copy")
     try:
         text = text.decode() if isinstance(text, bytes) else text
         content = json.loads(
-            text.removeprefix("\ufeff"),  # a mark that some Windows editors put in front
+            text.removeprefix("\ufeff"),  # some Windows editors put this mark before the text
             object_pairs_hook=build_dictionary,
             parse_int=lambda digits: parse_number(int, digits),
             parse_float=lambda digits: parse_number(float, digits),
             parse_constant=lambda name: parse_number(float, name),
         )
     except UnicodeDecodeError as error:
-        raise ValueError("is not UTF-8 text, as JSON must be: get another copy") from error
+        raise ValueError("is not UTF-8 text, but JSON must be UTF-8: get another copy") from error
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise ValueError(f"is not valid JSON from {place} on: fetch it again") from error
+        raise ValueError(f"is not valid JSON (see {place}): fetch it again") from error
     except RecursionError as error:
         raise ValueError(TOO_DEEP) from error
     check_depth_and_texts(content)
     return content
 
 
-HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")  # half of a pair in UTF-16, invalid alone
+HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")  # half of a pair in UTF-16; a half alone is invalid
 TOO_DEEP = f"nests values more than {DEEPEST} levels deep: get another copy"
 
 
@@ -106,10 +111,12 @@ def build_dictionary(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def parse_number(kind: type, digits: str) -> float:
-    """Parse a number. Raises ValueError for NaN, and for more digits than any number needs.
+    """Parse a number.
 
-    Infinity is not valid JSON, but diffusers writes it ("lambda_min_clipped": -Infinity). So it is
-    parsed here, and check_value refuses it.
+    Infinity is not valid JSON, but diffusers writes Infinity ("lambda_min_clipped": -Infinity). So
+    this function accepts Infinity, and check_value refuses Infinity.
+
+    Raises ValueError if the number is NaN, or has more digits than any setting needs.
     """
     if digits == "NaN" or len(digits) > LONGEST_NUMBER:
         raise ValueError(f"has the number {shorten(digits)}: get another copy")
@@ -117,7 +124,7 @@ def parse_number(kind: type, digits: str) -> float:
 
 
 def check_depth_and_texts(content: object) -> None:
-    """Raise ValueError for too many levels of nesting, and for half a character in a text."""
+    """Raise ValueError if values are nested too deeply, or if a text has half a character."""
     level = [content]
     for _ in range(DEEPEST + 1):
         texts = [one for one in level if isinstance(one, str)]
@@ -159,17 +166,20 @@ def build_dataclass(
 ) -> T:
     """Build an object of the dataclass `kind` from the dictionary `stored`.
 
-    ranges: field -> the smallest and the largest allowed number, if not the usual ones
-    part: the part of the file that holds the fields, such as "unet". For the message
-    Raises ValueError, whose message follows the file's name, for a name that is not a field, for a
-    missing field that has no default or is a dataclass, and for a value of the wrong type or range.
+    ranges: field -> smallest and largest allowed number. Other fields have their USUAL_RANGE
+    part: the name of the part of the file that holds the fields, such as "unet". The message
+        quotes this name
+
+    Raises ValueError if a name is not a field, if a required field is missing, or if a value has
+    the wrong type or is out of range. A field is required if the field has no default, or if the
+    type of the field is a dataclass. The caller puts the file's name before the message.
     """
     where, types = f" in its {part}" if part else "", get_type_hints(kind)
     if not isinstance(stored, Mapping):
-        raise ValueError(f"has {shorten(stored)}{where}: this should be names with values")
+        raise ValueError(f"has {shorten(stored)}{where}, but this should be names with values")
     if unknown := [name for name in stored if name not in types]:
-        found = f"has the setting {shorten(unknown[0])}{where}, which minisd does not know"
-        raise ValueError(f"{found}: a newer version may know it")
+        found = f"has the unknown setting {shorten(unknown[0])}{where}"
+        raise ValueError(f"{found}: a newer version of minisd may know it")
     needed = (
         one.name for one in fields(cast(Any, kind)) if one.default is one.default_factory is MISSING
     )
@@ -189,10 +199,13 @@ def build_dataclass(
 def check_value(
     name: str, value: object, kind: object, limits: Range | None = None, where: str = ""
 ) -> None:
-    """Raise ValueError, with the setting's name, for a value of the wrong type or out of range.
+    """Raise ValueError if a value has the wrong type or is out of range.
 
-    kind: int, float, bool, str, dict, tuple, tuple[one of them, ...], a Literal, or a union of them
+    name: the name of the setting. The message quotes this name
+    kind: the type: int, float, bool, str, dict, tuple, a Literal, a tuple of one of these types
+        (tuple[int, ...]), or a union of these types
     limits: the smallest and the largest allowed number. None: the usual range
+    where: the place of the setting for the message, such as " in its unet"
     """
     if not has_type(kind, value, limits):
         found = f"has {name} = {shorten(value)}{where}, a setting of the wrong type"
@@ -200,7 +213,10 @@ def check_value(
 
 
 def has_type(kind: object, value: object, limits: Range | None = None) -> bool:
-    """Whether a value has a type. 1 is also a float. True is no number, [] no list of numbers."""
+    """Whether a value has the type `kind`.
+
+    1 is also a float. True is not a number, and [] is not a list of numbers.
+    """
     inner = get_args(kind)
     if get_origin(kind) in (Union, UnionType):
         return any(has_type(one, value, limits) for one in inner)

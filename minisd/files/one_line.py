@@ -1,12 +1,13 @@
-"""Text from strangers, made safe for a message: file names, tensor names, prompts, other errors."""
+"""Make text from strangers safe for a message: file names, tensor names, prompts, other errors."""
 
 import re
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-LONGEST = 1000  # characters of a message; a longer one loses its middle
-# Emoji and some scripts join letters with these two characters. Next to ASCII they are invisible.
+LONGEST = 1000  # characters of a message; a longer message loses its middle
+# Emoji and some scripts join letters with one of two characters, U+200C and U+200D. Next to ASCII
+# letters, these two characters are invisible.
 LETTER = r"[^\x00-\xa0\u2000-\u206f]"
 JOINER = re.compile(f"(?<={LETTER})[\u200c\u200d](?={LETTER})")
 
@@ -14,8 +15,9 @@ JOINER = re.compile(f"(?<={LETTER})[\u200c\u200d](?={LETTER})")
 def one_line(text: object, longest: int = LONGEST) -> str:
     r"""The text on one line of at most `longest` characters, without commands to the terminal.
 
-    Replaced by their numbers: control characters, line breaks, marks that change the direction of
-    writing, invisible characters, and half characters. Letters of all scripts and emoji stay.
+    Some characters are replaced by their numbers: control characters, line breaks, marks that
+    change the direction of writing, invisible characters, and half characters. Emoji
+    and the letters of all scripts are not replaced.
 
     >>> one_line("bad\x1b[2J name\n")
     'bad\\x1b[2J name\\n'
@@ -25,7 +27,7 @@ def one_line(text: object, longest: int = LONGEST) -> str:
 
 
 def visible_form(match: re.Match) -> str:
-    """The matched character itself if people can see it, otherwise its number."""
+    """The matched character itself if people can see the character, otherwise its number."""
     character = match[0]
     space = unicodedata.category(character) == "Zs"
     if character.isprintable() or space or JOINER.match(match.string, match.start()):
@@ -40,7 +42,7 @@ def without_middle(text: str, longest: int) -> str:
 
 @contextmanager
 def name_errors(name: str) -> Iterator[None]:
-    """Turn errors about a file or folder into sentences that begin with its name."""
+    """Turn errors about a file or folder into sentences that begin with `name`."""
     try:
         yield
     except (TypeError, LookupError, ArithmeticError, AttributeError) as error:

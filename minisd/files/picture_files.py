@@ -1,7 +1,7 @@
-"""Opening pictures from strangers: within bounds, upright, and with one sentence for every error.
+"""Open pictures from strangers within limits, turn them upright, and explain errors in a sentence.
 
-A picture file may be hostile. So Pillow may open only six kinds of files, it may read only as often
-as a normal file needs, and every error that it raises becomes one sentence.
+A picture file may be hostile. So Pillow may open only six kinds of files, and may read from a file
+only as often as a normal file needs. Every error that Pillow raises becomes one sentence.
 """
 
 import io
@@ -17,40 +17,42 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-ORIENTATION = 0x0112  # the EXIF tag, which has the same number in a TIFF
-TILE = (322, 323)  # TIFF tags: width and height of a tile, which may be larger than the picture
+ORIENTATION = 0x0112  # the number of this tag in EXIF data and in a TIFF
+TILE = (322, 323)  # TIFF tags: width and height of a tile (a tile may be larger than the picture)
 ANIMATED = ("GIF", "PNG", "WEBP", "TIFF")  # formats that can hold several pictures
 
 # For other formats, Pillow runs programs (Ghostscript for EPS) or code that few people test.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-MOST_PIXELS = 8192 * 6144  # as the largest phone cameras take; 200 MB once the file is open
-MOST_BYTES = 8 * MOST_PIXELS  # such a picture with alpha and 16 bits per value, uncompressed
+MOST_PIXELS = 8192 * 6144  # as in the largest phone pictures; 200 MB in memory
+MOST_BYTES = 8 * MOST_PIXELS  # MOST_PIXELS with alpha and 16 bits per value, uncompressed
 HEADER_READS, HEADER_BYTES = 40_000, 8 * 10**6  # normal files need 1,000 reads and 1 MB
 TIFF_BYTES = 3 * 10**6  # Pillow needs 300 bytes of memory for one byte of a TIFF's strip list
-PIXEL_READS = 400_000  # a PNG of MOST_BYTES in chunks of 8 KB needs 200,000
+PIXEL_READS = 400_000  # a PNG of MOST_BYTES in chunks of 8 KB needs 200,000 reads
 MOST_STRIPS = 100_000  # in a TIFF; a normal strip has several rows and 8 KB
 MOST_EXIF = 10**6  # bytes; cameras write at most 64 KB
-TOO_LARGE = "is too large a picture (50 megapixels and the free memory are the limits)"
-PICTURE_KINDS = "it is not a PNG, JPEG, WebP, GIF, BMP or TIFF, is damaged, or has too many parts"
+TOO_LARGE = "is too large for a picture (the limits are 50 megapixels and the free memory)"
+PICTURE_KINDS = "it is damaged, has too many parts, or is not a PNG, JPEG, WebP, GIF, BMP or TIFF"
 UNREADABLE = f"cannot be read as a picture: {PICTURE_KINDS}"
-# Pillow visits every pixel of a JPEG once per scan, and ten scans are usual. Every scan begins with
-# a header, which names 1 to 4 components.
+# A JPEG consists of scans, usually ten. Pillow visits every pixel once per scan. Every scan begins
+# with a header that lists 1 to 4 components.
 SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e][\x01-\x04]")
 MOST_VISITS = 20 * MOST_PIXELS  # pixels times scans
 
-# Chunks of a PNG with texts or a colour profile. We need only those that hold EXIF data.
+# The chunks of a PNG that hold texts or a colour profile. minisd needs only texts with EXIF data.
 PNG = b"\x89PNG\r\n\x1a\n"
 TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 ORIENTED = (b"XML:com.adobe.xmp", b"Raw profile type exif")
 
 PILLOW = threading.RLock()  # because all threads share Python's list of warning filters
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # otherwise errors are printed
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # Pillow's errors would be printed
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """Open a picture file and turn the picture upright. Of an animation, only the first frame.
+    """Open a picture file and turn the picture upright.
 
-    ValueError: there is no such file, it is too large, or it cannot be read.
+    Of an animation, only the first frame is used.
+
+    Raises ValueError if the file does not exist, is too large or cannot be read.
     """
     content = read_file(Path(path))
     with explain_pillow_errors(str(path)):
@@ -58,7 +60,7 @@ def open_picture(path: str | Path) -> Image.Image:
             picture, frames = first_frame(content)
         except Image.DecompressionBombError:
             raise
-        except Exception:  # a PNG's texts may be damaged, or too long (another program's workflow)
+        except Exception:  # texts in a PNG may be damaged, or too long (a stored workflow)
             shortened = without_texts(content)
             if shortened is content:
                 raise
@@ -69,7 +71,10 @@ def open_picture(path: str | Path) -> Image.Image:
 
 
 def read_file(path: Path) -> bytes:
-    """All bytes of a file. ValueError: there is no such file, or it is too large for a picture."""
+    """All bytes of a file.
+
+    Raises ValueError if the file does not exist, cannot be read or is too large for a picture.
+    """
     try:
         size = path.stat().st_size
         if path.is_file() and size <= MOST_BYTES:  # a pipe or device might never end
@@ -77,7 +82,7 @@ def read_file(path: Path) -> bytes:
                 return file.read(size)
         regular = f"not a regular file of at most {MOST_BYTES / 1e6:.0f} MB"
         why = f"it is {'a folder' if path.is_dir() else regular}"
-    except (OSError, ValueError) as error:  # ValueError: an impossible file name
+    except (OSError, ValueError) as error:  # ValueError if the name is impossible
         absent = isinstance(error, FileNotFoundError)
         why = "there is no such file" if absent else "the system does not allow reading it"
     raise ValueError(f"{path} cannot be read as a picture: {why}.")
@@ -85,7 +90,7 @@ def read_file(path: Path) -> bytes:
 
 @contextmanager
 def explain_pillow_errors(what: str) -> Iterator[None]:
-    """Turn every error that Pillow raises inside into one ValueError, and hide Pillow's warnings.
+    """Turn every error of Pillow in a `with` block into one ValueError, and hide Pillow's warnings.
 
     what: the name of the picture in the message
     """
@@ -100,10 +105,13 @@ def explain_pillow_errors(what: str) -> Iterator[None]:
 
 
 class LimitedReader(io.BytesIO):
-    """A file in memory that can be read only so often: a hostile file has endless small parts."""
+    """A file in memory that allows only a limited number of reads.
+
+    A hostile file may have an endless number of small parts.
+    """
 
     def __init__(self, content: bytes):
-        """The limits are set for the header: for what comes before the pixels."""
+        """Set the limits for the header, which is the part of the file before the pixels."""
         super().__init__(content)
         self.reads = HEADER_READS
         self.total = TIFF_BYTES if content.startswith((b"II", b"MM")) else HEADER_BYTES
@@ -111,14 +119,17 @@ class LimitedReader(io.BytesIO):
     def read(self, size: int | None = -1) -> bytes:
         part = super().read(size)
         self.reads -= 1
-        self.total -= 0 if size in (-1, None) else len(part)  # reading all at once is no loop
+        self.total -= 0 if size in (-1, None) else len(part)  # one read of everything is safe
         if self.reads < 0 or self.total < 0:
             raise ValueError("this file has more parts than a picture needs")
         return part
 
 
 def first_frame(content: bytes) -> tuple[Image.Image, int | str]:
-    """The first picture, upright, and the number of pictures. Raises the errors of Pillow."""
+    """The first picture of a file, turned upright, and the number of pictures in the file.
+
+    Raises Pillow's errors unchanged.
+    """
     file = LimitedReader(content)
     picture = Image.open(file, formats=FORMATS)
     pixels = picture.width * picture.height
@@ -131,23 +142,24 @@ def first_frame(content: bytes) -> tuple[Image.Image, int | str]:
     file.reads, file.total = PIXEL_READS, len(content) + HEADER_BYTES
     frames = frames_in(content) if picture.format in ANIMATED else 1
     picture = apply_exif_orientation(picture)
-    # the copy frees the WebP decoder, which holds two more copies of the pixels
+    # Pillow's WebP decoder holds two more copies of the pixels. Copying the picture frees them.
     return picture.copy() if picture.format == "WEBP" else picture, frames
 
 
 def frames_in(content: bytes) -> int | str:
-    """The number of pictures in a file; "several" if they are damaged or too many to count."""
+    """The number of pictures in a file. "several": they cannot be counted."""
     picture = Image.open(LimitedReader(content), formats=FORMATS)
     try:
         return getattr(picture, "n_frames", 1)
-    except Exception:  # of any type, see above; the first picture is readable all the same
+    except Exception:  # Pillow raises errors of every type. The first picture is still readable
         return "several"
 
 
 def without_texts(png: bytes) -> bytes:
-    """The same PNG without its texts and colour profile, which no pixel needs. Keeps EXIF data.
+    """A PNG file without its texts and colour profile. EXIF data are kept.
 
-    Returns any other kind of file unchanged.
+    The pixels do not depend on the texts and the colour profile. A file of another kind is returned
+    unchanged.
     """
     if not png.startswith(PNG):
         return png
@@ -162,16 +174,20 @@ def without_texts(png: bytes) -> bytes:
 
 
 def turn_upright(picture: Image.Image, what: str = "picture") -> Image.Image:
-    """Turn the picture upright by its EXIF orientation. Returns it unchanged if it has none.
+    """Turn a picture upright, according to the orientation in its EXIF data.
 
-    ValueError: its pixels cannot be read. (Pillow may read them only now.)
+    A picture without an orientation is returned unchanged.
+
+    what: the name of the picture in an error
+
+    Raises ValueError if the pixels cannot be read. (Pillow may read the pixels only now.)
     """
     with explain_pillow_errors(f"the {what}"):
         return apply_exif_orientation(picture)
 
 
 def apply_exif_orientation(picture: Image.Image) -> Image.Image:
-    """As turn_upright(), but raises the errors of Pillow as they are."""
+    """Do the same as turn_upright(), but leave the errors of Pillow unchanged."""
     with silence_error_stream() if picture.format == "TIFF" else nullcontext():
         picture.load()
     if not picture.width * picture.height or len(picture.info.get("exif", b"")) > MOST_EXIF:
@@ -182,7 +198,7 @@ def apply_exif_orientation(picture: Image.Image) -> Image.Image:
 
 @contextmanager
 def silence_error_stream() -> Iterator[None]:
-    """Silence the error stream of the process: libtiff, written in C, prints warnings there."""
+    """Silence the error stream of the process. libtiff (a C library) prints warnings to stderr."""
     try:
         original, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     except OSError:  # the program has no error stream

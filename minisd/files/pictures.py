@@ -1,9 +1,9 @@
-"""Pictures, masks, hints and depths as numbers: upright, opaque, and with a known white.
+"""Convert pictures, masks, hints and depth maps to numbers: upright, opaque, with a known white.
 
-The numbers in a picture are not always what people see. A phone's photo lies on its side until its
-EXIF orientation is applied. Pillow's convert() cuts 16-bit grey off at 255. Transparent places hide
-colours that nobody should see. So every picture, mask, hint and depth passes through here. Colour
-profiles (ICC) are ignored, as in diffusers.
+The numbers in a picture file may differ from what people see. A phone's photo may lie on its side
+until its EXIF orientation is applied. Pillow's convert() replaces 16-bit greys above 255 with 255.
+Transparent places hide colours that nobody should see. So every picture, mask, hint and depth map
+passes through the functions of this file. Colour profiles (ICC) are ignored, as in diffusers.
 """
 
 import warnings
@@ -19,11 +19,12 @@ from torch import Tensor
 from minisd.config import ModelConfig
 from minisd.files.picture_files import explain_pillow_errors, turn_upright
 
-# TIFF tags: bits per value, photometric interpretation (0: white is 0), signed or not
+# TIFF tags: the bits per value; the photometric interpretation (0: the value of white is 0); the
+# sample format (1: unsigned integers)
 BITS, FIRST_IS_WHITE, SAMPLE = 258, 262, 339
 WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")  # Pillow's modes
 BLACK_PAINT = 64  # out of 255; paint darker than this may mark the part to keep
-FAR_LARGER = 4  # times the pixels; from there on a network draws its subject several times
+FAR_LARGER = 4  # times the pixels in training; larger pictures show a subject several times
 ROUNDING = 1e-3  # how far the values of a tensor may lie outside their range
 
 
@@ -31,12 +32,15 @@ ROUNDING = 1e-3  # how far the values of a tensor may lie outside their range
 
 
 def is_deep(picture: Image.Image) -> bool:
-    """Whether it is grey with more than 8 bits, which Pillow's convert() gets wrong."""
+    """Whether a picture is grey with more than 8 bits. Pillow's convert() spoils such a picture."""
     return picture.mode in ("I", "F") or picture.mode.startswith("I;16")
 
 
 def opacity(picture: Image.Image) -> np.ndarray | None:
-    """The alpha channel: h w, from 0 (transparent) to 255 (opaque). None: opaque everywhere."""
+    """The alpha channel: h w, from 0 (transparent) to 255 (opaque).
+
+    None: the picture is opaque everywhere.
+    """
     palette = picture.palette.mode if picture.mode == "P" and picture.palette else ""
     if "transparency" not in picture.info and picture.mode not in WITH_ALPHA and palette != "RGBA":
         return None
@@ -48,33 +52,40 @@ def opacity(picture: Image.Image) -> np.ndarray | None:
 
 
 def with_alpha(picture: Image.Image) -> Image.Image:
-    """The picture in mode RGBA. Pillow can convert La only through LA."""
+    """The picture in Pillow's mode RGBA. Pillow must convert mode La to LA before RGBA."""
     return (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")
 
 
 def colours(picture: Image.Image, what: str = "picture") -> Image.Image:
-    """The picture upright, as RGB with 8 bits per value.
+    """The picture, turned upright, as RGB with 8 bits per value.
 
-    ValueError: it is transparent in places, or its range is unknown.
+    what: the name of the picture in an error
+
+    Raises ValueError if the picture is transparent in places, or if the range of its values is
+    unknown.
     """
     picture = turn_upright(picture, what)
     with explain_pillow_errors(f"the {what}"):
         transparent, deep = opacity(picture) is not None, is_deep(picture)
-        marked = picture.mode in WITH_ALPHA or "transparency" in picture.info  # though it is opaque
+        marked = picture.mode in WITH_ALPHA or "transparency" in picture.info  # even if opaque
         if not transparent and not deep:
             return (with_alpha(picture) if marked else picture).convert("RGB")
     if deep and not transparent:
         return eight_bits(picture, what).convert("RGB")
-    hidden = "is transparent in places, which would show hidden colours"
+    hidden = "is transparent in places, and would show hidden colours in these places"
     advice = "put it on a background and save it without transparency"
     raise ValueError(f"the {what} {hidden}: {advice}.")
 
 
 def eight_bits(picture: Image.Image, what: str) -> Image.Image:
-    """A grey of more than 8 bits, in 256 shades. ValueError: its range is unknown."""
+    """A grey picture with more than 8 bits, converted to 256 shades.
+
+    Raises ValueError if the range of the picture's values is unknown.
+    """
     values = deep_values(picture)
     low, high = values.min(), values.max()
-    # Some versions of Pillow open pictures of 16 bits (never of fewer) in mode I, which has 32.
+    # Some versions of Pillow open 16-bit pictures in mode I, which has 32 bits. No version does so
+    # with a picture of fewer bits.
     sixteen = picture.mode == "I" and low >= 0 and 32767 < high <= 65535
     if sixteen or picture.mode.startswith("I;16"):
         white = 65535
@@ -83,34 +94,41 @@ def eight_bits(picture: Image.Image, what: str) -> Image.Image:
     else:
         found = f"numbers from {low:g} to {high:g} (Pillow's mode {picture.mode})"
         advice = "save it with 8 or 16 bits, or as floats in 0 … 1"
-        raise ValueError(f"the {what} holds {found}, and nothing says which is white: {advice}.")
+        raise ValueError(
+            f"the {what} holds {found}, and nothing says which number is white: {advice}."
+        )
     values /= white
     values *= 255
     return Image.fromarray(np.rint(values, out=values).astype(np.uint8))
 
 
 def deep_values(picture: Image.Image) -> np.ndarray:
-    """The values of a grey of more than 8 bits: h w, bright is large. 16 bits end at 65535."""
-    values, tags = np.asarray(picture), getattr(picture, "tag_v2", {})  # a TIFF's own settings
+    """The values of a grey picture with more than 8 bits: h w. Brighter pixels have larger values.
+
+    In Pillow's 16-bit modes (I;16), white is 65535.
+    """
+    values, tags = np.asarray(picture), getattr(picture, "tag_v2", {})  # only a TIFF has tags
     if tags.get(BITS) == (32,) and tags.get(SAMPLE, (1,)) == (1,):
-        values = values.view(np.uint32)  # Pillow reads them as signed
+        values = values.view(np.uint32)  # Pillow reads unsigned values as signed
     with np.errstate(invalid="ignore"):  # the caller refuses NaN
         values = values.astype(np.float64)
     top = max(1, values.max())
     if picture.mode.startswith("I;16"):
         top = 65535
         values *= top / (2 ** tags.get(BITS, (16,))[0] - 1)  # TIFFs may have 12 bits
-    if tags.get(FIRST_IS_WHITE) == 0:  # Pillow does not invert them
+    if tags.get(FIRST_IS_WHITE) == 0:  # Pillow does not invert the values
         np.subtract(top, values, out=values)
     return values
 
 
 def mask_shades(mask: Image.Image) -> Image.Image:
-    """The mask in 256 shades of grey, upright. White marks the part to draw again.
+    """The mask, turned upright, in 256 shades of grey. White marks the part to draw again.
 
-    In a mask that is transparent in places, the paint marks that part. The paint must have one
-    colour, and not black. ValueError: the mask is transparent and its paint is black or has several
-    colours. It could mean the painted part as well as the erased one.
+    If the mask is transparent in places, the opaque paint marks the part to draw again. The paint
+    must have a single colour, and this colour must not be black.
+
+    Raises ValueError if the mask is transparent in places and the paint is black or has several
+    colours. Nobody can then know whether to draw the painted part or the erased part again.
     """
     mask = turn_upright(mask, "mask")
     with explain_pillow_errors("the mask"):
@@ -130,9 +148,12 @@ def mask_shades(mask: Image.Image) -> Image.Image:
 
 
 def paint(mask: Image.Image, alpha: np.ndarray) -> tuple[int, float]:
-    """The largest of the first opaque pixel's r, g, b; and how far other pixels visibly differ.
+    """The brightness of a mask's paint, and the largest visible difference between its colours.
 
-    alpha: h w, with 255 in at least one pixel
+    The brightness is the largest of r, g and b in the first opaque pixel. The difference is the
+    largest difference of r, g or b to this pixel, times the opacity. Both are in 0 … 255.
+
+    alpha: the opacity, h w, with 255 in at least one pixel
     """
     opaque, brightest, apart = alpha.argmax(), 0, 0
     layer = with_alpha(mask)
@@ -145,7 +166,10 @@ def paint(mask: Image.Image, alpha: np.ndarray) -> tuple[int, float]:
 
 
 def depth_values(depth: Image.Image) -> Tensor:
-    """The values of a depth picture, upright, in any range: 1 1 h w. Large (bright) means near."""
+    """The values of a depth map, turned upright: 1 1 h w, in any range. Large (bright) means near.
+
+    Raises ValueError if the depth map is not opaque everywhere.
+    """
     depth = turn_upright(depth, "depth")
     with explain_pillow_errors("the depth"):
         deep = is_deep(depth) and opacity(depth) is None
@@ -159,12 +183,13 @@ def depth_values(depth: Image.Image) -> Tensor:
 def check_tensor(
     x: Tensor, what: str, channels: int, low: float = -inf, high: float = inf, give: str = ""
 ) -> None:
-    """Raise ValueError unless x is b channels h w, with finite numbers in low … high.
+    """Raise ValueError if x is not b channels h w, with finite numbers from low to high.
 
-    give: what the message asks for. "": a picture or a correct tensor
+    what: the name of the tensor in the message
+    give: the input that the message asks for. "": a PIL image or a correct tensor
     """
     in_range = f" in [{low}, {high}]" if low > -inf else ""
-    give = give or f"a PIL image, or b {channels} h w{in_range}"
+    give = give or f"a PIL image, or a tensor b {channels} h w{in_range}"
     if not isinstance(x, Tensor):
         found = f"the {what} is of the type {type(x).__name__}"
     elif x.ndim != 4 or x.shape[1] != channels or x.numel() == 0:
@@ -182,7 +207,9 @@ def check_tensor(
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """Tensor to PIL: clip to [-1, 1], then round to the nearest of 256 shades. images: b 3 h w
+    """Convert a tensor to PIL images: clip to [-1, 1], then round to the nearest of 256 shades.
+
+    images: b 3 h w
 
     Raises ValueError if a number is not finite.
     """
@@ -197,20 +224,22 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 
 def from_pil(image: Image.Image, what: str = "picture") -> Tensor:
-    """PIL to the tensor that the VAE reads, upright: 1 3 h w in [-1, 1].
+    """Convert a PIL image to the tensor that the VAE reads: upright, 1 3 h w in [-1, 1].
 
     what: the name of the picture in an error
 
-    Raises ValueError if the picture is transparent in places, or if its range is unknown.
+    Raises ValueError if the picture is transparent in places, or if the range of its values is
+    unknown.
     """
     shades = torch.from_numpy(np.array(colours(image, what)))
     return rearrange(shades, "h w c -> 1 c h w") / 127.5 - 1
 
 
 def check_size(width: int, height: int, config: ModelConfig) -> None:
-    """Raise ValueError if the model cannot draw this size. The message names the nearest sizes.
+    """Raise ValueError if the model cannot draw this size. The message states the nearest sizes.
 
-    Warns from FAR_LARGER times the pixels of the model's training pictures.
+    Warns if the picture has at least FAR_LARGER times as many pixels as the model's training
+    pictures.
     """
     multiple = size_step(config)
     nearest = []
@@ -232,5 +261,8 @@ def check_size(width: int, height: int, config: ModelConfig) -> None:
 
 
 def size_step(config: ModelConfig) -> int:
-    """Width and height must be multiples of this: 8 pixels, as for every model in diffusers."""
+    """The number of pixels of which the width and height of a picture must be multiples.
+
+    The number is at least 8. diffusers requires multiples of 8 for every model.
+    """
     return max(8, config.vae.factor)

@@ -1,4 +1,4 @@
-"""The sha256 of a file that may be larger than the memory."""
+"""Compute the sha256 of a file. The file may be larger than the memory."""
 
 import hashlib
 from pathlib import Path

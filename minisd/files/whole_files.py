@@ -1,9 +1,11 @@
-"""Write files that appear under their names only when they are complete.
+"""Write files that appear under their names only when the files are complete.
 
-A file is written in a new folder next to its destination (.minisd-unfinished-…), then moved. The
-writer holds a lock in that folder (filelock). The system frees the lock when the process ends, even
-if it was killed. So whoever can take the lock knows that the writer is gone, and may remove the
-folder. Process numbers cannot show this, because several containers use the same ones.
+A file is written in a new folder (.minisd-unfinished-…) next to the destination, and then moved to
+the destination. During the work, the writing process holds a lock in the new folder (filelock). The
+system frees the lock when the writing process ends, even if the process was killed. So if another
+process can take the lock, the writing process has ended. The other process may then remove the
+folder. Process numbers cannot show that a process has ended, because several containers use the
+same process numbers.
 """
 
 import errno
@@ -23,21 +25,24 @@ from safetensors import SafetensorError
 
 UNFINISHED = ".minisd-unfinished-"
 LOCK, CONTENT = "lock", "content"  # the two entries of an unfinished folder
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the quota, the largest file
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota full, file too large
 DAY = 24 * 60 * 60  # seconds
 
 
 @contextmanager
 def written_whole(path: Path, folder: bool = False) -> Iterator[Path]:
-    """Give a file or folder to write into. It gets the name `path` when everything is written.
+    """Yield a file or folder to write into. It is renamed to `path` when everything is written.
 
-    It is created at once, so that a missing permission shows before the work starts. It is removed
-    on any error. The bytes are on the disk (fsync) before the move: some disks report only then
-    that they are full, and the machine itself may stop. The files get the permissions of the user's
-    other files. If `path` is a link, the file that it points to is replaced. The folder is swept
-    first (see sweep).
+    folder: whether to create a folder instead of a file
 
-    Raises ValueError if the file cannot be created, or cannot be written to the end.
+    The file or folder is created at once, so a missing permission is found before the work starts.
+    After an error, the file or folder is removed. Before the renaming, fsync stores all bytes on
+    the disk, for two reasons: some disks report only during fsync that they are full, and the
+    machine may lose power. The new files get the same permissions as the user's other files. If
+    `path` is a link, the target of the link is replaced. First of all, sweep() removes what killed
+    processes have left in the folder of `path`.
+
+    Raises ValueError if the file cannot be created, or cannot be written completely.
     """
     if os.path.isdir(path):  # os.path returns False for an impossible name, where Path raises
         raise ValueError(f"{path} is a folder: give the name of a file in it.")
@@ -68,19 +73,30 @@ def written_whole(path: Path, folder: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, with "\\n" as line ends on every system. ValueError: this fails."""
+    """Write a text file. Lines end with "\\n" on every system.
+
+    Raises ValueError if the file cannot be written.
+    """
     with written_whole(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8", newline="\n")
 
 
 def save_picture(picture, path: Path, **settings) -> None:
-    """Write a PIL picture. settings: arguments of its save(). ValueError: this fails."""
+    """Write a PIL image to a file.
+
+    settings: further arguments for the save() of PIL
+
+    Raises ValueError if the file cannot be written.
+    """
     with written_whole(path) as unfinished:
         picture.save(unfinished, **settings)
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents, unless it exists. ValueError: this fails."""
+    """Make a folder and its parents, if the folder does not exist yet.
+
+    Raises ValueError if the folder cannot be made.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -88,23 +104,27 @@ def make_folder(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove unfinished folders that killed writers left behind: those whose lock is free.
+    """Remove the unfinished folders that killed processes left in `folder`.
 
-    The locks of other machines may be invisible here. So their folders stay for a day.
+    If a process was killed, the lock of its folder is free. But the locks of other machines may be
+    invisible on this machine. So unfinished folders of other machines are kept for a day.
     """
-    with suppress(OSError):  # we may not list the folder
+    with suppress(OSError):  # minisd has no permission to list the folder
         for own in sorted(folder.glob(f"{UNFINISHED}*")):
-            with suppress(OSError):  # somebody holds the lock, or we may not take it
+            with suppress(OSError):  # a process holds the lock, or minisd has no permission
                 sweep_one(own)
 
 
 def sweep_one(own: Path) -> None:
-    """Remove one unfinished folder. OSError: its writer is still at work, or may be."""
+    """Remove one unfinished folder.
+
+    Raises OSError if another process holds the lock of the folder, or if the lock cannot be taken.
+    """
     known = re.fullmatch(rf"{re.escape(UNFINISHED)}([0-9a-f]{{8}})-\w{{8}}", own.name)
     if known is None or own.is_symlink() or not own.is_dir():
         return
     if not (own / LOCK).is_file():
-        own.rmdir()  # OSError if it is not empty: then it is not ours
+        own.rmdir()  # OSError if not empty: minisd did not make this folder
         return
     if known[1] != this_kernel() and time.time() - (own / LOCK).stat().st_mtime < DAY:
         return
@@ -114,9 +134,9 @@ def sweep_one(own: Path) -> None:
 
 
 def locked_folder(parent: Path) -> tuple[Path, FileLock]:
-    """A new unfinished folder with a unique name, and its lock.
+    """A new unfinished folder with a unique name, and the lock of the folder.
 
-    On a disk that has no locks, the folder is never swept.
+    On a disk without locks, sweep() never removes the folder.
     """
     for _ in range(3):
         own = Path(mkdtemp(prefix=f"{UNFINISHED}{this_kernel()}-", dir=parent))
@@ -124,7 +144,7 @@ def locked_folder(parent: Path) -> tuple[Path, FileLock]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            continue  # another process swept the folder before we could lock it
+            continue  # another process swept the folder before this process could lock it
         except (OSError, NotImplementedError):
             pass  # the disk has no locks, or the folder was swept already
         if own.exists():
@@ -133,17 +153,20 @@ def locked_folder(parent: Path) -> tuple[Path, FileLock]:
 
 
 def remove(own: Path, lock: FileLock) -> None:
-    """Delete an unfinished folder, its lock last, so that the rest can be swept after a kill."""
+    """Delete an unfinished folder. The lock is deleted last.
+
+    If this process is killed during the deletion, sweep() can still remove the rest.
+    """
     shutil.rmtree(own / CONTENT, ignore_errors=True)
     shutil.rmtree(own, ignore_errors=True)
     lock.release()
-    shutil.rmtree(own, ignore_errors=True)  # Windows keeps the file of a lock until it is released
+    shutil.rmtree(own, ignore_errors=True)  # Windows keeps a lock's file until the lock is released
 
 
 def this_kernel() -> str:
-    """Eight letters for the kernel that runs this process.
+    """Eight hexadecimal digits that identify the kernel under which this process runs.
 
-    Containers of one machine share a kernel, and see each other's locks.
+    All containers of a machine share one kernel, and each container sees the locks of the others.
     """
     try:
         name = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")
@@ -162,13 +185,13 @@ def finish(file: Path, mode: int) -> None:
 def comes_from_writing(error: Exception, own: Path) -> bool:
     """Whether an error says that the unfinished folder could not be written."""
     if not isinstance(error, OSError):
-        return "os error" in str(error)  # how safetensors reports it
+        return "os error" in str(error)  # safetensors writes this in its write errors
     named = error.filename is not None
     return error.errno is not None and (not named or str(error.filename).startswith(str(own)))
 
 
 def reason_and_advice(error: Exception) -> str:
-    """Why a file cannot be written, and what to do."""
+    """The end of an error text: why a file cannot be written, and what to do."""
     number, reason = getattr(error, "errno", None), getattr(error, "strerror", None)
     if found := re.search(r"error: (.+) \(os error (\d+)\)", str(error)):  # from safetensors
         reason, number = found[1], int(found[2])

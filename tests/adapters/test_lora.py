@@ -131,7 +131,7 @@ def test_a_lora_of_rank_1_takes_the_blocks_original_names(sd, tmp_path):
         ),
         (lambda s: {k: t for k, t in s.items() if "lora_up" not in k}, "without both matrices"),
         (lambda s: {k: t[:, :8] for k, t in s.items()}, "changes 8 channels .* another model"),
-        (lambda s: s | {"a.hada_w1_a": torch.ones(1)}, "is LoHa, which minisd cannot use here"),
+        (lambda s: s | {"a.hada_w1_a": torch.ones(1)}, "is LoHa, which minisd cannot use"),
         (lambda s: s | {"a.lokr_w1": torch.ones(1)}, "is LoKr"),
         (lambda s: s | {"a.dora_scale": torch.ones(1)}, "is DoRA"),
         (lambda s: {"one": torch.ones(1)}, "is no whole LoRA"),

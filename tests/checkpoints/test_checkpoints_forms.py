@@ -180,7 +180,7 @@ def test_a_header_with_null_loads(v1, tmp_path):
 @pytest.mark.parametrize("value", [[], [1], "text", 3, {"a": 1}, {"a": None}, {"a": {"b": "c"}}])
 def test_an_odd_header_is_a_sentence(v1, tmp_path, value):
     path = with_metadata(v1, tmp_path / "odd.safetensors", value)
-    assert "has a header whose __metadata__ is not names with texts" in refusal(path)
+    assert "has a header whose __metadata__ is not a list of names and texts" in refusal(path)
     with pytest.raises(ValueError, match="has a header whose __metadata__"):
         inspect_source(path)
 

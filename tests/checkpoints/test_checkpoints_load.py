@@ -339,10 +339,10 @@ def stays_random(unet: nn.Module) -> None:
         (
             returns_its_input,
             "eps",
-            r"correlation of (1.00|0.99) with the noise. minisd takes it as eps",
+            r"correlation of (1.00|0.99) with the noise. minisd assumes that it predicts eps",
         ),
-        (stays_random, "v", "with the noise. minisd takes it as v"),
-        (returns_nothing, "eps", "which decides nothing. minisd takes it as eps"),
+        (stays_random, "v", "with the noise. minisd assumes that it predicts v"),
+        (returns_nothing, "eps", "which decides nothing. minisd assumes that it predicts eps"),
     ],
 )
 def test_a_v2_file_that_does_not_say_is_tried_on_noise(tmp_path, change, prediction, words):
@@ -622,7 +622,7 @@ def change(settings: dict, key: str, value: object) -> None:
         ("unet.channels", [], "has channels = ()"),
         ("schedule.prediction", "x", "predicts 'x'"),
         ("size", "64", "has size = '64'"),
-        ("vae", [], "damaged, or written by another version"),
+        ("vae", [], "damaged, or that another version"),
     ],
 )
 def test_a_header_of_ours_with_impossible_settings_is_refused(tmp_path, key, value, says):

@@ -386,11 +386,11 @@ def test_info_lists_the_parts_and_what_is_not_needed(sources):
         "weights that compare text with pictures": 2,
         "the causal mask": 1,
     }
-    assert "loading tests it on noise" in str(found)
+    assert "load() will test it on noise" in str(found)
 
 
 def test_info_says_what_is_predicted_and_how_that_is_known(sources, tmp_path):
-    assert "predicts      eps or v: the file does not say; loading tests" in str(
+    assert "predicts      eps or v: the file does not say which. load() will test" in str(
         inspect_source(sources["v1"])
     )
     convert(sources["v2"], tmp_path / "a", prediction="v")

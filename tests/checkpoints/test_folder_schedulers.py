@@ -260,7 +260,7 @@ def test_every_class_of_a_stable_diffusion_pipeline_is_known_or_refused_by_name(
         if name in SCHEDULER_SETTINGS:
             assert sampler_and_schedule(stored, {}, 4)[0] == folder_scheduler.SAMPLER_OF[name]
         else:
-            lacks = f"the scheduler {name}, which minisd does not have: write"
+            lacks = f"the scheduler {name}, which minisd does not have: set"
             assert ("LCM model" if name == "LCMScheduler" else lacks) in refusal(stored)
 
 
@@ -274,7 +274,10 @@ def test_without_a_class_the_index_says_it():
     stored = {key: value for key, value in said("plms").items() if key != "_class_name"}
     index = {"scheduler": ["diffusers", "PNDMScheduler"]}
     assert sampler_and_schedule(stored, index, 4)[0] == "plms"
-    assert "names no scheduler: write one of DDIMScheduler" in refusal(stored)
+    assert (
+        "names no scheduler: set _class_name in the folder's scheduler/scheduler_config.json to"
+        in refusal(stored)
+    )
     for odd in (None, "PNDMScheduler", [None, None], []):
         assert "names no scheduler" in refusal(stored, {"scheduler": odd})
 

@@ -60,7 +60,7 @@ def test_a_connection_that_breaks_once_is_taken_up_again(hub):
 
 def test_a_download_that_broke_off_goes_on_with_the_next_command(hub, tmp_path):
     hub.cut_after, hub.cuts = 30_000, 1000
-    with pytest.raises(ValueError, match=r"broke off, .* kept .*the same command again"):
+    with pytest.raises(ValueError, match=r"broke off .* kept .*the same command again"):
         download("some", hub.endpoint)
     part = tmp_path / "kept" / "some" / "some.ckpt.from-second-here.part"
     kept = part.stat().st_size
@@ -148,7 +148,7 @@ def test_a_server_in_trouble_is_one_sentence(hub):
 
 
 def test_no_server_is_told(hub):
-    with pytest.raises(ValueError, match=r"broke off, nothing"):
+    with pytest.raises(ValueError, match=r"broke off .*minisd kept nothing"):
         download("some", "http://127.0.0.1:9")
 
 

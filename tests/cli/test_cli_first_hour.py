@@ -587,7 +587,7 @@ def test_no_network_is_said(here, capsys, monkeypatch, cause):
     part = here / "kept/sd15/v1-5-pruned-emaonly.safetensors.from-stable-diffusion-v1-5-stable-"
     Path(f"{part}diffusion-v1-5.part").write_bytes(b"begun")
     assert run("download", "sd15") == 2  # the download was cut off; the next call continues it
-    assert "5 bytes of it are kept" in capsys.readouterr().err
+    assert "minisd kept 5 bytes" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -185,7 +185,9 @@ def test_ids_with_a_gap_or_twice_are_refused(tmp_path, ids):
     (folder / "vocab.json").write_text(
         json.dumps(dict(zip(["a", BEGIN, END], ids, strict=True))), encoding="utf-8"
     )
-    with pytest.raises(ValueError, match="vocabulary does not have each id from 0 to 2 once"):
+    with pytest.raises(
+        ValueError, match="vocabulary does not have each id from 0 to 2 exactly once"
+    ):
         read_tokenizer(folder)
 
 

@@ -33,8 +33,8 @@ def refusal(call, *given) -> str:
 # ---- JSON --------------------------------------------------------------------------------------
 
 TEXTS = {
-    "": "is not valid JSON from line 1, column 1 on: fetch it again",
-    '{"a": 1,\n b}': "is not valid JSON from line 2, column 2 on",
+    "": "is not valid JSON (see line 1, column 1): fetch it again",
+    '{"a": 1,\n b}': "is not valid JSON (see line 2, column 2)",
     '{"a": 1, "b": 2, "a": 3}': "holds the name 'a' twice: delete the wrong one",
     "[NaN]": "has the number 'NaN'",
     "[" + "9" * 10**6 + "]": "has the number '99999",
@@ -145,10 +145,10 @@ def test_a_dictionary_becomes_the_dataclass():
         ({"size": 1, "on": 1}, "it should be true or false"),
         (
             {"size": 1, "colour": 1},
-            "has the setting 'colour' in its inner, which minisd does not know",
+            "has the unknown setting 'colour' in its inner",
         ),
         ({}, "lacks the setting 'size' in its inner"),
-        ([], "has [] in its inner: this should be names with values"),
+        ([], "has [] in its inner, but this should be names with values"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(stored, says):
