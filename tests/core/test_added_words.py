@@ -143,7 +143,7 @@ def test_an_upper_case_sigma_is_that_of_transformers_within_words_only(small, fo
         ("toy", 1, "in the vocabulary already"),
         ("<|endoftext|>", 1, "in the vocabulary already"),
         ("<|EndOfText|>", 1, "is taken"),
-        ("<long>", 76, "has 76 vectors. A row has 75 places"),
+        ("<long>", 76, "has 76 vectors. Give it 1 to 75"),
     ],
 )
 def test_a_word_that_cannot_be_added_is_named(word, count, sentence):
