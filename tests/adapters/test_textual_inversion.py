@@ -230,8 +230,8 @@ def test_vectors_of_any_dtype_are_numbers(sd, tmp_path, dtype):
 @pytest.mark.parametrize(
     ("content", "word", "sentence"),
     [
-        ({"<a>": vectors(1), "emb_params": vectors(1)}, None, "holds <a> next to its word"),
-        ({"emb_params": vectors(1), "optimizer": torch.tensor(1)}, None, "holds optimizer next to"),
+        ({"<a>": vectors(1), "emb_params": vectors(1)}, None, "also unknown tensors"),
+        ({"emb_params": vectors(1), "optimizer": torch.tensor(1)}, None, "also unknown tensors"),
         ({"emb_params": vectors(76)}, None, "has 76 vectors. Give it 1 to 75"),
         ({"emb_params": vectors(1)}, "<|endoftext|>", "in the vocabulary already"),
         ({"emb_params": vectors(1)}, "cat", "'cat' is in the vocabulary already"),
