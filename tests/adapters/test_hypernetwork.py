@@ -102,7 +102,10 @@ def test_old_hypernetworks_have_other_names_and_activate_nothing(sd, tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ({32: [small_network(32, [1, 1], False, False, i) for i in (0, 1)]}, "contexts of width 32"),
+        (
+            {32: [small_network(32, [1, 1], False, False, i) for i in (0, 1)]},
+            "contexts of width 32",
+        ),
         ({64: [small_network(64, [1, 2], False, False, i) for i in (0, 1)]}, "not a whole hyper"),
         ({64: [small_network(64, [1, 1], False, False, 0)]}, "not a whole hypernetwork"),
         ({"activation_func": "snake"} | {64: [{}, {}]}, "activation 'snake', which minisd"),
