@@ -30,17 +30,17 @@ def load(
     """Load a model, ready to draw.
 
     source: "mini", a .safetensors or .ckpt file, or a folder in the layout of diffusers
-    dtype: of the weights in memory: torch.float32, bfloat16, float16 or float64. None means
-        float32, whatever the file holds. With float16, the autoencoder stays in float32
-    prediction: "eps" or "v", for files that do not say which of them their U-Net predicts
-    ema: take the EMA weights (model_ema.*) that some training checkpoints also hold
-    vae: a VAE file, a folder with one, or a published name, to replace the model's own VAE or one
-        that is missing
+    dtype: the dtype of the weights in memory: torch.float32, bfloat16, float16 or float64. None:
+        float32, whatever the file has. With float16, the autoencoder stays in float32
+    prediction: what the U-Net predicts, "eps" or "v", for files that do not say it
+    ema: whether to load the EMA weights (model_ema.*) that some training checkpoints also hold
+    vae: a VAE file, a folder with a VAE file, or the published name of a VAE. This VAE replaces the
+        model's own, or the one that is missing
 
-    Raises ValueError if the file is not a model, is cut off, or does not fit. The message says what
-    to do.
+    Raises ValueError if the file is not a model, if it is cut off, or if its tensors do not fit.
+    The message says what to do.
     """
-    import torch  # imported here: it takes seconds
+    import torch  # imported here, because importing torch takes seconds
 
     from minisd.checkpoints.load import check_dtype
     from minisd.checkpoints.load import load as load_parts

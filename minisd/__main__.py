@@ -1,4 +1,4 @@
-"""python -m minisd: the command line where its script is not on the path."""
+"""python -m minisd: the command line, if the `minisd` script is not on the PATH."""
 
 import sys
 

@@ -13,12 +13,13 @@ def is_watched(tap: nn.Module) -> bool:
 def attend(q: Tensor, k: Tensor, v: Tensor, tap: nn.Identity, mask: Tensor | None = None) -> Tensor:
     """Mix the values v by how well each query matches each key (Vaswani et al. 2017, eq. 1).
 
-    q: b heads n d    k, v: b heads m d    mask: n m, added to the scores (-inf forbids)
-    tap: the attention weights pass through it, b heads n m
-    returns: b heads n d
+    q: b heads n d    k, v: b heads m d    returns: b heads n d
+    mask: n m, added to the scores. -inf hides a key from a query
+    tap: the module that the attention weights (b heads n m) pass through
 
-    The explicit softmax is the definition. When nobody watches the tap, torch's fused kernel
-    computes the same without storing the n x m map, which at 64x64 self-attention is 1 GB.
+    The explicit softmax is the definition. If no hook is on the tap, torch's fused kernel computes
+    the same result and does not store the n x m map. In self-attention at 64x64, this map would
+    take 1 GB.
     """
     if is_watched(tap):
         q = q * q.shape[-1] ** -0.5  # before the product, which would overflow in half precision
@@ -71,10 +72,10 @@ class GEGLU(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Lets every place of a feature map look at every other, then at the words of the prompt.
+    """Lets every place of a feature map look at all other places, then at the prompt's words.
 
-    One transformer block between two projections. Stable Diffusion v1 and v2 never stack more
-    (Rombach et al. 2022, appendix E.2.2; CompVis ldm/modules/attention.py).
+    It is one transformer block between two projections. Stable Diffusion v1 and v2 never stack
+    several blocks (Rombach et al. 2022, appendix E.2.2; CompVis ldm/modules/attention.py).
 
     x: b c h w    context: b m c_context    returns: b c h w
     """
@@ -83,8 +84,9 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         # 1e-6 here, although the U-Net's other group norms keep torch's 1e-5 (docs/numerics.md)
         self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
-        # v1 files store both projections as 1x1 convolutions, v2 files as Linear. Both apply one
-        # matrix at each place, so one layer serves both. The loader reshapes the weights.
+        # v1 files store both projections as 1x1 convolutions, v2 files as Linear. Either way, one
+        # matrix is applied at each place, so Linear can be used for both kinds of file. The loader
+        # reshapes the weights.
         self.proj_in = nn.Linear(channels, channels)
         self.norm_self = nn.LayerNorm(channels)
         self.self_attention = Attention(channels, channels, heads)

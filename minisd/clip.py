@@ -10,7 +10,7 @@ from minisd.config import TextConfig
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """OpenAI's approximation of the gelu. Only their own transformers were trained with it."""
+    """OpenAI's approximation of the gelu. Only OpenAI's own transformers were trained with it."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -18,14 +18,19 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 def causal_mask(x: Tensor) -> Tensor:
-    """x: b n c    returns: n n, 0 for the tokens that a token may look at, -inf for later ones."""
+    """The mask that hides later tokens: 0 where a token may look at another token, else -inf.
+
+    x: b n c    returns: n n
+    """
     n = x.shape[1]
     forbidden = torch.full((n, n), float("-inf"), dtype=x.dtype, device=x.device)
     return forbidden.triu(1)
 
 
 class CausalSelfAttention(nn.Module):
-    """Each token reads itself and the tokens before it: "eyes" sees "blue", not the reverse.
+    """Each token reads itself and the tokens before it.
+
+    In "blue eyes", the token "eyes" reads "blue", but "blue" does not read "eyes".
 
     x: b n c    returns: b n c
     """
@@ -70,12 +75,13 @@ class Layer(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """Reads a row of tokens and writes, for each, a vector that knows the words before it.
+    """Reads a row of tokens and returns, for each token, a vector that knows the words before it.
 
     tokens: b n, n <= 77    returns: context, b n width    (Radford et al. 2021, section 2.4)
 
-    v1 is CLIP ViT-L/14 after its final norm. v2 is OpenCLIP ViT-H/14 without its last layer, but
-    with its final norm ("penultimate"). So v2's config has 23 layers, and the code is the same.
+    In SD v1, this is CLIP ViT-L/14 with its final norm. In SD v2, it is OpenCLIP ViT-H/14 without
+    the last of its 24 layers, but with its final norm ("penultimate"). So v2's config has 23
+    layers, and the code is the same for both.
     """
 
     def __init__(self, config: TextConfig):
@@ -87,7 +93,7 @@ class TextTransformer(nn.Module):
         self.norm_out = nn.LayerNorm(config.width)
 
     def forward(self, tokens: Tensor, clip_skip: int = 0) -> Tensor:
-        """clip_skip: how many of the last layers to leave out before the final norm."""
+        """clip_skip: the number of layers to leave out at the end, before the final norm."""
         n = tokens.shape[1]
         x = self.token_embedding(tokens) + self.position_embedding[:n]
         for layer in self.layers[: len(self.layers) - clip_skip]:

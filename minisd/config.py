@@ -1,11 +1,11 @@
-"""Every size and constant of a model, as data. A variant is `replace(SD15, ...)`."""
+"""Every size and constant of a model, as data. A variant is made with `replace(SD15, ...)`."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 
 def shipped_folder(name: str) -> Path:
-    """A folder of this project: next to the package in a checkout, inside it in a wheel."""
+    """A folder of this project. In a checkout, it is next to the package; in a wheel, inside it."""
     inside = Path(__file__).parent / name
     return inside if inside.is_dir() else Path(__file__).parents[1] / name
 
@@ -24,23 +24,23 @@ class TextConfig:
     activation: str = "quick_gelu"  # x * sigmoid(1.702 x), or the exact "gelu"
     max_length: int = 77  # begin mark + 75 tokens + end mark
     pad_token: int | None = None  # None: fill with the end mark (v1); v2 fills with 0
-    mlp_width: int | None = None  # between a layer's two linear maps; None: four times the width
+    mlp_width: int | None = None  # between a layer's two linear maps. None: 4 * width
 
 
 @dataclass(frozen=True)
 class UNetConfig:
     """Sizes of the noise predictor. The defaults are SD v1 (CompVis, v1-inference.yaml)."""
 
-    in_channels: int = 4  # 4 latent; +1 depth; +1 mask +4 masked picture = 9 for inpainting
+    in_channels: int = 4  # 4 for the latent; 5 with depth; 9 with a mask and the masked picture
     out_channels: int = 4
-    # one for each resolution; the next one has half the size
+    # the width of each resolution. Each resolution has half the size of the one before
     channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    attention: tuple[bool, ...] = (True, True, True, False)  # which of them look at the text
+    attention: tuple[bool, ...] = (True, True, True, False)  # which resolutions look at the text
     res_blocks: int = 2  # per resolution on the way down; one more on the way up
     context_dim: int = 768
     heads: int = 8
     head_width: int | None = None  # v2: 64 channels per head everywhere, instead of `heads`
-    linear_projection: bool = False  # in files: v2 stores Linear, v1 1x1 convolutions
+    linear_projection: bool = False  # in files: v2 has Linear layers, v1 has 1x1 convolutions
     norm_groups: int = 32
 
 
@@ -70,15 +70,19 @@ class ScheduleConfig:
     prediction: str = "eps"  # or "v" (Salimans & Ho 2022), as SD 2.1 at 768 pixels
     zero_terminal_snr: bool = False  # rescaled so that nothing of x0 is left at the last t
     beta_schedule: str = "scaled_linear"  # or "linear", "squaredcos_cap_v2"
-    betas: tuple[float, ...] | None = None  # the table itself, if no rule gives it
-    # How to sample, if a diffusers folder says so. This does not change what the network is, so
-    # comparing two configs ignores it. spacing: None for the levels of the original code; else
-    # diffusers' "leading", "linspace" or "trailing", or "default", which depends on the sampler
+    betas: tuple[float, ...] | None = None  # the whole table, if no rule computes it
+    # The fields below say how to sample, if the model comes from a diffusers folder. They do not
+    # change the network, so comparing two configs ignores them.
+    # spacing: diffusers' "leading", "linspace" or "trailing", or "default", whose meaning depends
+    #   on the sampler. None: the levels of the original code
+    # set_alpha_to_one: whether the last step of DDIM and PLMS ends without noise
+    # final: where the last step of Euler and DPM++ ends: "zero" or "sigma_min"
+    # karras: whether LMS, Euler, Heun and DPM++ use the levels of Karras et al. 2022
     spacing: str | None = field(default=None, compare=False)
-    steps_offset: int = field(default=1, compare=False)  # the t where "leading" ends
-    set_alpha_to_one: bool | None = field(default=None, compare=False)  # DDIM and PLMS end clean
-    final: str | None = field(default=None, compare=False)  # Euler and DPM++: "zero", "sigma_min"
-    karras: bool = field(default=False, compare=False)  # LMS, Euler, Heun and DPM++
+    steps_offset: int = field(default=1, compare=False)  # the last t of "leading"
+    set_alpha_to_one: bool | None = field(default=None, compare=False)
+    final: str | None = field(default=None, compare=False)
+    karras: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -93,22 +97,22 @@ class ModelConfig:
     size: int = 512
     cfg_scale: float = 7.5
     sampler: str = "ddim"
-    # whether single files name the text transformer as open_clip does (SD v2) or as transformers
-    # does (v1). None: as open_clip if unet.linear_projection
+    # True: single files name the tensors of the text transformer as open_clip does (SD v2). False:
+    # they name them as transformers does (SD v1). None: the value of unet.linear_projection
     open_clip_text: bool | None = None
 
     @property
     def size_multiple(self) -> int:
-        """The U-Net can halve a width or height evenly if it is a multiple of this (SD: 64 pixels).
+        """The U-Net can halve all multiples of this number of pixels without rounding (SD: 64).
 
-        Other multiples of 8 are possible, too. Half of an odd size is rounded up.
+        Widths and heights may also be other multiples of 8. Then half of an odd size is rounded up.
         """
         return self.vae.factor * 2 ** (len(self.unet.channels) - 1)
 
 
 OPENCLIP_H = TextConfig(
     width=1024,
-    layers=23,  # the original has 24; SD v2 leaves out the last, then applies the final norm
+    layers=23,  # the original has 24. SD v2 leaves out the last layer, but keeps the final norm
     heads=16,
     activation="gelu",
     pad_token=0,

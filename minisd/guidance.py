@@ -18,12 +18,12 @@ def x0_from_eps(x: Tensor, eps: Tensor, level: Level) -> Tensor:
 
 
 def x0_from_v(x: Tensor, v: Tensor, level: Level) -> Tensor:
-    """The same for v = signal_rate eps - noise_rate x0 (Salimans & Ho 2022, app. D)."""
+    """Compute x0 from v = signal_rate eps - noise_rate x0 (Salimans & Ho 2022, app. D)."""
     return level.signal_rate * x - level.noise_rate * v
 
 
 def eps_from_v(x: Tensor, v: Tensor, level: Level) -> Tensor:
-    """The same two equations solved for eps."""
+    """Compute eps from v = signal_rate eps - noise_rate x0."""
     return level.noise_rate * x + level.signal_rate * v
 
 
@@ -36,16 +36,18 @@ def guided_denoiser(
 ) -> Denoiser:
     """The denoiser that a sampler calls: classifier-free guidance (Ho & Salimans 2022, eq. 6).
 
-    guided = uncond + cfg_scale (cond - uncond), for every scale. At scale 1 only the conditional
-    half is computed, at 0 only the unconditional half. Otherwise the network runs once on 2b
-    samples, the unconditional half first. If a network needs more than x, t and context, wrap it in
-    a function that adds the rest.
+    guided = uncond + cfg_scale (cond - uncond), for every scale. Here, uncond is the network's
+    answer to uncond_context, and cond is its answer to context. Scale 1 needs only cond, and
+    scale 0 needs only uncond. For other scales, the network runs once on 2b samples, with those of
+    uncond_context first. If a network needs more than x, t and context, wrap the network in a
+    function that adds the other inputs.
 
     objective: what the network was trained to predict, "eps" or "v"
-    context: b m c, the prompts    uncond_context: b m c, the negative prompts (often "")
+    context: b m c, the embedded prompts
+    uncond_context: b m c, the embedded negative prompts (often ""). None: for cfg_scale 1
 
-    Raises ValueError if the objective is unknown, or if uncond_context is missing or has another
-    shape than context.
+    Raises ValueError if the objective is unknown. Also raises ValueError if cfg_scale is not 1 and
+    uncond_context is missing or has another shape than context.
     """
     check_objective(objective)
     check_contexts(context, uncond_context, cfg_scale)
@@ -70,12 +72,12 @@ def run_network(
 ) -> Tensor:
     """Run the network once in the context's precision. The answer has the precision of x.
 
-    t has float32 or more, so that it keeps its fraction.
+    t is never rounded to half precision, so that it keeps its fraction.
 
-    free: how many of the first samples have no prompt. The context carries this number, because
-        some ControlNets treat these samples in another way
+    free: the number of samples at the start of the batch that have no prompt. The context carries
+        this number to the network, because some ControlNets treat these samples differently
     """
-    context = context[:]  # a tensor of this call alone: other threads may set another number
+    context = context[:]  # a new tensor for this call, because other threads may set another number
     vars(context)["unconditional"] = free
     precision = torch.promote_types(x.dtype, torch.float32)
     t = torch.full((len(x),), level.t, dtype=precision, device=x.device)
@@ -83,7 +85,10 @@ def run_network(
 
 
 def unconditional_rows(context: Tensor) -> int:
-    """How many of a context's first rows stand for no prompt; 0 unless run_network set a number."""
+    """The number of rows at the start of a context that stand for no prompt.
+
+    The number is 0 if run_network() has set none.
+    """
     return getattr(context, "unconditional", 0)
 
 
@@ -106,7 +111,7 @@ def interpret(
     uncond: Tensor | None,
     cond: Tensor | None,
 ) -> Prediction:
-    """Convert the network's answers to x0 and eps. All are b c h w."""
+    """Convert the network's answers to x0 and eps. All tensors are b c h w."""
     if objective == "eps":
         return Prediction(x0_from_eps(x, guided, level), guided, uncond, cond)
     return Prediction(
@@ -120,11 +125,11 @@ def interpret(
 def check_objective(objective: str) -> None:
     """Raise ValueError if the objective is neither "eps" nor "v"."""
     if objective not in ("eps", "v"):
-        raise ValueError(f'A network predicts "eps" or "v", got "{objective}".')
+        raise ValueError(f'The objective must be "eps" or "v", got "{objective}".')
 
 
 def check_contexts(context: Tensor, uncond_context: Tensor | None, cfg_scale: float) -> None:
-    """Raise ValueError if cfg_scale needs both contexts and they cannot share a batch."""
+    """Raise ValueError if cfg_scale needs two contexts, but one is missing or the shapes differ."""
     if cfg_scale == 1:
         return
     if uncond_context is None:

@@ -24,8 +24,8 @@ from minisd.unet import UNet
 from minisd.vae import VAE
 
 SEEDS = range(-(2**63), 2**64)  # what torch.Generator.manual_seed takes
-ROWS_AT_ONCE = 32  # of a long prompt, because all of them might not fit into the memory
-LARGE_SIGMA = 20.0  # SD's own schedule ends at 14.6, others end as high as 4096
+ROWS_AT_ONCE = 32  # rows of a long prompt: all of its rows might not fit into the memory
+LARGE_SIGMA = 20.0  # the largest sigma is 14.6 in SD's own schedule, and up to 4096 in others
 
 
 class StableDiffusion:
@@ -33,8 +33,9 @@ class StableDiffusion:
 
     The networks are frozen: no gradient is kept for their weights.
 
-    guides: functions that replace the denoiser of each new picture, one after another
-    swaps: the handles of autoencoders that replace the model's own (adapters/vae_file.py)
+    guides: functions that take the denoiser of a new picture and return another denoiser. They are
+        called one after another
+    swaps: the handles of autoencoders that replace the model's own one (adapters/vae_file.py)
     """
 
     def __init__(
@@ -65,19 +66,20 @@ class StableDiffusion:
     def sampling_dtype(self, level: Level) -> torch.dtype:
         """The dtype of x if sampling starts at this level.
 
-        In x0 + sigma eps with a very large sigma, half precision would lose x0.
+        If sigma is very large, half precision would lose x0 in the sum x0 + sigma eps.
         """
         wide = torch.promote_types(self.dtype, torch.float32)
         return wide if level.sigma > LARGE_SIGMA else self.dtype
 
     def embed(self, prompts: str | list[str], clip_skip: int = 0, extended: bool = False) -> Tensor:
-        """What cross-attention reads: b 77 context_dim.
+        """The context of prompts, which cross-attention reads: b 77 context_dim.
 
-        clip_skip: how many of the text transformer's last layers to leave out
-        extended: read "(word:1.2)" as a weight, and prompts of any length in chunks of 75 tokens.
-            Each chunk goes through the transformer alone: b 77*chunks context_dim. The longest
-            prompt sets the number of chunks. The others get empty chunks at their end, so their
-            pictures are not the same as without the longest prompt.
+        clip_skip: the number of layers to leave out at the end of the text transformer
+        extended: whether to read "(word:1.2)" as a weight, and prompts of any length in chunks of
+            75 tokens. Each chunk goes through the transformer alone. The result is b 77*chunks
+            context_dim. The longest prompt sets the number of chunks. Shorter prompts get empty
+            chunks at their end. So the picture of a short prompt changes if a long prompt is drawn
+            together with it.
 
         Raises ValueError if clip_skip is out of range, or if the context is not finite.
         """
@@ -111,7 +113,8 @@ class StableDiffusion:
     ) -> Tensor:
         """image: b 3 h w in [-1, 1]    returns: latent, b 4 h/8 w/8, about unit spread.
 
-        generator: one, or one per sample, to draw from the encoder's Gaussian. None takes its mode
+        generator: one generator, or one for each sample, to draw from the encoder's Gaussian. None:
+            the latent is the mode of the Gaussian, and nothing is drawn
 
         Raises ValueError if the image has another shape or range, or if the latent is not finite.
         """
@@ -124,7 +127,8 @@ class StableDiffusion:
     def decode(self, latent: Tensor) -> Tensor:
         """latent: b 4 h w    returns: image, b 3 8h 8w, about [-1, 1].
 
-        Raises ValueError if the latent or the image is not finite, and names the part that failed.
+        Raises ValueError if the latent or the image is not finite. The message names the part of
+        the model that failed.
         """
         self.check_finite(latent, "U-Net")
         z = latent / self.vae.config.scale
@@ -147,11 +151,12 @@ class StableDiffusion:
         clip_skip: int = 0,
         extended: bool = False,
     ) -> Iterator[Step]:
-        """The steps from noise to a latent, one by one. Arguments as txt2img.
+        """The steps from noise to a latent, one by one. The arguments are those of txt2img.
 
-        Each Step holds x (b 4 h w) and the network's prediction. `decode` shows x or prediction.x0.
+        Each Step holds x (b 4 h w) and the network's prediction. `decode` turns x or prediction.x0
+        into a picture.
 
-        Raises ValueError as txt2img does.
+        Raises ValueError if a setting is out of range. Also raises what embed() raises.
         """
         prompts = list_prompts(prompt)
         sampler = self.config.sampler if sampler is None else sampler
@@ -179,10 +184,11 @@ class StableDiffusion:
     ) -> Denoiser:
         """The function that a sampler calls: the U-Net, guided by these prompts.
 
-        network: replaces the U-Net, for tasks that show it more than the latent (tasks/)
-        Other arguments as txt2img.
+        network: used instead of the U-Net, for tasks whose U-Net reads other inputs besides the
+            latent (tasks/)
+        The other arguments are those of txt2img.
 
-        Raises ValueError if cfg_scale is not finite, and as embed does.
+        Raises ValueError if cfg_scale is not finite. Also raises what embed() raises.
         """
         cfg_scale = self.config.cfg_scale if cfg_scale is None else cfg_scale
         if not isfinite(cfg_scale):
@@ -216,18 +222,20 @@ class StableDiffusion:
     ) -> Image.Image | list[Image.Image]:
         """Draw a picture of the prompt, or a list of pictures for a list of prompts.
 
-        negative_prompt: what to avoid
-        steps: 1 to 1000
-        cfg_scale: how strongly the prompt guides; 0 ignores it. None takes the config's
-        sampler: a key of samplers.SAMPLERS. None takes the config's
-        seed: sample i uses seed + i, or the i-th seed of a list
-        width, height: in pixels, multiples of 8. None takes the config's size
-        latent: unit noise to start from, b 4 h/8 w/8. None draws it from the seed
-        spacing: of the noise levels, a key of sampling.SPACINGS. None takes the sampler's usual one
-        clip_skip, extended: as embed
+        negative_prompt: what the picture should not show
+        steps: the number of steps, 1 to 1000
+        cfg_scale: the strength of the prompt. 0 ignores the prompt. None: the config's value
+        sampler: a key of samplers.SAMPLERS. None: the config's sampler
+        seed: one number, or a list. Sample i uses seed + i, or the i-th number of the list
+        width, height: the size in pixels, multiples of 8. None: the config's size
+        latent: unit noise to start from, b 4 h/8 w/8. None: noise that is drawn from the seed
+        progress: whether to show a progress bar
+        spacing: how to space the noise levels, a key of sampling.SPACINGS. None: the sampler's
+            usual spacing
+        clip_skip, extended: the settings of embed()
 
-        Raises ValueError if a setting is out of range, before anything is computed, and if the
-        result is not finite.
+        Raises ValueError if a setting is out of range, before anything is computed. Also raises
+        ValueError if the context, the latent or the picture is not finite.
         """
         drawing = self.txt2img_steps(
             prompt,
@@ -250,7 +258,7 @@ class StableDiffusion:
     def noise(
         self, generators: list[torch.Generator], width: int | None, height: int | None
     ) -> Tensor:
-        """Unit noise for each sample, drawn one by one on the CPU: b 4 h/8 w/8."""
+        """Unit noise for all samples, drawn on the CPU one sample at a time: b 4 h/8 w/8."""
         vae = self.config.vae
         height = self.config.size if height is None else height
         width = self.config.size if width is None else width
@@ -267,12 +275,15 @@ class StableDiffusion:
         wide, high = latent.shape[3] * factor, latent.shape[2] * factor
         check_size(wide, high, self.config)
         if (len(latent), wide, high) != (count, width or wide, height or high):
-            size = f"{wide} x {high} pixels, {len(latent)} times"
-            way = f"Leave width and height out, or give {unit_noise}, in their size"
+            size = f"{wide} x {high} pixels, and its batch size is {len(latent)}"
+            way = f"Leave out width and height, or match them: give {unit_noise}"
             raise ValueError(f"the latent is for {size}. {way}.")
 
     def check_finite(self, tensor: Tensor, part: str) -> None:
-        """Raise ValueError if a number is NaN or infinite. part: what made it, for the error"""
+        """Raise ValueError if a number is NaN or infinite.
+
+        part: the name of the part that made the tensor, for the error
+        """
         if not tensor.isfinite().all():
             half = torch.finfo(self.dtype).bits < 32
             way = "Lower cfg_scale, or check the adapters and the weights"
@@ -281,16 +292,16 @@ class StableDiffusion:
             raise ValueError(f"{what}, so there is no picture. {way}.")
 
     def check_text_only(self) -> None:
-        """Raise ValueError if the U-Net reads more than a latent."""
+        """Raise ValueError if the U-Net reads more channels than a latent has."""
         expected, given = self.config.unet.in_channels, self.config.vae.latent_channels
         if expected != given:
             channels = f"{expected} channels, {expected - given} more than a latent has"
-            way = "It needs a picture next to the prompt: use inpaint or depth2img"
+            way = "It needs a picture as well as the prompt: use inpaint or depth2img"
             raise ValueError(f"{self.config.name} reads {channels}. {way}.")
 
 
 def list_prompts(prompt: str | list[str]) -> list[str]:
-    """The prompts as a list. Raises ValueError if there is none."""
+    """The prompts as a list. Raises ValueError if there is no prompt."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise ValueError("there is no prompt. Give one or more.")
@@ -298,9 +309,10 @@ def list_prompts(prompt: str | list[str]) -> list[str]:
 
 
 def check_seeds(seed: int | list[int], count: int) -> list[int]:
-    """The seeds of `count` samples: seed, seed + 1, … or those of a list, as integers.
+    """The seeds of `count` samples as integers: seed, seed + 1, … or the seeds of a list.
 
-    Raises ValueError if a seed is not a whole number of 64 bits, or if there are not `count` seeds.
+    Raises ValueError if a seed is not a whole number of 64 bits, or if a list does not have `count`
+    seeds.
     """
     seed = seed.tolist() if isinstance(seed, np.generic | np.ndarray | Tensor) else seed
     single = not isinstance(seed, list | tuple | range)
@@ -322,6 +334,9 @@ def make_generators(seed: int | list[int], count: int) -> list[torch.Generator]:
 
 
 def pictures_for(prompt: str | list[str], images: Tensor) -> Image.Image | list[Image.Image]:
-    """The picture of one prompt, or the list of pictures of a list. images: as to_pil reads them"""
+    """The picture of one prompt, or the pictures of a list of prompts as a list.
+
+    images: the tensor that to_pil() converts
+    """
     pictures = to_pil(images)
     return pictures[0] if isinstance(prompt, str) else pictures

@@ -12,8 +12,8 @@ from minisd.tokenizer import Tokenizer
 def chunks(tokenizer: Tokenizer, text: str) -> Tensor:
     """A prompt of any length as rows of at most 75 pieces, so that nothing is cut off.
 
-    returns: chunk 77, at least one row. Each row goes through the text transformer alone. Their
-    contexts are then joined: rearrange(context, "chunk m c -> 1 (chunk m) c").
+    returns: chunk 77, at least one row. Each row goes through the text transformer alone. The
+    contexts of the rows are then joined: rearrange(context, "chunk m c -> 1 (chunk m) c").
 
     Raises ValueError if the text is so long or so garbled that reading it would take too long.
     """
@@ -22,7 +22,9 @@ def chunks(tokenizer: Tokenizer, text: str) -> Tensor:
 
 
 def fill_rows(groups: list[list], places: int) -> list[list]:
-    """Fill rows with groups. A group that does not fit starts the next row, as in the web UI.
+    """Fill rows with groups of ids. If a group does not fit, it starts the next row.
+
+    The web UI does the same. places: the number of ids that fit into a row
 
     fill_rows([[1], [2, 3], [4]], places=2) -> [[1], [2, 3], [4]]
     """
@@ -36,8 +38,8 @@ def fill_rows(groups: list[list], places: int) -> list[list]:
 
 # A backslash before a parenthesis makes the parenthesis a part of the text.
 _LETTERS = r"(?:\\[()]|[^()])+"
-_NUMBER = r"[+-]?(?:\d++(?:\.\d++)?|\.\d++)"  # ++ never tries fewer digits, which stays fast
-LARGEST_WEIGHT = 1000  # beyond it, half precision overflows
+_NUMBER = r"[+-]?(?:\d++(?:\.\d++)?|\.\d++)"  # ++ never tries fewer digits, so matching is fast
+LARGEST_WEIGHT = 1000  # larger weights overflow in half precision
 WEIGHTED = regex.compile(rf"\(({_LETTERS}):\s*({_NUMBER})\s*\)|({_LETTERS})|([()].{{0,20}})")
 
 
@@ -54,7 +56,7 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
     for words, number, plain, wrong in WEIGHTED.findall(text):
         if wrong:
             raise ValueError(
-                rf"cannot read the weight at {wrong!r}. Write (words:1.2), and \( \) for"
+                rf"the weight at {wrong!r} cannot be read. Write (words:1.2), and \( \) for"
                 " parentheses that are a part of the text."
             )
         letters = regex.sub(r"\\([()])", r"\1", words or plain)
@@ -69,9 +71,10 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
 def weighted_chunks(tokenizer: Tokenizer, text: str) -> tuple[Tensor, Tensor]:
     """The rows of chunks() for a text with (words:1.2) in it, and the weight of each token.
 
-    returns: tokens, chunk 77, and weights, chunk 77: 1 for plain words, marks and padding
+    returns: two tensors, each chunk 77: the tokens, and their weights. The weight is 1 for plain
+    words, marks and padding.
 
-    Raises ValueError as parse_weights and chunks do.
+    Raises what parse_weights() and chunks() raise.
     """
     groups = []
     for words, weight in parse_weights(text):
@@ -84,12 +87,13 @@ def weighted_chunks(tokenizer: Tokenizer, text: str) -> tuple[Tensor, Tensor]:
 
 
 def emphasize(context: Tensor, weights: Tensor) -> Tensor:
-    """Scale each token's context by its weight, then scale the whole context to its old mean.
+    """Multiply each token's context by its weight, then restore the mean of the whole context.
 
     context: b m c    weights: b m    returns: b m c
 
-    This is the convention of AUTOMATIC1111's web UI, except that each prompt keeps its own mean
-    instead of the batch's, so that a prompt's context does not depend on the others.
+    AUTOMATIC1111's web UI does the same, with one difference. The web UI restores the mean of the
+    whole batch. Here, each prompt keeps its own mean, so that its context does not depend on the
+    other prompts.
     """
     louder = context * rearrange(weights, "b m -> b m 1").to(context)
     mean = reduce(context, "b m c -> b 1 1", "mean")

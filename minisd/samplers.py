@@ -1,17 +1,17 @@
 """The samplers: eight ways from noise to a picture, one generator each.
 
-All are called in the same way: sampler(denoise, x, levels, generators) yields one Step per interval
-of `levels`, so S steps for S + 1 levels. x is variance-preserving, both the x that goes in and the
-x of each Step. A sampler may therefore start anywhere: at pure noise, at add_noise(x0, …), or where
-another sampler stopped.
+All samplers are called in the same way. sampler(denoise, x, levels, generators) yields one Step for
+each interval of `levels`, so S steps for S + 1 levels. The x that goes in and the x of each Step
+are variance-preserving. A sampler may therefore start anywhere: at pure noise, at
+add_noise(x0, …), or where another sampler stopped.
 
-DDPM, DDIM and PLMS compute with this x. The other five, the sigma samplers, compute with
-x0 + sigma eps, where dx/dsigma is simply eps. `on_sigma_scale` converts x for them.
+DDPM, DDIM and PLMS compute with this x. The other five are the sigma samplers. They compute with
+x0 + sigma eps, whose derivative dx/dsigma is simply eps. `on_sigma_scale` converts x for them.
 
-levels: noisiest first; sampling.sampler_levels chooses them. The network does not run at the last
-one, which is CLEAN or the least noisy level of training.
-generators: one torch.Generator per sample, for samplers that add noise in their steps. The others
-ignore it.
+levels: the noise levels that sampling.sampler_levels chooses, the noisiest first. The network does
+    not run at the last level. The last level is CLEAN, or the least noisy level of training
+generators: one torch.Generator for each sample, for samplers that add noise in their steps. The
+    other samplers ignore the generators
 """
 
 from collections.abc import Callable, Iterator
@@ -28,12 +28,12 @@ from minisd.schedule import Denoiser, Level, Prediction
 
 Levels = list[Level]
 Generators = list[torch.Generator] | None
-Moves = Iterator[tuple[Prediction, Tensor]]  # what the network said, and the next x
+Moves = Iterator[tuple[Prediction, Tensor]]  # the network's prediction, and the next x
 Sampler = Callable[..., Iterator["Step"]]  # (denoise, x, levels, generators)
 
 
 class Step(NamedTuple):
-    """One interval of the levels: where the network ran, what it said, and the x that follows."""
+    """One interval of the levels: the level where it starts, the prediction, and the next x."""
 
     index: int
     t: float
@@ -43,7 +43,7 @@ class Step(NamedTuple):
 
 
 def in_steps(sampler: Callable[..., Moves]) -> Sampler:
-    """Make a Step of each prediction and next x that a sampler yields."""
+    """Turn each pair that a sampler yields, a prediction and the next x, into a Step."""
 
     @wraps(sampler)
     def steps(
@@ -57,9 +57,9 @@ def in_steps(sampler: Callable[..., Moves]) -> Sampler:
 
 
 def on_sigma_scale(sampler: Callable[..., Moves]) -> Sampler:
-    """Let a sampler compute with x0 + sigma eps: convert x at both ends and for the network.
+    """Let a sampler compute with x0 + sigma eps, by converting every x that goes in or comes out.
 
-    Divided by the signal rate, a variance-preserving x is x0 + sigma eps (schedule.py).
+    A variance-preserving x, divided by the signal rate, is x0 + sigma eps (schedule.py).
     """
 
     @in_steps
@@ -80,9 +80,9 @@ def on_sigma_scale(sampler: Callable[..., Moves]) -> Sampler:
 def unit_noise(x: Tensor, generators: Generators) -> Tensor:
     """Unit noise in the shape of x, drawn for each sample alone, in float32 on the CPU.
 
-    So neither the device nor the rest of the batch changes a sample's noise.
+    So a sample's noise does not depend on the device or on the other samples.
 
-    Raises ValueError unless there is one generator for each of the b samples.
+    Raises ValueError if there is not one generator for each of the b samples.
     """
     if generators is None or len(generators) != len(x):
         count = 0 if generators is None else len(generators)
@@ -99,8 +99,9 @@ def unit_noise(x: Tensor, generators: Generators) -> Tensor:
 def ddpm(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators) -> Moves:
     """Undo the noise at random, as it was added: draw the next x from its posterior.
 
-    Ho et al. 2020, eq. 6-7 and algorithm 2, with the smaller variance, between any two neighbouring
-    levels. The guess x0 is not clipped, because a latent has no limits. One evaluation per step.
+    Ho et al. 2020, eq. 6-7 and algorithm 2, with the smaller of the two variances. The levels may
+    be any distance apart. The guess x0 is not clipped, because a latent has no limits. The network
+    runs once per step.
     """
     for level, next_level in pairwise(levels):
         prediction = denoise(x, level)
@@ -121,8 +122,8 @@ def ddim(
 ) -> Moves:
     """Keep the guess, and put back a little less of the same noise.
 
-    Song et al. 2021, eq. 12 and 16. eta is the share of the noise that is drawn again: 0 draws
-    none, 1 is DDPM. One evaluation per step.
+    Song et al. 2021, eq. 12 and 16. eta is the share of the noise that is drawn again. With eta 0,
+    no noise is drawn. With eta 1, the sampler is DDPM. The network runs once per step.
 
     Raises ValueError if eta is outside 0 … 1.
     """
@@ -139,7 +140,7 @@ def ddim(
         yield prediction, x
 
 
-# Adams-Bashforth weights for the newest eps, the one before … (Liu et al. 2022, eq. 12)
+# Adams-Bashforth weights for 1 to 4 known eps, the newest eps first (Liu et al. 2022, eq. 12)
 PLMS_WEIGHTS = {
     1: (1.0,),
     2: (3 / 2, -1 / 2),
@@ -150,11 +151,11 @@ PLMS_WEIGHTS = {
 
 @in_steps
 def plms(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None) -> Moves:
-    """DDIM with foresight: extrapolate eps from the last four, then step.
+    """DDIM with foresight: extrapolate eps from its last four values, then step.
 
     Liu et al. 2022, eq. 12, in CompVis' form without the Runge-Kutta start. The first step tries
-    DDIM, looks at the eps where that lands, and steps with the mean of both. One evaluation per
-    step, two for the first. A single step is DDIM.
+    DDIM, computes eps where the trial ends, and then steps with the mean of both eps. The network
+    runs once per step, and twice in the first step. If there is only one step, PLMS is DDIM.
     """
     history = []
     for level, next_level in pairwise(levels):
@@ -185,7 +186,7 @@ def weighted_sum(weights: tuple[float, ...] | list[float], tensors: list[Tensor]
 def euler(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None) -> Moves:
     """Follow the straight line towards the guess, a little way at a time.
 
-    Karras et al. 2022, algorithm 2 without churn or correction. One evaluation per step.
+    Karras et al. 2022, algorithm 2 without churn or correction. The network runs once per step.
     """
     for level, next_level in pairwise(levels):
         prediction = denoise(x, level)
@@ -195,10 +196,11 @@ def euler(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators =
 
 @on_sigma_scale
 def euler_ancestral(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators) -> Moves:
-    """Euler that goes further down than the next level, and comes back up with fresh noise.
+    """Euler that goes below the next noise level, and comes back up to it with fresh noise.
 
-    DDPM's rule in sigma form: below² + spread² = sigma² of the next level. It is k-diffusion's
-    sample_euler_ancestral with eta 1. One evaluation per step.
+    This is DDPM's rule on the sigma scale: below² + spread² = sigma² of the next level, where
+    spread is the strength of the fresh noise. It matches k-diffusion's sample_euler_ancestral with
+    eta 1. The network runs once per step.
     """
     for level, next_level in pairwise(levels):
         prediction = denoise(x, level)
@@ -215,8 +217,8 @@ def euler_ancestral(denoise: Denoiser, x: Tensor, levels: Levels, generators: Ge
 def heun(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None) -> Moves:
     """Try an Euler step, look at the slope where it lands, and step again with the mean of both.
 
-    Karras et al. 2022, algorithm 2 without churn. Two evaluations per step, but one for a step to
-    sigma 0, because the network knows no level without noise.
+    Karras et al. 2022, algorithm 2 without churn. The network runs twice per step, but only once in
+    a step to sigma 0, because it was never trained without noise.
     """
     for level, next_level in pairwise(levels):
         prediction = denoise(x, level)
@@ -232,8 +234,9 @@ def heun(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = 
 def lms(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None) -> Moves:
     """Draw a curve through the last four slopes, and follow the area under it.
 
-    Linear multistep (Adams-Bashforth) for uneven strides, like k-diffusion's sample_lms, which
-    integrates numerically; this is exact. One evaluation per step.
+    This is linear multistep (Adams-Bashforth) for uneven strides, like k-diffusion's sample_lms.
+    k-diffusion integrates numerically, but the integral here is exact. The network runs once per
+    step.
     """
     slopes, sigmas = [], []
     for level, next_level in pairwise(levels):
@@ -245,12 +248,15 @@ def lms(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = N
 
 
 def lms_weights(sigmas: list[float], next_sigma: float) -> list[float]:
-    """How much each known slope counts in the integral from sigmas[0] to next_sigma.
+    """The weight of each known slope in the integral from sigmas[0] to next_sigma.
 
-    The slope is taken to be the polynomial through the known slopes. The weight of one slope is
-    the integral of the polynomial that is 1 at its sigma and 0 at the others (Lagrange's basis).
+    sigmas: the sigmas of the known slopes, the newest first
+
+    The integral is that of a polynomial through all known slopes. The weight of one slope is the
+    integral of the polynomial that is 1 at this slope's sigma and 0 at the other sigmas (Lagrange's
+    basis).
     """
-    points = [sigma - sigmas[0] for sigma in sigmas]  # from 0, which keeps the powers small
+    points = [sigma - sigmas[0] for sigma in sigmas]  # start at 0, so that powers stay small
     weights = []
     for here in points:
         others = [point for point in points if point != here]
@@ -262,14 +268,15 @@ def lms_weights(sigmas: list[float], next_sigma: float) -> list[float]:
 
 @on_sigma_scale
 def dpmpp_2m(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None) -> Moves:
-    """Blend x with the guess, extrapolated by how the guess changed since the last step.
+    """Extrapolate the guess from the last two guesses, and blend x with the result.
 
-    DPM-Solver++(2M), Lu et al. 2022, algorithm 2. The blend is exact for a constant guess. As in
-    the authors' code, a step to sigma 0 takes the plain guess. So does the last of fewer than 15
-    steps, because guesses far apart extrapolate badly. One evaluation per step.
+    DPM-Solver++(2M), Lu et al. 2022, algorithm 2. If the guess stays constant, the blend is exact.
+    As in the authors' code, a step to sigma 0 does not extrapolate. If there are fewer than 15
+    steps, the last step does not extrapolate either, because guesses that are far apart extrapolate
+    badly. The network runs once per step.
     """
     steps = len(levels) - 1
-    before = None  # level and guess of the last step
+    before = None  # the level and the guess of the last step
     for index, (level, next_level) in enumerate(pairwise(levels)):
         prediction = denoise(x, level)
         guess = prediction.x0
@@ -286,7 +293,7 @@ def dpmpp_2m(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generator
 
 
 def log_fall(level: Level, next_level: Level) -> float:
-    """How far log sigma falls between two levels: DPM-Solver's time."""
+    """How far log sigma falls between two levels. DPM-Solver measures time in this unit."""
     return log(level.sigma / next_level.sigma)
 
 

@@ -1,4 +1,4 @@
-"""Choose a sampler by its name, the noise levels that it visits, and the x where it starts."""
+"""Choose a sampler by its name, the noise levels that it visits, and the x from which it starts."""
 
 from collections.abc import Iterator
 from math import isinf
@@ -17,18 +17,18 @@ SPACINGS = {spacing.__name__: spacing for spacing in (*EVEN_IN_T, Schedule.karra
 def sampler_levels(
     name: str, schedule: Schedule, steps: int, spacing: str | None = None, final: str | None = None
 ) -> list[Level]:
-    """The steps + 1 levels that the sampler `name` visits.
+    """The noise levels that the sampler `name` visits. Their number is steps + 1.
 
-    spacing: a key of SPACINGS, for the levels where the network runs. None is the spacing that the
-        model's folder asks for, or the reference's: "leading" for DDPM, DDIM and PLMS ("trailing"
-        if the last level is pure noise), "uniform" for the sigma samplers, where "karras" is also
-        usual.
-    final: where the last step ends, at "zero" noise or at "sigma_min", the level of t = 0. None is
-        the end that the folder asks for, or the reference's: sigma_min for DDIM and PLMS
-        (set_alpha_to_one=False), else zero. If the spacing reaches t = 0 by itself, the last step
-        to sigma_min changes nothing.
+    spacing: a key of SPACINGS, for the levels where the network runs. None: the spacing that the
+        model's folder asks for, or else that of the original code. For DDPM, DDIM and PLMS, this is
+        "leading" ("trailing" if the last level of training is pure noise). For the sigma samplers,
+        it is "uniform". "karras" is also usual with them
+    final: the noise level where the last step ends. "zero" is no noise, and "sigma_min" is the
+        level of t = 0. None: the end that the folder asks for, or else that of the original code.
+        For DDIM and PLMS, this is "sigma_min" (set_alpha_to_one=False). For the others, it is
+        "zero". If the spacing reaches t = 0 by itself, the last step to "sigma_min" changes nothing
 
-    Raises ValueError if a name is unknown, and if steps is outside 1 … timesteps.
+    Raises ValueError if a name is unknown, or if steps is outside 1 … timesteps.
     """
     check_known("sampler", name, SAMPLERS)
     config = schedule.config
@@ -43,7 +43,7 @@ def sampler_levels(
         check_known("spacing", spacing, SPACINGS)
         levels = SPACINGS[spacing](schedule, steps)
     levels = [*levels, ends[final]]
-    if name not in ("ddpm", "ddim"):  # the others divide by the signal rate, which must not be 0
+    if name not in ("ddpm", "ddim"):  # other samplers divide by the signal rate: it must not be 0
         levels = [one._replace(sigma=LARGEST_SIGMA) if isinf(one.sigma) else one for one in levels]
     return levels
 
@@ -53,8 +53,9 @@ def from_noise(
 ) -> Iterator[Step]:
     """All steps of the sampler `name` from unit noise, b c h w.
 
-    The sigma samplers start at sigma_max * noise on their scale (k-diffusion), DDPM, DDIM and PLMS
-    at the noise itself on theirs (CompVis). The two differ by 0.2 %.
+    The sigma samplers start at sigma_max * noise, on the scale x0 + sigma eps (k-diffusion). DDPM,
+    DDIM and PLMS start at the noise itself, on the variance-preserving scale (CompVis). On the same
+    scale, the two starts differ by 0.2 %.
 
     Raises ValueError if the name is unknown.
     """
@@ -64,12 +65,12 @@ def from_noise(
 
 
 def sampler_for(name: str, levels: list[Level]) -> Sampler:
-    """The sampler `name`, in the form that diffusers gives it if the levels are a folder's."""
+    """The sampler `name`. If a diffusers folder chose the levels, it is diffusers' version."""
     return (FOLDER_SAMPLERS if levels[0].diffusers else {}).get(name, SAMPLERS[name])
 
 
 def starting_x(name: str, noise: Tensor, level: Level) -> Tensor:
-    """The x where the sampler `name` starts at this level, given unit noise. b c h w"""
+    """The x from which the sampler `name` starts: unit noise, scaled for this level. b c h w"""
     unit = name not in SIGMA_SAMPLERS or (level.diffusers and level.diffusers.starts_at_unit_noise)
     return noise if unit else level.noise_rate * noise
 

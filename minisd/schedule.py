@@ -1,8 +1,8 @@
 """How much noise there is at each t: betas -> alpha_bar -> sigmas, and which t a sampler visits.
 
-One noise level has two coordinates. In the variance-preserving one, which the network reads,
-x = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps. Divided by sqrt(alpha_bar), the same picture is
-x0 + sigma eps with sigma² = (1 - alpha_bar) / alpha_bar: the coordinate of the sigma samplers.
+A noisy picture x can be written on two scales. The network reads the variance-preserving x:
+x = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps. The sigma samplers compute with this x divided by
+sqrt(alpha_bar). The result is x0 + sigma eps, with sigma² = (1 - alpha_bar) / alpha_bar.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,20 +18,23 @@ from minisd.config import ScheduleConfig
 
 
 class DiffusersRules(NamedTuple):
-    """What diffusers does at a level and the original code does not."""
+    """What diffusers does at a level, while the original code does not."""
 
-    starts_at_unit_noise: bool  # if sampling starts here, also on the sigma scale
-    plain_last_step: bool  # if the last step of DPM++ starts here, it does not extrapolate
-    averages_v: bool  # PNDM averages the v of a v network, and not its eps
-    end_sigma: float  # where a step of DDIM or PNDM ends, which may not be the next level
-    retry_sigma: float  # where PNDM's second try starts, which may not be this level
+    starts_at_unit_noise: bool  # sigma samplers that start at this level do so, too
+    plain_last_step: bool  # a last step of DPM++ from this level does not extrapolate
+    averages_v: bool  # PNDM averages the v of a v network, not its eps
+    end_sigma: float  # where a step of DDIM or PNDM ends: not always at the next level
+    retry_sigma: float  # where PNDM's second try starts: not always at this level
 
 
 class Level(NamedTuple):
-    """One noise level: t, which the network reads, and sigma, the strength of eps next to x0.
+    """One noise level.
 
-    Plain numbers in double precision, so that they never decide the precision or device of x.
-    diffusers: only if the settings of a diffusers folder chose this level
+    t: the time that the network reads
+    sigma: the strength of eps in x0 + sigma eps
+    diffusers: set only if the settings of a diffusers folder chose this level
+
+    t and sigma are plain Python numbers, so that they never change the precision or device of x.
     """
 
     t: float
@@ -45,42 +48,42 @@ class Level(NamedTuple):
 
     @property
     def noise_rate(self) -> float:
-        """sqrt(1 - alpha_bar): how much of eps is in x. Sigma may be infinite: then it is 1."""
+        """sqrt(1 - alpha_bar): how much of eps is in x. The rate is 1 if sigma is infinite."""
         return (1 + self.sigma**-2) ** -0.5 if self.sigma else 0.0
 
     @property
     def alpha_bar(self) -> float:
-        """The share of x's variance that is picture (Ho et al. 2020, eq. 4)."""
+        """The share of the picture in the variance of x (Ho et al. 2020, eq. 4)."""
         return self.signal_rate**2
 
 
-LARGEST_SIGMA = 2.0**12  # in place of an infinite one (diffusers' Euler: alpha_bar 2^-24)
+LARGEST_SIGMA = 2.0**12  # used instead of an infinite sigma (diffusers' Euler: alpha_bar 2^-24)
 
-CLEAN = Level(t=-1, sigma=0.0)  # one before t = 0, where a little noise is left
+CLEAN = Level(t=-1, sigma=0.0)  # no noise. Even at t = 0, a little noise is left
 
 
 class Prediction(NamedTuple):
-    """What the network predicts for x, each b c h w.
+    """What the network predicts for x. Each tensor is b c h w.
 
-    x0 and eps say the same: x = signal_rate x0 + noise_rate eps.
+    x0 and eps hold the same information, because x = signal_rate x0 + noise_rate eps.
     """
 
-    x0: Tensor  # the picture it believes in
-    eps: Tensor  # the noise it believes in
-    eps_uncond: Tensor | None  # the two halves of guidance, or None if not computed
-    eps_cond: Tensor | None
+    x0: Tensor  # the predicted picture
+    eps: Tensor  # the predicted noise
+    eps_uncond: Tensor | None  # eps without the prompt. None: not computed
+    eps_cond: Tensor | None  # eps with the prompt. None: not computed
 
 
-# denoise(x, level) -> Prediction, with x variance-preserving at that level
+# denoise(x, level) -> Prediction, for a variance-preserving x with the noise of this level
 Denoiser = Callable[[Tensor, Level], Prediction]
 
 
 def with_zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
-    """Stretch the signal rates so that the last is 0 (pure noise) and the first stays.
+    """Stretch the signal rates, so that the last rate is 0 (pure noise) and the first stays.
 
     SD's own last level still holds 7 % of the picture, so SD never learnt to start at pure noise
-    (Lin et al. 2024, algorithm 1). Only a v network can learn it: at pure noise, eps says nothing
-    about x0.
+    (Lin et al. 2024, algorithm 1). Only a v network can learn to start there, because at pure
+    noise, eps says nothing about x0.
 
     alpha_bar: timesteps    returns: the same shape
     """
@@ -125,7 +128,8 @@ class Schedule:
     def sigma(self, t: float | Tensor) -> Tensor:
         """Sigma at t. Between two whole t, log sigma is interpolated (k-diffusion, external.py).
 
-        t: one number or b of them, 0 … timesteps - 1    returns: same shape, float64, on the CPU
+        t: one number or b numbers, 0 … timesteps - 1
+        returns: the same shape, in float64 on the CPU
 
         Raises ValueError if a t is outside this range.
         """
@@ -146,14 +150,14 @@ class Schedule:
         return [Level(t, sigma) for t, sigma in zip(ts, sigmas, strict=True)]
 
     def levels_of_sigmas(self, sigmas: Sequence[float]) -> list[Level]:
-        """The level of each sigma. Its t is usually a fraction, and always inside the table."""
+        """The level of each sigma. Its t is usually a fraction, and never outside the table."""
         ts = np.interp(np.log(sigmas), np.log(self.finite_sigmas), np.arange(len(self.sigmas)))
         return [Level(t, sigma) for t, sigma in zip(ts.tolist(), sigmas, strict=True)]
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
         """The forward process in one step: x0 with the noise of t (Ho et al. 2020, eq. 4).
 
-        x0, noise: b c h w    t: one number, or b of them    returns: b c h w
+        x0, noise: b c h w    t: one number, or b numbers    returns: b c h w
         """
         signal_rate, noise_rate = self._rates(t, x0)
         return signal_rate * x0 + noise_rate * noise
@@ -161,49 +165,50 @@ class Schedule:
     def velocity(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
         """What a v network should predict for add_noise(x0, noise, t) (Salimans & Ho 2022).
 
-        x0, noise: b c h w    t: one number, or b of them    returns: b c h w
+        x0, noise: b c h w    t: one number, or b numbers    returns: b c h w
         """
         signal_rate, noise_rate = self._rates(t, x0)
         return signal_rate * noise - noise_rate * x0
 
     def _rates(self, t: float | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The two rates at t, 1 1 1 or b 1 1 1, on the device and in the precision of `like`."""
+        """Signal rate and noise rate at t, 1 1 1 or b 1 1 1, with device and dtype of `like`."""
         sigma = rearrange(self.sigma(t), "... -> ... 1 1 1")
         signal_rate = (1 + sigma**2) ** -0.5
         noise_rate = (1 + sigma**-2) ** -0.5
         return signal_rate.to(like), noise_rate.to(like)
 
     def leading(self, steps: int) -> list[Level]:
-        """1, 1 + stride, 1 + 2 stride … from the top down: the levels of SD's DDIM and PLMS.
+        """The levels of SD's DDIM and PLMS: t = 1, 1 + stride, 1 + 2 stride …, the largest first.
 
-        The stride is timesteps // steps, so the first level may be well below the noisiest one.
-        If steps = timesteps, the + 1 would leave the table. Then t goes from timesteps - 1 to 0.
+        The stride is timesteps // steps, so the first level may be well below the noisiest level.
+        If steps = timesteps, the largest t would be outside the table. In this case, t goes from
+        timesteps - 1 to 0.
         """
         stride = self.config.timesteps // self.check_steps(steps)
         first = 0 if steps == self.config.timesteps else 1
         return self.levels([first + stride * k for k in reversed(range(steps))])
 
     def linspace(self, steps: int) -> list[Level]:
-        """Whole t, as even as rounding allows, both ends included (one step: the noisiest)."""
+        """Whole t, as even as rounding allows, with both ends. One step gets the noisiest t."""
         top = self.config.timesteps - 1
         ramp = np.linspace(0 if steps > 1 else top, top, self.check_steps(steps))
         return self.levels([int(t) for t in reversed(ramp.round())])
 
     def trailing(self, steps: int) -> list[Level]:
-        """Whole t in even strides, from the noisiest to a stride above -1 (Lin et al. 2024)."""
+        """Whole t in even strides, from the noisiest t to one stride above -1 (Lin et al. 2024)."""
         stride = self.config.timesteps / self.check_steps(steps)
-        ramp = np.arange(self.config.timesteps, 0, -stride)[:steps]  # rounding may add one
+        ramp = np.arange(self.config.timesteps, 0, -stride)[:steps]  # rounding may add a number
         return self.levels([int(t) - 1 for t in ramp.round()])
 
     def uniform(self, steps: int) -> list[Level]:
-        """Even in t, with fractions, both ends included, as k-diffusion's get_sigmas."""
+        """Even strides in t, with fractions and with both ends, as in k-diffusion's get_sigmas."""
         ramp = np.linspace(self.config.timesteps - 1, 0, self.check_steps(steps))
         return self.levels(ramp.tolist())
 
     def karras(self, steps: int, ends: tuple[float, float] | None = None) -> list[Level]:
-        """Even in sigma^(1/7): small strides at the end (Karras et al. 2022, eq. 5, rho = 7).
+        """Even strides in sigma^(1/7), small at the end (Karras et al. 2022, eq. 5, rho = 7).
 
-        ends: the lowest and the highest sigma, or None for those of the table
+        ends: the lowest and the highest sigma. None: the lowest and the highest of the table
         """
         table_ends = self.sigma(torch.tensor([0, self.config.timesteps - 1]))
         low, high = ends or table_ends.clamp(max=LARGEST_SIGMA).tolist()
@@ -211,7 +216,7 @@ class Schedule:
         return self.levels_of_sigmas((ramp**7).clip(low, high).tolist())
 
     def check_steps(self, steps: int) -> int:
-        """Return steps. Raises ValueError if there are fewer than 1 or more than timesteps."""
+        """Return `steps`. Raises ValueError if the number is less than 1 or more than timesteps."""
         if not 1 <= steps <= self.config.timesteps:
             raise ValueError(f"steps must be 1 to {self.config.timesteps}, got {steps}.")
         return steps

@@ -28,16 +28,17 @@ from minisd.text.repair import fix_text, refuse_long_text, unescape
 
 Pair = tuple[str, ...]  # two neighbouring pieces
 
-CLIP_MERGES = 49152 - 256 - 2  # the official file holds more than CLIP uses
-CACHED_WORDS = 100_000  # then the cache is emptied, so that a long run cannot fill the memory
+CLIP_MERGES = 49152 - 256 - 2  # the official file holds more merges than CLIP uses
+CACHED_WORDS = 100_000  # the cache is emptied at this size, so that it cannot fill the memory
 LONGEST_CACHED = 100  # characters
-LONG_WORD = 200  # characters; in longer words a heap finds the next merge faster
+LONG_WORD = 200  # characters. In longer words, a heap finds the next merge faster
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"  # distinguishes "cat</w>" from the start of "cats</w>"
 
-# Typed marks, English endings such as 's, runs of letters, single digits, runs of anything else but
-# spaces. The text is in lower case already, but case is ignored: "'ſ" (a long s) counts as "'s".
+# A word is a typed mark, an English ending such as 's, a run of letters, one digit, or a run of
+# other characters without spaces. The text is in lower case already. Case is ignored all the same,
+# so that "'ſ" (with a long s) counts as "'s".
 WORD_PATTERN = regex.compile(
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
     regex.IGNORECASE,
@@ -47,8 +48,8 @@ WORD_PATTERN = regex.compile(
 def byte_alphabet() -> dict[int, str]:
     """Give each of the 256 bytes a visible character, so that a vocabulary can be read as text.
 
-    Bytes that are visible in Latin-1 stand for themselves and come first ("!" is id 0). The others,
-    such as the space, get the characters from U+0100 on.
+    Bytes that are visible in Latin-1 stand for themselves and come first ("!" is id 0). The other
+    bytes, such as the space, get the characters from U+0100 on.
     """
     runs = "!~", "¡¬", "®ÿ"
     visible = [byte for first, last in runs for byte in range(ord(first), ord(last) + 1)]
@@ -63,14 +64,14 @@ ALPHABET = [*CHARACTER_TO_BYTE, *(character + END_OF_WORD for character in CHARA
 
 
 def clip_layout(merges: Iterable[Pair]) -> list[str]:
-    """The vocabulary in CLIP's order: characters, characters at a word's end, merges, marks."""
+    """The vocabulary in CLIP's order: characters, characters at a word's end, merges, two marks."""
     return [*ALPHABET, *map("".join, merges), BEGIN, END]
 
 
 def clean(text: str) -> str:
-    """Fix broken Unicode, resolve HTML entities, make every gap one space, lower the case.
+    """Fix broken Unicode, resolve HTML entities, make every gap one space, and lower the case.
 
-    Raises ValueError if the text is so long or so garbled that this would take too long.
+    Raises ValueError if the text is so long or so garbled that cleaning it would take too long.
     """
     text = fix_text(text)
     text = unescape(unescape(text))  # captions from the web are often escaped twice
@@ -78,7 +79,9 @@ def clean(text: str) -> str:
 
 
 def split_words(text: str) -> list[str]:
-    """Clean a text and split it into the words within which merges happen, as byte_words does.
+    """Clean a text and split it into words, written in the byte alphabet.
+
+    Merges happen only inside a word.
 
     "It's a  Café" -> ["it", "'s", "a", "cafÃ©"]
     """
@@ -86,13 +89,19 @@ def split_words(text: str) -> list[str]:
 
 
 def byte_words(text: str) -> list[str]:
-    """The words of a clean text, written in the byte alphabet. (Cleaning twice may change it.)"""
+    """The words of a clean text, written in the byte alphabet.
+
+    The text is not cleaned again, because cleaning it twice may change it.
+    """
     words = WORD_PATTERN.findall(text)
     return ["".join(BYTE_TO_CHARACTER[byte] for byte in word.encode()) for word in words]
 
 
 def split_letters(word: str) -> list[str]:
-    """Single characters, the last one marked: "cat" -> ["c", "a", "t</w>"]. Merging starts here."""
+    """The characters of a word, the last one with the end-of-word mark. Merges join them.
+
+    "cat" -> ["c", "a", "t</w>"]
+    """
     return [*word[:-1], word[-1] + END_OF_WORD]
 
 
@@ -117,15 +126,18 @@ def to_bytes(piece: str) -> bytes:
 
 
 def learn_merges(word_counts: dict[str, int], amount: int) -> list[Pair]:
-    """Join the most frequent pair of neighbours, again and again: the joins are the vocabulary.
+    """Join the most frequent pair of neighbours, again and again, and return the joined pairs.
 
-    Of equally frequent pairs the one with the lower ids wins, so the order of the texts does not
-    matter. Returns fewer merges than `amount` if every word has become one piece.
+    word_counts: word -> how often it occurs
+
+    If several pairs are equally frequent, the pair with the lowest ids is joined. So the order of
+    the texts does not matter. Returns fewer merges than `amount` if every word has become one
+    piece.
     """
     ids = {piece: index for index, piece in enumerate(ALPHABET)}
     words = {word: split_letters(word) for word in word_counts}
     counts: Counter[Pair] = Counter()
-    holders: defaultdict[Pair, set[str]] = defaultdict(set)  # the words to count again
+    holders: defaultdict[Pair, set[str]] = defaultdict(set)  # pair -> the words that hold it
 
     def tally(word: str, times: int) -> None:
         for pair in pairwise(words[word]):
@@ -149,7 +161,10 @@ def learn_merges(word_counts: dict[str, int], amount: int) -> list[Pair]:
 
 @dataclass(frozen=True)
 class StoredTokenizer:
-    """The JSON that Tokenizer.save writes. words: the fields of AddedWord"""
+    """The JSON that Tokenizer.save writes.
+
+    words: one dictionary for each added word, with the fields of AddedWord
+    """
 
     pad_token: int
     merges: tuple[str, ...]
@@ -166,15 +181,16 @@ class Tokenizer:
     """Turns a prompt into the ids of its pieces, and ids into text.
 
     merges: pairs in the order in which they were learnt
-    pad_token: the id that fills a row up to max_length. None is the end mark (SD v1); SD v2 has 0
-    words: the tokenizer's own added words, with ids that follow those of the vocabulary
-    vocabulary: every piece in the order of the ids. None is CLIP's order: 256 characters, the same
-        256 with the end-of-word mark, one piece per merge, the begin mark, the end mark
-    unk_token: the id of a character that the vocabulary lacks. None is the end mark
+    pad_token: the id that fills a row up to max_length. None: the end mark (SD v1). SD v2 uses 0
+    words: added words that belong to the tokenizer. Their ids follow those of the vocabulary
+    vocabulary: every piece in the order of the ids. None: CLIP's order. This order is 256
+        characters, the same 256 with the end-of-word mark, one piece per merge, the begin mark and
+        the end mark
+    unk_token: the id for characters that the vocabulary lacks. None: the end mark
 
     Raises ValueError if a merge does not join two earlier pieces, if the vocabulary has a piece
     twice or lacks a mark, if the ids of the words leave a gap, or if pad_token or unk_token is
-    no id.
+    not an id.
     """
 
     max_length = TextConfig.max_length
@@ -202,7 +218,7 @@ class Tokenizer:
         self.begin, self.end = self.ids[BEGIN], self.ids[END]
         self.cache: dict[str, list[str]] = {}
         self.words = list(words)
-        self.added_words = AddedWords(marks=(BEGIN, END))  # these and those of textual inversion
+        self.added_words = AddedWords(marks=(BEGIN, END))  # with those of textual inversion
         for word in self.words:
             self._add(word)
         self.pad_token = self.end if pad_token is None else pad_token
@@ -214,10 +230,11 @@ class Tokenizer:
 
     @classmethod
     def clip(cls, pad_token: int | None = None) -> "Tokenizer":
-        """The official vocabulary of 49408, as both SD v1 (pad_token=None) and v2 (0) use it.
+        """The official vocabulary of 49408 pieces, for SD v1 (pad_token=None) and SD v2 (0).
 
-        A mark typed into a prompt becomes its id, as in OpenAI's tokenizer. In open_clip, SD v2's
-        own tokenizer, those marks are <start_of_text> and <end_of_text>.
+        If a mark is typed into a prompt, the mark becomes its own id, as in OpenAI's tokenizer. SD
+        v2 was trained with open_clip's tokenizer. It writes the marks <start_of_text> and
+        <end_of_text>.
         """
         with gzip.open(WEIGHTS / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as file:
             lines = islice(file, 1, 1 + CLIP_MERGES)  # the first line is a title
@@ -229,20 +246,21 @@ class Tokenizer:
     ) -> "Tokenizer":
         """Learn a vocabulary of exactly vocab_size pieces, both marks included.
 
-        Raises ValueError, with the nearest possible size, if these texts cannot give that many.
+        Raises ValueError if these texts cannot give so many pieces. The message names the nearest
+        possible size.
         """
         words = [word for text in texts for word in split_words(text) if word not in (BEGIN, END)]
         fixed = len(ALPHABET) + 2
         merges = learn_merges(Counter(words), vocab_size - fixed)
         possible = fixed + len(merges)
         if possible != vocab_size:
-            raise ValueError(f"these texts give no vocab_size {vocab_size}. Ask for {possible}.")
+            raise ValueError(f"the texts cannot give vocab_size {vocab_size}. Ask for {possible}.")
         return cls(merges, pad_token)
 
     def bpe(self, word: str) -> list[str]:
-        """Apply the merges to a word in the order learnt: "beach" -> ["beach</w>"].
+        """Apply the merges to a word, in the order of learning: "beach" -> ["beach</w>"].
 
-        Where a pair occurs several times, the leftmost comes first.
+        If a pair occurs several times, the leftmost pair is joined first.
         """
         pieces = split_letters(word)
         if len(pieces) > LONG_WORD:
@@ -257,21 +275,20 @@ class Tokenizer:
         return pieces
 
     def add_word(self, word: str, count: int = 1) -> list[int]:
-        """Give the word `count` ids of its own wherever its letters occur, in any case.
+        """Add a word with `count` ids of its own. Returns the ids.
 
-        It is also found inside longer words, as in transformers: "zib" in "zibs".
-        The ids lie beyond the vocabulary, so the text transformer needs vectors for them
-        (textual inversion).
+        The word is found in upper and lower case. It is also found inside longer words, as in
+        transformers: "zib" in "zibs". The ids come after those of the vocabulary, so the text
+        transformer needs vectors for them (textual inversion).
 
-        Raises ValueError if the word is empty, taken, or longer than a row.
+        Raises ValueError if the word is empty, too long or taken, or if `count` ids do not fit into
+        a row.
         """
         if word in self.ids:
             what = f"the word {word!r} is in the vocabulary already"
             raise ValueError(f"{what}. Choose another, such as '<{word}>'.")
         if not 0 < count <= self.places:
-            raise ValueError(
-                f"the word {word!r} has {count} vectors. A row has {self.places} places."
-            )
+            raise ValueError(f"the word {word!r} has {count} vectors. Give it 1 to {self.places}.")
         with VOCABULARY_LOCK:
             ids = range(len(self.vocabulary), len(self.vocabulary) + count)
             self._add(AddedWord(word, tuple(ids)))
@@ -283,26 +300,28 @@ class Tokenizer:
             first = len(self.vocabulary)
             if word.ids != tuple(range(first, first + len(word.ids))):
                 has = f"the word {word.word!r} has the id {word.ids[0]}"
-                raise ValueError(f"{has}, and its place in the vocabulary is {first}")
+                raise ValueError(f"{has}, but the next free id is {first}")
             letters = "".join(BYTE_TO_CHARACTER[byte] for byte in word.form.encode())
             self.vocabulary += [letters + END_OF_WORD] + [""] * (len(word.ids) - 1)
 
     def remove_word(self, word: str) -> None:
-        """Undo add_word. Its ids are not used again."""
+        """Undo add_word. The ids of the word are not used again."""
         with VOCABULARY_LOCK:
             self.added_words.remove(word)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of all pieces of a text, without begin and end mark.
+        """The ids of all pieces of a text, without the begin and the end mark.
 
         Raises ValueError if the text is so long or so garbled that reading it would take too long.
         """
         return list(chain(*self.id_groups(text)))
 
     def id_groups(self, text: str) -> list[list[int]]:
-        """The ids of a text, those of one added word together: [[320], [49408, 49409], [2368]].
+        """The ids of a text in groups: one group for each piece, and one for each added word.
 
-        Raises ValueError as encode does.
+        For example [[320], [49408, 49409], [2368]], where the added word has two ids.
+
+        Raises what encode() raises.
         """
         refuse_long_text(text)
         groups = []
@@ -328,7 +347,7 @@ class Tokenizer:
         return pieces
 
     def row(self, ids: list[int]) -> list[int]:
-        """Begin mark, at most 75 ids, end mark, padding: what the text transformer reads."""
+        """A row for the text transformer: the begin mark, at most 75 ids, the end mark, padding."""
         row = [self.begin, *ids[: self.places], self.end]
         return row + [self.pad_token] * (self.max_length - len(row))
 
@@ -337,7 +356,7 @@ class Tokenizer:
 
         returns: b 77
 
-        Raises ValueError if there is no text, and as encode does.
+        Raises ValueError if there is no text. Also raises what encode() raises.
         """
         texts = [texts] if isinstance(texts, str) else texts
         if not texts:
@@ -369,7 +388,7 @@ class Tokenizer:
         return to_bytes(pieces).decode(errors="replace").replace(END_OF_WORD, " ").strip()
 
     def to_json(self) -> str:
-        """The whole tokenizer as JSON, one merge per line, e.g. for a checkpoint's metadata."""
+        """The whole tokenizer as JSON, for example for the metadata of a checkpoint."""
         merges = [" ".join(pair) for pair in self.merges]
         words = {"words": [asdict(word) for word in self.words]} if self.words else {}
         stored = {"pad_token": self.pad_token, **words, "merges": merges}
@@ -381,7 +400,7 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Tokenizer":
-        """Undo to_json. Raises ValueError if the text is anything else."""
+        """Read the text that to_json() returned. Raises ValueError if the text is anything else."""
         try:
             stored = build_dataclass(StoredTokenizer, parse_json(text), ID_RANGES)
             merges = [tuple(merge.split(" ")) for merge in stored.merges]
@@ -391,12 +410,12 @@ class Tokenizer:
             raise ValueError(f"holds no tokenizer that Tokenizer.save wrote ({error})") from error
 
     def save(self, path: str | Path) -> None:
-        """Write one small JSON file that load reads. Raises ValueError if that is not possible."""
+        """Write one small JSON file for load(). Raises ValueError if the file cannot be written."""
         write_text(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a file that save wrote. checkpoints/tokenizer_folder.py reads tokenizer/ folders.
+        """Read a file that save() wrote. checkpoints/tokenizer_folder.py reads tokenizer/ folders.
 
         Raises ValueError if the file cannot be read or holds something else.
         """
@@ -409,7 +428,7 @@ class Tokenizer:
 
 
 def ids_beyond(groups: list[list[int]], places: int) -> list[int]:
-    """The ids that do not fit into these places. A word that is cut counts as a whole."""
+    """The ids that do not fit into so many places. If a group is cut, all its ids are returned."""
     ends = accumulate(map(len, groups))
     return [
         index for group, end in zip(groups, ends, strict=True) if end > places for index in group

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-# n x n maps take 1 GB each for a full-size picture, so they are recorded only if a pattern asks
+# n x n maps take 1 GB each for a full-size picture, so they are recorded only on request
 ON_REQUEST = ("*self_attention.weights", "*mid.attn.weights")
 
 Trace = dict[str, Tensor | list[Tensor]]
@@ -25,14 +25,17 @@ Replacement = Tensor | Callable[[Tensor], Tensor]
 def trace(
     model: object, *patterns: str, replace: dict[str, Replacement] | None = None
 ) -> Iterator[Trace]:
-    """Record the output of every module of `model` that matches a pattern, and replace some.
+    """Record the outputs of all modules whose names match a pattern, and replace some outputs.
 
-    model: a network, or an object that holds networks as attributes (their names come first)
-    patterns: such as "unet.mid.*" or "*.cross.weights"; without any, all but the largest maps
-    replace: for a name, the new tensor, or a function that makes it from the old one
+    model: a network, or an object that holds networks as attributes. A module's name then begins
+        with the attribute's name, as in "unet.mid"
+    patterns: such as "unet.mid.*" or "*.cross.weights". If you give none, everything is recorded
+        except the largest maps (ON_REQUEST)
+    replace: a dictionary: name -> the new tensor, or a function that turns the old tensor into the
+        new one
 
-    Yields a dict: name -> tensor, or -> list of tensors if the module ran more than once. If a
-    block returns several tensors, the first is recorded.
+    Yields a dictionary: name -> tensor. If a module ran more than once: name -> list of tensors. If
+    a module returns several tensors, only the first tensor is recorded.
 
     Raises ValueError if a pattern or a name fits no module, or if a replacement has another shape.
     """
@@ -56,7 +59,7 @@ def trace(
 
 
 def named_modules(model: object) -> dict[str, nn.Module]:
-    """Every module inside, by its path. A network itself has its own name ("unet")."""
+    """A dictionary: path -> module, for all modules inside and the networks themselves ("unet")."""
     if isinstance(model, nn.Module):
         return {name: module for name, module in model.named_modules() if name}
     networks = {name: part for name, part in vars(model).items() if isinstance(part, nn.Module)}
@@ -68,7 +71,7 @@ def named_modules(model: object) -> dict[str, nn.Module]:
 
 
 def select(modules: dict[str, nn.Module], patterns: tuple[str, ...]) -> list[str]:
-    """The names that match any of the patterns. Raises ValueError if a pattern matches none."""
+    """The names that match any of the patterns. Raises ValueError if a pattern matches no name."""
     if not patterns:
         return [name for name in modules if not any(fnmatchcase(name, big) for big in ON_REQUEST)]
     for pattern in patterns:
@@ -104,8 +107,8 @@ def replacer(name: str, new: Replacement) -> Callable:
         value = new if isinstance(new, Tensor) else new(output)
         if value.shape != output.shape:
             raise ValueError(
-                f"the replacement for {name} has shape {tuple(value.shape)}, "
-                f"but the tensor there has {tuple(output.shape)}."
+                f"the replacement for {name} has shape {tuple(value.shape)}. "
+                f"Give it the shape of the original tensor, {tuple(output.shape)}."
             )
         return value
 

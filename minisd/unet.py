@@ -17,9 +17,10 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
 
     t: b, integer or float, never rounded    returns: b width, float32: [cos | sin]
 
-    Frequencies are 10000^(-i / half) for i = 0 … half-1, and the cosines come first (CompVis
-    ldm/modules/diffusionmodules/util.py; the DDPM code divides by half - 1 and puts sines first).
-    Always float32, even for a float64 network, because the references round here.
+    Frequencies are 10000^(-i / half) for i = 0 … half-1, and the cosines come first, as in CompVis
+    ldm/modules/diffusionmodules/util.py. (The DDPM code divides by half - 1 and puts sines first.)
+    The result is always float32, even for a float64 network, because the original code rounds to
+    float32 here.
     """
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=t.device)
@@ -47,7 +48,7 @@ class TimeEmbedding(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions around a shift that depends on the time, added to the input.
+    """Two convolutions, with a shift between them that depends on t. Their result is added to x.
 
     x: b c_in h w    time: b time_dim    returns: b c_out h w
     """
@@ -72,9 +73,10 @@ class ResBlock(nn.Module):
 class Upsample(nn.Module):
     """Doubles height and width by repeating pixels, then smooths with a convolution.
 
-    x: b c h w    skips: those not used yet; the next one is the last of the list
-    returns: b c, in the size of the next skip, or 2h 2w without one. If an odd size was halved on
-        the way down, the skip is one smaller than 2h or 2w.
+    x: b c h w
+    skips: the skips that have not been used yet. The next skip is the last of the list
+    returns: b c h' w' in the size of the next skip, or b c 2h 2w if no skip is left. If an odd size
+        was halved on the way down, the next skip is one pixel smaller than 2h or 2w
     """
 
     def __init__(self, channels: int):
@@ -89,8 +91,9 @@ class Upsample(nn.Module):
 class Down(nn.Module):
     """One resolution of the way down: residual blocks, each followed by a look at the text.
 
-    x: b c_in h w    returns: b c_out h/2 w/2, rounded up (h w at the last one), and all
-        intermediate x, which become the skips
+    x: b c_in h w
+    returns: x, b c_out h/2 w/2, rounded up (b c_out h w at the last resolution), and a list of all
+        intermediate x, the skips
     """
 
     def __init__(self, c_in: int, c_out: int, config: UNetConfig, attends: bool, last: bool):
@@ -134,8 +137,9 @@ class Mid(nn.Module):
 class Up(nn.Module):
     """One resolution of the way up: like Down, but each block also receives a skip of its size.
 
-    x: b c_in h w    skips: a list, used up from its end
-    returns: b c_out, in the size of the next skip (h w at the last one)
+    x: b c_in h w
+    skips: a list. The blocks take skips from the end of the list
+    returns: b c_out h' w' in the size of the next skip (b c_out h w at the last resolution)
     """
 
     def __init__(
@@ -184,7 +188,8 @@ class UNet(nn.Module):
     x: b in_channels h w    t: b, integer or float    context: b m context_dim
     returns: b out_channels h w, eps or v    (Rombach et al. 2022, section 3.3)
 
-    control: one tensor for each skip, then one for the middle, added to them (ControlNet).
+    control: tensors of a ControlNet, one for each skip and then one for the middle. They are added
+        to the skips and the middle. None: nothing is added
     """
 
     def __init__(self, config: UNetConfig):
@@ -223,7 +228,10 @@ class UNet(nn.Module):
         return self.decode(x, skips, time, context)
 
     def encode(self, x: Tensor, time: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The way down and the middle, which ControlNet also uses. x: b c h w, after conv_in"""
+        """The way down and the middle. ControlNet calls this method, too.
+
+        x: b c h w, after conv_in    returns: x after the middle, and the skips
+        """
         skips = [x]
         for down in self.down:
             x, made = down(x, time, context)
@@ -231,7 +239,7 @@ class UNet(nn.Module):
         return self.mid(x, time, context), skips
 
     def decode(self, x: Tensor, skips: list[Tensor], time: Tensor, context: Tensor) -> Tensor:
-        """The way up. skips: as encode returned them    returns: b out_channels h w"""
+        """The way up. skips: those that encode() returned    returns: b out_channels h w"""
         skips = list(skips)
         for up in self.up:
             x = up(x, skips, time, context)

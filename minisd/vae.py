@@ -10,16 +10,17 @@ from torch import Tensor, nn
 from minisd.attention import attend
 from minisd.config import VAEConfig
 
-# for every group norm here (CompVis ldm/modules/diffusionmodules/model.py), not torch's 1e-5
+# the eps of every group norm in the VAE (CompVis ldm/modules/diffusionmodules/model.py). torch's
+# own value is 1e-5
 NORM_EPS = 1e-6
 
 
-# ResBlock, Upsample and Mid have the names of unet.py's, because they have the same purpose. They
-# stand here again, so that either network can be read alone: this one has no time and no text.
+# unet.py also has a ResBlock, an Upsample and a Mid, with the same purpose. They are written again
+# here, so that each network can be read alone. In the VAE, they read no time and no text.
 
 
 class ResBlock(nn.Module):
-    """Two convolutions added to the input. They do not read the time, unlike the U-Net's.
+    """Two convolutions, whose result is added to x. Unlike in the U-Net, they read no time.
 
     x: b c_in h w    returns: b c_out h w
     """
@@ -39,7 +40,7 @@ class ResBlock(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Every place of the smallest feature map looks at every other, in one head.
+    """Every place of the smallest feature map looks at all places, with one attention head.
 
     x: b c h w    returns: b c h w
     """
@@ -95,7 +96,7 @@ class Upsample(nn.Module):
 
 
 class Resolution(nn.Module):
-    """Residual blocks at one resolution, then a change of size (none at the last one).
+    """Residual blocks at one resolution, then a change of size (but not at the last one).
 
     x: b c_in h w    returns: b c_out h' w'
     """
@@ -130,7 +131,7 @@ class Mid(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Shrinks a picture by 8 per side into the mean and log-variance of its latent.
+    """Turns a picture into the mean and the log-variance of its latent, 8 times smaller per side.
 
     image: b 3 h w in [-1, 1]    returns: b 2*latent_channels h/8 w/8
     """
@@ -161,7 +162,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Grows a latent back into a picture.
+    """Turns a latent back into a picture.
 
     z: b latent_channels h w, unscaled    returns: b 3 8h 8w, about [-1, 1]
     """
@@ -192,7 +193,9 @@ class Decoder(nn.Module):
 class DiagonalGaussian:
     """The encoder's answer: for each number of the latent a mean and a standard deviation.
 
-    moments: b 2c h w, the channels of the mean, then of the log-variance    (Kingma & Welling 2014)
+    moments: b 2c h w, first the channels of the mean, then those of the log-variance
+
+    (Kingma & Welling 2014)
     """
 
     def __init__(self, moments: Tensor):
@@ -201,11 +204,14 @@ class DiagonalGaussian:
         self.std = (0.5 * self.logvar).exp()
 
     def sample(self, generator: torch.Generator | list[torch.Generator]) -> Tensor:
-        """A random latent, b c h w. generator: one for all samples, or a list with one for each
+        """A random latent, b c h w.
 
-        Noise is drawn on the CPU in float32, one sample at a time, so the batch does not change it.
+        generator: one generator for all samples, or a list with one for each sample
 
-        Raises ValueError if the list has another length.
+        The noise is drawn on the CPU in float32, one sample at a time. So the other samples do not
+        change a sample's noise if each has its own generator.
+
+        Raises ValueError if a list does not have one generator for each sample.
         """
         generators = generator if isinstance(generator, list) else [generator] * len(self.mean)
         if len(generators) != len(self.mean):
@@ -226,7 +232,7 @@ class DiagonalGaussian:
 
 
 class VAE(nn.Module):
-    """Encoder and decoder. Latents here are unscaled; the pipeline multiplies by config.scale."""
+    """Encoder and decoder. Its latents are unscaled: the pipeline multiplies by config.scale."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()

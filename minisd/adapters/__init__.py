@@ -1,5 +1,5 @@
-"""Adapters change the network of a model. Each returns a handle that takes it off again.
+"""Adapters change the network of a model. Each adapter returns a handle that removes it again.
 
-In reading order: handle (what all of them return), lora, textual_inversion, hypernetwork,
-controlnet, vae_file and classifier (guidance by a classifier of noisy latents).
+The modules in reading order: handle (what all adapters return), lora, textual_inversion,
+hypernetwork, controlnet, vae_file and classifier (guidance by a classifier of noisy latents).
 """

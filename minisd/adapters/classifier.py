@@ -1,8 +1,8 @@
 """Classifier guidance: a classifier of noisy latents leads sampling to a thing that it knows.
 
 Guidance follows the gradient of log p(thing | x) while x is still half noise. A classifier of clean
-pictures was never trained on such an x. This one was trained at every noise level, and it reads t,
-the level of x (Dhariwal & Nichol 2021, section 4).
+pictures was never trained on a noisy x. This classifier was trained at every noise level. It reads
+t, the noise level of x (Dhariwal & Nichol 2021, section 4).
 """
 
 import json
@@ -41,14 +41,16 @@ class ClassifierConfig:
     """The things that a classifier knows, and its sizes. The defaults fit 8x8 latents."""
 
     things: tuple[str, ...]
-    channels: tuple[int, ...] = (64, 96, 128)  # one for each level; the next one has half the size
+    channels: tuple[int, ...] = (64, 96, 128)  # one for each level. Each level halves the size
     norm_groups: int = 16
 
 
 class LatentClassifier(nn.Module):
     """Says which thing a noisy latent shows: the U-Net's way down, then the mean of all places.
 
-    x: b 4 h w, scaled, of any size    t: b, integer or float    returns: logits, b things
+    x: b 4 h w, a scaled latent of any size
+    t: b, integer or float
+    returns: logits, b things
     """
 
     def __init__(self, config: ClassifierConfig):
@@ -78,7 +80,8 @@ class LatentClassifier(nn.Module):
     def log_prob(self, x: Tensor, t: Tensor, thing: str | Sequence[str]) -> Tensor:
         """log p(thing | x), b. Its gradient with respect to x points to more of the thing.
 
-        x: b 4 h w, as noisy as at t    t: b    thing: one for all samples, or one for each
+        x: b 4 h w, with the noise of t    t: b
+        thing: one thing for all samples, or one for each sample
 
         Raises ValueError if the classifier does not know a thing.
         """
@@ -99,10 +102,11 @@ class LatentClassifier(nn.Module):
 class ClassifierGuidance(Handle):
     """Lead everything that the model draws to a thing that a classifier knows, until remove().
 
-    thing: one for all samples, or a list with one for each    scale: 0 changes nothing
+    thing: one thing for all samples, or a list with one thing for each sample
+    scale: the strength of the guidance. 0 changes nothing
 
     Raises ValueError if the classifier does not know the thing, or if the model has other latents
-    than the mini. They may have the same shape, but they mean something else.
+    than the mini. Other latents may have the same shape, but they mean something else.
     """
 
     def __init__(
@@ -115,8 +119,8 @@ class ClassifierGuidance(Handle):
         classifier.check_things(*([thing] if isinstance(thing, str) else thing))
         if sd.config.vae.channels != MINI.vae.channels:
             raise ValueError(
-                f"the classifier knows the mini's latents, and {sd.config.name} has others: "
-                "guide the mini with it."
+                f"the classifier knows the mini's latents, but {sd.config.name} has others: "
+                "use the classifier with the mini."
             )
         classifier = classifier.to(sd.device)
 
@@ -130,14 +134,14 @@ class ClassifierGuidance(Handle):
 
 
 def save_classifier(path: Path, classifier: LatentClassifier, notes: Mapping[str, object]) -> None:
-    """Write it in half precision, with its config and notes about its training in the header."""
+    """Write a classifier in half precision. The header gets its config and notes on training."""
     header = {"classifier": json.dumps(asdict(classifier.config)), "notes": json.dumps(notes)}
     with written_whole(path) as unfinished:
         write_tensors(unfinished, classifier.state_dict(), header, torch.float16)
 
 
 def load_classifier(path: str | Path) -> LatentClassifier:
-    """Read what save_classifier() wrote, ready to guide. Raises ValueError for any other file."""
+    """Read a file that save_classifier() wrote. Raises ValueError for any other file."""
     path = local_path(path)
     header = read_metadata(path)
     if "classifier" not in header:
@@ -163,16 +167,18 @@ def load_classifier(path: str | Path) -> LatentClassifier:
 def classifier_guided(denoise: Denoiser, log_prob: LogProb, scale: float) -> Denoiser:
     """A denoiser whose eps is changed so that a classifier sees more of a class.
 
-    eps - scale * noise_rate * gradient of log p(class | x)  (Dhariwal & Nichol 2021, algorithm 2)
+    The new eps is eps - scale * noise_rate * gradient of log p(class | x) (Dhariwal & Nichol 2021,
+    algorithm 2).
 
-    log_prob: of a classifier that was trained on noisy x    scale: 0 changes nothing
+    log_prob: the log probability of a class, from a classifier that was trained on noisy x
+    scale: the strength of the guidance. 0 changes nothing
     """
     if scale == 0:
         return denoise
 
     def denoise_towards(x: Tensor, level: Level) -> Prediction:
         prediction = denoise(x, level)
-        if level.signal_rate == 0:  # pure noise: a classifier sees nothing in it
+        if level.signal_rate == 0:  # pure noise, in which a classifier sees nothing
             return prediction
         t = torch.full((len(x),), level.t, dtype=torch.float32, device=x.device)
         with torch.enable_grad():

@@ -48,9 +48,10 @@ from minisd.unet import Down, Mid, TimeEmbedding, UNet, skip_channels
 
 
 class Hint(nn.Module):
-    """Turns the hint, a picture, into a feature map of the size of the U-Net's first.
+    """Turns the hint (a picture) into a feature map, as large as the first one of the U-Net.
 
-    widths: (16, 32, 96, 256) in cldm.py. The size halves between two of them
+    widths: the channels inside, (16, 32, 96, 256) in cldm.py. The size halves from one width to the
+        next
     hint: b 3 8h 8w in [0, 1]    returns: b channels h w
     """
 
@@ -73,9 +74,10 @@ class ControlNet(nn.Module):
     """Tells the U-Net, skip by skip, how to follow the hint.
 
     x: b 4 h w    t: b    context: b m c    hint: b 3 8h 8w in [0, 1], not [-1, 1]
-    returns: one tensor for each skip, then one for the middle: the U-Net's `control`
+    returns: the U-Net's argument `control`: one tensor for each skip, then one for the middle
 
-    is_difference: the weights are only the difference from a U-Net's, which control() adds
+    is_difference: whether the weights are only the difference from a U-Net's weights. If so,
+        control() adds the U-Net's weights
     """
 
     def __init__(self, config: UNetConfig, settings: HintSettings = DEFAULT_HINT):
@@ -97,13 +99,13 @@ class ControlNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, hint: Tensor) -> list[Tensor]:
         if self.is_difference:
-            what = "this ControlNet holds what differs from a U-Net's weights"
+            what = "this ControlNet holds only the difference from a U-Net's weights"
             raise ValueError(f"{what}: give it to control(), which adds those weights.")
         if self.settings.channel_order == "bgr":
             hint = hint.flip(1)
         time = self.time(t)
         x = self.conv_in(x) + self.hint(hint)
-        as_unet = cast(UNet, self)  # it has all that encode() reads: the same way down
+        as_unet = cast(UNet, self)  # a ControlNet has all that encode() reads
         x, skips = UNet.encode(as_unet, x, time, context)
         corrections = [zero(skip) for zero, skip in zip(self.zero, skips, strict=True)]
         corrections = [*corrections, self.zero_mid(x)]
@@ -116,8 +118,9 @@ class ControlNet(nn.Module):
         """Read a file in the original's layout, in diffusers' layout, or one that save() wrote.
 
         path: the file, or the folder into which diffusers wrote it
-        config: the sizes of its U-Net. None takes them from the settings in its header or next to
-            it. If there are none, the width of the context tells SD v1 from v2
+        config: the sizes of the ControlNet's U-Net. None: the sizes are read from the settings in
+            the file's header or next to the file. If there are no settings, the width of the
+            context tells SD v1 from SD v2
 
         Raises ValueError if the file is not a ControlNet, does not fit the config, or has an
         unknown setting.
@@ -141,7 +144,10 @@ class ControlNet(nn.Module):
         return network.eval().requires_grad_(False)
 
     def save(self, path: str | Path, notes: dict[str, str] | None = None) -> None:
-        """Write it in half precision under the original's names, its settings in the header."""
+        """Write the ControlNet in half precision, with the names of the original.
+
+        notes: additional fields for the header. The settings are written into the header, too
+        """
         table = controlnet_rows(self.config, self.settings)
         state = names.to_official(self.state_dict(), table, "original")
         if self.is_difference:
@@ -156,14 +162,14 @@ def control(
 ) -> Handle:
     """Let the network lead the U-Net along the hint, until the handle is removed.
 
-    hint: in the size of the picture to draw. A PIL picture, or 1 3 h w in [0, 1], is the hint of
-        every sample; b 3 h w has one for each. A pixel that is -1 in all three channels is masked
-        (ControlNet v1.1 for inpainting)
+    hint: a picture or a tensor in [0, 1], in the size of the picture to draw. A PIL picture, or a
+        tensor 1 3 h w, is the hint of every sample. A tensor b 3 h w has one hint for each sample.
+        A pixel that is -1 in all three channels is masked (ControlNet v1.1 for inpainting)
 
-    Several ControlNets at once add up.
+    If several ControlNets are used at once, their corrections are added.
 
-    Raises ValueError if the network is made for another model, or if the scale is not finite.
-    Drawing raises it later if the hints have another size than the pictures, or another number.
+    Raises ValueError if the network is made for another model, or if the scale is not finite. If
+    the size or the number of the hints does not fit the pictures, drawing raises ValueError.
     """
     refuse_non_finite(scale, "scale")
     needs, has = describe_widths(network.config), describe_widths(sd.config.unet)
@@ -187,7 +193,10 @@ def control(
 
 
 def refuse_bad_hint(hint: Tensor) -> None:
-    """Raise ValueError unless it is b 3 h w, each pixel in [0, 1] or -1 in all three channels."""
+    """Raise ValueError if the hint is not b 3 h w, or if a pixel has wrong values.
+
+    The values of a pixel must be in [0, 1], or -1 in all three channels.
+    """
     shape, values = tuple(hint.shape), ""
     good = hint.ndim == 4 and shape[1] == 3 and hint.numel() > 0
     if good:
@@ -202,7 +211,7 @@ def refuse_bad_hint(hint: Tensor) -> None:
 def add_unet(network: ControlNet, sd: StableDiffusion) -> None:
     """Add the U-Net's weights to a network that holds only the difference from them.
 
-    Raises ValueError if the U-Net has other input channels than the one that was subtracted.
+    Raises ValueError if the U-Net has other input channels than the U-Net that was subtracted.
     """
     own, theirs = network.state_dict(), sd.unet.state_dict()
     if own["conv_in.weight"].shape != theirs["conv_in.weight"].shape:
@@ -215,9 +224,11 @@ def add_unet(network: ControlNet, sd: StableDiffusion) -> None:
 
 
 def control_hook(network: ControlNet, hint: Tensor, scale: float, factor: int) -> Callable:
-    """A hook that gives the U-Net the network's corrections, added to those that it has already.
+    """A hook that passes the network's corrections to the U-Net.
 
-    hint: b 3 factor*h factor*w, for latents of h w
+    If the U-Net already gets corrections from another ControlNet, the new ones are added to them.
+
+    hint: b 3 factor*h factor*w, for latents b 4 h w
     """
 
     def hook(unet: UNet, inputs: tuple, more: dict) -> tuple[tuple, dict]:
@@ -229,13 +240,13 @@ def control_hook(network: ControlNet, hint: Tensor, scale: float, factor: int) -
             both = f"has shape {tuple(hint.shape)} and the picture is {width} x {height}"
             raise ValueError(f"the hint {both}: give a hint of the picture's size.")
         free = unconditional_rows(context) if network.settings.pools else 0
-        led = len(x) - free  # how many samples follow the hint: the last ones
+        led = len(x) - free  # the number of samples, at the end, that follow the hint
         if led == 0:
             return (x, t, context, before), {}
         if led % len(hint):
             raise ValueError(f"there are {len(hint)} hints: give 1, or one for each sample.")
         hints = repeat(hint, "b c h w -> (times b) c h w", times=led // len(hint))
-        latent = x[free:, : network.config.in_channels]  # an inpainting U-Net sees more
+        latent = x[free:, : network.config.in_channels]  # an inpainting U-Net reads more
         corrections = network(latent, t[-led:], context[free:], hints)
         corrections = [F.pad(scale * one, (0, 0, 0, 0, 0, 0, free, 0)) for one in corrections]
         if before is not None:

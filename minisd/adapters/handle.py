@@ -6,13 +6,13 @@ from typing import Protocol
 
 
 class Removable(Protocol):
-    """What a handle consists of: hooks of torch, list entries, other handles."""
+    """Something that can be removed: a hook of torch, a list entry, or another handle."""
 
     def remove(self) -> None: ...
 
 
 class ListEntry:
-    """A value at the end of a list that the pipeline owns, until remove()."""
+    """Puts a value at the end of a list of the pipeline. remove() takes the value out again."""
 
     def __init__(self, entries: list, value: object):
         self.entries, self.value = entries, value
@@ -23,14 +23,14 @@ class ListEntry:
 
 
 class Handle:
-    """Takes an adapter off with remove(), or at the end of a `with` block.
+    """Removes an adapter, when remove() is called or at the end of a `with` block.
 
-    Adapters are hooks, or entries in a list of the pipeline. They never change the weights. So once
-    all of them are removed, in any order, the model is the same as before, bit for bit.
+    Adapters are hooks, or entries in a list of the pipeline. Adapters never change the weights. So
+    if all adapters are removed, in any order, the model is the same as before, bit for bit.
     """
 
     def __init__(self, hooks: Iterable[Removable]):
-        """hooks: created one by one. If creating one fails, those before it are removed."""
+        """hooks: an iterable that creates one hook after another. If it fails, all are removed."""
         self.hooks: list[Removable] = []
         try:
             for hook in hooks:
@@ -40,7 +40,7 @@ class Handle:
             raise
 
     def remove(self) -> None:
-        """Take the adapter off. A second call does nothing."""
+        """Remove the adapter. A second call does nothing."""
         hooks, self.hooks = self.hooks, []
         for hook in hooks:
             hook.remove()
@@ -53,6 +53,6 @@ class Handle:
 
 
 def refuse_non_finite(value: float, name: str) -> None:
-    """Raise ValueError if the value is NaN or infinite. name: of the argument, for the error"""
+    """Raise ValueError if the value is NaN or infinite. name: the argument's name in the error"""
     if not isfinite(value):
         raise ValueError(f"{name} is {value}: give a finite number, such as 1.")

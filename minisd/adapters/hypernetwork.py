@@ -1,8 +1,9 @@
-"""Hypernetworks: small MLPs that change the context that attention makes keys and values of.
+"""Hypernetworks: small MLPs that change the context from which attention makes keys and values.
 
-There are two for each width of context. Keys are made of c + strength * net0(c), and values of
-c + strength * net1(c), in self-attention and in cross-attention. The idea is NovelAI's (2022). The
-file layout is the one of AUTOMATIC1111's web UI (modules/hypernetworks/hypernetwork.py).
+There are two MLPs for each width of context, net0 and net1. For a context c, attention makes the
+keys from c + strength * net0(c), and the values from c + strength * net1(c). This happens in
+self-attention and in cross-attention. The idea comes from NovelAI (2022). The file layout is that
+of AUTOMATIC1111's web UI (modules/hypernetworks/hypernetwork.py).
 """
 
 import re
@@ -38,10 +39,10 @@ ACTIVATION_FUNCTIONS = {
 }
 ACTIVATION_FUNCTIONS |= {"leakyrelu": "leaky_relu", "swish": "hardswish"}
 LAYER_KEY = re.compile(r"\d{1,9}\.[01]\.linear\.\d{1,9}\.(weight|bias)")
-# What the web UI writes next to the networks (Hypernetwork.save). Older files lack some settings.
-# Then the tensors decide.
+# The settings that the web UI writes into a file with the networks (Hypernetwork.save). If an older
+# file lacks a setting, the tensors decide.
 HYPERNETWORK_SETTINGS = settings_tables()["list of settings (hypernetwork)"]
-INCOMPLETE = "is no whole hypernetwork, two networks for each width: get another copy"
+INCOMPLETE = "is not a whole hypernetwork (two networks for each width): get another copy"
 Layers = dict[int, dict[str, Tensor]]  # the number of a layer -> its weight and its bias
 
 
@@ -49,8 +50,9 @@ Layers = dict[int, dict[str, Tensor]]  # the number of a layer -> its weight and
 class HypernetworkMLP:
     """One small MLP: linear layers, each followed by an activation and perhaps a layer norm.
 
-    layers: (weight, bias) in order. The weight is a matrix of a linear layer, or a vector of a norm
-    activation: a key of ACTIVATION_FUNCTIONS, or "linear" for none
+    layers: pairs of weight and bias, in order. The weight of a linear layer is a matrix. The weight
+        of a layer norm is a vector
+    activation: a key of ACTIVATION_FUNCTIONS, or "linear" for no activation
     activates_output: whether the last linear layer has an activation, too
     """
 
@@ -59,7 +61,7 @@ class HypernetworkMLP:
     activates_output: bool
 
     def __call__(self, c: Tensor) -> Tensor:
-        """What is added to c. c: b m width    returns: b m width"""
+        """Compute what is added to c. c: b m width    returns: b m width"""
         last = max(i for i, (weight, _) in enumerate(self.layers) if weight.ndim == 2)
         x = c
         for i, (weight, bias) in enumerate(self.layers):
@@ -76,24 +78,25 @@ class HypernetworkMLP:
 def hypernetwork(sd: StableDiffusion, path: str | Path, strength: float = 1.0) -> Handle:
     """Let the file's MLPs change the contexts of the U-Net, until the handle is removed.
 
-    A file may be for several models. MLPs for widths that this model lacks are ignored, as in the
-    web UI, if there are MLPs for the width of this model's text.
+    A file may be for several models. If it has MLPs for the width of this model's text, MLPs for
+    widths that this model lacks are ignored, as in the web UI.
 
-    Raises ValueError, and leaves the model as it is, if the file is not a hypernetwork, has an
-    unknown activation or setting or is made for other widths, or if the strength is not finite.
+    Raises ValueError if the file is not a hypernetwork, if it has an unknown activation or setting,
+    if it is made for other widths, or if the strength is not finite. In these cases, the model
+    stays as it is.
     """
     refuse_non_finite(strength, "strength")
     networks = read_hypernetwork(path)
     widths = {layer.to_k.in_features for layer in attentions(sd.unet).values()}
     if not networks.keys() <= widths and sd.config.unet.context_dim not in networks:
         known, needed = (", ".join(map(str, sorted(each))) for each in (networks, widths))
-        what = f"changes contexts {known} wide, and the model's are {needed}"
-        raise ValueError(f"{Path(path).name} {what}: it is made for another model.")
+        what = f"changes contexts of width {known}, but the model has {needed}"
+        raise ValueError(f"{Path(path).name} {what}: the file is made for another model.")
     return apply_networks(sd.unet, networks, strength)
 
 
 def attentions(unet: nn.Module) -> dict[str, Attention]:
-    """Every attention of the U-Net, by path."""
+    """A dictionary: path -> module, for every attention of the U-Net."""
     return {name: part for name, part in unet.named_modules() if isinstance(part, Attention)}
 
 
@@ -102,13 +105,13 @@ def apply_networks(
 ) -> Handle:
     """Let the networks change the contexts for keys and for values, until the handle is removed.
 
-    networks: width of the contexts -> the network for keys and the one for values
+    networks: width of the contexts -> two networks, for keys and for values
     """
     layers = attentions(unet).values() if strength != 0 else ()
     return Handle(
         projection.register_forward_pre_hook(rewriting_hook(net, strength))
         for layer in layers
-        if (nets := networks.get(layer.to_k.in_features, ()))  # a file may have none for a width
+        if (nets := networks.get(layer.to_k.in_features, ()))  # maybe none for this width
         for projection, net in zip((layer.to_k, layer.to_v), nets, strict=True)
     )
 
@@ -124,7 +127,11 @@ def rewriting_hook(net: HypernetworkMLP, strength: float) -> Callable:
 
 
 def read_hypernetwork(path: str | Path) -> dict[int, tuple[HypernetworkMLP, HypernetworkMLP]]:
-    """Width -> the MLP for keys and the one for values. Raises ValueError as hypernetwork()."""
+    """A dictionary: width -> the MLP for keys and the MLP for values.
+
+    Raises ValueError if the file is not a hypernetwork, or if it has an unknown activation or
+    setting.
+    """
     path = local_path(path)
     content = read_tensors(path) if is_safetensors(path) else unpickle(path)
     content = content if isinstance(content, dict) else {}
@@ -133,12 +140,15 @@ def read_hypernetwork(path: str | Path) -> dict[int, tuple[HypernetworkMLP, Hype
     refuse_other_kinds(path.name, tensors, "hypernetwork")
     with name_errors(path.name):
         if is_safetensors(path):
-            raise ValueError("is no .pt file, and only a .pt says its activation: get the .pt file")
+            raise ValueError("is no .pt file, but only those say the activation: get the .pt file")
         return parse_networks(content)
 
 
 def parse_networks(content: Mapping) -> dict[int, tuple[HypernetworkMLP, HypernetworkMLP]]:
-    """Width -> its two MLPs. Raises ValueError if the file's content is anything else."""
+    """A dictionary: width -> the MLP for keys and the MLP for values.
+
+    Raises ValueError if the content is not that of a hypernetwork.
+    """
     layers = {key: it for key, it in content.items() if key not in HYPERNETWORK_SETTINGS.ignored}
     found: dict[tuple[int, int], Layers] = defaultdict(lambda: defaultdict(dict))
     for key, tensor in rename_tensors(named_tensors(layers), usual_key).items():
@@ -162,26 +172,29 @@ def parse_networks(content: Mapping) -> dict[int, tuple[HypernetworkMLP, Hyperne
 
 
 def usual_key(key: str) -> str:
-    """The usual name of a tensor. The first hypernetworks named them "linear1" and "linear2"."""
+    """The usual name of a tensor. The first hypernetworks have "linear1" and "linear2"."""
     return key.replace(".linear1.", ".linear.0.").replace(".linear2.", ".linear.1.")
 
 
 def parse_settings(stored: Mapping[str, object]) -> dict[str, Any]:
-    """The settings of a file. Raises ValueError if one is unknown or makes no sense."""
+    """The settings of a file. Raises ValueError if a setting is unknown or has a wrong value."""
     settings: dict[str, Any] = HYPERNETWORK_SETTINGS.read(stored)
     activation = str(settings["activation_func"] or "linear").lower()
     if activation not in {"linear", *ACTIVATION_FUNCTIONS}:
         known = f"linear, {', '.join(ACTIVATION_FUNCTIONS)}"
-        what = f"has the activation {activation!r}, which is unknown here"
-        raise ValueError(f"{what}: known are {known}")
+        what = f"has the activation {activation!r}, which minisd does not know"
+        raise ValueError(f"{what}: the known ones are {known}")
     return settings | {"activation_func": activation}
 
 
 def build_mlp(parts: Layers, width: int, settings: Mapping[str, Any]) -> HypernetworkMLP:
-    """The MLP of these layers. Activations and dropout count as layers, too, but have no tensors.
+    """Build an MLP from these layers.
+
+    parts: number of a layer -> its tensors. Activations and dropout have numbers, too, but no
+        tensors, so some numbers are missing
 
     Raises ValueError if the layers do not lead from the width back to the width, or if the settings
-    say something else about them.
+    contradict the layers.
     """
     layers, sizes = [], [width]
     for number in sorted(parts):
@@ -190,7 +203,7 @@ def build_mlp(parts: Layers, width: int, settings: Mapping[str, Any]) -> Hyperne
             raise ValueError(INCOMPLETE)
         if weight.shape[-1] != sizes[-1] or bias.shape != weight.shape[:1]:
             raise ValueError(INCOMPLETE)
-        sizes += weight.shape[:-1]  # a norm has a vector, which keeps the size
+        sizes += weight.shape[:-1]  # the weight of a norm is a vector, and keeps the size
         layers.append((weight, bias))
     structure, norms = settings["layer_structure"], any(weight.ndim == 1 for weight, _ in layers)
     if structure is not None and sizes != [int(width * multiple) for multiple in structure]:

@@ -1,11 +1,11 @@
-"""LoRA: many weight matrices get a low-rank update, each the product of two thin matrices.
+"""LoRA: low-rank updates for many weight matrices. Each update is the product of two thin matrices.
 
-W + scale * (alpha / rank) * up @ down (Hu et al. 2022, eq. 3). The update is added to the layer's
-output, so W itself never changes.
+W becomes W + scale * (alpha / rank) * up @ down (Hu et al. 2022, eq. 3). The update is added to the
+layer's output, so W itself never changes.
 
-Files name the layers in three ways: like kohya's trainer, like PEFT and today's diffusers, or like
-the first diffusers. kohya's files keep alpha as a tensor, where 0 means the rank. PEFT's settings
-keep it as a number, where 0 means 0. If a file has no alpha, it is the rank.
+Files name the layers in three ways: as in kohya's trainer, as in PEFT and today's diffusers, or as
+in the first diffusers. In kohya's files, alpha is a tensor, and 0 means the rank. In PEFT's
+settings, alpha is a number, and 0 means 0. If a file has no alpha, alpha is the rank.
 """
 
 import math
@@ -35,18 +35,19 @@ PARTS = {"unet": "unet", "te": "text_encoder", "text_encoder": "text_encoder"}
 LORA_LEAVES = r"(?P<leaf>lora_[AB]|lora(_linear_layer)?\.(down|up)|lora_(down|up)|alpha)"
 KOHYA_KEY = re.compile(rf"lora_(?P<part>unet|te)_(?P<layer>.+?)\.{LORA_LEAVES}")
 DIFFUSERS_KEY = re.compile(rf"((?P<part>unet|text_encoder)\.)?(?P<layer>.+?)[._]{LORA_LEAVES}")
-# (?>…) keeps its first match. Trying others would take hours on some long names
+# (?>…) keeps its first match. Trying other matches would take hours on some long names
 READS_CONTEXT = regex.compile(r"(?>.*?attn2)(?>.*?to_[kv][._]).*(lora_A|down)\b")
 PEFT_PREFIX = "base_model.model."
-TEXT_LAYER_STARTS = ("text_model.", "encoder.layers.")  # newer transformers leave out the first
+TEXT_LAYER_STARTS = ("text_model.", "encoder.layers.")  # newer transformers leave out text_model
 LEAF_NAMES = {"lora_A": "down", "lora_B": "up", "alpha": "alpha"}
 
 
 @dataclass(frozen=True)
 class LowRankUpdate:
-    """The update of one layer: up @ down has the shape of its weight, but a low rank.
+    """The update of one layer. up @ down has the shape of the layer's weight, but a low rank.
 
-    down: rank c_in    up: c_out rank. Of a convolution, down: rank c_in h w    up: c_out rank 1 1
+    For a linear layer:  down: rank c_in        up: c_out rank
+    For a convolution:   down: rank c_in h w    up: c_out rank 1 1
     """
 
     down: Tensor
@@ -54,7 +55,7 @@ class LowRankUpdate:
     alpha: float
 
     def __call__(self, layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
-        """(alpha / rank) * up(down(x)). In a convolution, down has its stride and padding."""
+        """(alpha / rank) * up(down(x)). For a convolution, down has its stride and padding."""
         down, up = self.down.to(layer.weight), self.up.to(layer.weight)
         factor = self.alpha / len(down)
         if isinstance(layer, nn.Conv2d):
@@ -68,8 +69,8 @@ def lora(sd: StableDiffusion, path: str | Path, scale: float = 1.0) -> Handle:
 
     path: the file, or the folder into which PEFT or diffusers wrote it
 
-    Raises ValueError, and leaves the model as it is, if the file is not a LoRA, is of an unknown
-    kind or is made for another model, or if the scale is not finite.
+    Raises ValueError if the file is not a LoRA, if it is of an unknown kind, if it is made for
+    another model, or if the scale is not finite. In these cases, the model stays as it is.
     """
     refuse_non_finite(scale, "scale")
     fitted = {}
@@ -95,12 +96,16 @@ def add_update(
     inputs: tuple[Tensor],
     output: Tensor,
 ) -> Tensor:
-    """Add the update to a layer's output. With update and scale bound, it is a forward hook."""
+    """Add the update to a layer's output. partial(add_update, update, scale) is a forward hook."""
     return output + scale * update(layer, inputs[0])
 
 
 def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], LowRankUpdate]:
-    """(part, our name of a layer) -> its update. Raises ValueError as lora() does."""
+    """A dictionary: (part, our name of a layer) -> the update of the layer.
+
+    Raises ValueError if the file is not a LoRA, if it is of an unknown kind, or if it is made for
+    another model.
+    """
     path = find_lora_file(local_path(path))
     tensors = read_tensors(path)
     refuse_other_kinds(path.name, tensors, "LoRA")
@@ -117,7 +122,7 @@ def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], Lo
 def keys_by_layer(
     tensors: dict[str, Tensor], config: ModelConfig, file: str
 ) -> dict[tuple[str, Row], dict[str, str]]:
-    """(part, layer) -> the keys of its tensors: down, up, and alpha if there is one.
+    """A dictionary: (part, layer) -> the keys of the layer's down and up, and of its alpha if any.
 
     Raises ValueError if a key fits no layer of the model, if a layer lacks down or up, or if the
     file has a layer twice.
@@ -135,15 +140,15 @@ def keys_by_layer(
             raise ValueError(f"{what}: keep one of the two.")
     halves = [row.ours for (_, row), held in found.items() if not {"down", "up"} <= held.keys()]
     if strange or halves or not found:
-        what = "names that fit no layer" if strange else "layers without both matrices"
+        what = "names that fit no layer" if strange else "layers that lack a matrix"
         some = ", ".join((strange or halves or ["none at all"])[:3])
-        what = f"{file} is no whole LoRA of {config.name}: it holds {what} ({some}). It is damaged"
+        what = f"{file} is no whole LoRA for {config.name}: it holds {what} ({some}). It is damaged"
         raise ValueError(f"{what}, or made for another model{describe_contexts(tensors, config)}.")
     return found
 
 
 def describe_contexts(tensors: dict[str, Tensor], config: ModelConfig) -> str:
-    """The end of an error: how wide the file's contexts are, if the model's are not as wide."""
+    """The end of an error message: the width of the file's contexts, if the model has another."""
     widths = {t.shape[1] for key, t in tensors.items() if READS_CONTEXT.match(key) and t.ndim > 1}
     other = ", ".join(map(str, sorted(widths - {config.unet.context_dim})))
     return other and f", whose contexts are {other} wide, not {config.unet.context_dim}"
@@ -154,8 +159,9 @@ def make_update(
 ) -> LowRankUpdate:
     """Build the update of one layer.
 
-    own: its tensors down and up, and alpha if there is one    layer: its name in diffusers
-    settings: from each place that has some
+    own: the layer's tensors: "down", "up", and "alpha" if there is one
+    settings: the settings from each place that has some: the file's header, adapter_config.json
+    layer: the layer's name in diffusers
 
     Raises ValueError if down and up are not two matrices of finite numbers, or if two alphas
     differ.
@@ -178,7 +184,9 @@ def make_update(
 
 
 def parse_key(key: str) -> tuple[str, str, str]:
-    """Split a file's key into part, layer (dots become underscores) and leaf. "" if unknown.
+    """Split a file's key into part, layer (with underscores for dots) and leaf.
+
+    The leaf is "down", "up" or "alpha". For an unknown key, part and leaf are "".
 
     >>> parse_key("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight")
     ('text_encoder', 'text_model_encoder_layers_0_mlp_fc1', 'down')
@@ -190,7 +198,7 @@ def parse_key(key: str) -> tuple[str, str, str]:
     if not match:
         return "", key, ""
     part, layer = PARTS[match["part"] or "unet"], match["layer"]
-    if layer.startswith(PEFT_PREFIX):  # as PEFT itself saves a part, which it does not name
+    if layer.startswith(PEFT_PREFIX):  # PEFT itself saves a part without its name
         layer = layer.removeprefix(PEFT_PREFIX)
         part = "text_encoder" if layer.startswith(TEXT_LAYER_STARTS) else part
     if ".processor." in layer:  # diffusers' first spelling
@@ -202,9 +210,10 @@ def parse_key(key: str) -> tuple[str, str, str]:
 
 
 def layers_by_name(config: ModelConfig) -> dict[tuple[str, str], Row]:
-    """(part, a layer's official name with its dots as underscores) -> all its names.
+    """A dictionary: (part, official name of a layer) -> all names of the layer.
 
-    The U-Net's layers are listed under both official names, since kohya's files use either.
+    The official name has underscores for dots. Each layer of the U-Net is listed twice, under its
+    original name and its name in diffusers, because kohya's files use either.
     """
     rows = model_rows(config)
     spellings = [("unet", "original"), ("unet", "diffusers"), ("text_encoder", "diffusers")]
@@ -216,11 +225,12 @@ def layers_by_name(config: ModelConfig) -> dict[tuple[str, str], Row]:
 
 
 def fit_update(update: LowRankUpdate, layer: nn.Module, name: str) -> LowRankUpdate:
-    """The update in the shape of the layer. A 1x1 convolution equals a linear layer.
+    """The update in the shape of the layer. A linear layer's update also fits a 1x1 convolution.
 
-    name: what to call the layer in an error
+    name: the layer's name in an error
 
-    Raises ValueError if the update has other sizes, or if the layer has no weight matrix.
+    Raises ValueError if the update does not have the layer's sizes, or if the layer has no weight
+    matrix.
     """
     if not isinstance(layer, (nn.Linear, nn.Conv2d)):
         raise ValueError(f"{name} has no matrix to change: the file is made for another model.")
@@ -230,7 +240,7 @@ def fit_update(update: LowRankUpdate, layer: nn.Module, name: str) -> LowRankUpd
     pairs = list(zip((update.down, update.up), shapes, strict=True))
     if any((*matrix.shape, 1, 1)[:4] != (*shape, 1, 1)[:4] for matrix, shape in pairs):
         what = f"changes {update.down.shape[1]} channels into {len(update.up)}"
-        own = f"the model's layer takes {weight.shape[1]} into {len(weight)}"
+        own = f"the model's layer changes {weight.shape[1]} into {len(weight)}"
         raise ValueError(f"{name} {what}, but {own}: the file is made for another model.")
     down, up = (matrix.to(weight).reshape(shape) for matrix, shape in pairs)
     return LowRankUpdate(down, up, update.alpha)

@@ -1,8 +1,8 @@
-"""Textual inversion: a new word whose one or more vectors were trained on pictures.
+"""Textual inversion: a new word with one or more vectors that were trained on pictures.
 
-Nothing else changes. The vectors take the place of a token's embedding (Gal et al. 2023, section
-3). There are three kinds of file: diffusers' {word: vector, …}, AUTOMATIC1111's string_to_param,
-and emb_params.
+Nothing else in the model changes. The vectors take the place of a token's embedding (Gal et al.
+2023, section 3). There are three kinds of file: diffusers' {word: vector, …}, AUTOMATIC1111's
+string_to_param, and files with emb_params.
 """
 
 import re
@@ -20,15 +20,16 @@ from minisd.checkpoints.read import read_tensors
 from minisd.checkpoints.registry import local_path
 from minisd.pipeline import StableDiffusion
 
-# These keys name no word, so the file's name is the word: the web UI's two kinds, ComfyUI's, a bare
-# tensor. If there are several string_to_param, each names a word.
+# These keys name no word, so the file's name is the word. They come from the web UI (two kinds),
+# from ComfyUI, or from a file that is one bare tensor. But if a file has several string_to_param,
+# each of them names a word.
 NAMELESS = r"string_to_param\.(?P<word>.*)|emb_params|clip_l|"
-MOST_WORDS_OF_FILE = 10_000  # with so many, each prompt takes a second longer
-IGNORED_KEYS = r"string_to_token\..*"  # the id of the word whose vector training started from
+MOST_WORDS_OF_FILE = 10_000  # with so many words, each prompt takes a second longer
+IGNORED_KEYS = r"string_to_token\..*"  # the id of the word with whose vector training started
 
 
 class Word(Handle):
-    """A word that the model knows until remove(). word: what to type in a prompt"""
+    """A word that the model knows until remove(). word: the text to type in a prompt"""
 
     def __init__(self, sd: StableDiffusion, word: str, vectors: Tensor):
         """vectors: n width"""
@@ -44,12 +45,15 @@ class Word(Handle):
 
 
 class Words(Handle):
-    """The words of a file that holds several. words: a handle for each."""
+    """The words of a file that holds several words. words: one handle for each word"""
 
     def __init__(self, sd: StableDiffusion, vectors: Mapping[str, Tensor]):
-        """vectors: word -> n width. Raises ValueError, and adds none, if one cannot be added."""
+        """vectors: word -> its vectors, n width
+
+        Raises ValueError if a word cannot be added. In this case, no word is added.
+        """
         super().__init__(Word(sd, word, own) for word, own in vectors.items())
-        self.words = self.hooks  # a word can be removed as a hook can
+        self.words = self.hooks  # a word has remove(), like a hook
 
 
 def textual_inversion(
@@ -57,11 +61,11 @@ def textual_inversion(
 ) -> Word | Words:
     """Add the word of a file to the model, for use in any prompt, until the handle is removed.
 
-    word: the name to type in prompts. None: the file's own word, or else the name of the file.
-        If the file has several words, the one to add; None: all of them
+    word: the text to type in prompts. None: the file's own word, or else the name of the file. If
+        the file has several words: the word to add. None: all words
 
-    Raises ValueError, and leaves the model as it is, if the file holds no word, if its vectors
-    do not have the width of the text transformer, or if the word is taken.
+    Raises ValueError if the file holds no word, if its vectors do not have the width of the text
+    transformer, or if the word is taken. In these cases, the model stays as it is.
     """
     path = local_path(path)
     words = read_words(path)
@@ -70,8 +74,8 @@ def textual_inversion(
     if word is not None:
         words = {word: words.get(word, next(iter(words.values())))}
     for wide in {vectors.shape[1] for vectors in words.values()} - {sd.config.text.width}:
-        what = f"vectors {wide} wide, and {sd.config.name} expects {sd.config.text.width}"
-        raise ValueError(f"{path.name} has {what}: it is made for another model.")
+        what = f"vectors of width {wide}, but {sd.config.name} has {sd.config.text.width}"
+        raise ValueError(f"{path.name} has {what}: the file is made for another model.")
     try:
         return Word(sd, *words.popitem()) if len(words) == 1 else Words(sd, words)
     except ValueError as error:
@@ -79,14 +83,17 @@ def textual_inversion(
 
 
 def read_words(path: Path) -> dict[str, Tensor]:
-    """The words of a file and their vectors, n width. Raises ValueError for anything else in it."""
+    """A dictionary: word -> its vectors, n width.
+
+    Raises ValueError if the file holds no word, or if it holds anything else, too.
+    """
     stored = read_tensors(path)
     refuse_other_kinds(path.name, stored, "textual inversion")
     tensors = {key: tensor for key, tensor in stored.items() if not re.fullmatch(IGNORED_KEYS, key)}
     nameless = {key: match for key in tensors if (match := re.fullmatch(NAMELESS, key))}
     others = [key for key in tensors if key not in nameless]
     if nameless and others:
-        what = f"{', '.join(others)} next to its word, which is unknown here"
+        what = f"a word, but also unknown tensors ({', '.join(others)})"
         raise ValueError(f"{path.name} holds {what}: get another copy.")
     if nameless:
         words = [match["word"] or key for key, match in nameless.items()]
@@ -103,12 +110,12 @@ def read_words(path: Path) -> dict[str, Tensor]:
 
 
 def embedding_hooks(embedding: nn.Embedding, ids: list[int], vectors: Tensor) -> list[Removable]:
-    """Hooks that put a vector wherever its id is looked up. The table has no row for these ids.
+    """Hooks that return a new vector when its id is looked up. The table has no rows for these ids.
 
-    ids: n neighbouring numbers    vectors: n width
+    ids: n consecutive numbers    vectors: n width
     """
     first, last = ids[0], ids[-1]
-    lookup = threading.local()  # .tokens: what this thread looks up; every thread has its own
+    lookup = threading.local()  # .tokens: the ids that a thread looks up. Each thread has its own
 
     def before(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         (lookup.tokens,) = inputs
@@ -116,7 +123,7 @@ def embedding_hooks(embedding: nn.Embedding, ids: list[int], vectors: Tensor) ->
         return (lookup.tokens.masked_fill(own, 0),)
 
     def after(module: nn.Module, inputs: tuple[Tensor], embedded: Tensor) -> Tensor:
-        tokens = getattr(lookup, "tokens", inputs[0])  # none if the word came after before()
+        tokens = getattr(lookup, "tokens", inputs[0])  # missing if before() did not run
         own = rearrange((tokens >= first) & (tokens <= last), "b n -> b n 1")
         added = vectors.to(embedded)[(tokens - first).clamp(0, last - first)]
         return torch.where(own, added, embedded)

@@ -30,19 +30,20 @@ class SwappedVAE(Handle):
         elif self.sd.vae is self.vae:
             self.sd.vae = self.before
         super().remove()
-        del self.before, self.vae  # a handle that somebody keeps must not keep their memory
+        del self.before, self.vae  # a handle that is kept must not keep the memory of both
 
 
 def swap_vae(sd: StableDiffusion, path: str | Path) -> SwappedVAE:
     """Encode and decode with the autoencoder of a VAE file, until the handle is removed.
 
-    path: a file in the original's or in diffusers' layout, or a folder of diffusers. Its
-        autoencoder must have the sizes of the model's own
+    path: a file in the original's or in diffusers' layout, or a folder of diffusers. The
+        autoencoder in the file must have the sizes of the model's own autoencoder
 
-    The scale of the latents is the one in the config.json next to the file, or else the model's.
+    The scale of the latents is read from the config.json next to the file. If there is no such
+    file, the model's own scale is used.
 
-    Raises ValueError, and leaves the model as it is, if the file is anything else, or if it has a
-    setting that minisd's VAE does not support.
+    Raises ValueError if the file is not a VAE file, or if it has a setting that minisd's VAE does
+    not support. In these cases, the model stays as it is.
     """
     dtype = sd.vae.decoder.conv_in.weight.dtype
     return SwappedVAE(sd, load_vae(path, sd.config.vae, sd.device, dtype))

@@ -1,9 +1,9 @@
 """The depth estimator of the official depth models: DPT-hybrid, also called MiDaS 3.0.
 
 A ResNet sees small details, and a vision transformer sees the whole picture at once. A pyramid of
-convolutions joins their feature maps and brings them back to the picture's size (Ranftl et al.
-2021, "Vision Transformers for Dense Prediction", figure 1; the ResNet is BiT's, Kolesnikov et al.
-2020).
+convolutions joins the feature maps of both and brings them back to the picture's size (Ranftl et
+al. 2021, "Vision Transformers for Dense Prediction", figure 1). The ResNet is that of BiT
+(Kolesnikov et al. 2020).
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from minisd.checkpoints.registry import local_path
 from minisd.depth.dpt_names import to_ours
 
 SIDE = 384  # px, the size of the pictures in training
-MULTIPLE = 32  # px, since the size is halved five times
+MULTIPLE = 32  # px, because the network halves the size five times
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class DepthConfig:
     """Sizes of the estimator. The defaults are DPT-hybrid's."""
 
     stem: int = 64
-    stages: tuple[int, ...] = (256, 512, 1024)  # of the ResNet, each half as large as before
+    stages: tuple[int, ...] = (256, 512, 1024)  # of the ResNet. Each stage halves the size
     blocks: tuple[int, ...] = (3, 4, 9)
     width: int = 768  # of the transformer
     layers: int = 12
     heads: int = 12
     readout_layers: tuple[int, int] = (8, 11)  # the layers whose output the pyramid reads
     features: int = 256  # of the pyramid
-    grid: int = 24  # positions per side with trained vectors
+    grid: int = 24  # positions per side that have trained vectors
     norm_groups: int = 32
 
 
@@ -51,7 +51,7 @@ DPT_HYBRID = DepthConfig()
 def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
     """Pad with zeros, so that a convolution returns ceil(size / stride).
 
-    If the padding is odd, the right and the bottom get one more.
+    If the padding is odd, the right and the bottom get one zero more.
     """
     width_first = x.shape[:1:-1]
     totals = [max((n - 1) // stride * stride + kernel - n, 0) for n in width_first]
@@ -72,7 +72,7 @@ class StandardisedConv(nn.Conv2d):
 
 
 class Bottleneck(nn.Module):
-    """Three convolutions, the middle one narrow, added to the input.
+    """Three convolutions, the middle one narrow. Their result is added to the input.
 
     x: b c_in h w    returns: b c_out h/stride w/stride
     """
@@ -117,7 +117,7 @@ class ResNet(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         x = F.relu(self.norm(self.stem(image)))
-        x = F.max_pool2d(pad_same(x, kernel=3, stride=2), 3, stride=2)  # nothing here is below 0
+        x = F.max_pool2d(pad_same(x, kernel=3, stride=2), 3, stride=2)  # no x is below 0
         maps = []
         for stage in self.stages:
             assert isinstance(stage, nn.ModuleList)
@@ -156,9 +156,11 @@ class DPTLayer(nn.Module):
 
 
 class Readout(nn.Module):
-    """Tells every place what the class token knows about the whole picture, and makes a map again.
+    """Tells every place what the class token knows about the whole picture, and returns a map.
 
-    x: b 1+n c, the class token first    size: h, w with h w = n    returns: b c h w
+    x: b 1+n c, the class token first
+    size: h w of the map, with h * w = n
+    returns: b c h w
     """
 
     def __init__(self, width: int):
@@ -177,7 +179,7 @@ class Readout(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """Two convolutions added to the input. x: b c h w    returns: b c h w"""
+    """Two convolutions, whose result is added to x. x: b c h w    returns: b c h w"""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -215,7 +217,7 @@ class DepthEstimator(nn.Module):
     """Estimates how near every point of a picture is.
 
     image: b 3 h w in [-1, 1], of any size
-    returns: b 1 h' w', large = near: the inverse of the depth, up to an unknown scale and shift
+    returns: b 1 h' w', the inverse of the depth, with an unknown scale and shift. Large = near
     """
 
     def __init__(self, config: DepthConfig = DPT_HYBRID):
@@ -274,7 +276,7 @@ class DepthEstimator(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, config: DepthConfig = DPT_HYBRID) -> "DepthEstimator":
-        """Read it from an official depth model, a MiDaS file or transformers' DPT file.
+        """Read the estimator from an official depth model, a MiDaS file or transformers' DPT file.
 
         Raises ValueError if the file holds no estimator of these sizes.
         """
@@ -289,8 +291,8 @@ class DepthEstimator(nn.Module):
 def estimator_size(size: Sequence[int]) -> tuple[int, int]:
     """The size to which a picture is scaled for the estimator: h w, both multiples of 32.
 
-    The side that is closer to 384 becomes about 384, and the other keeps the aspect ratio (MiDaS
-    transforms.py, resize_method "minimal").
+    The side that is closer to 384 becomes about 384. The other side is scaled as much, so that the
+    aspect ratio nearly stays (MiDaS transforms.py, resize_method "minimal").
     """
     scale = min((SIDE / length for length in size), key=lambda scale: abs(1 - scale))
     height, width = (max(1, round(scale * length / MULTIPLE)) * MULTIPLE for length in size)

@@ -1,7 +1,7 @@
-"""The names of DPT-hybrid's tensors: here, in MiDaS files and in transformers' DPT files.
+"""The names of DPT-hybrid's tensors in minisd, in MiDaS files and in transformers' DPT files.
 
-The table has a `Row` for each module, as checkpoints/names.py has. Its "original" names are those
-of MiDaS, its "diffusers" names those of transformers.
+The table has a `Row` for each module, like the tables in checkpoints/names.py. The "original" name
+in a row is the name in MiDaS files. The "diffusers" name is the name in transformers' files.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from minisd.depth.dpt import DepthConfig, DepthEstimator
 
 INSIDE_DEPTH_MODEL = "depth_model.model."  # before the estimator's keys in an official depth model
-# The depth does not depend on these parts of the published files: the classifier, and the layers
-# of the coarsest pyramid level for a finer map, which it does not get.
+# The depth does not depend on these parts of the published files. The first is the classifier. The
+# second is in the coarsest level of the pyramid: layers for a finer map, but this level gets none.
 UNUSED_DPT_KEYS = (
     *("pretrained.model.norm.", "pretrained.model.head.", "scratch.refinenet4.resConfUnit1."),
     *("dpt.layernorm.", "dpt.pooler.", "neck.fusion_stage.layers.0.residual_layer1."),
@@ -50,7 +50,7 @@ FUSION = (
 
 
 def dpt_rows(config: DepthConfig) -> list[Row]:
-    """The rows of a whole estimator, each under its full names."""
+    """The rows of a whole estimator, with full names."""
     model, embeddings = "pretrained.model", "dpt.embeddings"
     layers = [
         Row(f"layers.{i}", f"{model}.blocks.{i}", f"dpt.encoder.layer.{i}", DPT_LAYER)
@@ -83,7 +83,11 @@ def resnet_rows(config: DepthConfig) -> Iterator[Row]:
 
 
 def pyramid_rows() -> Iterator[Row]:
-    """We and MiDaS count levels from the finest one, transformers' fusion from the coarsest one."""
+    """The rows of the pyramid.
+
+    minisd and MiDaS count levels from the finest one. transformers counts the levels of the fusion
+    from the coarsest one.
+    """
     stage = "neck.reassemble_stage"
     for i in range(2):
         midas = f"pretrained.act_postprocess{i + 3}"
@@ -98,9 +102,9 @@ def pyramid_rows() -> Iterator[Row]:
 
 
 def to_ours(tensors: Mapping[str, Tensor], network: DepthEstimator, name: str) -> dict[str, Tensor]:
-    """A file's tensors under our names. name: what to call the file in an error
+    """A dictionary: our name -> tensor, for a file's tensors. name: the file's name in an error
 
-    Raises ValueError if the file lacks a tensor of the network, or has an unknown one.
+    Raises ValueError if the file lacks a tensor of the network, or has an unknown tensor.
     """
     own = {
         key.removeprefix(INSIDE_DEPTH_MODEL): tensor
@@ -111,7 +115,7 @@ def to_ours(tensors: Mapping[str, Tensor], network: DepthEstimator, name: str) -
         refuse_other_kinds(name, tensors, "depth estimator")
     tensors = with_joined_attention(own or tensors)
     if not any(key.startswith(("dpt.", "pretrained.")) for key in tensors):
-        raise ValueError(f"{name} holds no depth estimator: give a depth model, or a DPT-hybrid.")
+        raise ValueError(f"{name} holds no depth estimator: give a depth model or DPT-hybrid.")
     used = [item for item in tensors.items() if not item[0].startswith(UNUSED_DPT_KEYS)]
     our_names = {
         row.key(layout, leaf): row.key("ours", leaf)
@@ -130,7 +134,7 @@ def to_ours(tensors: Mapping[str, Tensor], network: DepthEstimator, name: str) -
 
 
 def with_joined_attention(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Join the matrices of q, k and v into one, as in MiDaS. transformers stores three."""
+    """Join the matrices of q, k and v into one, as in MiDaS. transformers has three matrices."""
     joined = dict(tensors)
     for key in tensors:
         three = [key.replace(".query.", f".{one}.") for one in ("query", "key", "value")]

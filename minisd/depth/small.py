@@ -1,7 +1,7 @@
-"""The mini's depth estimator, for pictures of 64 pixels. It can replace the one in dpt.py.
+"""The mini's depth estimator, for pictures of 64 pixels. It can replace the estimator in dpt.py.
 
-It is a small U-Net. It halves the picture three times and goes back up, with a skip at each size
-(Ronneberger et al. 2015, figure 1, without its crops).
+It is a small U-Net. It halves the size of the picture three times and doubles it again three times,
+with a skip at each size (Ronneberger et al. 2015, figure 1, but without the crops).
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ DEPTH_PREFIX = "depth_model."  # before the estimator's keys, as in the official
 class SmallDepthEstimator(nn.Module):
     """Estimates how near every point of a picture is.
 
-    image: b 3 h w in [-1, 1], of 8 pixels or more
+    image: b 3 h w in [-1, 1], at least 8 pixels per side
     returns: b 1 h w in 0 … 1, large = near
     """
 
@@ -53,7 +53,10 @@ class SmallDepthEstimator(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> "SmallDepthEstimator":
-        """Read it from mini-depth.safetensors. Raises ValueError if the file holds none."""
+        """Read the small depth estimator from mini-depth.safetensors.
+
+        Raises ValueError if the file holds no such estimator.
+        """
         path = local_path(path)
         with torch.device("meta"):
             network = cls()
@@ -66,7 +69,7 @@ class SmallDepthEstimator(nn.Module):
 
 
 def holds_small_estimator(path: Path) -> bool:
-    """Whether a file holds the mini's estimator. Reads only the header: files can be large."""
+    """Whether a file holds the mini's estimator. Files can be large, so only the header is read."""
     names = read_header(path) if is_safetensors(path) else {}
     with torch.device("meta"):
         needed = SmallDepthEstimator().state_dict()
@@ -74,9 +77,9 @@ def holds_small_estimator(path: Path) -> bool:
 
 
 def load_estimator(path: str | Path) -> Callable[[Tensor], Tensor]:
-    """The estimator that a depth model's file holds, the mini's or DPT-hybrid.
+    """The depth estimator in the file of a depth model: the mini's estimator, or DPT-hybrid.
 
-    Raises ValueError if it holds neither.
+    Raises ValueError if the file holds neither of the two.
     """
     path = local_path(path)
     small = holds_small_estimator(path)

@@ -1,7 +1,8 @@
 """How a process is asked to stop: ctrl-C, SIGTERM and SIGHUP.
 
-A training stops between two steps: in the middle of one some weights are new and others old, and
-nothing could go on from that. Other commands stop at once, and remove their unfinished files.
+A training stops between two steps. In the middle of a step, some weights are new and others are
+old, so the training could not be resumed. Other commands stop at once, and remove their unfinished
+files.
 """
 
 import signal
@@ -15,9 +16,10 @@ if hasattr(signal, "SIGHUP"):  # the terminal was closed; Windows has no such si
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has asked this process to end. The sentence, if any, says what is saved.
+    """A signal has asked this process to end.
 
-    number: of the signal
+    sentence: the message for the user, which says what has been saved. It may be empty
+    number: the number of the signal
     """
 
     def __init__(self, sentence: str = "", number: int = signal.SIGINT):
@@ -26,7 +28,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """number: of the signal that asked to stop. None: no signal has come."""
+    """Whether a signal has asked the process to stop.
+
+    number: the number of the signal. None: no signal has come
+    """
 
     number: int | None = None
 
@@ -36,7 +41,7 @@ def stop_request() -> Iterator[StopRequest]:
     """Record ctrl-C, SIGTERM and SIGHUP. A second ctrl-C stops at once, without another save.
 
     Signals that are ignored (as under nohup) stay ignored. Python lets only the main thread handle
-    signals: another thread records nothing.
+    signals, so another thread records nothing.
     """
     request, before = StopRequest(), {}
 
@@ -63,7 +68,7 @@ def stop_request() -> Iterator[StopRequest]:
 def raise_on_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP raise Interrupted.
 
-    Signals that are ignored (as under nohup) or handled already stay as they are.
+    A signal that is already ignored (as under nohup) or handled stays as it is.
     """
 
     def stop(number: int, frame: object) -> None:

@@ -20,8 +20,8 @@ def canny(image: Tensor, low: float = 0.1, high: float = 0.2, blur: float = 1.0)
     """The edges of pictures as a hint: 0 or 1, the same in all three channels.
 
     image: b 3 h w in [-1, 1]    returns: b 3 h w
-    low: the slope from which a pixel may be an edge, as a share of a sharp black-white step
-    high: the slope from which it is certainly an edge
+    low: the smallest slope of a pixel that may be an edge. 1 is a sharp step from black to white
+    high: the smallest slope of a pixel that is certainly an edge
     blur: the standard deviation of the blur, in pixels
 
     Raises ValueError if the image has another shape or range.
@@ -35,12 +35,19 @@ def canny(image: Tensor, low: float = 0.1, high: float = 0.2, blur: float = 1.0)
 
 
 def brightness(image: Tensor) -> Tensor:
-    """How light each pixel is, 0 black to 1 white. image: b 3 h w in [-1, 1]    returns: b 1 h w"""
+    """How light each pixel is, from 0 (black) to 1 (white).
+
+    image: b 3 h w in [-1, 1]    returns: b 1 h w
+    """
     return (image[:, :1] * RED + image[:, 1:2] * GREEN + image[:, 2:] * BLUE + 1) / 2
 
 
 def gaussian_blur(x: Tensor, spread: float) -> Tensor:
-    """Blur rows, then columns. x: b 1 h w    spread: the standard deviation in pixels"""
+    """Blur rows, then columns.
+
+    x: b 1 h w    returns: b 1 h w
+    spread: the standard deviation of the blur, in pixels
+    """
     if spread == 0:
         return x
     reach = math.ceil(3 * spread)
@@ -53,7 +60,7 @@ def gaussian_blur(x: Tensor, spread: float) -> Tensor:
 
 
 def slopes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Sobel's differences to the right and downwards, at most 1. x: b 1 h w"""
+    """Sobel's slopes to the right and downwards, each from -1 to 1. x: b 1 h w"""
     sobel = torch.tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], dtype=x.dtype, device=x.device) / 4
     padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
     return F.conv2d(padded, sobel[None, None]), F.conv2d(padded, sobel.T[None, None])
@@ -78,7 +85,7 @@ def is_ridge(steepness: Tensor, across: Tensor, down: Tensor) -> Tensor:
 
 
 def hysteresis(possible: Tensor, sure: Tensor) -> Tensor:
-    """The possible pixels that touch a sure one, directly or through other possible ones."""
+    """The possible edge pixels that touch a sure one, directly or through other possible ones."""
     sure = sure & possible
     while True:
         near = F.max_pool2d(sure.float(), 3, stride=1, padding=1) > 0

@@ -1,8 +1,8 @@
 """Depth-to-image: keep the picture's depth, and let the prompt change everything else.
 
-The U-Net reads the depth as a fifth channel next to the latent. The depth does not pass through the
-text transformer (Stability AI, stable-diffusion-2-depth; ldm/models/diffusion/ddpm.py,
-LatentDepth2ImageDiffusion).
+The U-Net reads the depth as a fifth channel, after the four channels of the latent. The depth does
+not pass through the text transformer (Stability AI, stable-diffusion-2-depth;
+ldm/models/diffusion/ddpm.py, LatentDepth2ImageDiffusion).
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from minisd.tasks.img2img import (
 )
 from minisd.tasks.inpaint import with_extra_channels
 
-FLAT = 0.001  # added to the range, which may be 0, as in the original; diffusers does not add it
+FLAT = 0.001  # added to the range, which may be 0. The original adds it, diffusers does not
 NARROW = 0.1  # a smaller range is stretched first, because FLAT would be more than 1 % of it
 DEPTH_CHANNELS = 5  # 4 latent + 1 depth
 Estimator = Callable[[Tensor], Tensor]  # image b 3 h w in [-1, 1] -> depth b 1 h' w', near = large
@@ -43,9 +43,11 @@ def depth2img_steps(
     seed: int | list[int] = 0,
     spacing: str | None = None,
 ) -> TaskSteps:
-    """The steps from the noised picture to a new latent, one by one. Arguments as depth2img.
+    """The steps from the noised picture to a new latent, one by one.
 
-    Raises ValueError as depth2img does.
+    The arguments are those of depth2img.
+
+    Raises ValueError in the same cases as depth2img().
     """
     given, prompts = given_depth(sd, depth, estimator), list_prompts(prompt)
     settings = SamplingSettings(strength, steps, sampler, seed, spacing)
@@ -79,12 +81,14 @@ def depth2img(
 
     A list of prompts gives a list of pictures.
 
-    depth: a grey picture, or 1 1 h w or b 1 h w of any range and size, large (bright) = near
-    estimator: a function that estimates the depth if none is given, such as DepthEstimator.load(…)
-    Other arguments as tasks.img2img.
+    depth: a grey picture, or a tensor 1 1 h w or b 1 h w. It may have any range and size. Large
+        (bright) values mean near
+    estimator: a function that estimates the depth if `depth` is None, such as
+        DepthEstimator.load(…)
+    The other arguments are those of tasks.img2img.
 
-    Raises ValueError if the model reads no depth, if there is neither a depth nor an estimator, and
-    as img2img does.
+    Raises ValueError if the model reads no depth, or if there is neither a depth nor an estimator.
+    Also raises what img2img() raises.
     """
     drawing = depth2img_steps(
         sd,
@@ -119,8 +123,8 @@ def given_depth(
 ) -> Tensor | None:
     """The given depth, b 1 h w, or None if the estimator has to make it.
 
-    Raises ValueError if there is neither, if the U-Net reads no depth, or if the depth is not
-    finite.
+    Raises ValueError if there is neither a depth nor an estimator, if the U-Net reads no depth, or
+    if the depth is not finite.
     """
     if sd.config.unet.in_channels != DEPTH_CHANNELS:
         raise ValueError(
@@ -128,7 +132,7 @@ def given_depth(
             "depth model, such as sd20-depth."
         )
     if depth is None and estimator is None:
-        raise ValueError("there is no depth. Give depth= (a picture) or estimator= (makes one).")
+        raise ValueError("there is no depth. Give depth= (a picture) or estimator= (a function).")
     if depth is None:
         return None
     depth = depth_values(depth) if isinstance(depth, Image.Image) else depth

@@ -35,24 +35,24 @@ class SamplingSettings(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Where sampling starts: the picture's latent, the noise, and x. Each b 4 h w."""
+    """Where sampling starts: the picture's latent z, the noise, and x. Each of them is b 4 h w."""
 
     z: Tensor
     noise: Tensor
-    x: Tensor  # z noised to levels[0], variance-preserving
+    x: Tensor  # z with the noise of levels[0], variance-preserving
     sampler: str
-    levels: list[Level]  # only those of the steps that are run
+    levels: list[Level]  # only the levels of the steps that are run
     generators: list[torch.Generator]
 
     def sample(self, denoise: Denoiser) -> "TaskSteps":
-        """The steps from here on."""
+        """The steps that follow this start."""
         sampler = sampler_for(self.sampler, self.levels)
         return TaskSteps(self, sampler(denoise, self.x, self.levels, self.generators))
 
 
 @dataclass
 class TaskSteps(Iterator[Step]):
-    """The steps of a task, one after another, and where they start."""
+    """The steps of a task, one after another, and their start."""
 
     start: Start
     steps: Iterator[Step]
@@ -61,7 +61,10 @@ class TaskSteps(Iterator[Step]):
         return next(self.steps)
 
     def draw(self, sd: StableDiffusion, progress: bool) -> Tensor:
-        """Run all steps and decode: b 3 h w. Without any step, decode the picture's own latent."""
+        """Run all steps and decode the last x: b 3 h w.
+
+        If there is no step, the picture's own latent is decoded.
+        """
         latent = self.start.z
         for step in tqdm(self.steps, total=len(self.start.levels) - 1, disable=not progress):
             latent = step.x
@@ -80,9 +83,11 @@ def img2img_steps(
     seed: int | list[int] = 0,
     spacing: str | None = None,
 ) -> TaskSteps:
-    """The steps from the noised picture to a new latent, one by one. Arguments as img2img.
+    """The steps from the noised picture to a new latent, one by one.
 
-    Raises ValueError as img2img does.
+    The arguments are those of img2img.
+
+    Raises ValueError in the same cases as img2img().
     """
     sd.check_text_only()
     prompts = list_prompts(prompt)
@@ -106,12 +111,12 @@ def img2img(
 ) -> Image.Image | list[Image.Image]:
     """Draw the picture again as the prompt says. A list of prompts gives a list of pictures.
 
-    image: a picture, or b 3 h w in [-1, 1], one for all prompts or one for each
+    image: a picture, or a tensor b 3 h w in [-1, 1]: one picture for all prompts, or one for each
     strength: the share of the steps to run, 0 to 1. 0 returns the picture as the autoencoder
-        reconstructs it. 1 starts at the noisiest level. There, a little of the picture is still
-        visible (8 % with 50 DDIM steps), so the result differs a little from txt2img.
-    Other arguments as StableDiffusion.txt2img. The seed of sample i draws its latent, its noise,
-    and the noise of its steps.
+        reconstructs it. 1 starts at the noisiest level. At this level, a little of the picture is
+        still visible (8 % with 50 DDIM steps), so the result differs a little from txt2img.
+    The other arguments are those of StableDiffusion.txt2img. All noise for sample i is drawn from
+    its seed: for the latent, for the start, and for the steps.
 
     Raises ValueError if a setting is out of range, or if the picture's size does not fit.
     """
@@ -133,11 +138,12 @@ def img2img(
 def start_from_picture(
     sd: StableDiffusion, image: Picture, count: int, settings: SamplingSettings, encode: bool = True
 ) -> Start:
-    """Encode the picture `count` times, and noise each latent as far as the strength says.
+    """Encode the picture `count` times, and add the noise of the start to each latent.
 
-    encode: if False, the picture is not encoded, and its latent is the noise
+    settings: the strength chooses the level of the start
+    encode: whether to encode the picture. False: the noise is used instead of its latent
 
-    Raises ValueError if a setting is out of range, or if the picture does not fit.
+    Raises ValueError if a setting is out of range, or if the picture's size does not fit.
     """
     sampler = settings.sampler or sd.config.sampler
     levels = sampler_levels(sampler, sd.schedule, settings.steps, settings.spacing)
@@ -153,7 +159,7 @@ def start_from_picture(
 
 
 def remaining_levels(levels: list[Level], strength: float) -> list[Level]:
-    """The levels of the last strength * S steps out of S, rounded down to whole steps.
+    """The levels of the steps to run: the last strength * S of S steps, rounded down.
 
     At strength 0, only the last level is left, and no step is run.
 
@@ -168,15 +174,18 @@ def remaining_levels(levels: list[Level], strength: float) -> list[Level]:
 
 
 def add_noise(z: Tensor, noise: Tensor, level: Level) -> Tensor:
-    """z noised to this level (Ho et al. 2020, eq. 4). z, noise: b 4 h w    returns: b 4 h w"""
+    """z with the noise of this level (Ho et al. 2020, eq. 4).
+
+    z, noise: b 4 h w    returns: b 4 h w
+    """
     return level.signal_rate * z + level.noise_rate * noise
 
 
 def picture_batch(sd: StableDiffusion, image: Picture, count: int) -> Tensor:
     """The picture once per sample, as the encoder reads it: b 3 h w in [-1, 1].
 
-    Raises ValueError if its size does not fit the model, or if there are neither one nor `count`
-    pictures.
+    Raises ValueError if the picture's size does not fit the model, or if the number of pictures is
+    neither 1 nor `count`.
     """
     image = picture_tensor(image)
     if len(image) not in (1, count):
@@ -196,8 +205,8 @@ def picture_tensor(image: Picture) -> Tensor:
     check_tensor(image, "picture", 3, -1, 1)
     if image.min() >= 0 and image.min() < image.max():
         warnings.warn(
-            "No value of the picture is below 0, so it is very pale. If its black is 0, give "
-            "2 * image - 1.",
+            "No value of the picture is below 0, so the picture is very pale. If 0 is black in it, "
+            "give 2 * image - 1.",
             stacklevel=2,
         )
     return image

@@ -1,10 +1,10 @@
 """Inpainting: draw again what a mask covers, and keep the rest.
 
-There are two ways. Any model can do it by blending: at every level, the part outside the mask is
-replaced by the picture, noised to that level (Lugmayr et al. 2022, "RePaint", eq. 8, without its
-resampling). A model that was trained for inpainting reads five more channels: the mask, and the
-latent of the picture with a grey hole (Rombach et al. 2022, section 4.5). So it sees what surrounds
-the hole.
+There are two ways. Any model can inpaint by blending: at every level, the part outside the mask is
+replaced by the picture with the noise of this level (Lugmayr et al. 2022, "RePaint", eq. 8, but
+without resampling). A model that was trained for inpainting reads five more channels: the mask, and
+the latent of the picture with a grey hole (Rombach et al. 2022, section 4.5). So the model sees
+what surrounds the hole.
 """
 
 from collections.abc import Iterator
@@ -49,9 +49,9 @@ def inpaint_steps(
     seed: int | list[int] = 0,
     spacing: str | None = None,
 ) -> TaskSteps:
-    """The steps, one by one, of either way. Arguments as inpaint.
+    """The steps of inpainting, one by one. The arguments are those of inpaint.
 
-    Raises ValueError as inpaint does.
+    Raises ValueError in the same cases as inpaint().
     """
     covered, prompts = mask_tensor(mask, image), list_prompts(prompt)
     settings = SamplingSettings(strength, steps, sampler, seed, spacing)
@@ -91,17 +91,18 @@ def inpaint(
 ) -> Image.Image | list[Image.Image]:
     """Draw again what the mask covers. A list of prompts gives a list of pictures.
 
-    A model with nine input channels reads mask and picture. Any other model blends.
+    A model with nine input channels reads the mask and the picture. Any other model blends.
 
-    mask: a picture of the image's size, or 1 1 h w in 0 … 1. White (1) is drawn again. Blending
-        keeps soft edges. A model with nine channels rounds them to 0 or 1. White or coloured paint
-        on a transparent layer is a mask, too.
-    strength: the share of the steps to run; at 1 the covered part starts as pure noise
-    paste: put the original pixels back outside the mask. Otherwise they are as the autoencoder
-        reconstructs them.
-    Other arguments as tasks.img2img.
+    mask: a picture of the image's size, or a tensor 1 1 h w in 0 … 1. What is white (1) is drawn
+        again. Blending keeps the soft edges of a mask. For a model with nine channels, soft edges
+        are rounded to 0 or 1. White or coloured paint on a transparent layer is a mask, too
+    strength: the share of the steps to run. At 1, the covered part starts as pure noise
+    paste: whether to put the original pixels back outside the mask. False: the pixels outside the
+        mask are as the autoencoder reconstructs them
+    The other arguments are those of tasks.img2img.
 
-    Raises ValueError if a setting is out of range, or if sizes differ or do not fit.
+    Raises ValueError if a setting is out of range, if the mask and the picture differ in size, or
+    if their size does not fit the model.
     """
     drawing = inpaint_steps(
         sd,
@@ -127,7 +128,10 @@ def inpaint(
 def start_inpainting(
     sd: StableDiffusion, image: Picture, count: int, settings: SamplingSettings
 ) -> Start:
-    """Start as img2img does, but at strength 1 with pure noise, which hides what is covered."""
+    """Start as img2img does. But at strength 1, start with pure noise.
+
+    Pure noise hides everything that the mask covers.
+    """
     pure_noise = settings.strength >= 1
     encode = not (pure_noise and reads_a_mask(sd))
     start = start_from_picture(sd, image, count, settings, encode=encode)
@@ -142,12 +146,13 @@ def reads_a_mask(sd: StableDiffusion) -> bool:
 
 
 def blend_steps(sampler: Sampler, denoise: Denoiser, start: Start, keep: Tensor) -> Iterator[Step]:
-    """Steps that replace the part to keep by the picture, noised to each level with the same noise.
+    """The steps of a sampler that sees the picture in the part to keep, at every level.
 
-    keep: b 1 h w, 1 = the picture
+    keep: b 1 h w, 1 where the picture is kept
 
-    At the first level, nothing is replaced. At the last level, the part to keep is the picture's
-    clean latent.
+    The part to keep is replaced by the picture's latent, with the noise of each level. This noise
+    is the same at all levels. At the first level, nothing is replaced. At the last level, the part
+    to keep is the picture's clean latent.
     """
 
     def blend(x: Tensor, level: Level) -> Tensor:
@@ -167,9 +172,9 @@ def blend_steps(sampler: Sampler, denoise: Denoiser, start: Start, keep: Tensor)
 
 
 def with_extra_channels(network: Network, extra: Tensor) -> Network:
-    """A network that reads the channels of `extra` next to the latent, in both halves of guidance.
+    """A network that reads the channels of `extra` after those of the latent.
 
-    extra: b c h w
+    extra: b c h w. If guidance runs the network on 2b samples, both halves read the same `extra`
     """
 
     def read_more(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
@@ -198,8 +203,9 @@ def mask_tensor(mask: Picture, image: Picture) -> Tensor:
 
     mask: a picture, or 1 1 h w of numbers or booleans
 
-    Raises ValueError if its size is not the picture's, if a number is outside 0 … 1, or if it is
-    transparent in places and its colours do not say which part is covered (pictures.mask_shades).
+    Raises ValueError if the mask and the picture differ in size, or if a number is outside 0 … 1.
+    Also raises ValueError if the mask is transparent in places, and its colours do not say which
+    part is covered (pictures.mask_shades).
     """
     if isinstance(mask, Image.Image):
         shades = torch.from_numpy(np.array(mask_shades(mask)))
@@ -210,6 +216,6 @@ def mask_tensor(mask: Picture, image: Picture) -> Tensor:
     size = tuple(picture_tensor(image).shape[2:])
     if len(mask) != 1 or tuple(mask.shape[2:]) != size:
         sizes = f"has shape {tuple(mask.shape)} and the picture is {size[1]} x {size[0]} pixels"
-        wanted = "Give a mask of the picture's size, white where it is to be drawn again"
+        wanted = "Give a mask of the picture's size, white in the part to draw again"
         raise ValueError(f"the mask {sizes}. {wanted}.")
     return mask.clamp(0, 1)  # a rounding error may lie outside

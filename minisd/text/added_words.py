@@ -6,19 +6,20 @@ from unicodedata import normalize
 
 import regex
 
-LONGEST_ADDED = 255  # characters, as many as a file's name has
+LONGEST_ADDED = 255  # characters, as many as a file's name can have
 
 
 @dataclass(frozen=True)
 class AddedWord:
     """A word with ids of its own, and how to find it: the flags of transformers' AddedToken.
 
-    ids: one, or one for each vector of a textual inversion
-    normalized: found in any case, with any spaces and any way to compose accents; if not, found
-        only as it is written
-    single_word: found only if no letter, digit or "_" touches it; if not, also inside words
-    lstrip, rstrip: the spaces on the left or right belong to the word
-    special: some programs leave such words out when they turn ids into text
+    ids: one id, or one id for each vector of a textual inversion
+    normalized: whether the word is found in upper and lower case, with any spaces, and with accents
+        composed or not. False: the word is found only exactly as it is written
+    single_word: whether the word is found only if no letter, digit or "_" touches it. False: the
+        word is also found inside longer words
+    lstrip, rstrip: whether the spaces on the left or on the right belong to the word
+    special: whether some programs leave out the word when they turn ids into text
     """
 
     word: str
@@ -36,7 +37,7 @@ class AddedWord:
 
 
 def refuse_bad_word(word: str) -> None:
-    """Raise ValueError if the word is too long, empty, or holds half a UTF-16 character."""
+    """Raise ValueError if the word is too long or empty, or if it holds half a UTF-16 character."""
     if len(word) > LONGEST_ADDED:
         what = f"the word {word[:20]!r}… has more than {LONGEST_ADDED} letters"
         raise ValueError(f"{what}. Choose another.")
@@ -47,35 +48,38 @@ def refuse_bad_word(word: str) -> None:
 
 
 def compose_accents(text: str) -> str:
-    """Compose accents and make every gap one space, as transformers' CLIPTokenizer does first."""
-    composed = normalize("NFC", text).replace("\u0130", "i\u0307")  # it is longer in lower case
+    """Compose accents and make every gap one space, like the first step of CLIPTokenizer."""
+    composed = normalize("NFC", text).replace("\u0130", "i\u0307")  # İ is longer in lower case
     return regex.sub(r"\s+", " ", composed)
 
 
 def lower_each(text: str) -> str:
-    """Lower the case of each character alone: the length stays, and every sigma becomes σ."""
+    """Lower the case of each character alone. The length stays, and every Σ becomes σ."""
     return "".join(character.lower() for character in text)
 
 
 class Trie:
-    """Words by the form in which they are found. More words do not make the search slower.
+    """A tree of the words to find, letter by letter. More words do not make the search slower.
 
-    nodes: nested dictionaries, letter -> what may follow it. The key None has the word that ends
-        there
+    nodes: nested dictionaries: letter -> the dictionary of the letters that may follow. The key
+        None has the word that ends at this letter
     """
 
     def __init__(self):
         self.nodes: dict = {}
 
     def set_form(self, form: str, word: AddedWord | None) -> None:
-        """Find this word, or no word (None), by this form from now on."""
+        """From now on, find this word by this form. word: None: find no word by this form"""
         node = self.nodes
         for letter in form:
             node = node.setdefault(letter, {})
         node[None] = word
 
     def longest_word(self, text: str, start: int) -> tuple[AddedWord | None, int]:
-        """The longest word that starts at this place of a text, or None, and where it ends."""
+        """The longest word that starts at this place of a text, and the place where it ends.
+
+        The word is None if no word starts at this place.
+        """
         node, found = self.nodes, (None, start + 1)
         for at in range(start, len(text)):
             node = node.get(text[at])
@@ -89,7 +93,7 @@ class Trie:
 def split_at_words(text: str, searched: str, words: Trie) -> Iterator[str | AddedWord]:
     """The added words in a text and the text between them, in order. The longest word wins.
 
-    searched: the form of the text that is searched, of the same length
+    searched: the text in the form that is searched for the words. It has the length of `text`
     """
     done = end = 0
     while end < len(searched):
@@ -123,11 +127,14 @@ class AddedWords:
 
     @property
     def ids(self) -> dict[str, list[int]]:
-        """The ids of each word, by the form in which it is found."""
+        """A dictionary: the form in which a word is found -> the ids of the word."""
         return {form: list(word.ids) for form, word in self.by_form.items()}
 
     def add(self, word: AddedWord) -> None:
-        """Find this word in texts. Raises ValueError if it cannot be found or is taken."""
+        """From now on, find this word in texts.
+
+        Raises ValueError if the word is empty, too long, taken, or holds half a UTF-16 character.
+        """
         refuse_bad_word(word.word)
         if self.taken & {word.form, word.word}:
             raise ValueError(f"the word {word.word!r} is taken. Choose another.")
@@ -136,7 +143,7 @@ class AddedWords:
         (self.normalized if word.normalized else self.exact).set_form(word.form, word)
 
     def remove(self, word: str) -> None:
-        """Stop finding this word. It must be a normalized one."""
+        """Stop finding this word. The word must be a normalized one."""
         old = self.by_form.pop(AddedWord(word, ()).form)
         self.taken -= {old.form, old.word}
         self.normalized.set_form(old.form, None)
@@ -144,7 +151,8 @@ class AddedWords:
     def split_text(self, text: str) -> Iterator[str | AddedWord]:
         """The added words in a text and the text between them, in order.
 
-        The exact words are searched first, then the normalized ones in what is left.
+        The words that are not normalized are searched first. The rest of the text is then searched
+        for the normalized words.
         """
         if not self.by_form:
             yield text

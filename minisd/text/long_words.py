@@ -7,12 +7,15 @@ from math import inf
 
 
 def merge_long_word(pieces: list[str], ranks: Mapping[tuple[str, ...], int]) -> list[str]:
-    """The pieces that Tokenizer.bpe makes of a word's characters. ranks: pair -> when it was learnt
+    """The pieces that Tokenizer.bpe makes from the characters of a word.
 
-    A heap knows which pair is next. Searching the whole word before every merge would take 15 s for
-    30,000 letters.
+    pieces: the characters, the last one with the end-of-word mark
+    ranks: pair -> its rank, 0 for the merge that was learnt first
+
+    A heap knows which pair is next. For a word of 30,000 letters, searching the whole word before
+    every merge would take 15 s.
     """
-    pieces = [*pieces, ""]  # a merged piece is in its first place, "" in its other places
+    pieces = [*pieces, ""]  # a merged piece stands in its first place, "" in the others
     end = len(pieces) - 1
     left, right = [*range(-1, end)], [*range(1, end + 1), end]  # each place's neighbours
     heap = [(ranks.get(pair, inf), at) for at, pair in enumerate(pairwise(pieces))]

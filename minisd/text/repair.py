@@ -8,8 +8,8 @@ import ftfy
 import regex
 
 LONGEST_TEXT = 50_000  # characters: a story of 20 pages
-LONGEST_RUN = 1_000  # accents on one letter; the time to sort them grows with the square
-MOST_WORK = 1_500_000  # characters that ftfy may read in all its rounds; takes about 1 s
+LONGEST_RUN = 1_000  # accents on one letter: the time to sort n accents grows like n squared
+MOST_WORK = 1_500_000  # characters that ftfy may read in all its rounds, in about 1 s
 
 PLAIN_LINE = regex.compile(r"[\t\n -~--[&<]]*", regex.VERSION1)  # ftfy does not change such a line
 
@@ -27,7 +27,7 @@ def refuse_long_text(text: str) -> None:
 
 
 class Limits:
-    """ftfy's usual settings, which raise ValueError once ftfy has looked them up too often.
+    """ftfy's usual settings. They raise ValueError if ftfy looks them up too often.
 
     ftfy repairs a line again and again until nothing changes. "&amp;amp;amp;…" changes once for
     each "amp;". ftfy looks up two of its settings in every round, so the rounds are counted here.
@@ -40,7 +40,7 @@ class Limits:
         if name in ("normalization", "decode_inconsistent_utf8"):
             self.work += self.length
             if self.work > MOST_WORK:
-                what = "the text is garbled over and over, as & is in &amp;amp;amp;"
+                what = "the text was encoded over and over, like & in &amp;amp;amp;"
                 raise ValueError(f"{what}. Write it in plain letters.")
         return getattr(self.usual, name)
 
@@ -50,7 +50,7 @@ class Limits:
 
 
 def fix_text(text: str) -> str:
-    """Like ftfy.fix_text. Raises ValueError if that would take too long."""
+    """Fix broken Unicode, as ftfy.fix_text does. Raises ValueError if it would take too long."""
     refuse_long_text(text)
     limits, fixed = Limits(), []
     for line in StringIO(text):  # as ftfy does

@@ -544,7 +544,7 @@ def test_a_difference_file_is_the_full_one_after_adding_the_unet(difference, pic
 def test_a_difference_alone_cannot_be_called_and_survives_saving(difference, picture):
     sd, folder = difference
     network = ControlNet.load(folder / "diff.safetensors", sd.config.unet)
-    with pytest.raises(ValueError, match=r"holds what differs .* give it to control\(\)"):
+    with pytest.raises(ValueError, match=r"holds only the difference .* give it to control\(\)"):
         network(*inputs(sd.config))
     network.save(folder / "again.safetensors")
     again = ControlNet.load(folder / "again.safetensors")

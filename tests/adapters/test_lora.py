@@ -129,7 +129,7 @@ def test_a_lora_of_rank_1_takes_the_blocks_original_names(sd, tmp_path):
             lambda s: {f"unet.b.9.attn2.to_k.{m}.weight": torch.ones(4, 96) for m in LORA_A_AND_B},
             "names that fit no layer .* contexts are 96 wide, not 64",
         ),
-        (lambda s: {k: t for k, t in s.items() if "lora_up" not in k}, "without both matrices"),
+        (lambda s: {k: t for k, t in s.items() if "lora_up" not in k}, "layers that lack a matrix"),
         (lambda s: {k: t[:, :8] for k, t in s.items()}, "changes 8 channels .* another model"),
         (lambda s: s | {"a.hada_w1_a": torch.ones(1)}, "is LoHa, which minisd cannot use"),
         (lambda s: s | {"a.lokr_w1": torch.ones(1)}, "is LoKr"),

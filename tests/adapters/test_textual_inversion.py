@@ -131,7 +131,7 @@ def test_several_words_go_in_any_order(each_pair, tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ({"emb_params": torch.ones(1, 7)}, "vectors 7 wide, .* expects 64"),
+        ({"emb_params": torch.ones(1, 7)}, "vectors of width 7, but .* has 64"),
         ({"emb_params": torch.full((1, 64), torch.nan)}, "NaN or infinity"),
         ({"a": torch.ones(64), "<b>": torch.ones(64)}, "'a' is in the vocabulary already"),
         ({"emb_params": torch.ones(1, 2, 3)}, "holds no word"),
@@ -230,13 +230,13 @@ def test_vectors_of_any_dtype_are_numbers(sd, tmp_path, dtype):
 @pytest.mark.parametrize(
     ("content", "word", "sentence"),
     [
-        ({"<a>": vectors(1), "emb_params": vectors(1)}, None, "holds <a> next to its word"),
-        ({"emb_params": vectors(1), "optimizer": torch.tensor(1)}, None, "holds optimizer next to"),
-        ({"emb_params": vectors(76)}, None, "has 76 vectors. A row has 75 places"),
+        ({"<a>": vectors(1), "emb_params": vectors(1)}, None, "also unknown tensors"),
+        ({"emb_params": vectors(1), "optimizer": torch.tensor(1)}, None, "also unknown tensors"),
+        ({"emb_params": vectors(76)}, None, "has 76 vectors. Give it 1 to 75"),
         ({"emb_params": vectors(1)}, "<|endoftext|>", "in the vocabulary already"),
         ({"emb_params": vectors(1)}, "cat", "'cat' is in the vocabulary already"),
         ({"emb_params": vectors(1)}, "", "is empty"),
-        ({"<a>": vectors(1), "<b>": torch.ones(7)}, None, "vectors 7 wide"),
+        ({"<a>": vectors(1), "<b>": torch.ones(7)}, None, "vectors of width 7"),
         ({"<a>": vectors(1), "<b>": torch.full((WIDTH,), torch.inf)}, None, "NaN or infinity"),
         ({"<a>": torch.ones(2, 2, WIDTH)}, None, "holds no word"),
         ({"string_to_token": {"*": torch.tensor(265)}}, None, "holds no word"),

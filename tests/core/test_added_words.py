@@ -143,7 +143,7 @@ def test_an_upper_case_sigma_is_that_of_transformers_within_words_only(small, fo
         ("toy", 1, "in the vocabulary already"),
         ("<|endoftext|>", 1, "in the vocabulary already"),
         ("<|EndOfText|>", 1, "is taken"),
-        ("<long>", 76, "has 76 vectors. A row has 75 places"),
+        ("<long>", 76, "has 76 vectors. Give it 1 to 75"),
     ],
 )
 def test_a_word_that_cannot_be_added_is_named(word, count, sentence):
@@ -265,7 +265,7 @@ DECODER = {"added_tokens_decoder": {"530": TOY}}
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
-        ({"added_tokens": {"<a>": 531}}, "'<a>' has the id 531, and its place in the .* is 530"),
+        ({"added_tokens": {"<a>": 531}}, "'<a>' has the id 531, but the next free id is 530"),
         ({"added_tokens": {"<a>": 530, "<b>": 530}}, "'<b>' has the id 530, .* is 531"),
         ({"added_tokens": {"<a>": 530, "<A>": 531}}, "'<A>' is taken"),
         ({"added_tokens": {"toy": 530}}, "'toy' has the id 530, but 521 in vocab.json"),

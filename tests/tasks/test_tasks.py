@@ -290,9 +290,9 @@ def test_a_model_that_reads_more_is_not_taken_for_a_plain_one(sd, picture, mask)
     depth_model = StableDiffusion(
         with_channels(sd.config, 5), sd.tokenizer, sd.text_encoder, sd.unet, sd.vae
     )
-    with pytest.raises(ValueError, match="needs a picture next to the prompt"):
+    with pytest.raises(ValueError, match="needs a picture as well as the prompt"):
         img2img(depth_model, "a cat", picture)
-    with pytest.raises(ValueError, match="needs a picture next to the prompt"):
+    with pytest.raises(ValueError, match="needs a picture as well as the prompt"):
         inpaint(depth_model, "a cat", picture, mask)
     with pytest.raises(ValueError, match="Load a depth model"):
         depth2img(sd, "a cat", picture, mask)
