@@ -4,7 +4,7 @@ Read in this order:
     captions        what a scene is, and the grammar of captions
     emoji, scenes   the cut-outs, and the training pictures composed from them
     datasets        pictures encoded once before a training
-    recipes         how each shipped file is trained: one Recipe for each, and a function that runs it
+    recipes         how each shipped file is trained: one Recipe for each, and a function to run it
     job, stages     what `minisd train` asks for, and how it runs one stage
     minutes         chooses as many steps as fit into some minutes
     partial_files   files that hold only what differs from the shipped mini

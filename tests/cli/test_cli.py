@@ -405,8 +405,8 @@ def test_from_nothing_to_a_model_that_draws(tmp_path):
 @pytest.mark.parametrize(
     ("stage", "more", "message"),
     [
-        ("tokenizer", ["-o", "none.json"], "leave -o out"),
-        ("vae", ["-o", "none.safetensors"], "leave -o out"),
+        ("tokenizer", ["-o", "none.json"], "leave out -o"),
+        ("vae", ["-o", "none.safetensors"], "leave out -o"),
         ("judge", ["--steps", 0], "Cannot train for 0 steps"),
         ("judge", ["--steps", 5], "Run `minisd train vae` first"),
         ("vae", ["--steps", -5], "Cannot train for -5 steps"),
