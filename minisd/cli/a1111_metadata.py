@@ -124,7 +124,7 @@ def schedule_type(about: dict) -> str | None:
 
 
 def to_a1111_syntax(prompt: str, about: dict) -> str:
-    """Escape the brackets that are plain text in minisd. The web UI reads others as weights."""
+    """Escape the brackets that are plain text in minisd. The web UI would read them as weights."""
     plain = r"([\[\]])" if about.get("extended") else r"([\\()\[\]])"
     return re.sub(plain, r"\\\1", prompt)
 

@@ -49,7 +49,7 @@ def place_words(
     needed: whether every name needs a word
 
     Raises ValueError if there is an unknown option, or if there are too many words. If `needed` is
-    true, too few words also raise it.
+    true, also raises ValueError if there are too few words.
     """
     unknown = [word for word in extra if word.startswith("-") and word != "-"]
     if unknown:

@@ -67,7 +67,7 @@ def advice_on_machine(torch_version: str, speed: float, mini: Path) -> list[str]
 
 
 def usable_cores() -> int:
-    """How many cores this process may use. In a container, the machine may have more cores."""
+    """How many cores this process may use. In a container or a job, these may not be all cores."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows

@@ -32,7 +32,7 @@ def draw_command(options: argparse.Namespace, extra: list[str]) -> None:
 
 @contextmanager
 def use_threads(number: int | None) -> Iterator[None]:
-    """Let torch use this many threads for a while. None: the number of threads stays.
+    """Let torch use this many threads for a while. None: their number stays.
 
     The last bit of a sum depends on how many threads share the work. So --like uses the number of
     threads that the picture records.
@@ -108,7 +108,7 @@ def run_depth(options: argparse.Namespace, outputs: list[Path]) -> None:
 
 
 def read_estimator(options: argparse.Namespace):
-    """Load the depth estimator of --estimator, or else of the model's file or folder."""
+    """Load the estimator that --estimator names, or else the one in the model's file or folder."""
     from minisd.checkpoints.load import locate
     from minisd.depth.small import load_estimator
 
@@ -165,7 +165,7 @@ def load_model(options: argparse.Namespace):
 
 
 def common_settings(sd, options: argparse.Namespace) -> dict:
-    """The settings that every task takes. If an option is not given, the model's own counts."""
+    """The settings that every task takes. If no option is given, the model has its own."""
     return {
         "negative_prompt": options.negative,
         "steps": options.steps,

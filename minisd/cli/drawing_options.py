@@ -121,7 +121,7 @@ def given_options(options: argparse.Namespace) -> set[str]:
 
 
 def fill_in_options(options: argparse.Namespace, recorded: dict) -> None:
-    """Give every option its value: that of the command line, else the recorded, else the default.
+    """Give every option a value: from the command line, else from `recorded`, else the default.
 
     recorded: name of an option -> its value when the picture of --like was drawn
     """

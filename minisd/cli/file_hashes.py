@@ -21,9 +21,9 @@ FOLDERS = ("text_encoder", "tokenizer", "unet", "vae", "scheduler", "depth_estim
 def hash_of(source: str) -> str:
     """The sha256 of a file or folder, in hexadecimal.
 
-    For one file, the result is what sha256sum prints. The web UI shows its first ten digits. A
-    folder has several files, and so has a file that needs a base file. In these cases, the result
-    is the sha256 of a list of the files' digests, one per line.
+    For one file, the result is what sha256sum prints. The web UI shows its first ten digits. For a
+    folder, or for a file together with its base file, every file has a digest. The result is the
+    sha256 of the list of these digests, one per line.
 
     source: a path, or a name that minisd knows
     Raises ValueError if a file changes while it is read.

@@ -31,7 +31,10 @@ def check_before_loading(options: argparse.Namespace) -> list[Path]:
 
 
 def check_texts(options: argparse.Namespace) -> None:
-    """Raise ValueError if a prompt has bytes that are not text. A picture stores its prompt."""
+    """Raise ValueError if a prompt has bytes that are not text.
+
+    Such a prompt could not be stored in the picture's file.
+    """
     for text in (options.prompt, options.negative):
         if half := HALF_CHARACTER.search(text or ""):
             raise ValueError(f"the prompt has half a character ({half[0]!r}): write it in UTF-8.")

@@ -133,8 +133,8 @@ def check_writable(path: Path) -> None:
 def write_png(picture, path: Path, settings: dict) -> None:
     """Save the picture with its settings inside, and print its path.
 
-    The text chunk "minisd" holds the settings as JSON. The chunk "parameters" holds them for
-    other programs, in the form of the AUTOMATIC1111 web UI.
+    The text chunk "minisd" holds the settings as JSON. The chunk "parameters" holds them in
+    the form of the AUTOMATIC1111 web UI, for other programs.
 
     Raises ValueError if the file cannot be written.
     """

@@ -265,7 +265,7 @@ def warn_about_model(options: argparse.Namespace, digest: str) -> None:
 
 
 def describe_picture(path: Path) -> str:
-    """A text for people that says how a picture was drawn, one setting per row.
+    """A text that says how a picture was drawn, with one setting in each row.
 
     Raises ValueError if the file is not a picture, or if its settings are damaged or too long.
     """

@@ -145,7 +145,7 @@ def edge_dataset(sd: StableDiffusion, emoji: Emoji, count: int, seed: int = 0) -
 def masks_and_surroundings(sd: StableDiffusion, seed: int) -> Conditions:
     """A function that makes what an inpainting model reads with each picture.
 
-    This is a mask, and the latent of the picture with a hole where the mask is 1.
+    The model reads a mask, and the latent of the picture with a hole where the mask is 1.
     """
 
     def conditions(images: Tensor, number: int) -> Tensor:

@@ -279,11 +279,12 @@ def measure_attention(sd: StableDiffusion, emoji: Emoji, count: int) -> dict[str
     Returns a dictionary: figure -> role -> mean over the pictures. There are three figures:
     "share": the share of all attention that the role receives
     "overlap": the overlap of the role's map with the silhouette of the drawn thing
-    "behind": how much smaller this overlap is than the overlap of the thing's word
+    "behind": how much smaller this overlap is than the overlap of the thing's word, in the same
+        pictures
 
     The scenes are held-out, and each shows one large thing. The silhouette has the size of the
-    latent: it is the set of places that the thing covers at least by half. The role "by chance"
-    has the overlap of random places.
+    latent: it is the set of places that the thing covers at least by half. For
+    comparison, "by chance" is the overlap of random places.
     """
     made = batch(emoji, sd.config.size, 2 * count, SEED, step=0, split="heldout").scenes
     scenes = [scene for scene in made if len(scene.things) == 1 and not scene.spot][:count]

@@ -261,7 +261,7 @@ def prepare_wider(
 ) -> tuple[TrainIn, Save]:
     """Train a U-Net that also reads conditions.
 
-    channels: number of the conditions' channels
+    channels: number of the U-Net's input channels, including those of the conditions
     name: the name for the model's config
     conditions: a function of the model. It returns the function that makes the conditions
     others: more tensors for the U-Net's file

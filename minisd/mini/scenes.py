@@ -74,7 +74,7 @@ def tiles_at_size(emoji: Emoji, pixels: int) -> np.ndarray:
 
 
 def is_held_out(thing: str, background: str) -> bool:
-    """Whether training never shows this pair. A hash decides. It is equal on every machine."""
+    """Whether training never shows this pair. A hash decides, so all machines agree."""
     digest = hashlib.sha256(f"{thing} on {background}".encode()).digest()
     return digest[0] < round(HELD_OUT_SHARE * 256)
 

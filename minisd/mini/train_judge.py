@@ -161,7 +161,8 @@ def train_judge(
     If the folder holds an earlier run, the training resumes that run. Raises what train() raises.
 
     decoded: what decoded_crops() returns
-    encoded_by: fingerprint of the VAE that made the crops, so that no run is resumed with others
+    encoded_by: fingerprint of the VAE that made the crops. It is recorded, so that no run is
+        resumed with other crops
     """
     torch.manual_seed(seed)
     judge = Judge(emoji.things, emoji.styles, tuple(NAMED_COLOURS))

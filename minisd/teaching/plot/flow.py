@@ -43,7 +43,7 @@ def flow(
     labels: tuple[str, str] = ("t", "x"),
     height: int = 280,
 ) -> Figure:
-    """Where points on a line are at every t, with the paths of a few. Darker means more points.
+    """Where points on a line are at every t, and the paths of a few points. Darker: more points.
 
     states: s b, one row for each of ts; or a dictionary: title -> such a tensor, for several panels
         side by side

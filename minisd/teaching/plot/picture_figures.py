@@ -178,7 +178,7 @@ def attention(
     columns: int | None = None,
     together: bool = False,
 ) -> Figure:
-    """The picture, then one overlay for each word. It shows which places look at the word.
+    """The picture, then an overlay for each word. The overlay shows the places that look at it.
 
     maps: a map h w for each word
     together: whether all maps have the same scale, so that words with little attention are dark
