@@ -223,7 +223,7 @@ def test_every_kind_of_picture_is_understood():
     for wrong in (torch.zeros(2, 3, 4, 4), torch.zeros(4, 8, 8)):
         with pytest.raises(ValueError, match="a picture must have the shape"):
             pictures.as_pil(wrong)
-    with pytest.raises(ValueError, match="as many titles"):
+    with pytest.raises(ValueError, match="2 pictures need 2 titles"):
         plot.pictures(torch.zeros(2, 3, 4, 4), ["one"])
 
 
