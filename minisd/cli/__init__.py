@@ -15,7 +15,7 @@ from minisd.cli.messages import escape_unprintable, print_message, print_results
 from minisd.cli.picture_files import check_writable, is_picture
 from minisd.process.signals import raise_on_signals
 
-# torch and the models are imported by the commands that need them: `minisd --help` is instant.
+# Only the commands that need torch and the models import them, so `minisd --help` is instant.
 
 DRAWING = {
     "generate": "draw a picture from a prompt",
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as stop:
         with suppress(OSError):  # the terminal may be closed
-            if str(stop):  # a training run, which says what it has saved
+            if str(stop):  # a training says here what it has saved
                 print_message(stop, by=name)
         return 128 + getattr(stop, "number", 2)  # as shells do: 130 for ctrl-C
     return 0
@@ -56,7 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
 def error_sentence(error: Exception) -> str:
     """The message for the user.
 
-    A reader that ran out of memory may call its file damaged. Then only the lack of memory is true.
+    If memory runs out while a file is read, the error may say that the file is damaged. In this
+    case, the message speaks only of the memory.
     """
     says_so = isinstance(error, ValueError) and "memory" in str(error)
     if is_out_of_memory(error) and not says_so:
@@ -199,7 +200,7 @@ def examples_command(options: argparse.Namespace) -> None:
         print_results(path)
 
 
-# The stages that write into the folder only, and the name of what they write there.
+# The stages that write only into --folder -> the name of what they write there.
 FOLDER_ONLY = {"tokenizer": "tokenizer.json", "vae": "vae", "diffusion": "diffusion"}
 STAGES = ("tokenizer", "vae", "diffusion", "export", "decoder", "classifier", "judge")
 STAGES += ("lora", "word", "hypernetwork", "controlnet", "controlnet-half")
@@ -233,7 +234,7 @@ def train_command(options: argparse.Namespace) -> None:
 
     if options.output and options.stage in FOLDER_ONLY:
         raise ValueError(
-            f"{options.stage} writes only into --folder: leave -o out. To write a model file, run "
+            f"{options.stage} writes only into --folder: leave out -o. To write a model file, run "
             "`minisd train export -o FILE`."
         )
     if options.output:

@@ -1,6 +1,6 @@
 """Writes and reads the text that the AUTOMATIC1111 web UI puts into pictures.
 
-Many other programs read it. An example:
+Many other programs read this text. An example:
 
     a cat
     Negative prompt: blurry
@@ -23,8 +23,8 @@ import regex
 from minisd.cli.drawing_options import SPACING_CHOICES
 from minisd.files.json_files import parse_json
 
-# Name: value, … The *+ matches a name without a colon in one step. Without it, the search for a
-# colon would start again at every letter, which takes minutes for a long line.
+# Matches "Name: value, …". The *+ reads a name without a colon in one step. With a simple *, the
+# search for a colon would start again at every letter. This would take minutes for a long line.
 PARAMETER = regex.compile(r'(\w[\w /-]*+)(?:: *("(?:[^"\\]|\\.)*"|[^,]*)(?:, *|$))?')
 LONGEST_WEBUI_TEXT = 50_000  # characters; the same limit as for a prompt
 DIGITS = 10  # the web UI shows this many digits of a sha256
@@ -51,7 +51,8 @@ WEBUI_SAMPLERS = {  # the web UI's name -> minisd's name
     "DPM++ 2M": "dpmpp_2m",
 }
 WEBUI_NAMES = {ours: theirs for theirs, ours in WEBUI_SAMPLERS.items()}
-ONE_SPACING = ("DDIM", "PLMS")  # in the web UI these always use leading spacing, their default here
+# In the web UI, these samplers always use leading spacing. In minisd, it is their default.
+ONE_SPACING = ("DDIM", "PLMS")
 IGNORED_PARAMETERS = {  # parameters that do not change the picture -> why
     "Version": "the version of the web UI",
     "User": "the person who drew it",
@@ -68,7 +69,10 @@ KNOWN_PARAMETERS |= {"Seed", "Size", "Clip skip", "RNG", "Model", "Model hash", 
 
 
 def parameters_text(about: dict) -> str:
-    """The settings of a picture, as the web UI would write them. about: see picture_settings.py"""
+    """The settings of a picture, as the web UI would write them.
+
+    about: the settings, in the form of picture_settings.py
+    """
     hashes = about.get("hashes", {})
     values = {
         "Steps": about["steps"],
@@ -111,7 +115,8 @@ def plain_name(source: str) -> str:
 def schedule_type(about: dict) -> str | None:
     """The web UI's name for the spacing of the noise levels.
 
-    None for DDPM, DDIM and PLMS if none was chosen: the web UI has only one for each of these.
+    None for DDPM, DDIM and PLMS if no spacing was chosen, because the web UI has only one spacing
+    for each of these samplers.
     """
     own = None if about["sampler"] in ("ddpm", "ddim", "plms") else "uniform"
     spacing = about.get("spacing") or about.get("schedule") or own
@@ -119,7 +124,7 @@ def schedule_type(about: dict) -> str | None:
 
 
 def to_a1111_syntax(prompt: str, about: dict) -> str:
-    """Escape the brackets that are plain text here: in the web UI they would be weights."""
+    """Escape the brackets that are plain text in minisd. The web UI would read them as weights."""
     plain = r"([\[\]])" if about.get("extended") else r"([\\()\[\]])"
     return re.sub(plain, r"\\\1", prompt)
 
@@ -135,10 +140,10 @@ def loras(about: dict) -> list[tuple[str, float]]:
 
 
 def parse_parameters(text: str) -> dict[str, str]:
-    """Prompt, negative prompt and every parameter, by the web UI's names.
+    """A dictionary: the web UI's name -> value, for both prompts and for every parameter.
 
-    Raises ValueError if the text has more than LONGEST_WEBUI_TEXT characters. Each step below
-    copies the text, so a very long one from a stranger could fill the memory.
+    Raises ValueError if the text has more than LONGEST_WEBUI_TEXT characters. Each step of this
+    function copies the text, so a very long text from a stranger could fill the memory.
     """
     if len(text) > LONGEST_WEBUI_TEXT:
         raise ValueError(
@@ -175,9 +180,10 @@ def unquote(value: str) -> str:
 def settings_from_webui(text: str, given: set[str]) -> tuple[dict[str, Any], list[str]]:
     """The settings in minisd's form (see picture_settings.py), and a list of warnings.
 
-    given: the names of the options on the command line; they replace files that the text names
-    Raises ValueError for a setting that minisd does not have. The message continues the name of
-    the picture: "was drawn with …".
+    given: the names of the options on the command line. Their files replace the files that the
+        text names
+    Raises ValueError if minisd does not have a setting. The caller puts the name of the picture
+    before the message: "cat.png was drawn with …".
     """
     parameters = {"Size": "512x512", "CFG scale": "7", "Clip skip": "1"} | parse_parameters(text)
     for name, value in parameters.items():
@@ -185,7 +191,7 @@ def settings_from_webui(text: str, given: set[str]) -> tuple[dict[str, Any], lis
             raise ValueError(f"was drawn with {name}: {value}, which minisd cannot do")
     absent = [name for name in ("Steps", "Sampler", "Seed") if name not in parameters]
     if absent:
-        raise ValueError(f"does not say its {', '.join(absent)}")
+        raise ValueError(f"does not state these settings: {', '.join(absent)}")
     sampler, spacing = sampler_of(parameters)
     width, height = find_numbers(parameters, "Size", r"(\d+)x(\d+)")
     settings = {
@@ -216,10 +222,11 @@ def find_numbers(parameters: dict[str, str], name: str, pattern: str, kind: type
 
 
 def sampler_of(parameters: dict[str, str]) -> tuple[str, str | None]:
-    """The sampler, and the spacing of its noise levels. None: the sampler's default.
+    """The sampler, and the spacing of its noise levels (None for the sampler's default).
 
     Before version 1.9 of the web UI, the name of the sampler ends in Karras if the spacing is
-    Karras. Since then the spacing is a parameter, and Automatic means Karras for DPM++ 2M.
+    Karras. Since version 1.9, the spacing is a parameter. The value Automatic means Karras for
+    DPM++ 2M.
     """
     name = parameters["Sampler"].removesuffix(" Karras")
     if name not in WEBUI_SAMPLERS:
@@ -240,7 +247,7 @@ def prompt_of(prompt: str, given: set[str]) -> str:
 
     Raises ValueError if no option gives the file of a tag, or if minisd lacks part of the syntax.
     """
-    tags_end = prompt.rfind(">") + 1  # after it no tag can end, so the search stops here
+    tags_end = prompt.rfind(">") + 1  # no tag can end after this, so the search stops
     for kind, name, scale in TAG.findall(prompt[:tags_end]):
         option = "lora" if kind == "lora" else "hypernetwork"
         if option not in given:
@@ -253,12 +260,12 @@ def prompt_of(prompt: str, given: set[str]) -> str:
 
 
 def to_minisd_syntax(prompt: str) -> str:
-    r"""Write every weight as (words:number), which minisd reads.
+    r"""Write every weight as (words:number), the form that minisd reads.
 
-    In the web UI, (a) has the weight 1.1 and [a] has 1/1.1. Weights of nested brackets multiply. A
-    bracket that is never closed reaches to the end. A closing bracket without an opening one is
-    plain text.
-    Raises ValueError if brackets are nested too deeply, and for a weight that is not a number.
+    In the web UI, (a) has the weight 1.1, and [a] has the weight 1/1.1. The weights of nested
+    brackets multiply. A bracket that is never closed reaches to the end of the prompt. A closing
+    bracket without an opening one is plain text.
+    Raises ValueError if brackets are nested too deeply, or if a weight is not a number.
 
     >>> to_minisd_syntax(r"a ((big) cat:1.5) [far] \(here\)")
     'a (big:1.65)( cat:1.5) (far:0.9090909) \\(here\\)'
@@ -287,11 +294,11 @@ def to_minisd_syntax(prompt: str) -> str:
 
 
 def weight_of(number: str) -> float:
-    """The weight as a number. Raises ValueError if it is not one, such as 1.2.3."""
+    """The weight as a number. Raises ValueError if the text is not a number, such as 1.2.3."""
     try:
         return float(number)
     except ValueError as error:
-        raise ValueError(f"has the weight {number[:20]} in its prompt, not a number") from error
+        raise ValueError(f"has the prompt weight {number[:20]}, which is not a number") from error
 
 
 def scale_weights(pieces: list[list], factor: float) -> None:
@@ -301,17 +308,19 @@ def scale_weights(pieces: list[list], factor: float) -> None:
 
 
 def merge_pieces(pieces: list[list]) -> list[tuple[str, float]]:
-    """Join neighbours of equal weight into one text, and escape the parentheses in it."""
+    """Join neighbouring pieces of equal weight, and escape the parentheses in their texts."""
     runs = groupby(pieces, key=lambda piece: piece[1])
     texts = [("".join(words for words, _ in run), weight) for weight, run in runs]
     return [(re.sub(r"([()])", r"\\\1", text), weight) for text, weight in texts]
 
 
 def model_of(parameters: dict[str, str], given: set[str]) -> dict[str, str]:
-    """The name of the model, in a dictionary. It is empty if an option names the model.
+    """The name of the model, under the key "model" of a dictionary.
 
-    Raises ValueError unless the text names a model that came with minisd, or the hash of a
-    published one.
+    The dictionary is empty if a command-line option already names the model.
+
+    Raises ValueError if the text names neither a model that came with minisd, nor the hash of a
+    published model.
     """
     from minisd.checkpoints.registry import OFFICIAL, SHIPPED
 
@@ -331,7 +340,7 @@ def model_of(parameters: dict[str, str], given: set[str]) -> dict[str, str]:
 def model_hash(text: str) -> str:
     """The first ten digits of the model's sha256, or "" if the text has none.
 
-    Until 2023 the web UI wrote eight digits of another checksum. They count as none.
+    Until 2023, the web UI wrote eight digits of another checksum. Such digits are ignored.
     """
     digest = parse_parameters(text).get("Model hash", "")
     return digest if len(digest) == DIGITS else ""

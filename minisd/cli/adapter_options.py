@@ -17,7 +17,7 @@ def check_exists(source: str) -> None:
 
 
 def split_scale(given: str) -> tuple[str, float]:
-    """Split FILE[:SCALE] into the file and its scale, which is 1 if none is given.
+    """Split FILE[:SCALE] into the file and its scale. Without SCALE, the scale is 1.
 
     Raises ValueError if the scale is inf or nan.
 
@@ -55,7 +55,7 @@ def split_hint(given: str) -> tuple[str, str]:
 def controlnet_hints(options: argparse.Namespace) -> list[tuple[str, str, float]]:
     """Every ControlNet of the command, as (network, hint, scale).
 
-    The first one is that of `minisd control`, the others come from --control.
+    The ControlNet of the command `minisd control` comes first. Then come those of --control.
     """
     own = []
     if options.command == "control":
@@ -67,7 +67,7 @@ def controlnet_hints(options: argparse.Namespace) -> list[tuple[str, str, float]
 def split_thing(given: str) -> tuple[str, str, float]:
     """Split FILE:THING[:SCALE] into the classifier's file, what to draw, and the scale.
 
-    Raises ValueError if it names nothing to draw.
+    Raises ValueError if the text names nothing to draw.
     """
     rest, scale = split_scale(given)
     path, _, thing = rest.rpartition(":")
@@ -77,7 +77,7 @@ def split_thing(given: str) -> tuple[str, str, float]:
 
 
 def named_sources(options: argparse.Namespace) -> dict[str, list[str]]:
-    """Every file that the picture depends on, by the name of its option."""
+    """Every file that the picture depends on. A dictionary: name of an option -> its files."""
     found = {"model": [options.model], "vae": options.vae, "embedding": options.embedding}
     for name in ("lora", "hypernetwork"):
         found[name] = [split_scale(given)[0] for given in getattr(options, name)]
@@ -93,7 +93,8 @@ def named_sources(options: argparse.Namespace) -> dict[str, list[str]]:
 def attach_adapters(sd, options: argparse.Namespace, size: tuple[int, int], hints: list) -> None:
     """Attach all adapters of the command to the model.
 
-    size: width and height of the picture to draw    hints: from read_hints()
+    size: width and height of the picture to draw
+    hints: what read_hints() returns
     """
     from minisd.adapters.classifier import ClassifierGuidance, load_classifier
     from minisd.adapters.hypernetwork import hypernetwork

@@ -1,4 +1,4 @@
-"""argparse with errors of one sentence, and with words at any place among the options."""
+"""argparse, with two changes: errors are one sentence, and words may follow options."""
 
 import argparse
 import re
@@ -42,10 +42,14 @@ def place_words(
 ) -> None:
     """Assign the words of the command line to their names: the prompt, then the files.
 
-    argparse does not assign words that follow an option.
-    extra: the words that argparse left over    names: of all words, the prompt first
+    argparse does not assign words that follow an option. This function assigns them, too.
+
+    extra: the words that argparse did not assign
+    names: the names of all words, with the prompt first
     needed: whether every name needs a word
-    Raises ValueError for an unknown option, for too many words and, if needed, for too few.
+
+    Raises ValueError if there is an unknown option, or if there are too many words. If `needed` is
+    true, also raises ValueError if there are too few words.
     """
     unknown = [word for word in extra if word.startswith("-") and word != "-"]
     if unknown:
@@ -64,7 +68,7 @@ def place_words(
 
 
 def too_many_words(command: str, words: list[str], files: int) -> str:
-    """The message for too many words. files: how many words follow the prompt"""
+    """The message if there are too many words. files: number of words after the prompt"""
     if " " in words[0]:
         return f'"{words[-1]}" is one word too many: put words that belong together in quotes.'
     split = len(words) - files

@@ -10,7 +10,7 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")  # the share of the cores that a containe
 
 
 def doctor_lines() -> list[str]:
-    """One line for each thing that a run depends on, and below them what to fix."""
+    """Lines to print: one for each thing that a run depends on, then one for each thing to fix."""
     import torch
 
     from minisd import __version__
@@ -41,7 +41,7 @@ def doctor_lines() -> list[str]:
 
 
 def package_version(package: str) -> str:
-    """The version of an optional package, or that it is not installed."""
+    """The version of an optional package, or a text if the package is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -67,7 +67,7 @@ def advice_on_machine(torch_version: str, speed: float, mini: Path) -> list[str]
 
 
 def usable_cores() -> int:
-    """How many cores this process may use. In a container or a job, the machine may have more."""
+    """How many cores this process may use. In a container or a job, these may not be all cores."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
@@ -87,11 +87,11 @@ def system_load() -> float | None:
 def advice_on_threads(threads: int, cores: int, load: float | None) -> list[str]:
     """Advice if the number of threads does not suit the free cores, in a list of 0 or 1 sentences.
 
-    If there are more threads than free cores, they wait for each other at every step.
+    If there are more threads than free cores, the threads wait for each other at every step.
     """
     good = max(1, cores - round(load or 0))  # the cores that other processes leave free
     if threads > good:
-        others = f", which {load:.1f} processes want" if threads <= cores else ""
+        others = f", where {load:.1f} other processes run" if threads <= cores else ""
         return [
             f"{threads} threads are too many for {cores} cores{others}: set "
             f"OMP_NUM_THREADS={good} before Python starts. On a shared machine, see docs/setup.md."

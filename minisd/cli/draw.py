@@ -18,7 +18,7 @@ from minisd.cli.picture_files import fitting_size, open_input, progress_bar, str
 
 
 def draw_command(options: argparse.Namespace, extra: list[str]) -> None:
-    """Run a drawing command. extra: the words that argparse left over"""
+    """Run a drawing command. extra: the words that argparse did not assign"""
     place_words(options, extra, POSITIONALS[options.command], needed=options.like is None)
     given = given_options(options)
     recorded = {} if options.like is None else picture_settings.recorded_options(options, given)
@@ -32,10 +32,10 @@ def draw_command(options: argparse.Namespace, extra: list[str]) -> None:
 
 @contextmanager
 def use_threads(number: int | None) -> Iterator[None]:
-    """Let torch use this many threads for a while. None: as many as before.
+    """Let torch use this many threads for a while. None: their number stays.
 
-    The last bit of a sum depends on how many threads share the work. So --like uses the recorded
-    number.
+    The last bit of a sum depends on how many threads share the work. So --like uses the number of
+    threads that the picture records.
     """
     import torch
 
@@ -93,7 +93,7 @@ def run_inpaint(options: argparse.Namespace, outputs: list[Path]) -> None:
 
 
 def run_depth(options: argparse.Namespace, outputs: list[Path]) -> None:
-    """Draw the picture again and keep its depth, which is given or estimated."""
+    """Draw the picture again and keep its depth. The depth is given or estimated."""
     from minisd.tasks.depth2img import Estimator, depth2img
 
     @cache
@@ -108,7 +108,7 @@ def run_depth(options: argparse.Namespace, outputs: list[Path]) -> None:
 
 
 def read_estimator(options: argparse.Namespace):
-    """Load the estimator of --estimator, or else the one in the model's file or folder."""
+    """Load the estimator that --estimator names, or else the one in the model's file or folder."""
     from minisd.checkpoints.load import locate
     from minisd.depth.small import load_estimator
 
@@ -122,15 +122,15 @@ def draw_from_picture(
 ) -> None:
     """Run a task on the input picture, once for every seed, and write what it draws.
 
-    more: arguments of the task. A mask among them is resized with the picture.
+    more: more arguments for the task. If there is a mask, it is resized with the picture.
     """
     from minisd.files.pictures import colours, mask_shades, size_step
 
     image = open_input(Path(options.image))
     if "mask" in more and more["mask"].size != image.size:
         raise ValueError(
-            f"the mask has the size {more['mask'].size} and the picture {image.size}: give a mask "
-            "of the picture's size."
+            f"the mask has the size {more['mask'].size}, but the picture has the size "
+            f"{image.size}: give a mask of the picture's size."
         )
     hints = read_hints(options)
     sd = load_model(options)
@@ -151,7 +151,7 @@ def draw_from_picture(
 
 
 def load_model(options: argparse.Namespace):
-    """Load the model. If its file has no VAE, load it with that of --vae."""
+    """Load the model. If the model's file has no VAE, load the VAE of --vae with it."""
     import minisd
 
     names = ("device", "prediction", "ema")
@@ -165,7 +165,7 @@ def load_model(options: argparse.Namespace):
 
 
 def common_settings(sd, options: argparse.Namespace) -> dict:
-    """The settings that every task takes, with the model's own where no option is given."""
+    """The settings that every task takes. If no option is given, the model has its own."""
     return {
         "negative_prompt": options.negative,
         "steps": options.steps,

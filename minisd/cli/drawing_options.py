@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 # The names in samplers.py and sampling.py. They are repeated here, because importing those files
-# imports torch. A test compares them.
+# imports torch. A test checks that the names are the same.
 SAMPLER_CHOICES = ("ddpm", "ddim", "plms", "lms", "euler", "euler_ancestral", "heun", "dpmpp_2m")
 SPACING_CHOICES = ("leading", "linspace", "trailing", "uniform", "karras")
 ADAPTERS = ("lora", "embedding", "hypernetwork", "vae", "control", "classifier")
@@ -45,7 +45,7 @@ STRENGTHS = {"img2img": 0.75, "inpaint": 1.0, "depth": 0.8}
 def add_drawing_options(command: argparse.ArgumentParser, name: str) -> None:
     """Add every option of a drawing command.
 
-    An option that is not given stays None. fill_in_options() gives it its value later.
+    An option that the user does not give is None at first. fill_in_options() sets its value later.
     """
     words = POSITIONALS[name]
     command.usage = " ".join(["minisd", name, *(word.upper() for word in words), "[options]"])
@@ -78,7 +78,7 @@ def add_common_options(command: argparse.ArgumentParser) -> None:
 
 
 def add_command_options(command: argparse.ArgumentParser, name: str) -> None:
-    """Add the options of this command alone, and the size of the picture."""
+    """Add the options that only this command has, and the options for the picture's size."""
     add, switch = command.add_argument, argparse.BooleanOptionalAction
     size = f"a multiple of 8 (the {'picture' if name in STRENGTHS else 'model'}'s)"
     add("--width", type=int, metavar="PIXELS", help=size)
@@ -121,13 +121,13 @@ def given_options(options: argparse.Namespace) -> set[str]:
 
 
 def fill_in_options(options: argparse.Namespace, recorded: dict) -> None:
-    """Give every option its value: from the command line, else recorded, else the default.
+    """Give every option a value: from the command line, else from `recorded`, else the default.
 
-    recorded: the options that drew the picture of --like, by name
+    recorded: name of an option -> its value when the picture of --like was drawn
     """
     defaults = DEFAULTS | {"strength": STRENGTHS.get(options.command)} | (recorded or {})
     for name, value in vars(options).items():
         if value is None:
             setattr(options, name, defaults.get(name))
-    for name in ADAPTERS:  # an empty value removes what was recorded
+    for name in ADAPTERS:  # an empty value removes the recorded files
         setattr(options, name, [one for one in getattr(options, name) if one])

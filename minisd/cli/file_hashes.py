@@ -1,4 +1,4 @@
-"""The sha256 of files and folders of weights. It is cached for large files: 5 GB take 20 s."""
+"""The sha256 of files and folders of weights. Those of large files are cached: 5 GB take 20 s."""
 
 import hashlib
 import json
@@ -21,8 +21,10 @@ FOLDERS = ("text_encoder", "tokenizer", "unet", "vae", "scheduler", "depth_estim
 def hash_of(source: str) -> str:
     """The sha256 of a file or folder, in hexadecimal.
 
-    For one file it is what sha256sum prints; the web UI shows its first ten digits. For a folder,
-    and for a file that needs a base file, it is the sha256 of the list of digests, one per line.
+    For one file, the result is what sha256sum prints. The web UI shows its first ten digits. For a
+    folder, or for a file together with its base file, every file has a digest. The result is the
+    sha256 of the list of these digests, one per line.
+
     source: a path, or a name that minisd knows
     Raises ValueError if a file changes while it is read.
     """
@@ -41,7 +43,7 @@ def hash_of(source: str) -> str:
 
 
 def base_files(path: Path) -> list[Path]:
-    """The base file that a fine-tuned file of minisd needs next to it, if any."""
+    """The base file that a fine-tuned file of minisd needs, in a list of 0 or 1 paths."""
     from minisd.checkpoints.header import read_metadata
 
     try:
@@ -52,7 +54,7 @@ def base_files(path: Path) -> list[Path]:
 
 
 def hash_of_file(path: Path) -> str:
-    """The sha256 of one file. For a large file it is computed only after the file has changed."""
+    """The sha256 of one file. For a large file, it is cached until the file changes."""
     file = path.stat()
     if file.st_size < LARGE_FILE:
         return compute_hash(path, file_state(path))
@@ -65,15 +67,15 @@ def hash_of_file(path: Path) -> str:
 def file_state(path: Path) -> str:
     """A text that changes whenever the file changes.
 
-    A program can set st_mtime back, but not st_ctime, the date of the last change. On Windows
-    st_ctime is the date of creation, which changes when another file takes this one's place.
+    A program can set st_mtime back, but not st_ctime, the date of the last change. On Windows,
+    st_ctime is the date of creation. It changes if another file replaces this file.
     """
     file = path.stat()
     return f"{file.st_size} {file.st_mtime_ns} {file.st_ctime_ns} {file.st_ino}"
 
 
 def compute_hash(path: Path, state: str) -> str:
-    """The sha256 of a file in this state. Raises ValueError if the state changes meanwhile."""
+    """The sha256 of a file in this state. Raises ValueError if the state changes."""
     from minisd.files.sha256 import file_sha256
 
     digest = file_sha256(path)
@@ -84,7 +86,7 @@ def compute_hash(path: Path, state: str) -> str:
 
 @cache
 def cached_hash(path: Path, state: str) -> str:
-    """The sha256 of a file in this state: from the cache, or computed and then cached."""
+    """The sha256 of a file in this state: read from the cache, or computed and then cached."""
     from minisd.checkpoints.registry import cache_dir
     from minisd.files.whole_files import written_whole
 
@@ -104,7 +106,7 @@ def cached_hash(path: Path, state: str) -> str:
 
 
 def known_hashes(notes: Path) -> dict[str, dict[str, str]]:
-    """Read the cache: path -> state -> sha256. Entries of any other form are ignored."""
+    """Read the cache, a dictionary: path -> state -> sha256. Other entries are ignored."""
     from minisd.files.json_files import read_json
 
     try:

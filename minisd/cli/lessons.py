@@ -1,4 +1,4 @@
-"""minisd lessons: copies the course to a folder of the student, and opens it in Jupyter."""
+"""minisd lessons: copies the course to the student's own folder, and opens it in Jupyter."""
 
 import argparse
 import shutil
@@ -29,7 +29,8 @@ def add_lessons(command: argparse.ArgumentParser) -> None:
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Split a command line into the words for minisd and the words for Jupyter.
 
-    Jupyter gets everything from its first option on. Only `minisd lessons` has words for it.
+    The words for Jupyter begin after --, or at the first option that minisd does not know. Only the
+    command `minisd lessons` has words for Jupyter.
 
     >>> split_arguments(["lessons", "mine", "--port", "9999"])
     (['lessons', 'mine'], ['--port', '9999'])
@@ -70,8 +71,9 @@ def copy_notebooks(source: Path, folder: Path) -> list[str]:
     """Copy every notebook that the folder lacks. Returns a line for each copy.
 
     A file that exists is kept, whether the student or an older minisd wrote it. A copy gets its
-    name when it is complete, so after a crash the next call makes it again.
-    Raises ValueError if there are no lessons, or if they cannot be written.
+    name only when it is complete. So after a crash, the next call makes the incomplete copy again.
+
+    Raises ValueError if there are no notebooks, or if a copy cannot be written.
     """
     from minisd.files.whole_files import make_folder, sweep, written_whole
 

@@ -6,17 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# Measured: how many full-size feature maps of its widest layer the VAE's decoder holds at once.
-# The U-Net needs less, because torch's attention never stores the whole matrix of scores: for SD v1
-# at 512 x 512 it needs 171 MB, and the decoder 976 MB.
+# Measured: the VAE's decoder holds this many full-size feature maps of its widest layer at once.
+# The U-Net needs less memory, because torch's attention never stores the whole matrix of scores.
+# For SD v1 at 512 x 512, the U-Net needs 171 MB, and the decoder needs 976 MB.
 FLOATS = 3.6
 # Measured under `ulimit -v`: even the smallest picture needs ALWAYS bytes. Memory that is freed in
-# pieces of less than 32 MB stays with the process, so a picture may need 2.3 times its maps.
+# pieces of less than 32 MB stays with the process, so a picture may need 2.3 times the size of its
+# maps.
 ALWAYS = 150 * 10**6
 SCATTERED = 2.5
-PYTORCH = 600 * 10**6  # bytes of address space that importing torch needs; with less it aborts
+# Bytes of address space that importing torch needs. With less, the process aborts.
+PYTORCH = 600 * 10**6
 
-# The files that state the memory limit of a container, as its processes see them: cgroup v2 and v1.
+# The files in which the processes of a container find its memory limit: cgroup v2 and v1.
 CGROUPS = Path("/sys/fs/cgroup")
 CONTAINER = CGROUPS / "memory.max"
 CONTAINER_V1 = CGROUPS / "memory" / "memory.limit_in_bytes"
@@ -60,9 +62,9 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def physical_memory() -> int | None:
-    """The memory of this machine in bytes, or less if a container or `ulimit` allows less.
+    """The memory of this machine in bytes, or the limit of a container or `ulimit` if it is lower.
 
-    None if the system does not say.
+    None if the system does not say how much memory there is.
     """
     limits = [limit for limit, _ in limits_of_process()] + container_limits()
     with suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
@@ -71,7 +73,7 @@ def physical_memory() -> int | None:
 
 
 def free_memory() -> int | None:
-    """How many bytes this process can still get. None if the system does not say."""
+    """How many bytes this process can still get. None if the system does not say how many."""
     resident = statm_bytes(1)
     free = [limit - used for limit, used in limits_of_process()]
     free += [limit - resident for limit in container_limits()]
@@ -86,7 +88,10 @@ def free_memory() -> int | None:
 
 
 def check_limits() -> None:
-    """Raise ValueError if the memory limit is too small to import PyTorch, which would abort."""
+    """Raise ValueError if the memory limit is too small to import PyTorch.
+
+    Without this check, the process would abort.
+    """
     smallest = min((limit for limit, _ in limits_of_process()), default=PYTORCH)
     if smallest < PYTORCH:
         allowed = f"this process may use {gigabytes(smallest)} of memory, less than PyTorch needs"
@@ -94,7 +99,10 @@ def check_limits() -> None:
 
 
 def limits_of_process() -> list[tuple[int, int]]:
-    """The limits of `ulimit -v` and `ulimit -d`, each with what this process uses, in bytes."""
+    """The limits of `ulimit -v` and `ulimit -d`, in bytes.
+
+    Each limit comes with the number of bytes that this process already uses of it.
+    """
     try:
         import resource
     except ImportError:  # Windows
@@ -115,7 +123,7 @@ def statm_bytes(column: int) -> int:
 
 
 def container_limits() -> list[int]:
-    """The memory limits of this process's control group and of all groups around it, in bytes."""
+    """The memory limits, in bytes, of this process's control group and of all groups around it."""
     limits = []
     for path in {CONTAINER, CONTAINER_V1, *own_group_files()}:
         try:
@@ -148,7 +156,7 @@ def own_group_files() -> list[Path]:
 
 
 def device_memory(sd) -> int | None:
-    """The memory of the model's device in bytes. None if the system does not say."""
+    """The memory of the model's device in bytes. None if the system does not say how much."""
     import torch
 
     if sd.device.type == "cuda":
@@ -157,7 +165,7 @@ def device_memory(sd) -> int | None:
 
 
 def free_device_memory(sd) -> int | None:
-    """The free memory of the model's device in bytes. None if the system does not say."""
+    """The free memory of the model's device in bytes. None if the system does not say how much."""
     import torch
 
     if sd.device.type == "cuda":
@@ -172,7 +180,7 @@ def free_device_memory(sd) -> int | None:
 def bytes_needed(sd, width: int, height: int) -> int:
     """About how many bytes a picture needs: for the weights, and for the decoder's largest maps.
 
-    All other maps are smaller, and exist before or after the largest ones.
+    All other maps are smaller. They do not exist at the same time as the largest maps.
     """
     networks = (sd.text_encoder, sd.unet, sd.vae)
     weights = sum(p.numel() * p.element_size() for net in networks for p in net.parameters())
@@ -182,7 +190,8 @@ def bytes_needed(sd, width: int, height: int) -> int:
 def bytes_of_maps(sd, width: int, height: int) -> int:
     """About how many bytes the largest feature maps of the VAE's decoder need.
 
-    They have the picture's full size and the channels of the last level but one.
+    These maps have the picture's full size, and as many channels as the decoder's level before the
+    last one.
     """
     channels = max(sd.config.vae.channels[:2])
     size = next(sd.vae.parameters(), sd.unet.conv_in.weight).element_size()
@@ -190,7 +199,7 @@ def bytes_of_maps(sd, width: int, height: int) -> int:
 
 
 def check_memory(sd, width: int, height: int) -> None:
-    """Raise ValueError for a picture that needs more than the whole memory."""
+    """Raise ValueError if a picture of this size needs more than the whole memory."""
     limit, need = device_memory(sd), bytes_needed(sd, width, height)
     if limit is not None and need > limit:
         weights = need - bytes_of_maps(sd, width, height)
@@ -202,9 +211,10 @@ def check_memory(sd, width: int, height: int) -> None:
 
 
 def check_memory_at_least(width: int, height: int) -> None:
-    """Raise ValueError for a picture that needs too much memory with any model.
+    """Raise ValueError if a picture of this size needs too much memory with every model.
 
-    This is called before a model is loaded. No known decoder has fewer than 16 channels.
+    This check is made before a model is loaded. It assumes a decoder with 16 channels. No known
+    decoder has fewer channels.
     """
     limit, need = physical_memory(), round(FLOATS * 16 * width * height * 2)
     if limit is not None and need > limit:
@@ -212,13 +222,13 @@ def check_memory_at_least(width: int, height: int) -> None:
 
 
 def too_large_message(limit: int, need: int, width: int, height: int) -> str:
-    """What is wrong with the size. limit, need: in bytes"""
+    """The message about a size that needs too much memory. limit, need: numbers of bytes"""
     takes = f"a picture of {width} x {height} pixels needs about {gigabytes(need)} of memory"
-    return f"{takes}, and there are {gigabytes(limit)}"
+    return f"{takes}, but there are only {gigabytes(limit)}"
 
 
 def smaller_size(sd, width: int, height: int, room: float) -> tuple[int, int] | None:
-    """The largest size of the same shape whose maps fit into `room` bytes. None if none fits."""
+    """The largest size of the same shape whose maps fit into `room` bytes, or None."""
     from minisd.files.pictures import size_step
 
     step = size_step(sd.config)
@@ -231,7 +241,11 @@ def smaller_size(sd, width: int, height: int, room: float) -> tuple[int, int] | 
 
 
 def room_for_maps(free: int | None, most: float) -> float:
-    """How many bytes the maps may need. free: free bytes, if known    most: the upper limit"""
+    """How many bytes the maps may need.
+
+    free: number of free bytes; None if it is unknown
+    most: the upper limit, in bytes
+    """
     return most if free is None else min(most, (free - ALWAYS) / SCATTERED)
 
 
@@ -244,7 +258,7 @@ def memory_advice(sd, size: tuple[int, int] | None) -> str:
 
 @contextmanager
 def enough_memory(sd, width: int, height: int) -> Iterator[None]:
-    """While a picture is drawn: if memory runs out, raise ValueError with a size that fits."""
+    """If memory runs out while a picture is drawn, raise ValueError and name a size that fits."""
     free = free_device_memory(sd)
     try:
         yield

@@ -10,13 +10,13 @@ from minisd.cli.picture_files import output_paths
 from minisd.files.json_files import HALF_CHARACTER
 
 SEED_RANGE = range(-(2**63), 2**64)  # what torch.Generator takes
-CHECKED_LATER = ("image", "mask", "depth", "hint")  # open_input() says more about these
+CHECKED_LATER = ("image", "mask", "depth", "hint")  # open_input() has better messages for these
 
 
 def check_before_loading(options: argparse.Namespace) -> list[Path]:
     """Check a drawing command. Returns the paths that the pictures will have.
 
-    Raises ValueError for a setting that no model allows, and for a file that does not exist.
+    Raises ValueError if no model allows a setting, or if a file does not exist.
     """
     check_texts(options)
     check_numbers(options)
@@ -31,7 +31,10 @@ def check_before_loading(options: argparse.Namespace) -> list[Path]:
 
 
 def check_texts(options: argparse.Namespace) -> None:
-    """Raise ValueError if a prompt has bytes that are not text: a picture stores its prompt."""
+    """Raise ValueError if a prompt has bytes that are not text.
+
+    Such a prompt could not be stored in the picture's file.
+    """
     for text in (options.prompt, options.negative):
         if half := HALF_CHARACTER.search(text or ""):
             raise ValueError(f"the prompt has half a character ({half[0]!r}): write it in UTF-8.")
@@ -57,23 +60,23 @@ def check_seed_range(first: int, number: int) -> None:
     last = first + number - 1
     if bad := [seed for seed in (first, last) if seed not in SEED_RANGE]:
         wrong = f"got {first}" if bad[0] == first else f"but picture {number} would have {last}"
-        raise ValueError(f"seeds go from -2**63 to 2**64 - 1, {wrong}: choose another.")
+        raise ValueError(f"seeds go from -2**63 to 2**64 - 1, {wrong}: choose another seed.")
 
 
 def check_size_options(width: int | None, height: int | None) -> None:
-    """Raise ValueError for a size that no model can draw.
+    """Raise ValueError if no model can draw pictures of this size.
 
-    Whether it fits this model is checked after loading.
+    Whether the size fits the chosen model is checked after the model is loaded.
     """
     for name, length in (("width", width), ("height", height)):
         if length is not None and length < 8:
-            raise ValueError(f"--{name} {length} is too small: ask for more, in multiples of 8.")
+            raise ValueError(f"--{name} {length} is too small: give a larger multiple of 8.")
     if width and height:
         check_memory_at_least(width, height)
 
 
 def check_files(options: argparse.Namespace) -> None:
-    """Raise ValueError for the first file that does not exist."""
+    """Raise ValueError if a file does not exist. The message names the first such file."""
     for name, named in named_sources(options).items():
         for source in named:
             if name not in CHECKED_LATER:

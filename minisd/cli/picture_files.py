@@ -19,15 +19,15 @@ def open_input(path: Path):
     return open_picture(path)
 
 
-# The first bytes of every kind of picture but WebP.
+# The first bytes of all kinds of pictures except WebP.
 STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
 
 def is_picture(path: Path) -> bool:
     """Whether the first bytes are those of a picture. The name of the file does not matter.
 
-    A .safetensors file begins with the length of its header, and those bytes may look like the
-    start of a picture. After them it has a brace.
+    A .safetensors file begins with the length of its header. These eight bytes may look like the
+    start of a picture, but they are followed by a brace.
     """
     with open(path, "rb") as file:
         start = file.read(12)
@@ -37,9 +37,10 @@ def is_picture(path: Path) -> bool:
 def fitting_size(
     size: tuple[int, int], options: argparse.Namespace, multiple: int
 ) -> tuple[int, int]:
-    """The width and height to draw: from the options, else those of the picture, rounded.
+    """The width and height to draw: those of the options, or else the picture's own, rounded.
 
-    size: width and height of the picture    multiple: each side is rounded to a multiple of it
+    size: width and height of the picture
+    multiple: a number. The picture's own width and height are rounded to multiples of this number
     """
     width, height = (max(multiple, round(length / multiple) * multiple) for length in size)
     width = width if options.width is None else options.width
@@ -56,7 +57,7 @@ def report_resize(what: str, old: tuple[int, int], new: tuple[int, int]) -> None
 
 
 def progress_bar(walk, options: argparse.Namespace):
-    """The steps of a sampler, with a progress bar if a person watches the terminal."""
+    """Yield the steps of a sampler. Show a progress bar if the output goes to a terminal."""
     from tqdm import tqdm
 
     return tqdm(walk, total=options.steps, disable=not sys.stderr.isatty())
@@ -65,10 +66,13 @@ def progress_bar(walk, options: argparse.Namespace):
 def output_paths(output: Path, number: int, every_step: bool, force: bool = False) -> list[Path]:
     """The paths of the pictures to draw: the output itself, or output-1, output-2, …
 
-    Unless force is set, an existing file is kept: one picture is named output-2, output-3 …, and
-    several take the next numbers that are all free. A message says so.
-    This is called before the first picture is drawn, so that no work is lost. Raises ValueError if
-    the output is not a PNG, if the number is out of range, or if a path cannot be written.
+    If force is not set, existing files are kept. If the path of a single picture exists, the
+    picture is named output-2, output-3 and so on. Several pictures get the next numbers that are
+    all free. A message shows the new names. The function is called before the first picture is
+    drawn, so that no work is lost.
+
+    Raises ValueError if the output is not a PNG, if the number is out of range, or if a path cannot
+    be written.
     """
     if number < 1:
         raise ValueError(f"the number of pictures must be 1 or more, got {number}.")
@@ -84,12 +88,12 @@ def output_paths(output: Path, number: int, every_step: bool, force: bool = Fals
     for path in all_outputs(paths, every_step):
         check_writable(path)
     if first > 1:
-        print_message(f"{taken} exists: drawing {name_range(paths)} (--force overwrites).")
+        print_message(f"{taken} exists: minisd draws {name_range(paths)} (--force overwrites).")
     return paths
 
 
 def numbered_paths(output: Path, number: int, first: int) -> list[Path]:
-    """The paths of `number` pictures: output-first and the following ones.
+    """The paths of `number` pictures. Their numbers begin with `first`, as in output-3, output-4.
 
     If a single picture has the number 1, its path is the output itself.
     """
@@ -99,7 +103,10 @@ def numbered_paths(output: Path, number: int, first: int) -> list[Path]:
 
 
 def all_outputs(paths: list[Path], every_step: bool) -> list[Path]:
-    """All files to write: the pictures, and with every_step their strips."""
+    """All files to write: the pictures and, if every_step is true, a strip for each picture.
+
+    A strip shows the guesses of all steps in one row.
+    """
     return paths + [strip_path(path) for path in paths if every_step]
 
 
@@ -109,7 +116,7 @@ def name_range(paths: list[Path]) -> str:
 
 
 def check_writable(path: Path) -> None:
-    """Raise ValueError unless this path can be written. An existing file is not touched."""
+    """Raise ValueError if this path cannot be written. An existing file is not changed."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder: name a file in it with -o.")
     if path.exists() and not os.access(path, os.W_OK):
@@ -126,8 +133,9 @@ def check_writable(path: Path) -> None:
 def write_png(picture, path: Path, settings: dict) -> None:
     """Save the picture with its settings inside, and print its path.
 
-    The text chunk "minisd" holds the settings as JSON. The chunk "parameters" holds them as the
-    AUTOMATIC1111 web UI writes them, for other programs.
+    The text chunk "minisd" holds the settings as JSON. The chunk "parameters" holds them in
+    the form of the AUTOMATIC1111 web UI, for other programs.
+
     Raises ValueError if the file cannot be written.
     """
     from PIL.PngImagePlugin import PngInfo
@@ -143,5 +151,5 @@ def write_png(picture, path: Path, settings: dict) -> None:
 
 
 def strip_path(path: Path) -> Path:
-    """The path of the strip that shows the guesses of all steps."""
+    """The path of a picture's strip. The strip shows the guesses of all steps."""
     return path.with_stem(f"{path.stem}-steps")

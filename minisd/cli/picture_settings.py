@@ -1,8 +1,8 @@
 """The settings inside a picture's file: writes them, shows them, and reads them for --like.
 
-They are JSON in the PNG's text chunk "minisd": every setting that affects the picture, and the
-sha256 of every file. They hold nothing that changes from run to run, such as a date. So the same
-picture is the same file.
+The settings are stored as JSON in the PNG's text chunk "minisd": every setting that affects the
+picture, and the sha256 of every file that was used. They hold nothing that changes from run to run,
+such as a date. So if the same picture is drawn again, the new file has the same bytes.
 """
 
 import argparse
@@ -48,7 +48,7 @@ PICTURE_SETTINGS = {
     **{name: (name, list) for name in ("control", "classifier")},
 }
 THREADS = range(1, 1025)  # as many threads as a machine may have cores
-# The settings that are not options. schedule: the spacing that the model's folder states, which is
+# The settings that are not options. schedule: the spacing that the model's folder states. It is
 # recorded if --spacing is not given.
 FACTS = ("minisd", "command", "hashes", "dtype", "threads", "torch", "schedule")
 
@@ -56,7 +56,7 @@ FACTS = ("minisd", "command", "hashes", "dtype", "threads", "torch", "schedule")
 def collect_settings(options: argparse.Namespace, sd, settings: dict) -> dict[str, Any]:
     """All settings of a picture except its seed, by their names in the file.
 
-    settings: those that come from the model if no option is given
+    settings: the settings that come from the model if no option is given
     """
     import torch
 
@@ -89,7 +89,7 @@ def json_value(value: object) -> object:
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
-    """The settings that minisd wrote into a picture. None if it wrote none.
+    """The settings that minisd wrote into a picture. None if the picture has no such settings.
 
     Raises ValueError if the file is not a picture, or if its settings are damaged.
     """
@@ -108,9 +108,9 @@ def read_settings(path: Path) -> dict[str, Any] | None:
 
 
 def read_a1111_text(path: Path) -> str | None:
-    """The text that the AUTOMATIC1111 web UI wrote into a picture. None if it wrote none.
+    """The text that the AUTOMATIC1111 web UI wrote into a picture, or None.
 
-    It is a text chunk in a PNG, and the comment in the EXIF data of a JPEG or WebP.
+    In a PNG, the text is a text chunk. In a JPEG or WebP, it is the comment in the EXIF data.
     """
     from minisd.files.picture_files import explain_pillow_errors
 
@@ -129,9 +129,13 @@ def read_a1111_text(path: Path) -> str | None:
 
 
 def recorded_options(options: argparse.Namespace, given: set[str]) -> dict[str, Any]:
-    """The options that drew the picture of --like, by name, with "hashes" and "threads".
+    """A dictionary: name of an option -> its value when the picture of --like was drawn.
+
+    The keys "hashes" and "threads" are not options: the sha256 of each file, and the number of
+    threads.
 
     given: the names of the options on the command line
+
     Raises ValueError if the picture does not say how it was drawn, or if another command drew it.
     """
     path = options.like
@@ -156,10 +160,14 @@ def recorded_options(options: argparse.Namespace, given: set[str]) -> dict[str, 
 
 
 def settings_of_another_program(path: Path, command: str, given: set[str]) -> dict[str, Any]:
-    """The options that drew a picture of the web UI, by name, with "model_hash".
+    """A dictionary: name of an option -> its value when the web UI drew the picture.
 
-    model_hash: the first digits of the model's sha256, or "" if they are not known
-    given, and what is raised: as in recorded_options()
+    The key "model_hash" has the first digits of the model's sha256, or "" if they are not known.
+
+    given: the names of the options on the command line
+
+    Raises ValueError if the picture does not say how it was drawn, if it needs another command, or
+    if minisd does not have a setting.
     """
     text = read_a1111_text(path)
     if text is None:
@@ -178,7 +186,10 @@ def settings_of_another_program(path: Path, command: str, given: set[str]) -> di
 
 
 def option_values(path: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """The settings by the names of their options. Raises ValueError if one has the wrong type."""
+    """A dictionary: name of an option -> value of its setting.
+
+    Raises ValueError if a setting has the wrong type.
+    """
     values = {}
     for name, (dest, kind) in PICTURE_SETTINGS.items():
         value = about.get(name)
@@ -225,17 +236,19 @@ def warn_about_versions(path: Path, about: dict[str, Any]) -> None:
 def check_hashes(options: argparse.Namespace, hashes: dict[str, str], given: set[str]) -> None:
     """Raise ValueError if a file has changed since the picture was drawn.
 
-    Files that the command line names are not checked: the user chose them.
-    hashes: the recorded sha256 of each file    given: the names of the options on the command line
+    Files that the command line names are not checked, because the user chose them.
+
+    hashes: file -> its recorded sha256
+    given: the names of the options on the command line
     """
     for name, named in named_sources(options).items():
         for source in named:
             recorded = hashes.get(source)
             if name not in given and recorded and hash_of(source) != recorded:
                 raise ValueError(
-                    f"{source} is another file than the one that {options.like} was drawn with "
-                    f"(sha256 {recorded[:10]}…): give the right file with --{name}, or this file "
-                    f"with --{name} to draw a different picture."
+                    f"{source} is not the file that {options.like} was drawn with. That file has "
+                    f"the sha256 {recorded[:10]}…: give it with --{name}. Or give {source} with "
+                    f"--{name} to draw a different picture."
                 )
 
 
@@ -246,13 +259,13 @@ def warn_about_model(options: argparse.Namespace, digest: str) -> None:
     """
     if digest and not hash_of(options.model).startswith(digest):
         print_message(
-            f"{options.like} was drawn by a model with the sha256 {digest}…, and {options.model} "
-            "has another one: the new picture will be different."
+            f"{options.like} was drawn by a model with the sha256 {digest}…, but {options.model} "
+            "has another sha256: the new picture will be different."
         )
 
 
 def describe_picture(path: Path) -> str:
-    """How a picture was drawn, in rows for a person to read.
+    """A text that says how a picture was drawn, with one setting in each row.
 
     Raises ValueError if the file is not a picture, or if its settings are damaged or too long.
     """

@@ -4,12 +4,15 @@ Read in this order:
     captions        what a scene is, and the grammar of captions
     emoji, scenes   the cut-outs, and the training pictures composed from them
     datasets        pictures encoded once before a training
-    recipes         how each shipped file is trained: one Recipe each, and one runner
+    recipes         how each shipped file is trained: one Recipe for each, and a function to run it
     job, stages     what `minisd train` asks for, and how it runs one stage
-    minutes         as many steps as fit into some minutes
+    minutes         chooses as many steps as fit into some minutes
     partial_files   files that hold only what differs from the shipped mini
     judge           a classifier that says what a picture shows (train_judge trains it)
-    evaluate        are the pictures right, where does the model look, how fast is it?
-The others stand alone: cats_and_dogs (a model without prompts), styles (for the adapters),
-agreement (with edges, with a classifier), examples (the input pictures of docs/steering.md).
+    evaluate        measures whether pictures are right, where the model looks, its speed
+You can read the other files in any order:
+    cats_and_dogs   a small model without prompts
+    styles          two styles, for training adapters
+    agreement       how well pictures agree with edges, classes or training pictures
+    examples        the input pictures of docs/steering.md
 """

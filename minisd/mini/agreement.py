@@ -1,4 +1,4 @@
-"""How well a picture agrees with what steered it: with edges, a classifier, a training picture."""
+"""Measures how well pictures agree with edges, with classes, and with training pictures."""
 
 from math import inf
 
@@ -15,7 +15,9 @@ from minisd.pipeline import StableDiffusion
 
 
 def edge_agreement(found: Tensor, wanted: Tensor) -> float:
-    """F1 score of edges: a pixel counts as found if the other picture has one within one pixel.
+    """F1 score of edges.
+
+    An edge pixel counts as found if the other picture has an edge pixel at most one pixel away.
 
     found, wanted: b 3 h w, 0 or 1
     """
@@ -29,16 +31,18 @@ def edge_agreement(found: Tensor, wanted: Tensor) -> float:
 def classifier_draw(
     sd: StableDiffusion, guide: LatentClassifier, things: list[str], scale: float
 ) -> Tensor:
-    """Pictures without a prompt, one per thing. Only the classifier steers. returns: b 3 h w"""
+    """Draw a picture of each thing. The classifier steers, not a prompt. returns: b 3 h w"""
     with ClassifierGuidance(sd, guide, things, scale):
         *_, step = sd.txt2img_steps([""] * len(things), "", DDIM_STEPS, cfg_scale=1, sampler="ddim")
     return sd.decode(step.x).clamp(-1, 1)
 
 
 def nearest_pictures(images: Tensor, emoji: Emoji, count: int) -> list[tuple[float, Tensor, Scene]]:
-    """For each picture, the most similar of `count` training pictures.
+    """Find the most similar of `count` training pictures, for each picture of `images`.
 
-    images: b 3 h w    returns: root mean squared difference of 255, picture, scene
+    images: b 3 h w
+    returns: for each picture, the root mean squared difference (0..255) to the training picture,
+        the training picture, and its scene
     """
     best: list[tuple] = [(inf, None, None)] * len(images)
     for step in range(0, count, 100):  # the same batches as encode_pictures() makes

@@ -1,8 +1,9 @@
 """The mini's caption grammar: scenes in words, the way people type prompts.
 
-A caption is always true, but it may be incomplete. What it does not name (the style or the
-background) is random in its picture. One caption in ten is empty, because classifier-free guidance
-needs the unconditional prediction. Captions are in lower case, as the tokenizer makes all text.
+A caption is always true, but it may be incomplete. If a caption does not name the style or the
+background, the picture has a random one. One caption in ten is empty, because classifier-free
+guidance needs the unconditional prediction. Captions are in lower case, because the tokenizer turns
+all text into lower case.
 """
 
 from dataclasses import dataclass, replace
@@ -84,7 +85,8 @@ PAIR_PHRASES = ("{left} left of {right}",) * 3 + (
 )
 
 SIZE_WORDS = ("small", "small", "tiny", "little")
-# where a small thing is -> its middle, (right, down) as fractions of the canvas, and the words
+# The name of a spot where a small thing may be -> the middle of the thing, (right, down) as
+# fractions of the canvas; and phrases for the spot.
 SPOTS = {
     "middle": ((0.5, 0.5), ("in the middle", "in the centre")),
     "left": ((0.27, 0.5), ("on the left", "at the left")),
@@ -107,7 +109,8 @@ class Habits:
 
 
 HABITS = Habits()
-# The vocabulary is trained on plainer captions, so that rare words stay in pieces, as in CLIP's.
+# The vocabulary is trained on plainer captions, so that rare words are split
+# into several tokens, as in CLIP's vocabulary.
 PLAIN_HABITS = Habits(names_style=0.50, uses_synonym=0.15)
 
 
@@ -119,11 +122,11 @@ class Scene:
     tints: tuple[str | None, ...]  # the colour of the whole thing; None: its own colours
     style: str
     background: str
-    spot: str | None = None  # in SPOTS: a small thing, placed there; None: a large one, centred
+    spot: str | None = None  # a key of SPOTS for a small thing; None for a large, centred one
 
 
 def pick(options, rng: np.random.Generator):
-    """One of the options; each is equally likely."""
+    """Pick one of the options. All options are equally likely."""
     return options[int(rng.random() * len(options))]
 
 
@@ -133,7 +136,7 @@ def article(word: str) -> str:
 
 
 def synonym(word: str, rng: np.random.Generator, habits: Habits = HABITS) -> str:
-    """The word, or sometimes a synonym."""
+    """The word itself, or sometimes a synonym of the word."""
     other = word in SYNONYMS and rng.random() < habits.uses_synonym
     return pick(SYNONYMS[word], rng) if other else word
 
@@ -141,7 +144,8 @@ def synonym(word: str, rng: np.random.Generator, habits: Habits = HABITS) -> str
 def noun_phrase(words: list[str], thing: str, rng: np.random.Generator) -> str:
     """ "a flat blue cat", or sometimes "the flat blue cat" or "flat blue cat".
 
-    words: the last one names the thing, perhaps with a synonym of `thing`
+    words: the words of the phrase. The last one is `thing` or a synonym of it
+    thing: the usual name of the thing
     """
     phrase = " ".join(words)
     draw = rng.random()
@@ -183,7 +187,7 @@ def caption(scene: Scene, rng: np.random.Generator, habits: Habits = HABITS) -> 
 
 
 def full_caption(scene: Scene) -> str:
-    """The usual form, with everything named: "a flat blue cat on a red background"."""
+    """A caption that names everything: "a flat blue cat on a red background"."""
     size = "small" if scene.spot else ""
     phrases = []
     for thing, tint in zip(scene.things, scene.tints, strict=True):
@@ -196,5 +200,5 @@ def full_caption(scene: Scene) -> str:
 
 
 def brief_caption(scene: Scene) -> str:
-    """full_caption() without style and tints: "a cat on a red background"."""
+    """The full caption without style and tints: "a cat on a red background"."""
     return full_caption(replace(scene, style="", tints=(None,) * len(scene.things)))

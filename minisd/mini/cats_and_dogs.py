@@ -1,8 +1,8 @@
 """A small diffusion model that draws only cats and dogs, without a prompt.
 
-It uses the mini's classes and latents. Its U-Net has a million parameters. On two cores it learns
-to draw blobs in 90 seconds, and faces in 20 minutes. All training pictures show a cat or a dog, so
-all samples should too.
+The model has the mini's classes and draws the mini's latents. Its U-Net has a million parameters.
+On two cores, the model learns to draw blobs in 90 seconds, and faces in 20 minutes. All training
+pictures show a cat or a dog. So all samples should also show a cat or a dog.
 """
 
 import json
@@ -42,7 +42,7 @@ UNPROMPTED_CONFIG = UNetConfig(
     norm_groups=8,
 )
 PORTRAIT_SETTINGS = Hyperparameters(steps=6000, rate=0.02)  # 20 minutes on two cores, 0.2 s a step
-# 90 seconds, for a lesson
+# for a lesson: 90 seconds
 BRIEF_SETTINGS = Hyperparameters(steps=500, rate=0.02, ema=0.98, warmup=20)
 PETS = ("cat", "dog")
 PORTRAIT_BACKGROUNDS = ("white", "green", "blue", "purple")
@@ -66,9 +66,9 @@ class Unprompted(nn.Module):
 def portraits(
     emoji: Emoji, size: int, count: int, seed: int = 0, step: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Cats and dogs, about as many of each, in all styles, facing left or right.
+    """Pictures of cats and dogs, about as many cats as dogs, in all styles, facing left or right.
 
-    returns: images, b 3 h w; which of PETS each shows, b
+    returns: images, b 3 h w; labels, b: the index in PETS of the animal in each picture
     """
     rng = np.random.default_rng([seed, step])
     images, labels = [], rng.integers(len(PETS), size=count)
@@ -83,8 +83,9 @@ def portraits(
 def latent_portraits(
     sd: StableDiffusion, emoji: Emoji, count: int, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Like portraits(), encoded once for training. count: a multiple of 100
+    """The latents of the pictures that portraits() makes, encoded once for training.
 
+    count: number of pictures, a multiple of 100
     returns: latents, n 4 h w, scaled; labels, n
     """
     latents, labels = [], []
@@ -104,9 +105,9 @@ def train_unprompted(
     batch_size: int = 32,
     seed: int = 0,
 ) -> Unprompted:
-    """Train the network, and return its EMA.
+    """Train the network. Returns the network with its EMA weights.
 
-    Resumes from the folder. Raises ValueError like train().
+    If the folder holds an earlier run, the training resumes that run. Raises what train() raises.
 
     latents: n 4 h w, clean and scaled
     """
@@ -133,9 +134,9 @@ def save_unprompted(path: Path, network: Unprompted, notes: Mapping[str, object]
 
 
 def load_unprompted(path: Path = WEIGHTS / "cats-and-dogs.safetensors") -> Unprompted:
-    """Read a file of save_unprompted(), ready to draw.
+    """Read the network from a file that save_unprompted() wrote. The network is ready to draw.
 
-    Raises ValueError if the file is another one, or is damaged.
+    Raises ValueError if the file holds no such network, or if it is damaged.
     """
     header = read_metadata(path)
     if "unprompted" not in header:

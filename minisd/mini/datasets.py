@@ -1,4 +1,4 @@
-"""The mini's datasets: pictures composed from emoji, encoded once before a training."""
+"""The mini's datasets: pictures that are composed from emoji, and encoded once before training."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -33,7 +33,10 @@ Conditions = Callable[[Tensor, int], Tensor]  # (images, number of the batch) ->
 def composed_batches(
     emoji: Emoji, size: int, count: int, seed: int, split: str = "train"
 ) -> Iterator[tuple[int, Batch]]:
-    """`count` pictures, a multiple of 100, in numbered batches, with a progress bar."""
+    """Yield batches of 100 pictures with their numbers, and show a progress bar.
+
+    count: number of pictures in all batches together, a multiple of 100
+    """
     for number in tqdm(range(0, count, ENCODED_AT_ONCE), desc="encoding pictures", mininterval=5):
         yield number, batch(emoji, size, ENCODED_AT_ONCE, seed, number, split)
 
@@ -56,7 +59,7 @@ def encode_pictures(
     seed: int,
     split: str = "train",
 ) -> EncodedPictures:
-    """The dataset of the U-Net. In half precision, 100,000 pictures take 80 MB."""
+    """The training dataset of the U-Net. 100,000 pictures take 80 MB in half precision."""
     latents, tokens = [], []
     for _, made in composed_batches(emoji, config.size, count, seed, split):
         with fast_precision():
@@ -72,10 +75,10 @@ def encode_pictures(
 def labelled_latents(
     emoji: Emoji, vae: VAE, config: ModelConfig, count: int, seed: int, split: str = "train"
 ) -> tuple[Tensor, Tensor]:
-    """The dataset of the classifier: out of `count` pictures, those that show one thing.
+    """The training dataset of the classifier: all pictures that show one thing, out of `count`.
 
-    A picture of two things would have two right answers, and a softmax expects one.
-    returns: latents n 4 h w, scaled, in half precision; labels n, indices of emoji.things
+    A picture of two things would have two right answers, but a softmax expects one right answer.
+    returns: latents n 4 h w, scaled, in half precision; labels n, indices in emoji.things
     """
     latents, labels = [], []
     for number, made in composed_batches(emoji, config.size, count, seed, split):
@@ -101,8 +104,10 @@ def adapter_dataset(
 ) -> AdapterDataset:
     """Compose pictures until there are `count`, and encode them.
 
-    style: changes the pictures, b 3 h w    only: which scenes to use
-    caption: changes the captions    conditions: what the network reads with each picture
+    style: a function that changes pictures, b 3 h w; None: pictures stay as they are
+    only: a function that says whether to use a scene; None: all scenes are used
+    caption: a function that changes a caption; None: captions stay as they are
+    conditions: a function that makes what the network reads with each picture; None: nothing
     """
     latents, captions, shown, number = [], [], [], 0
     with tqdm(total=count, desc="encoding pictures", mininterval=5) as bar:
@@ -122,7 +127,7 @@ def adapter_dataset(
 
 
 def edges_of(images: Tensor, number: int) -> Tensor:
-    """The conditions of a ControlNet, as bytes: b 1 h w, 0 or 1."""
+    """The edges of pictures, as a ControlNet's conditions. returns: b 1 h w, bytes, 0 or 1"""
     return canny(images)[:, :1].byte()
 
 
@@ -138,7 +143,10 @@ def edge_dataset(sd: StableDiffusion, emoji: Emoji, count: int, seed: int = 0) -
 
 
 def masks_and_surroundings(sd: StableDiffusion, seed: int) -> Conditions:
-    """What an inpainting model reads: the mask, and the latent of the picture with its hole."""
+    """A function that makes what an inpainting model reads with each picture.
+
+    The model reads a mask, and the latent of the picture with a hole where the mask is 1.
+    """
 
     def conditions(images: Tensor, number: int) -> Tensor:
         rng = np.random.default_rng([seed, number])
@@ -152,13 +160,13 @@ def masks_and_surroundings(sd: StableDiffusion, seed: int) -> Conditions:
 
 
 def estimated_depth(sd: StableDiffusion, estimator: Callable[[Tensor], Tensor]) -> Conditions:
-    """What a depth model reads: the depth that the estimator finds in the picture."""
+    """A function that makes what a depth model reads: the depth that the estimator finds."""
     side = sd.config.size // sd.config.vae.factor
     return lambda images, number: depth_channel(estimator(images), (side, side))
 
 
 def random_mask(size: int, rng: np.random.Generator) -> Tensor:
-    """A mask, 1 size size. It is 1 in a box, in an ellipse, on one side, or everywhere."""
+    """A random mask, 1 size size, which is 1 in a box, in an ellipse, on one side or everywhere."""
     mask = Image.new("1", (size, size), int(rng.random() < WHOLE_MASKS))
     pen = ImageDraw.Draw(mask)
     kind = pick(("box", "ellipse", "side"), rng)

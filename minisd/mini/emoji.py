@@ -16,12 +16,12 @@ from minisd.files.picture_files import explain_pillow_errors
 
 FINE_THINGS = ("cat", "tiger", "rabbit", "lion", "owl", "butterfly", "bee", "snail")
 FINE_THINGS += ("maple leaf", "sunflower", "strawberry", "watermelon")  # drawn with thin lines
-LARGEST_TILE = 1024  # px; the shipped cut-outs have 104
+LARGEST_TILE = 1024  # px of a side; the shipped cut-outs have 104
 
 
 @dataclass(frozen=True, eq=False)
 class Emoji:
-    """The cut-outs.
+    """The cut-outs: a small picture of each thing in each style.
 
     tiles: thing style h w rgba, 0..255; the colours are not multiplied by opacity
     """
@@ -64,10 +64,10 @@ class Emoji:
 def read_tile(png: np.ndarray) -> np.ndarray:
     """Decode one PNG file, given as its bytes. returns: h w rgba, 0..255
 
-    Raises ValueError if it is no PNG file, or if it is far too large.
+    Raises ValueError if the bytes are not a PNG file, or if the picture is far too large.
     """
     file = io.BytesIO(png.tobytes())
     with explain_pillow_errors("a cut-out"), Image.open(file, formats=["PNG"]) as tile:
         if max(tile.size) > LARGEST_TILE:
-            raise ValueError("it is far larger than a cut-out")
+            raise ValueError("a picture is far larger than a cut-out")
         return np.asarray(tile.convert("RGBA"))

@@ -1,4 +1,4 @@
-"""Measure the mini model: are its pictures right, where does it look, and how fast is it?
+"""Measure the mini model: whether its pictures are right, where it looks, and how fast it is.
 
 docs/make/mini_report.py fills docs/mini.md with the figures that evaluate() returns.
 """
@@ -34,22 +34,24 @@ from minisd.vae import VAE
 
 SEED = 2  # of the scenes; training uses 0, and the latent scale is measured with 1
 DDIM_STEPS = 20
-CFG_SCALES = (0, 1, 3, 5, 7.5)  # measured together with the config's own
+CFG_SCALES = (0, 1, 3, 5, 7.5)  # the scale of the config is measured, too
 DRAWN_AT_ONCE = 64  # pictures
 BORDER = 2  # px
-DIFFERS = 0.3  # a pixel belongs to the thing if it differs more from the background; the range is 2
+# A pixel belongs to the thing if it differs from the background by more than this. Values go from
+# -1 to 1.
+DIFFERS = 0.3
 ASPECTS = ("background", "thing", "style", "tint", "two things", "small thing")
 
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """A picture (3 h w), what it should show, what the judge sees, and which aspects are right."""
+    """A picture (3 h w), its scene, what the judge sees, and which aspects are right."""
 
     image: Tensor
     scene: Scene
     seen: list[Seen]
     background: str
-    right: dict[str, list[bool]]  # aspect -> a verdict each time the scene asks for it
+    right: dict[str, list[bool]]  # aspect -> a verdict for each time the scene asks for it
 
     @property
     def is_right(self) -> bool:
@@ -86,7 +88,10 @@ def is_at_spot(silhouette: Tensor, spot: str) -> bool:
 def check_scene(
     scene: Scene, seen: list[Seen], background: str, silhouette: Tensor
 ) -> dict[str, list[bool]]:
-    """Which aspects are right. A tint counts only if one is asked for and the thing is right."""
+    """A dictionary: aspect -> verdicts, one for each time the scene asks for the aspect.
+
+    A tint is right only if the thing is right, too.
+    """
     known = [one.thing == thing for one, thing in zip(seen, scene.things, strict=True)]
     rows = zip(known, seen, scene.tints, strict=True)
     return {
@@ -114,7 +119,10 @@ def examine(judge: Judge, images: Tensor, scenes: list[Scene]) -> list[Judged]:
 
 
 def shares(judged: list[Judged]) -> dict[str, float]:
-    """How often each aspect is right where a scene asks for it, and the number of pictures."""
+    """A dictionary: aspect -> how often it is right, among the times that a scene asks for it.
+
+    The key "pictures" has the number of pictures.
+    """
     found: dict[str, float] = {"pictures": len(judged)}
     for aspect in ASPECTS:
         verdicts = [one for each in judged for one in each.right[aspect]]
@@ -124,13 +132,13 @@ def shares(judged: list[Judged]) -> dict[str, float]:
 
 
 def draw_scenes(sd: StableDiffusion, scenes: list[Scene], cfg_scale: float) -> Tensor:
-    """A picture of each scene's full caption, drawn by draw_prompts(). returns: b 3 h w"""
+    """Draw a picture from the full caption of each scene. returns: b 3 h w"""
     return draw_prompts(sd, [full_caption(scene) for scene in scenes], cfg_scale)
 
 
 @torch.no_grad()
 def draw_prompts(sd: StableDiffusion, prompts: list[str], cfg_scale: float) -> Tensor:
-    """A picture of each prompt, from the seeds 0, 1, 2 … returns: b 3 h w"""
+    """Draw a picture for each prompt, from the seeds 0, 1, 2 … returns: b 3 h w"""
     images = []
     firsts = range(0, len(prompts), DRAWN_AT_ONCE)
     for first in tqdm(firsts, desc=row_name(cfg_scale), mininterval=5):
@@ -143,7 +151,7 @@ def draw_prompts(sd: StableDiffusion, prompts: list[str], cfg_scale: float) -> T
 
 @torch.no_grad()
 def round_trip(sd: StableDiffusion, images: Tensor) -> Tensor:
-    """Encode and decode the pictures. Diffusion cannot sharpen what this blurs. b 3 h w"""
+    """Encode and decode the pictures. Diffusion cannot sharpen what the VAE blurs. b 3 h w"""
     parts = [sd.decode(sd.encode(some)).clamp(-1, 1) for some in images.split(DRAWN_AT_ONCE)]
     return torch.cat(parts)
 
@@ -151,9 +159,13 @@ def round_trip(sd: StableDiffusion, images: Tensor) -> Tensor:
 def judge_split(
     sd: StableDiffusion, judge: Judge, emoji: Emoji, split: str, count: int, others: int
 ) -> dict[str, list[Judged]]:
-    """Judge pictures of the split's scenes: composed, encoded and decoded, drawn at each scale.
+    """Judge pictures of the split's scenes. Returns a dictionary: row -> judged pictures.
 
-    count: of pictures    others: of pictures at scales other than the config's
+    The row "real" has the composed pictures. The row "autoencoder" has the same pictures, encoded
+    and decoded. The other rows have the pictures that the model draws, one row per guidance scale.
+
+    count: number of pictures in a row
+    others: number of pictures in the rows of all scales other than the config's
     """
     real = batch(emoji, sd.config.size, count, SEED, step=0, split=split)
     rows = {
@@ -181,9 +193,12 @@ def accuracy_per_t(
     schedule: Schedule,
     ts: Sequence[int],
 ) -> dict[int, float]:
-    """For each t, the share of latents whose thing is named correctly. Every t has the same noise.
+    """A dictionary: t -> the share of latents whose thing the classifier names correctly.
 
-    latents: n 4 h w, clean and scaled, all in one batch: a few thousand at most    labels: n
+    The same noise is added at every t.
+
+    latents: n 4 h w, clean and scaled. They form one batch, so give a few thousand at most
+    labels: n
     """
     x0 = latents.float()
     noise = torch.randn(x0.shape, generator=generator_at(0, 0))
@@ -202,8 +217,9 @@ def accuracy_per_t(
 def word_maps(sd: StableDiffusion, prompts: list[str]) -> tuple[Tensor, Tensor]:
     """Draw pictures, and average the cross-attention that each token received.
 
-    The average is over heads, layers (enlarged to the latent's size) and steps, and only over the
-    half of CFG that reads the prompt. At each place, the 77 maps of a picture sum to 1.
+    The average is taken over all heads, all layers (enlarged to the latent's size) and all steps.
+    CFG also runs the U-Net without the prompt. That half of each batch is left out. At each place,
+    the 77 maps of a picture sum to 1.
 
     returns: pictures, b 3 h w; maps, b 77 h/8 w/8
     """
@@ -222,7 +238,10 @@ def word_maps(sd: StableDiffusion, prompts: list[str]) -> tuple[Tensor, Tensor]:
 
 
 def roles(scene: Scene, tokenizer: Tokenizer) -> dict[str, list[int]]:
-    """role -> where in the 77 tokens this part of a lone thing's caption is."""
+    """A dictionary: role -> the positions of this part of the caption among the 77 tokens.
+
+    A role is a part of the full caption, such as "style" or "thing". The scene must show one thing.
+    """
     named = {
         "style": scene.style,
         "tint": scene.tints[0] or "",
@@ -243,8 +262,9 @@ def roles(scene: Scene, tokenizer: Tokenizer) -> dict[str, list[int]]:
 
 
 def overlap(weights: Tensor, silhouette: Tensor) -> float:
-    """Intersection over union of a silhouette and the k strongest weights; k is its area.
+    """Intersection over union of a silhouette and the k strongest weights.
 
+    k is the area of the silhouette.
     weights, silhouette: h w
     """
     k = int(silhouette.sum())
@@ -254,13 +274,17 @@ def overlap(weights: Tensor, silhouette: Tensor) -> float:
 
 
 def measure_attention(sd: StableDiffusion, emoji: Emoji, count: int) -> dict[str, dict[str, float]]:
-    """How much attention each role of a word receives, and whether it falls on the drawn thing.
+    """Measure how much attention each role of a word receives, and whether its map fits the thing.
 
-    "share": of all attention    "overlap": of the role's map with the silhouette of the thing
-    "behind": how much smaller this overlap is than that of the thing's word, in the same pictures
-    The scenes are held-out and show one large thing each. The silhouette is the drawn thing's, at
-    the size of the latent: the places that the thing covers at least by half. "by chance" is the
-    overlap of random places.
+    Returns a dictionary: figure -> role -> mean over the pictures. There are three figures:
+    "share": the share of all attention that the role receives
+    "overlap": the overlap of the role's map with the silhouette of the drawn thing
+    "behind": how much smaller this overlap is than the overlap of the thing's word, in the same
+        pictures
+
+    The scenes are held-out, and each shows one large thing. The silhouette has the size of the
+    latent: it is the set of places that the thing covers at least by half. For
+    comparison, "by chance" is the overlap of random places.
     """
     made = batch(emoji, sd.config.size, 2 * count, SEED, step=0, split="heldout").scenes
     scenes = [scene for scene in made if len(scene.things) == 1 and not scene.spot][:count]
@@ -289,11 +313,14 @@ def measure_attention(sd: StableDiffusion, emoji: Emoji, count: int) -> dict[str
 
 @torch.no_grad()
 def word_vectors(sd: StableDiffusion, words: list[str]) -> dict[str, Tensor]:
-    """Three vectors for each word: the mean of its tokens' embeddings, its context, and its
-    context minus the mean context. Each n c.
+    """Three kinds of vectors for the words. A dictionary: kind -> vectors, n c.
 
-    The context is that of "a WORD", at the last token of the word. All contexts share a large part,
-    so any two of them look similar (Ethayarajh 2019). What is left without it tells words apart.
+    "embeddings": the mean of the embeddings of the word's tokens
+    "contexts": the text encoder's output for "a WORD", at the last token of the word
+    "contexts less their mean": the contexts, minus the mean of all contexts
+
+    All contexts share a large part, so any two contexts look similar (Ethayarajh 2019). Subtracting
+    the mean removes the shared part. What is left tells words apart.
     """
     table = sd.text_encoder.token_embedding.weight
     embeddings = [table[sd.tokenizer.encode(word)].mean(dim=0) for word in words]
@@ -309,9 +336,9 @@ def word_vectors(sd: StableDiffusion, words: list[str]) -> dict[str, Tensor]:
 
 
 def likeness(vectors: Tensor, words: list[str], things: tuple[str, ...]) -> dict[str, float]:
-    """The mean cosine similarity of synonyms and of different things, and the difference.
+    """Mean cosine similarities: of synonyms, of different things, and the difference of the two.
 
-    vectors: n c, one for each of the words
+    vectors: n c, one for each word
     """
     unit = dict(zip(words, F.normalize(vectors.float(), dim=1), strict=True))
     pairs = [(word, other) for word in SYNONYMS if word in unit for other in SYNONYMS[word]]
@@ -321,7 +348,7 @@ def likeness(vectors: Tensor, words: list[str], things: tuple[str, ...]) -> dict
 
 
 def measure_synonyms(sd: StableDiffusion, emoji: Emoji) -> dict[str, dict[str, float]]:
-    """likeness() for each kind of word vector."""
+    """A dictionary: kind of word vector -> what likeness() returns for vectors of this kind."""
     others = [other for word in SYNONYMS for other in SYNONYMS[word]]
     words = list(dict.fromkeys([*emoji.things, *SYNONYMS, *others]))
     vectors = word_vectors(sd, words)
@@ -342,7 +369,7 @@ def fastest_of_three(action: Callable[[], object]) -> float:
 
 
 def seconds_per_picture(sd: StableDiffusion, count: int) -> float:
-    """Seconds per picture from prompt to PNG, if `count` are drawn at once."""
+    """Seconds per picture from prompt to PNG, if `count` pictures are drawn at once."""
 
     def draw_all() -> None:
         pictures = sd.txt2img(["a cat on a blue background"] * count, steps=DDIM_STEPS)
@@ -361,10 +388,13 @@ def evaluate(
     others: int = 250,
     fine_tuned: VAE | None = None,
 ) -> tuple[dict, dict[str, dict[str, list[Judged]]]]:
-    """Returns all figures, ready for JSON, and the judged pictures: split -> row -> pictures.
+    """Measure everything. Returns all figures, ready for JSON, and the judged pictures.
 
-    count: of pictures at the config's scale    others: of pictures at each other scale
-    fine_tuned: the same autoencoder with a better decoder, if there is one
+    The judged pictures are a dictionary: split -> row -> pictures.
+
+    count: number of pictures at the config's scale
+    others: number of pictures at each other scale
+    fine_tuned: the same autoencoder with a better decoder; None: only the model's own is measured
     """
     unseen = batch(emoji, sd.config.size, 1024, SEED, step=0, split="heldout").images
     vaes = {"model": sd.vae} | ({"fine-tuned": fine_tuned} if fine_tuned else {})

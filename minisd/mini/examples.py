@@ -16,7 +16,7 @@ from minisd.tasks.inpaint import mask_tensor, picture_with_hole
 
 
 def crude_apple() -> Image.Image:
-    """A simple drawing, as anybody can make in a minute."""
+    """A simple drawing of an apple. Anybody can make such a drawing in a minute."""
     picture = Image.new("RGB", (64, 64), "white")
     pen = ImageDraw.Draw(picture)
     pen.ellipse((13, 18, 51, 57), fill=(90, 190, 60))
@@ -25,14 +25,14 @@ def crude_apple() -> Image.Image:
 
 
 def hat_mask(size: int = 64) -> Image.Image:
-    """A mask that is white in the upper part, where a hat is."""
+    """A mask that is white in the upper part, where a hat would be."""
     mask = Image.new("L", (size, size), 0)
     ImageDraw.Draw(mask).rectangle((4, 2, size - 5, 25), fill=255)
     return mask
 
 
 def write_input_pictures(folder: Path) -> list[Path]:
-    """Write the input pictures that the folder does not have yet. Returns all their paths."""
+    """Write the input pictures that the folder does not have yet. Returns all paths."""
     make_folder(folder)
     pictures, emoji = {"crude-apple": crude_apple(), "hat-mask": hat_mask()}, Emoji.load()
     for name, scene, shade in (  # shade: the seed of the background's shade

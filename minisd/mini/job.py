@@ -24,13 +24,16 @@ from minisd.training.vae import measure_scale, psnr
 from minisd.vae import VAE
 
 PICTURES = 60_000  # composed and encoded once, before the training on latents
-PICTURES_PER_MINUTE = 1500  # for a short run, so that most of its time is training
-TRAINING_SEEDS = 2**40  # as many as generator_at() keeps apart within 64 bits
+PICTURES_PER_MINUTE = 1500  # for a short run, so that most of the time is spent on training
+TRAINING_SEEDS = 2**40  # generator_at() can keep this many seeds apart in 64 bits
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the command line asks for. steps and minutes: None for the recipe's own length."""
+    """What the command line asks for.
+
+    steps, minutes: the length of the training. If both are None, the recipe's own length
+    """
 
     folder: Path = Path("runs/mini")
     output: Path | None = None
@@ -51,9 +54,10 @@ class Job:
     def fit(
         self, settings: Hyperparameters, name: str, train_in: Callable, work: float = 1.0
     ) -> Hyperparameters:
-        """The settings with as many steps as the user asks for. train_in(settings, folder) trains.
+        """The settings with as many steps as the user asks for.
 
-        work: all steps of the training, as a multiple of settings.steps
+        train_in: a function (settings, folder) that trains. It is used to measure the pace
+        work: number of steps in all parts of the training, divided by settings.steps
         """
         if self.minutes is not None:
             return fit_to_minutes(settings, self.minutes / work, self.folder / name, train_in)
@@ -61,20 +65,20 @@ class Job:
 
     @property
     def pictures(self) -> int:
-        """How many to encode before training on latents, a multiple of 100."""
+        """How many pictures to encode before a training on latents. A multiple of 100."""
         few = PICTURES if self.minutes is None else int(self.minutes * PICTURES_PER_MINUTE)
         return min(PICTURES, max(100, few // 100 * 100))
 
 
 def train_vocabulary(emoji: Emoji) -> Tokenizer:
-    """The mini's tokenizer, trained on its captions in seconds."""
+    """Train the mini's tokenizer on captions. This takes seconds."""
     return Tokenizer.train(captions(emoji, 20_000), MINI.text.vocab_size)
 
 
 def mini_tokenizer(folder: Path) -> Tokenizer:
-    """Train the vocabulary, or read the one that the folder holds.
+    """Read the tokenizer from the folder. If the folder has none yet, train a tokenizer first.
 
-    Raises ValueError if the folder's file is damaged.
+    Raises ValueError if the tokenizer's file is damaged.
     """
     path = folder / "tokenizer.json"
     barrier()
@@ -89,14 +93,15 @@ def mini_tokenizer(folder: Path) -> Tokenizer:
 
 
 def unseen_pictures(emoji: Emoji) -> Tensor:
-    """Held-out pairs of thing and background, 256 3 64 64."""
+    """Pictures of held-out pairs of a thing and a background: 256 3 64 64."""
     return batch(emoji, MINI.size, 256, seed=1, step=0, split="heldout").images
 
 
 def trained_vae(folder: Path, emoji: Emoji) -> tuple[VAE, ModelConfig]:
-    """The run's VAE, and the config with the latent scale that it needs.
+    """The run's VAE, and the config with the latent scale for this VAE.
 
-    If the diffusion run has begun, the scale is the one that it began with.
+    If the diffusion training has begun, the scale is the one that this training began with.
+    Otherwise the scale is measured.
 
     Raises ValueError if the VAE has not been trained yet.
     """
@@ -111,7 +116,7 @@ def trained_vae(folder: Path, emoji: Emoji) -> tuple[VAE, ModelConfig]:
 def ema_network(network: Model, folder: Path) -> Model:
     """The network with the EMA weights of the folder's last checkpoint.
 
-    Raises ValueError if there is none.
+    Raises ValueError if the folder has no checkpoint.
     """
     state = last_state(folder)
     if state is None:
@@ -123,7 +128,8 @@ def ema_network(network: Model, folder: Path) -> Model:
 def training_notes(name: str, folder: Path) -> dict:
     """How a network was trained: command, commit, seed, threads, and the last line of its log.
 
-    It leaves out the time, so that an interrupted run gives the same file as an unbroken one.
+    The notes do not contain the time. So a run that was interrupted and resumed gives the same file
+    as a run without interruption.
     """
     run = (last_state(folder / name) or {}).get("run", {})
     command = f"minisd train {name} --steps {run.get('hyperparameters.steps', 'unknown')}"
@@ -135,7 +141,7 @@ def training_notes(name: str, folder: Path) -> dict:
 
 
 def export(job: Job) -> Path:
-    """Write the run's networks as one model file, in half precision, with how they were made.
+    """Write the run's networks as one model file in half precision, with notes on their training.
 
     Raises ValueError if a network has not been trained yet, or if the file cannot be written.
     """

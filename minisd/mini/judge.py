@@ -1,7 +1,7 @@
 """The judge: a small classifier that says what a picture shows. Only the evaluation uses it.
 
-It was trained on the cut-outs, not on the generator's pictures (train_judge.py). It is not asked
-for the background colour, which can be measured directly.
+The judge was trained on the cut-outs, not on pictures that the mini draws (see train_judge.py). It
+does not judge the background, because the background's colour can be measured directly.
 """
 
 import json
@@ -27,9 +27,10 @@ from minisd.mini.emoji import Emoji
 from minisd.mini.scenes import SHIFT, SMALL_WIDTH, batch, middles
 
 CROP_SIDE = 64  # px of a crop
-WINDOW = SMALL_WIDTH + 2 * SHIFT  # of the canvas: a small thing never reaches beyond it
+# The side of a crop of a small thing, as a part of the canvas. The thing is always inside.
+WINDOW = SMALL_WIDTH + 2 * SHIFT
 VOCABULARIES = ("things", "styles", "colours")
-MOST_WORDS = 1000  # of each
+MOST_WORDS = 1000  # in each vocabulary
 
 
 class Seen(NamedTuple):
@@ -41,7 +42,7 @@ class Seen(NamedTuple):
 
 
 class Block(nn.Module):
-    """Two convolutions added to the input, at half its size.
+    """Two convolutions, whose result is added to the input. Height and width are halved.
 
     x: b c_in h w    returns: b c_out h/2 w/2
     """
@@ -63,8 +64,9 @@ class Block(nn.Module):
 class Judge(nn.Module):
     """Three answers about one crop: what thing it shows, in which style, and in which tint.
 
-    Each drawing (a thing in a style) is a class, because a style changes each thing in another way.
-    The probability of a thing is the sum over its styles; that of a style, over all things.
+    Each drawing (a thing in a style) is a class, because a style changes each thing differently.
+    The probability of a thing is the sum over all styles. The probability of a style is the sum
+    over all things.
 
     crop: b 3 64 64 in [-1, 1]    returns: logits of the thing, of the style, of the tint
     """
@@ -92,7 +94,7 @@ class Judge(nn.Module):
 
 
 def through_windows(images: Tensor, windows: Tensor) -> Tensor:
-    """Cut a window out of each picture. Beyond the border, the border's colour continues.
+    """Cut a window out of each picture. Outside the picture, the colour of its border continues.
 
     images: b 3 h w    windows: b 2 3, affine maps into a picture whose sides are at -1 and 1
     returns: b 3 64 64
@@ -102,9 +104,12 @@ def through_windows(images: Tensor, windows: Tensor) -> Tensor:
 
 
 def crops(images: Tensor, scenes: list[Scene]) -> Tensor:
-    """What the judge looks at: one crop per thing, where the scene puts it, scene after scene.
+    """What the judge looks at: one crop for each thing of the first scene, the second scene, …
 
-    images: b 3 h w    returns: n 3 64 64; for a lone large thing, the whole picture
+    The middle of a crop is where the scene puts the thing. If a picture shows only one large thing,
+    the crop is the whole picture.
+
+    images: b 3 h w    returns: n 3 64 64
     """
     owners, windows = [], []
     for index, scene in enumerate(scenes):
@@ -129,7 +134,7 @@ def look(judge: Judge, images: Tensor, scenes: list[Scene]) -> list[list[Seen]]:
 
 
 def nearest_colour(rgb: np.ndarray) -> str:
-    """The name of the closest colour. rgb: three shades, 0..255"""
+    """The name of the colour that is closest to rgb. rgb: three shades, 0..255"""
     return min(
         NAMED_COLOURS, key=lambda name: np.square(np.subtract(NAMED_COLOURS[name], rgb)).sum()
     )
@@ -138,9 +143,10 @@ def nearest_colour(rgb: np.ndarray) -> str:
 def accuracy(
     judge: Judge, emoji: Emoji, count: int = 1000, split: str = "heldout", seed: int = 3
 ) -> dict[str, float]:
-    """How often the judge is right about composed pictures: thing, style, and tint if there is one.
+    """How often the judge is right about composed pictures. A dictionary: answer -> share.
 
-    By default, the pictures show pairs of thing and background that no training has used.
+    The answers are "thing", "style" and "tint". The tint counts only for tinted things. By default,
+    the pictures show pairs of thing and background that no training has used.
     """
     real = batch(emoji, MINI.size, count, seed, step=0, split=split)
     right: dict[str, list[bool]] = {name: [] for name in Seen._fields}
@@ -161,9 +167,9 @@ def save_judge(path: Path, judge: Judge, figures: dict) -> None:
 
 
 def load_judge(path: Path = WEIGHTS / "judge.safetensors") -> Judge:
-    """Read a judge, ready for look().
+    """Read a judge from its file. The judge is ready for look().
 
-    Raises ValueError if the file is no judge, or is damaged.
+    Raises ValueError if the file does not hold a judge, or if it is damaged.
     """
     try:
         header, state = read_metadata(path), read_tensors(path)

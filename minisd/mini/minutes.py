@@ -1,4 +1,4 @@
-"""Train for some minutes instead of some steps: measure the pace, and choose the steps."""
+"""Train for some minutes instead of some steps: measure the pace, then choose the steps."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ TrainIn = Callable[[Hyperparameters, Path], Any]  # returns the trained network
 
 
 def check_minutes(minutes: float) -> None:
-    """Raise ValueError unless a training can take this many minutes."""
+    """Raise ValueError if `minutes` is not a finite number above 0."""
     if not 0 < minutes < math.inf:
         raise ValueError(f"Cannot train for {minutes} minutes. Give a number above 0.")
 
@@ -27,9 +27,11 @@ def fit_to_minutes(
 ) -> Hyperparameters:
     """The settings with as many steps as fit into these minutes, at the pace of a short trial.
 
-    train_in(settings, folder) trains. The trial runs in a folder that is thrown away, and its time
-    is not part of the minutes. A run that `folder` already holds keeps its steps, so that it can
-    be resumed.
+    The trial runs in a temporary folder, and its time is not part of the minutes. If `folder`
+    already holds a run, its number of steps stays, so that the run can be resumed.
+
+    folder: the folder of the run
+    train_in: a function (settings, folder) that trains
 
     Raises ValueError if `minutes` is not a positive number.
     """
@@ -49,7 +51,7 @@ def fit_to_minutes(
 
 
 def seconds_per_step(settings: Hyperparameters, train_in: TrainIn) -> float:
-    """How long a step takes, measured without the first two steps, which are slower."""
+    """How many seconds a step takes. The first two steps are slower, so they do not count."""
     with TemporaryDirectory() as scratch:
         try:
             train_in(replace(settings, steps=TRIAL, log_every=1), Path(scratch))

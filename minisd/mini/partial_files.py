@@ -1,4 +1,4 @@
-"""Files that hold only what differs from the shipped mini: what was not trained is not in them."""
+"""Files that hold only the trained weights. All other weights are those of the shipped mini."""
 
 import json
 import shutil
@@ -25,21 +25,22 @@ NEW_PARTS = ("hint.", "zero.", "zero_mid.")  # the parts of a ControlNet that no
 
 
 def copy_mini_next_to(output: Path) -> None:
-    """Copy the shipped mini next to a file that will hold only what differs from it.
+    """Copy the shipped mini into the folder of `output`, if the mini is not there yet.
 
-    Raises ValueError if another model of that name is there: it would be taken for the mini.
+    `output` will hold only what differs from the mini, so a reader of `output` needs both files.
+    Raises ValueError if the folder holds another model with the name mini.safetensors.
     """
     shipped, base = WEIGHTS / "mini.safetensors", output.with_name("mini.safetensors")
     if base.exists() and file_sha256(base) != file_sha256(shipped):
         raise ValueError(
-            f"{output} needs the shipped mini next to it, and {base} is another model. Choose "
+            f"{output} needs the shipped mini next to it, but {base} is another model. Choose "
             "another folder with -o."
         )
     if not base.exists():
         with written_whole(base) as unfinished:
             shutil.copyfile(shipped, unfinished)
         warnings.warn(
-            f"{base} was copied there, because {output.name} holds only what differs from it.",
+            f"The mini was copied to {base}: {output.name} holds only what differs from the mini.",
             stacklevel=2,
         )
 
@@ -52,11 +53,14 @@ def save_wider(
     notes: dict,
     others: dict[str, Tensor],
 ) -> None:
-    """Write the trained part of a wider U-Net, in half precision. The mini lies in the same folder.
+    """Write the trained part of a wider U-Net, in half precision.
 
-    name: of the model's config    others: more tensors by name, such as an estimator's
+    The other part is read from the mini, which must be in the same folder.
 
-    Raises ValueError if it cannot be written.
+    name: the name for the model's config
+    others: more tensors by name, such as those of an estimator
+
+    Raises ValueError if the file cannot be written.
     """
     trained = {key: t for key, t in unet.state_dict().items() if not key.startswith(FROZEN)}
     trained = {f"unet.{key}": tensor for key, tensor in trained.items()} | others
@@ -67,20 +71,23 @@ def save_wider(
 
 
 def freeze_copied_parts(controlnet: ControlNet) -> ControlNet:
-    """Train only the hint's convolutions and the zero convolutions, not the copied encoder."""
+    """Freeze the copied encoder. Only the hint's and the zero convolutions will be trained."""
     for name, parameter in controlnet.named_parameters():
         parameter.requires_grad_(name.startswith(NEW_PARTS))
     return controlnet
 
 
 def save_new_parts(path: Path, controlnet: ControlNet, notes: dict[str, str]) -> None:
-    """Write only what is not copied from the U-Net. Raises ValueError if it cannot be written."""
+    """Write only the parts that are not copied from the U-Net.
+
+    Raises ValueError if the file cannot be written.
+    """
     state = controlnet.state_dict()
     write_half(path, {name: state[name] for name in state if name.startswith(NEW_PARTS)}, notes)
 
 
 def half_trained_controlnet(sd: StableDiffusion, path: Path) -> ControlNet:
-    """A copied ControlNet with the new parts of a file that save_new_parts() wrote."""
+    """A ControlNet: copied from the U-Net, with new parts from a file of save_new_parts()."""
     network = copied_controlnet(sd)
     network.load_state_dict(network.state_dict() | read_tensors(path))
     return network

@@ -57,9 +57,10 @@ from minisd.training.vae import psnr, train_decoder, train_vae
 
 Save = Callable[[Path, Any, dict], None]  # (path, network, notes)
 
-NEW_WORD, WORD_MEANING = "<blorp>", "fox"  # captions say the first word for the second
+NEW_WORD, WORD_MEANING = "<blorp>", "fox"  # captions say <blorp> instead of fox
 LIKE = ("cat", "dog", "bear", "lion")  # the new word's vector starts at the mean of these
-FEW, MANY = 500, 8000  # pictures: for a style or a word, and for a network that reads conditions
+# Number of pictures: FEW for a style or a word, MANY for a network that reads conditions.
+FEW, MANY = 500, 8000
 DECODED = 6000  # pictures that the autoencoder encodes and decodes for the judge
 
 
@@ -67,8 +68,9 @@ DECODED = 6000  # pictures that the autoencoder encodes and decodes for the judg
 class Recipe:
     """How one file is trained.
 
-    prepare(job) makes the datasets, and returns two functions: one trains, one saves
-    work: all steps of the training, as a multiple of settings.steps
+    prepare: a function of the job. It makes the datasets, and returns two functions: one trains
+        the network, and one saves it
+    work: number of steps in all parts of the training, divided by settings.steps
     """
 
     settings: Hyperparameters
@@ -77,9 +79,9 @@ class Recipe:
 
 
 def train_recipe(name: str, job: Job) -> nn.Module:
-    """Train, or finish training, the network of this recipe. Write it if the job has an output.
+    """Train the network of this recipe, or resume its training. Write job.output if it is given.
 
-    Raises ValueError and Interrupted like train().
+    Raises what train() raises: ValueError and Interrupted.
     """
     recipe = RECIPES[name]
     train_in, save = recipe.prepare(job)
@@ -91,7 +93,7 @@ def train_recipe(name: str, job: Job) -> nn.Module:
 
 
 def save_nothing(path: Path, network: nn.Module, notes: dict) -> None:
-    """For a network that `minisd train export` writes, or that is a part of another file."""
+    """Write no file. `minisd train export` or another recipe will write this network."""
 
 
 # ---- the mini itself -----------------------------------------------------------------------------
@@ -122,16 +124,17 @@ def prepare_diffusion(job: Job) -> tuple[TrainIn, Save]:
 
 
 def prepare_decoder(job: Job) -> tuple[TrainIn, Save]:
-    """Every second picture shows one of FINE_THINGS, so that whiskers and leaf veins get better.
+    """Train the decoder. Every second picture shows one of FINE_THINGS, to improve thin lines.
 
-    In the training of vae-ft-mse, every second picture showed people, so that faces got better.
+    Thin lines are whiskers and leaf veins, for example. In the training of vae-ft-mse, every second
+    picture showed people, to improve faces.
     """
     emoji = Emoji.load()
     fine_things = emoji.only(FINE_THINGS)
     vae, _ = trained_vae(job.folder, emoji)
 
     def draw_pictures(count: int, number: int) -> Tensor:
-        fine = (count + number % 2) // 2  # an odd count takes turns
+        fine = (count + number % 2) // 2  # if the count is odd, the two kinds take turns
         counts = (emoji, count - fine), (fine_things, fine)
         made = [vae_batch(kind, MINI.size, n, job.seed, number) for kind, n in counts if n]
         return torch.cat([each.images for each in made])
@@ -165,10 +168,10 @@ def prepare_classifier(job: Job) -> tuple[TrainIn, Save]:
 
 
 def prepare_judge(job: Job) -> tuple[TrainIn, Save]:
-    """Half of the judge's pictures have been through the trained VAE."""
+    """Train the judge. The trained VAE has encoded and decoded half of the judge's pictures."""
     emoji = Emoji.load()
     vae, _ = trained_vae(job.folder, emoji)
-    count = min(DECODED, job.pictures)  # a short run has no time for all
+    count = min(DECODED, job.pictures)  # a short run has no time for DECODED pictures
     decoded = train_judge.decoded_crops(vae, emoji, count, job.seed)
 
     def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
@@ -189,7 +192,11 @@ def save_with_notes(path: Path, network: Any, notes: dict) -> None:
 
 
 def prepare_adapter(start: Callable, job: Job, **which: Any) -> tuple[TrainIn, Save]:
-    """start(sd): makes the adapter    which: options of adapter_dataset()"""
+    """Train an adapter on a few pictures.
+
+    start: a function that makes the adapter for the model
+    which: the options for adapter_dataset()
+    """
     sd = minisd.load("mini")
     dataset = datasets.adapter_dataset(sd, Emoji.load(), FEW, job.seed, **which)
 
@@ -218,7 +225,11 @@ def prepare_word(job: Job) -> tuple[TrainIn, Save]:
 
 
 def prepare_on_edges(start: Callable, job: Job, count: int, save: Save) -> tuple[TrainIn, Save]:
-    """start(sd): makes the ControlNet    count: of pictures"""
+    """Train a ControlNet on pictures with their edges.
+
+    start: a function that makes the ControlNet for the model
+    count: number of pictures
+    """
     sd = minisd.load("mini")
     dataset = datasets.edge_dataset(sd, Emoji.load(), count, job.seed)
 
@@ -234,7 +245,7 @@ def prepare_controlnet(job: Job) -> tuple[TrainIn, Save]:
 
 
 def prepare_half_controlnet(job: Job) -> tuple[TrainIn, Save]:
-    """Stop the training before the ControlNet follows its hint. Only its new parts are trained."""
+    """Train only the new parts of a ControlNet, and stop before it follows its hint."""
 
     def start(sd: StableDiffusion) -> nn.Module:
         return partial_files.freeze_copied_parts(adapters.copied_controlnet(sd))
@@ -248,7 +259,13 @@ def prepare_half_controlnet(job: Job) -> tuple[TrainIn, Save]:
 def prepare_wider(
     job: Job, channels: int, name: str, conditions: Callable, others: dict
 ) -> tuple[TrainIn, Save]:
-    """Train a U-Net that also reads conditions. others: more tensors for its file"""
+    """Train a U-Net that also reads conditions.
+
+    channels: number of the U-Net's input channels, including those of the conditions
+    name: the name for the model's config
+    conditions: a function of the model. It returns the function that makes the conditions
+    others: more tensors for the U-Net's file
+    """
     if job.output:
         partial_files.copy_mini_next_to(job.output)
     sd = minisd.load("mini")

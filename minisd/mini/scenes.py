@@ -2,7 +2,7 @@
 
 A batch is a pure function of (seed, step). Nothing is stored, and training resumes exactly.
 About one in twelve (thing, background) pairs is never composed for training. How well the model
-draws these pairs shows what it has understood rather than remembered.
+draws these pairs shows what the model has understood, and not only remembered.
 """
 
 import hashlib
@@ -37,10 +37,10 @@ ALTERED_SHARE = 0.15  # of the autoencoder's pictures
 # All lengths are fractions of the canvas.
 LARGE_WIDTH = 0.8  # of a lone thing
 SMALL_WIDTH = 0.44  # of a small thing, or of each of two
-SHIFT = 2 / 64  # the farthest that a thing is moved from its place, either way; it still fits then
-JITTER = 8  # of 255: how far a background's shade is from its colour, per channel
+SHIFT = 2 / 64  # a thing is moved by at most this in each direction, so that it still fits
+JITTER = 8  # of 255: the largest difference between a background and its named colour, per channel
 
-# Each batch has two streams of random numbers: what one draws does not change the other.
+# Each batch has two streams of random numbers. A draw from one does not change the other.
 COMPOSE, ALTER = 0, 1
 
 
@@ -48,7 +48,8 @@ COMPOSE, ALTER = 0, 1
 class Batch:
     """Pictures and what is known about them.
 
-    images: b 3 h w in [-1, 1]    masks: b 1 h w, 1 where a thing is
+    images: b 3 h w in [-1, 1]
+    masks: b 1 h w, 1 where a thing is, and 0 elsewhere
     """
 
     images: Tensor
@@ -62,7 +63,7 @@ def tiles_at_size(emoji: Emoji, pixels: int) -> np.ndarray:
     """All tiles at another size: thing style h w rgba, 0..255, colours multiplied by opacity.
 
     The colours are multiplied before the tiles shrink. Otherwise the colour of invisible pixels
-    would bleed in.
+    would bleed into visible ones.
     """
     small = np.empty((len(emoji.things), len(emoji.styles), pixels, pixels, 4), np.uint8)
     for where in np.ndindex(small.shape[:2]):
@@ -73,14 +74,14 @@ def tiles_at_size(emoji: Emoji, pixels: int) -> np.ndarray:
 
 
 def is_held_out(thing: str, background: str) -> bool:
-    """Whether training never shows this pair. A hash decides, the same on every machine."""
+    """Whether training never shows this pair. A hash decides, so all machines agree."""
     digest = hashlib.sha256(f"{thing} on {background}".encode()).digest()
     return digest[0] < round(HELD_OUT_SHARE * 256)
 
 
 @cache
 def allowed_things(emoji: Emoji, split: str) -> dict[str, tuple[str, ...]]:
-    """background -> the things that this split may put on it."""
+    """A dictionary: background -> the things that this split may put on the background."""
     wanted = split == "heldout"
     return {
         colour: tuple(thing for thing in emoji.things if is_held_out(thing, colour) == wanted)
@@ -131,7 +132,8 @@ def compose_scene(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The scene as a picture, h w rgb in 0..1, and as a silhouette, h w of 0 and 1.
 
-    mirror: flip half of the cut-outs left to right, each in its place, so captions stay true
+    mirror: whether to flip half of the cut-outs left to right. They are flipped in their places,
+        so captions stay true
     """
     shade = np.array(NAMED_COLOURS[scene.background]) + rng.integers(-JITTER, JITTER + 1, 3)
     shade = np.clip(shade / 255, 0, 1)
@@ -183,7 +185,7 @@ def batch(
     """The batch of this step: pictures of size x size pixels, with captions.
 
     The captions of held-out scenes name everything.
-    mirror: flip half of the cut-outs left to right, like compose_scene()
+    mirror: whether to flip half of the cut-outs left to right; see compose_scene()
     """
     rng = random_stream(seed, step, split, COMPOSE)
     pictures, silhouettes, texts, scenes = [], [], [], []
@@ -267,7 +269,7 @@ SUBSTITUTES = (scribble, polygons, plain_picture)
 
 
 def alter_picture(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The picture distorted, or another kind of picture instead. h w rgb in 0..1"""
+    """Distort the picture, or replace it by another kind of picture. h w rgb in 0..1"""
     if rng.random() < 0.5:
         other = pick(SUBSTITUTES, rng)(len(picture), rng)
         return np.asarray(other, np.float32) / 255
@@ -278,7 +280,10 @@ def alter_picture(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def vae_batch(
     emoji: Emoji, size: int, batch_size: int, seed: int, step: int, split: str = "train"
 ) -> Batch:
-    """A batch with some altered pictures. Captions, scenes and masks describe the originals."""
+    """A batch with some altered pictures.
+
+    Captions, scenes and masks describe the pictures as they were before.
+    """
     composed = batch(emoji, size, batch_size, seed, step, split)
     rng = random_stream(seed, step, split, ALTER)
     images = []

@@ -12,18 +12,18 @@ from minisd.training.distributed import rank_and_world_size
 from minisd.training.run_folder import lock_folder
 from minisd.training.threads import threads_of
 
-STARTS_WITH = {"depth": "estimator"}  # the first run of a stage that has two
+STARTS_WITH = {"depth": "estimator"}  # a stage that has two runs -> the first run
 
 
 def default_output(stage: str, folder: Path) -> Path:
-    """Where a stage writes its file without -o: into its run's folder, which no other run uses."""
+    """Where a stage writes its file if -o is not given: into a folder that no other run uses."""
     if stage == "export":
         return folder / "mini.safetensors"
     return folder / stage / (stage + (".pt" if stage == "hypernetwork" else ".safetensors"))
 
 
 def with_default_output(stage: str, job: Job) -> Job:
-    """The job, with the default output file if it has none. Makes the folder for that file."""
+    """The job with an output file. If the job has none, use the default and make its folder."""
     if job.output is not None:
         return job
     output = default_output(stage, job.folder)
@@ -32,7 +32,7 @@ def with_default_output(stage: str, job: Job) -> Job:
 
 
 def run_stage(stage: str, job: Job) -> None:
-    """Do one stage, with the threads that its run began with. Rank 0 writes the file.
+    """Run one stage, with as many threads as its run began with. Only rank 0 writes the file.
 
     Raises ValueError if another training uses the stage's folder.
     Raises Interrupted on ctrl-C, SIGTERM or SIGHUP, also before and after the training's steps.

@@ -11,13 +11,13 @@ BROWN, CREAM = (-0.7, -0.85, -0.95), (0.95, 0.85, 0.6)
 
 
 def blueprint(images: Tensor) -> Tensor:
-    """White lines on blue paper. b 3 h w in [-1, 1]"""
+    """The edges of the pictures as white lines on blue paper. b 3 h w in [-1, 1]"""
     lines = canny(images, low=0.05, high=0.1)
     paper = rearrange(torch.tensor(PAPER), "c -> 1 c 1 1")
     return torch.maximum(paper, 2 * lines - 1)
 
 
 def sepia(images: Tensor) -> Tensor:
-    """An old photograph: from dark brown to cream, by brightness. b 3 h w in [-1, 1]"""
+    """Old photographs: black becomes brown, and white becomes cream. b 3 h w in [-1, 1]"""
     dark, light = (rearrange(torch.tensor(shade), "c -> 1 c 1 1") for shade in (BROWN, CREAM))
     return dark + (light - dark) * brightness(images)

@@ -1,10 +1,10 @@
-"""Train the judge on the drawings: as they are, and after the autoencoder.
+"""Train the judge on sharp drawings, and on drawings that the autoencoder has blurred.
 
-Half of the crops are cut-outs of many sizes and places, on backgrounds of any colour. The others
-come from training scenes that the autoencoder has encoded and decoded. They are moved a little.
-The decoder draws every picture that will be judged, and it blurs. A judge that has seen only sharp
-drawings would take the blur for another style. The shades of all crops are changed. No held-out
-(thing, background) pair is used.
+Half of the crops show cut-outs of many sizes, at many places, on backgrounds of any colour. The
+other crops come from training scenes that the autoencoder has encoded and decoded. These crops are
+moved a little. They are needed because the decoder makes every picture that will be judged, and the
+decoder blurs. A judge that has seen only sharp drawings would take the blur for another style. The
+shades of all crops are changed. No held-out (thing, background) pair is used.
 """
 
 from pathlib import Path
@@ -23,8 +23,9 @@ from minisd.mini.scenes import batch, is_held_out, tiles_at_size, tint_tile, to_
 from minisd.training.loop import Draw, Hyperparameters, generator_at, train
 from minisd.vae import VAE
 
-DRAWING_SIZES = range(26, 61, 4)  # px, before its crop is resized to CROP_SIDE: blurred to sharp
-FILLS = (0.72, 0.95)  # the part of its crop's side that a drawing takes
+# px of a drawing before its crop is resized to CROP_SIDE. The smallest drawings become blurred.
+DRAWING_SIZES = range(26, 61, 4)
+FILLS = (0.72, 0.95)  # the side of a drawing, divided by the side of its crop
 TINTED_CROPS = 0.3  # the share of tinted drawings
 NO_TINT = -100  # a target that cross_entropy ignores
 
@@ -32,7 +33,7 @@ NO_TINT = -100  # a target that cross_entropy ignores
 def random_background(thing: str, rng: np.random.Generator) -> np.ndarray:
     """A background for this thing, rgb 0..255: any colour, or one close to a named colour.
 
-    It never makes a held-out pair.
+    The thing and its background are never a held-out pair.
     """
     while True:
         shade = rng.integers(0, 256, 3)
@@ -44,7 +45,10 @@ def random_background(thing: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def drawn_crop(emoji: Emoji, rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
-    """One crop, h w rgb in 0..1, of any size; and the indices of its thing, style and tint."""
+    """Draw one crop.
+
+    returns: the crop, h w rgb in 0..1, of any size; and the indices of its thing, style and tint
+    """
     thing, style = int(rng.integers(len(emoji.things))), int(rng.integers(len(emoji.styles)))
     background = random_background(emoji.things[thing], rng)
     pixels = pick(DRAWING_SIZES, rng)
@@ -63,7 +67,7 @@ def drawn_crop(emoji: Emoji, rng: np.random.Generator) -> tuple[np.ndarray, list
 
 
 def change_shades(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Change the shades of each picture. b 3 h w"""
+    """Change the contrast and the brightness of each channel at random. b 3 h w"""
     channels = (len(images), 3, 1, 1)
     gain = 1 + 0.1 * torch.randn(channels, generator=generator)
     return images * gain + 0.1 * torch.randn(channels, generator=generator)
@@ -81,7 +85,7 @@ def disturb(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def drawn_crops(emoji: Emoji, count: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """A batch of drawn crops. returns: crops b 3 64 64; targets b 3"""
+    """A batch of drawn crops. returns: crops b 3 64 64; targets b 3: thing, style and tint"""
     rng = np.random.default_rng([seed, step])
     made = [drawn_crop(emoji, rng) for _ in range(count)]
     images = [F.interpolate(to_tensor([one]), CROP_SIDE, mode="bilinear") for one, _ in made]
@@ -93,8 +97,8 @@ def drawn_crops(emoji: Emoji, count: int, seed: int, step: int) -> tuple[Tensor,
 def decoded_crops(vae: VAE, emoji: Emoji, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Crops of training scenes, after the autoencoder has encoded and decoded them.
 
-    count: of pictures, a multiple of 100
-    returns: crops n 3 64 64, in half precision to save memory; targets n 3, like drawn_crop()
+    count: number of pictures, a multiple of 100
+    returns: crops n 3 64 64, in half precision to save memory; targets n 3, as in drawn_crop()
     """
     found, targets, colours = [], [], tuple(NAMED_COLOURS)
     for step in tqdm(range(count // 100), desc="decoding pictures, 100 each", mininterval=5):
@@ -122,9 +126,10 @@ def move_crops(images: Tensor, generator: torch.Generator) -> Tensor:
 def mixed_batch(
     emoji: Emoji, decoded: tuple[Tensor, Tensor], count: int, seed: int, step: int
 ) -> tuple[Tensor, Tensor]:
-    """A batch: half drawn_crops(), half decoded crops that are moved and given new shades.
+    """A batch: one half are drawn crops, one half are decoded crops, moved and with new shades.
 
-    decoded: what decoded_crops() returns    returns: crops count 3 64 64; targets count 3
+    decoded: what decoded_crops() returns
+    returns: crops count 3 64 64; targets count 3
     """
     images, targets = drawn_crops(emoji, count - count // 2, seed, step)
     known, theirs = decoded
@@ -135,9 +140,9 @@ def mixed_batch(
 
 
 def judge_loss(judge: Judge, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Cross-entropy of the three answers per crop. The tint counts only if there is one."""
+    """Cross-entropy of the three answers per crop. The tint counts only for tinted things."""
     answers = judge(images)
-    loss = nn.CrossEntropyLoss(ignore_index=NO_TINT, reduction="sum")  # the mean of none is NaN
+    loss = nn.CrossEntropyLoss(ignore_index=NO_TINT, reduction="sum")  # a mean of nothing is NaN
     terms = zip(Seen._fields, answers, targets.unbind(dim=1), strict=True)
     return {name: loss(logits.float(), target) / len(images) for name, logits, target in terms}
 
@@ -151,12 +156,13 @@ def train_judge(
     seed: int = 0,
     encoded_by: str = "",
 ) -> Judge:
-    """Train a judge, and return its EMA.
+    """Train a judge. Returns the judge with its EMA weights.
 
-    Resumes from the folder. Raises ValueError like train().
+    If the folder holds an earlier run, the training resumes that run. Raises what train() raises.
 
     decoded: what decoded_crops() returns
-    encoded_by: names the VAE that made the crops, so that no run is resumed with other crops
+    encoded_by: fingerprint of the VAE that made the crops. It is recorded, so that no run is
+        resumed with other crops
     """
     torch.manual_seed(seed)
     judge = Judge(emoji.things, emoji.styles, tuple(NAMED_COLOURS))

@@ -4,17 +4,17 @@ import os
 
 
 def is_quick() -> bool:
-    """Whether a lesson should take fewer steps and samples: MINISD_QUICK=1 in the environment."""
+    """Whether a lesson should take fewer steps and samples. MINISD_QUICK=1 asks for this."""
     return os.environ.get("MINISD_QUICK", "0") not in ("", "0")
 
 
 def is_headless() -> bool:
-    """Whether no person uses the notebook, so that it needs no widgets: MINISD_HEADLESS=1."""
+    """Whether no person uses the notebook. Then it needs no widgets. MINISD_HEADLESS=1 says so."""
     return os.environ.get("MINISD_HEADLESS", "0") not in ("", "0")
 
 
 def official(*names: str) -> str | None:
-    """The first of these published models that is on this machine. None if none is.
+    """The first of these published models that is on this machine, or None.
 
     names: names of `minisd download`, such as "sd15", "sd21"
     """

@@ -1,4 +1,4 @@
-"""Pictures in a grid on one sheet: for the figures of the lessons, and for sheets to save."""
+"""Puts pictures into a grid on one sheet, for the figures of the lessons and for saved sheets."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,10 @@ def paste_grid(
 ) -> tuple[Image.Image, list[tuple[int, int]]]:
     """Paste pictures onto a white sheet, row by row from the left.
 
-    columns: how many pictures a row has; None: all of them in one row
-    gap: free pixels at the right of every picture and below it
-    above, below: more free pixels above and below every picture, for words
-    returns: the sheet, and the left and top of each picture on it in pixels
+    columns: number of pictures in a row; None: all pictures are in one row
+    gap: number of free pixels at the right side of every picture and below every picture
+    above, below: number of more free pixels above and below every picture, for words
+    returns: the sheet; for each picture, the pixels from the sheet's left and top to the picture
     """
     columns = columns or len(pictures)
     width = max(picture.width for picture in pictures) + gap

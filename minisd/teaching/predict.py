@@ -12,14 +12,14 @@ from minisd.teaching.plot.canvas import display, find_widgets, say
 
 
 class Guess:
-    """A question, its options by letter, and the letter that the student chose. None: not yet."""
+    """A question, its options by letter, and the letter that was chosen (None at first)."""
 
     def __init__(self, question: str, options: dict[str, str]):
         self.question, self.options = question, options
         self.chosen: str | None = None
 
     def choose(self, letter: str) -> None:
-        """Answer in code, if there are no buttons. Raises ValueError if there is no such option."""
+        """Answer in code, if there are no buttons. Raises ValueError if no option has it."""
         if letter not in self.options:
             raise ValueError(
                 f"there is no option {letter!r}: choose one of {', '.join(self.options)}."
@@ -66,7 +66,7 @@ def predict(question: str, **options: str) -> Guess:
     """Ask a question and keep the student's answer.
 
     A notebook shows buttons. Elsewhere the question is text, and `.choose("a")` answers it.
-    options: by letter: a="…", b="…"
+    options: letter -> text of the option, as in a="…", b="…"
     """
     if len(options) < 2:
         raise ValueError("a question needs two options or more: give a=…, b=….")
@@ -79,7 +79,7 @@ def predict(question: str, **options: str) -> Guess:
 
 
 def buttons(guess: Guess, ipywidgets: Any) -> object:
-    """The question with radio buttons, which set guess.chosen."""
+    """The question with radio buttons. A button sets guess.chosen."""
     labelled = [(f"{letter}) {text}", letter) for letter, text in guess.options.items()]
     radio = ipywidgets.RadioButtons(
         options=labelled, value=None, layout=ipywidgets.Layout(width="max-content")

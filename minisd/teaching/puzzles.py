@@ -3,7 +3,7 @@
     check("tokens", lambda x: rearrange(x, "b c h w -> b (h w) c"))
 
 Each function below is a solution, and its docstring is the question. check() tries an answer on
-random numbers. All their axes have different lengths, so a wrong axis shows in the shape.
+random tensors. All axes of a tensor have different lengths, so a wrong axis changes the shape.
 """
 
 import inspect
@@ -89,9 +89,10 @@ def noise_rate(signal_rate):
 class Puzzle:
     """A puzzle: its solution, its arguments, and what to say about an answer.
 
-    draw: makes the arguments, a tuple, from a generator
+    solve: the solution, a function
+    draw: a function that makes the tuple of arguments from a generator
     right: the sentence after a right answer
-    mistakes: common wrong answers, as functions, by the sentence that explains them
+    mistakes: the sentence that explains a common mistake -> a function that makes this mistake
     """
 
     solve: Callable
@@ -269,7 +270,7 @@ def check_verdict(name: str, answer: Callable) -> str:
 
 
 def find_difference(got: object, wanted: Tensor | float) -> str | None:
-    """The first difference, in words: of type, of shape, or of a number. None if there is none."""
+    """The first difference of type, shape or number, as a sentence. None if everything is equal."""
     try:
         found, wanted = torch.as_tensor(got).double(), torch.as_tensor(wanted).double()
     except (TypeError, ValueError, RuntimeError):

@@ -1,4 +1,4 @@
-"""The self-test before the primer: which parts of it does a student need?"""
+"""The self-test before the primer. It shows which parts of the primer a student needs."""
 
 from dataclasses import dataclass
 
@@ -9,8 +9,8 @@ from minisd.teaching.plot.canvas import say
 class Question:
     """One question of the self-test, with its options and its answer by letter."""
 
-    part: str  # the part of the primer that explains it
-    needed: str  # the first lesson that builds on it
+    part: str  # the part of the primer that explains the answer
+    needed: str  # the first lesson that builds on this part
     words: str
     options: dict[str, str]
     answer: str
@@ -83,12 +83,15 @@ def questions() -> None:
 
 
 def where_to_start(answers: str) -> None:
-    """Show which parts of the primer to read. answers: a letter per question, "?" if unknown"""
+    """Show which parts of the primer to read.
+
+    answers: one letter for each question, or "?" if the student does not know the answer
+    """
     say(advice(answers))
 
 
 def advice(answers: str) -> str:
-    """The text that where_to_start() shows. Raises ValueError unless each question has a letter."""
+    """The text that where_to_start() shows. Raises ValueError if a question has no letter."""
     if len(answers) != len(SELF_TEST):
         raise ValueError(
             f"write {len(SELF_TEST)} letters, with ? for what you do not know (got {len(answers)})."

@@ -1,9 +1,9 @@
 """A tiny model in the layout of Stable Diffusion, for lessons and tests without 4 GB of weights.
 
-Its weights are random, so its pictures mean nothing. But its files have the official names, shapes
-and quirks, and diffusers can run it. weights/tiny-by-diffusers.safetensors holds numbers that
-diffusers computed with it. Ours are compared with them where diffusers is not installed.
-tests/tools/make_tiny.py writes that file.
+The model's weights are random, so its pictures mean nothing. But its files have the official names,
+shapes and quirks, and diffusers can run the model. weights/tiny-by-diffusers.safetensors holds
+numbers that diffusers computed with this model. Where diffusers is not installed, the tests
+compare minisd's numbers with these. tests/tools/make_tiny.py writes that file.
 """
 
 import json
@@ -22,7 +22,7 @@ from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
 from minisd.vae import VAE
 
-# Settings that no tensor shows, such as the number of heads, are those of the published models.
+# Some settings show in no tensor, such as the number of heads. They are the published models' own.
 TINY = ModelConfig(
     name="tiny",
     text=TextConfig(width=64, layers=2, heads=1),
@@ -42,9 +42,10 @@ RECORDED = 64  # numbers per tensor: enough to see whether two tensors are the s
 
 
 def model(config: ModelConfig = TINY, gain: float = 0.3) -> StableDiffusion:
-    """The model, with the same random weights on every call.
+    """Build the tiny model. Its random weights are the same on every call.
 
-    gain: at 1, activations stay near variance 1. At 0.3 they are so small that epsilon matters
+    gain: the scale of the weights. At 1, activations stay near variance 1. At 0.3, activations are
+        so small that the epsilon of the norms matters
     """
     networks = [TextTransformer(config.text), UNet(config.unet), VAE(config.vae)]
     for seed, network in enumerate(networks):
@@ -100,18 +101,21 @@ def sample_numbers(tensor: Tensor) -> Tensor:
 
 
 def golden_latent(size: int) -> Tensor:
-    """The noise that the tests of diffusers start from. It is the same on every machine.
+    """The noise that the tests of diffusers start from. This noise is the same on every machine.
 
-    size: of the picture, in pixels    returns: 1 4 size/8 size/8
+    size: the picture's size, in pixels
+    returns: 1 4 size/8 size/8
     """
     shape = (1, 4, size // 8, size // 8)
     return torch.from_numpy(np.random.RandomState(0).standard_normal(shape)).float()
 
 
 def by_diffusers() -> tuple[dict[str, Tensor], dict]:
-    """Sampled numbers of the tensors of diffusers, by our names, and the notes in the file.
+    """Read what diffusers computed. Returns two dictionaries: the numbers and the notes.
 
-    The notes have "versions", and "picture": nine numbers of a picture drawn in three steps.
+    numbers: minisd's name of a tensor -> 64 numbers of the tensor
+    notes: "versions" -> versions of the packages; "picture" -> nine numbers of a picture that was
+        drawn in three steps
     """
     with safe_open(BY_DIFFUSERS, framework="pt") as file:
         notes = {key: json.loads(text) for key, text in file.metadata().items()}

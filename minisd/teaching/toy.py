@@ -1,8 +1,9 @@
 """Toy datasets for the lessons: points instead of pictures, so that every answer is known.
 
 A point is a picture of one pixel, b d 1 1 with d = 1 or 2. The schedule, the guidance and the
-samplers take it as they take latents. A Mixture knows its exact density, score and best guess at
-every noise level. A PointNetwork learns them in seconds, and can be compared with the truth.
+samplers take points in the same way as latents. A Mixture knows its exact density, score and best
+guess at every noise level. A PointNetwork learns such answers in seconds. They can be compared
+with the exact answers.
 """
 
 import math
@@ -24,13 +25,15 @@ from minisd.unet import timestep_embedding
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """A dataset of round Gaussian bumps, whose exact answers are known.
+    """A dataset of round Gaussian bumps. Its density, score and best guess are known exactly.
 
     A bump with noise is still a bump: its centre shrinks by the signal rate, and its variance
     becomes signal_rate² spread² + noise_rate². So every answer is a sum over the bumps.
 
-    names: of the groups    groups: k, the group of each bump    centres: k c h w
-    spread: the standard deviation of every bump. At 0 the dataset is the list of centres
+    names: the names of the groups
+    groups: k, the group of each bump
+    centres: k c h w, the centre of each bump
+    spread: the standard deviation of every bump. At 0, the dataset is the list of centres
     """
 
     names: tuple[str, ...]
@@ -39,7 +42,7 @@ class Mixture:
     spread: float
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Random pictures, b c h w, and the group of each, b."""
+        """Draw random pictures, b c h w, and the group of each picture, b."""
         picks = torch.randint(len(self.centres), (count,), generator=generator)
         shape = (count, *self.centres.shape[1:])
         x0 = self.centres[picks] + self.spread * torch.randn(shape, generator=generator)
@@ -55,7 +58,7 @@ class Mixture:
         return (level.signal_rate * self.spread) ** 2 + level.noise_rate**2
 
     def bumps(self, x: Tensor, level: Level) -> Tensor:
-        """The log of each bump's part of the density at x. x: b c h w    returns: b k"""
+        """The log of what each bump adds to the density at x. x: b c h w    returns: b k"""
         centres = level.signal_rate * rearrange(self.centres, "k c h w -> k (c h w)")
         away = rearrange(x, "b c h w -> b 1 (c h w)") - centres
         square = reduce(away**2, "b k d -> b k", "sum")
@@ -64,7 +67,7 @@ class Mixture:
         return -square / (2 * variance) - volume - math.log(len(centres))
 
     def log_density(self, x: Tensor, level: Level = CLEAN) -> Tensor:
-        """log p(x) among pictures with noise of this level: b."""
+        """log p(x). Here p is the density of pictures with noise of this level. returns: b"""
         return self.bumps(x, level).logsumexp(dim=1)
 
     def group_log_probs(self, x: Tensor, level: Level = CLEAN) -> Tensor:
@@ -74,7 +77,7 @@ class Mixture:
         return F.log_softmax(torch.stack(sums, dim=1), dim=1)
 
     def centre_guess(self, x: Tensor, level: Level) -> Tensor:
-        """The mean of the centres, weighted by how likely x came from each: b c h w."""
+        """The mean of the centres, weighted by how likely x came from each centre. b c h w"""
         shares = self.bumps(x, level).softmax(dim=1)
         return torch.einsum("bk,kchw->bchw", shares, self.centres.to(x))
 
@@ -121,7 +124,7 @@ def three_groups() -> Mixture:
 
 
 def ink() -> Mixture:
-    """Two drops of ink in a glass: one in its centre, and one near its rim."""
+    """Two drops of ink in a glass: one in the glass's centre, and one near its rim."""
     centres = rearrange(torch.tensor([[0.0, 0.0], [1.8, 0.0]]), "k d -> k d 1 1")
     return Mixture(("centre", "rim"), torch.arange(2), centres, spread=0.08)
 
@@ -129,7 +132,8 @@ def ink() -> Mixture:
 def faces(emoji: Emoji, count: int = 600) -> Mixture:
     """The faces of a cat and a dog as points in the plane: the opaque, bright pixels of drawings.
 
-    count: how many points a face has    returns: a mixture about as wide as noise of variance 1
+    count: number of points in a face
+    returns: a mixture about as wide as noise of variance 1
     """
     rng, names, side = np.random.default_rng(0), ("cat", "dog"), emoji.tiles.shape[2]
     points = []
@@ -177,7 +181,7 @@ class PointNetwork(nn.Module):
     """Four layers that read a noisy point and t, to predict its noise or to classify it.
 
     x: b d 1 1    t: b, integer or float    context: ignored
-    returns: b c_out 1 1, eps or v (c_out = d) or logits (c_out = groups)
+    returns: b c_out 1 1: eps or v if c_out = d, logits if c_out is the number of groups
     """
 
     def __init__(self, d: int, c_out: int, width: int = 128):
@@ -205,11 +209,11 @@ def train_predictor(
     objective: str = "eps",
     seed: int = 0,
 ) -> tuple[PointNetwork, list[float]]:
-    """Train a network to predict the noise in a point. Returns it and the loss of every step.
+    """Train a network to predict the noise in points. Returns the network and each step's loss.
 
     Each step is algorithm 1 of Ho et al. 2020: draw points, add noise of a random t, predict,
     correct.
-    objective: "eps", or "v" (schedule.velocity)
+    objective: what the network predicts: "eps", or "v" (schedule.velocity)
     """
     d = data.centres.shape[1]
 
@@ -227,7 +231,7 @@ def train_predictor(
 def train_point_classifier(
     data: Mixture, schedule: Schedule, steps: int = 1000, seed: int = 0
 ) -> tuple[PointNetwork, list[float]]:
-    """Train a network to classify a noisy point. Returns it and the loss of every step."""
+    """Train a network to classify noisy points. Returns the network and each step's loss."""
     d, count = data.centres.shape[1], len(data.names)
 
     def loss_of(network: PointNetwork, generator: torch.Generator) -> Tensor:
@@ -242,9 +246,9 @@ def train_point_classifier(
 
 @torch.enable_grad()
 def descend(d: int, c_out: int, loss_of, steps: int, seed: int) -> tuple[PointNetwork, list[float]]:
-    """Train with Adam. The learning rate falls like half a cosine.
+    """Train a PointNetwork with Adam. The learning rate falls like half a cosine.
 
-    loss_of(network, generator) -> the loss, one number
+    loss_of: a function (network, generator) that returns the loss, one number
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -292,7 +296,7 @@ def loss_per_t(
     count: int = 4000,
     seed: int = 1,
 ) -> list[float]:
-    """The mean squared error of the predicted noise at each t. Every t sees the same pictures."""
+    """The mean squared error of the predicted noise at each t. All t have the same pictures."""
     generator = torch.Generator().manual_seed(seed)
     x0, _ = data.draw(count, generator)
     noise = torch.randn(x0.shape, generator=generator)

@@ -85,7 +85,7 @@ def test_every_step_writes_the_strip_of_guesses(model, tmp_path):
         (["--steps", "0"], "steps must be 1 to 1000"),
         (["--sampler", "dpm3"], "choose one of ddpm, ddim"),
         (["--width", "100"], "multiples of 8"),
-        (["--width", "0"], "multiples of 8"),
+        (["--width", "0"], "larger multiple of 8"),
         (["--device", "warp"], "device 'warp' cannot be used"),
         (["--model", "{tmp}/gone.safetensors"], "There is no file or folder"),
     ],
@@ -345,7 +345,7 @@ def test_a_classifier_leads(tmp_path):
         (["depth", "a cat", "{photo}"], "Load a depth model"),
         (["depth", "a cat", "{photo}", "--depth", "{photo}", "--estimator", "x"], "exclude each"),
         (["inpaint", "a cat", "{photo}", "{small}"], "give a mask of the picture's size"),
-        (["img2img", "a cat", "{photo}", "--width", 0], "ask for more"),
+        (["img2img", "a cat", "{photo}", "--width", 0], "larger multiple of 8"),
         (
             ["control", "a cat", "{tmp}/gone.pth", "{photo}"],
             "There is no file or folder {tmp}/gone.pth",
@@ -405,8 +405,8 @@ def test_from_nothing_to_a_model_that_draws(tmp_path):
 @pytest.mark.parametrize(
     ("stage", "more", "message"),
     [
-        ("tokenizer", ["-o", "none.json"], "leave -o out"),
-        ("vae", ["-o", "none.safetensors"], "leave -o out"),
+        ("tokenizer", ["-o", "none.json"], "leave out -o"),
+        ("vae", ["-o", "none.safetensors"], "leave out -o"),
         ("judge", ["--steps", 0], "Cannot train for 0 steps"),
         ("judge", ["--steps", 5], "Run `minisd train vae` first"),
         ("vae", ["--steps", -5], "Cannot train for -5 steps"),

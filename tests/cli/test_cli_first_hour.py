@@ -84,7 +84,7 @@ NAMED = {
         (["--width", 0], "--width 0 is too small"),
         (["--height", 7], "--height 7 is too small"),
         (["--height", -64], "--height -64 is too small"),
-        (["--width", 640000, "--height", 640000], "of memory, and there are"),
+        (["--width", 640000, "--height", 640000], "of memory, but there are only"),
         (["-o", "cat.jpg"], "name the output cat.png"),
         (["-o", "nowhere/cat.png"], "cannot write into the folder nowhere"),
         (["--model", "gone.safetensors"], "There is no file or folder gone.safetensors"),
@@ -202,7 +202,7 @@ def test_a_picture_that_is_there_stays(here, model, capsys):
     assert run(*plain) == 0
     told = capsys.readouterr()
     assert told.out == "cat-2.png\n"
-    assert told.err == "minisd: cat.png exists: drawing cat-2.png (--force overwrites).\n"
+    assert told.err == "minisd: cat.png exists: minisd draws cat-2.png (--force overwrites).\n"
     assert run(*plain) == 0
     assert drawn(here) == ["cat-2.png", "cat-3.png", "cat.png"]
     assert Path("cat.png").read_bytes() == b"mine"
@@ -217,7 +217,7 @@ def test_several_pictures_keep_their_numbers_together(here, model, capsys):
     Path("c-1.png").unlink()
     assert run(*plain) == 0  # number 1 is free, but 2 is not
     assert drawn(here) == ["c-2.png", "c-3.png", "c-4.png"]
-    assert "c-2.png exists: drawing c-3.png to c-4.png" in capsys.readouterr().err
+    assert "c-2.png exists: minisd draws c-3.png to c-4.png" in capsys.readouterr().err
 
 
 def test_a_strip_that_is_there_stays_as_well(here, model):
@@ -493,7 +493,7 @@ def test_a_picture_that_cannot_fit_is_refused_before_it_is_drawn(
     more = ["--model", models.get(command, "mini"), "--width", 8192, "--height", 8192]
     assert run(command, "a cat", *NAMED[command], *more) == 2
     told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "8192 x 8192 pixels needs about 31 GB of memory, and there are 16 GB" in told
+    assert "8192 x 8192 pixels needs about 31 GB of memory, but there are only 16 GB" in told
 
 
 def test_the_estimate_is_what_the_decoder_takes():
@@ -629,7 +629,7 @@ def test_jupyter_that_does_not_start_is_said(course, capsys, monkeypatch):
         (2, 2, 0.0, None),
         (2, 2, 0.4, None),
         (1, 2, 0.0, None),
-        (2, 2, 1.0, "too many for 2 cores, which 1.0 processes want: set OMP_NUM_THREADS=1 "),
+        (2, 2, 1.0, "too many for 2 cores, where 1.0 other processes run: set OMP_NUM_THREADS=1 "),
         (8, 8, 20.0, "set OMP_NUM_THREADS=1 "),
         (8, 8, 3.0, "set OMP_NUM_THREADS=5 "),
         (8, 2, None, "8 threads are too many for 2 cores: set OMP_NUM_THREADS=2"),

@@ -106,7 +106,7 @@ def test_names_of_files_are_shown_in_one_line(tmp_path, model, capfd):
     assert run("convert", model, tmp_path / f"{CLEAR}\n.safetensors") == 0
     assert run("info", tmp_path / f"{CLEAR}\n.safetensors") == 0
     out, err = capfd.readouterr()
-    assert r"exists: drawing a\x1b[2J\n-2.png" in err
+    assert r"exists: minisd draws a\x1b[2J\n-2.png" in err
     assert all(map(is_plain, [*out.split("\n"), *err.split("\n")]))
     rows = out.split("\n")
     assert rows[1] == r"  prompt           \x1b[2J\r\n\x9b31m\x7f\u202e\u2066\u200b\u2028\ufeff"

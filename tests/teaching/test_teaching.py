@@ -221,9 +221,9 @@ def test_every_kind_of_picture_is_understood():
     assert pictures.as_pil(torch.zeros(1, 3, 4, 6)).size == (6, 4)
     assert pictures.as_pil(Image.new("L", (6, 4), 9)).getpixel((0, 0)) == (9, 9, 9)
     for wrong in (torch.zeros(2, 3, 4, 4), torch.zeros(4, 8, 8)):
-        with pytest.raises(ValueError, match="expected one picture"):
+        with pytest.raises(ValueError, match="a picture must have the shape"):
             pictures.as_pil(wrong)
-    with pytest.raises(ValueError, match="as many titles"):
+    with pytest.raises(ValueError, match="2 pictures need 2 titles"):
         plot.pictures(torch.zeros(2, 3, 4, 4), ["one"])
 
 

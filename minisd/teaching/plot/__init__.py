@@ -2,14 +2,14 @@
 
     plot.show(plot.pictures(images, titles), alt="Four cats, sharper from left to right.")
 
-show(figure, alt)                shows a figure, with a description for those who cannot see it
+show(figure, alt)                shows a figure, with a description for readers who cannot see it
 say(text)                        shows text
 source(thing)                    shows the code of a function or class
 listing(columns, rows)           shows a table of words and numbers
 slider                           shows a figure with a slider for one setting
 pictures, table                  pictures in rows; a table of pictures with named rows
-channels                         a latent, channel by channel
-attention                        where each word acts in the picture
+channels                         the channels of a latent, each as a map
+attention                        the places of the picture at which each word acts
 lines, bars, heat                curves, bars, a matrix
 embedding_map, vectors           words in a plane; arrows with their lengths and angles
 boxes, bricks                    a diagram of boxes; texts cut into pieces

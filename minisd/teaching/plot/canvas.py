@@ -1,7 +1,7 @@
 """What all figures of the lessons have in common: colours, size, and how they are shown.
 
 Each figure is a matplotlib Figure made without pyplot, so there is no global state and no backend
-to choose. `show` puts it into the notebook, with a description for those who cannot see it.
+to choose. `show` puts a figure into the notebook, with a description for readers who cannot see it.
 """
 
 import base64
@@ -20,7 +20,7 @@ from PIL import Image
 
 from minisd.teaching import is_headless
 
-# Okabe & Ito 2008: distinct for every kind of colour blindness. Yellow comes last: faint on white.
+# Okabe & Ito 2008: distinct for every kind of colour blindness. Yellow is last: faint on white.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442"]
 INK, PALE = "#222222", "#DDDDDD"
 
@@ -67,7 +67,7 @@ def panels(count: int = 1, height: int = 260, **sharing: Any) -> tuple[Figure, l
 
 
 def png(figure: Figure, colours: int = 256) -> bytes:
-    """The figure as a PNG with few colours, which has a third of the usual bytes."""
+    """The figure as a PNG with few colours. It has a third of the usual number of bytes."""
     small = io.BytesIO()
     as_image(figure).quantize(colours).save(small, format="png", optimize=True)
     return small.getvalue()
@@ -82,7 +82,7 @@ def as_image(figure: Figure) -> Image.Image:
 
 
 class Shown:
-    """A picture and its description. A program shows the one that its reader can use."""
+    """A picture and its description. The program that shows a notebook chooses one of the two."""
 
     def __init__(self, content: bytes, alt: str):
         self.content, self.alt = content, alt
@@ -115,7 +115,7 @@ def say(text: str) -> None:
 
 
 def listing(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Show a table below the cell. Cells that are not strings look as Python prints them."""
+    """Show a table below the cell. Python's str() turns every entry into text."""
     lines = [list(columns), ["---"] * len(columns), *rows]
     cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
     say("\n".join(f"| {' | '.join(line)} |" for line in cells))
@@ -140,7 +140,7 @@ def in_notebook() -> bool:
 
 
 def find_widgets() -> Any:
-    """The module ipywidgets. None if it is not installed, or if no person uses this notebook."""
+    """The module ipywidgets. None if it is not installed, or if no person uses the notebook."""
     if is_headless() or not in_notebook():
         return None
     try:

@@ -29,8 +29,9 @@ def lines(
 ) -> Figure:
     """Curves with their names at their right ends: a loss, the noise levels, errors.
 
-    curves: by name, y alone or (x, y)    log: which axes are logarithmic: "x", "y" or "xy"
-    marks: whether every point gets a dot and a tick, for curves of few points
+    curves: name -> the y of all points, or a pair (x, y) of all points
+    log: the logarithmic axes: "", "x", "y" or "xy"
+    marks: whether every point gets a dot and a tick. This suits curves of few points
     """
     figure, (axes,) = canvas.panels(1, height)
     if "x" in log:
@@ -55,7 +56,7 @@ def lines(
     axes.set_ylabel(y_label)
     axes.grid(color=PALE, linewidth=0.8)
     if len(ends) > 1:
-        figure.draw_without_rendering()  # fixes where the curves end
+        figure.draw_without_rendering()  # now it is known where the curves end
         name_ends(axes, ends)
     return figure
 
@@ -63,7 +64,7 @@ def lines(
 def name_ends(axes: Axes, ends: list[tuple[str, float, str]]) -> None:
     """Write each curve's name next to its end. Names that would overlap are moved apart.
 
-    ends: name, y and colour of each curve
+    ends: for each curve, its name, the y of its end, and its colour
     """
     tall, left = axes.bbox.height, axes.get_xlim()[0]
     pixels = [axes.transData.transform((left, value))[1] for _, value, _ in ends]
@@ -86,8 +87,9 @@ def bars(
 ) -> Figure:
     """Horizontal bars with their names. A bar shows one number, or several parts.
 
-    values: by name, one number, or a number for each of `parts`
-    form: the format of a number that is written next to its bar
+    values: name -> one number, or one number for each of `parts`
+    parts: the names of the parts
+    form: the format of the number next to a bar
     """
     figure, (axes,) = canvas.panels(1, 60 + 24 * len(values) + 24 * bool(parts))
     rows = np.arange(len(values))
@@ -122,8 +124,9 @@ def heat(
 ) -> Figure:
     """A matrix as colours: similar words, attention weights, differences of two tensors.
 
-    signed: whether 0 is white; else the scale goes from the least (dark) to the most (yellow)
-    numbers: whether to write the numbers into the squares; None: if there is room
+    signed: whether negative numbers are blue, 0 is white, and positive numbers are red. Otherwise
+        the smallest number is dark, and the largest number is yellow
+    numbers: whether to write the numbers into the squares; None: only if there is room
     """
     values = matrix.detach().float().cpu().numpy()
     n, m = values.shape
@@ -150,7 +153,9 @@ def write_numbers(axes: Axes, values: np.ndarray, image: AxesImage, form: str) -
 
 
 def principal_components(vectors: Tensor, dimensions: int = 2) -> Tensor:
-    """The vectors on the axes along which they differ most. The signs of the axes are fixed.
+    """The coordinates of vectors on those axes along which the vectors differ most.
+
+    The largest component of each axis is positive, so the signs of the coordinates are fixed.
 
     vectors: n d    returns: n dimensions
     """
@@ -165,9 +170,10 @@ def principal_components(vectors: Tensor, dimensions: int = 2) -> Tensor:
 def embedding_map(
     vectors: Tensor, words: Sequence[str], groups: Sequence[int] | None = None, height: int = 380
 ) -> Figure:
-    """Words as points in a plane. Similar vectors are near each other, as far as two axes show it.
+    """Words as points in a plane. Similar vectors are near each other, as far as this is possible.
 
-    vectors: n d    groups: a number per word, for its colour
+    vectors: n d
+    groups: a number for each word. Words with the same number have the same colour
     """
     figure, (axes,) = canvas.panels(1, height)
     points = principal_components(vectors).numpy()
@@ -176,7 +182,7 @@ def embedding_map(
     axes.margins(0.15)
     axes.set_xticks([])
     axes.set_yticks([])
-    figure.draw_without_rendering()  # fixes where the points are, to keep the words apart
+    figure.draw_without_rendering()  # now it is known where the points are
     taken: list[tuple[float, float, int]] = []
     for word, point, colour in zip(words, points, colours, strict=True):
         x, y = axes.transData.transform(point)
@@ -193,9 +199,11 @@ Arrow = Tensor | tuple[Tensor, Tensor]
 
 
 def project_arrows(arrows: dict[str, Arrow]) -> dict[str, np.ndarray]:
-    """Project arrows to the plane that the first two span. Returns tail and head by name: 2 2.
+    """Project arrows onto the plane that the first two arrows span.
 
-    Arrows in that plane keep their lengths and angles. 2-D arrows stay as they are.
+    Arrows in this plane keep their lengths and angles. 2-D arrows stay as they are.
+
+    returns: a dictionary: name -> tail and head, 2 2
     """
     pairs = {
         name: arrow if isinstance(arrow, tuple) else (torch.zeros_like(arrow), arrow)
@@ -222,8 +230,8 @@ def vectors(
 ) -> Figure:
     """Arrows with their names, lengths and angles, such as the three vectors of guidance.
 
-    arrows: by name, a vector from the origin, or (tail, head); tensors of any shape. The figure
-        shows the plane that the first two span.
+    arrows: name -> a vector from the origin, or a pair (tail, head). Tensors may have any shape.
+        The figure shows the plane that the first two arrows span
     """
     figure, (axes,) = canvas.panels(1, height)
     ends = project_arrows(arrows)

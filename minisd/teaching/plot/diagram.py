@@ -16,7 +16,7 @@ Shape = tuple[int, ...]
 
 
 class Box(NamedTuple):
-    """A box of a diagram. x, y: its centre, in pixels from the left and the top"""
+    """A box of a diagram. x, y: the box's centre, in pixels from the left and from the top"""
 
     x: float
     y: float
@@ -30,7 +30,12 @@ class Box(NamedTuple):
 def boxes(
     nodes: dict[str, Box], arrows: list[tuple[str, str] | tuple[str, str, str]], height: int
 ) -> Figure:
-    """Boxes by key, and arrows between them: (from, to) or (from, to, words). height: in pixels"""
+    """Boxes, and arrows between boxes.
+
+    nodes: key -> box
+    arrows: pairs of keys (from, to), or (from, to, words for the arrow)
+    height: the figure's height in pixels
+    """
     figure = canvas.blank_figure(height)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, canvas.WIDTH)
@@ -62,7 +67,7 @@ def boxes(
 
 
 def draw_box(axes: Axes, box: Box) -> FancyBboxPatch:
-    """Draw the box with its words. Returns its outline, at which arrows end."""
+    """Draw the box with its words. Returns the outline of the box, where arrows end."""
     corner = box.x - box.width / 2, box.y - box.height / 2
     colour = COLOURS[box.colour % len(COLOURS)]
     patch = FancyBboxPatch(
@@ -85,8 +90,8 @@ def bricks(
 ) -> Figure:
     """Texts cut into pieces, one row for each text. All letters are equally wide.
 
-    rows: the pieces of each row, by its name. A piece is as wide as its longest line
-    marked: by a row's name, the indices of its pieces that have the second colour
+    rows: name of a row -> its pieces. A piece is as wide as its longest line
+    marked: name of a row -> the indices of the pieces that get the second colour
     """
     marked, margin = marked or {}, 16 + 7.5 * max(map(len, rows))
     widths = [[max(map(len, piece.split("\n"))) for piece in pieces] for pieces in rows.values()]
@@ -108,13 +113,13 @@ def bricks(
 
 
 def shape_words(value: Tensor | Shape | list) -> str:
-    """The shape as text: "2 96 8 8". Of a list of tensors, that of the first."""
+    """The shape of a tensor as text: "2 96 8 8". For a list, the shape of the first tensor."""
     value = value[0] if isinstance(value, list) else value
     return " ".join(map(str, getattr(value, "shape", value)))
 
 
 def last_output(values: dict, level: str) -> Tensor | list | Shape:
-    """The output of a level's last block, before the size changes."""
+    """The output of the last block of a level, before the level changes the size."""
     inside = [name for name in values if name.startswith((f"{level}.res.", f"{level}.attn."))]
     direct = [name for name in inside if name.count(".") == level.count(".") + 2]
     last = max(int(name.rsplit(".", 1)[1]) for name in direct)
@@ -126,10 +131,10 @@ def last_output(values: dict, level: str) -> Tensor | list | Shape:
 
 
 def unet(network: UNet, values: dict[str, Tensor | list | Shape], prefix: str = "unet.") -> Figure:
-    """The U-Net in the shape of a U, with its modules, and the shapes of a trace.
+    """The U-Net in the shape of a U, with its modules, and with the shapes of a trace.
 
-    values: from a trace of at least one run. Their names begin with the prefix, which is "" for a
-        network that was traced alone
+    values: name -> tensor, from a trace of at least one run
+    prefix: the beginning of these names. Give "" if the network was traced alone
     """
     count, row = len(network.down), 74
     nodes, arrows = {}, []

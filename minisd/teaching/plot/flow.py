@@ -1,6 +1,6 @@
 """Figures of diffusion where pictures are points: densities, paths, clouds of points, arrows.
 
-flow(states, ts)          1-D: where all points are at every t, and the paths of some
+flow(states, ts)          1-D: where all points are at every t, and the paths of some points
 peaks(places, panels)     1-D: the density of each group at a few t
 groups(panels, names)     2-D: clouds of points, coloured by group
 field(panels)             2-D: an arrow for the direction at each place
@@ -43,12 +43,14 @@ def flow(
     labels: tuple[str, str] = ("t", "x"),
     height: int = 280,
 ) -> Figure:
-    """Where points on a line are at every t, with the paths of a few. Darker means more points.
+    """Where points on a line are at every t, and the paths of a few points. Darker: more points.
 
-    states: s b, one row for each of ts; or several of them by title, side by side
-    groups: b, for the colours of the paths
-    density: s places, the exact density at even distances over the span; None: count the points
-    labels: of the two axes. Time goes from left to right in the order of ts
+    states: s b, one row for each of ts; or a dictionary: title -> such a tensor, for several panels
+        side by side
+    ts: the times of the rows. The figure shows them from left to right, in this order
+    groups: b, the group of each point, for the colours of the paths
+    density: s places, the exact density at even distances over the span; None: points are counted
+    labels: the labels of the two axes
     """
     panels = states if isinstance(states, dict) else {"": states}
     figure, axes = canvas.panels(len(panels), height, sharey=True)
@@ -67,7 +69,7 @@ def flow(
 
 
 def draw_density(plane: Axes, density: np.ndarray, span: tuple[float, float]) -> None:
-    """Draw densities, s places, in grey. Each moment has its own scale, so that peaks show."""
+    """Draw densities, s places, in grey. Each moment has its own scale, to show its peaks."""
     shades = density / density.max(axis=1, keepdims=True)
     extent = (0, len(density) - 1, *span)
     look = {"cmap": "Greys", "vmin": 0, "vmax": 1.6, "aspect": "auto", "origin": "lower"}
@@ -93,8 +95,9 @@ def peaks(
 ) -> Figure:
     """The density of each group along a line, and their sum, in one panel for each moment.
 
-    places: p    panels: by title, the density of each group: groups p
-    samples: by title, points whose histogram is drawn behind the densities
+    places: p, the places on the line
+    panels: title -> the density of each group, groups p
+    samples: title -> points. Their histogram is drawn behind the densities; None: no histograms
     """
     figure, axes = canvas.panels(len(panels), height, sharex=True, sharey=True)
     x = places.detach().cpu().numpy().ravel()
@@ -118,7 +121,7 @@ def peaks(
     return figure
 
 
-Cloud = tuple[Tensor, Tensor | None]  # points, b 2 1 1, and the group of each, b, or None
+Cloud = tuple[Tensor, Tensor | None]  # points, b 2 1 1, and their groups, b, or None
 
 
 @canvas.with_style
@@ -133,9 +136,11 @@ def groups(
 ) -> Figure:
     """Clouds of points in the plane, coloured by group, in one panel for each title.
 
-    unsure: by title, b, which points get a black ring because no group fits them
-    ways: by title, s b 2, paths to draw behind the points    ring: the radius of a circle to draw
-    reach: the axes go from -reach to reach
+    unsure: title -> which points fit no group, b, true or false. These points get a black ring
+    ways: title -> paths to draw behind the points, s b 2
+    reach: the ends of the axes. They go from -reach to reach
+    ring: the radius of a circle to draw; None: no circle
+    columns: number of panels in a row; None: all panels are in one row
     """
     columns = columns or len(panels)
     rows = -(-len(panels) // columns)
@@ -169,11 +174,13 @@ def field(
 ) -> Figure:
     """Arrows in the plane: the direction at each place.
 
-    panels: by title, where the arrows begin and their directions, each p 2 1 1
-    points: drawn pale behind the arrows, b 2 1 1, for all panels or by title
-    marks: names, and the places to write them, n 2 1 1    reach: see groups()
-    longest: the length of each panel's longest arrow. Short arrows are lengthened, so that their
-        directions show
+    panels: title -> the places where the arrows begin, and their directions, both p 2 1 1
+    points: points to draw in a pale colour behind the arrows, b 2 1 1, for all panels; or a
+        dictionary: title -> points
+    marks: names, and the places to write them, n 2 1 1
+    reach: the ends of the axes, as in groups()
+    longest: the length of the longest arrow of each panel. Short arrows are drawn longer than their
+        share, so that readers can see their directions
     """
     side = (canvas.WIDTH - 16) // max(2, len(panels))
     figure, planes = canvas.panels(len(panels), side + 24)

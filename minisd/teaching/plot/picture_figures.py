@@ -26,7 +26,7 @@ SMOOTH_FROM = 32  # px: a smaller picture is enlarged in squares, so that each n
 
 
 def as_pil(picture: AnyPicture) -> Image.Image:
-    """A picture of any form above as a PIL image."""
+    """A picture as a PIL image. The start of this file lists the forms of pictures."""
     if isinstance(picture, Image.Image):
         return picture.convert("RGB")
     if picture.ndim == 2:
@@ -34,12 +34,12 @@ def as_pil(picture: AnyPicture) -> Image.Image:
     if picture.ndim == 3:
         picture = rearrange(picture, "c h w -> 1 c h w")
     if picture.ndim != 4 or picture.shape[:2] != (1, 3):
-        raise ValueError(f"expected one picture, 3 h w, got {tuple(picture.shape)}.")
+        raise ValueError(f"a picture must have the shape 3 h w, got {tuple(picture.shape)}.")
     return to_pil(picture.detach())[0]
 
 
 def enlarge(picture: Image.Image, width: int) -> Image.Image:
-    """The picture at another width: a small one in squares, any other smoothly."""
+    """Enlarge the picture to this width: a small picture in squares, other pictures smoothly."""
     height = round(picture.height * width / picture.width)
     small = max(picture.size) < SMOOTH_FROM
     how = Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC
@@ -47,7 +47,7 @@ def enlarge(picture: Image.Image, width: int) -> Image.Image:
 
 
 def place_picture(figure: Figure, picture: Image.Image, left: int, top: int) -> None:
-    """Put a picture on a figure, pixel by pixel. left, top: of its corner, in pixels"""
+    """Put a picture on a figure, pixel by pixel. left, top: the picture's corner, in pixels"""
     width, height = figure.get_size_inches() * canvas.DPI
     corner = left / width, 1 - (top + picture.height) / height
     axes = figure.add_axes((*corner, picture.width / width, picture.height / height))
@@ -56,7 +56,7 @@ def place_picture(figure: Figure, picture: Image.Image, left: int, top: int) -> 
 
 
 def write_words(figure: Figure, words: str, x: float, y: float, ha="center", va="bottom") -> None:
-    """Write words on a figure. x, y: in pixels from the left and the top"""
+    """Write words on a figure. x, y: the place, in pixels from the left and from the top"""
     width, height = figure.get_size_inches() * canvas.DPI
     figure.text(x / width, 1 - y / height, words, ha=ha, va=va)
 
@@ -70,12 +70,13 @@ def pictures(
 ) -> Figure:
     """Pictures in rows, each below its title.
 
-    images: b 3 h w, or a list    columns: how many pictures a row has; None: all of them
-    size: the width of one picture in pixels; None: as wide as fits, at most 160
+    images: b 3 h w, or a list of pictures
+    columns: number of pictures in a row; None: all pictures are in one row
+    size: the width of one picture in pixels; None: the width that fits, at most 160
     """
     shown = [as_pil(image) for image in images]
     if titles and len(titles) != len(shown):
-        raise ValueError(f"{len(shown)} pictures need as many titles, got {len(titles)}.")
+        raise ValueError(f"{len(shown)} pictures need {len(shown)} titles, got {len(titles)}.")
     columns = columns or len(shown)
     size = size or min(160, canvas.WIDTH // columns - GAP)
     shown = [enlarge(image, size) for image in shown]
@@ -84,7 +85,7 @@ def pictures(
     figure = canvas.blank_figure(sheet.height, sheet.width)
     margin = GAP // 2
     place_picture(figure, sheet, margin, 0)
-    for title, (left, top) in zip(titles, places, strict=bool(titles)):  # titles may be none
+    for title, (left, top) in zip(titles, places, strict=bool(titles)):  # or no titles
         write_words(figure, title, margin + left + size / 2, top - 1)
     return figure
 
@@ -93,7 +94,8 @@ def pictures(
 def table(rows: dict[str, Tensor | Sequence[AnyPicture]], columns: Sequence[str] = ()) -> Figure:
     """Pictures in a table, with the names of rows at the left and of columns at the top.
 
-    rows: the pictures of each row, by its name    columns: the name of each column
+    rows: name of a row -> its pictures
+    columns: the name of each column
     """
     shown = {name: [as_pil(image) for image in images] for name, images in rows.items()}
     count = max(map(len, shown.values()))
@@ -119,8 +121,10 @@ def channels(
 ) -> Figure:
     """Every channel of a latent as a map: blue is negative, red is positive, white is zero.
 
-    latent: c h w or 1 c h w    picture: shown first, for comparison
-    label: of the colour scale, which is the same for all maps
+    latent: c h w or 1 c h w
+    titles: the titles of the maps; none: channel 0, channel 1, …
+    picture: a picture to show first, for comparison
+    label: the label of the colour scale. All maps have the same scale
     """
     latent = latent.detach().float().squeeze(0).cpu()
     peak = latent.abs().max().item() or 1.0
@@ -133,7 +137,7 @@ def channels(
 
 
 def with_scale(figure: Figure, cmap: str, low: float, high: float, label: str) -> Figure:
-    """The same figure with a colour scale below it, with ticks at both ends and the middle."""
+    """Add a colour scale below the figure. The scale has ticks at both ends and in the middle."""
     below = 46
     width, height = figure.get_size_inches() * canvas.DPI
     taller = height + below
@@ -156,8 +160,8 @@ def with_scale(figure: Figure, cmap: str, low: float, high: float, label: str) -
 def overlay(picture: AnyPicture, weights: Tensor, peak: float | None = None) -> Image.Image:
     """The picture in grey under an attention map: dark blue is 0, and yellow is the most.
 
-    weights: h w, of any resolution, not negative    peak: the weight that is yellow; None: the
-        largest of the map
+    weights: h w, the map, with any resolution and without negative numbers
+    peak: the weight that is yellow; None: the largest weight of the map
     """
     grey = as_pil(picture).convert("L").resize((128, 128), Image.Resampling.BICUBIC)
     share = (weights.detach().float().cpu() / (peak or weights.max())).clamp(0, 1)
@@ -174,9 +178,10 @@ def attention(
     columns: int | None = None,
     together: bool = False,
 ) -> Figure:
-    """The picture, then one overlay for each word: which places look at it.
+    """The picture, then an overlay for each word. The overlay shows the places that look at it.
 
-    maps: one h w for each word    together: whether all have one scale, so that weak words are dark
+    maps: a map h w for each word
+    together: whether all maps have the same scale, so that words with little attention are dark
     """
     peak = max(each.max().item() for each in maps) if together else None
     overlays = [overlay(picture, each, peak) for each in maps]
@@ -185,7 +190,7 @@ def attention(
 
 
 def stack_figures(figures: Sequence[Figure]) -> Figure:
-    """One figure of several, from top to bottom."""
+    """Join several figures into one, from top to bottom."""
     shots = [canvas.as_image(figure) for figure in figures]
     sheet, _ = paste_grid(shots, columns=1)
     figure = canvas.blank_figure(sheet.height, sheet.width)
@@ -200,10 +205,12 @@ def slider(
     alt: str,
     shown: Sequence | None = None,
 ) -> None:
-    """A slider for one setting. Without widgets, the figures of a few values instead.
+    """Show a slider for one setting. Without widgets, show the figures of a few values instead.
 
-    draw: makes the figure of a value    label: the name of the setting    alt: see canvas.show()
-    shown: the values to show without widgets; None: the first, the middle and the last
+    draw: a function that makes the figure of a value
+    label: the name of the setting
+    alt: a sentence that describes the figures, as for canvas.show()
+    shown: the values to show without widgets; None: the first, the middle and the last value
     """
     values = list(values)
     if widgets := canvas.find_widgets():
@@ -215,7 +222,7 @@ def slider(
 def show_slider(
     draw: Callable[[object], Figure], label: str, values: list, ipywidgets: Any
 ) -> None:
-    """Show the slider below the cell, with the figure of its value."""
+    """Show the slider below the cell, with the figure of the chosen value."""
     drawn: dict = {}
     choice = ipywidgets.SelectionSlider(options=values, description=label, continuous_update=False)
     screen = ipywidgets.Image(format="png")
