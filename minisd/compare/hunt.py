@@ -1,0 +1,315 @@
+"""Run two networks on the same inputs and measure, module by module, where they part.
+
+Each module of theirs is judged twice. The whole error compares its output with the reference's. The
+own error compares it with what our module makes of the input that theirs was given, so errors that
+came in from elsewhere do not count.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import permutations
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from minisd.compare.align import Alignment
+from minisd.compare.calls import Call, tensors_in, watch_calls
+from minisd.compare.layouts import Layout, find_layout
+
+# The rounding of one number in each precision, relative.
+ROUNDING_UNITS = {
+    torch.float64: 2**-53,
+    torch.float32: 2**-24,
+    torch.float16: 2**-11,
+    torch.bfloat16: 2**-8,
+}
+COMPOSITE = 5  # how many times more than one layer a module of many layers may round
+MOST_CASES = 8  # of modules that causes may be tried on
+MOST_INPUTS = 4  # of a module whose inputs are tried in every order
+GROWTH = 10  # how much rounding may grow from module to module
+JUMP = 8  # how many times an error must exceed those before it to be another
+NOISE = 6  # how many times the change by random rounding may be exceeded
+VISIBLE = 0.2  # the share of the own error that the whole error must show
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One call of one module, compared.
+
+    name, theirs: the module's name on either side    shape: of our output
+    error: root mean square of the difference, relative to the spread
+    largest: the largest difference, relative to the spread    cosine: of the two outputs
+    own: the error that arises here; None if their inputs do not show what ours would need
+    """
+
+    name: str
+    theirs: str
+    number: int
+    shape: tuple[int, ...]
+    error: float
+    largest: float
+    cosine: float
+    own: float | None
+    tolerance: float
+
+    @property
+    def inherited_error(self) -> float | None:
+        """The part of the error that came in with the inputs."""
+        return None if self.own is None else max(self.error**2 - self.own**2, 0.0) ** 0.5
+
+    @property
+    def differs(self) -> bool:
+        """Whether more than rounding can be seen, of this module and of those before it."""
+        return not self.error <= GROWTH * self.tolerance
+
+    @property
+    def is_source(self) -> bool:
+        """Whether the error arises here, as far as the own error tells."""
+        own = self.error if self.own is None else self.own
+        return not own <= self.tolerance
+
+
+@dataclass
+class Case:
+    """What the causes are tried on: our module, their inputs in our layout, and their output.
+
+    inner: the module inside whose output it is, if theirs has no module for the whole
+    innocent: modules inside that were judged already and make no error of their own
+    """
+
+    module: nn.Module
+    args: tuple
+    kwargs: dict
+    output: Tensor
+    inner: str = ""
+    innocent: list[nn.Module] = field(default_factory=list)
+
+    def run(self, module: nn.Module | None = None) -> Tensor:
+        """What our module, or an edited copy of it, makes of their inputs."""
+        return run_module(module or self.module, self.args, self.kwargs, self.inner)
+
+
+def record(network: nn.Module, run: Callable[[], object]) -> dict[str, list[Call]]:
+    """Every call of every module of ours."""
+    calls: dict[str, list[Call]] = {}
+    watcher = lambda call: calls.setdefault(call.name, []).append(call)  # noqa: E731
+    with torch.no_grad(), watch_calls(network, watcher, copy=False):
+        run()
+    return calls
+
+
+class Hunt:
+    """Judges the calls of their modules, one after another, against the reference's calls."""
+
+    def __init__(
+        self,
+        ours: nn.Module,
+        calls: dict[str, list[Call]],
+        alignment: Alignment,
+        rtol: float | None = None,
+    ):
+        self.modules = dict(ours.named_modules())
+        self.calls = calls
+        self.alignment = alignment
+        self.rows: list[Comparison] = []
+        self.outputs: dict[int, Tensor] = {}  # row -> their output, of the first that differs
+        self.cases: dict[int, Case] = {}  # row -> what to try causes on, for the first sources
+        self.rtol = rtol
+
+    def judge(self, call: Call) -> None:
+        """Compare one call of theirs."""
+        name = self.alignment.modules.get(call.name)
+        if name is None or call.number >= len(self.calls.get(name, ())) or not call.outputs:
+            return
+        reference, module = self.calls[name][call.number], self.modules[name]
+        layout, _ = find_layout(call.outputs[0], reference.outputs[0])
+        if layout is None:
+            return
+        output, ours = layout.apply(call.outputs[0]), reference.outputs[0]
+        whole, unit = errors(output, ours), coarser_unit(output.dtype, ours.dtype)
+        arguments, own = self.as_ours(reference, call), None
+        tolerance = self.rtol or rounding(module, unit)
+        if arguments is not None:
+            made = run_module(module, *arguments)
+            own = errors(output, made)[0]
+            if own > tolerance and self.rtol is None:
+                tolerance = max(tolerance, NOISE * rounding_of(module, *arguments, made, unit))
+            # an own error that the output does not show: ours needs an input that they did not give
+            own = None if own > tolerance and whole[0] < VISIBLE * own else own
+        shape = tuple(ours.shape)
+        row = Comparison(name, call.name, call.number, shape, *whole, own=own, tolerance=tolerance)
+        if row.differs and not self.outputs:
+            self.outputs[len(self.rows)] = output
+        if row.is_source and len(self.cases) < MOST_CASES:
+            # without their inputs, ours: those are the same for the first module that differs
+            given = arguments or (reference.args, reference.kwargs)
+            innocent = self.innocent_in(name)
+            self.cases[len(self.rows)] = Case(module, *given, output, innocent=innocent)
+        self.rows.append(row)
+
+    def innocent_in(self, name: str) -> list[nn.Module]:
+        """The modules inside that were compared and make no error of their own."""
+        inside = [row for row in self.rows if row.name.startswith(f"{name}." if name else "")]
+        known = [
+            row for row in inside if not row.is_source and (row.own is not None or not row.differs)
+        ]
+        return [self.modules[row.name] for row in known]
+
+    def as_ours(self, reference: Call, call: Call) -> tuple[tuple, dict] | None:
+        """Their inputs in our order and layout; None if one of ours is not among them."""
+        leaves, structure = tree_flatten((reference.args, reference.kwargs))
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        found = assign([leaves[i] for i in places], call.inputs)
+        if found is None:
+            return None
+        for i, tensor in zip(places, found, strict=True):
+            leaves[i] = tensor.to(leaves[i].dtype)
+        return tree_unflatten(leaves, structure)
+
+    @property
+    def first_source(self) -> Comparison | None:
+        """The first module that makes an error of its own.
+
+        Where the own error is not known, the first that differs while nothing before it does. If
+        none makes one, the error arises between two modules: the one that it enters is named.
+        """
+        jump = None
+        for i, row in enumerate(self.rows):
+            if row.own is not None and row.is_source:
+                return row
+            outside = [one for one in self.rows[:i] if not one.name.startswith(f"{row.name}.")]
+            before = max((one.error for one in outside), default=0.0)
+            if jump is None and row.differs and row.error > JUMP * before:
+                jump = row
+                if row.own is None:
+                    return row
+        return jump
+
+    def locate(self, row: Comparison) -> tuple[str, Case | None]:
+        """The name of our module to blame, and what to try causes on.
+
+        Theirs may have one module where we have several, one inside another. Then the error arises
+        in the innermost of ours whose parts are right and which theirs does not have.
+        """
+        inside = [
+            one for one in self.rows if one.name.startswith(f"{row.name}." if row.name else "")
+        ]
+        own = row.own is None or row.is_source
+        entered = next((one for one in inside if one.differs), row) if own else row
+        place = self.rows.index(entered)
+        name = self.around(entered, row.name if own else "")
+        if name == row.name or place not in self.outputs or entered.number >= len(self.calls[name]):
+            return row.name, self.cases.get(self.rows.index(row))
+        given = self.calls[name][entered.number]
+        inner = entered.name.removeprefix(name).lstrip(".")
+        output = self.outputs[place]
+        return name, Case(self.modules[name], given.args, given.kwargs, output, inner)
+
+    def around(self, row: Comparison, most: str) -> str:
+        """The innermost module around a row that theirs does not have, at most `most`.
+
+        Not one that hands its own input on to the row: then the error is in that input already.
+        """
+        matched, call = self.alignment.modules.values(), self.calls[row.name][row.number]
+        outer = row.name
+        while outer not in (most, ""):
+            outer, _, _ = outer.rpartition(".")
+            calls = self.calls.get(outer, [])
+            if outer in matched or row.number >= len(calls):
+                continue
+            given = {one.data_ptr() for one in calls[row.number].inputs}
+            if not call.inputs or call.inputs[0].data_ptr() not in given:
+                return outer
+        return most
+
+
+def coarser_unit(a: torch.dtype, b: torch.dtype) -> float:
+    """The rounding of one number in whichever precision is coarser."""
+    return max(ROUNDING_UNITS.get(one, ROUNDING_UNITS[torch.float32]) for one in (a, b))
+
+
+def rounding(module: nn.Module, unit: float) -> float:
+    """The root mean square error, relative to the spread, that rounding alone may cause.
+
+    unit: the rounding of one number
+
+    Sums of n products, taken in any order, round like a random walk of n steps. Half precision
+    adds up in float32 and rounds the result.
+    """
+    weights = [one for one in module.parameters() if one.ndim > 1]
+    longest = max((one[0].numel() for one in weights), default=0)
+    half = unit > ROUNDING_UNITS[torch.float32]
+    layer = 3 * unit if half else unit * (6 + longest**0.5 / 2)
+    return layer * COMPOSITE if any(True for _ in module.children()) else layer
+
+
+def rounding_of(module: nn.Module, args: tuple, kwargs: dict, output: Tensor, unit: float) -> float:
+    """How much the output changes if every input is rounded once more, at random.
+
+    Large where a norm takes a large mean away, so that little is left of the digits.
+    """
+    draw = torch.Generator(output.device).manual_seed(0)
+
+    def move_leaf(leaf: object) -> object:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        noise = torch.randn(leaf.shape, generator=draw, dtype=torch.float32, device=leaf.device)
+        return leaf * (1 + unit * noise).to(leaf.dtype)
+
+    args, kwargs = tree_map(move_leaf, (args, kwargs))
+    return errors(run_module(module, args, kwargs), output)[0]
+
+
+def assign(ours: list[Tensor], theirs: list[Tensor]) -> list[Tensor] | None:
+    """For each of our inputs one of theirs, in our layout; None if one has no partner.
+
+    If there are as many, each is used once, in the order that fits best. Else the nearest is taken.
+    """
+    fits = [[find_layout(their, our) for their in theirs] for our in ours]
+    if len(ours) == len(theirs) <= MOST_INPUTS:
+        orders = [
+            order
+            for order in permutations(range(len(theirs)))
+            if all(fits[i][j][0] for i, j in enumerate(order))
+        ]
+        if orders:
+            total = {order: sum(fits[i][j][1] for i, j in enumerate(order)) for order in orders}
+            best = min(orders, key=lambda order: total[order] - (order == orders[0]) * 1e-6)
+            return [layout_of(fits[i][j]).apply(theirs[j]) for i, j in enumerate(best)]
+    found = []
+    for fit in fits:
+        near = min(range(len(theirs)), key=lambda j, fit=fit: fit[j][1], default=None)
+        if near is None or fit[near][0] is None:
+            return None
+        found.append(layout_of(fit[near]).apply(theirs[near]))
+    return found
+
+
+def layout_of(fit: tuple[Layout | None, float]) -> Layout:
+    assert fit[0] is not None
+    return fit[0]
+
+
+def run_module(module: nn.Module, args: tuple, kwargs: dict, inner: str = "") -> Tensor:
+    """The first output of our module for these inputs, or of a module inside."""
+    args, kwargs = tree_map(lambda leaf: leaf, (args, kwargs))  # a module may empty its lists
+    seen: list[object] = []
+    hook = module.get_submodule(inner).register_forward_hook(lambda *call: seen.append(call[-1]))
+    try:
+        with torch.no_grad():
+            module(*args, **kwargs)
+    finally:
+        hook.remove()
+    return tensors_in(seen[0])[0]
+
+
+def errors(theirs: Tensor, ours: Tensor) -> tuple[float, float, float]:
+    """Root mean square and largest difference, both relative to our spread, and the cosine."""
+    a, b = theirs.double().flatten(), ours.double().flatten()
+    same = torch.isinf(a) & (a == b)
+    a, b = a.masked_fill(same, 0), b.masked_fill(same, 0)
+    spread = b.pow(2).mean().sqrt().item() or 1.0
+    gap = (a - b).abs()
+    cosine = torch.nn.functional.cosine_similarity(a, b, dim=0).item()
+    return gap.pow(2).mean().sqrt().item() / spread, gap.max().item() / spread, cosine

@@ -1,0 +1,113 @@
+"""Bring a tensor of another program into our layout: b h w c, b n c, heads folded into the batch …
+
+Two tensors with the same numbers may have their axes in another order, merged or split.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import permutations
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MOST_AXES = 5
+Sizes = tuple[int, ...]
+
+
+class Layout(NamedTuple):
+    """How to read their tensor: reshape it, put its axes in this order, reshape it to ours."""
+
+    split: Sizes
+    order: tuple[int, ...]
+    shape: Sizes
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        return tensor.reshape(self.split).permute(self.order).reshape(self.shape)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether only the shape changes, not the order of the numbers."""
+        return self.order == tuple(range(len(self.order)))
+
+
+@lru_cache(maxsize=4096)
+def possible_layouts(theirs: Sizes, ours: Sizes) -> tuple[Layout, ...]:
+    """All ways in which their shape can hold our tensor. The plain ones come first."""
+    found: dict[tuple, Layout] = {}
+    for layout in [*split_theirs(theirs, ours), *merge_theirs(theirs, ours)]:
+        found.setdefault((layout.split, layout.order), layout)
+    return tuple(sorted(found.values(), key=lambda one: not one.is_plain))
+
+
+def split_theirs(theirs: Sizes, ours: Sizes) -> Iterator[Layout]:
+    """Theirs has our axes in some order, perhaps merged: b (h w) c for our b c h w."""
+    axes = [i for i, size in enumerate(ours) if size > 1]
+    if len(axes) > MOST_AXES:
+        return
+    for order in permutations(axes):
+        split = tuple(ours[i] for i in order)
+        if merges_to(split, theirs):
+            back = tuple(order.index(i) for i in axes)
+            yield Layout(split, back, ours)
+
+
+def merge_theirs(theirs: Sizes, ours: Sizes) -> Iterator[Layout]:
+    """Ours has their axes in some order, perhaps merged: b h w c for our b (h w) c."""
+    axes = [i for i, size in enumerate(theirs) if size > 1]
+    if len(axes) > MOST_AXES:
+        return
+    for order in permutations(range(len(axes))):
+        sizes = tuple(theirs[axes[i]] for i in order)
+        if merges_to(sizes, ours):
+            yield Layout(tuple(theirs[i] for i in axes), order, ours)
+
+
+def merges_to(fine: Sizes, coarse: Sizes) -> bool:
+    """Whether merging neighbours of `fine` gives `coarse`; axes of size 1 do not count.
+
+    >>> merges_to((2, 8, 8, 3), (2, 64, 3)), merges_to((2, 3), (3, 2))
+    (True, False)
+    """
+    rest = [size for size in fine if size > 1]
+    for size in coarse:
+        product = 1
+        while product < size and rest:
+            product *= rest.pop(0)
+        if product != size:
+            return False
+    return not rest
+
+
+def difference(theirs: Tensor, ours: Tensor) -> float:
+    """The root mean square of the difference, relative to that of ours."""
+    spread = ours.double().pow(2).mean().sqrt().item()
+    error = (theirs.double() - ours.double()).pow(2).mean().sqrt().item()
+    return error / spread if spread else error
+
+
+def find_layout(theirs: Tensor, ours: Tensor, enough: float = 1e-6) -> tuple[Layout | None, float]:
+    """The layout in which theirs is nearest to ours, and the difference that is left.
+
+    None if no layout fits. enough: a difference at which no other layout is tried
+    """
+    if theirs.numel() != ours.numel():
+        return None, float("inf")
+    best, least = None, float("inf")
+    for layout in possible_layouts(tuple(theirs.shape), tuple(ours.shape)):
+        left = difference(layout.apply(theirs), ours)
+        if left < least or best is None:
+            best, least = layout, left
+        if least <= enough:
+            break
+    return best, least
+
+
+def same_numbers(a: Tensor, b: Tensor, tolerance: float = 1e-6) -> bool:
+    """Whether two weights are equal in some layout."""
+    return a.numel() == b.numel() and find_layout(a, b)[1] <= tolerance
+
+
+def has_no_nan(tensor: Tensor) -> bool:
+    """Whether no number is NaN. Infinity is allowed: masks have it."""
+    return not torch.isnan(tensor).any().item()

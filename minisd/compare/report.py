@@ -1,0 +1,187 @@
+"""What a comparison found, as plain data, as a table of text and as JSON."""
+
+import inspect
+import json
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from minisd.compare.align import Alignment
+from minisd.compare.hunt import Comparison
+
+SHOWN = 12  # names in a list of the text report
+
+
+@dataclass
+class Report:
+    """The rows in running order, and what they mean.
+
+    first: the first module that makes an error of its own; None if there is none
+    cause, left: what theirs does there, as tried on our module, and the difference that this leaves
+    values: parameters whose values differ, our name -> the largest difference
+    only_reference, only_port: parameters without a partner
+    sources: our name -> file and line of our module and, where it is known, of theirs
+    nan: the first module of theirs that puts out NaN
+    worst: the numbers around the largest difference of the first module's output
+    histogram: of that module: power of ten -> how many values differ by about as much
+    """
+
+    rows: list[Comparison] = field(default_factory=list)
+    first: Comparison | None = None
+    cause: str | None = None
+    left: float | None = None
+    values: dict[str, float] = field(default_factory=dict)
+    only_reference: list[str] = field(default_factory=list)
+    only_port: list[str] = field(default_factory=list)
+    matched: int = 0
+    sources: dict[str, list[str]] = field(default_factory=dict)
+    nan: str | None = None
+    worst: dict = field(default_factory=dict)
+    histogram: list[tuple[int, int]] = field(default_factory=list)
+    labels: tuple[str, str] = ("reference", "port")
+
+    @property
+    def is_equal(self) -> bool:
+        return bool(self.rows) and self.first is None and not self.values and self.nan is None
+
+    @property
+    def first_divergence(self) -> str | None:
+        """Our name of the first module that is wrong in the port."""
+        return self.first.name if self.first else next(iter(self.values), self.nan)
+
+    def is_first(self, row: Comparison) -> bool:
+        """Whether this is the row of the first module that differs."""
+        first = self.first
+        return first is not None and (row.theirs, row.number) == (first.theirs, first.number)
+
+    def add(self, part: str, alignment: Alignment, rows: list[Comparison]) -> None:
+        """Take in what one network showed; names get its name in front."""
+        self.rows += rows
+        self.matched += len(alignment.parameters)
+        self.values |= {join_names(part, name): gap for name, gap in alignment.other_values.items()}
+        self.only_reference += [join_names(part, name) for name in alignment.only_ours]
+        self.only_port += [join_names(part, name) for name in alignment.only_theirs]
+
+    def verdict(self) -> list[str]:
+        """The findings in sentences, the most important first."""
+        _, port = self.labels
+        lines = []
+        if self.nan:
+            lines.append(f"{self.nan} is the first module of {port} that puts out NaN.")
+        for name, gap in list(self.values.items())[:3]:
+            lines.append(f"{name} has other values in {port}: largest difference {gap:.1e}.")
+        if self.first is None:
+            same = "no module differs" if self.rows else "no module could be compared"
+            return [*lines, f"{len(self.rows)} outputs compared: {same}."]
+        row = self.first
+        own = row.error if row.own is None else row.own
+        where = f"{row.name} ({row.theirs} in {port})"
+        lines.append(f"The first module that differs is {where}: {own:.1e} of its spread.")
+        if self.cause:
+            lines.append(f"Likely cause: {port} computes {self.cause}.")
+            lines.append(f"If our module does the same, the two agree to {self.left:.0e}.")
+        else:
+            lines.append("No known cause makes the two agree: compare the two sources.")
+        lines += [f"  {place}" for place in self.sources.get(row.name, ())]
+        return lines
+
+    def table(self) -> str:
+        """One line per output, in running order."""
+        head: tuple[str, ...] = (
+            "module",
+            "theirs",
+            "shape",
+            "rms error",
+            "largest",
+            "cosine",
+            "own",
+            "inherited",
+            "",
+        )
+        lines: list[tuple[str, ...]] = [head]
+        for row in self.rows:
+            mark = "<- first" if self.is_first(row) else "differs" if row.differs else ""
+            numbers = [f"{row.error:.1e}", f"{row.largest:.1e}", f"{row.cosine:.6f}"]
+            parts = ["?" if x is None else f"{x:.1e}" for x in (row.own, row.inherited_error)]
+            shape = " ".join(map(str, row.shape))
+            lines.append((call_label(row), row.theirs, shape, *numbers, *parts, mark))
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        return "\n".join(
+            "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        )
+
+    def list_unaligned(self) -> list[str]:
+        """What has no partner, in sentences."""
+        lines = []
+        for label, names in zip(self.labels, (self.only_reference, self.only_port), strict=True):
+            if names:
+                more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+                lines.append(f"Only in {label}: {', '.join(names[:SHOWN])}{more}.")
+        return lines
+
+    def __str__(self) -> str:
+        return "\n".join([self.table(), "", *self.verdict(), *self.list_unaligned()])
+
+    def to_json(self) -> str:
+        """All of it, for other programs."""
+        content = {
+            **asdict(self),
+            "equal": self.is_equal,
+            "first_divergence": self.first_divergence,
+        }
+        return json.dumps(content, indent=1)
+
+    def to_html(self) -> str:
+        """One self-contained page."""
+        from minisd.compare.page import page
+
+        return page(self)
+
+
+def join_names(part: str, name: str) -> str:
+    return ".".join(filter(None, (part, name)))
+
+
+def call_label(row: Comparison) -> str:
+    """The module, with the number of the call if it is not the first."""
+    return f"{row.name} #{row.number}" if row.number else row.name or "(all)"
+
+
+def place_of(network: nn.Module, name: str) -> str | None:
+    """File and line of the class that a module belongs to. For torch's own, whoever built it.
+
+    None where there is no source.
+    """
+    module = network.get_submodule(name)
+    while name and type(module).__module__.startswith("torch."):
+        name = name.rpartition(".")[0]
+        module = network.get_submodule(name)
+    try:
+        file, (_, line) = inspect.getsourcefile(type(module)), inspect.getsourcelines(type(module))
+    except (OSError, TypeError):
+        return None
+    return f"{type(module).__name__}: {file}:{line}"
+
+
+def neighbourhood(theirs: Tensor, ours: Tensor) -> dict:
+    """The 3 x 5 values around the largest difference, on both sides."""
+    ours, theirs = (each.float().reshape(-1, *each.shape[-2:]) for each in (ours, theirs))
+    gap = (ours - theirs).abs().nan_to_num(float("inf"))
+    plane, row, column = (int(i) for i in torch.unravel_index(gap.argmax(), gap.shape))
+    top, left = max(row - 1, 0), max(column - 2, 0)
+    window = (plane, slice(top, row + 2), slice(left, column + 3))
+    return {
+        "place": [plane, row, column],
+        "centre": [row - top, column - left],
+        "ours": ours[window].tolist(),
+        "theirs": theirs[window].tolist(),
+    }
+
+
+def powers_of_ten(theirs: Tensor, ours: Tensor) -> list[tuple[int, int]]:
+    """How many values differ by about 1e-9, 1e-8 …"""
+    gap = (theirs.double() - ours.double()).abs().nan_to_num(0).clamp(1e-12, 1e12)
+    powers = gap.log10().round().long()
+    return [(n, int((powers == n).sum())) for n in range(int(powers.min()), int(powers.max()) + 1)]

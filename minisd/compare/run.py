@@ -1,0 +1,191 @@
+"""Compare two networks, or the same parts of two models."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
+
+import torch
+from torch import nn
+
+from minisd.compare.align import Alignment, align
+from minisd.compare.calls import Call, watch_calls
+from minisd.compare.causes import find_cause
+from minisd.compare.hunt import Case, Hunt, record
+from minisd.compare.layouts import has_no_nan
+from minisd.compare.report import Report, join_names, neighbourhood, place_of, powers_of_ten
+from minisd.compare.sides import Inputs, Side, our_side
+from minisd.pipeline import StableDiffusion
+
+Caller = Callable[[nn.Module], object]
+
+
+def compare(
+    reference: nn.Module,
+    port: nn.Module,
+    inputs: tuple,
+    rtol: float | None = None,
+    call: Callable | None = None,
+) -> Report:
+    """Run both on the same inputs and report where the port differs first, and why.
+
+    reference: one of minisd's networks, or a module in one
+    inputs: what the reference is called with, such as (x, t, context)
+    rtol: how large a root mean square error may be, relative to the spread, for one operation.
+        None: what rounding explains in the coarser precision of the two
+    call: call(port, *inputs), if the port's signature is another
+
+    Raises ValueError if the two have no weights in common, or if the port breaks while it runs.
+    """
+    report = Report()
+    run_theirs = (lambda port: call(port, *inputs)) if call else (lambda port: port(*inputs))
+    compare_part(report, "", reference, port, lambda ours: ours(*inputs), run_theirs, rtol)
+    return report
+
+
+def compare_part(
+    report: Report,
+    part: str,
+    reference: nn.Module,
+    port: nn.Module,
+    run_ours: Caller,
+    run_theirs: Caller,
+    rtol: float | None = None,
+) -> None:
+    """Compare one network, and add what it shows to the report."""
+    calls = record(reference, lambda: run_ours(reference))
+    order = cache(lambda: running_order(port, run_theirs))
+    alignment = align(reference, port, list(calls), order, align_tolerance(reference, port))
+    if not alignment.modules:
+        raise ValueError(
+            f"{part or 'the port'} shares no weights with the reference, so nothing can be "
+            "compared. Load the same weights into both."
+        )
+    hunt = Hunt(reference, calls, alignment, rtol)
+    last = []
+
+    def judge(call: Call) -> None:
+        last[:] = [call.name]
+        if report.nan is None and not all(map(has_no_nan, call.outputs)):
+            report.nan = join_names(part, call.name)
+        hunt.judge(call)
+
+    try:
+        with torch.no_grad(), watch_calls(port, judge):
+            run_theirs(port)
+    except Exception as error:
+        where = f"after {last[0]}" if last else "before any module ended"
+        what = f"the port broke {where}: {type(error).__name__}: {error}"
+        raise ValueError(what) from error
+    conclude(report, part, hunt, alignment, port)
+
+
+def running_order(network: nn.Module, run: Caller) -> list[str]:
+    """The modules in the order in which they return first. Empty if the network breaks."""
+    names: dict[str, None] = {}
+    watch = watch_calls(network, lambda call: names.setdefault(call.name))
+    with torch.no_grad(), watch, suppress(Exception):  # compare_part() says where it breaks
+        run(network)
+    return list(names)
+
+
+def conclude(report: Report, part: str, hunt: Hunt, alignment: Alignment, port: nn.Module) -> None:
+    """Find the first error of this network and its cause, unless an earlier network has one."""
+    first = hunt.first_source
+    rows = [replace(row, name=join_names(part, row.name)) for row in hunt.rows]
+    if first is not None and report.first is None:
+        name, case = hunt.locate(first)
+        report.first = replace(first, name=join_names(part, name))
+        explain(report, case, first.tolerance)
+        sides = ((hunt.modules[""], name), (port, first.theirs))
+        places = [place_of(network, name) for network, name in sides]
+        report.sources[report.first.name] = [one for one in places if one]
+    report.add(part, alignment, rows)
+
+
+def explain(report: Report, case: Case | None, tolerance: float) -> None:
+    """Try the causes on the first module that differs, and keep its worst values."""
+    if case is None:
+        return
+    found = find_cause(case, tolerance)
+    report.cause, report.left = found or (None, None)
+    ours = case.run()
+    report.worst = neighbourhood(case.output, ours)
+    report.histogram = powers_of_ten(case.output, ours)
+
+
+def align_tolerance(a: nn.Module, b: nn.Module) -> float:
+    """How far fingerprints may be apart: weights that went through half precision are rounded."""
+    dtypes = {t.dtype for network in (a, b) for t in network.parameters()}
+    if torch.bfloat16 in dtypes:
+        return 8e-3
+    return 1e-3 if torch.float16 in dtypes else 1e-5
+
+
+def compare_sides(
+    sd: StableDiffusion, label: str, port: Side, inputs: Inputs, rtol: float | None = None
+) -> Report:
+    """Compare every part that the port has with the model `sd`, all on the same inputs.
+
+    Raises ValueError if nothing can be compared.
+    """
+    report = Report(labels=(label, port.label))
+    ours = our_side(sd, label)
+    for part, network in port.networks.items():
+        check_device(network, sd, port.label)
+        if part in ours.networks:
+            given = inputs.of(part)
+            compare_part(
+                report,
+                part,
+                ours.networks[part],
+                network,
+                lambda one, part=part, given=given: ours.run(part, one, given),
+                lambda one, part=part, given=given: port.run(part, one, given),
+                rtol,
+            )
+        else:
+            compare_anywhere(report, ours, port, part, inputs, rtol)
+    return report
+
+
+def compare_anywhere(
+    report: Report, ours: Side, port: Side, part: str, inputs: Inputs, rtol: float | None
+) -> None:
+    """Find the module of ours that holds the port's weights, and compare the two.
+
+    The port runs on what that module was given when our whole network ran.
+    """
+    network = port.networks[part]
+    tolerance = align_tolerance(network, ours.networks["unet"])
+    best, name, found = None, "", 0
+    for candidate, whole in ours.networks.items():
+        alignment = align(whole, network, tolerance=tolerance)
+        if "" in alignment.modules and len(alignment.parameters) > found:
+            best, name, found = candidate, alignment.modules[""], len(alignment.parameters)
+    if best is None:
+        raise ValueError(
+            f"{port.label} shares no weights with {ours.label}, so nothing can be compared. Load "
+            "the same weights into both."
+        )
+    whole, given = ours.networks[best], inputs.of(best)
+    calls = record(whole, lambda: ours.run(best, whole, given))
+    args, kwargs = calls[name][0].args, calls[name][0].kwargs
+    same = (*args, *kwargs.values())
+    compare_part(
+        report,
+        join_names(best, name),
+        whole.get_submodule(name),
+        network,
+        lambda one: one(*args, **kwargs),
+        lambda one: port.run(part, one, same),
+        rtol,
+    )
+
+
+def check_device(network: nn.Module, sd: StableDiffusion, label: str) -> None:
+    """Raise ValueError if the port is on another device than the reference."""
+    devices = {str(one.device.type) for one in network.parameters()} - {sd.device.type}
+    if devices:
+        there = f"{label} is on {devices.pop()}, and the reference on {sd.device.type}"
+        raise ValueError(f"{there}. Move the port with .to({sd.device.type!r}).")

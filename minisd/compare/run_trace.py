@@ -1,0 +1,162 @@
+"""Compare a recorded run of a port with ours on the same inputs."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from minisd.compare.align import Alignment, align_weights
+from minisd.compare.calls import Call, watch_calls
+from minisd.compare.hunt import Hunt
+from minisd.compare.layouts import find_layout, has_no_nan
+from minisd.compare.record_run import INPUT_NAMES, NETWORKS, part_of
+from minisd.compare.report import Report, join_names, place_of
+from minisd.compare.run import explain
+from minisd.compare.trace_file import TraceFile
+from minisd.compare.weights import weights_of
+from minisd.compare.whole_run import compare_run
+from minisd.pipeline import StableDiffusion
+
+CLOSE = 0.02  # two outputs that differ less are the same tensor of the two programs
+FAR = 0.7  # two that differ more are not
+CALLS_AHEAD = 60  # calls of ours that are looked through if nothing is close
+
+
+def compare_trace(
+    sd: StableDiffusion, label: str, trace: TraceFile, rtol: float | None = None
+) -> Report:
+    """Run our networks on the inputs that the trace states, and judge its outputs.
+
+    Raises ValueError if the trace has no inputs for any network, or only statistics.
+    """
+    if trace.stats:
+        what = f"{trace.label} holds statistics only"
+        raise ValueError(
+            f"{what}. Compare it with `minisd verify`, or write a trace without --stats."
+        )
+    report = Report(labels=(label, trace.label))
+    ours = replay(sd, trace)
+    if not ours:
+        names = ", ".join(f"inputs/{one}.0" for names in INPUT_NAMES.values() for one in names)
+        raise ValueError(f"{trace.label} does not say what it was run on. Add {names}, or some.")
+    whole = nn.ModuleDict()  # one tree of all networks, so that a name is a path
+    for part in ("text_encoder", "unet", "vae"):
+        whole[part] = getattr(sd, part)
+    judge_calls(report, whole, ours, trace, rtol)
+    for row, cause, left in compare_run(sd, trace):
+        report.rows.append(row)
+        if report.first is None and not row.error <= row.tolerance:
+            report.first, report.cause, report.left = row, cause, left
+    return report
+
+
+def judge_calls(
+    report: Report, whole: nn.Module, ours: list[Call], trace: TraceFile, rtol: float | None
+) -> None:
+    """Judge every call of the trace, and explain the first that differs."""
+    calls: dict[str, list[Call]] = {}
+    for call in ours:
+        calls.setdefault(call.name, []).append(call)
+    alignment = align_trace(whole, ours, trace)
+    hunt = Hunt(whole, calls, alignment, rtol)
+    for call in trace.calls:
+        if report.nan is None and not all(map(has_no_nan, call.outputs)):
+            report.nan = call.name
+        hunt.judge(call)
+    report.add("", alignment, hunt.rows)
+    if (first := hunt.first_source) is not None:
+        name, case = hunt.locate(first)
+        report.first = replace(first, name=name)
+        explain(report, case, first.tolerance)
+        where = place_of(whole, name)
+        report.sources[name] = [where] if where else []
+
+
+def replay(sd: StableDiffusion, trace: TraceFile) -> list[Call]:
+    """Every call of our networks on the inputs of the trace, in order."""
+    ours: list[Call] = []
+    numbers: dict[str, int] = {}
+
+    def keep(network: str, call: Call) -> None:
+        call.name = join_names(network, call.name)
+        call.number = numbers[call.name] = numbers.get(call.name, -1) + 1
+        ours.append(call)
+
+    for network in NETWORKS:
+        for given in inputs_of(network, trace.inputs, sd):
+            part = part_of(sd, network)
+            with torch.no_grad(), watch_calls(part, lambda c, n=network: keep(n, c), copy=False):
+                part(*given)
+    return ours
+
+
+def inputs_of(
+    network: str, inputs: dict[str, Tensor], sd: StableDiffusion
+) -> Iterable[tuple[Tensor, ...]]:
+    """What a network was called with, call by call. "x" counts as "x.0"."""
+    names, dtype = INPUT_NAMES[network], next(part_of(sd, network).parameters()).dtype
+    for number in range(len(inputs)):
+        keys = [(f"{name}.{number}", name) for name in names]
+        found = [inputs.get(a, inputs.get(b) if number == 0 else None) for a, b in keys]
+        if any(one is None for one in found):
+            return
+        tensors = [one.to(sd.device) for one in found if one is not None]
+        wide = [one.to(dtype) if one.is_floating_point() else one for one in tensors]
+        if network == "unet":
+            wide[1] = tensors[1]  # t keeps its precision
+            wide[1] = wide[1].reshape(-1).expand(len(wide[0])) if wide[1].numel() == 1 else wide[1]
+        yield tuple(wide)
+
+
+def align_trace(whole: nn.Module, ours: list[Call], trace: TraceFile) -> Alignment:
+    """By fingerprints of the weights if the trace has them, else by running order and values."""
+    if trace.weights:
+        modules = {call.name for call in trace.calls}
+        return align_weights(whole, weights_of(whole), trace.weights, modules)
+    return Alignment({}, align_by_values(ours, trace.calls))
+
+
+def align_by_values(ours: list[Call], theirs: list[Call]) -> dict[str, str]:
+    """Their name -> ours. Both lists are in running order.
+
+    Outputs that are nearly equal belong together. Of the others, which come after an error, those
+    that were given the same, then those that lie between the same neighbours and are most alike.
+    """
+    matched: dict[str, str] = {}
+    place = 0
+    for call in theirs:
+        if not call.outputs or call.name in matched:
+            continue
+        later = ours[place:]
+        same = [i for i, one in enumerate(later) if gives_same(call, one)]
+        close = [i for i, one in enumerate(later) if is_close(call.outputs, one.outputs)]
+        both = [i for i in same if i in close]
+        near = both or same or close or range(min(len(later), CALLS_AHEAD))
+        gaps = {i: gap(call.outputs[0], later[i].outputs[0]) for i in near}
+        found = min(gaps, key=lambda i, gaps=gaps: gaps[i], default=None)
+        if found is not None and not same and gaps[found] > FAR:
+            found = None
+        if found is not None:
+            matched[call.name] = later[found].name
+            place += found + 1
+    return matched
+
+
+def gap(theirs: Tensor, ours: Tensor) -> float:
+    return find_layout(theirs, ours, CLOSE / 10)[1]
+
+
+def is_close(theirs: list[Tensor], ours: list[Tensor]) -> bool:
+    return bool(theirs and ours) and gap(theirs[0], ours[0]) < CLOSE
+
+
+def gives_same(theirs: Call, ours: Call) -> bool:
+    """Whether ours was given only what theirs was given, and returns as many numbers."""
+    if (
+        not theirs.inputs
+        or not ours.outputs
+        or theirs.outputs[0].numel() != ours.outputs[0].numel()
+    ):
+        return False
+    return all(any(gap(t, o) < CLOSE for t in theirs.inputs) for o in ours.inputs)

@@ -1,0 +1,169 @@
+"""What can be compared: a model that minisd loads, a diffusers folder, or a function of a port."""
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import minisd
+from minisd.pipeline import StableDiffusion
+
+MODEL_PARTS = ("text_encoder", "unet", "vae")
+COMPARED_PROMPT = "a photograph of an astronaut riding a horse"
+EARLY_T = 981.0  # an early level, where nearly all is noise
+LARGEST_PICTURE = 256  # per side, of the picture for the VAE: it costs more than the U-Net
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What all parts are run on: b tokens, b 4 h w, b, b m c, a picture and a latent."""
+
+    tokens: Tensor
+    x: Tensor
+    t: Tensor
+    context: Tensor
+    image: Tensor
+    z: Tensor
+
+    def of(self, part: str) -> tuple[Tensor, ...]:
+        """The inputs of one part, as ours takes them."""
+        each = {
+            "text_encoder": (self.tokens,),
+            "unet": (self.x, self.t, self.context),
+            "vae": (self.image, self.z),
+        }
+        return each[part]
+
+
+@dataclass
+class Side:
+    """One side of a comparison: a network for each part that it has, and how to run each."""
+
+    label: str
+    networks: dict[str, nn.Module]
+    calls: dict[str, Callable] = field(default_factory=dict)
+
+    def run(self, part: str, network: nn.Module, inputs: tuple) -> object:
+        """Run one part on our inputs."""
+        call = self.calls.get(part)
+        return call(network, *inputs) if call else network(*inputs)
+
+
+def our_side(sd: StableDiffusion, label: str) -> Side:
+    networks = {part: getattr(sd, part) for part in MODEL_PARTS}
+    return Side(label, networks, {"vae": run_our_vae})
+
+
+def run_our_vae(vae: Any, image: Tensor, z: Tensor) -> list[Tensor]:
+    return [vae.encoder(image), vae.decoder(z)]
+
+
+def make_inputs(sd: StableDiffusion, seed: int = 0) -> Inputs:
+    """The same inputs for both sides: a prompt, noise at an early level, a picture of noise."""
+    config = sd.config
+    draw = torch.Generator().manual_seed(seed)
+    side = config.size // config.vae.factor
+    small = min(config.size, LARGEST_PICTURE)
+    tokens = sd.tokenizer(COMPARED_PROMPT)
+    with torch.no_grad():
+        context = sd.text_encoder(tokens.to(sd.device))
+    x = torch.randn(1, config.unet.in_channels, side, side, generator=draw)
+    z = torch.randn(
+        1,
+        config.vae.latent_channels,
+        small // config.vae.factor,
+        small // config.vae.factor,
+        generator=draw,
+    )
+    image = torch.rand(1, 3, small, small, generator=draw) * 2 - 1
+    x, z, image = (each.to(sd.device, sd.dtype) for each in (x, z, image))
+    t = torch.full((1,), EARLY_T, device=sd.device)
+    return Inputs(tokens.to(sd.device), x, t, context, image, z)
+
+
+def open_port(source: str, sd: StableDiffusion) -> Side:
+    """The other side. source: "diffusers:PATH", "module.py:function", or what minisd loads
+
+    Raises ValueError where there is no such thing, or its library is not installed.
+    """
+    if source.startswith("diffusers:"):
+        return diffusers_side(source.removeprefix("diffusers:"), sd)
+    path, _, function = source.rpartition(":")
+    if path.endswith(".py"):
+        return function_side(Path(path), function, source)
+    return our_side(minisd.load(source, device=sd.device, dtype=sd.dtype), source)
+
+
+def diffusers_side(path: str, sd: StableDiffusion) -> Side:
+    """The three networks of a diffusers folder, opened by diffusers and transformers."""
+    try:
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+        from transformers import CLIPTextModel
+    except ImportError as error:
+        raise ValueError(
+            "diffusers: needs the libraries diffusers and transformers. Install them with "
+            "pip install diffusers transformers."
+        ) from error
+    kinds = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    try:
+        networks = {
+            part: kind.from_pretrained(path, subfolder=part).to(sd.device, sd.dtype).eval()
+            for part, kind in kinds.items()
+        }
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"diffusers cannot open {path} ({reason}). Check the path.") from error
+    return Side(f"diffusers:{path}", networks, {"vae": run_diffusers_vae})
+
+
+def run_diffusers_vae(vae: Any, image: Tensor, z: Tensor) -> list[Tensor]:
+    return [vae.encode(image).latent_dist.parameters, vae.decode(z).sample]
+
+
+def function_side(path: Path, function: str, label: str) -> Side:
+    """What a function of a .py file returns.
+
+    It returns a network, or a network with a call that maps our inputs to its own, or a dictionary
+    with one of these for each part. Running the file runs its code: it is the user's own.
+    """
+    returned = call_function(path, function)
+    parts = returned if isinstance(returned, Mapping) else {"": returned}
+    side = Side(label, {}, {})
+    for part, one in parts.items():
+        network, call = one if isinstance(one, tuple) else (one, None)
+        if not isinstance(network, nn.Module):
+            what = f"{label} returned {type(network).__name__}"
+            raise ValueError(f"{what}. It should return a torch.nn.Module, or one with a call.")
+        side.networks[part] = network.eval()
+        side.calls |= {part: call} if call else {}
+    return side
+
+
+def call_function(path: Path, function: str) -> object:
+    """Run a .py file and call one of its functions. Raises ValueError if that does not work."""
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}. Check the path before the colon.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent.resolve()))  # for what the file imports next to it
+    try:
+        spec.loader.exec_module(module)
+        if not callable(found := getattr(module, function, None)):
+            names = [name for name, one in vars(module).items() if inspect.isfunction(one)]
+            known = f"It has {', '.join(names)}." if names else "It has none."
+            raise ValueError(f"{path} has no function {function!r}. {known}")
+        return found()
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} broke: {type(error).__name__}: {error}.") from error
+    finally:
+        sys.path.pop(0)

@@ -1,0 +1,139 @@
+"""Check a model against numbers that were published or recorded before.
+
+The mini has a recorded run, of which statistics are kept. For official weights there are slices of
+pictures that diffusers' own tests compare with.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import minisd
+from minisd.compare.record_run import NETWORKS
+from minisd.compare.run_trace import replay
+from minisd.compare.trace_file import KEPT_VALUES, TraceFile, read_trace, statistics
+from minisd.pipeline import StableDiffusion
+
+GOLDENS = json.loads(Path(__file__).with_name("goldens.json").read_text(encoding="utf-8"))
+MINI_RUN = Path(__file__).with_name("mini-run.safetensors")
+# The largest error of a statistic, relative to the spread of the tensor, by precision.
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 6e-2, torch.bfloat16: 3e-1}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison. error: the largest difference; relative for statistics"""
+
+    name: str
+    error: float
+    tolerance: float
+
+    @property
+    def is_ok(self) -> bool:
+        return self.error <= self.tolerance
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.is_ok else "WRONG"
+        return f"{verdict:6} {self.name}: off by {self.error:.1e}, of at most {self.tolerance:.0e}"
+
+
+def verify_mini(sd: StableDiffusion, label: str) -> list[Check]:
+    """The mini on the inputs of its recorded run: one check for each network."""
+    trace = read_trace(MINI_RUN)
+    ours: dict[tuple[str, int], Tensor] = {}
+    for call in replay(sd, trace):
+        ours[call.name, call.number] = statistics(call.name, call.outputs[0])
+    checks = []
+    for network in NETWORKS:
+        errors = [
+            statistics_error(ours[call.name, call.number], call.outputs[0])
+            for call in trace.calls
+            if f"{call.name}.".startswith(f"{network}.")
+        ]
+        if errors:
+            worst = float(np.max(errors))  # NaN if one is
+            checks.append(Check(f"{network}, {label}", worst, TOLERANCES[sd.dtype]))
+    return checks
+
+
+def statistics_error(ours: Tensor, recorded: Tensor) -> float:
+    """The largest difference of two statistics, relative to the spread. The ends count less."""
+    spread = recorded[:, 1:2].clamp(min=1e-6)
+    gap = (ours - recorded).abs() / spread
+    gap[:, 2:4] /= 4  # the least and the largest value move most
+    assert recorded.shape[1] == 4 + KEPT_VALUES
+    return gap.max().item()
+
+
+def verify_published(sd: StableDiffusion, name: str) -> list[Check]:
+    """An official model against the published slices. name: as `minisd download` knows it"""
+    checks = []
+    noise = np.random.RandomState(0).standard_normal((1, 4, 64, 64)).astype(np.float32)
+    for golden in GOLDENS["checks"]:
+        if golden["model"] != name:
+            continue
+        settings = {key: GOLDENS[key] for key in ("prompt", "steps", "cfg_scale")}
+        latent = torch.from_numpy(noise)
+        for step in sd.txt2img_steps(**settings, sampler=golden["sampler"], latent=latent):
+            x = step.x
+        image = (sd.decode(x) / 2 + 0.5).clamp(0, 1)
+        found = image[0, -1, -3:, -3:].flatten().cpu().double()  # the last channel, as diffusers'
+        error = (found - torch.tensor(golden["slice"], dtype=torch.float64)).abs().max().item()
+        checks.append(Check(f"diffusers' {golden['name']}", error, golden["tolerance"]))
+    return checks
+
+
+def published_models() -> list[str]:
+    return list(dict.fromkeys(golden["model"] for golden in GOLDENS["checks"]))
+
+
+def other_ways() -> list[tuple[str, str, torch.dtype]]:
+    """Precisions and devices that this machine has besides float32 on the CPU."""
+    ways = [
+        (f"cpu, {str(d).removeprefix('torch.')}", "cpu", d) for d in (torch.bfloat16, torch.float16)
+    ]
+    for device, present in (
+        ("cuda", torch.cuda.is_available()),
+        ("mps", torch.backends.mps.is_available()),
+    ):
+        ways += [(f"{device}, float32", device, torch.float32)] if present else []
+    return ways
+
+
+def run_checks(name: str | None) -> list[Check]:
+    """All checks that this machine can run. name: None for the mini and what was downloaded"""
+    from minisd.checkpoints.registry import OFFICIAL, local_path
+
+    checks = []
+    if name in (None, "mini"):
+        checks += verify_mini(minisd.load("mini"), "cpu, float32")
+        for label, device, dtype in other_ways():
+            checks += verify_mini(minisd.load("mini", device=device, dtype=dtype), label)
+    for model in published_models():
+        there = model in OFFICIAL and is_there(model, local_path)
+        if name == model or (name is None and there):
+            checks += verify_published(minisd.load(model), model)
+    return checks
+
+
+def is_there(model: str, local_path) -> bool:
+    try:
+        return bool(local_path(model))
+    except ValueError:
+        return False
+
+
+def make_mini_run(path: Path = MINI_RUN) -> TraceFile:
+    """Record the mini's run anew: only when its weights have changed."""
+    from minisd.compare.record_run import record_run
+    from minisd.compare.trace_file import trace_tensors, write_trace
+
+    sd = minisd.load("mini")
+    settings = {"prompt": "a cat on a blue background", "steps": 2}
+    calls, inputs = record_run(sd, lambda: sd.txt2img(**settings), stats=True)
+    write_trace(path, trace_tensors(calls, inputs), settings, {})
+    return read_trace(path)
