@@ -9,10 +9,13 @@ from pathlib import Path
 import minisd
 from minisd.cli import doctor, draw, lessons
 from minisd.cli.argument_parser import Parser
+from minisd.cli.compare import add_compare
 from minisd.cli.drawing_options import POSITIONALS, add_drawing_options
 from minisd.cli.memory import TOO_LITTLE, check_limits, is_out_of_memory
 from minisd.cli.messages import escape_unprintable, print_message, print_results
 from minisd.cli.picture_files import check_writable, is_picture
+from minisd.cli.trace import add_trace
+from minisd.cli.verify import add_verify
 from minisd.process.signals import raise_on_signals
 
 # Only the commands that need torch and the models import them, so `minisd --help` is instant.
@@ -39,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = print_warning
             with raise_on_signals():
-                run_command(arguments)
+                return run_command(arguments)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
@@ -50,7 +53,6 @@ def main(arguments: list[str] | None = None) -> int:
             if str(stop):  # a training says here what it has saved
                 print_message(stop, by=name)
         return 128 + getattr(stop, "number", 2)  # as shells do: 130 for ctrl-C
-    return 0
 
 
 def error_sentence(error: Exception) -> str:
@@ -68,11 +70,11 @@ def error_sentence(error: Exception) -> str:
     return str(error)
 
 
-def run_command(arguments: list[str]) -> None:
-    """Find the command and run it."""
+def run_command(arguments: list[str]) -> int:
+    """Find the command and run it. Returns the exit status."""
     if not arguments:
         build_parser().print_help()
-        return
+        return 0
     ours, passed_on = lessons.split_arguments(arguments)
     options, extra = build_parser().parse_known_args(ours)
     check_limits()
@@ -84,7 +86,8 @@ def run_command(arguments: list[str]) -> None:
         problem = "an unknown option" if extra[0].startswith("-") else "one word too many"
         raise ValueError(f"{extra[0]!r} is {problem}: see minisd {options.command} --help.")
     else:
-        options.run(options)
+        return options.run(options) or 0
+    return 0
 
 
 def print_warning(message: Warning, *where: object, **more: object) -> None:
@@ -106,12 +109,15 @@ def build_parser() -> argparse.ArgumentParser:
         add_drawing_options(add(name, purpose), name)
     add_convert(add("convert", "write a model in another file layout"))
     add_info(add("info", "show what a checkpoint holds, or how a picture was drawn"))
+    add_compare(add("compare", "find the first tensor that a port gets wrong, and why"))
     add_download(add("download", "download published weights by name"))
     lessons.add_lessons(add("lessons", "copy the course to a folder and open it"))
     add_examples(add("examples", "write the pictures that docs/steering.md uses"))
     check = add("doctor", "check this machine and say what to fix")
     check.set_defaults(run=lambda options: print_results(*doctor.doctor_lines()))
+    add_trace(add("trace", "draw a picture and keep every tensor in a file"))
     add_train(add("train", "train the parts of the mini model"))
+    add_verify(add("verify", "check models against published numbers"))
     return top
 
 

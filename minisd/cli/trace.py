@@ -1,0 +1,46 @@
+"""minisd trace: draw a picture and keep every tensor on the way, in a file."""
+
+import argparse
+from pathlib import Path
+
+from minisd.cli.messages import print_message, print_results
+
+
+def add_trace(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("prompt", help='in quotes, such as "a cat on a blue background"')
+    add("-o", "--output", type=Path, default=Path("run.safetensors"), help="(run.safetensors)")
+    add("--model", default="mini", help="FILE, FOLDER or NAME (mini)")
+    add("--steps", type=int, default=2, help="of drawing (2): each adds to the file")
+    add("--cfg", type=float, help="how strongly the prompt guides (the model's)")
+    add("--sampler", help="(the model's)")
+    add("--seed", type=int, default=0, help="of the noise (0)")
+    add("--only", action="append", default=[], metavar="GLOB", help="unet.mid.*: may be repeated")
+    add("--inputs", action="store_true", help="keep what each module was given, too")
+    add("--stats", action="store_true", help="a few numbers in place of each tensor")
+    command.set_defaults(run=trace_command)
+
+
+def trace_command(options: argparse.Namespace) -> None:
+    """Draw, then say how large the file will be, then write it."""
+    import minisd
+    from minisd.checkpoints.first_bytes import size_in_words
+    from minisd.compare.record_run import record_run
+    from minisd.compare.trace_file import fingerprints, trace_tensors, write_trace
+
+    sd = minisd.load(options.model)
+    settings = {
+        name: getattr(options, name) for name in ("prompt", "steps", "cfg", "sampler", "seed")
+    }
+    drawing = {"cfg_scale": options.cfg, "sampler": options.sampler}
+
+    def draw() -> None:
+        sd.txt2img(options.prompt, steps=options.steps, seed=options.seed, **drawing)
+
+    calls, inputs = record_run(sd, draw, tuple(options.only), options.inputs, options.stats)
+    tensors = trace_tensors(calls, inputs)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    print_message(f"writing {len(tensors)} tensors, {size_in_words(size)}, to {options.output}.")
+    weights = fingerprints({name: getattr(sd, name) for name in ("text_encoder", "unet", "vae")})
+    write_trace(options.output, tensors, settings, weights)
+    print_results(options.output)

@@ -1,0 +1,24 @@
+"""minisd verify: check models against published and recorded numbers."""
+
+import argparse
+
+from minisd.cli.messages import print_message, print_results
+
+
+def add_verify(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", nargs="?", help="NAME (the mini, and all that was downloaded)")
+    command.set_defaults(run=verify_command)
+
+
+def verify_command(options: argparse.Namespace) -> int:
+    """Print every check. The exit status is 1 if one fails."""
+    from minisd.compare.verify import published_models, run_checks
+
+    known = ["mini", *published_models()]
+    if options.model not in (None, *known):
+        raise ValueError(f"there are no numbers for {options.model!r}. Choose {', '.join(known)}.")
+    checks = run_checks(options.model)
+    print_results(*map(str, checks))
+    wrong = sum(not check.is_ok for check in checks)
+    print_message(f"{len(checks) - wrong} of {len(checks)} checks passed.")
+    return 1 if wrong else 0
