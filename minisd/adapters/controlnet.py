@@ -1,4 +1,4 @@
-"""ControlNet: a copy of the U-Net's way down that also sees a hint, and corrects every skip.
+"""ControlNet: a copy of the U-Net's down path. It also reads a hint, and corrects every skip.
 
 The copy is trained while the U-Net stays frozen. Its outputs pass through 1x1 convolutions that
 begin at zero, so training starts from the unchanged model (Zhang et al. 2023, sections 3.1 and 3.2;

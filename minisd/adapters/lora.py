@@ -65,7 +65,7 @@ class LowRankUpdate:
 
 
 def lora(sd: StableDiffusion, path: str | Path, scale: float = 1.0) -> Handle:
-    """Add the updates of a LoRA file to the model, `scale` times, until the handle is removed.
+    """Add the updates of a LoRA file, multiplied by `scale`, until the handle is removed.
 
     path: the file, or the folder into which PEFT or diffusers wrote it
 
@@ -81,7 +81,7 @@ def lora(sd: StableDiffusion, path: str | Path, scale: float = 1.0) -> Handle:
 
 
 def apply_updates(updates: Mapping[nn.Module, LowRankUpdate], scale: float) -> Handle:
-    """Add the update of each layer, `scale` times, until the handle is removed."""
+    """Add the update of each layer, multiplied by `scale`, until the handle is removed."""
     return Handle(
         layer.register_forward_hook(partial(add_update, update, scale), prepend=True)
         for layer, update in updates.items()

@@ -45,7 +45,7 @@ class Word(Handle):
 
 
 class Words(Handle):
-    """The words of a file that holds several words. words: one handle for each word"""
+    """The new words of a file. words: for each word, the handle that can remove the word again"""
 
     def __init__(self, sd: StableDiffusion, vectors: Mapping[str, Tensor]):
         """vectors: word -> its vectors, n width

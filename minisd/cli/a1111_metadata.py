@@ -294,7 +294,7 @@ def to_minisd_syntax(prompt: str) -> str:
 
 
 def weight_of(number: str) -> float:
-    """The weight as a number. Raises ValueError if the text is not a number, such as 1.2.3."""
+    """The weight as a number. Raises ValueError if the text (for example 1.2.3) is none."""
     try:
         return float(number)
     except ValueError as error:

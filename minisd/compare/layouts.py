@@ -64,7 +64,7 @@ def merge_theirs(theirs: Sizes, ours: Sizes) -> Iterator[Layout]:
 
 
 def merges_to(fine: Sizes, coarse: Sizes) -> bool:
-    """Whether merging neighbours of `fine` gives `coarse`; axes of size 1 do not count.
+    """Whether a shape becomes another if neighbouring axes are merged. Axes of size 1 are ignored.
 
     >>> merges_to((2, 8, 8, 3), (2, 64, 3)), merges_to((2, 3), (3, 2))
     (True, False)

@@ -154,7 +154,7 @@ def compare_anywhere(
 ) -> None:
     """Find the module of ours that holds the port's weights, and compare the two.
 
-    The port runs on what that module was given when our whole network ran.
+    The port gets the inputs that this module of ours gets in a run of our whole network.
     """
     network = port.networks[part]
     tolerance = align_tolerance(network, ours.networks["unet"])

@@ -74,7 +74,7 @@ def judge_calls(
 
 
 def replay(sd: StableDiffusion, trace: TraceFile) -> list[Call]:
-    """Every call of our networks on the inputs of the trace, in order."""
+    """Run our networks on the inputs of the trace. Returns every call, in order."""
     ours: list[Call] = []
     numbers: dict[str, int] = {}
 

@@ -47,7 +47,7 @@ STYLE: dict[Any, Any] = {
 
 
 def with_style(function):
-    """Make a function draw in the style of the lessons. matplotlib's settings stay as they were."""
+    """Change a function so that it draws in the lessons' style. matplotlib keeps its settings."""
     return matplotlib.rc_context(STYLE)(function)
 
 
