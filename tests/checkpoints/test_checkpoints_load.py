@@ -568,7 +568,7 @@ SETTINGS = {
         "attention_head_dim",
         0,
     ): "attention_head_dim = 0 in its unet",
-    ("unet/config.json", "down_block_types", ("DownBlock2D",)): "2 U-Net levels, but states the",
+    ("unet/config.json", "down_block_types", ("DownBlock2D",)): "2 U-Net levels, but types for 1",
     ("unet/config.json", "norm_num_groups", 24): "cannot be divided into 24 groups",
     ("vae/config.json", "norm_num_groups", 0): "has norm_num_groups = 0",
     ("text_encoder/config.json", "hidden_act", "gelu_new"): "has the activation 'gelu_new'",

@@ -301,7 +301,7 @@ def test_crops_of_another_autoencoder_are_another_run(few, tmp_path):
     decoded = decoded_crops(Through(), few, 100, seed=5)
     train_judge(few, decoded, tmp_path, recipe, batch_size=4, encoded_by="one")
     train_judge(few, decoded, tmp_path, recipe, batch_size=4, encoded_by="one")
-    with pytest.raises(ValueError, match="encoded_by is one there and another here"):
+    with pytest.raises(ValueError, match="encoded_by was one and is now another"):
         train_judge(few, decoded, tmp_path, recipe, batch_size=4, encoded_by="another")
 
 
