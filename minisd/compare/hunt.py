@@ -30,6 +30,7 @@ MOST_INPUTS = 4  # of a module whose inputs are tried in every order
 GROWTH = 10  # how much rounding may grow from module to module
 JUMP = 8  # how many times an error must exceed those before it to be another
 NOISE = 6  # how many times the change by random rounding may be exceeded
+RELATED = 0.3  # the least cosine of an input of theirs and the same input of ours
 VISIBLE = 0.2  # the share of the own error that the whole error must show
 
 
@@ -278,14 +279,21 @@ def assign(ours: list[Tensor], theirs: list[Tensor]) -> list[Tensor] | None:
         if orders:
             total = {order: sum(fits[i][j][1] for i, j in enumerate(order)) for order in orders}
             best = min(orders, key=lambda order: total[order] - (order == orders[0]) * 1e-6)
-            return [layout_of(fits[i][j]).apply(theirs[j]) for i, j in enumerate(best)]
+            found = [layout_of(fits[i][j]).apply(theirs[j]) for i, j in enumerate(best)]
+            return found if all(map(is_related, found, ours)) else None
     found = []
     for fit in fits:
         near = min(range(len(theirs)), key=lambda j, fit=fit: fit[j][1], default=None)
         if near is None or fit[near][0] is None:
             return None
         found.append(layout_of(fit[near]).apply(theirs[near]))
-    return found
+    return found if all(map(is_related, found, ours)) else None
+
+
+def is_related(theirs: Tensor, ours: Tensor) -> bool:
+    """Whether two tensors may be the same one, with an error, and not two different ones."""
+    error, _, cosine = errors(theirs, ours)
+    return error == 0 or cosine > RELATED
 
 
 def layout_of(fit: tuple[Layout | None, float]) -> Layout:

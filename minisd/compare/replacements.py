@@ -27,6 +27,16 @@ def with_eps(norm: Callable, eps: float) -> Change:
     return lambda x, shape, weight=None, bias=None, **_: norm(x, shape, weight, bias, eps)
 
 
+def outside_root(x: Tensor, shape, weight=None, bias=None, eps=1e-5) -> Tensor:
+    """A group norm or a layer norm that divides by spread + eps."""
+    groups = shape if isinstance(shape, int) else x[..., 0].numel()
+    rows = x.reshape(len(x) * groups, -1) if isinstance(shape, int) else x.reshape(groups, -1)
+    rows = rows - rows.mean(1, keepdim=True)
+    y = (rows / (rows.pow(2).mean(1, keepdim=True).sqrt() + eps)).reshape(x.shape)
+    axes = (-1, *[1] * (x.ndim - 2)) if isinstance(shape, int) else (-1,)
+    return y * weight.reshape(axes) + bias.reshape(axes)
+
+
 def with_groups(groups: int) -> Change:
     return lambda x, _, **more: F.group_norm(x, groups, **more)
 
@@ -46,6 +56,7 @@ def norm_changes(norm: Callable) -> dict[str, Change]:
         "norms without their gain": lambda x, shape, weight=None, bias=None, eps=1e-5: norm(
             x, shape, None, bias, eps
         ),
+        "norms with eps outside the root": outside_root,
         "without the norm": lambda x, *_, **__: x,
     }
 

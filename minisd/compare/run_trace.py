@@ -133,9 +133,11 @@ def align_by_values(ours: list[Call], theirs: list[Call]) -> dict[str, str]:
         close = [i for i, one in enumerate(later) if is_close(call.outputs, one.outputs)]
         both = [i for i in same if i in close]
         near = both or same or close or range(min(len(later), CALLS_AHEAD))
-        gaps = {i: gap(call.outputs[0], later[i].outputs[0]) for i in near}
+        gaps = {
+            i: (gap(call.outputs[0], later[i].outputs[0]), input_gap(call, later[i])) for i in near
+        }
         found = min(gaps, key=lambda i, gaps=gaps: gaps[i], default=None)
-        if found is not None and not same and gaps[found] > FAR:
+        if found is not None and not same and gaps[found][0] > FAR:
             found = None
         if found is not None:
             matched[call.name] = later[found].name
@@ -145,6 +147,13 @@ def align_by_values(ours: list[Call], theirs: list[Call]) -> dict[str, str]:
 
 def gap(theirs: Tensor, ours: Tensor) -> float:
     return find_layout(theirs, ours, CLOSE / 10)[1]
+
+
+def input_gap(theirs: Call, ours: Call) -> float:
+    """How far our inputs are from theirs. It decides if several of ours have the same output."""
+    if not theirs.inputs or not ours.inputs:
+        return 0.0
+    return max(min(gap(one, our) for one in theirs.inputs) for our in ours.inputs)
 
 
 def is_close(theirs: list[Tensor], ours: list[Tensor]) -> bool:
