@@ -31,11 +31,11 @@ def load(
 
     source: "mini", a .safetensors or .ckpt file, or a folder in the layout of diffusers
     dtype: the dtype of the weights in memory: torch.float32, bfloat16, float16 or float64. None:
-        float32, whatever the file has. With float16, the autoencoder stays in float32
+        float32, even if the file has another dtype. With float16, the autoencoder stays in float32
     prediction: what the U-Net predicts, "eps" or "v", for files that do not say it
     ema: whether to load the EMA weights (model_ema.*) that some training checkpoints also hold
     vae: a VAE file, a folder with a VAE file, or the published name of a VAE. This VAE replaces the
-        model's own, or the one that is missing
+        model's own VAE. It is needed if the model's file has no VAE
 
     Raises ValueError if the file is not a model, if it is cut off, or if its tensors do not fit.
     The message says what to do.

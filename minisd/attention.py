@@ -15,7 +15,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, tap: nn.Identity, mask: Tensor | Non
 
     q: b heads n d    k, v: b heads m d    returns: b heads n d
     mask: n m, added to the scores. -inf hides a key from a query
-    tap: the module that the attention weights (b heads n m) pass through
+    tap: an identity module. The attention weights (b heads n m) pass through this module, so that
+        a hook can read them
 
     The explicit softmax is the definition. If no hook is on the tap, torch's fused kernel computes
     the same result and does not store the n x m map. In self-attention at 64x64, this map would
@@ -32,7 +33,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, tap: nn.Identity, mask: Tensor | Non
 
 
 class Attention(nn.Module):
-    """Every x token asks a question; the context tokens answer. Pass context=x for self-attention.
+    """Every token of x reads all tokens of the context. Pass context=x for self-attention.
 
     x: b n c    context: b m c_context    returns: b n c
     """

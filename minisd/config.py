@@ -5,7 +5,10 @@ from pathlib import Path
 
 
 def shipped_folder(name: str) -> Path:
-    """A folder of this project. In a checkout, it is next to the package; in a wheel, inside it."""
+    """The path of a folder of this project.
+
+    In a checkout, the folder is next to the package. In a wheel, the folder is inside the package.
+    """
     inside = Path(__file__).parent / name
     return inside if inside.is_dir() else Path(__file__).parents[1] / name
 
@@ -36,7 +39,7 @@ class UNetConfig:
     # the width of each resolution. Each resolution has half the size of the one before
     channels: tuple[int, ...] = (320, 640, 1280, 1280)
     attention: tuple[bool, ...] = (True, True, True, False)  # which resolutions look at the text
-    res_blocks: int = 2  # per resolution on the way down; one more on the way up
+    res_blocks: int = 2  # per resolution in the encoder; one more in the decoder
     context_dim: int = 768
     heads: int = 8
     head_width: int | None = None  # v2: 64 channels per head everywhere, instead of `heads`
@@ -56,7 +59,7 @@ class VAEConfig:
 
     @property
     def factor(self) -> int:
-        """How many times smaller than the picture the latent is, per side (8 for SD)."""
+        """The width of a picture divided by the width of its latent (8 for SD)."""
         return 2 ** (len(self.channels) - 1)
 
 
@@ -68,9 +71,9 @@ class ScheduleConfig:
     beta_start: float = 0.00085
     beta_end: float = 0.012
     prediction: str = "eps"  # or "v" (Salimans & Ho 2022), as SD 2.1 at 768 pixels
-    zero_terminal_snr: bool = False  # rescaled so that nothing of x0 is left at the last t
+    zero_terminal_snr: bool = False  # True: rescale, so that nothing of x0 is left at the last t
     beta_schedule: str = "scaled_linear"  # or "linear", "squaredcos_cap_v2"
-    betas: tuple[float, ...] | None = None  # the whole table, if no rule computes it
+    betas: tuple[float, ...] | None = None  # the beta of every t, if no rule computes them
     # The fields below say how to sample, if the model comes from a diffusers folder. They do not
     # change the network, so comparing two configs ignores them.
     # spacing: diffusers' "leading", "linspace" or "trailing", or "default", whose meaning depends
@@ -103,9 +106,10 @@ class ModelConfig:
 
     @property
     def size_multiple(self) -> int:
-        """The U-Net can halve all multiples of this number of pixels without rounding (SD: 64).
+        """Sides of pictures that are multiples of this number are halved without rounding (SD: 64).
 
-        Widths and heights may also be other multiples of 8. Then half of an odd size is rounded up.
+        A side may also be another multiple of 8. Then the U-Net rounds up when it halves an odd
+        size.
         """
         return self.vae.factor * 2 ** (len(self.unet.channels) - 1)
 

@@ -34,13 +34,13 @@ def guided_denoiser(
     uncond_context: Tensor | None = None,
     cfg_scale: float = 1.0,
 ) -> Denoiser:
-    """The denoiser that a sampler calls: classifier-free guidance (Ho & Salimans 2022, eq. 6).
+    """The denoiser that a sampler calls, with classifier-free guidance (Ho & Salimans 2022, eq. 6).
 
     guided = uncond + cfg_scale (cond - uncond), for every scale. Here, uncond is the network's
     answer to uncond_context, and cond is its answer to context. Scale 1 needs only cond, and
-    scale 0 needs only uncond. For other scales, the network runs once on 2b samples, with those of
-    uncond_context first. If a network needs more than x, t and context, wrap the network in a
-    function that adds the other inputs.
+    scale 0 needs only uncond. For other scales, the network runs once on 2b samples. The b samples
+    with uncond_context come first. If a network needs more than x, t and context, wrap the network
+    in a function that adds the other inputs.
 
     objective: what the network was trained to predict, "eps" or "v"
     context: b m c, the embedded prompts
@@ -85,9 +85,9 @@ def run_network(
 
 
 def unconditional_rows(context: Tensor) -> int:
-    """The number of rows at the start of a context that stand for no prompt.
+    """The number of samples without a prompt. They are the first samples of a context.
 
-    The number is 0 if run_network() has set none.
+    The number is 0 if run_network() has not set a number.
     """
     return getattr(context, "unconditional", 0)
 

@@ -24,7 +24,7 @@ from minisd.unet import UNet
 from minisd.vae import VAE
 
 SEEDS = range(-(2**63), 2**64)  # what torch.Generator.manual_seed takes
-ROWS_AT_ONCE = 32  # rows of a long prompt: all of its rows might not fit into the memory
+ROWS_AT_ONCE = 32  # of a long prompt. More rows at once might not fit into the memory
 LARGE_SIGMA = 20.0  # the largest sigma is 14.6 in SD's own schedule, and up to 4096 in others
 
 
@@ -35,7 +35,8 @@ class StableDiffusion:
 
     guides: functions that take the denoiser of a new picture and return another denoiser. They are
         called one after another
-    swaps: the handles of autoencoders that replace the model's own one (adapters/vae_file.py)
+    swaps: the handles of autoencoders that replace the model's own autoencoder. A handle removes
+        its autoencoder again (adapters/vae_file.py)
     """
 
     def __init__(
@@ -72,14 +73,14 @@ class StableDiffusion:
         return wide if level.sigma > LARGE_SIGMA else self.dtype
 
     def embed(self, prompts: str | list[str], clip_skip: int = 0, extended: bool = False) -> Tensor:
-        """The context of prompts, which cross-attention reads: b 77 context_dim.
+        """Embed prompts as the context that cross-attention reads: b 77 context_dim.
 
         clip_skip: the number of layers to leave out at the end of the text transformer
-        extended: whether to read "(word:1.2)" as a weight, and prompts of any length in chunks of
-            75 tokens. Each chunk goes through the transformer alone. The result is b 77*chunks
-            context_dim. The longest prompt sets the number of chunks. Shorter prompts get empty
-            chunks at their end. So the picture of a short prompt changes if a long prompt is drawn
-            together with it.
+        extended: whether to read "(word:1.2)" as a weight, and to split prompts of any length into
+            chunks of 75 tokens. Each chunk goes through the transformer alone. The result is
+            b 77*chunks context_dim. The longest prompt sets the number of chunks. Shorter prompts
+            get empty chunks at their end. So the picture of a short prompt changes if a long prompt
+            is drawn together with it.
 
         Raises ValueError if clip_skip is out of range, or if the context is not finite.
         """
@@ -111,8 +112,9 @@ class StableDiffusion:
     def encode(
         self, image: Tensor, generator: torch.Generator | list[torch.Generator] | None = None
     ) -> Tensor:
-        """image: b 3 h w in [-1, 1]    returns: latent, b 4 h/8 w/8, about unit spread.
+        """Encode pictures as latents with a standard deviation of about 1.
 
+        image: b 3 h w in [-1, 1]    returns: b 4 h/8 w/8
         generator: one generator, or one for each sample, to draw from the encoder's Gaussian. None:
             the latent is the mode of the Gaussian, and nothing is drawn
 
@@ -125,7 +127,9 @@ class StableDiffusion:
         return (z * self.vae.config.scale).to(self.dtype)
 
     def decode(self, latent: Tensor) -> Tensor:
-        """latent: b 4 h w    returns: image, b 3 8h 8w, about [-1, 1].
+        """Decode latents as pictures.
+
+        latent: b 4 h w    returns: b 3 8h 8w, about [-1, 1]
 
         Raises ValueError if the latent or the image is not finite. The message names the part of
         the model that failed.
@@ -151,7 +155,7 @@ class StableDiffusion:
         clip_skip: int = 0,
         extended: bool = False,
     ) -> Iterator[Step]:
-        """The steps from noise to a latent, one by one. The arguments are those of txt2img.
+        """Yield the steps from noise to a latent, one by one. The arguments are those of txt2img.
 
         Each Step holds x (b 4 h w) and the network's prediction. `decode` turns x or prediction.x0
         into a picture.
@@ -184,8 +188,8 @@ class StableDiffusion:
     ) -> Denoiser:
         """The function that a sampler calls: the U-Net, guided by these prompts.
 
-        network: used instead of the U-Net, for tasks whose U-Net reads other inputs besides the
-            latent (tasks/)
+        network: a network to use instead of the U-Net. The tasks whose U-Net reads more than the
+            latent need such a network (tasks/). None: the U-Net
         The other arguments are those of txt2img.
 
         Raises ValueError if cfg_scale is not finite. Also raises what embed() raises.
@@ -232,7 +236,7 @@ class StableDiffusion:
         progress: whether to show a progress bar
         spacing: how to space the noise levels, a key of sampling.SPACINGS. None: the sampler's
             usual spacing
-        clip_skip, extended: the settings of embed()
+        clip_skip, extended: arguments for embed()
 
         Raises ValueError if a setting is out of range, before anything is computed. Also raises
         ValueError if the context, the latent or the picture is not finite.
@@ -258,7 +262,7 @@ class StableDiffusion:
     def noise(
         self, generators: list[torch.Generator], width: int | None, height: int | None
     ) -> Tensor:
-        """Unit noise for all samples, drawn on the CPU one sample at a time: b 4 h/8 w/8."""
+        """Draw unit noise for all samples, on the CPU, one sample at a time: b 4 h/8 w/8."""
         vae = self.config.vae
         height = self.config.size if height is None else height
         width = self.config.size if width is None else width
@@ -280,7 +284,7 @@ class StableDiffusion:
             raise ValueError(f"the latent is for {size}. {way}.")
 
     def check_finite(self, tensor: Tensor, part: str) -> None:
-        """Raise ValueError if a number is NaN or infinite.
+        """Raise ValueError if a number in the tensor is NaN or infinite.
 
         part: the name of the part that made the tensor, for the error
         """
@@ -329,7 +333,7 @@ def check_seeds(seed: int | list[int], count: int) -> list[int]:
 
 
 def make_generators(seed: int | list[int], count: int) -> list[torch.Generator]:
-    """One generator per sample: seed, seed + 1, … or the seeds of a list."""
+    """Create one generator per sample. The seeds are seed, seed + 1, … or those of a list."""
     return [torch.Generator().manual_seed(each) for each in check_seeds(seed, count)]
 
 

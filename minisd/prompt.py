@@ -10,7 +10,7 @@ from minisd.tokenizer import Tokenizer
 
 
 def chunks(tokenizer: Tokenizer, text: str) -> Tensor:
-    """A prompt of any length as rows of at most 75 pieces, so that nothing is cut off.
+    """Split a prompt of any length into rows of at most 75 pieces. Nothing is cut off.
 
     returns: chunk 77, at least one row. Each row goes through the text transformer alone. The
     contexts of the rows are then joined: rearrange(context, "chunk m c -> 1 (chunk m) c").
@@ -24,7 +24,9 @@ def chunks(tokenizer: Tokenizer, text: str) -> Tensor:
 def fill_rows(groups: list[list], places: int) -> list[list]:
     """Fill rows with groups of ids. If a group does not fit, it starts the next row.
 
-    The web UI does the same. places: the number of ids that fit into a row
+    The web UI does the same.
+
+    places: the number of ids that fit into a row
 
     fill_rows([[1], [2, 3], [4]], places=2) -> [[1], [2, 3], [4]]
     """
@@ -69,7 +71,7 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
 
 
 def weighted_chunks(tokenizer: Tokenizer, text: str) -> tuple[Tensor, Tensor]:
-    """The rows of chunks() for a text with (words:1.2) in it, and the weight of each token.
+    """Split a text with weights, such as (words:1.2), into the same rows as chunks().
 
     returns: two tensors, each chunk 77: the tokens, and their weights. The weight is 1 for plain
     words, marks and padding.

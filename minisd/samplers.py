@@ -1,4 +1,4 @@
-"""The samplers: eight ways from noise to a picture, one generator each.
+"""The samplers: eight ways from noise to a picture, one generator function each.
 
 All samplers are called in the same way. sampler(denoise, x, levels, generators) yields one Step for
 each interval of `levels`, so S steps for S + 1 levels. The x that goes in and the x of each Step
@@ -33,7 +33,7 @@ Sampler = Callable[..., Iterator["Step"]]  # (denoise, x, levels, generators)
 
 
 class Step(NamedTuple):
-    """One interval of the levels: the level where it starts, the prediction, and the next x."""
+    """One step: the level at which it starts, the network's prediction, and the next x."""
 
     index: int
     t: float
@@ -43,7 +43,7 @@ class Step(NamedTuple):
 
 
 def in_steps(sampler: Callable[..., Moves]) -> Sampler:
-    """Turn each pair that a sampler yields, a prediction and the next x, into a Step."""
+    """Let a sampler yield Steps. Before, it yields pairs: (prediction, next x)."""
 
     @wraps(sampler)
     def steps(
@@ -78,7 +78,7 @@ def on_sigma_scale(sampler: Callable[..., Moves]) -> Sampler:
 
 
 def unit_noise(x: Tensor, generators: Generators) -> Tensor:
-    """Unit noise in the shape of x, drawn for each sample alone, in float32 on the CPU.
+    """Draw unit noise in the shape of x, one sample at a time, in float32 on the CPU.
 
     So a sample's noise does not depend on the device or on the other samples.
 
@@ -218,7 +218,7 @@ def heun(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = 
     """Try an Euler step, look at the slope where it lands, and step again with the mean of both.
 
     Karras et al. 2022, algorithm 2 without churn. The network runs twice per step, but only once in
-    a step to sigma 0, because it was never trained without noise.
+    a step to sigma 0, because the network was never trained without noise.
     """
     for level, next_level in pairwise(levels):
         prediction = denoise(x, level)
@@ -232,7 +232,7 @@ def heun(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = 
 
 @on_sigma_scale
 def lms(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None) -> Moves:
-    """Draw a curve through the last four slopes, and follow the area under it.
+    """Fit a curve to the last four slopes, and add the area under the curve to x.
 
     This is linear multistep (Adams-Bashforth) for uneven strides, like k-diffusion's sample_lms.
     k-diffusion integrates numerically, but the integral here is exact. The network runs once per

@@ -51,7 +51,7 @@ def sampler_levels(
 def from_noise(
     name: str, denoise: Denoiser, noise: Tensor, levels: list[Level], generators: Generators = None
 ) -> Iterator[Step]:
-    """All steps of the sampler `name` from unit noise, b c h w.
+    """Run the sampler `name` from unit noise, b c h w. Yields all steps.
 
     The sigma samplers start at sigma_max * noise, on the scale x0 + sigma eps (k-diffusion). DDPM,
     DDIM and PLMS start at the noise itself, on the variance-preserving scale (CompVis). On the same
@@ -65,7 +65,7 @@ def from_noise(
 
 
 def sampler_for(name: str, levels: list[Level]) -> Sampler:
-    """The sampler `name`. If a diffusers folder chose the levels, it is diffusers' version."""
+    """The sampler `name`, in diffusers' version if a diffusers folder chose the levels."""
     return (FOLDER_SAMPLERS if levels[0].diffusers else {}).get(name, SAMPLERS[name])
 
 

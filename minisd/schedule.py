@@ -18,9 +18,9 @@ from minisd.config import ScheduleConfig
 
 
 class DiffusersRules(NamedTuple):
-    """What diffusers does at a level, while the original code does not."""
+    """Rules of diffusers for one level. The original code does not have these rules."""
 
-    starts_at_unit_noise: bool  # sigma samplers that start at this level do so, too
+    starts_at_unit_noise: bool  # sigma samplers that start at this level start at unit noise
     plain_last_step: bool  # a last step of DPM++ from this level does not extrapolate
     averages_v: bool  # PNDM averages the v of a v network, not its eps
     end_sigma: float  # where a step of DDIM or PNDM ends: not always at the next level
@@ -93,7 +93,7 @@ def with_zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
 
 
 def other_betas(config: ScheduleConfig) -> Tensor:
-    """How much noise each t adds, for models that do not use SD's own rule.
+    """The betas of a model that does not use SD's own rule. A beta is the noise that one t adds.
 
     returns: timesteps, float64
     """
@@ -155,7 +155,7 @@ class Schedule:
         return [Level(t, sigma) for t, sigma in zip(ts.tolist(), sigmas, strict=True)]
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
-        """The forward process in one step: x0 with the noise of t (Ho et al. 2020, eq. 4).
+        """Add the noise of t to x0: the forward process in one step (Ho et al. 2020, eq. 4).
 
         x0, noise: b c h w    t: one number, or b numbers    returns: b c h w
         """
@@ -163,7 +163,7 @@ class Schedule:
         return signal_rate * x0 + noise_rate * noise
 
     def velocity(self, x0: Tensor, noise: Tensor, t: float | Tensor) -> Tensor:
-        """What a v network should predict for add_noise(x0, noise, t) (Salimans & Ho 2022).
+        """The v that a network should predict for add_noise(x0, noise, t) (Salimans & Ho 2022).
 
         x0, noise: b c h w    t: one number, or b numbers    returns: b c h w
         """
@@ -189,24 +189,35 @@ class Schedule:
         return self.levels([first + stride * k for k in reversed(range(steps))])
 
     def linspace(self, steps: int) -> list[Level]:
-        """Whole t, as even as rounding allows, with both ends. One step gets the noisiest t."""
+        """The levels of whole t. They are evenly spaced, but for rounding, and hold both ends.
+
+        If there is only one step, it starts at the noisiest t.
+        """
         top = self.config.timesteps - 1
         ramp = np.linspace(0 if steps > 1 else top, top, self.check_steps(steps))
         return self.levels([int(t) for t in reversed(ramp.round())])
 
     def trailing(self, steps: int) -> list[Level]:
-        """Whole t in even strides, from the noisiest t to one stride above -1 (Lin et al. 2024)."""
+        """The levels of whole t in even strides, from the noisiest t to one stride above -1.
+
+        This is the spacing of Lin et al. 2024.
+        """
         stride = self.config.timesteps / self.check_steps(steps)
         ramp = np.arange(self.config.timesteps, 0, -stride)[:steps]  # rounding may add a number
         return self.levels([int(t) - 1 for t in ramp.round()])
 
     def uniform(self, steps: int) -> list[Level]:
-        """Even strides in t, with fractions and with both ends, as in k-diffusion's get_sigmas."""
+        """The levels of even strides in t, with both ends, as in k-diffusion's get_sigmas.
+
+        Most t are fractions.
+        """
         ramp = np.linspace(self.config.timesteps - 1, 0, self.check_steps(steps))
         return self.levels(ramp.tolist())
 
     def karras(self, steps: int, ends: tuple[float, float] | None = None) -> list[Level]:
-        """Even strides in sigma^(1/7), small at the end (Karras et al. 2022, eq. 5, rho = 7).
+        """The levels of even strides in sigma^(1/7) (Karras et al. 2022, eq. 5, rho = 7).
+
+        So the strides in sigma are small at the end.
 
         ends: the lowest and the highest sigma. None: the lowest and the highest of the table
         """

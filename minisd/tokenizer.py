@@ -37,8 +37,8 @@ BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"  # distinguishes "cat</w>" from the start of "cats</w>"
 
 # A word is a typed mark, an English ending such as 's, a run of letters, one digit, or a run of
-# other characters without spaces. The text is in lower case already. Case is ignored all the same,
-# so that "'ſ" (with a long s) counts as "'s".
+# other characters without spaces. The text is in lower case already. But the pattern also ignores
+# case, so that "'ſ" (with a long s) counts as "'s".
 WORD_PATTERN = regex.compile(
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
     regex.IGNORECASE,
@@ -218,7 +218,7 @@ class Tokenizer:
         self.begin, self.end = self.ids[BEGIN], self.ids[END]
         self.cache: dict[str, list[str]] = {}
         self.words = list(words)
-        self.added_words = AddedWords(marks=(BEGIN, END))  # with those of textual inversion
+        self.added_words = AddedWords(marks=(BEGIN, END))  # also the words of textual inversion
         for word in self.words:
             self._add(word)
         self.pad_token = self.end if pad_token is None else pad_token
@@ -233,8 +233,8 @@ class Tokenizer:
         """The official vocabulary of 49408 pieces, for SD v1 (pad_token=None) and SD v2 (0).
 
         If a mark is typed into a prompt, the mark becomes its own id, as in OpenAI's tokenizer. SD
-        v2 was trained with open_clip's tokenizer. It writes the marks <start_of_text> and
-        <end_of_text>.
+        v2 was trained with open_clip's tokenizer. In that tokenizer, the marks are <start_of_text>
+        and <end_of_text>.
         """
         with gzip.open(WEIGHTS / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as file:
             lines = islice(file, 1, 1 + CLIP_MERGES)  # the first line is a title
@@ -279,7 +279,7 @@ class Tokenizer:
 
         The word is found in upper and lower case. It is also found inside longer words, as in
         transformers: "zib" in "zibs". The ids come after those of the vocabulary, so the text
-        transformer needs vectors for them (textual inversion).
+        transformer needs vectors for these ids (textual inversion).
 
         Raises ValueError if the word is empty, too long or taken, or if `count` ids do not fit into
         a row.
@@ -319,7 +319,8 @@ class Tokenizer:
     def id_groups(self, text: str) -> list[list[int]]:
         """The ids of a text in groups: one group for each piece, and one for each added word.
 
-        For example [[320], [49408, 49409], [2368]], where the added word has two ids.
+        For example, the groups are [[320], [49408, 49409], [2368]] if the second of three words is
+        an added word with two ids.
 
         Raises what encode() raises.
         """
@@ -352,7 +353,9 @@ class Tokenizer:
         return row + [self.pad_token] * (self.max_length - len(row))
 
     def __call__(self, texts: str | list[str]) -> Tensor:
-        """One row per text. A text that is too long loses its end, and a warning shows that end.
+        """Turn each text into a row of ids. If a text is too long, its end is cut off.
+
+        A warning then shows the end that was cut off.
 
         returns: b 77
 
@@ -379,7 +382,9 @@ class Tokenizer:
         return [to_bytes(piece).decode(errors="backslashreplace") for piece in pieces]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The clean text up to the first end mark, without marks, with a space after each word.
+        """Turn ids into clean text, up to the first end mark.
+
+        The text has no marks. After each word, there is a space.
 
         ids: a list or one row of a tensor. Bytes that are only a part of a character become U+FFFD.
         """
@@ -415,7 +420,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a file that save() wrote. checkpoints/tokenizer_folder.py reads tokenizer/ folders.
+        """Read a file that save() wrote. checkpoints/folder_tokenizer.py reads tokenizer/ folders.
 
         Raises ValueError if the file cannot be read or holds something else.
         """
@@ -428,7 +433,10 @@ class Tokenizer:
 
 
 def ids_beyond(groups: list[list[int]], places: int) -> list[int]:
-    """The ids that do not fit into so many places. If a group is cut, all its ids are returned."""
+    """The ids that do not fit into `places` places.
+
+    If only a part of a group fits, all ids of the group are returned.
+    """
     ends = accumulate(map(len, groups))
     return [
         index for group, end in zip(groups, ends, strict=True) if end > places for index in group

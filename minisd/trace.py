@@ -1,4 +1,4 @@
-"""See, and change, every tensor inside a model while it runs.
+"""Read or change every tensor inside a model while the model runs.
 
     with trace(sd) as t:
         sd.txt2img("a cat", steps=1)
@@ -59,7 +59,7 @@ def trace(
 
 
 def named_modules(model: object) -> dict[str, nn.Module]:
-    """A dictionary: path -> module, for all modules inside and the networks themselves ("unet")."""
+    """A dictionary: path -> module, for the networks ("unet") and all modules inside them."""
     if isinstance(model, nn.Module):
         return {name: module for name, module in model.named_modules() if name}
     networks = {name: part for name, part in vars(model).items() if isinstance(part, nn.Module)}
@@ -81,7 +81,7 @@ def select(modules: dict[str, nn.Module], patterns: tuple[str, ...]) -> list[str
 
 
 def did_you_mean(name: str, modules: dict[str, nn.Module]) -> str:
-    """The second sentence of an error about this name."""
+    """A sentence for an error about an unknown name. The sentence suggests similar names."""
     close = get_close_matches(name, modules, n=3, cutoff=0.5)
     return f"Did you mean {', '.join(close)}?" if close else "named_modules() lists the names."
 

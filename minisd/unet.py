@@ -13,7 +13,7 @@ from minisd.config import UNetConfig
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
-    """Write each t as cosines and sines of falling frequency, so that close times look alike.
+    """Write each t as cosines and sines of falling frequency. Close t get similar vectors.
 
     t: b, integer or float, never rounded    returns: b width, float32: [cos | sin]
 
@@ -74,9 +74,10 @@ class Upsample(nn.Module):
     """Doubles height and width by repeating pixels, then smooths with a convolution.
 
     x: b c h w
-    skips: the skips that have not been used yet. The next skip is the last of the list
-    returns: b c h' w' in the size of the next skip, or b c 2h 2w if no skip is left. If an odd size
-        was halved on the way down, the next skip is one pixel smaller than 2h or 2w
+    skips: the feature maps of the encoder that have not been used yet (skip connections). The next
+        one to use is the last of the list
+    returns: b c h' w' in the size of the next skip, or b c 2h 2w if no skip is left. If the encoder
+        halved an odd size, h' or w' is one pixel smaller than 2h or 2w
     """
 
     def __init__(self, channels: int):
@@ -89,11 +90,11 @@ class Upsample(nn.Module):
 
 
 class Down(nn.Module):
-    """One resolution of the way down: residual blocks, each followed by a look at the text.
+    """One resolution of the encoder: residual blocks, each followed by attention to the text.
 
     x: b c_in h w
     returns: x, b c_out h/2 w/2, rounded up (b c_out h w at the last resolution), and a list of all
-        intermediate x, the skips
+        intermediate x. The decoder reads these x through the skip connections
     """
 
     def __init__(self, c_in: int, c_out: int, config: UNetConfig, attends: bool, last: bool):
@@ -135,10 +136,10 @@ class Mid(nn.Module):
 
 
 class Up(nn.Module):
-    """One resolution of the way up: like Down, but each block also receives a skip of its size.
+    """One resolution of the decoder: like Down, but each block also reads a skip connection.
 
     x: b c_in h w
-    skips: a list. The blocks take skips from the end of the list
+    skips: the feature maps of the encoder. Each block takes one from the end of the list
     returns: b c_out h' w' in the size of the next skip (b c_out h w at the last resolution)
     """
 
@@ -188,8 +189,8 @@ class UNet(nn.Module):
     x: b in_channels h w    t: b, integer or float    context: b m context_dim
     returns: b out_channels h w, eps or v    (Rombach et al. 2022, section 3.3)
 
-    control: tensors of a ControlNet, one for each skip and then one for the middle. They are added
-        to the skips and the middle. None: nothing is added
+    control: tensors of a ControlNet: one for each skip connection, then one for the middle. They
+        are added to the skip connections and to the middle. None: nothing is added
     """
 
     def __init__(self, config: UNetConfig):
@@ -200,7 +201,7 @@ class UNet(nn.Module):
         self.time = TimeEmbedding(channels[0])
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
 
-        c_in = [channels[0], *channels]  # what each resolution receives on the way down
+        c_in = [channels[0], *channels]  # what each resolution of the encoder receives
         self.down = nn.ModuleList(
             Down(c_in[i], channels[i], config, config.attention[i], last=i == last) for i in levels
         )
@@ -228,9 +229,9 @@ class UNet(nn.Module):
         return self.decode(x, skips, time, context)
 
     def encode(self, x: Tensor, time: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The way down and the middle. ControlNet calls this method, too.
+        """Run the encoder and the middle. ControlNet calls this method, too.
 
-        x: b c h w, after conv_in    returns: x after the middle, and the skips
+        x: b c h w, after conv_in    returns: x after the middle, and the skip connections
         """
         skips = [x]
         for down in self.down:
@@ -239,7 +240,10 @@ class UNet(nn.Module):
         return self.mid(x, time, context), skips
 
     def decode(self, x: Tensor, skips: list[Tensor], time: Tensor, context: Tensor) -> Tensor:
-        """The way up. skips: those that encode() returned    returns: b out_channels h w"""
+        """Run the decoder.
+
+        x, skips: what encode() returned    returns: b out_channels h w
+        """
         skips = list(skips)
         for up in self.up:
             x = up(x, skips, time, context)
@@ -247,7 +251,7 @@ class UNet(nn.Module):
 
 
 def skip_channels(config: UNetConfig) -> list[int]:
-    """The widths of the skips, in the order in which encode() makes them.
+    """The channels of the skip connections, in the order in which encode() makes them.
 
     >>> skip_channels(UNetConfig(channels=(320, 640), res_blocks=2))
     [320, 320, 320, 320, 640, 640]

@@ -96,7 +96,7 @@ class Upsample(nn.Module):
 
 
 class Resolution(nn.Module):
-    """Residual blocks at one resolution, then a change of size (but not at the last one).
+    """Residual blocks at one resolution, then a change of size (except at the last resolution).
 
     x: b c_in h w    returns: b c_out h' w'
     """
@@ -204,12 +204,12 @@ class DiagonalGaussian:
         self.std = (0.5 * self.logvar).exp()
 
     def sample(self, generator: torch.Generator | list[torch.Generator]) -> Tensor:
-        """A random latent, b c h w.
+        """Draw a random latent, b c h w.
 
         generator: one generator for all samples, or a list with one for each sample
 
         The noise is drawn on the CPU in float32, one sample at a time. So the other samples do not
-        change a sample's noise if each has its own generator.
+        change a sample's noise if each sample has its own generator.
 
         Raises ValueError if a list does not have one generator for each sample.
         """
@@ -232,7 +232,7 @@ class DiagonalGaussian:
 
 
 class VAE(nn.Module):
-    """Encoder and decoder. Its latents are unscaled: the pipeline multiplies by config.scale."""
+    """The whole autoencoder. Its latents are unscaled. The pipeline scales them by config.scale."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -241,9 +241,15 @@ class VAE(nn.Module):
         self.decoder = Decoder(config)
 
     def encode(self, image: Tensor) -> DiagonalGaussian:
-        """image: b 3 h w in [-1, 1]    returns: a Gaussian over b latent_channels h/8 w/8."""
+        """Encode pictures.
+
+        image: b 3 h w in [-1, 1]    returns: a Gaussian over b latent_channels h/8 w/8
+        """
         return DiagonalGaussian(self.encoder(image))
 
     def decode(self, z: Tensor) -> Tensor:
-        """z: b latent_channels h w, unscaled    returns: b 3 8h 8w, about [-1, 1]."""
+        """Decode latents.
+
+        z: b latent_channels h w, unscaled    returns: b 3 8h 8w, about [-1, 1]
+        """
         return self.decoder(z)

@@ -1,4 +1,4 @@
-"""How a process is asked to stop: ctrl-C, SIGTERM and SIGHUP.
+"""The signals that ask a process to stop: ctrl-C, SIGTERM and SIGHUP.
 
 A training stops between two steps. In the middle of a step, some weights are new and others are
 old, so the training could not be resumed. Other commands stop at once, and remove their unfinished
@@ -68,7 +68,7 @@ def stop_request() -> Iterator[StopRequest]:
 def raise_on_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP raise Interrupted.
 
-    A signal that is already ignored (as under nohup) or handled stays as it is.
+    If a signal is already ignored (as under nohup) or handled, nothing changes for this signal.
     """
 
     def stop(number: int, frame: object) -> None:

@@ -32,7 +32,7 @@ class AddedWord:
 
     @property
     def form(self) -> str:
-        """The form in which a text is searched for the word."""
+        """The form of the word that is searched for in a text."""
         return lower_each(compose_accents(self.word)) if self.normalized else self.word
 
 
@@ -69,7 +69,10 @@ class Trie:
         self.nodes: dict = {}
 
     def set_form(self, form: str, word: AddedWord | None) -> None:
-        """From now on, find this word by this form. word: None: find no word by this form"""
+        """From now on, find this word by this form.
+
+        word: the word to find. None: find no word by this form
+        """
         node = self.nodes
         for letter in form:
             node = node.setdefault(letter, {})
@@ -91,9 +94,11 @@ class Trie:
 
 
 def split_at_words(text: str, searched: str, words: Trie) -> Iterator[str | AddedWord]:
-    """The added words in a text and the text between them, in order. The longest word wins.
+    """Split a text into the added words and the text between them, in order.
 
-    searched: the text in the form that is searched for the words. It has the length of `text`
+    If several added words start at the same place, the longest word is taken.
+
+    searched: the form of the text in which the words are searched for. It is as long as `text`
     """
     done = end = 0
     while end < len(searched):
@@ -149,7 +154,7 @@ class AddedWords:
         self.normalized.set_form(old.form, None)
 
     def split_text(self, text: str) -> Iterator[str | AddedWord]:
-        """The added words in a text and the text between them, in order.
+        """Split a text into the added words and the text between them, in order.
 
         The words that are not normalized are searched first. The rest of the text is then searched
         for the normalized words.

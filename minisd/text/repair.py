@@ -64,5 +64,8 @@ def fix_text(text: str) -> str:
 
 
 def unescape(text: str) -> str:
-    """Like html.unescape, which fails at numbers of more than 4300 digits."""
+    """Resolve HTML entities, also those with numbers of more than 4300 digits.
+
+    html.unescape would fail at such numbers.
+    """
     return html.unescape(regex.sub(r"&#0*([0-9]{1,8})[0-9]*", r"&#\1", text))
