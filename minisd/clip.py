@@ -75,7 +75,7 @@ class Layer(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """Reads a row of tokens. Returns one vector per token, made from it and the tokens before it.
+    """Reads a row of tokens. Each token gets a vector that also depends on earlier tokens.
 
     tokens: b n, n <= 77    returns: context, b n width    (Radford et al. 2021, section 2.4)
 

@@ -106,10 +106,10 @@ class ModelConfig:
 
     @property
     def size_multiple(self) -> int:
-        """Sides of pictures that are multiples of this number are halved without rounding (SD: 64).
+        """The smallest side, in pixels, that the U-Net halves without rounding (SD: 64).
 
-        A side may also be another multiple of 8. Then the U-Net rounds up when it halves an odd
-        size.
+        Multiples of this number are halved without rounding, too. A side may also be another
+        multiple of 8. Then the U-Net rounds up when it halves an odd size.
         """
         return self.vae.factor * 2 ** (len(self.unet.channels) - 1)
 

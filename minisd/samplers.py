@@ -43,7 +43,7 @@ class Step(NamedTuple):
 
 
 def in_steps(sampler: Callable[..., Moves]) -> Sampler:
-    """Let a sampler yield Steps. Before, it yields pairs: (prediction, next x)."""
+    """Turn the pairs (prediction, next x) that a sampler yields into Steps."""
 
     @wraps(sampler)
     def steps(

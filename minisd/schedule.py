@@ -189,33 +189,33 @@ class Schedule:
         return self.levels([first + stride * k for k in reversed(range(steps))])
 
     def linspace(self, steps: int) -> list[Level]:
-        """The levels of whole t. They are evenly spaced, but for rounding, and hold both ends.
+        """The levels of whole t, evenly spaced up to rounding, from the noisiest t to t = 0.
 
-        If there is only one step, it starts at the noisiest t.
+        If there is only one step, its t is the noisiest one.
         """
         top = self.config.timesteps - 1
         ramp = np.linspace(0 if steps > 1 else top, top, self.check_steps(steps))
         return self.levels([int(t) for t in reversed(ramp.round())])
 
     def trailing(self, steps: int) -> list[Level]:
-        """The levels of whole t in even strides, from the noisiest t to one stride above -1.
+        """The levels of t = timesteps - 1, timesteps - 1 - stride, …, stride - 1, rounded.
 
-        This is the spacing of Lin et al. 2024.
+        The stride is timesteps / steps (Lin et al. 2024).
         """
         stride = self.config.timesteps / self.check_steps(steps)
         ramp = np.arange(self.config.timesteps, 0, -stride)[:steps]  # rounding may add a number
         return self.levels([int(t) - 1 for t in ramp.round()])
 
     def uniform(self, steps: int) -> list[Level]:
-        """The levels of even strides in t, with both ends, as in k-diffusion's get_sigmas.
+        """The levels of evenly spaced t, from the noisiest t to t = 0, as in k-diffusion.
 
-        Most t are fractions.
+        Most of these t are fractions. The function in k-diffusion is get_sigmas.
         """
         ramp = np.linspace(self.config.timesteps - 1, 0, self.check_steps(steps))
         return self.levels(ramp.tolist())
 
     def karras(self, steps: int, ends: tuple[float, float] | None = None) -> list[Level]:
-        """The levels of even strides in sigma^(1/7) (Karras et al. 2022, eq. 5, rho = 7).
+        """Levels that are evenly spaced in sigma^(1/7) (Karras et al. 2022, eq. 5, rho = 7).
 
         So the strides in sigma are small at the end.
 

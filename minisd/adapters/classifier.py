@@ -46,7 +46,10 @@ class ClassifierConfig:
 
 
 class LatentClassifier(nn.Module):
-    """Says which thing a noisy latent shows: the U-Net's way down, then the mean of all places.
+    """Says which thing a noisy latent shows.
+
+    The network is like the encoder of the U-Net, without attention. Its output is the mean over all
+    places.
 
     x: b 4 h w, a scaled latent of any size
     t: b, integer or float
@@ -78,7 +81,9 @@ class LatentClassifier(nn.Module):
         return reduce(logits, "b things h w -> b things", "mean")
 
     def log_prob(self, x: Tensor, t: Tensor, thing: str | Sequence[str]) -> Tensor:
-        """log p(thing | x), b. Its gradient with respect to x points to more of the thing.
+        """Compute log p(thing | x), b.
+
+        The gradient with respect to x tells how to change x, so that x shows more of the thing.
 
         x: b 4 h w, with the noise of t    t: b
         thing: one thing for all samples, or one for each sample
@@ -100,7 +105,7 @@ class LatentClassifier(nn.Module):
 
 
 class ClassifierGuidance(Handle):
-    """Lead everything that the model draws to a thing that a classifier knows, until remove().
+    """Guide all drawing towards a thing that a classifier knows. remove() ends the guidance.
 
     thing: one thing for all samples, or a list with one thing for each sample
     scale: the strength of the guidance. 0 changes nothing
@@ -134,7 +139,10 @@ class ClassifierGuidance(Handle):
 
 
 def save_classifier(path: Path, classifier: LatentClassifier, notes: Mapping[str, object]) -> None:
-    """Write a classifier in half precision. The header gets its config and notes on training."""
+    """Write a classifier in half precision. Its config and the notes are written into the header.
+
+    notes: name -> plain value, facts about the training
+    """
     header = {"classifier": json.dumps(asdict(classifier.config)), "notes": json.dumps(notes)}
     with written_whole(path) as unfinished:
         write_tensors(unfinished, classifier.state_dict(), header, torch.float16)

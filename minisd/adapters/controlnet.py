@@ -1,4 +1,6 @@
-"""ControlNet: a copy of the U-Net's down path. It also reads a hint, and corrects every skip.
+"""ControlNet: a copy of the U-Net's encoder that also reads a hint, such as a picture of edges.
+
+The outputs of the copy are added to the skip connections of the U-Net.
 
 The copy is trained while the U-Net stays frozen. Its outputs pass through 1x1 convolutions that
 begin at zero, so training starts from the unchanged model (Zhang et al. 2023, sections 3.1 and 3.2;
@@ -48,7 +50,7 @@ from minisd.unet import Down, Mid, TimeEmbedding, UNet, skip_channels
 
 
 class Hint(nn.Module):
-    """Turns the hint (a picture) into a feature map, as large as the first one of the U-Net.
+    """Turns the hint (a picture) into a feature map with the size of the U-Net's first feature map.
 
     widths: the channels inside, (16, 32, 96, 256) in cldm.py. The size halves from one width to the
         next
@@ -71,10 +73,11 @@ class Hint(nn.Module):
 
 
 class ControlNet(nn.Module):
-    """Tells the U-Net, skip by skip, how to follow the hint.
+    """Computes corrections for the U-Net, so that its picture follows the hint.
 
     x: b 4 h w    t: b    context: b m c    hint: b 3 8h 8w in [0, 1], not [-1, 1]
-    returns: the U-Net's argument `control`: one tensor for each skip, then one for the middle
+    returns: the corrections, which are the U-Net's argument `control`: one tensor for each skip
+        connection, then one tensor for the middle
 
     is_difference: whether the weights are only the difference from a U-Net's weights. If so,
         control() adds the U-Net's weights
@@ -160,7 +163,9 @@ class ControlNet(nn.Module):
 def control(
     sd: StableDiffusion, network: ControlNet, hint: Image.Image | Tensor, scale: float = 1.0
 ) -> Handle:
-    """Let the network lead the U-Net along the hint, until the handle is removed.
+    """Add a ControlNet to the model, so that pictures follow the hint.
+
+    The ControlNet stays until the returned handle is removed.
 
     hint: a picture or a tensor in [0, 1], in the size of the picture to draw. A PIL picture, or a
         tensor 1 3 h w, is the hint of every sample. A tensor b 3 h w has one hint for each sample.
@@ -209,7 +214,7 @@ def refuse_bad_hint(hint: Tensor) -> None:
 
 
 def add_unet(network: ControlNet, sd: StableDiffusion) -> None:
-    """Add the U-Net's weights to a network that holds only the difference from them.
+    """Add the U-Net's weights to a network that holds only the difference from these weights.
 
     Raises ValueError if the U-Net has other input channels than the U-Net that was subtracted.
     """
@@ -224,7 +229,7 @@ def add_unet(network: ControlNet, sd: StableDiffusion) -> None:
 
 
 def control_hook(network: ControlNet, hint: Tensor, scale: float, factor: int) -> Callable:
-    """A hook that passes the network's corrections to the U-Net.
+    """A hook that runs the network and passes its corrections to the U-Net.
 
     If the U-Net already gets corrections from another ControlNet, the new ones are added to them.
 

@@ -30,7 +30,10 @@ class Handle:
     """
 
     def __init__(self, hooks: Iterable[Removable]):
-        """hooks: an iterable that creates one hook after another. If it fails, all are removed."""
+        """Create the hooks. If one of them cannot be created, the earlier hooks are removed.
+
+        hooks: an iterable that creates one hook after another
+        """
         self.hooks: list[Removable] = []
         try:
             for hook in hooks:

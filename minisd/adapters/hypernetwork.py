@@ -76,10 +76,11 @@ class HypernetworkMLP:
 
 
 def hypernetwork(sd: StableDiffusion, path: str | Path, strength: float = 1.0) -> Handle:
-    """Let the file's MLPs change the contexts of the U-Net, until the handle is removed.
+    """Add the MLPs of a file to the U-Net. They stay until the returned handle is removed.
 
-    A file may be for several models. If it has MLPs for the width of this model's text, MLPs for
-    widths that this model lacks are ignored, as in the web UI.
+    A file may be for several models. Some of its MLPs may be for widths that this model does not
+    have. These MLPs are ignored, as in the web UI. But in this case, the file must also have MLPs
+    for the width of this model's text.
 
     Raises ValueError if the file is not a hypernetwork, if it has an unknown activation or setting,
     if it is made for other widths, or if the strength is not finite. In these cases, the model
@@ -103,7 +104,7 @@ def attentions(unet: nn.Module) -> dict[str, Attention]:
 def apply_networks(
     unet: nn.Module, networks: Mapping[int, Sequence[HypernetworkMLP]], strength: float
 ) -> Handle:
-    """Let the networks change the contexts for keys and for values, until the handle is removed.
+    """Add the networks to the U-Net. They stay until the returned handle is removed.
 
     networks: width of the contexts -> two networks, for keys and for values
     """
@@ -117,7 +118,7 @@ def apply_networks(
 
 
 def rewriting_hook(net: HypernetworkMLP, strength: float) -> Callable:
-    """A hook that adds the MLP's output to what a projection reads."""
+    """A hook that adds the MLP's output to the input of a projection."""
 
     def hook(projection: nn.Linear, inputs: tuple[Tensor]) -> tuple[Tensor]:
         (context,) = inputs
@@ -127,7 +128,7 @@ def rewriting_hook(net: HypernetworkMLP, strength: float) -> Callable:
 
 
 def read_hypernetwork(path: str | Path) -> dict[int, tuple[HypernetworkMLP, HypernetworkMLP]]:
-    """A dictionary: width -> the MLP for keys and the MLP for values.
+    """Read a file. Returns a dictionary: width -> the MLP for keys and the MLP for values.
 
     Raises ValueError if the file is not a hypernetwork, or if it has an unknown activation or
     setting.
@@ -145,7 +146,9 @@ def read_hypernetwork(path: str | Path) -> dict[int, tuple[HypernetworkMLP, Hype
 
 
 def parse_networks(content: Mapping) -> dict[int, tuple[HypernetworkMLP, HypernetworkMLP]]:
-    """A dictionary: width -> the MLP for keys and the MLP for values.
+    """Build the MLPs. Returns a dictionary: width -> the MLP for keys and the MLP for values.
+
+    content: what the file holds: key -> value
 
     Raises ValueError if the content is not that of a hypernetwork.
     """
@@ -177,7 +180,7 @@ def usual_key(key: str) -> str:
 
 
 def parse_settings(stored: Mapping[str, object]) -> dict[str, Any]:
-    """The settings of a file. Raises ValueError if a setting is unknown or has a wrong value."""
+    """Read the settings. Raises ValueError if a setting is unknown or has a wrong value."""
     settings: dict[str, Any] = HYPERNETWORK_SETTINGS.read(stored)
     activation = str(settings["activation_func"] or "linear").lower()
     if activation not in {"linear", *ACTIVATION_FUNCTIONS}:

@@ -55,7 +55,10 @@ class LowRankUpdate:
     alpha: float
 
     def __call__(self, layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
-        """(alpha / rank) * up(down(x)). For a convolution, down has its stride and padding."""
+        """Compute (alpha / rank) * up(down(x)).
+
+        If the layer is a convolution, down has the stride and the padding of the layer.
+        """
         down, up = self.down.to(layer.weight), self.up.to(layer.weight)
         factor = self.alpha / len(down)
         if isinstance(layer, nn.Conv2d):
@@ -65,7 +68,9 @@ class LowRankUpdate:
 
 
 def lora(sd: StableDiffusion, path: str | Path, scale: float = 1.0) -> Handle:
-    """Add the updates of a LoRA file, multiplied by `scale`, until the handle is removed.
+    """Add the updates of a LoRA file to the model, multiplied by `scale`.
+
+    The updates stay until the returned handle is removed.
 
     path: the file, or the folder into which PEFT or diffusers wrote it
 
@@ -81,7 +86,10 @@ def lora(sd: StableDiffusion, path: str | Path, scale: float = 1.0) -> Handle:
 
 
 def apply_updates(updates: Mapping[nn.Module, LowRankUpdate], scale: float) -> Handle:
-    """Add the update of each layer, multiplied by `scale`, until the handle is removed."""
+    """Add to each layer its update, multiplied by `scale`.
+
+    The updates stay until the returned handle is removed.
+    """
     return Handle(
         layer.register_forward_hook(partial(add_update, update, scale), prepend=True)
         for layer, update in updates.items()
@@ -101,7 +109,7 @@ def add_update(
 
 
 def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], LowRankUpdate]:
-    """A dictionary: (part, our name of a layer) -> the update of the layer.
+    """Read a file. Returns a dictionary: (part, our name of a layer) -> the update of the layer.
 
     Raises ValueError if the file is not a LoRA, if it is of an unknown kind, or if it is made for
     another model.
@@ -122,7 +130,10 @@ def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], Lo
 def keys_by_layer(
     tensors: dict[str, Tensor], config: ModelConfig, file: str
 ) -> dict[tuple[str, Row], dict[str, str]]:
-    """A dictionary: (part, layer) -> the keys of the layer's down and up, and of its alpha if any.
+    """Group the keys of a file by layer. Returns a dictionary: (part, layer) -> keys.
+
+    The keys of a layer are a dictionary, too: "down", "up" or "alpha" -> the key in the file. Some
+    layers have no alpha.
 
     Raises ValueError if a key fits no layer of the model, if a layer lacks down or up, or if the
     file has a layer twice.
@@ -148,7 +159,10 @@ def keys_by_layer(
 
 
 def describe_contexts(tensors: dict[str, Tensor], config: ModelConfig) -> str:
-    """The end of an error message: the width of the file's contexts, if the model has another."""
+    """The end of an error message: the width of the file's contexts.
+
+    The text is empty if the contexts of the model have the same width.
+    """
     widths = {t.shape[1] for key, t in tensors.items() if READS_CONTEXT.match(key) and t.ndim > 1}
     other = ", ".join(map(str, sorted(widths - {config.unet.context_dim})))
     return other and f", whose contexts are {other} wide, not {config.unet.context_dim}"
@@ -160,7 +174,7 @@ def make_update(
     """Build the update of one layer.
 
     own: the layer's tensors: "down", "up", and "alpha" if there is one
-    settings: the settings from each place that has some: the file's header, adapter_config.json
+    settings: the settings in the file's header and in adapter_config.json, if there are any
     layer: the layer's name in diffusers
 
     Raises ValueError if down and up are not two matrices of finite numbers, or if two alphas
@@ -213,7 +227,7 @@ def layers_by_name(config: ModelConfig) -> dict[tuple[str, str], Row]:
     """A dictionary: (part, official name of a layer) -> all names of the layer.
 
     The official name has underscores for dots. Each layer of the U-Net is listed twice, under its
-    original name and its name in diffusers, because kohya's files use either.
+    original name and its name in diffusers, because kohya's files use one of these two names.
     """
     rows = model_rows(config)
     spellings = [("unet", "original"), ("unet", "diffusers"), ("text_encoder", "diffusers")]
@@ -225,7 +239,7 @@ def layers_by_name(config: ModelConfig) -> dict[tuple[str, str], Row]:
 
 
 def fit_update(update: LowRankUpdate, layer: nn.Module, name: str) -> LowRankUpdate:
-    """The update in the shape of the layer. A linear layer's update also fits a 1x1 convolution.
+    """Give the update the shape of the layer. A linear layer's update also fits a 1x1 convolution.
 
     name: the layer's name in an error
 

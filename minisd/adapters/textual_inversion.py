@@ -29,7 +29,10 @@ IGNORED_KEYS = r"string_to_token\..*"  # the id of the word with whose vector tr
 
 
 class Word(Handle):
-    """A word that the model knows until remove(). word: the text to type in a prompt"""
+    """Adds a word to a model. remove() removes the word again.
+
+    word: the text to type in a prompt
+    """
 
     def __init__(self, sd: StableDiffusion, word: str, vectors: Tensor):
         """vectors: n width"""
@@ -45,7 +48,10 @@ class Word(Handle):
 
 
 class Words(Handle):
-    """The new words of a file. words: for each word, the handle that can remove the word again"""
+    """Adds the words of a file to a model. remove() removes all of them again.
+
+    words: a list of handles. Each handle removes one of the words
+    """
 
     def __init__(self, sd: StableDiffusion, vectors: Mapping[str, Tensor]):
         """vectors: word -> its vectors, n width
@@ -59,10 +65,10 @@ class Words(Handle):
 def textual_inversion(
     sd: StableDiffusion, path: str | Path, word: str | None = None
 ) -> Word | Words:
-    """Add the word of a file to the model, for use in any prompt, until the handle is removed.
+    """Add the word of a file to the model. The word stays until the returned handle is removed.
 
     word: the text to type in prompts. None: the file's own word, or else the name of the file. If
-        the file has several words: the word to add. None: all words
+        the file has several words, `word` is the one to add, and None adds all words
 
     Raises ValueError if the file holds no word, if its vectors do not have the width of the text
     transformer, or if the word is taken. In these cases, the model stays as it is.
@@ -83,9 +89,9 @@ def textual_inversion(
 
 
 def read_words(path: Path) -> dict[str, Tensor]:
-    """A dictionary: word -> its vectors, n width.
+    """Read the words of a file. Returns a dictionary: word -> its vectors, n width.
 
-    Raises ValueError if the file holds no word, or if it holds anything else, too.
+    Raises ValueError if the file holds no word, or if it also holds unknown tensors.
     """
     stored = read_tensors(path)
     refuse_other_kinds(path.name, stored, "textual inversion")

@@ -9,7 +9,7 @@ from minisd.vae import VAE
 
 
 class SwappedVAE(Handle):
-    """The model has another autoencoder until remove()."""
+    """Gives a model another autoencoder. remove() puts the previous autoencoder back."""
 
     def __init__(self, sd: StableDiffusion, vae: VAE):
         super().__init__([ListEntry(sd.swaps, self)])
@@ -34,7 +34,7 @@ class SwappedVAE(Handle):
 
 
 def swap_vae(sd: StableDiffusion, path: str | Path) -> SwappedVAE:
-    """Encode and decode with the autoencoder of a VAE file, until the handle is removed.
+    """Replace the model's autoencoder by that of a file, until the returned handle is removed.
 
     path: a file in the original's or in diffusers' layout, or a folder of diffusers. The
         autoencoder in the file must have the sizes of the model's own autoencoder

@@ -209,7 +209,7 @@ class Fusion(nn.Module):
 
 
 def double_size(x: Tensor) -> Tensor:
-    """b c h w -> b c 2h 2w. The corner pixels keep their values."""
+    """Double height and width: b c h w -> b c 2h 2w. The corner pixels keep their values."""
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
 
 
@@ -245,7 +245,10 @@ class DepthEstimator(nn.Module):
         return self.estimate(F.interpolate(image, estimator_size(image.shape[2:]), mode="bicubic"))
 
     def estimate(self, image: Tensor) -> Tensor:
-        """The network itself. image: b 3 h w, multiples of 32    returns: b 1 h w, 0 or more"""
+        """Estimate the depth of pictures whose sides are multiples of 32.
+
+        image: b 3 h w    returns: b 1 h w, 0 or more
+        """
         maps = self.resnet(image)
         maps = [*maps[:2], *self.look_around(maps[2])]
         one, two, three, four = (conv(x) for conv, x in zip(self.narrow, maps, strict=True))
@@ -268,7 +271,7 @@ class DepthEstimator(nn.Module):
         return [finer, self.shrink(coarser)]
 
     def positions(self, size: Sequence[int]) -> Tensor:
-        """The position vectors, stretched to another grid. size: h w    returns: 1 1+h*w c"""
+        """Stretch the position vectors to another grid. size: h w    returns: 1 1+h*w c"""
         first, others = self.position_embedding[:, :1], self.position_embedding[:, 1:]
         grid = rearrange(others, "1 (h w) c -> 1 c h w", h=self.config.grid)
         stretched = F.interpolate(grid, tuple(size), mode="bilinear")
@@ -291,8 +294,8 @@ class DepthEstimator(nn.Module):
 def estimator_size(size: Sequence[int]) -> tuple[int, int]:
     """The size to which a picture is scaled for the estimator: h w, both multiples of 32.
 
-    The side that is closer to 384 becomes about 384. The other side is scaled as much, so that the
-    aspect ratio nearly stays (MiDaS transforms.py, resize_method "minimal").
+    The side that is closer to 384 becomes about 384. The other side is multiplied by the same
+    factor, so that the aspect ratio nearly stays (MiDaS transforms.py, resize_method "minimal").
     """
     scale = min((SIDE / length for length in size), key=lambda scale: abs(1 - scale))
     height, width = (max(1, round(scale * length / MULTIPLE)) * MULTIPLE for length in size)

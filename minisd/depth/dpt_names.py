@@ -50,7 +50,7 @@ FUSION = (
 
 
 def dpt_rows(config: DepthConfig) -> list[Row]:
-    """The rows of a whole estimator, with full names."""
+    """The rows of the table for a whole estimator, with full names."""
     model, embeddings = "pretrained.model", "dpt.embeddings"
     layers = [
         Row(f"layers.{i}", f"{model}.blocks.{i}", f"dpt.encoder.layer.{i}", DPT_LAYER)
@@ -83,7 +83,7 @@ def resnet_rows(config: DepthConfig) -> Iterator[Row]:
 
 
 def pyramid_rows() -> Iterator[Row]:
-    """The rows of the pyramid.
+    """The rows of the table for the pyramid.
 
     minisd and MiDaS count levels from the finest one. transformers counts the levels of the fusion
     from the coarsest one.
@@ -102,7 +102,9 @@ def pyramid_rows() -> Iterator[Row]:
 
 
 def to_ours(tensors: Mapping[str, Tensor], network: DepthEstimator, name: str) -> dict[str, Tensor]:
-    """A dictionary: our name -> tensor, for a file's tensors. name: the file's name in an error
+    """Rename the tensors of a file. Returns a dictionary: our name -> tensor.
+
+    name: the file's name in an error
 
     Raises ValueError if the file lacks a tensor of the network, or has an unknown tensor.
     """

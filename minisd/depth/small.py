@@ -1,7 +1,7 @@
 """The mini's depth estimator, for pictures of 64 pixels. It can replace the estimator in dpt.py.
 
 It is a small U-Net. It halves the size of the picture three times and doubles it again three times,
-with a skip at each size (Ronneberger et al. 2015, figure 1, but without the crops).
+with a skip connection at each size (Ronneberger et al. 2015, figure 1, but without the crops).
 """
 
 from collections.abc import Callable
@@ -77,7 +77,7 @@ def holds_small_estimator(path: Path) -> bool:
 
 
 def load_estimator(path: str | Path) -> Callable[[Tensor], Tensor]:
-    """The depth estimator in the file of a depth model: the mini's estimator, or DPT-hybrid.
+    """Load the depth estimator of a depth model's file: the mini's estimator, or DPT-hybrid.
 
     Raises ValueError if the file holds neither of the two.
     """

@@ -38,7 +38,9 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Record ctrl-C, SIGTERM and SIGHUP. A second ctrl-C stops at once, without another save.
+    """Record ctrl-C, SIGTERM and SIGHUP in a StopRequest. A second ctrl-C stops at once.
+
+    After a second ctrl-C, nothing more is saved.
 
     Signals that are ignored (as under nohup) stay ignored. Python lets only the main thread handle
     signals, so another thread records nothing.

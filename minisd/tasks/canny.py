@@ -1,4 +1,6 @@
-"""Edges, a common hint for ControlNets: thin white lines where the brightness of a picture changes.
+"""Find the edges of a picture: thin white lines where its brightness changes.
+
+Such a picture of edges is a common hint (the picture that a ControlNet reads).
 
 The four steps of Canny 1986: blur, find the slopes, thin the ridges to one pixel, and keep the weak
 edges that touch a strong one.
@@ -17,7 +19,7 @@ RED, GREEN, BLUE = 0.299, 0.587, 0.114  # luma weights, BT.601
 
 
 def canny(image: Tensor, low: float = 0.1, high: float = 0.2, blur: float = 1.0) -> Tensor:
-    """The edges of pictures as a hint: 0 or 1, the same in all three channels.
+    """Find the edges of pictures. Returns 1 at an edge and 0 elsewhere, in all three channels.
 
     image: b 3 h w in [-1, 1]    returns: b 3 h w
     low: the smallest slope of a pixel that may be an edge. 1 is a sharp step from black to white
@@ -85,7 +87,10 @@ def is_ridge(steepness: Tensor, across: Tensor, down: Tensor) -> Tensor:
 
 
 def hysteresis(possible: Tensor, sure: Tensor) -> Tensor:
-    """The possible edge pixels that touch a sure one, directly or through other possible ones."""
+    """Keep the possible edge pixels that are connected to a sure edge pixel.
+
+    The connection may go through other possible edge pixels.
+    """
     sure = sure & possible
     while True:
         near = F.max_pool2d(sure.float(), 3, stride=1, padding=1) > 0

@@ -43,7 +43,7 @@ def depth2img_steps(
     seed: int | list[int] = 0,
     spacing: str | None = None,
 ) -> TaskSteps:
-    """The steps from the noised picture to a new latent, one by one.
+    """Yield the steps from the noised picture to a new latent, one by one.
 
     The arguments are those of depth2img.
 
@@ -108,7 +108,9 @@ def depth2img(
 
 
 def depth_channel(depth: Tensor, size: Sequence[int]) -> Tensor:
-    """The depth as the U-Net reads it: in the latent's size, each sample stretched to [-1, 1].
+    """Scale a depth to the latent's size, and its values to [-1, 1], for each sample alone.
+
+    The U-Net reads the depth in this form.
 
     depth: b 1 h w    size: h w of the latent    returns: b 1 h w
     """
@@ -121,7 +123,7 @@ def depth_channel(depth: Tensor, size: Sequence[int]) -> Tensor:
 def given_depth(
     sd: StableDiffusion, depth: Picture | None, estimator: Estimator | None
 ) -> Tensor | None:
-    """The given depth, b 1 h w, or None if the estimator has to make it.
+    """The given depth, b 1 h w. None: no depth is given, so the estimator has to estimate it.
 
     Raises ValueError if there is neither a depth nor an estimator, if the U-Net reads no depth, or
     if the depth is not finite.

@@ -45,7 +45,7 @@ class Start(NamedTuple):
     generators: list[torch.Generator]
 
     def sample(self, denoise: Denoiser) -> "TaskSteps":
-        """The steps that follow this start."""
+        """Sample from this start. Yields the steps."""
         sampler = sampler_for(self.sampler, self.levels)
         return TaskSteps(self, sampler(denoise, self.x, self.levels, self.generators))
 
@@ -83,7 +83,7 @@ def img2img_steps(
     seed: int | list[int] = 0,
     spacing: str | None = None,
 ) -> TaskSteps:
-    """The steps from the noised picture to a new latent, one by one.
+    """Yield the steps from the noised picture to a new latent, one by one.
 
     The arguments are those of img2img.
 
@@ -111,12 +111,13 @@ def img2img(
 ) -> Image.Image | list[Image.Image]:
     """Draw the picture again as the prompt says. A list of prompts gives a list of pictures.
 
-    image: a picture, or a tensor b 3 h w in [-1, 1]: one picture for all prompts, or one for each
+    image: a picture, or a tensor b 3 h w in [-1, 1]. A tensor has one picture for all prompts, or
+        one picture for each prompt
     strength: the share of the steps to run, 0 to 1. 0 returns the picture as the autoencoder
         reconstructs it. 1 starts at the noisiest level. At this level, a little of the picture is
         still visible (8 % with 50 DDIM steps), so the result differs a little from txt2img.
-    The other arguments are those of StableDiffusion.txt2img. All noise for sample i is drawn from
-    its seed: for the latent, for the start, and for the steps.
+    The other arguments are those of StableDiffusion.txt2img. The seed of sample i is used for all
+    noise of the sample: in the encoder, at the start and in the steps.
 
     Raises ValueError if a setting is out of range, or if the picture's size does not fit.
     """
@@ -141,7 +142,7 @@ def start_from_picture(
     """Encode the picture `count` times, and add the noise of the start to each latent.
 
     settings: the strength chooses the level of the start
-    encode: whether to encode the picture. False: the noise is used instead of its latent
+    encode: whether to encode the picture. False: noise is used instead of the picture's latent
 
     Raises ValueError if a setting is out of range, or if the picture's size does not fit.
     """
@@ -174,7 +175,7 @@ def remaining_levels(levels: list[Level], strength: float) -> list[Level]:
 
 
 def add_noise(z: Tensor, noise: Tensor, level: Level) -> Tensor:
-    """z with the noise of this level (Ho et al. 2020, eq. 4).
+    """Add the noise of this level to z (Ho et al. 2020, eq. 4).
 
     z, noise: b 4 h w    returns: b 4 h w
     """
@@ -182,7 +183,7 @@ def add_noise(z: Tensor, noise: Tensor, level: Level) -> Tensor:
 
 
 def picture_batch(sd: StableDiffusion, image: Picture, count: int) -> Tensor:
-    """The picture once per sample, as the encoder reads it: b 3 h w in [-1, 1].
+    """Convert a picture to a tensor with one picture for each sample: b 3 h w in [-1, 1].
 
     Raises ValueError if the picture's size does not fit the model, or if the number of pictures is
     neither 1 nor `count`.
@@ -196,7 +197,7 @@ def picture_batch(sd: StableDiffusion, image: Picture, count: int) -> Tensor:
 
 
 def picture_tensor(image: Picture) -> Tensor:
-    """A picture as a tensor: 1 3 h w or b 3 h w in [-1, 1].
+    """Convert a picture to a tensor: 1 3 h w or b 3 h w in [-1, 1].
 
     Raises ValueError if a tensor has another shape or range. Warns if no value is below 0.
     """

@@ -49,7 +49,7 @@ def inpaint_steps(
     seed: int | list[int] = 0,
     spacing: str | None = None,
 ) -> TaskSteps:
-    """The steps of inpainting, one by one. The arguments are those of inpaint.
+    """Yield the steps of inpainting, one by one. The arguments are those of inpaint.
 
     Raises ValueError in the same cases as inpaint().
     """
@@ -146,7 +146,9 @@ def reads_a_mask(sd: StableDiffusion) -> bool:
 
 
 def blend_steps(sampler: Sampler, denoise: Denoiser, start: Start, keep: Tensor) -> Iterator[Step]:
-    """The steps of a sampler that sees the picture in the part to keep, at every level.
+    """Run a sampler, and put the picture back into the part to keep at every level.
+
+    Yields the steps of the sampler.
 
     keep: b 1 h w, 1 where the picture is kept
 
@@ -185,7 +187,7 @@ def with_extra_channels(network: Network, extra: Tensor) -> Network:
 
 
 def picture_with_hole(image: Tensor, covered: Tensor) -> Tensor:
-    """The picture, grey (0) where it is covered.
+    """Make the covered part of the picture grey (0).
 
     image: b 3 h w in [-1, 1]    covered: 1 1 h w    returns: b 3 h w
     """
@@ -193,13 +195,16 @@ def picture_with_hole(image: Tensor, covered: Tensor) -> Tensor:
 
 
 def latent_mask(mask: Tensor, z: Tensor) -> Tensor:
-    """The mask in the latent's size (nearest neighbour), once per sample. 1 1 h w -> b 1 h' w'"""
+    """Scale a mask to the latent's size (nearest neighbour), and repeat it for each sample.
+
+    mask: 1 1 h w    z: b c h' w'    returns: b 1 h' w'
+    """
     small = F.interpolate(mask.to(z), z.shape[2:])
     return repeat(small, "1 1 h w -> b 1 h w", b=len(z))
 
 
 def mask_tensor(mask: Picture, image: Picture) -> Tensor:
-    """The mask as 1 1 h w in 0 … 1, where 1 is drawn again.
+    """Convert a mask to a tensor 1 1 h w in 0 … 1. The part with 1 is drawn again.
 
     mask: a picture, or 1 1 h w of numbers or booleans
 

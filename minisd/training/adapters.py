@@ -93,6 +93,8 @@ class TrainableWord(nn.Module):
     The mean of several vectors is short, and the training would be slow with a short vector. So the
     mean is scaled to the usual length of a word's vector.
 
+    word: the new word
+    like: words that the model knows, with a similar meaning
     count: the number of vectors for the new word
     """
 
@@ -132,7 +134,7 @@ class TrainableHypernetwork(nn.Module):
             nn.init.zeros_(parameter)
 
     def layers(self, width: int, which: int) -> list[tuple[Tensor, Tensor]]:
-        """Weight and bias of each layer of one network.
+        """The weight and the bias of each layer of one network.
 
         width: the width of the context
         which: 0 for the network of the keys, 1 for the network of the values

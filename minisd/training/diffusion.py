@@ -29,7 +29,7 @@ class TextAndUNet(nn.Module):
         self.unet = UNet(config.unet)
 
     def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        """Predict the noise in b latents, with r noisy versions of each.
+        """Predict the noise in r noisy versions of each of b latents.
 
         x: r*b 4 h w    t: r*b    tokens: b 77    returns: the predicted noise, r*b 4 h w
 
@@ -59,7 +59,7 @@ class EncodedPictures:
     latents: n 4 h w, scaled. Each latent is the mode of the Gaussian that the encoder returns.
         Stable Diffusion is trained on samples of the Gaussians, but its Gaussians are narrower. The
         mini's Gaussians have a standard deviation of 0.16. A U-Net that is trained on samples of
-        these Gaussians generates latents with as much noise. This costs 1 dB after decoding
+        these Gaussians generates latents with as much noise. This noise costs 1 dB after decoding
     tokens: n 77
     encoded_by: a text that names the VAE and the vocabulary. A run cannot be resumed with another
         text, so it cannot be resumed with other latents
@@ -76,7 +76,7 @@ class EncodedPictures:
 
 
 def stratified_timesteps(batch_size: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
-    """REPEATS timesteps per picture, one in each quarter of the schedule. returns: (r b)
+    """Draw REPEATS timesteps per picture, one in each quarter of the schedule. returns: (r b)
 
     The timesteps are uniform. They are spread more evenly than independent draws.
     """

@@ -49,7 +49,7 @@ def shard_size(batch_size: int) -> int:
 
 
 def share_gradients(module: nn.Module) -> nn.Module:
-    """The module, wrapped so that backward() averages the gradients of several processes."""
+    """Wrap the module, so that backward() averages the gradients of several processes."""
     _, world_size = rank_and_world_size()
     return DistributedDataParallel(module) if world_size > 1 else module
 

@@ -150,7 +150,7 @@ def draw_at(step: int, own_size: int, seed: int) -> Draw:
 
 
 def generator_at(seed: int, number: int) -> torch.Generator:
-    """The random numbers of one batch. They depend only on the seed and the batch's number."""
+    """Create the random generator of one batch. It depends only on the seed and the number."""
     return torch.Generator().manual_seed(1_000_003 * seed + number)
 
 
@@ -185,7 +185,7 @@ def set_rates(
 
 @torch.no_grad()
 def update_ema(ema: nn.Module, model: nn.Module, keep: float) -> None:
-    """ema = keep * ema + (1 - keep) * model, for every parameter."""
+    """Set ema to keep * ema + (1 - keep) * model, for every parameter."""
     for slow, fast in zip(ema.parameters(), model.parameters(), strict=True):
         slow.lerp_(fast, 1 - keep)
 

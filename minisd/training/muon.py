@@ -1,4 +1,4 @@
-"""Muon, the optimizer of the hidden layers. Its updates are about as large in every direction.
+"""Muon, the optimizer of the hidden layers. Its updates are about equally large in all directions.
 
 Adam scales each number separately. But a layer is a matrix, and a few directions dominate the
 gradient of the matrix. So the other directions hardly change. Muon replaces the momentum by a
@@ -54,7 +54,7 @@ class Muon(torch.optim.Optimizer):
                 self.update(parameters, group)
 
     def update(self, parameters: list[Tensor], group: dict) -> None:
-        """Change parameters that all have the same shape as matrices."""
+        """Change several parameters. If they are written as matrices, all have the same shape."""
         ahead = torch.stack([self.ahead(parameter, group["momentum"]) for parameter in parameters])
         stretch = max(1, ahead.shape[1] / ahead.shape[2]) ** 0.5
         for parameter, matrix in zip(parameters, orthogonalize(ahead), strict=True):

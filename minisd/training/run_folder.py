@@ -32,8 +32,8 @@ STATE = {  # the entries of a state
     "ema": dict,
     "optimizers": list,
 }
-RUN = {"hyperparameters.steps": int, "threads": int, "commit": str}  # at least
-FORMAT_1 = {"step", "model", "average", "optimizers"}  # at least
+RUN = {"hyperparameters.steps": int, "threads": int, "commit": str}  # every run has these entries
+FORMAT_1 = {"step", "model", "average", "optimizers"}  # every state of format 1 has these entries
 MOMENTS = {Muon: {"momentum"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}
 
 
@@ -100,7 +100,7 @@ def save_state(folder: Path, state: dict) -> None:
 
 
 def last_state(folder: Path) -> dict | None:
-    """The last saved state. None: no state was saved.
+    """Read the last saved state. Returns None if no state was saved.
 
     Raises ValueError if state.pt is damaged, or if its format is not the one of this version.
     """
@@ -291,7 +291,10 @@ def log(folder: Path, record: dict) -> None:
 
 
 def log_records(folder: Path) -> list[dict]:
-    """The records of the log, in the order of steps. Of a repeated step, only the last counts."""
+    """Read the records of the log, in the order of steps.
+
+    If a step was logged twice, only the last record of the step is returned.
+    """
     path, records = folder / "log.jsonl", {}
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for line in text.splitlines():
@@ -324,6 +327,9 @@ def plot_losses(folder: Path) -> None:
 
 
 def moving_average(values: np.ndarray) -> np.ndarray:
-    """For each value, the mean of the values around it: a twentieth of all values."""
+    """Replace each value by the mean of the values around it.
+
+    The mean is taken over a twentieth of all values.
+    """
     window = np.ones(len(values) // 20 + 1)
     return np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")

@@ -72,7 +72,7 @@ def thinness(image: Tensor) -> Tensor:
     """How much each pixel of a thin line or a dot differs from its surroundings.
 
     The differences are the top-hat transforms of Meyer (1979). An opening removes bright lines and
-    dots that are less than 3 pixels wide. A closing removes such dark lines and dots.
+    dots that are less than 3 pixels wide. A closing removes dark lines and dots of this width.
 
     image: b c h w
     returns: b 1 h w, the largest difference over the channels
@@ -159,7 +159,7 @@ def measure_scale(vae: VAE, images: Tensor) -> float:
 
 @torch.no_grad()
 def psnr(vae: VAE, images: Tensor) -> float:
-    """How similar pictures are to their originals after encoding and decoding, in dB.
+    """Measure how similar pictures are to their originals after encoding and decoding, in dB.
 
     images: b 3 h w in [-1, 1]
     """
@@ -167,7 +167,7 @@ def psnr(vae: VAE, images: Tensor) -> float:
 
 
 def decibels(drawn: Tensor, real: Tensor) -> float:
-    """10 log10(peak² / mean squared error), averaged over the pictures.
+    """Compute 10 log10(peak² / mean squared error), averaged over the pictures.
 
     drawn, real: b 3 h w in [-1, 1]
     """
