@@ -92,7 +92,7 @@ def read_file(path: Path) -> bytes:
 def explain_pillow_errors(what: str) -> Iterator[None]:
     """Turn every error of Pillow in a `with` block into one ValueError, and hide Pillow's warnings.
 
-    what: the name of the picture in the message
+    what: the name of the picture, for error messages
     """
     with PILLOW, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -178,7 +178,7 @@ def turn_upright(picture: Image.Image, what: str = "picture") -> Image.Image:
 
     A picture without an orientation is returned unchanged.
 
-    what: the name of the picture in an error
+    what: the name of the picture, for error messages
 
     Raises ValueError if the pixels cannot be read. (Pillow may read the pixels only now.)
     """

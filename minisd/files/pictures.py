@@ -59,7 +59,7 @@ def with_alpha(picture: Image.Image) -> Image.Image:
 def colours(picture: Image.Image, what: str = "picture") -> Image.Image:
     """The picture, turned upright, as RGB with 8 bits per value.
 
-    what: the name of the picture in an error
+    what: the name of the picture, for error messages
 
     Raises ValueError if the picture is transparent in places, or if the range of its values is
     unknown.
@@ -185,7 +185,7 @@ def check_tensor(
 ) -> None:
     """Raise ValueError if x is not b channels h w, with finite numbers from low to high.
 
-    what: the name of the tensor in the message
+    what: the name of the tensor, for error messages
     give: the input that the message asks for. "": a PIL image or a correct tensor
     """
     in_range = f" in [{low}, {high}]" if low > -inf else ""
@@ -226,7 +226,7 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 def from_pil(image: Image.Image, what: str = "picture") -> Tensor:
     """Convert a PIL image to the tensor that the VAE reads: upright, 1 3 h w in [-1, 1].
 
-    what: the name of the picture in an error
+    what: the name of the picture, for error messages
 
     Raises ValueError if the picture is transparent in places, or if the range of its values is
     unknown.
