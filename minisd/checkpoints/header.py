@@ -82,7 +82,7 @@ def check_header(metadata: object, dtypes: dict[str, str]) -> None:
 
 
 def refuse_unreadable(name: str, dtype: str) -> None:
-    """Raise ValueError if no network uses the dtype. An example of this dtype is complex64."""
+    """Raise ValueError if no network uses the dtype. (No network uses complex64, for example.)"""
     if not re.fullmatch(READABLE_DTYPES, dtype):
         what = f"holds {name} in {dtype.removeprefix('torch.')}, which minisd cannot use"
         raise ValueError(f"{what}: get the file in float16")

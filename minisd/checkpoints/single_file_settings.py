@@ -1,8 +1,8 @@
-"""Find what an original single file states about eps or v and about its noise levels.
+"""Find what an original single file states about its prediction (eps or v) and its noise levels.
 
-Different programs state this in different places: in the header, in a .yaml file next to the
-checkpoint, or by a marker tensor, whose presence is the statement. minisd reads all known places. A
-file is refused if two places contradict each other, or if a value is unknown.
+Different programs use different places: the header, a .yaml file next to the checkpoint, or a
+marker tensor. A marker tensor states a setting by its presence in the file. minisd reads all known
+places. A file is refused if two places contradict each other, or if a value is unknown.
 """
 
 import json
@@ -106,13 +106,14 @@ def with_prediction(config: ModelConfig, prediction: str | None) -> ModelConfig:
 def find_prediction(
     path: Path, statements: list[Statement], prediction: str | None
 ) -> tuple[str | None, str | None]:
-    """What the U-Net predicts, and the place that states the prediction.
+    """Find out what the U-Net predicts, and which place states the prediction.
 
-    (None, None): no place states the prediction.
+    Returns (None, None) if no place states the prediction.
 
-    The sha256 of the file shows whether it is one of the published files, whose prediction is
-    known. It takes about 20 s to compute the sha256 of 5 GB. So the sha256 is computed only if
-    neither the header nor a marker tensor states the prediction. Published files never state it.
+    The predictions of the published files are known. The sha256 of a file shows whether the file is
+    a published file. It takes about 20 s to compute the sha256 of 5 GB. So the sha256 is computed
+    only if neither the header nor a marker tensor states the prediction. (The headers and marker
+    tensors of published files never state the prediction.)
     """
     stated = [(value, where) for name, value, where in statements if name == "prediction" and value]
     if prediction:
@@ -270,7 +271,7 @@ def yaml_number(name: str, value: Any) -> object:
 def stated_size(header: Mapping[str, str]) -> int | None:
     """The native size in pixels that the header states (ModelSpec).
 
-    None: the header states no size, or a size that is not a square.
+    None: the header states no size, or a size that is not square or not a multiple of 64.
     """
     match = re.fullmatch(r"(\d{1,5})x\1", header.get("modelspec.resolution", ""))
     return int(match[1]) if match and int(match[1]) % 64 == 0 else None
@@ -296,10 +297,11 @@ def noise_table(tensors: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def with_stored_levels(schedule: ScheduleConfig, stored: Tensor, name: str) -> ScheduleConfig:
-    """The schedule with a stored alphas_cumprod.
+    """Compare a schedule with a stored alphas_cumprod. Returns the schedule to use.
 
-    If `schedule` has the same alphas_cumprod, returns `schedule`. Otherwise warns, and
-    returns a schedule with the stored levels, or `schedule` if the stored levels are impossible.
+    If the schedule has the same alphas_cumprod, the schedule is returned. If the two differ, this
+    function warns, and returns a schedule with the stored levels. But if the stored levels are
+    impossible, or contradict a zero terminal SNR, `schedule` is returned.
 
     stored: the alphas_cumprod in the file
     name: the file's name, for the warning

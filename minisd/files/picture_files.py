@@ -71,7 +71,7 @@ def open_picture(path: str | Path) -> Image.Image:
 
 
 def read_file(path: Path) -> bytes:
-    """All bytes of a file.
+    """Read all bytes of a file.
 
     Raises ValueError if the file does not exist, cannot be read or is too large for a picture.
     """
@@ -126,7 +126,7 @@ class LimitedReader(io.BytesIO):
 
 
 def first_frame(content: bytes) -> tuple[Image.Image, int | str]:
-    """The first picture of a file, turned upright, and the number of pictures in the file.
+    """Read the first picture of a file, and turn it upright. Also count the pictures in the file.
 
     Raises Pillow's errors unchanged.
     """
@@ -156,7 +156,7 @@ def frames_in(content: bytes) -> int | str:
 
 
 def without_texts(png: bytes) -> bytes:
-    """A PNG file without its texts and colour profile. EXIF data are kept.
+    """Remove the texts and the colour profile from a PNG file. EXIF data are kept.
 
     The pixels do not depend on the texts and the colour profile. A file of another kind is returned
     unchanged.
