@@ -1,4 +1,4 @@
-"""Read settings of a ControlNet. The shapes of the ControlNet's tensors do not show them.
+"""Read the settings that the shapes of a ControlNet's tensors do not show.
 
 The settings may be in three places. diffusers writes a config.json into the folder of the weights.
 The original code reads a .yaml that has the same name as the file of the weights. minisd writes the
@@ -141,7 +141,7 @@ def settings_to_header(config: UNetConfig, settings: HintSettings) -> dict[str, 
 
 
 def settings_from_json(stored: Mapping[str, object], given: UNetConfig | None) -> SizesAndHint:
-    """The settings in a config.json of diffusers.
+    """Read the settings in a config.json of diffusers.
 
     stored: the content of config.json
     given: the sizes of the caller's U-Net. A size that config.json leaves out is taken from `given`
@@ -155,7 +155,7 @@ def settings_from_json(stored: Mapping[str, object], given: UNetConfig | None) -
 
 
 def settings_from_yaml(path: Path) -> SizesAndHint:
-    """The settings in a .yaml of the original code."""
+    """Read the settings in a .yaml of the original code."""
     params = read_yaml(path)
     for key in ("model", "params"):
         params = params.get(key) if isinstance(params, dict) else None

@@ -64,7 +64,7 @@ def config_from_folder(folder: Path, vae: VAEConfig | None = None) -> ModelConfi
 
 
 def undo_conversion(config: ModelConfig, scheduler: Mapping) -> ModelConfig:
-    """Restore the sampling of the original code, if minisd wrote the scheduler file for it.
+    """Restore the sampling of the original code if minisd wrote the scheduler file.
 
     minisd also writes a scheduler file for models that sample as the original code does. If the
     file is still as minisd wrote it, the returned config samples as the original code does. If

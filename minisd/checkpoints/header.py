@@ -82,7 +82,7 @@ def check_header(metadata: object, dtypes: dict[str, str]) -> None:
 
 
 def refuse_unreadable(name: str, dtype: str) -> None:
-    """Raise ValueError if no network uses the dtype. (No network uses complex64, for example.)"""
+    """Raise ValueError if no network uses the dtype. For example, no network uses complex64."""
     if not re.fullmatch(READABLE_DTYPES, dtype):
         what = f"holds {name} in {dtype.removeprefix('torch.')}, which minisd cannot use"
         raise ValueError(f"{what}: get the file in float16")
@@ -101,7 +101,7 @@ def config_to_metadata(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, s
 
 
 def config_from_metadata(stored: dict[str, str]) -> tuple[ModelConfig, Tokenizer]:
-    """The config and the tokenizer in the metadata. This is the inverse of config_to_metadata.
+    """Read the config and the tokenizer in the metadata: the inverse of config_to_metadata.
 
     Raises ValueError if the header is damaged, or if a newer version of minisd wrote the header.
     """

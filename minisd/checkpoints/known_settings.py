@@ -30,8 +30,8 @@ class KnownSettings:
 
     file: the file's name, such as "unet/config.json"
     obeyed: name of a setting -> the default in the original program, or REQUIRED
-    fixed: name of a setting -> the allowed values, and the default. minisd always works as the
-        allowed values say
+    fixed: name of a setting -> the allowed values, and the default. minisd always does what the
+        allowed values mean
     ignored: name of a setting -> the reason why the setting does not matter
     """
 

@@ -66,7 +66,7 @@ def check_dtype(dtype: object) -> None:
 
 
 def own_vae_config(path: Path) -> VAEConfig | None:
-    """The sizes of a model's VAE, as the model's folder or file states them.
+    """Read the sizes of a model's VAE from the model's folder or file.
 
     None: the model states no sizes. Only folders, and files that minisd wrote, state the sizes.
     """
@@ -159,7 +159,7 @@ def load_vae(
 
 
 def locate(source: str | Path) -> Path:
-    """The path of a model's weights. Raises ValueError if there is no such file or folder."""
+    """Find the path of a model's weights. Raises ValueError if there is no such file or folder."""
     path = WEIGHTS / SHIPPED[str(source)] if source in SHIPPED else local_path(source)
     if not path.exists():
         known = 'a .safetensors or .ckpt file, a diffusers folder, "mini", or a published name'
@@ -211,5 +211,5 @@ def is_finite(tensor: Tensor) -> bool:
     if tensor.numel() == 0 or not tensor.is_floating_point():
         return True
     tensor = tensor.float() if tensor.itemsize == 1 else tensor  # torch has no aminmax for 8 bits
-    lowest, highest = tensor.aminmax()  # reads x once; if any element is NaN, both are NaN
+    lowest, highest = tensor.aminmax()  # one pass, no copy; both are NaN if any element is NaN
     return bool(lowest.isfinite() and highest.isfinite())

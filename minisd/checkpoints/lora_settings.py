@@ -104,7 +104,7 @@ class LoraSettings:
 
 
 def find_lora_file(path: Path) -> Path:
-    """The file of a LoRA.
+    """Find the file of a LoRA.
 
     path: the file itself, or the folder into which PEFT or diffusers wrote the file
     Raises ValueError if the folder holds a file of PEFT and a file of diffusers, or neither.
@@ -145,7 +145,7 @@ def read_lora_settings(path: Path, keys: Iterable[str]) -> list[tuple[str, LoraS
 
 
 def header_settings(path: Path) -> dict[str, dict[str, object]]:
-    """A dictionary: part of the model -> the settings of this part in the header.
+    """Read the settings in the header. Returns a dictionary: part of the model -> its settings.
 
     The settings are not checked yet. The part is "" if the name of a setting begins with no part.
     """

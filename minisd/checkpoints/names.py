@@ -67,7 +67,7 @@ class Row:
 
 
 def model_rows(config: ModelConfig) -> dict[str, list[Row]]:
-    """The table of a whole model. A dictionary: part -> its rows.
+    """Build the table of a whole model. Returns a dictionary: part -> rows of the part.
 
     Each row has its full names within the part.
     """

@@ -63,7 +63,7 @@ def with_stated_settings(
 ) -> tuple[ModelConfig, str | None]:
     """Add to the config what an original file or its .yaml states.
 
-    prediction: the argument of load(), which overrides the file
+    prediction: the argument of load(). The argument overrides the file
     Returns the config, and the place that states eps or v. If no place states eps or v, the second
     value is None, and the config has eps.
     Raises ValueError if two places contradict each other, or if a value is unknown.
@@ -202,7 +202,7 @@ def statements_in_markers(tensors: Mapping[str, Tensor]) -> list[Statement]:
 
 
 def yaml_settings(path: Path, config: ModelConfig) -> dict:
-    """The settings "model: params:" in a .yaml. {}: the file has no such settings.
+    """Read the settings "model: params:" in a .yaml. {}: the file has no such settings.
 
     Raises ValueError if the file is not YAML, or if minisd's networks do not have a setting.
     """
@@ -281,7 +281,7 @@ def stated_size(header: Mapping[str, str]) -> int | None:
 
 
 def noise_table(tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """The alphas_cumprod that a file stores, or that follow from its betas.
+    """The table alphas_cumprod in a file. If the file has only betas, the table is computed.
 
     None: the file holds neither alphas_cumprod nor betas.
     Raises ValueError if the shape of the stored tensor is impossible.

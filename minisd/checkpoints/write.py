@@ -41,7 +41,7 @@ def save(
     dtype: torch.dtype | None = None,
     notes: Mapping[str, str] | None = None,
 ):
-    """Write a model as our own file, which load() can read. Replaces an existing file.
+    """Write a model as a file of minisd. load() can read the file. Replaces an existing file.
 
     dtype: the dtype of the written weights. None: the weights keep their dtypes
     notes: more entries for the header, for example how the model was trained

@@ -111,7 +111,7 @@ class LimitedReader(io.BytesIO):
     """
 
     def __init__(self, content: bytes):
-        """Set the limits for the header, which is the part of the file before the pixels."""
+        """Set the limits for the header. The header is the part of the file before the pixels."""
         super().__init__(content)
         self.reads = HEADER_READS
         self.total = TIFF_BYTES if content.startswith((b"II", b"MM")) else HEADER_BYTES
