@@ -20,7 +20,7 @@ class Checkpoint:
     """The contents of a model's file or folder.
 
     parts: the tensors of text_encoder, unet and vae, under minisd's names
-    not_needed: the other tensors, under the names that the file gives them
+    not_needed: the tensors that minisd does not need, under their names in the file
     known_by: the place that states whether the U-Net predicts eps or v. None: no place states this
     """
 
@@ -41,9 +41,12 @@ class OtherVAE:
 
 
 def with_other_vae(tensors: Mapping[str, Tensor], vae: OtherVAE, layout: str) -> dict[str, Tensor]:
-    """The tensors of a model in which another autoencoder replaces the model's own autoencoder.
+    """Put another autoencoder into a model. Returns the tensors of the new model.
 
-    The model may also come without an autoencoder.
+    The tensors of the model's own autoencoder are left out. Some models have none of these tensors.
+
+    tensors: the tensors of the model
+    layout: the layout of the tensors' names: "ours", "original" or "diffusers"
     """
     start = (PREFIXES_V1 if layout == "original" else OUR_PREFIXES)["vae"]
     official = to_official(vae.state, flat_rows(vae_rows(vae.config)), layout)

@@ -21,13 +21,15 @@ PUBLISHED_UNETS = {config.unet.context_dim: config.unet for config in (SD15, SD2
 
 
 def strip_prefix(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The tensors of the ControlNet itself, without CONTROLNET_PREFIX in their names.
+    """Keep only the tensors of the ControlNet, and remove CONTROLNET_PREFIX from their names.
 
-    A file for the original code may also hold a whole model and the model's noise schedule.
+    A file for the original code may also hold a whole model and the model's noise schedule. If no
+    name begins with CONTROLNET_PREFIX, all tensors are returned unchanged.
 
-    name: the name of the file in an error
+    name: the name of the file, for error messages
 
-    Raises ValueError if the file holds any other tensor.
+    Raises ValueError if the file also holds a tensor that belongs neither to the ControlNet nor to
+    a model.
     """
     if not any(key.startswith(CONTROLNET_PREFIX) for key in tensors):
         return dict(tensors)
@@ -40,9 +42,11 @@ def strip_prefix(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def published_config(path: Path, tensors: dict[str, Tensor]) -> UNetConfig:
-    """The sizes of the U-Net that a ControlNet file for the original code was made for.
+    """The sizes of the U-Net to which a ControlNet belongs: the U-Net of SD v1 or SD v2.
 
-    Raises ValueError if the width of the file's contexts is neither that of SD v1 nor that of v2.
+    tensors: the tensors of a ControlNet file for the original code
+
+    Raises ValueError if the ControlNet reads contexts of another width than these two U-Nets.
     """
     widths = {t.shape[1] for key, t in tensors.items() if key.endswith("attn2.to_k.weight")}
     if len(widths) != 1 or not widths <= PUBLISHED_UNETS.keys():
@@ -53,10 +57,11 @@ def published_config(path: Path, tensors: dict[str, Tensor]) -> UNetConfig:
 def controlnet_rows(config: UNetConfig, settings: HintSettings = DEFAULT_HINT) -> list[names.Row]:
     """The names of all tensors of a ControlNet.
 
-    A ControlNet has the layers of the U-Net's way down, the convolutions that read the hint, and
-    one 1x1 convolution for each output.
+    A ControlNet has the layers of the U-Net's encoder and middle block. It also has convolutions
+    that read the hint (the picture that steers the drawing), and one 1x1 convolution for each
+    output.
     """
-    way_up = ("up.", "norm_", "conv_o")  # a ControlNet has no way up
+    way_up = ("up.", "norm_", "conv_o")  # a ControlNet has no decoder
     shared = [row for row in names.unet_rows(config) if not row.ours.startswith(way_up)]
     embedding, last = "controlnet_cond_embedding", 2 * len(settings.widths) - 1
     theirs = ["conv_in", *(f"blocks.{i}" for i in range(last - 1)), "conv_out"]

@@ -1,4 +1,4 @@
-"""Read the settings of a ControlNet that the shapes of its tensors do not show.
+"""Read the settings that the shapes of a ControlNet's tensors do not show.
 
 The settings may be in three places. diffusers writes a config.json into the folder of the weights.
 The original code reads a .yaml that has the same name as the file of the weights. minisd writes the
@@ -37,6 +37,9 @@ STAGE_YAML = settings_tables()["control_stage_config in the .yaml (ControlNet)"]
 class HintSettings:
     """How a ControlNet reads its hint, and how its corrections reach the U-Net.
 
+    The hint is the picture that steers the drawing. The corrections are the tensors that the
+    ControlNet adds to the U-Net's features.
+
     pools: whether each correction is averaged over the picture. If so, only the conditional half
         of the batch gets corrections
     channel_order: the order of the hint's colours, "rgb" or "bgr"
@@ -61,17 +64,18 @@ SizesAndHint = tuple[UNetConfig, HintSettings]
 def read_controlnet_settings(
     path: Path, layout: str, given: UNetConfig | None
 ) -> tuple[UNetConfig | None, HintSettings]:
-    """The sizes of the U-Net, and the settings of the hint.
+    """Read the sizes of the U-Net and the settings of the hint.
 
-    The sizes are None if no place states any settings.
+    Returns the sizes and the settings. The sizes are None if no place states any settings.
 
     layout: "original" or "diffusers". With the original layout, config.json is used only if it
         states that it describes a ControlNet
-    given: the U-Net's sizes from the caller. They replace sizes that the settings leave out
+    given: the sizes of the caller's U-Net. A size that config.json leaves out is taken from
+        `given`. None: the caller knows no sizes
 
     If no place states settings, the file's name decides: a name with the word "shuffle" means that
-    the network pools. ControlNet v1.1 shuffle is the only published network that pools, and the
-    weights do not show that it pools.
+    the network pools (see HintSettings). ControlNet v1.1 shuffle is the only published network
+    that pools. Its weights do not show this.
 
     Raises ValueError if minisd does not support a setting, if two places state different settings,
     or if the ControlNet does not fit the given U-Net.
@@ -99,7 +103,7 @@ def read_controlnet_settings(
 
 
 def all_settings(path: Path, layout: str, given: UNetConfig | None) -> list[SizesAndHint]:
-    """The U-Net's sizes and the hint's settings, from each place that describes the file."""
+    """Read the U-Net's sizes and the hint's settings from every place that describes the file."""
     header, config_json = read_metadata(path), path.with_name("config.json")
     found = [settings_from_header(header)] if "controlnet" in header else []
     stored = read_json(config_json) if config_json.exists() else {}
@@ -119,7 +123,7 @@ def settings_from_header(header: Mapping[str, str]) -> SizesAndHint:
 
 
 def hint_settings(stored: object) -> HintSettings:
-    """The settings of the hint from a dictionary.
+    """Turn a dictionary into the settings of the hint.
 
     Raises ValueError if a setting is unknown, or if a value is impossible.
     """
@@ -137,10 +141,10 @@ def settings_to_header(config: UNetConfig, settings: HintSettings) -> dict[str, 
 
 
 def settings_from_json(stored: Mapping[str, object], given: UNetConfig | None) -> SizesAndHint:
-    """The settings in a config.json of diffusers.
+    """Read the settings in a config.json of diffusers.
 
     stored: the content of config.json
-    given: the U-Net's sizes from the caller. They replace sizes that config.json leaves out
+    given: the sizes of the caller's U-Net. A size that config.json leaves out is taken from `given`
     """
     sizes = unet_json(ModelConfig(unet=given)) if given else {}
     sizes = {name: value for name, value in sizes.items() if name in CONTROLNET_JSON.obeyed}
@@ -151,7 +155,7 @@ def settings_from_json(stored: Mapping[str, object], given: UNetConfig | None) -
 
 
 def settings_from_yaml(path: Path) -> SizesAndHint:
-    """The settings in a .yaml of the original code."""
+    """Read the settings in a .yaml of the original code."""
     params = read_yaml(path)
     for key in ("model", "params"):
         params = params.get(key) if isinstance(params, dict) else None

@@ -33,10 +33,11 @@ def cover_model(
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
     """Check that the tensors fit the model's networks, and sort the tensors by part.
 
-    name: the name of the file or folder in an error
+    name: the name of the file or folder, for error messages
 
-    Returns two dictionaries: part -> tensors of the part under minisd's names; and file's name of a
-    tensor -> tensor, for all tensors that minisd does not need.
+    Returns two dictionaries. The first dictionary: part -> tensors of the part, under minisd's
+    names. The second dictionary holds the tensors that minisd does not need: name in the file ->
+    tensor.
 
     Raises ValueError if tensors are missing, unknown or of another shape.
     """
@@ -61,11 +62,13 @@ def cover_model(
 def cover_network(
     tensors: Mapping[str, Tensor], network: nn.Module, rows: list[Row], layout: str, name: str
 ) -> dict[str, Tensor]:
-    """The tensors of a file that holds only one network, under minisd's names.
+    """Check that the tensors of a file fit one network, and give the tensors minisd's names.
+
+    The file must hold only this network.
 
     rows: a list with one row of names for each tensor of the network
     layout: "original" or "diffusers"
-    name: the name of the file in an error
+    name: the name of the file, for error messages
 
     Raises ValueError if tensors are missing, unknown or of another shape.
     """
@@ -78,7 +81,7 @@ def cover_network(
 
 
 def empty_networks(config: ModelConfig) -> dict[str, nn.Module]:
-    """The three networks without weights. Building them takes almost no time or memory."""
+    """Build the three networks without weights. This takes almost no time or memory."""
     with torch.device("meta"):
         return {
             "text_encoder": TextTransformer(config.text),
@@ -90,11 +93,12 @@ def empty_networks(config: ModelConfig) -> dict[str, nn.Module]:
 def match_linear_and_conv(
     tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The tensors, reshaped if the file holds a matrix and the network needs a 1x1 convolution.
+    """Reshape matrices and 1x1 convolutions to the shapes that the network needs.
 
-    A 1x1 convolution is also reshaped to a matrix if the network needs a matrix. A matrix and a
-    1x1 convolution compute the same linear map. Some programs store matrices, and others store 1x1
-    convolutions.
+    A matrix becomes a 1x1 convolution, or a 1x1 convolution becomes a matrix. Both compute the same
+    linear map. Some programs store matrices, and others store 1x1 convolutions.
+
+    needed: name -> tensor with the shape that the network needs
     """
     fitting = dict(tensors)
     for key in tensors.keys() & needed.keys():

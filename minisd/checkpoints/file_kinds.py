@@ -53,11 +53,11 @@ class FileKind:
 
 
 def signs_to_pattern(signs: Iterable[str]) -> re.Pattern:
-    """A regular expression that finds the first line of list_tensors() with one of the signs.
+    """A regular expression that finds the first line of list_tensors() that matches a sign.
 
     A text between two stars can match only at the first place where the text occurs. The group
-    (?=(…))\\1 prevents a search of other places. Otherwise, a file with names that someone chose to
-    make the search slow could take minutes.
+    (?=(…))\\1 prevents a search of other places. Without this group, a hostile file could contain
+    names for which the search takes minutes.
     """
     lines, groups = [], 0
     for sign in signs:
@@ -151,7 +151,7 @@ def kind_of_tensors(tensors: Mapping[str, Tensor] | Collection[str]) -> str:
 
 
 def advice_for(tensors: Mapping[str, Tensor]) -> str:
-    """How to use a file with these tensors, or what to do instead, in words."""
+    """A text that says how to use a file with these tensors, or what to do instead."""
     found, _ = find_kind(tensors)
     advice = found and (found.use or found.instead or "minisd cannot use it")
     return advice or "minisd does not know this kind of file"
@@ -164,7 +164,7 @@ def refuse_other_kinds(name: str, tensors: Mapping[str, Tensor], wanted: str) ->
     any names. For these readers, a file of an unknown kind raises no error.
 
     name: the name of the file
-    wanted: the name of the reader in refusals.json, which is also the kind that the reader wants
+    wanted: the kind that the reader wants. The reader has the same name in refusals.json
     """
     found, sign = find_kind(tensors)
     reader = REFUSALS["readers"][wanted]

@@ -10,7 +10,7 @@ UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "bytes": 1}
 
 
 def first_bytes(path: Path, count: int = 512) -> bytes:
-    """The first bytes of a file of weights.
+    """Read the first bytes of a file of weights.
 
     Only a regular file, or a link to a regular file, is opened. Reading a pipe might never end.
 

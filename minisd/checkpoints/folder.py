@@ -1,4 +1,4 @@
-"""Open a diffusers folder. It contains one folder with weights and settings for each network."""
+"""Open a diffusers folder. Inside, each network has its own folder with weights and settings."""
 
 from dataclasses import replace
 from itertools import product
@@ -23,7 +23,7 @@ WEIGHT_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # usual na
 def open_folder(path: Path, vae: OtherVAE | None) -> Checkpoint:
     """Read a diffusers folder. The safety checker and other unused parts are ignored.
 
-    vae: an autoencoder that replaces the autoencoder of the folder. None: the folder's is used
+    vae: an autoencoder that replaces the folder's autoencoder. None: no replacement
     """
     needed = [part for part in OUR_PREFIXES if not (vae and part == "vae")]
     refuse_other_folders(path, [*needed, "tokenizer"])
@@ -56,7 +56,7 @@ def refuse_other_folders(path: Path, needed: list[str]) -> None:
 
 
 def read_part(folder: Path, part: str) -> dict[str, Tensor]:
-    """The tensors of one part of a folder. Every name begins with minisd's prefix of the part.
+    """Read the tensors of one part of a folder. Every name gets minisd's prefix of the part.
 
     Raises ValueError if two shards (files that share the weights) hold a tensor of the same name.
     """

@@ -18,8 +18,9 @@ def usual_final(name: str, config: ScheduleConfig) -> str:
 
     name: the name of the sampler
 
-    A setting of the folder decides. Without this setting, the default decides: the default of
-    diffusers if the config has a spacing, otherwise the default of the original code.
+    If the folder's settings state the level, the settings decide. Otherwise, a default is used. If
+    the config has a spacing, this is the default of diffusers. If the config has no spacing, this
+    is the default of the original code.
     """
     if name in ("euler", "dpmpp_2m"):
         return config.final or "zero"
@@ -38,8 +39,11 @@ def folder_levels(
     end: the level after the last step
 
     Between two t, diffusers interpolates sigma. The original code interpolates the logarithm of
-    sigma. Karras levels lie between the first and the last level of the spacing. But with DPM++,
-    the Karras levels span the whole table of sigmas, and the t of every level is rounded.
+    sigma.
+
+    The spacing is diffusers' rule that chooses the t. Karras levels lie between the first and the
+    last level that the spacing gives. DPM++ is an exception: its Karras levels span the whole table
+    of sigmas, and the t of every level is rounded.
     """
     config, two_m = schedule.config, name == "dpmpp_2m"
     by_class = "linspace" if on_sigmas else "leading"
@@ -74,12 +78,13 @@ def folder_ts(
     """The t for a folder's timestep_spacing, as diffusers' schedulers compute them.
 
     spacing: the timestep_spacing: "trailing", "leading" or "linspace"
-    beyond: the number of extra t at the clean end, which are computed and left out (1 for DPM++)
+    beyond: the number of extra t at the clean end (1 for DPM++). The extra t are computed, and then
+        left out
     fractions: whether the t of "linspace" keep their fractions. False: the t are rounded
 
     With one step, "linspace" gives the least noisy t. If the first t would be larger than the last
-    t of the table, all t are lowered by the difference. If diffusers' stride would be 0 because of
-    too many steps, every t is used once.
+    t of the table, all t are lowered by the difference. With very many steps, diffusers' stride
+    between two t would be 0. In this case, every t is used once.
     """
     count, top = schedule.check_steps(steps) + beyond, schedule.config.timesteps - 1
     if spacing == "trailing":

@@ -36,7 +36,8 @@ def diffusers_ddim(
 ) -> Moves:
     """DDIM as in diffusers. A step that starts at t ends at t - timesteps // steps.
 
-    The next level may have another t. Even so, diffusers treats x as if x were at the next level.
+    The next level may have a different t. Even so, the next step treats x as if x were at the next
+    level.
     """
     for level, next_level in pairwise(levels):
         lands = next_level._replace(sigma=diffusers_rules(level).end_sigma)

@@ -3,10 +3,11 @@
 With the same folder, minisd draws the same pictures as diffusers. The pipelines of diffusers change
 some settings before they use the settings, and minisd makes the same changes.
 
-The file may contain a setting that the file's own scheduler class does not have, but class X has.
-This setting takes effect when the user chooses the sampler of class X. In diffusers, the user
-writes `X.from_config(pipe.scheduler.config)` for this. There is one difference. If the file leaves
-out a setting, minisd uses the default of the file's own class. from_config uses the default of X.
+The file may contain a setting that the file's own scheduler class does not have. If another class X
+has the setting, the setting takes effect when the user chooses the sampler of X. In diffusers, the
+user chooses X with `X.from_config(pipe.scheduler.config)`. There is one difference. If the file
+leaves out a setting, minisd uses the default of the file's own class. from_config uses the default
+of X.
 """
 
 import json
@@ -35,9 +36,11 @@ def sampler_and_schedule(
 
     stored: the content of the folder's scheduler_config.json
     index: the content of the folder's model_index.json. {}: there is no such file
-    channels: the number of channels of the U-Net's input, from which diffusers' pipeline follows
+    channels: the number of channels of the U-Net's input. It shows which pipeline class of
+        diffusers opens the folder
 
-    Raises ValueError if minisd does not have the scheduler class or a setting. The error names it.
+    Raises ValueError if minisd does not have the scheduler class or a setting. The error names the
+    class or the setting.
     """
     name = scheduler_class(stored, index)
     # diffusers' pipeline for a U-Net with this number of channels overrides these settings
@@ -93,8 +96,8 @@ def scheduler_class(stored: Mapping[str, Any], index: Mapping[str, Any]) -> str:
 def refuse_unknown_values(settings: Mapping[str, object], where: str) -> None:
     """Raise ValueError if a setting has a value that minisd does not know.
 
-    where: a key of folder_scheduler.json. It says in words where the settings are, and leads to
-        the known values. The error quotes this key
+    where: a key of folder_scheduler.json, such as "in its header". The values that minisd knows are
+        under this key. The error quotes the key, because the key says where the settings are
     """
     for name, known in SCHEDULER_TABLES[where].items():
         if name in settings and not any(equal_values(settings[name], value) for value in known):

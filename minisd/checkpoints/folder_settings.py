@@ -40,7 +40,7 @@ def our_fields(part: str, settings: Mapping) -> dict[str, Any]:
 
 
 def config_from_folder(folder: Path, vae: VAEConfig | None = None) -> ModelConfig:
-    """The config of a model, read from the files of a diffusers folder.
+    """Read the config of a model from the files of a diffusers folder.
 
     vae: the config of another VAE that replaces the folder's VAE. None: the folder's VAE is used
 
@@ -64,11 +64,11 @@ def config_from_folder(folder: Path, vae: VAEConfig | None = None) -> ModelConfi
 
 
 def undo_conversion(config: ModelConfig, scheduler: Mapping) -> ModelConfig:
-    """The config with the sampling of the original code, if minisd wrote the scheduler file.
+    """Restore the sampling of the original code if minisd wrote the scheduler file.
 
     minisd also writes a scheduler file for models that sample as the original code does. If the
-    file is still as minisd wrote it, the model samples as the original code does. If someone
-    changed the file, the settings in the file decide.
+    file is still as minisd wrote it, the returned config samples as the original code does. If
+    someone changed the file, `config` is returned unchanged.
 
     config: the config with the settings in the file
     scheduler: the content of the file
@@ -279,5 +279,5 @@ def text_json(config: ModelConfig, tokenizer: Tokenizer) -> dict:
 
 
 def lists_to_tuples(fields: dict) -> dict:
-    """The fields, with tuples instead of lists: JSON has only lists, configs have only tuples."""
+    """Turn lists into tuples. JSON has only lists, and configs have only tuples."""
     return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}

@@ -38,8 +38,8 @@ WORD_TABLE = settings_tables()["list of added words (tokenizer)"]
 def read_tokenizer(path: Path) -> Tokenizer:
     """Read the tokenizer of a tokenizer/ folder, with the words that someone added.
 
-    Raises ValueError if a file is missing or damaged, if two files contradict each other, if an id
-    is missing between two ids, or if a setting is unknown.
+    Raises ValueError if a file is missing or damaged, if two files contradict each other, if the
+    ids have a gap, or if a setting is unknown.
     """
     with name_errors(f"{path}:"):
         files = [path / f"{name}.json" for name in TOKENIZER_FILES]
@@ -63,7 +63,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def read_merges(path: Path) -> list[Pair] | None:
-    """The merges in merges.txt: the pairs of texts that the tokenizer joins. None: no such file."""
+    """Read merges.txt: the pairs of texts that the tokenizer joins. None: there is no such file."""
     if not path.exists():
         return None
     try:
@@ -84,7 +84,7 @@ def token_dict(stored: str | dict | None) -> dict:
 
 
 def with_plain_end_marks(stored: Settings) -> Settings:
-    """The settings, with the begin token and the end token as plain texts, without flags."""
+    """Replace the begin token and the end token by plain texts without flags."""
     ends = stored.keys() & {"bos_token", "eos_token"}
     return {**stored, **{key: token_dict(stored[key])["content"] for key in ends}}
 
@@ -92,7 +92,7 @@ def with_plain_end_marks(stored: Settings) -> Settings:
 def read_vocabulary(
     ids: dict[str, int], merges: list[Pair] | None, model: Settings | None
 ) -> tuple[dict[str, int], list[Pair]]:
-    """The ids of all pieces (the texts of the tokens), and the merges.
+    """Find the ids of all pieces (the texts of the tokens), and the merges.
 
     ids: the content of vocab.json. {}: there is no such file
     merges: the content of merges.txt. None: there is no such file
@@ -121,7 +121,7 @@ def read_vocabulary(
 
 
 def find_mark(name: str, config: Settings, special: Settings) -> dict:
-    """The padding token, or the token for unknown text. The default is the end token.
+    """Find the padding token, or the token for unknown text. The default is the end token.
 
     name: "pad_token" or "unk_token"
     config: the content of tokenizer_config.json
@@ -159,8 +159,8 @@ def added_words(
     ids: the vocabulary: piece -> id
     marks: the padding token and the token for unknown text
 
-    If a word has no id because only a list of special tokens contains the word, the word gets the
-    next free id.
+    The lists of special tokens state no ids. A word that only such a list contains gets the next
+    free id.
 
     Raises ValueError if two files contradict each other.
     """
@@ -206,7 +206,7 @@ def special_tokens(*files: Settings) -> list[dict]:
 def stated_words(
     decoder: dict[str, dict] | None, fast: list[dict], listed: Mapping[str, int], specials: set[str]
 ) -> dict[str, dict]:
-    """The added words whose ids the files state.
+    """Find the added words that have an id in the files.
 
     decoder: the table added_tokens_decoder in tokenizer_config.json: id -> token
     fast: the list added_tokens in tokenizer.json

@@ -1,4 +1,4 @@
-"""Find out whether a U-Net predicts eps or v by running the U-Net, if the file does not say."""
+"""Run a U-Net to find out whether it predicts eps or v. Some files do not state this."""
 
 import warnings
 from dataclasses import replace
@@ -22,13 +22,13 @@ LITTLE_NOISE = 0.25  # a fraction of the last t: at this t, a v network also ret
 def try_prediction(parts: Parts, name: str) -> Parts:
     """Find out by a test on noise whether the U-Net predicts eps or v. A warning states the result.
 
-    name: the name of the file in the warning
+    name: the name of the file, for the warning
 
-    Many SD v2 files predict v. So if the U-Net of a v2 file reads only the latent and the output is
-    unlike the noise, this test decides for v. Other files nearly always predict eps, and an
-    untrained network's output is also unlike the noise. So for other files, the test decides for v
-    only if there is a second sign: at a t with little noise, the output is like the noise. (This is
-    true for v because v = signal rate * noise - noise rate * picture.)
+    Many SD v2 models whose U-Net reads only the latent predict v. For these models, the test
+    decides for v if the output is unlike the noise. Other models nearly always predict eps. But if
+    they are not trained, their output is also unlike the noise. So for other models, the test
+    decides for v only if there is a second sign: at a t with little noise, the output is like the
+    noise. (This is true for v because v = signal rate * noise - noise rate * picture.)
     """
     likeness = likeness_to_noise(parts)
     v2 = is_v2(parts.config) and parts.config.unet.in_channels == 4
@@ -49,7 +49,7 @@ def try_prediction(parts: Parts, name: str) -> Parts:
 
 @torch.no_grad()
 def likeness_to_noise(parts: Parts, amount: float = 1.0) -> float:
-    """The correlation of the U-Net's output with the noise in its input.
+    """Run the U-Net. Returns the correlation of its output with the noise in its input.
 
     amount: the t, as a fraction of the last t. At the last t, the input is pure noise. At a
         smaller t, the input is a latent of zeros with noise added

@@ -18,21 +18,21 @@ from minisd.files.one_line import name_errors
 from minisd.tokenizer import Tokenizer
 
 LARGEST_HEADER = 20 * 10**6  # bytes; models need 0.2 MB, LoRAs with all captions a few MB
-# The dtypes in the names of safetensors, then in the names of torch. Models also contain integers:
-# positions, and numbers of training steps.
+# The dtypes under the names that safetensors uses, and then under the names that torch uses. Models
+# also contain integers: positions, and numbers of training steps.
 READABLE_DTYPES = r"[UI](8|16|32|64)|BF16|F(16|32|64)|F8_\w+|BOOL"
 READABLE_DTYPES += r"|torch\.(u?int(8|16|32|64)|b?float(16|32|64)|float8_\w+|bool)"
 MOST_TENSORS = 20_000  # SD v1 with its averaged weights has 2,000
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata in the header of a .safetensors file. {}: the file has another format."""
+    """Read the metadata in the header of a .safetensors file. {}: the file has another format."""
     path = Path(path)
     return (read_header(path).get("__metadata__") or {}) if is_safetensors(path) else {}
 
 
 def read_header(path: Path) -> dict:
-    """The JSON at the start of a .safetensors file.
+    """Read the header of a .safetensors file: the JSON at the start of the file.
 
     Raises ValueError if the file is cut off or damaged, or has tensors of an unknown dtype.
     """
@@ -82,7 +82,7 @@ def check_header(metadata: object, dtypes: dict[str, str]) -> None:
 
 
 def refuse_unreadable(name: str, dtype: str) -> None:
-    """Raise ValueError if the dtype is one that no network uses, such as complex64."""
+    """Raise ValueError if no network uses the dtype. For example, no network uses complex64."""
     if not re.fullmatch(READABLE_DTYPES, dtype):
         what = f"holds {name} in {dtype.removeprefix('torch.')}, which minisd cannot use"
         raise ValueError(f"{what}: get the file in float16")
@@ -101,7 +101,7 @@ def config_to_metadata(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, s
 
 
 def config_from_metadata(stored: dict[str, str]) -> tuple[ModelConfig, Tokenizer]:
-    """The config and the tokenizer in the metadata. This is the inverse of config_to_metadata.
+    """Read the config and the tokenizer in the metadata: the inverse of config_to_metadata.
 
     Raises ValueError if the header is damaged, or if a newer version of minisd wrote the header.
     """

@@ -23,10 +23,10 @@ class RemoteFile:
     address: the URL from which the file can be downloaded
     size: the number of bytes. None: the server does not state the size
     revision: the commit of the repository. None: the server does not state the commit
-    mark: the ETag, or the commit if the server states no ETag. The mark changes when the file
-        changes. None: the server states neither ETag nor commit
-    sha256: the sha256 of a large file. The hub stores large files at another address and gives
-        them their sha256 as ETag. None: the file is not stored at another address
+    mark: the ETag (in HTTP, the name of a file's version), or the commit if the server states no
+        ETag. The mark changes when the file changes. None: the server states neither of them
+    sha256: the sha256 of a large file. The hub stores a large file at another address, and states
+        the sha256 as the ETag. None: the file is not stored at another address
     """
 
     address: str
@@ -41,7 +41,7 @@ def look_up(
 ) -> RemoteFile | None:
     """Ask the server about a file.
 
-    part: the path of the part of the file that is already downloaded. An error states its size
+    part: the path of the unfinished download. An error states the size of this unfinished file
     endpoint: the URL of the server. None: the usual hub
 
     Returns None if the repository, the commit or the file does not exist.
@@ -89,7 +89,7 @@ def receive_rest(remote: RemoteFile, size: int, part: Path, repository: str, fil
     If `part` belongs to another file, `part` is deleted first.
 
     size: the size of the whole file in bytes
-    part: the path of the part of the file that is already downloaded
+    part: the path of the unfinished download
 
     Raises ValueError if the download breaks off (the part is kept), or if the server sends data
     that does not continue the part (the part is deleted). Raises OSError if the part cannot be
@@ -119,9 +119,13 @@ def receive_rest(remote: RemoteFile, size: int, part: Path, repository: str, fil
 
 
 def delete_unless_same(remote: RemoteFile, size: int, part: Path) -> None:
-    """Delete the part if the part belongs to another file.
+    """Delete an unfinished download if it belongs to another version of the file.
 
-    A small file next to the part (see mark_path) contains the mark and the size of the part's file.
+    A small file next to the unfinished download (see mark_path) shows the version: it contains the
+    mark (see RemoteFile) and the size of the whole file.
+
+    size: the size of the whole file in bytes
+    part: the path of the unfinished download
     """
     mark_file, mark = mark_path(part), f"{remote.mark} {size}".encode()
     same = remote.mark and mark_file.is_file() and mark_file.read_bytes() == mark

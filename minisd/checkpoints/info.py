@@ -95,7 +95,7 @@ def inspect_source(source: str | Path) -> Info:
 
 
 def count_contents(path: Path, kind: str, parts: Mapping[str, Mapping[str, Tensor]]) -> Info:
-    """The Info about a file or folder: the size, and the counts of parameters and tensors."""
+    """Find the size of a file or folder, and count its parameters and tensors."""
     stored = [tensor for part in parts.values() for tensor in part.values()]
     dtypes = count_names(str(tensor.dtype).removeprefix("torch.") for tensor in stored)
     numbers = {name: sum(t.numel() for t in part.values()) for name, part in parts.items()}

@@ -30,7 +30,8 @@ class KnownSettings:
 
     file: the file's name, such as "unet/config.json"
     obeyed: name of a setting -> the default in the original program, or REQUIRED
-    fixed: name of a setting -> the values that mean what minisd always does, and the default
+    fixed: name of a setting -> the allowed values, and the default. minisd always does what the
+        allowed values mean
     ignored: name of a setting -> the reason why the setting does not matter
     """
 
@@ -43,8 +44,8 @@ class KnownSettings:
         """Return the obeyed settings. A missing setting gets its default.
 
         stored: all settings in the file
-        A setting whose name begins with an underscore is a note of the program that wrote the file.
-        The note is ignored. An unknown setting may be null, because null changes nothing.
+        A setting whose name begins with an underscore is ignored. It only describes the program
+        that wrote the file. An unknown setting may be null, because null changes nothing.
         Raises ValueError if a required setting is missing, if a setting is unknown, if a value has
         the wrong type, or if a fixed setting has a value that minisd does not know.
         """
@@ -97,8 +98,8 @@ def equal_values(a: object, b: object) -> bool:
 def settings_tables() -> dict[str, KnownSettings]:
     """A dictionary: name of a file -> the table of its settings.
 
-    If files of several owners have the same name, the owner follows in parentheses, as in
-    ".yaml (model)" and ".yaml (ControlNet)".
+    A model and a ControlNet may have files of the same name. In this case, the owner of the file
+    follows in parentheses: ".yaml (model)" and ".yaml (ControlNet)".
     """
     stored = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
     return {name: parse_table(name, parts) for name, parts in stored.items()}

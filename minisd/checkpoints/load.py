@@ -38,8 +38,8 @@ def load(
 ) -> Parts:
     """Read a whole model: "mini", a .safetensors or .ckpt file, or a diffusers folder.
 
-    "mini-inpaint" and "mini-depth" are two more forms of the mini. Their U-Nets read 9 channels
-    and 5 channels.
+    "mini" is a small model that comes with minisd. "mini-inpaint" and "mini-depth" are its variants
+    for inpainting and for depth maps. The U-Nets of these variants read 9 channels and 5 channels.
 
     dtype: one of DTYPES. With float16, the autoencoder still uses float32, because float16 ends at
         65,504, and the feature maps of the mini's autoencoder reach 190,000
@@ -66,9 +66,9 @@ def check_dtype(dtype: object) -> None:
 
 
 def own_vae_config(path: Path) -> VAEConfig | None:
-    """The sizes of a model's VAE, as the model's folder or file states them.
+    """Read the sizes of a model's VAE from the model's folder or file.
 
-    None: the model states no sizes. Only folders and the files that minisd writes state them.
+    None: the model states no sizes. Only folders, and files that minisd wrote, state the sizes.
     """
     stated = path / "vae" / "config.json"
     stored = read_json(stated) if stated.exists() else None
@@ -84,7 +84,8 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Read a model without building its networks. Raises what load() raises.
 
-    vae: the VAE to use instead of the model's own VAE, which may then be missing. None: the own VAE
+    vae: the VAE that replaces the model's own VAE. The own VAE may be missing in this case. None:
+        the model's own VAE is used
     """
     if prediction not in (None, "eps", "v"):
         raise ValueError(f'prediction is {prediction!r}: give "eps" or "v".')
@@ -147,7 +148,7 @@ def load_vae(
     config: the sizes that the autoencoder must have. The scale of its latents (vae.config.scale)
         comes from the config.json in the folder or next to the file. If there is no config.json,
         the scale comes from `config`
-    Raises ValueError if the file or folder does not hold such an autoencoder.
+    Raises ValueError if the file or folder does not hold an autoencoder of these sizes.
     """
     check_dtype(dtype)
     opened = open_vae(path, config)
@@ -158,7 +159,7 @@ def load_vae(
 
 
 def locate(source: str | Path) -> Path:
-    """The path of a model's weights. Raises ValueError if there is no such file or folder."""
+    """Find the path of a model's weights. Raises ValueError if there is no such file or folder."""
     path = WEIGHTS / SHIPPED[str(source)] if source in SHIPPED else local_path(source)
     if not path.exists():
         known = 'a .safetensors or .ckpt file, a diffusers folder, "mini", or a published name'
@@ -167,7 +168,7 @@ def locate(source: str | Path) -> Path:
 
 
 def fill_whole(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
-    """Fill a network with all tensors of a file that minisd wrote, as float32.
+    """Fill a network with all tensors of a file of minisd. The weights become float32.
 
     network: a network on the meta device
     name: the file's name, for error messages
@@ -210,5 +211,5 @@ def is_finite(tensor: Tensor) -> bool:
     if tensor.numel() == 0 or not tensor.is_floating_point():
         return True
     tensor = tensor.float() if tensor.itemsize == 1 else tensor  # torch has no aminmax for 8 bits
-    lowest, highest = tensor.aminmax()  # one pass, no copy; if any element is NaN, both are
+    lowest, highest = tensor.aminmax()  # one pass, no copy; both are NaN if any element is NaN
     return bool(lowest.isfinite() and highest.isfinite())

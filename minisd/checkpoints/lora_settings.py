@@ -71,8 +71,8 @@ class LoraSettings:
     rank_pattern, alpha_pattern: pattern -> rank or alpha of the layers whose names match
     target_modules: the layers that the LoRA changes. A regular expression for their names, or a set
         of endings of their names
-    exclude_modules: the layers among the target_modules that the LoRA does not change, described in
-        one of the same two forms
+    exclude_modules: exceptions: those target_modules that the LoRA does not change. Again a regular
+        expression for their names, or a set of endings of their names
     """
 
     r: int
@@ -104,10 +104,10 @@ class LoraSettings:
 
 
 def find_lora_file(path: Path) -> Path:
-    """The file of a LoRA.
+    """Find the file of a LoRA.
 
     path: the file itself, or the folder into which PEFT or diffusers wrote the file
-    Raises ValueError if the folder holds a file of PEFT and a file of diffusers, or none of them.
+    Raises ValueError if the folder holds a file of PEFT and a file of diffusers, or neither.
     """
     if not path.is_dir():
         return path
@@ -125,10 +125,10 @@ def read_lora_settings(path: Path, keys: Iterable[str]) -> list[tuple[str, LoraS
     keys: the names of the file's tensors
     Returns pairs: part of the model, settings of this part. The part "" means every part.
 
-    An adapter_config.json describes the LoRA in the same folder whose name is one of the two usual
-    names (LORA_FILE_STEMS). If a LoRA has another name, the adapter_config.json next to it may
-    belong to a different LoRA. So minisd refuses a LoRA with another name, unless its header has
-    the settings, or its tensors have kohya's names. (In kohya's format, alpha is a tensor.)
+    An adapter_config.json describes a LoRA in the same folder if the LoRA has one of the two usual
+    names (LORA_FILE_STEMS). If the LoRA has another name, the adapter_config.json may belong to a
+    different LoRA. So minisd refuses the LoRA, with two exceptions: the header of the LoRA has the
+    settings, or its tensors have kohya's names. (In kohya's format, alpha is a tensor.)
 
     Raises ValueError if a setting is unknown, or if minisd cannot obey the setting.
     """
@@ -145,7 +145,7 @@ def read_lora_settings(path: Path, keys: Iterable[str]) -> list[tuple[str, LoraS
 
 
 def header_settings(path: Path) -> dict[str, dict[str, object]]:
-    """A dictionary: part of the model -> the settings of this part in the header.
+    """Read the settings in the header. Returns a dictionary: part of the model -> its settings.
 
     The settings are not checked yet. The part is "" if the name of a setting begins with no part.
     """

@@ -1,9 +1,9 @@
 """One table with three names for each tensor: in minisd, in original single files, in diffusers.
 
 Loops over the config build the table, in the same way as they build the networks. minisd uses the
-table to read and write official files. The table is also used to compare a trace of minisd with a
-trace of a reference program. If a row names a module in each program, the two modules have the same
-output.
+table to read and write official files. minisd also uses the table to compare the outputs of its
+modules with the outputs of a reference program. If a row names a module of minisd and a module of
+the reference program, these two modules have the same output.
 """
 
 from collections.abc import Iterator, Mapping
@@ -67,7 +67,7 @@ class Row:
 
 
 def model_rows(config: ModelConfig) -> dict[str, list[Row]]:
-    """The table of a whole model. A dictionary: part -> its rows.
+    """Build the table of a whole model. Returns a dictionary: part -> rows of the part.
 
     Each row has its full names within the part.
     """
@@ -85,7 +85,8 @@ def is_v2(config: ModelConfig) -> bool:
     """Whether single files of this model have SD v2's layout.
 
     In this layout, the text transformer has open_clip's names. config.open_clip_text states this.
-    None: the U-Net's projections decide, because they are linear layers in published files of v2.
+    If config.open_clip_text is None, the U-Net's projections decide: in published files, they are
+    linear layers in v2, and 1x1 convolutions in v1.
     """
     linear = config.unet.linear_projection
     return linear if config.open_clip_text is None else config.open_clip_text
@@ -150,7 +151,10 @@ ORIGINAL_VAE_NAMES = {
 
 
 def usual_name(key: str, part: str) -> str:
-    """A key of a folder or of a VAE file, in the table's spelling.
+    """Translate the name of a tensor in a folder or a VAE file to the spelling of the table.
+
+    key: the name of the tensor
+    part: "unet", "vae" or "text_encoder"
 
     >>> usual_name("decoder.mid_block.attentions.0.proj_attn.bias", "vae")
     'decoder.mid_block.attentions.0.to_out.0.bias'
@@ -171,7 +175,7 @@ def usual_name(key: str, part: str) -> str:
 
 
 def usual_single_file_name(key: str) -> str:
-    """A key of an original single file, with its prefix, in the table's spelling."""
+    """Translate a tensor's full name in an original single file to the spelling of the table."""
     for part in ("vae", "text_encoder"):
         prefix = PREFIXES_V1[part]
         if key.startswith(prefix):
@@ -266,7 +270,7 @@ def unet_up(config: UNetConfig) -> list[Row]:
         up = Row(f"up.{i}", f"output_blocks.{n}", f"up_blocks.{i}")
         for j in range(config.res_blocks + 1):
             up = replace(up, original=f"output_blocks.{n}")
-            rows.append(res_block_rows(up, j, shortcut=True))  # narrows x with its skip connection
+            rows.append(res_block_rows(up, j, shortcut=True))  # reads x and a skip connection
             if attends:
                 rows.append(attn_block(up, j, config))
             n += 1
@@ -306,7 +310,7 @@ VAE_MID = (
 
 
 def vae_rows(config: VAEConfig) -> list[Row]:
-    """The autoencoder's rows. In the original code, level 0 of the decoder is its last level."""
+    """The autoencoder's rows. The original code numbers the decoder's levels from last to first."""
     channels, last = config.channels, len(config.channels) - 1
     down, up = [], []
     for i, c_in in enumerate([channels[0], *channels[:-1]]):

@@ -84,7 +84,7 @@ def check_name(name: str) -> AskedName:
 
 
 class PickleSteps:
-    """Follows the pickles of one file.
+    """Goes through the instructions of a file's pickles, without creating objects.
 
     names: the names of the classes and functions that the pickles ask for
     storages: key of a storage -> its numbers
@@ -97,7 +97,7 @@ class PickleSteps:
         self.left = MOST_STEPS
 
     def follow(self, file: BinaryIO) -> object:
-        """Follow the next pickle in the file. Returns its result.
+        """Go through the next pickle in the file. Returns a stand-in for the pickle's result.
 
         Raises Refusal if torch should not load the pickle, and other exceptions if the pickle is
         damaged. Does not check instructions that torch does not know, because torch refuses them.
@@ -124,7 +124,7 @@ class PickleSteps:
         raise ValueError("the pickle does not end")
 
     def step(self, name: str, argument: object, taken: list) -> object:
-        """Follow one instruction. Returns the value that it puts on the stack.
+        """Check one instruction. Returns the value that the instruction puts on the stack.
 
         name, argument: the name of the instruction, and its argument in the file
         taken: the values that the instruction takes from the stack
@@ -158,9 +158,9 @@ class PickleSteps:
             raise Refusal(f"is a pickle of more than {MOST_STEPS:,} steps: get another copy")
 
     def count(self, value: object) -> None:
-        """Spend one step for each value inside a value.
+        """Count one step for each value inside a tuple or list.
 
-        If a value occurs several times, each time costs a step, because hash() also works on the
+        A value that occurs several times is counted each time, because hash() also processes the
         value each time.
         """
         waiting, count = [value], 0

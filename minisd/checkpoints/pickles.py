@@ -76,7 +76,7 @@ SPECIAL = {
 
 
 def stand_in(name: str) -> type:
-    """A harmless class that torch uses where the pickle asks for the class `name`."""
+    """Make a harmless class. torch uses it where the pickle asks for the class `name`."""
     module, _, short = name.rpartition(".")
     return type(short, (SPECIAL.get(name, StandIn),), {"__module__": module})
 
@@ -85,8 +85,8 @@ def unpickle(path: str | Path) -> object:
     """Read what torch.save stored (tensors, numbers, dictionaries) without running any code.
 
     Objects that training frameworks left behind become empty stand-ins.
-    Raises ValueError if the file asks for any other class, if the file is damaged, or if it asks
-    for more memory or work than its tensors need.
+    Raises ValueError if the file asks for any other class, if the file is damaged, or if the file
+    asks for more memory or work than its tensors need.
     """
     path = Path(path)
     read_content = load_zip if is_zip(path) else load_old_pickle
@@ -139,7 +139,7 @@ def refuse_endless(content: object) -> None:
 def load_old_pickle(path: Path) -> object:
     """Read what torch.save wrote before torch 1.6.
 
-    Such a file consists of five pickles, and then one storage after the other.
+    The file consists of five pickles, and then the storages (the numbers of the tensors).
     """
     steps = PickleSteps()
     with open(path, "rb") as file:
@@ -196,7 +196,7 @@ def load_zip(path: Path) -> object:
 def zip_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     """A dictionary: name of a member -> the entry of this member in the zip's table of contents.
 
-    The names lack the name of the folder that torch.save puts first.
+    In the zip, every name begins with the name of a folder. The dictionary leaves out this folder.
     """
     names = archive.namelist()
     listed = "\n".join(names)
@@ -211,13 +211,14 @@ def zip_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
 
 
 def can_be_mapped(file: BinaryIO, infos: list[zipfile.ZipInfo]) -> bool:
-    """Whether torch can map the members to the file without unpacking the zip.
+    """Whether tensors can stay mapped to the zip, so that the zip need not be unpacked.
 
     This is possible if no member is compressed, and if every storage begins at a multiple of
     ALIGNMENT.
 
     infos: the entries of the members in the zip's table of contents
-    Raises ValueError if two members overlap, or if the table of contents describes one wrongly.
+    Raises ValueError if two members overlap, or if the table of contents describes a member
+    wrongly.
     """
     free, usable = 0, True
     for info in sorted(infos, key=lambda info: info.header_offset):

@@ -47,7 +47,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 def named_tensors(content: object) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) for every tensor in nested dictionaries and lists.
 
-    The name of a tensor joins all the keys that lead to the tensor.
+    The name of a tensor consists of the keys that lead to the tensor, joined with dots.
 
     The same list may occur twice, for example if one network serves two widths. But a hostile file
     can give the same numbers any number of names. Raises ValueError if the same numbers have too
@@ -82,9 +82,9 @@ def rename_tensors(
 ) -> dict[str, Tensor]:
     """Give tensors their usual names.
 
-    spell(name): the usual name
-    If two tensors get the same name and have the same values, only one of them stays. If their
-    values differ, raises ValueError. The message contains both old names.
+    spell: a function that turns a tensor's name into its usual name
+    If two tensors get the same name and have the same values, only one of them stays. Raises
+    ValueError if their values differ. The message contains both old names.
     """
     found, names = {}, {}
     for name, tensor in tensors:

@@ -33,8 +33,8 @@ class Official:
     """One published file.
 
     size, sha256: None if no source states them
-    revisions: repository -> the commit that holds the file. If a repository has no entry, the file
-        comes from its newest commit
+    revisions: repository -> the commit that holds the file. If a repository has no entry, minisd
+        takes the file from the repository's newest commit
     """
 
     repositories: list[str]  # all have the same file; download() tries them in this order
@@ -108,8 +108,8 @@ def download(name: str, endpoint: str | None = None) -> Path:
 
     Raises ValueError if the name is unknown, if no repository has the file any more, if the
     connection breaks, if the folder is full or not writable, or if the file is not the published
-    file. After a broken connection, the next call continues the download. A file that is not the
-    published file is deleted.
+    file. After a broken connection, the next call continues the download. minisd deletes a file
+    that is not the published file.
     """
     describe_official(name)
     path = cache_dir() / name / OFFICIAL[name].file
@@ -145,8 +145,9 @@ def is_note(left: Path) -> bool:
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Make the folder, and let one process or thread work in it. The others warn and wait.
+    """Make the folder, and lock the folder during the `with` block.
 
+    Only one process or thread can hold the lock at a time. The others warn and wait.
     If a process that holds the lock ends or is killed, the system releases the lock. The empty file
     NAME.lock stays, because another process may be waiting for this file.
     """
@@ -165,9 +166,10 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 def fetch(name: str, path: Path, endpoint: str | None) -> None:
     """Download the file from the first repository that has it. Raises what download() raises.
 
-    The file gets its final name first. Then its note (NOTE_FILE: source and sha256) gets its final
-    name. So there is never a note about a file that does not exist, even after a kill. After a kill
-    between the two steps, the next download() renames the note.
+    The note is a small file (NOTE_FILE) that states the source and the sha256 of the download. The
+    download gets its final name first, and the note gets its final name second. So there is never a
+    note about a file that does not exist. If the process is killed between the two steps, the next
+    download() renames the note.
     """
     official, note = OFFICIAL[name], path.with_name(NOTE_FILE)
     noted = None
@@ -206,8 +208,8 @@ def is_another(remote: RemoteFile, official: Official) -> bool:
 def verify(part: Path, official: Official, noted: str | None, remote: RemoteFile) -> str:
     """Check the sha256 of a downloaded file, and return the sha256.
 
-    The expected sha256 is the published one. If none is published, the sha256 of the first download
-    is expected, and at the first download, the sha256 that the server states. If no sha256 is
+    The expected sha256 is the published sha256. If no sha256 is published, it is the sha256 of the
+    first download. At the first download, it is the sha256 that the server states. If no sha256 is
     known, any file except a text is accepted.
 
     part: the downloaded file

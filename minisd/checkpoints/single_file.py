@@ -52,7 +52,7 @@ def to_usual_form(tensors: dict[str, Tensor], ema: bool) -> dict[str, Tensor]:
     The tensors get their usual names. 8-bit weights are multiplied by their scales.
 
     ema: whether to use the averaged weights of the U-Net. Otherwise, its last weights are used
-    Raises ValueError if the file does not hold these weights of the U-Net.
+    Raises ValueError if the file does not hold the weights that `ema` asks for.
     """
     if holds_only_ema(tensors) and not ema:
         averaged = "holds only the averaged weights of its U-Net (model_ema.…)"
@@ -62,9 +62,9 @@ def to_usual_form(tensors: dict[str, Tensor], ema: bool) -> dict[str, Tensor]:
 
 
 def read_base(path: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of the base: the model from which a file of minisd was fine-tuned.
+    """Read the tensors of a base: the model with which a fine-tuning began.
 
-    The fine-tuned file holds only the tensors that differ from its base.
+    The fine-tuned file holds only the tensors that differ from the base.
 
     path: the fine-tuned file
     name: the name of the base's file in the same folder

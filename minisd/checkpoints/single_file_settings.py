@@ -1,8 +1,8 @@
-"""Find what an original single file states about eps or v and about its noise levels.
+"""Find what an original single file states about its prediction (eps or v) and its noise levels.
 
-Different programs state this in different places: in the header, in a .yaml file next to the
-checkpoint, or by a marker tensor, whose presence is the statement. minisd reads all known places. A
-file is refused if two places contradict each other, or if a value is unknown.
+Different programs use different places: the header, a .yaml file next to the checkpoint, or a
+marker tensor. A marker tensor states a setting by its presence in the file. minisd reads all known
+places. A file is refused if two places contradict each other, or if a value is unknown.
 """
 
 import json
@@ -63,7 +63,7 @@ def with_stated_settings(
 ) -> tuple[ModelConfig, str | None]:
     """Add to the config what an original file or its .yaml states.
 
-    prediction: the argument of load(), which overrides the file
+    prediction: the argument of load(). The argument overrides the file
     Returns the config, and the place that states eps or v. If no place states eps or v, the second
     value is None, and the config has eps.
     Raises ValueError if two places contradict each other, or if a value is unknown.
@@ -106,13 +106,14 @@ def with_prediction(config: ModelConfig, prediction: str | None) -> ModelConfig:
 def find_prediction(
     path: Path, statements: list[Statement], prediction: str | None
 ) -> tuple[str | None, str | None]:
-    """What the U-Net predicts, and the place that states the prediction.
+    """Find out what the U-Net predicts, and which place states the prediction.
 
-    (None, None): no place states the prediction.
+    Returns (None, None) if no place states the prediction.
 
-    The sha256 of the file shows whether it is one of the published files, whose prediction is
-    known. It takes about 20 s to compute the sha256 of 5 GB. So the sha256 is computed only if
-    neither the header nor a marker tensor states the prediction. Published files never state it.
+    The predictions of the published files are known. The sha256 of a file shows whether the file is
+    a published file. It takes about 20 s to compute the sha256 of 5 GB. So the sha256 is computed
+    only if neither the header nor a marker tensor states the prediction. (The headers and marker
+    tensors of published files never state the prediction.)
     """
     stated = [(value, where) for name, value, where in statements if name == "prediction" and value]
     if prediction:
@@ -201,7 +202,7 @@ def statements_in_markers(tensors: Mapping[str, Tensor]) -> list[Statement]:
 
 
 def yaml_settings(path: Path, config: ModelConfig) -> dict:
-    """The settings "model: params:" in a .yaml. {}: the file has no such settings.
+    """Read the settings "model: params:" in a .yaml. {}: the file has no such settings.
 
     Raises ValueError if the file is not YAML, or if minisd's networks do not have a setting.
     """
@@ -270,7 +271,7 @@ def yaml_number(name: str, value: Any) -> object:
 def stated_size(header: Mapping[str, str]) -> int | None:
     """The native size in pixels that the header states (ModelSpec).
 
-    None: the header states no size, or a size that is not a square.
+    None: the header states no size, or a size that is not square or not a multiple of 64.
     """
     match = re.fullmatch(r"(\d{1,5})x\1", header.get("modelspec.resolution", ""))
     return int(match[1]) if match and int(match[1]) % 64 == 0 else None
@@ -280,7 +281,7 @@ def stated_size(header: Mapping[str, str]) -> int | None:
 
 
 def noise_table(tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """The alphas_cumprod that a file stores, or that follow from its betas.
+    """The table alphas_cumprod in a file. If the file has only betas, the table is computed.
 
     None: the file holds neither alphas_cumprod nor betas.
     Raises ValueError if the shape of the stored tensor is impossible.
@@ -296,10 +297,11 @@ def noise_table(tensors: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def with_stored_levels(schedule: ScheduleConfig, stored: Tensor, name: str) -> ScheduleConfig:
-    """The schedule with a stored alphas_cumprod.
+    """Compare a schedule with a stored alphas_cumprod. Returns the schedule to use.
 
-    If `schedule` has the same alphas_cumprod, returns `schedule`. Otherwise warns, and
-    returns a schedule with the stored levels, or `schedule` if the stored levels are impossible.
+    If the schedule has the same alphas_cumprod, the schedule is returned. If the two differ, this
+    function warns, and returns a schedule with the stored levels. But if the stored levels are
+    impossible, or contradict a zero terminal SNR, `schedule` is returned.
 
     stored: the alphas_cumprod in the file
     name: the file's name, for the warning

@@ -10,7 +10,7 @@ from minisd.config import UNetConfig
 
 UNET_PREFIX = PREFIXES_V1["unet"]
 EMA_START = "model_ema.diffusion_model"  # then the name of a weight follows, without its dots
-MOST_BLOCKS = 50  # more than any U-Net has on its way down or up; SD has 12
+MOST_BLOCKS = 50  # more than the encoder or decoder of any U-Net has; SD has 12
 SCALE_KEYS = r"\.(scale_weight|weight_scale)$"
 SCALE_NOTES = (".scale_input", ".input_scale", "scaled_fp8")  # not needed to multiply
 
@@ -21,7 +21,8 @@ SCALE_NOTES = (".scale_input", ".input_scale", "scaled_fp8")  # not needed to mu
 def with_ema_unet(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Replace the last weights of the U-Net by its averaged weights.
 
-    The names of averaged weights have no dots. Some files hold only averaged weights.
+    The last weights are the weights after the last training step. The averaged weights are an
+    average over the training (EMA). Some files hold only averaged weights.
     Raises ValueError if an averaged weight is missing.
     """
     names = {key: ema_key(key) for key in tensors if key.startswith(UNET_PREFIX)}
@@ -33,7 +34,7 @@ def with_ema_unet(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def holds_only_ema(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a file holds the U-Net's averaged weights, but not its last ones."""
+    """Whether a file holds the U-Net's averaged weights, but not the U-Net's last weights."""
     averaged = any(key.startswith(EMA_START) for key in tensors)
     return averaged and not any(key.startswith(UNET_PREFIX) for key in tensors)
 
@@ -50,7 +51,8 @@ def ema_key(key: str) -> str:
 def ema_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """A dictionary: name of an averaged weight in a file -> the usual name of the weight.
 
-    Raises ValueError if SD's U-Net, with any number of blocks, has no weight of this name.
+    Raises ValueError if a name does not belong to a weight of SD's U-Net. The U-Net may have any
+    number of blocks.
     """
     keys = [
         UNET_PREFIX + row.key("original", leaf)
@@ -72,7 +74,8 @@ def ema_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 def apply_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Multiply 8-bit weights by the scales that are stored with them (ComfyUI's scaled fp8).
 
-    A weight has one scale, or one scale for each row. Raises ValueError for any other number.
+    A weight has one scale, or one scale for each row. Raises ValueError if a weight has another
+    number of scales.
     """
     usual = {key: tensor for key, tensor in tensors.items() if not key.endswith(SCALE_NOTES)}
     for name, scale in tensors.items():

@@ -171,9 +171,9 @@ def text_v2_sizes(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
 
 
 def text_sizes(tensors: Mapping[str, Tensor], usual: TextConfig, *names: str) -> TextConfig:
-    """The text transformer's sizes, with all layers in the file.
+    """The text transformer's sizes. All layers in the file are counted.
 
-    usual: the sizes that no tensor shows
+    usual: a config with the sizes that no tensor shows
     names: four names: the token vectors, the position vectors, the prefix of all layers, and the
         first matrix of the MLP inside a layer
     Raises ValueError if layers are missing, or if the width is not a multiple of HEAD_WIDTH.

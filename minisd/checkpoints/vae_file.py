@@ -1,4 +1,4 @@
-"""Read a VAE from a file or folder of its own, with the names of the original or of diffusers."""
+"""Read a VAE file or folder. The tensors may have the original names or the names of diffusers."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -31,8 +31,8 @@ def open_vae(source: str | Path, expected: VAEConfig | None = None) -> OtherVAE:
 
     expected: the sizes that the autoencoder must have, and the scale of its latents if no
         config.json states this scale. None: the config.json or the tensors show the sizes
-    Raises ValueError if the source is not such an autoencoder, or if it has settings that minisd's
-        VAE does not have.
+    Raises ValueError if the source is not an autoencoder of the expected sizes, or if the source
+    has settings that minisd's VAE does not have.
     """
     path = local_path(source)
     path = path / "vae" if (path / "vae" / "config.json").exists() else path
@@ -53,7 +53,7 @@ def open_vae(source: str | Path, expected: VAEConfig | None = None) -> OtherVAE:
 
 
 def vae_tensors(name: str, files: list[Path]) -> dict[str, Tensor]:
-    """The tensors of a VAE with their usual names, without prefix.
+    """Read the tensors of a VAE. The tensors get their usual names, without prefix.
 
     name: the name of the file or folder, for error messages
     Raises ValueError if the files do not hold a VAE.
@@ -84,10 +84,10 @@ def read_stated_config(path: Path, required: bool, layout: str) -> VAEConfig | N
 
 
 def agree_on_config(stated: VAEConfig, expected: VAEConfig) -> VAEConfig:
-    """Return the settings in the VAE's own config.json.
+    """Check that a VAE has the same sizes as the VAE that it replaces. Returns `stated`.
 
-    stated: the VAE's own settings
-    expected: the settings of the model's own VAE
+    stated: the settings in the config.json of the new VAE
+    expected: the settings of the VAE that is replaced
     Raises ValueError if the sizes differ. The scales may differ.
     """
     for name, needed in asdict(expected).items():

@@ -51,7 +51,10 @@ def validate_config(config: ModelConfig) -> ModelConfig:
 
 
 def check_levels(*networks: tuple[int, ...]) -> None:
-    """Raise ValueError if a network has so many levels that it could never be built."""
+    """Raise ValueError if a network has more than LEVELS levels.
+
+    networks: the channels of each level, for each network
+    """
     for channels in networks:
         if len(channels) > LEVELS:
             raise ValueError(f"has {len(channels)} levels, but minisd allows at most {LEVELS}")

@@ -41,7 +41,7 @@ def save(
     dtype: torch.dtype | None = None,
     notes: Mapping[str, str] | None = None,
 ):
-    """Write a model as our own file, which load() can read. Replaces an existing file.
+    """Write a model as a file of minisd. load() can read the file. Replaces an existing file.
 
     dtype: the dtype of the written weights. None: the weights keep their dtypes
     notes: more entries for the header, for example how the model was trained
@@ -84,8 +84,8 @@ def convert(
     destination: a path where nothing exists yet
     layout: "original" (single file), "diffusers" (folder) or "ours" (single file). None: "original"
         if the destination ends in .safetensors, otherwise "diffusers"
-    keep_unused: whether to copy also the tensors that minisd does not use. This works only from one
-        original file to another
+    keep_unused: whether to also copy the tensors that minisd does not use. This is possible only
+        if the source and the destination are original single files
     dtype: the dtype of the written weights. None: the weights keep the stored dtypes
 
     Raises ValueError if the destination cannot be written, or if a weight is too large for dtype.

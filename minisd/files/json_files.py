@@ -72,8 +72,8 @@ def parse_json(text: str | bytes, largest: int = LARGEST) -> object:
     largest: the largest allowed length of the text
 
     Raises ValueError if the text is not JSON, is too large or is nested too deeply. Also raises
-    ValueError if the text holds a name twice, NaN, a very long number or half a character. The
-    caller puts the file's name before the message.
+    ValueError if the text holds a name twice, NaN, a very long number or half a character (one half
+    of a pair in UTF-16). The caller puts the file's name before the message.
     """
     if len(text) > largest:
         raise ValueError(f"has more than {largest:,} bytes of JSON: get another copy")
@@ -102,7 +102,7 @@ TOO_DEEP = f"nests values more than {DEEPEST} levels deep: get another copy"
 
 
 def build_dictionary(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A dictionary of the pairs. Raises ValueError if two pairs have the same name."""
+    """Turn the pairs into a dictionary. Raises ValueError if two pairs have the same name."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]

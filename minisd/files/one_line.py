@@ -16,8 +16,8 @@ def one_line(text: object, longest: int = LONGEST) -> str:
     r"""The text on one line of at most `longest` characters, without commands to the terminal.
 
     Some characters are replaced by their numbers: control characters, line breaks, marks that
-    change the direction of writing, invisible characters, and half characters. Emoji
-    and the letters of all scripts are not replaced.
+    change the direction of writing, invisible characters, and halves of UTF-16 pairs. Emoji and the
+    letters of all scripts are not replaced.
 
     >>> one_line("bad\x1b[2J name\n")
     'bad\\x1b[2J name\\n'
@@ -42,7 +42,10 @@ def without_middle(text: str, longest: int) -> str:
 
 @contextmanager
 def name_errors(name: str) -> Iterator[None]:
-    """Turn errors about a file or folder into sentences that begin with `name`."""
+    """Turn errors in a `with` block into ValueErrors. Each message begins with `name`.
+
+    name: the name of the file or folder that the `with` block reads
+    """
     try:
         yield
     except (TypeError, LookupError, ArithmeticError, AttributeError) as error:

@@ -71,7 +71,7 @@ def open_picture(path: str | Path) -> Image.Image:
 
 
 def read_file(path: Path) -> bytes:
-    """All bytes of a file.
+    """Read all bytes of a file.
 
     Raises ValueError if the file does not exist, cannot be read or is too large for a picture.
     """
@@ -92,7 +92,7 @@ def read_file(path: Path) -> bytes:
 def explain_pillow_errors(what: str) -> Iterator[None]:
     """Turn every error of Pillow in a `with` block into one ValueError, and hide Pillow's warnings.
 
-    what: the name of the picture in the message
+    what: the name of the picture, for error messages
     """
     with PILLOW, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -111,7 +111,7 @@ class LimitedReader(io.BytesIO):
     """
 
     def __init__(self, content: bytes):
-        """Set the limits for the header, which is the part of the file before the pixels."""
+        """Set the limits for the header. The header is the part of the file before the pixels."""
         super().__init__(content)
         self.reads = HEADER_READS
         self.total = TIFF_BYTES if content.startswith((b"II", b"MM")) else HEADER_BYTES
@@ -126,7 +126,7 @@ class LimitedReader(io.BytesIO):
 
 
 def first_frame(content: bytes) -> tuple[Image.Image, int | str]:
-    """The first picture of a file, turned upright, and the number of pictures in the file.
+    """Read the first picture of a file, and turn it upright. Also count the pictures in the file.
 
     Raises Pillow's errors unchanged.
     """
@@ -156,7 +156,7 @@ def frames_in(content: bytes) -> int | str:
 
 
 def without_texts(png: bytes) -> bytes:
-    """A PNG file without its texts and colour profile. EXIF data are kept.
+    """Remove the texts and the colour profile from a PNG file. EXIF data are kept.
 
     The pixels do not depend on the texts and the colour profile. A file of another kind is returned
     unchanged.
@@ -178,7 +178,7 @@ def turn_upright(picture: Image.Image, what: str = "picture") -> Image.Image:
 
     A picture without an orientation is returned unchanged.
 
-    what: the name of the picture in an error
+    what: the name of the picture, for error messages
 
     Raises ValueError if the pixels cannot be read. (Pillow may read the pixels only now.)
     """

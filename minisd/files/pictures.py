@@ -1,9 +1,10 @@
-"""Convert pictures, masks, hints and depth maps to numbers: upright, opaque, with a known white.
+"""Convert pictures, masks, hints and depth maps to numbers that match what people see.
 
 The numbers in a picture file may differ from what people see. A phone's photo may lie on its side
 until its EXIF orientation is applied. Pillow's convert() replaces 16-bit greys above 255 with 255.
-Transparent places hide colours that nobody should see. So every picture, mask, hint and depth map
-passes through the functions of this file. Colour profiles (ICC) are ignored, as in diffusers.
+Transparent places hide colours that nobody should see. So every picture, mask, hint (the picture
+that a ControlNet reads) and depth map passes through the functions of this file. Colour profiles
+(ICC) are ignored, as in diffusers.
 """
 
 import warnings
@@ -52,14 +53,14 @@ def opacity(picture: Image.Image) -> np.ndarray | None:
 
 
 def with_alpha(picture: Image.Image) -> Image.Image:
-    """The picture in Pillow's mode RGBA. Pillow must convert mode La to LA before RGBA."""
+    """Convert a picture to Pillow's mode RGBA. Pillow must first convert mode La to mode LA."""
     return (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")
 
 
 def colours(picture: Image.Image, what: str = "picture") -> Image.Image:
-    """The picture, turned upright, as RGB with 8 bits per value.
+    """Turn a picture upright, and convert the picture to RGB with 8 bits per value.
 
-    what: the name of the picture in an error
+    what: the name of the picture, for error messages
 
     Raises ValueError if the picture is transparent in places, or if the range of its values is
     unknown.
@@ -78,7 +79,7 @@ def colours(picture: Image.Image, what: str = "picture") -> Image.Image:
 
 
 def eight_bits(picture: Image.Image, what: str) -> Image.Image:
-    """A grey picture with more than 8 bits, converted to 256 shades.
+    """Convert a grey picture with more than 8 bits to 256 shades.
 
     Raises ValueError if the range of the picture's values is unknown.
     """
@@ -122,7 +123,7 @@ def deep_values(picture: Image.Image) -> np.ndarray:
 
 
 def mask_shades(mask: Image.Image) -> Image.Image:
-    """The mask, turned upright, in 256 shades of grey. White marks the part to draw again.
+    """Turn a mask upright, and convert it to 256 greys. White marks the part to draw again.
 
     If the mask is transparent in places, the opaque paint marks the part to draw again. The paint
     must have a single colour, and this colour must not be black.
@@ -150,8 +151,9 @@ def mask_shades(mask: Image.Image) -> Image.Image:
 def paint(mask: Image.Image, alpha: np.ndarray) -> tuple[int, float]:
     """The brightness of a mask's paint, and the largest visible difference between its colours.
 
-    The brightness is the largest of r, g and b in the first opaque pixel. The difference is the
-    largest difference of r, g or b to this pixel, times the opacity. Both are in 0 … 255.
+    The brightness is the largest of r, g and b in the first opaque pixel. Every other pixel is
+    compared with this pixel: the difference in r, g or b is multiplied by the opacity of the other
+    pixel. The largest product is returned. The brightness and the product are in 0 … 255.
 
     alpha: the opacity, h w, with 255 in at least one pixel
     """
@@ -166,7 +168,7 @@ def paint(mask: Image.Image, alpha: np.ndarray) -> tuple[int, float]:
 
 
 def depth_values(depth: Image.Image) -> Tensor:
-    """The values of a depth map, turned upright: 1 1 h w, in any range. Large (bright) means near.
+    """Turn a depth map upright. Returns its values: 1 1 h w, in any range. Large values are near.
 
     Raises ValueError if the depth map is not opaque everywhere.
     """
@@ -185,7 +187,7 @@ def check_tensor(
 ) -> None:
     """Raise ValueError if x is not b channels h w, with finite numbers from low to high.
 
-    what: the name of the tensor in the message
+    what: the name of the tensor, for error messages
     give: the input that the message asks for. "": a PIL image or a correct tensor
     """
     in_range = f" in [{low}, {high}]" if low > -inf else ""
@@ -226,7 +228,7 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 def from_pil(image: Image.Image, what: str = "picture") -> Tensor:
     """Convert a PIL image to the tensor that the VAE reads: upright, 1 3 h w in [-1, 1].
 
-    what: the name of the picture in an error
+    what: the name of the picture, for error messages
 
     Raises ValueError if the picture is transparent in places, or if the range of its values is
     unknown.

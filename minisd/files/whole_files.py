@@ -31,7 +31,7 @@ DAY = 24 * 60 * 60  # seconds
 
 @contextmanager
 def written_whole(path: Path, folder: bool = False) -> Iterator[Path]:
-    """Yield a file or folder to write into. It is renamed to `path` when everything is written.
+    """Yield the path of a file or folder to write into. Rename it to `path` after the writing.
 
     folder: whether to create a folder instead of a file
 
@@ -106,8 +106,8 @@ def make_folder(path: Path) -> None:
 def sweep(folder: Path) -> None:
     """Remove the unfinished folders that killed processes left in `folder`.
 
-    If a process was killed, the lock of its folder is free. But the locks of other machines may be
-    invisible on this machine. So unfinished folders of other machines are kept for a day.
+    If a process was killed, the lock of its folder is free. But this machine may not see locks that
+    processes on other machines hold. So unfinished folders of other machines are kept for a day.
     """
     with suppress(OSError):  # minisd has no permission to list the folder
         for own in sorted(folder.glob(f"{UNFINISHED}*")):
@@ -134,9 +134,9 @@ def sweep_one(own: Path) -> None:
 
 
 def locked_folder(parent: Path) -> tuple[Path, FileLock]:
-    """A new unfinished folder with a unique name, and the lock of the folder.
+    """Make an unfinished folder with a unique name, and lock it. Returns the folder and the lock.
 
-    On a disk without locks, sweep() never removes the folder.
+    On a disk without locks, the folder is not locked, and sweep() never removes the folder.
     """
     for _ in range(3):
         own = Path(mkdtemp(prefix=f"{UNFINISHED}{this_kernel()}-", dir=parent))
