@@ -117,7 +117,10 @@ def attach_adapters(sd, options: argparse.Namespace, size: tuple[int, int], hint
 
 
 def read_hints(options: argparse.Namespace) -> list:
-    """Open the hint of every ControlNet. Returns (network, picture, scale) for each."""
+    """Open the hint of every ControlNet: the picture that the ControlNet follows.
+
+    returns: (network, picture, scale) for each ControlNet
+    """
     from minisd.files.pictures import colours
 
     return [

@@ -2,7 +2,7 @@
 
 Read in this order:
     captions        what a scene is, and the grammar of captions
-    emoji, scenes   emoji on transparent ground, and the training pictures composed of emoji
+    emoji, scenes   the pictures of emoji, and the training pictures composed of emoji
     datasets        pictures encoded once before a training
     recipes         how each shipped file is trained: one Recipe for each, and a function to run it
     job, stages     the options of `minisd train`, and how the command runs one stage

@@ -41,7 +41,7 @@ def classifier_draw(
 
 
 def nearest_pictures(images: Tensor, emoji: Emoji, count: int) -> list[tuple[float, Tensor, Scene]]:
-    """Find the training picture that is most similar, for each picture of `images`.
+    """Find the most similar training picture for each picture of `images`.
 
     images: b 3 h w
     count: number of training pictures to compare with

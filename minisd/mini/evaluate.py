@@ -272,7 +272,7 @@ def roles(scene: Scene, tokenizer: Tokenizer) -> dict[str, list[int]]:
 def overlap(weights: Tensor, silhouette: Tensor) -> float:
     """The intersection over union of a silhouette and of the places with the largest weights.
 
-    As many places are taken as the silhouette has.
+    If the silhouette has k places, the k places with the largest weights are taken.
     weights, silhouette: h w
     """
     k = int(silhouette.sum())

@@ -1,7 +1,8 @@
 """The judge: a small classifier that says what a picture shows. Only the evaluation uses it.
 
-The judge was trained on emoji, not on pictures that the mini draws (see train_judge.py). The judge
-does not judge the background, because the background's colour can be measured directly.
+The judge was trained on pictures composed of emoji, not on pictures that the mini draws (see
+train_judge.py). The judge does not judge the background, because the background's colour can be
+measured directly.
 """
 
 import json
@@ -105,7 +106,7 @@ def through_windows(images: Tensor, windows: Tensor) -> Tensor:
 
 
 def crops(images: Tensor, scenes: list[Scene]) -> Tensor:
-    """Cut a crop out of the pictures for each thing of each scene. The order is that of the scenes.
+    """Cut out one crop for each thing of each scene, in the order of the scenes.
 
     The middle of a crop is where the scene puts the thing. If a picture shows only one large thing,
     the crop is the whole picture.

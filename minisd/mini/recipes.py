@@ -172,7 +172,7 @@ def prepare_classifier(job: Job) -> tuple[TrainIn, Save]:
 def prepare_judge(job: Job) -> tuple[TrainIn, Save]:
     """Prepare the training of the judge.
 
-    For half of the training, pictures are encoded and decoded by the trained VAE.
+    The trained VAE encodes and decodes half of the judge's training pictures.
     """
     emoji = Emoji.load()
     vae, _ = trained_vae(job.folder, emoji)
@@ -250,7 +250,7 @@ def prepare_controlnet(job: Job) -> tuple[TrainIn, Save]:
 
 
 def prepare_half_controlnet(job: Job) -> tuple[TrainIn, Save]:
-    """Prepare a short training of a ControlNet, without the parts that are copied from the U-Net.
+    """Prepare a short training of a ControlNet's new parts. The copied encoder is not trained.
 
     The training stops before the ControlNet follows its hint.
     """

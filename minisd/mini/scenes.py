@@ -106,7 +106,9 @@ def draw_scene(emoji: Emoji, split: str, rng: np.random.Generator) -> Scene:
 
 
 def tint_tile(tile: np.ndarray, colour: str) -> np.ndarray:
-    """The picture of an emoji in shades of one colour, from black to white.
+    """The picture of an emoji in shades of one colour.
+
+    Dark parts of the picture come closer to black, and light parts come closer to white.
 
     tile: the picture, h w rgba in 0..1, colours multiplied by opacity
     """

@@ -153,7 +153,7 @@ def write_numbers(axes: Axes, values: np.ndarray, image: AxesImage, form: str) -
 
 
 def principal_components(vectors: Tensor, dimensions: int = 2) -> Tensor:
-    """The coordinates of vectors along their principal axes. The vectors differ most along these.
+    """The coordinates of vectors along their principal axes. The vectors differ most along them.
 
     The largest component of each axis is made positive, to fix the signs of the coordinates.
 

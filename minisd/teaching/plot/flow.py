@@ -175,7 +175,7 @@ def field(
     reach: float = 2.4,
     longest: float = 0.4,
 ) -> Figure:
-    """Arrows in the plane: the direction at each place.
+    """Arrows in the plane. Each arrow shows the direction at its place.
 
     panels: title -> the places where the arrows begin, and their directions, both p 2 1 1
     points: points to draw in a pale colour behind the arrows, b 2 1 1, for all panels; or a
