@@ -32,6 +32,7 @@ DRAWING = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0 for success, 2 after an error message.
 
+    `minisd compare` returns 1 if it finds a difference, and `minisd verify` if a check fails.
     After ctrl-C or another signal the status is 128 plus the number of the signal.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def error_sentence(error: Exception) -> str:
-    """The message for the user.
+    """The message that tells the user about an error.
 
     If memory runs out while a file is read, the error may say that the file is damaged. In this
     case, the message speaks only of the memory.
@@ -176,7 +177,10 @@ def add_download(command: argparse.ArgumentParser) -> None:
 
 
 def download_command(options: argparse.Namespace) -> None:
-    """Print what a published file is and which licence it has, then download it."""
+    """Print what a published file is and which licence it has, then download it.
+
+    If no name is given, print these facts about all published files, and download nothing.
+    """
     from minisd.checkpoints import registry as official
 
     if options.name in official.SHIPPED:

@@ -39,7 +39,7 @@ WEIGHT_PATTERN = re.compile(
     r"(\\[\\()\[\]])|:\s*([+-]?[\d.]+)\s*\)|([()\[\]])|([^\\()\[\]:]+|.)", re.DOTALL
 )
 FACTOR = {"(": 1.1, "[": 1 / 1.1}
-DEEPEST_PARENTHESES = 50  # open brackets: a word inside 50 has the weight 1.1^50 = 117
+DEEPEST_PARENTHESES = 50  # nested brackets. A word in 50 parentheses has the weight 1.1^50 = 117
 
 WEBUI_SAMPLERS = {  # the web UI's name -> minisd's name
     "DDIM": "ddim",
@@ -51,7 +51,7 @@ WEBUI_SAMPLERS = {  # the web UI's name -> minisd's name
     "DPM++ 2M": "dpmpp_2m",
 }
 WEBUI_NAMES = {ours: theirs for theirs, ours in WEBUI_SAMPLERS.items()}
-# In the web UI, these samplers always use leading spacing. In minisd, it is their default.
+# In the web UI, these samplers always use leading spacing. In minisd, they use it by default.
 ONE_SPACING = ("DDIM", "PLMS")
 IGNORED_PARAMETERS = {  # parameters that do not change the picture -> why
     "Version": "the version of the web UI",
@@ -140,7 +140,7 @@ def loras(about: dict) -> list[tuple[str, float]]:
 
 
 def parse_parameters(text: str) -> dict[str, str]:
-    """A dictionary: the web UI's name -> value, for both prompts and for every parameter.
+    """Read the web UI's text. Returns a dictionary: name of a prompt or parameter -> its value.
 
     Raises ValueError if the text has more than LONGEST_WEBUI_TEXT characters. Each step of this
     function copies the text, so a very long text from a stranger could fill the memory.
@@ -178,12 +178,14 @@ def unquote(value: str) -> str:
 
 
 def settings_from_webui(text: str, given: set[str]) -> tuple[dict[str, Any], list[str]]:
-    """The settings in minisd's form (see picture_settings.py), and a list of warnings.
+    """Translate the web UI's text. Returns minisd's settings and a list of warnings.
+
+    The settings have the form of picture_settings.py.
 
     given: the names of the options on the command line. Their files replace the files that the
         text names
-    Raises ValueError if minisd does not have a setting. The caller puts the name of the picture
-    before the message: "cat.png was drawn with …".
+    Raises ValueError if minisd lacks a setting of the text, or if the text lacks a needed setting.
+    The caller puts the name of the picture before the message: "cat.png was drawn with …".
     """
     parameters = {"Size": "512x512", "CFG scale": "7", "Clip skip": "1"} | parse_parameters(text)
     for name, value in parameters.items():
@@ -213,9 +215,14 @@ def settings_from_webui(text: str, given: set[str]) -> tuple[dict[str, Any], lis
 
 
 def find_numbers(parameters: dict[str, str], name: str, pattern: str, kind: type = int) -> list:
-    """The numbers in a parameter's value. Raises ValueError if the value has another form."""
+    """The numbers in a parameter's value.
+
+    pattern: a regular expression with one group for each number
+    kind: the type of the numbers
+    Raises ValueError if the value does not match the pattern, or if a group is not a number.
+    """
     match = re.fullmatch(pattern, parameters[name])
-    with suppress(ValueError):  # such as 1.2.3
+    with suppress(ValueError):  # float() refuses a text such as 1.2.3
         if match:
             return [kind(number) for number in match.groups()]
     raise ValueError(f"says {name}: {parameters[name]}, which is not a valid value")
@@ -294,7 +301,7 @@ def to_minisd_syntax(prompt: str) -> str:
 
 
 def weight_of(number: str) -> float:
-    """The weight as a number. Raises ValueError if the text (for example 1.2.3) is none."""
+    """The weight as a number. Raises ValueError for a text such as 1.2.3, which is no number."""
     try:
         return float(number)
     except ValueError as error:
@@ -338,7 +345,7 @@ def model_of(parameters: dict[str, str], given: set[str]) -> dict[str, str]:
 
 
 def model_hash(text: str) -> str:
-    """The first ten digits of the model's sha256, or "" if the text has none.
+    """The first ten digits of the model's sha256, or "" if the text does not state them.
 
     Until 2023, the web UI wrote eight digits of another checksum. Such digits are ignored.
     """

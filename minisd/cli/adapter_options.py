@@ -35,9 +35,9 @@ def split_scale(given: str) -> tuple[str, float]:
 
 
 def split_hint(given: str) -> tuple[str, str]:
-    """Split FILE:HINT at the first colon that has an existing file before it.
+    """Split FILE:HINT at the first colon that follows the path of an existing file.
 
-    Both paths may contain colons, as C:/ does. Raises ValueError if no colon has a file before it.
+    Both paths may contain colons, as C:/ does. Raises ValueError if there is no such colon.
     """
     from minisd.checkpoints.registry import local_path
 
@@ -55,7 +55,7 @@ def split_hint(given: str) -> tuple[str, str]:
 def controlnet_hints(options: argparse.Namespace) -> list[tuple[str, str, float]]:
     """Every ControlNet of the command, as (network, hint, scale).
 
-    The ControlNet of the command `minisd control` comes first. Then come those of --control.
+    The ControlNet of the command `minisd control` comes first. The ControlNets of --control follow.
     """
     own = []
     if options.command == "control":
@@ -117,7 +117,10 @@ def attach_adapters(sd, options: argparse.Namespace, size: tuple[int, int], hint
 
 
 def read_hints(options: argparse.Namespace) -> list:
-    """Open the hint of every ControlNet. Returns (network, picture, scale) for each."""
+    """Open the hint of every ControlNet: the picture that the ControlNet follows.
+
+    returns: (network, picture, scale) for each ControlNet
+    """
     from minisd.files.pictures import colours
 
     return [
@@ -127,9 +130,11 @@ def read_hints(options: argparse.Namespace) -> list:
 
 
 def attach_controlnets(sd, edges: bool, size: tuple[int, int], hints: list) -> None:
-    """Attach every ControlNet, with its hint resized to the picture.
+    """Attach every ControlNet. Each hint is resized to the size of the picture to draw.
 
-    edges: whether to compute the edges of each hint, and use those as the hint
+    edges: whether the ControlNets read the edges of the hints, instead of the hints
+    size: width and height of the picture to draw
+    hints: what read_hints() returns
     """
     from minisd.adapters.controlnet import ControlNet, control
     from minisd.files.pictures import from_pil

@@ -1,4 +1,4 @@
-"""argparse, with two changes: errors are one sentence, and words may follow options."""
+"""Changes argparse in two ways: an error is one sentence, and words may follow options."""
 
 import argparse
 import re
@@ -11,7 +11,7 @@ HELP = partial(argparse.HelpFormatter, max_help_position=30)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that raises a ValueError of one sentence, and does not print the usage."""
+    """A parser that raises ValueError with one sentence, and does not print the usage."""
 
     def __init__(self, **settings: Any):
         super().__init__(formatter_class=HELP, **settings)
@@ -68,7 +68,7 @@ def place_words(
 
 
 def too_many_words(command: str, words: list[str], files: int) -> str:
-    """The message if there are too many words. files: number of words after the prompt"""
+    """The message if there are too many words. files: number of files that follow the prompt"""
     if " " in words[0]:
         return f'"{words[-1]}" is one word too many: put words that belong together in quotes.'
     split = len(words) - files

@@ -18,7 +18,7 @@ def add_compare(command: argparse.ArgumentParser) -> None:
 
 
 def compare_command(options: argparse.Namespace) -> int:
-    """Compare, print the report, and return the exit status: 0 equal, 1 different."""
+    """Compare both models and print the report. Returns the exit status: 0 equal, 1 different."""
     import minisd
     from minisd.compare.run import compare_sides
     from minisd.compare.run_trace import compare_trace

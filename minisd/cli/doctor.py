@@ -10,7 +10,7 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")  # the share of the cores that a containe
 
 
 def doctor_lines() -> list[str]:
-    """Lines to print: one for each thing that a run depends on, then one for each thing to fix."""
+    """Check this machine. Returns lines to print: the facts first, then what to fix."""
     import torch
 
     from minisd import __version__
@@ -67,12 +67,12 @@ def advice_on_machine(torch_version: str, speed: float, mini: Path) -> list[str]
 
 
 def usable_cores() -> int:
-    """How many cores this process may use. In a container or a job, these may not be all cores."""
+    """How many cores this process may use. A container or a batch job may allow only some cores."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
         cores = os.cpu_count() or 1
-    try:  # such as "150000 100000": 1.5 cores
+    try:  # "150000 100000" in this file means 1.5 cores
         quota, period = QUOTA.read_text(encoding="utf-8").split()
         return max(1, min(cores, int(quota) // int(period)))
     except (OSError, ValueError):  # no such file, or "max 100000"
@@ -102,7 +102,7 @@ def advice_on_threads(threads: int, cores: int, load: float | None) -> list[str]
 
 
 def measure_gigaflops(dtype, size: int = 1024, seconds: float = 0.3) -> float:
-    """How fast this machine multiplies matrices, in 10^9 operations per second."""
+    """Measure how fast this machine multiplies matrices, in 10^9 operations per second."""
     import torch
 
     a = torch.randn(size, size).to(dtype)

@@ -32,10 +32,10 @@ def draw_command(options: argparse.Namespace, extra: list[str]) -> None:
 
 @contextmanager
 def use_threads(number: int | None) -> Iterator[None]:
-    """Let torch use this many threads for a while. None: their number stays.
+    """Let torch use this number of threads inside a `with` block. None: the number does not change.
 
-    The last bit of a sum depends on how many threads share the work. So --like uses the number of
-    threads that the picture records.
+    The last bit of a sum depends on the number of threads. So --like uses the number of threads
+    that the picture's settings state.
     """
     import torch
 
@@ -98,7 +98,7 @@ def run_depth(options: argparse.Namespace, outputs: list[Path]) -> None:
 
     @cache
     def estimator() -> Estimator:
-        """Read the estimator at its first use, after all other checks, and only once."""
+        """Read the estimator from its file when it is first used, after all other checks."""
         return read_estimator(options)
 
     if options.depth:
@@ -108,7 +108,7 @@ def run_depth(options: argparse.Namespace, outputs: list[Path]) -> None:
 
 
 def read_estimator(options: argparse.Namespace):
-    """Load the estimator that --estimator names, or else the one in the model's file or folder."""
+    """Load the depth estimator of --estimator. Without this option, load the model's estimator."""
     from minisd.checkpoints.load import locate
     from minisd.depth.small import load_estimator
 
@@ -120,8 +120,9 @@ def read_estimator(options: argparse.Namespace):
 def draw_from_picture(
     options: argparse.Namespace, outputs: list[Path], task: Callable, **more: Any
 ) -> None:
-    """Run a task on the input picture, once for every seed, and write what it draws.
+    """Run a task on the input picture, once for every seed, and write the drawn pictures.
 
+    task: a function that draws, such as img2img()
     more: more arguments for the task. If there is a mask, it is resized with the picture.
     """
     from minisd.files.pictures import colours, mask_shades, size_step
@@ -151,7 +152,7 @@ def draw_from_picture(
 
 
 def load_model(options: argparse.Namespace):
-    """Load the model. If the model's file has no VAE, load the VAE of --vae with it."""
+    """Load the model. If the model's file has no VAE, also load the VAE of --vae."""
     import minisd
 
     names = ("device", "prediction", "ema")
@@ -165,7 +166,7 @@ def load_model(options: argparse.Namespace):
 
 
 def common_settings(sd, options: argparse.Namespace) -> dict:
-    """The settings that every task takes. If no option is given, the model has its own."""
+    """The settings that every task takes. Settings without an option come from the model."""
     return {
         "negative_prompt": options.negative,
         "steps": options.steps,

@@ -1,4 +1,7 @@
-"""The sha256 of files and folders of weights. Those of large files are cached: 5 GB take 20 s."""
+"""The sha256 of files and folders of weights.
+
+To compute the sha256 of 5 GB takes 20 seconds. So the results for large files are cached.
+"""
 
 import hashlib
 import json
@@ -43,7 +46,10 @@ def hash_of(source: str) -> str:
 
 
 def base_files(path: Path) -> list[Path]:
-    """The base file that a fine-tuned file of minisd needs, in a list of 0 or 1 paths."""
+    """The base file of a fine-tuned file, in a list of 0 or 1 paths.
+
+    The base file holds the weights that are not in the fine-tuned file.
+    """
     from minisd.checkpoints.header import read_metadata
 
     try:
@@ -54,7 +60,7 @@ def base_files(path: Path) -> list[Path]:
 
 
 def hash_of_file(path: Path) -> str:
-    """The sha256 of one file. For a large file, it is cached until the file changes."""
+    """The sha256 of one file. The result for a large file is cached until the file changes."""
     file = path.stat()
     if file.st_size < LARGE_FILE:
         return compute_hash(path, file_state(path))
@@ -75,7 +81,10 @@ def file_state(path: Path) -> str:
 
 
 def compute_hash(path: Path, state: str) -> str:
-    """The sha256 of a file in this state. Raises ValueError if the state changes."""
+    """Compute the sha256 of a file. Raises ValueError if the file changes meanwhile.
+
+    state: what file_state() returned before
+    """
     from minisd.files.sha256 import file_sha256
 
     digest = file_sha256(path)
@@ -86,7 +95,10 @@ def compute_hash(path: Path, state: str) -> str:
 
 @cache
 def cached_hash(path: Path, state: str) -> str:
-    """The sha256 of a file in this state: read from the cache, or computed and then cached."""
+    """Read the sha256 of a file from the cache. If it is not there, compute it and cache it.
+
+    state: what file_state() returned before
+    """
     from minisd.checkpoints.registry import cache_dir
     from minisd.files.whole_files import written_whole
 
@@ -106,7 +118,10 @@ def cached_hash(path: Path, state: str) -> str:
 
 
 def known_hashes(notes: Path) -> dict[str, dict[str, str]]:
-    """Read the cache, a dictionary: path -> state -> sha256. Other entries are ignored."""
+    """Read the cache. Returns a dictionary: path -> state of the file -> sha256.
+
+    Damaged entries are left out. See file_state() for the state of a file.
+    """
     from minisd.files.json_files import read_json
 
     try:

@@ -68,7 +68,7 @@ def lessons_command(options: argparse.Namespace, passed_on: list[str]) -> None:
 
 
 def copy_notebooks(source: Path, folder: Path) -> list[str]:
-    """Copy every notebook that the folder lacks. Returns a line for each copy.
+    """Copy every notebook that the folder lacks. Returns lines to print about the copies.
 
     A file that exists is kept, whether the student or an older minisd wrote it. A copy gets its
     name only when it is complete. So after a crash, the next call makes the incomplete copy again.

@@ -62,8 +62,9 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def physical_memory() -> int | None:
-    """The memory of this machine in bytes, or the limit of a container or `ulimit` if it is lower.
+    """The memory of this machine in bytes. A container or `ulimit` may set a lower limit.
 
+    The lowest of these numbers is returned.
     None if the system does not say how much memory there is.
     """
     limits = [limit for limit, _ in limits_of_process()] + container_limits()
@@ -134,7 +135,7 @@ def container_limits() -> list[int]:
 
 
 def own_group_files() -> list[Path]:
-    """The files that may state a limit if this process runs outside a container.
+    """The files that state the limits of this process's control groups outside a container.
 
     A line of /proc/self/cgroup is "0::/path" in v2, and "7:memory:/path" in v1.
     """
@@ -178,9 +179,9 @@ def free_device_memory(sd) -> int | None:
 
 
 def bytes_needed(sd, width: int, height: int) -> int:
-    """About how many bytes a picture needs: for the weights, and for the decoder's largest maps.
+    """About how many bytes a picture needs: the weights, and the decoder's largest feature maps.
 
-    All other maps are smaller. They do not exist at the same time as the largest maps.
+    All other feature maps are smaller. They do not exist at the same time as the largest ones.
     """
     networks = (sd.text_encoder, sd.unet, sd.vae)
     weights = sum(p.numel() * p.element_size() for net in networks for p in net.parameters())
@@ -199,7 +200,7 @@ def bytes_of_maps(sd, width: int, height: int) -> int:
 
 
 def check_memory(sd, width: int, height: int) -> None:
-    """Raise ValueError if a picture of this size needs more than the whole memory."""
+    """Raise ValueError if a picture of this size needs more memory than the model's device has."""
     limit, need = device_memory(sd), bytes_needed(sd, width, height)
     if limit is not None and need > limit:
         weights = need - bytes_of_maps(sd, width, height)
@@ -228,7 +229,10 @@ def too_large_message(limit: int, need: int, width: int, height: int) -> str:
 
 
 def smaller_size(sd, width: int, height: int, room: float) -> tuple[int, int] | None:
-    """The largest size of the same shape whose maps fit into `room` bytes, or None."""
+    """The largest smaller size with the same proportions whose feature maps fit into `room` bytes.
+
+    None if no size fits.
+    """
     from minisd.files.pictures import size_step
 
     step = size_step(sd.config)
@@ -241,7 +245,7 @@ def smaller_size(sd, width: int, height: int, room: float) -> tuple[int, int] | 
 
 
 def room_for_maps(free: int | None, most: float) -> float:
-    """How many bytes the maps may need.
+    """How many bytes the decoder's feature maps may take.
 
     free: number of free bytes; None if it is unknown
     most: the upper limit, in bytes

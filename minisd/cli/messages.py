@@ -13,7 +13,7 @@ LONGEST_RESULT = 100_000  # characters in one line: enough for a whole prompt
 
 
 def print_results(*results: object) -> None:
-    """Print each result on its own line: the path of a new file, or a row of `info`."""
+    """Print each result on its own line. A result is a path or a line of text."""
     for result in results:
         print(one_line(result, LONGEST_RESULT), flush=True)
 

@@ -14,7 +14,7 @@ CHECKED_LATER = ("image", "mask", "depth", "hint")  # open_input() has better me
 
 
 def check_before_loading(options: argparse.Namespace) -> list[Path]:
-    """Check a drawing command. Returns the paths that the pictures will have.
+    """Check the options of a drawing command. Returns the paths of the pictures to draw.
 
     Raises ValueError if no model allows a setting, or if a file does not exist.
     """

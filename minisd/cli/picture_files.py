@@ -37,10 +37,12 @@ def is_picture(path: Path) -> bool:
 def fitting_size(
     size: tuple[int, int], options: argparse.Namespace, multiple: int
 ) -> tuple[int, int]:
-    """The width and height to draw: those of the options, or else the picture's own, rounded.
+    """The width and height to draw. Print a message if they differ from the picture's.
+
+    Without options for the size, the picture's width and height are rounded.
 
     size: width and height of the picture
-    multiple: a number. The picture's own width and height are rounded to multiples of this number
+    multiple: a number. The picture's width and height are rounded to multiples of this number
     """
     width, height = (max(multiple, round(length / multiple) * multiple) for length in size)
     width = width if options.width is None else options.width
@@ -103,9 +105,9 @@ def numbered_paths(output: Path, number: int, first: int) -> list[Path]:
 
 
 def all_outputs(paths: list[Path], every_step: bool) -> list[Path]:
-    """All files to write: the pictures and, if every_step is true, a strip for each picture.
+    """All files to write: the pictures and, if every_step is true, one more file for each picture.
 
-    A strip shows the guesses of all steps in one row.
+    This file is called a strip. It shows the guesses of all steps in one row.
     """
     return paths + [strip_path(path) for path in paths if every_step]
 

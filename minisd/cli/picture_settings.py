@@ -47,7 +47,7 @@ PICTURE_SETTINGS = {
     **{name: (name, list) for name in ("lora", "embedding", "hypernetwork", "vae")},
     **{name: (name, list) for name in ("control", "classifier")},
 }
-THREADS = range(1, 1025)  # as many threads as a machine may have cores
+THREADS = range(1, 1025)  # the valid numbers of threads in a file
 # The settings that are not options. schedule: the spacing that the model's folder states. It is
 # recorded if --spacing is not given.
 FACTS = ("minisd", "command", "hashes", "dtype", "threads", "torch", "schedule")
@@ -131,7 +131,7 @@ def read_a1111_text(path: Path) -> str | None:
 def recorded_options(options: argparse.Namespace, given: set[str]) -> dict[str, Any]:
     """A dictionary: name of an option -> its value when the picture of --like was drawn.
 
-    The keys "hashes" and "threads" are not options: the sha256 of each file, and the number of
+    Two keys are not options. "hashes" has the sha256 of each file, and "threads" has the number of
     threads.
 
     given: the names of the options on the command line

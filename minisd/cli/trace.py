@@ -1,4 +1,4 @@
-"""minisd trace: draw a picture and keep every tensor on the way, in a file."""
+"""minisd trace: draw a picture, and write every tensor of the computation into a file."""
 
 import argparse
 from pathlib import Path
@@ -22,7 +22,7 @@ def add_trace(command: argparse.ArgumentParser) -> None:
 
 
 def trace_command(options: argparse.Namespace) -> None:
-    """Draw, then say how large the file will be, then write it."""
+    """Draw a picture, print how large the file of its tensors will be, then write the file."""
     import minisd
     from minisd.checkpoints.first_bytes import size_in_words
     from minisd.compare.record_run import record_run

@@ -11,7 +11,7 @@ def add_verify(command: argparse.ArgumentParser) -> None:
 
 
 def verify_command(options: argparse.Namespace) -> int:
-    """Print every check. The exit status is 1 if one fails."""
+    """Run and print every check. Returns the exit status: 1 if a check fails, else 0."""
     from minisd.compare.verify import published_models, run_checks
 
     known = ["mini", *published_models()]

@@ -15,9 +15,9 @@ from minisd.pipeline import StableDiffusion
 
 
 def edge_agreement(found: Tensor, wanted: Tensor) -> float:
-    """F1 score of edges.
+    """The F1 score of the found edges, compared with the wanted edges. 1 is the best score.
 
-    An edge pixel counts as found if the other picture has an edge pixel at most one pixel away.
+    An edge pixel counts as right if the other picture has an edge pixel at most one pixel away.
 
     found, wanted: b 3 h w, 0 or 1
     """
@@ -31,16 +31,20 @@ def edge_agreement(found: Tensor, wanted: Tensor) -> float:
 def classifier_draw(
     sd: StableDiffusion, guide: LatentClassifier, things: list[str], scale: float
 ) -> Tensor:
-    """Draw a picture of each thing. The classifier steers, not a prompt. returns: b 3 h w"""
+    """Draw a picture of each thing. A classifier steers, and the prompt is empty.
+
+    returns: b 3 h w
+    """
     with ClassifierGuidance(sd, guide, things, scale):
         *_, step = sd.txt2img_steps([""] * len(things), "", DDIM_STEPS, cfg_scale=1, sampler="ddim")
     return sd.decode(step.x).clamp(-1, 1)
 
 
 def nearest_pictures(images: Tensor, emoji: Emoji, count: int) -> list[tuple[float, Tensor, Scene]]:
-    """Find the most similar of `count` training pictures, for each picture of `images`.
+    """Find the most similar training picture for each picture of `images`.
 
     images: b 3 h w
+    count: number of training pictures to compare with
     returns: for each picture, the root mean squared difference (0..255) to the training picture,
         the training picture, and its scene
     """

@@ -1,4 +1,4 @@
-"""The mini's caption grammar: scenes in words, the way people type prompts.
+"""The grammar of the mini's captions. Captions describe scenes in the style of prompts.
 
 A caption is always true, but it may be incomplete. If a caption does not name the style or the
 background, the picture has a random one. One caption in ten is empty, because classifier-free
@@ -85,8 +85,8 @@ PAIR_PHRASES = ("{left} left of {right}",) * 3 + (
 )
 
 SIZE_WORDS = ("small", "small", "tiny", "little")
-# The name of a spot where a small thing may be -> the middle of the thing, (right, down) as
-# fractions of the canvas; and phrases for the spot.
+# A spot is a place for a small thing. Name of a spot -> the middle of the thing, and phrases for
+# the spot. The middle is (right, down), in fractions of the canvas.
 SPOTS = {
     "middle": ((0.5, 0.5), ("in the middle", "in the centre")),
     "left": ((0.27, 0.5), ("on the left", "at the left")),
@@ -116,10 +116,10 @@ PLAIN_HABITS = Habits(names_style=0.50, uses_synonym=0.15)
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows: one thing, or two from left to right."""
+    """What a picture shows: one thing, or two things from left to right."""
 
     things: tuple[str, ...]
-    tints: tuple[str | None, ...]  # the colour of the whole thing; None: its own colours
+    tints: tuple[str | None, ...]  # the colour of each thing; None: its natural colours
     style: str
     background: str
     spot: str | None = None  # a key of SPOTS for a small thing; None for a large, centred one
@@ -131,7 +131,7 @@ def pick(options, rng: np.random.Generator):
 
 
 def article(word: str) -> str:
-    """ "an" before a vowel sound, else "a"."""
+    """The article of the word: "an" before a vowel sound, else "a"."""
     return "an" if word[0] in "aeiou" and not word.startswith("uni") else "a"
 
 
@@ -142,10 +142,12 @@ def synonym(word: str, rng: np.random.Generator, habits: Habits = HABITS) -> str
 
 
 def noun_phrase(words: list[str], thing: str, rng: np.random.Generator) -> str:
-    """ "a flat blue cat", or sometimes "the flat blue cat" or "flat blue cat".
+    """The words with an article: "a flat blue cat".
 
-    words: the words of the phrase. The last one is `thing` or a synonym of it
-    thing: the usual name of the thing
+    Sometimes the article is "the", and sometimes there is no article.
+
+    words: the words of the phrase. The last word is `thing` or a synonym of `thing`
+    thing: the name of the thing in minisd
     """
     phrase = " ".join(words)
     draw = rng.random()
@@ -157,7 +159,12 @@ def noun_phrase(words: list[str], thing: str, rng: np.random.Generator) -> str:
 
 
 def things_phrase(scene: Scene, style: str | None, rng: np.random.Generator, habits: Habits) -> str:
-    """The things with their tints, and perhaps their style, size and places."""
+    """A phrase for all things of the scene.
+
+    The phrase names the things and their tints. It may also name the style, the size and the spot.
+
+    style: the style to name; None: the phrase does not name the style
+    """
     size = pick(SIZE_WORDS, rng) if scene.spot and rng.random() < NAMES_SIZE else None
     phrases = []
     for thing, tint in zip(scene.things, scene.tints, strict=True):

@@ -1,6 +1,6 @@
 """A small diffusion model that draws only cats and dogs, without a prompt.
 
-The model has the mini's classes and draws the mini's latents. Its U-Net has a million parameters.
+The model draws latents for the mini's autoencoder. Its U-Net has a million parameters.
 On two cores, the model learns to draw blobs in 90 seconds, and faces in 20 minutes. All training
 pictures show a cat or a dog. So all samples should also show a cat or a dog.
 """
@@ -66,7 +66,9 @@ class Unprompted(nn.Module):
 def portraits(
     emoji: Emoji, size: int, count: int, seed: int = 0, step: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Pictures of cats and dogs, about as many cats as dogs, in all styles, facing left or right.
+    """Compose pictures of one cat or one dog each, in all styles.
+
+    About half of the pictures show a cat. About half of the pictures are mirrored.
 
     returns: images, b 3 h w; labels, b: the index in PETS of the animal in each picture
     """
@@ -83,7 +85,7 @@ def portraits(
 def latent_portraits(
     sd: StableDiffusion, emoji: Emoji, count: int, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The latents of the pictures that portraits() makes, encoded once for training.
+    """Encode the pictures that portraits() makes. Returns the latents and the labels.
 
     count: number of pictures, a multiple of 100
     returns: latents, n 4 h w, scaled; labels, n
@@ -126,7 +128,10 @@ def train_unprompted(
 
 
 def save_unprompted(path: Path, network: Unprompted, notes: Mapping[str, object]) -> None:
-    """Write the network in half precision. The header holds its config and the notes."""
+    """Write the network in half precision. The file's header holds the config and the notes.
+
+    notes: facts about the training, such as the command and the seed
+    """
     config = json.dumps(asdict(network.unet.config))
     header = {"unprompted": config, "notes": json.dumps(notes)}
     with written_whole(path) as unfinished:

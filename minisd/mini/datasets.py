@@ -59,7 +59,10 @@ def encode_pictures(
     seed: int,
     split: str = "train",
 ) -> EncodedPictures:
-    """The training dataset of the U-Net. 100,000 pictures take 80 MB in half precision."""
+    """Compose and encode `count` pictures, to train the U-Net.
+
+    The latents and tokens of 100,000 pictures take 80 MB. The latents are in half precision.
+    """
     latents, tokens = [], []
     for _, made in composed_batches(emoji, config.size, count, seed, split):
         with fast_precision():
@@ -75,7 +78,7 @@ def encode_pictures(
 def labelled_latents(
     emoji: Emoji, vae: VAE, config: ModelConfig, count: int, seed: int, split: str = "train"
 ) -> tuple[Tensor, Tensor]:
-    """The training dataset of the classifier: all pictures that show one thing, out of `count`.
+    """Compose `count` pictures, and encode those that show one thing, to train the classifier.
 
     A picture of two things would have two right answers, but a softmax expects one right answer.
     returns: latents n 4 h w, scaled, in half precision; labels n, indices in emoji.things
@@ -102,12 +105,13 @@ def adapter_dataset(
     caption: Callable[[str], str] | None = None,
     conditions: Conditions | None = None,
 ) -> AdapterDataset:
-    """Compose pictures until there are `count`, and encode them.
+    """Compose and encode `count` pictures, to train an adapter or a wider U-Net.
 
     style: a function that changes pictures, b 3 h w; None: pictures stay as they are
     only: a function that says whether to use a scene; None: all scenes are used
     caption: a function that changes a caption; None: captions stay as they are
-    conditions: a function that makes what the network reads with each picture; None: nothing
+    conditions: a function that makes the extra input of the network for each picture, such as the
+        edges; None: the network has no extra input
     """
     latents, captions, shown, number = [], [], [], 0
     with tqdm(total=count, desc="encoding pictures", mininterval=5) as bar:
@@ -127,12 +131,17 @@ def adapter_dataset(
 
 
 def edges_of(images: Tensor, number: int) -> Tensor:
-    """The edges of pictures, as a ControlNet's conditions. returns: b 1 h w, bytes, 0 or 1"""
+    """The edges of pictures, as the extra input of a ControlNet.
+
+    images: b 3 h w
+    number: number of the batch, not used
+    returns: b 1 h w, bytes, 0 or 1
+    """
     return canny(images)[:, :1].byte()
 
 
 def edge_dataset(sd: StableDiffusion, emoji: Emoji, count: int, seed: int = 0) -> AdapterDataset:
-    """Pictures with their edges.
+    """Compose and encode pictures, with their edges as the extra input of a ControlNet.
 
     Every second caption is empty, so that the network must learn from the edges what the picture
     shows (Zhang et al. 2023, section 3.3).
@@ -143,9 +152,9 @@ def edge_dataset(sd: StableDiffusion, emoji: Emoji, count: int, seed: int = 0) -
 
 
 def masks_and_surroundings(sd: StableDiffusion, seed: int) -> Conditions:
-    """A function that makes what an inpainting model reads with each picture.
+    """A function that makes the extra input of an inpainting model.
 
-    The model reads a mask, and the latent of the picture with a hole where the mask is 1.
+    The extra input is a mask, and the latent of the picture with a hole where the mask is 1.
     """
 
     def conditions(images: Tensor, number: int) -> Tensor:
@@ -160,13 +169,16 @@ def masks_and_surroundings(sd: StableDiffusion, seed: int) -> Conditions:
 
 
 def estimated_depth(sd: StableDiffusion, estimator: Callable[[Tensor], Tensor]) -> Conditions:
-    """A function that makes what a depth model reads: the depth that the estimator finds."""
+    """A function that makes the extra input of a depth model: the estimated depth of a picture."""
     side = sd.config.size // sd.config.vae.factor
     return lambda images, number: depth_channel(estimator(images), (side, side))
 
 
 def random_mask(size: int, rng: np.random.Generator) -> Tensor:
-    """A random mask, 1 size size, which is 1 in a box, in an ellipse, on one side or everywhere."""
+    """A random mask: ones in a box, in an ellipse, on one side or everywhere, and zeros elsewhere.
+
+    returns: 1 size size
+    """
     mask = Image.new("1", (size, size), int(rng.random() < WHOLE_MASKS))
     pen = ImageDraw.Draw(mask)
     kind = pick(("box", "ellipse", "side"), rng)

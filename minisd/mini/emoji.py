@@ -1,4 +1,7 @@
-"""The emoji cut-outs that the mini's training pictures are made of."""
+"""The emoji that the mini's training pictures are composed of.
+
+A cut-out is a small picture of one emoji with a transparent background.
+"""
 
 import io
 from dataclasses import dataclass, replace
@@ -16,12 +19,12 @@ from minisd.files.picture_files import explain_pillow_errors
 
 FINE_THINGS = ("cat", "tiger", "rabbit", "lion", "owl", "butterfly", "bee", "snail")
 FINE_THINGS += ("maple leaf", "sunflower", "strawberry", "watermelon")  # drawn with thin lines
-LARGEST_TILE = 1024  # px of a side; the shipped cut-outs have 104
+LARGEST_TILE = 1024  # px: the longest side allowed. The shipped cut-outs have sides of 104 px
 
 
 @dataclass(frozen=True, eq=False)
 class Emoji:
-    """The cut-outs: a small picture of each thing in each style.
+    """The cut-outs: small pictures of each thing in each style, with transparent backgrounds.
 
     tiles: thing style h w rgba, 0..255; the colours are not multiplied by opacity
     """
@@ -56,7 +59,7 @@ class Emoji:
         return cls(tuple(categories), tuple(sources), categories, sources, tiles)
 
     def only(self, things: tuple[str, ...]) -> "Emoji":
-        """Only the cut-outs of these things, in every style."""
+        """The cut-outs of these things alone, in every style."""
         chosen = [self.things.index(thing) for thing in things]
         return replace(self, things=things, tiles=self.tiles[chosen])
 

@@ -1,4 +1,4 @@
-"""Measure the mini model: whether its pictures are right, where it looks, and how fast it is.
+"""Measure the mini model: the share of right pictures, its attention maps, and its speed.
 
 docs/make/mini_report.py fills docs/mini.md with the figures that evaluate() returns.
 """
@@ -32,7 +32,7 @@ from minisd.training.loop import generator_at
 from minisd.training.vae import psnr
 from minisd.vae import VAE
 
-SEED = 2  # of the scenes; training uses 0, and the latent scale is measured with 1
+SEED = 2  # of the scenes. Training uses 0, and the latent scale is measured with 1
 DDIM_STEPS = 20
 CFG_SCALES = (0, 1, 3, 5, 7.5)  # the scale of the config is measured, too
 DRAWN_AT_ONCE = 64  # pictures
@@ -45,13 +45,19 @@ ASPECTS = ("background", "thing", "style", "tint", "two things", "small thing")
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """A picture (3 h w), its scene, what the judge sees, and which aspects are right."""
+    """A picture, its scene, the judge's answers, and which aspects of the picture are right.
+
+    image: 3 h w
+    seen: the judge's answers, one for each thing of the scene
+    background: the name of the picture's background colour
+    right: an aspect (see ASPECTS) -> verdicts. A scene without this aspect has no verdict
+    """
 
     image: Tensor
     scene: Scene
     seen: list[Seen]
     background: str
-    right: dict[str, list[bool]]  # aspect -> a verdict for each time the scene asks for it
+    right: dict[str, list[bool]]
 
     @property
     def is_right(self) -> bool:
@@ -88,9 +94,10 @@ def is_at_spot(silhouette: Tensor, spot: str) -> bool:
 def check_scene(
     scene: Scene, seen: list[Seen], background: str, silhouette: Tensor
 ) -> dict[str, list[bool]]:
-    """A dictionary: aspect -> verdicts, one for each time the scene asks for the aspect.
+    """A dictionary: aspect -> a list of verdicts, true for right.
 
-    A tint is right only if the thing is right, too.
+    The list is empty if the scene does not have the aspect. For "tint", each tinted thing has a
+    verdict. A tint is right only if the thing is right, too.
     """
     known = [one.thing == thing for one, thing in zip(seen, scene.things, strict=True)]
     rows = zip(known, seen, scene.tints, strict=True)
@@ -119,7 +126,7 @@ def examine(judge: Judge, images: Tensor, scenes: list[Scene]) -> list[Judged]:
 
 
 def shares(judged: list[Judged]) -> dict[str, float]:
-    """A dictionary: aspect -> how often it is right, among the times that a scene asks for it.
+    """A dictionary: aspect -> the share of right verdicts among all verdicts on this aspect.
 
     The key "pictures" has the number of pictures.
     """
@@ -151,7 +158,7 @@ def draw_prompts(sd: StableDiffusion, prompts: list[str], cfg_scale: float) -> T
 
 @torch.no_grad()
 def round_trip(sd: StableDiffusion, images: Tensor) -> Tensor:
-    """Encode and decode the pictures. Diffusion cannot sharpen what the VAE blurs. b 3 h w"""
+    """Encode and decode the pictures, to show how much the VAE alone blurs. b 3 h w"""
     parts = [sd.decode(sd.encode(some)).clamp(-1, 1) for some in images.split(DRAWN_AT_ONCE)]
     return torch.cat(parts)
 
@@ -165,7 +172,7 @@ def judge_split(
     and decoded. The other rows have the pictures that the model draws, one row per guidance scale.
 
     count: number of pictures in a row
-    others: number of pictures in the rows of all scales other than the config's
+    others: number of pictures in the row of each scale other than the config's
     """
     real = batch(emoji, sd.config.size, count, SEED, step=0, split=split)
     rows = {
@@ -210,7 +217,7 @@ def accuracy_per_t(
     return shares
 
 
-# ---- attention maps: where the picture looks at which word
+# ---- attention maps: which places of the picture attend to which word
 
 
 @torch.no_grad()
@@ -238,9 +245,10 @@ def word_maps(sd: StableDiffusion, prompts: list[str]) -> tuple[Tensor, Tensor]:
 
 
 def roles(scene: Scene, tokenizer: Tokenizer) -> dict[str, list[int]]:
-    """A dictionary: role -> the positions of this part of the caption among the 77 tokens.
+    """The positions of each part of the full caption among its 77 tokens.
 
-    A role is a part of the full caption, such as "style" or "thing". The scene must show one thing.
+    Returns a dictionary: role -> positions. A role is a part of the full caption, such as "style"
+    or "thing". The scene must show one thing.
     """
     named = {
         "style": scene.style,
@@ -262,9 +270,9 @@ def roles(scene: Scene, tokenizer: Tokenizer) -> dict[str, list[int]]:
 
 
 def overlap(weights: Tensor, silhouette: Tensor) -> float:
-    """Intersection over union of a silhouette and the k strongest weights.
+    """The intersection over union of a silhouette and of the places with the largest weights.
 
-    k is the area of the silhouette.
+    If the silhouette has k places, the k places with the largest weights are taken.
     weights, silhouette: h w
     """
     k = int(silhouette.sum())
@@ -274,17 +282,17 @@ def overlap(weights: Tensor, silhouette: Tensor) -> float:
 
 
 def measure_attention(sd: StableDiffusion, emoji: Emoji, count: int) -> dict[str, dict[str, float]]:
-    """Measure how much attention each role of a word receives, and whether its map fits the thing.
+    """Measure how much attention each part of the caption receives, and at which places.
 
-    Returns a dictionary: figure -> role -> mean over the pictures. There are three figures:
+    Returns a dictionary: figure -> role -> mean over the pictures. A role is a part of the caption,
+    as in roles(). There are three figures:
     "share": the share of all attention that the role receives
     "overlap": the overlap of the role's map with the silhouette of the drawn thing
-    "behind": how much smaller this overlap is than the overlap of the thing's word, in the same
-        pictures
+    "behind": the overlap of the role "thing", minus the overlap of this role, in the same pictures
 
-    The scenes are held-out, and each shows one large thing. The silhouette has the size of the
-    latent: it is the set of places that the thing covers at least by half. For
-    comparison, "by chance" is the overlap of random places.
+    The scenes are held-out, and each shows one large thing. A place of the latent belongs to the
+    silhouette if the thing covers at least half of the place. For comparison, the role "by chance"
+    has the overlap of random places.
     """
     made = batch(emoji, sd.config.size, 2 * count, SEED, step=0, split="heldout").scenes
     scenes = [scene for scene in made if len(scene.things) == 1 and not scene.spot][:count]
@@ -313,7 +321,7 @@ def measure_attention(sd: StableDiffusion, emoji: Emoji, count: int) -> dict[str
 
 @torch.no_grad()
 def word_vectors(sd: StableDiffusion, words: list[str]) -> dict[str, Tensor]:
-    """Three kinds of vectors for the words. A dictionary: kind -> vectors, n c.
+    """Three kinds of vectors for the words. Returns a dictionary: kind -> vectors, n c.
 
     "embeddings": the mean of the embeddings of the word's tokens
     "contexts": the text encoder's output for "a WORD", at the last token of the word
@@ -336,9 +344,11 @@ def word_vectors(sd: StableDiffusion, words: list[str]) -> dict[str, Tensor]:
 
 
 def likeness(vectors: Tensor, words: list[str], things: tuple[str, ...]) -> dict[str, float]:
-    """Mean cosine similarities: of synonyms, of different things, and the difference of the two.
+    """How similar the vectors of synonyms are, compared with the vectors of different things.
 
     vectors: n c, one for each word
+    returns: a dictionary: "synonyms" and "unrelated" -> mean cosine similarity of pairs of synonyms
+        and of pairs of different things; "gap" -> the difference of the two
     """
     unit = dict(zip(words, F.normalize(vectors.float(), dim=1), strict=True))
     pairs = [(word, other) for word in SYNONYMS if word in unit for other in SYNONYMS[word]]
@@ -359,7 +369,7 @@ def measure_synonyms(sd: StableDiffusion, emoji: Emoji) -> dict[str, dict[str, f
 
 
 def fastest_of_three(action: Callable[[], object]) -> float:
-    """Seconds that the action takes: the best of three runs, after a warm-up."""
+    """Run the action once to warm up, then three times. Returns the seconds of the fastest run."""
     spent = []
     for _ in range(4):
         began = time.perf_counter()
@@ -369,7 +379,7 @@ def fastest_of_three(action: Callable[[], object]) -> float:
 
 
 def seconds_per_picture(sd: StableDiffusion, count: int) -> float:
-    """Seconds per picture from prompt to PNG, if `count` pictures are drawn at once."""
+    """Draw `count` pictures at once. Returns the seconds per picture, from prompt to PNG."""
 
     def draw_all() -> None:
         pictures = sd.txt2img(["a cat on a blue background"] * count, steps=DDIM_STEPS)
@@ -394,7 +404,8 @@ def evaluate(
 
     count: number of pictures at the config's scale
     others: number of pictures at each other scale
-    fine_tuned: the same autoencoder with a better decoder; None: only the model's own is measured
+    fine_tuned: the same autoencoder with a better decoder. It is measured, too; None: only the
+        model's own autoencoder is measured
     """
     unseen = batch(emoji, sd.config.size, 1024, SEED, step=0, split="heldout").images
     vaes = {"model": sd.vae} | ({"fine-tuned": fine_tuned} if fine_tuned else {})

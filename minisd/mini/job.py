@@ -1,4 +1,4 @@
-"""What the user of `minisd train` asks for, and the files that trainings share in a run folder."""
+"""The options of `minisd train`, and the files that all trainings in one run folder share."""
 
 import json
 from collections.abc import Callable
@@ -30,9 +30,11 @@ TRAINING_SEEDS = 2**40  # generator_at() can keep this many seeds apart in 64 bi
 
 @dataclass(frozen=True)
 class Job:
-    """What the command line asks for.
+    """The options of `minisd train`.
 
-    steps, minutes: the length of the training. If both are None, the recipe's own length
+    folder: the run folder
+    output: the file to write
+    steps, minutes: the length of the training. If both are None, the recipe sets the length
     """
 
     folder: Path = Path("runs/mini")
@@ -54,9 +56,11 @@ class Job:
     def fit(
         self, settings: Hyperparameters, name: str, train_in: Callable, work: float = 1.0
     ) -> Hyperparameters:
-        """The settings with as many steps as the user asks for.
+        """The settings with the number of steps that the user wants.
 
-        train_in: a function (settings, folder) that trains. It is used to measure the pace
+        If the user gives minutes, a short trial measures how many steps fit into the minutes.
+
+        train_in: a function (settings, folder) that trains. The trial calls this function
         work: number of steps in all parts of the training, divided by settings.steps
         """
         if self.minutes is not None:
@@ -98,10 +102,10 @@ def unseen_pictures(emoji: Emoji) -> Tensor:
 
 
 def trained_vae(folder: Path, emoji: Emoji) -> tuple[VAE, ModelConfig]:
-    """The run's VAE, and the config with the latent scale for this VAE.
+    """Load the run's VAE. Returns the VAE, and the config with the latent scale for this VAE.
 
-    If the diffusion training has begun, the scale is the one that this training began with.
-    Otherwise the scale is measured.
+    If the diffusion training has begun, the scale is read from its checkpoint. Otherwise the scale
+    is measured.
 
     Raises ValueError if the VAE has not been trained yet.
     """
@@ -114,7 +118,7 @@ def trained_vae(folder: Path, emoji: Emoji) -> tuple[VAE, ModelConfig]:
 
 
 def ema_network(network: Model, folder: Path) -> Model:
-    """The network with the EMA weights of the folder's last checkpoint.
+    """Fill the network with the EMA weights of the folder's last checkpoint. Returns the network.
 
     Raises ValueError if the folder has no checkpoint.
     """
@@ -141,7 +145,9 @@ def training_notes(name: str, folder: Path) -> dict:
 
 
 def export(job: Job) -> Path:
-    """Write the run's networks as one model file in half precision, with notes on their training.
+    """Write the run's networks and notes on their training into one file, in half precision.
+
+    Returns the path of the file.
 
     Raises ValueError if a network has not been trained yet, or if the file cannot be written.
     """

@@ -1,7 +1,8 @@
 """The judge: a small classifier that says what a picture shows. Only the evaluation uses it.
 
-The judge was trained on the cut-outs, not on pictures that the mini draws (see train_judge.py). It
-does not judge the background, because the background's colour can be measured directly.
+The judge was trained on pictures composed of emoji, not on pictures that the mini draws (see
+train_judge.py). The judge does not judge the background, because the background's colour can be
+measured directly.
 """
 
 import json
@@ -27,7 +28,7 @@ from minisd.mini.emoji import Emoji
 from minisd.mini.scenes import SHIFT, SMALL_WIDTH, batch, middles
 
 CROP_SIDE = 64  # px of a crop
-# The side of a crop of a small thing, as a part of the canvas. The thing is always inside.
+# The side of a small thing's crop, as a fraction of the canvas. The whole thing is in the crop.
 WINDOW = SMALL_WIDTH + 2 * SHIFT
 VOCABULARIES = ("things", "styles", "colours")
 MOST_WORDS = 1000  # in each vocabulary
@@ -42,7 +43,7 @@ class Seen(NamedTuple):
 
 
 class Block(nn.Module):
-    """Two convolutions, whose result is added to the input. Height and width are halved.
+    """Two convolutions with a shortcut around them. Height and width are halved.
 
     x: b c_in h w    returns: b c_out h/2 w/2
     """
@@ -78,7 +79,8 @@ class Judge(nn.Module):
         self.conv_in = nn.Conv2d(3, widths[0], 5, stride=2, padding=2)
         self.blocks = nn.ModuleList(Block(c_in, c_out) for c_in, c_out in pairwise(widths))
         self.norm_out = nn.GroupNorm(8, widths[-1])
-        # reads all 4 x 4 places: an average over them would lose the layout and train far slower
+        # conv_out reads all 4 x 4 places. An average over the places would lose their layout, and
+        # the training would be far slower
         self.conv_out = nn.Conv2d(widths[-1], len(things) * len(styles) + len(colours), 4)
 
     def forward(self, crop: Tensor) -> tuple[Tensor, ...]:
@@ -104,7 +106,7 @@ def through_windows(images: Tensor, windows: Tensor) -> Tensor:
 
 
 def crops(images: Tensor, scenes: list[Scene]) -> Tensor:
-    """What the judge looks at: one crop for each thing of the first scene, the second scene, …
+    """Cut out one crop for each thing of each scene, in the order of the scenes.
 
     The middle of a crop is where the scene puts the thing. If a picture shows only one large thing,
     the crop is the whole picture.
@@ -123,7 +125,11 @@ def crops(images: Tensor, scenes: list[Scene]) -> Tensor:
 
 @torch.no_grad()
 def look(judge: Judge, images: Tensor, scenes: list[Scene]) -> list[list[Seen]]:
-    """What the judge sees in each picture, for each thing of its scene. images: b 3 h w"""
+    """Ask the judge about each thing in each picture.
+
+    images: b 3 h w
+    returns: for each scene, a list of the judge's answers, one for each thing
+    """
     answers = [logits.argmax(dim=1).tolist() for logits in judge(crops(images, scenes))]
     rows = zip(*answers, strict=True)
     seen = (
@@ -143,10 +149,11 @@ def nearest_colour(rgb: np.ndarray) -> str:
 def accuracy(
     judge: Judge, emoji: Emoji, count: int = 1000, split: str = "heldout", seed: int = 3
 ) -> dict[str, float]:
-    """How often the judge is right about composed pictures. A dictionary: answer -> share.
+    """Measure how often the judge is right about composed pictures.
 
-    The answers are "thing", "style" and "tint". The tint counts only for tinted things. By default,
-    the pictures show pairs of thing and background that no training has used.
+    Returns a dictionary: "thing", "style" or "tint" -> the share of right answers. The tint counts
+    only for tinted things. By default, the pictures show pairs of thing and background that no
+    training has used.
     """
     real = batch(emoji, MINI.size, count, seed, step=0, split=split)
     right: dict[str, list[bool]] = {name: [] for name in Seen._fields}
@@ -159,7 +166,10 @@ def accuracy(
 
 
 def save_judge(path: Path, judge: Judge, figures: dict) -> None:
-    """Write the judge in half precision. The header holds its vocabularies and its accuracy."""
+    """Write the judge in half precision. The file's header holds the vocabularies and the figures.
+
+    figures: facts about the judge, such as its accuracy
+    """
     header = {name: json.dumps(getattr(judge, name)) for name in VOCABULARIES}
     header["figures"] = json.dumps(figures)
     with written_whole(path) as unfinished:

@@ -1,4 +1,4 @@
-"""Train for some minutes instead of some steps: measure the pace, then choose the steps."""
+"""Train for some minutes: measure the seconds per step, then choose the number of steps."""
 
 import math
 from collections.abc import Callable
@@ -25,10 +25,11 @@ def check_minutes(minutes: float) -> None:
 def fit_to_minutes(
     settings: Hyperparameters, minutes: float, folder: Path, train_in: TrainIn
 ) -> Hyperparameters:
-    """The settings with as many steps as fit into these minutes, at the pace of a short trial.
+    """Measure the seconds per step in a short trial. Returns settings that fit into the minutes.
 
     The trial runs in a temporary folder, and its time is not part of the minutes. If `folder`
-    already holds a run, its number of steps stays, so that the run can be resumed.
+    already holds a run, there is no trial. The number of steps of this run is kept, so that the run
+    can be resumed.
 
     folder: the folder of the run
     train_in: a function (settings, folder) that trains
@@ -51,7 +52,10 @@ def fit_to_minutes(
 
 
 def seconds_per_step(settings: Hyperparameters, train_in: TrainIn) -> float:
-    """How many seconds a step takes. The first two steps are slower, so they do not count."""
+    """Train for a few steps in a temporary folder. Returns the seconds per step.
+
+    The first two steps are slower, so they do not count.
+    """
     with TemporaryDirectory() as scratch:
         try:
             train_in(replace(settings, steps=TRIAL, log_every=1), Path(scratch))

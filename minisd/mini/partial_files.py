@@ -71,14 +71,17 @@ def save_wider(
 
 
 def freeze_copied_parts(controlnet: ControlNet) -> ControlNet:
-    """Freeze the copied encoder. Only the hint's and the zero convolutions will be trained."""
+    """Freeze the encoder that was copied from the U-Net. Returns the ControlNet.
+
+    Only the convolutions that read the hint and the zero convolutions will be trained.
+    """
     for name, parameter in controlnet.named_parameters():
         parameter.requires_grad_(name.startswith(NEW_PARTS))
     return controlnet
 
 
 def save_new_parts(path: Path, controlnet: ControlNet, notes: dict[str, str]) -> None:
-    """Write only the parts that are not copied from the U-Net.
+    """Write only the parts of a ControlNet that are not copied from the U-Net.
 
     Raises ValueError if the file cannot be written.
     """
@@ -87,7 +90,10 @@ def save_new_parts(path: Path, controlnet: ControlNet, notes: dict[str, str]) ->
 
 
 def half_trained_controlnet(sd: StableDiffusion, path: Path) -> ControlNet:
-    """A ControlNet: copied from the U-Net, with new parts from a file of save_new_parts()."""
+    """Read a ControlNet from a file that save_new_parts() wrote.
+
+    The file has no encoder, so the encoder is copied from the U-Net.
+    """
     network = copied_controlnet(sd)
     network.load_state_dict(network.state_dict() | read_tensors(path))
     return network

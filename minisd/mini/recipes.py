@@ -58,7 +58,7 @@ from minisd.training.vae import psnr, train_decoder, train_vae
 Save = Callable[[Path, Any, dict], None]  # (path, network, notes)
 
 NEW_WORD, WORD_MEANING = "<blorp>", "fox"  # captions say <blorp> instead of fox
-LIKE = ("cat", "dog", "bear", "lion")  # the new word's vector starts at the mean of these
+LIKE = ("cat", "dog", "bear", "lion")  # the new vector starts as the mean of these words' vectors
 # Number of pictures: FEW for a style or a word, MANY for a network that reads conditions.
 FEW, MANY = 500, 8000
 DECODED = 6000  # pictures that the autoencoder encodes and decodes for the judge
@@ -79,7 +79,9 @@ class Recipe:
 
 
 def train_recipe(name: str, job: Job) -> nn.Module:
-    """Train the network of this recipe, or resume its training. Write job.output if it is given.
+    """Train the network of this recipe, or resume its training. Returns the network.
+
+    If job.output is given, the network is also saved in this file.
 
     Raises what train() raises: ValueError and Interrupted.
     """
@@ -124,10 +126,10 @@ def prepare_diffusion(job: Job) -> tuple[TrainIn, Save]:
 
 
 def prepare_decoder(job: Job) -> tuple[TrainIn, Save]:
-    """Train the decoder. Every second picture shows one of FINE_THINGS, to improve thin lines.
+    """Prepare the training of the decoder.
 
-    Thin lines are whiskers and leaf veins, for example. In the training of vae-ft-mse, every second
-    picture showed people, to improve faces.
+    Every second picture shows one of FINE_THINGS, to improve thin lines, for example whiskers. In
+    the training of vae-ft-mse, every second picture showed people, to improve faces.
     """
     emoji = Emoji.load()
     fine_things = emoji.only(FINE_THINGS)
@@ -168,7 +170,10 @@ def prepare_classifier(job: Job) -> tuple[TrainIn, Save]:
 
 
 def prepare_judge(job: Job) -> tuple[TrainIn, Save]:
-    """Train the judge. The trained VAE has encoded and decoded half of the judge's pictures."""
+    """Prepare the training of the judge.
+
+    The trained VAE encodes and decodes half of the judge's training pictures.
+    """
     emoji = Emoji.load()
     vae, _ = trained_vae(job.folder, emoji)
     count = min(DECODED, job.pictures)  # a short run has no time for DECODED pictures
@@ -192,7 +197,7 @@ def save_with_notes(path: Path, network: Any, notes: dict) -> None:
 
 
 def prepare_adapter(start: Callable, job: Job, **which: Any) -> tuple[TrainIn, Save]:
-    """Train an adapter on a few pictures.
+    """Prepare the training of an adapter on a few pictures.
 
     start: a function that makes the adapter for the model
     which: the options for adapter_dataset()
@@ -225,7 +230,7 @@ def prepare_word(job: Job) -> tuple[TrainIn, Save]:
 
 
 def prepare_on_edges(start: Callable, job: Job, count: int, save: Save) -> tuple[TrainIn, Save]:
-    """Train a ControlNet on pictures with their edges.
+    """Prepare the training of a ControlNet on pictures with their edges.
 
     start: a function that makes the ControlNet for the model
     count: number of pictures
@@ -245,7 +250,10 @@ def prepare_controlnet(job: Job) -> tuple[TrainIn, Save]:
 
 
 def prepare_half_controlnet(job: Job) -> tuple[TrainIn, Save]:
-    """Train only the new parts of a ControlNet, and stop before it follows its hint."""
+    """Prepare a short training of a ControlNet's new parts. The copied encoder is not trained.
+
+    The training stops before the ControlNet follows its hint.
+    """
 
     def start(sd: StableDiffusion) -> nn.Module:
         return partial_files.freeze_copied_parts(adapters.copied_controlnet(sd))
@@ -259,11 +267,11 @@ def prepare_half_controlnet(job: Job) -> tuple[TrainIn, Save]:
 def prepare_wider(
     job: Job, channels: int, name: str, conditions: Callable, others: dict
 ) -> tuple[TrainIn, Save]:
-    """Train a U-Net that also reads conditions.
+    """Prepare the training of a U-Net that reads an extra input, such as a mask or a depth map.
 
-    channels: number of the U-Net's input channels, including those of the conditions
+    channels: number of the U-Net's input channels, including the channels of the extra input
     name: the name for the model's config
-    conditions: a function of the model. It returns the function that makes the conditions
+    conditions: a function of the model. It returns the function that makes the extra input
     others: more tensors for the U-Net's file
     """
     if job.output:
@@ -302,7 +310,7 @@ def prepare_estimator(job: Job) -> tuple[TrainIn, Save]:
 
 
 def prepare_depth(job: Job) -> tuple[TrainIn, Save]:
-    """Train the depth estimator first, then a U-Net that reads what the estimator finds."""
+    """Train the depth estimator, then prepare the training of a U-Net that reads its depth maps."""
     estimator = train_recipe("estimator", replace(job, output=None))
     others = {DEPTH_PREFIX + name: tensor for name, tensor in estimator.state_dict().items()}
 
@@ -318,7 +326,7 @@ def prepare_depth(job: Job) -> tuple[TrainIn, Save]:
 
 
 def prepare_cats_and_dogs(job: Job) -> tuple[TrainIn, Save]:
-    """A small model without prompts, on latents of the shipped mini's autoencoder."""
+    """Prepare the training of a small model without prompts, on latents of the shipped mini."""
     sd = minisd.load("mini")
     count = cats_and_dogs.PORTRAITS
     latents, _ = cats_and_dogs.latent_portraits(sd, Emoji.load(), count, job.seed)

@@ -1,4 +1,4 @@
-"""The mini model's training pictures: cut-outs on coloured backgrounds, composed when needed.
+"""The mini model's training pictures: emoji on coloured backgrounds, composed when needed.
 
 A batch is a pure function of (seed, step). Nothing is stored, and training resumes exactly.
 About one in twelve (thing, background) pairs is never composed for training. How well the model
@@ -60,10 +60,12 @@ class Batch:
 
 @cache
 def tiles_at_size(emoji: Emoji, pixels: int) -> np.ndarray:
-    """All tiles at another size: thing style h w rgba, 0..255, colours multiplied by opacity.
+    """The pictures of all emoji, resized to `pixels` x `pixels`.
 
-    The colours are multiplied before the tiles shrink. Otherwise the colour of invisible pixels
-    would bleed into visible ones.
+    The colours are multiplied by the opacity before the pictures shrink. Otherwise the colours of
+    invisible pixels would mix with the colours of visible pixels.
+
+    returns: thing style h w rgba, 0..255, colours multiplied by opacity
     """
     small = np.empty((len(emoji.things), len(emoji.styles), pixels, pixels, 4), np.uint8)
     for where in np.ndindex(small.shape[:2]):
@@ -104,9 +106,11 @@ def draw_scene(emoji: Emoji, split: str, rng: np.random.Generator) -> Scene:
 
 
 def tint_tile(tile: np.ndarray, colour: str) -> np.ndarray:
-    """The tile in shades of one colour: dark parts towards black, light parts towards white.
+    """The picture of an emoji in shades of one colour.
 
-    tile: h w rgba in 0..1, colours multiplied by opacity
+    Dark parts of the picture come closer to black, and light parts come closer to white.
+
+    tile: the picture, h w rgba in 0..1, colours multiplied by opacity
     """
     alpha = tile[..., 3:]
     light = tile[..., :3] @ np.array([0.299, 0.587, 0.114], np.float32)  # luma weights, BT.601
@@ -130,10 +134,11 @@ def middles(scene: Scene) -> list[tuple[float, float]]:
 def compose_scene(
     emoji: Emoji, scene: Scene, size: int, rng: np.random.Generator, mirror: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The scene as a picture, h w rgb in 0..1, and as a silhouette, h w of 0 and 1.
+    """Compose a picture of the scene. Returns the picture and the silhouette of its things.
 
-    mirror: whether to flip half of the cut-outs left to right. They are flipped in their places,
+    mirror: whether to flip about half of the things left to right. A flipped thing keeps its place,
         so captions stay true
+    returns: the picture, h w rgb in 0..1; the silhouette, h w, 1 where a thing is and 0 elsewhere
     """
     shade = np.array(NAMED_COLOURS[scene.background]) + rng.integers(-JITTER, JITTER + 1, 3)
     shade = np.clip(shade / 255, 0, 1)
@@ -158,7 +163,7 @@ def compose_scene(
 
 
 def random_stream(seed: int, step: int, split: str, use: int) -> np.random.Generator:
-    """The random numbers of one batch. use: COMPOSE or ALTER
+    """A generator of the random numbers for one batch. use: COMPOSE or ALTER
 
     Raises ValueError if the split is unknown.
     """
@@ -168,7 +173,7 @@ def random_stream(seed: int, step: int, split: str, use: int) -> np.random.Gener
 
 
 def to_tensor(pictures: list[np.ndarray]) -> Tensor:
-    """Pictures h w rgb in 0..1 -> b 3 h w in [-1, 1]."""
+    """Join pictures, each h w rgb in 0..1, into one tensor, b 3 h w in [-1, 1]."""
     images = torch.from_numpy(np.stack(pictures))
     return rearrange(images, "b h w c -> b c h w").contiguous() * 2 - 1
 
@@ -182,10 +187,10 @@ def batch(
     split: str = "train",
     mirror: bool = False,
 ) -> Batch:
-    """The batch of this step: pictures of size x size pixels, with captions.
+    """Compose the batch of this step: pictures of size x size pixels, with captions.
 
     The captions of held-out scenes name everything.
-    mirror: whether to flip half of the cut-outs left to right; see compose_scene()
+    mirror: whether to flip about half of the things left to right; see compose_scene()
     """
     rng = random_stream(seed, step, split, COMPOSE)
     pictures, silhouettes, texts, scenes = [], [], [], []
@@ -216,7 +221,7 @@ def random_colour(rng: np.random.Generator) -> tuple[int, ...]:
 
 
 def plain_picture(size: int, rng: np.random.Generator) -> Image.Image:
-    """One colour everywhere."""
+    """A picture of one random colour."""
     return Image.new("RGB", (size, size), random_colour(rng))
 
 
@@ -280,9 +285,9 @@ def alter_picture(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def vae_batch(
     emoji: Emoji, size: int, batch_size: int, seed: int, step: int, split: str = "train"
 ) -> Batch:
-    """A batch with some altered pictures.
+    """Compose a batch, and alter some of its pictures.
 
-    Captions, scenes and masks describe the pictures as they were before.
+    The captions, scenes and masks of the batch describe the pictures before they were altered.
     """
     composed = batch(emoji, size, batch_size, seed, step, split)
     rng = random_stream(seed, step, split, ALTER)

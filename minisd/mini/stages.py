@@ -1,4 +1,4 @@
-"""Run one stage of `minisd train`, with its lock, its threads and its output file."""
+"""Run one stage of `minisd train`: lock its folder, set its threads, choose its output file."""
 
 import signal
 from dataclasses import replace
@@ -12,18 +12,21 @@ from minisd.training.distributed import rank_and_world_size
 from minisd.training.run_folder import lock_folder
 from minisd.training.threads import threads_of
 
-STARTS_WITH = {"depth": "estimator"}  # a stage that has two runs -> the first run
+STARTS_WITH = {"depth": "estimator"}  # a stage with two trainings -> the first training
 
 
 def default_output(stage: str, folder: Path) -> Path:
-    """Where a stage writes its file if -o is not given: into a folder that no other run uses."""
+    """The path of the file that a stage writes if -o is not given.
+
+    Every stage except `export` writes into a folder of its own.
+    """
     if stage == "export":
         return folder / "mini.safetensors"
     return folder / stage / (stage + (".pt" if stage == "hypernetwork" else ".safetensors"))
 
 
 def with_default_output(stage: str, job: Job) -> Job:
-    """The job with an output file. If the job has none, use the default and make its folder."""
+    """The job with an output file. If the job names no file, choose one, and make its folder."""
     if job.output is not None:
         return job
     output = default_output(stage, job.folder)
@@ -32,10 +35,12 @@ def with_default_output(stage: str, job: Job) -> Job:
 
 
 def run_stage(stage: str, job: Job) -> None:
-    """Run one stage, with as many threads as its run began with. Only rank 0 writes the file.
+    """Run one stage. A resumed training gets the number of threads that it began with.
+
+    If torchrun started several processes, only the process of rank 0 writes the file.
 
     Raises ValueError if another training uses the stage's folder.
-    Raises Interrupted on ctrl-C, SIGTERM or SIGHUP, also before and after the training's steps.
+    Raises Interrupted on ctrl-C, SIGTERM or SIGHUP, even before the first step or after the last.
     """
     if stage == "tokenizer":
         mini_tokenizer(job.folder)

@@ -18,6 +18,6 @@ def blueprint(images: Tensor) -> Tensor:
 
 
 def sepia(images: Tensor) -> Tensor:
-    """Old photographs: black becomes brown, and white becomes cream. b 3 h w in [-1, 1]"""
+    """The pictures as old photographs: brown for black, cream for white. b 3 h w in [-1, 1]"""
     dark, light = (rearrange(torch.tensor(shade), "c -> 1 c 1 1") for shade in (BROWN, CREAM))
     return dark + (light - dark) * brightness(images)

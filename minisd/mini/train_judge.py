@@ -1,6 +1,6 @@
 """Train the judge on sharp drawings, and on drawings that the autoencoder has blurred.
 
-Half of the crops show cut-outs of many sizes, at many places, on backgrounds of any colour. The
+Half of the crops show emoji of many sizes, at many places, on backgrounds of any colour. The
 other crops come from training scenes that the autoencoder has encoded and decoded. These crops are
 moved a little. They are needed because the decoder makes every picture that will be judged, and the
 decoder blurs. A judge that has seen only sharp drawings would take the blur for another style. The
@@ -85,7 +85,7 @@ def disturb(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def drawn_crops(emoji: Emoji, count: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """A batch of drawn crops. returns: crops b 3 64 64; targets b 3: thing, style and tint"""
+    """Draw a batch of crops. returns: crops b 3 64 64; targets b 3: thing, style and tint"""
     rng = np.random.default_rng([seed, step])
     made = [drawn_crop(emoji, rng) for _ in range(count)]
     images = [F.interpolate(to_tensor([one]), CROP_SIDE, mode="bilinear") for one, _ in made]
@@ -95,7 +95,7 @@ def drawn_crops(emoji: Emoji, count: int, seed: int, step: int) -> tuple[Tensor,
 
 @torch.no_grad()
 def decoded_crops(vae: VAE, emoji: Emoji, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Crops of training scenes, after the autoencoder has encoded and decoded them.
+    """Encode and decode pictures of training scenes, and cut one crop for each thing.
 
     count: number of pictures, a multiple of 100
     returns: crops n 3 64 64, in half precision to save memory; targets n 3, as in drawn_crop()
@@ -126,7 +126,9 @@ def move_crops(images: Tensor, generator: torch.Generator) -> Tensor:
 def mixed_batch(
     emoji: Emoji, decoded: tuple[Tensor, Tensor], count: int, seed: int, step: int
 ) -> tuple[Tensor, Tensor]:
-    """A batch: one half are drawn crops, one half are decoded crops, moved and with new shades.
+    """Make a batch of crops. Half of the crops are drawn, and half are chosen from `decoded`.
+
+    The chosen crops are moved a little, and their shades are changed.
 
     decoded: what decoded_crops() returns
     returns: crops count 3 64 64; targets count 3
@@ -140,9 +142,12 @@ def mixed_batch(
 
 
 def judge_loss(judge: Judge, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Cross-entropy of the three answers per crop. The tint counts only for tinted things."""
+    """The cross-entropy of each of the judge's three answers, divided by the number of crops.
+
+    The tint counts only for tinted things.
+    """
     answers = judge(images)
-    loss = nn.CrossEntropyLoss(ignore_index=NO_TINT, reduction="sum")  # a mean of nothing is NaN
+    loss = nn.CrossEntropyLoss(ignore_index=NO_TINT, reduction="sum")  # a mean over no tint is NaN
     terms = zip(Seen._fields, answers, targets.unbind(dim=1), strict=True)
     return {name: loss(logits.float(), target) / len(images) for name, logits, target in terms}
 

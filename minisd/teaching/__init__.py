@@ -9,7 +9,7 @@ def is_quick() -> bool:
 
 
 def is_headless() -> bool:
-    """Whether no person uses the notebook. Then it needs no widgets. MINISD_HEADLESS=1 says so."""
+    """Whether a program runs the notebook, so no widgets are needed. MINISD_HEADLESS=1 says so."""
     return os.environ.get("MINISD_HEADLESS", "0") not in ("", "0")
 
 

@@ -19,7 +19,7 @@ class Guess:
         self.chosen: str | None = None
 
     def choose(self, letter: str) -> None:
-        """Answer in code, if there are no buttons. Raises ValueError if no option has it."""
+        """Choose an option where there are no buttons. Raises ValueError for an unknown letter."""
         if letter not in self.options:
             raise ValueError(
                 f"there is no option {letter!r}: choose one of {', '.join(self.options)}."

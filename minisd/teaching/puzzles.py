@@ -69,7 +69,7 @@ def layer_norm(x):
 
 
 def group_norm(x):
-    """Layer norm over each of 2 groups of channels, with all their places. x: b c h w"""
+    """Each of 2 groups of channels scaled to mean 0 and variance 1, over all places. x: b c h w"""
     grouped = rearrange(x, "b (g c) h w -> b g (c h w)", g=2)
     return rearrange(layer_norm(grouped), "b g (c h w) -> b (g c) h w", h=x.shape[2], w=x.shape[3])
 

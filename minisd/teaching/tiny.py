@@ -3,7 +3,7 @@
 The model's weights are random, so its pictures mean nothing. But its files have the official names,
 shapes and quirks, and diffusers can run the model. weights/tiny-by-diffusers.safetensors holds
 numbers that diffusers computed with this model. Where diffusers is not installed, the tests
-compare minisd's numbers with these. tests/tools/make_tiny.py writes that file.
+compare minisd's numbers with the numbers in this file. tests/tools/make_tiny.py writes the file.
 """
 
 import json
@@ -22,7 +22,8 @@ from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
 from minisd.vae import VAE
 
-# Some settings show in no tensor, such as the number of heads. They are the published models' own.
+# Some settings, such as the number of heads, do not change the shape of any tensor. The number of
+# heads and all other such settings are the published models' own.
 TINY = ModelConfig(
     name="tiny",
     text=TextConfig(width=64, layers=2, heads=1),
@@ -71,7 +72,10 @@ def randomise(network: nn.Module, gain: float, seed: int) -> None:
 
 
 def inputs(sd: StableDiffusion) -> dict[str, list[Tensor]]:
-    """The inputs of each network: two samples, not square, and a t that is not an integer."""
+    """The inputs of each network: two samples.
+
+    The heights differ from the widths, and one t is not an integer.
+    """
     generator = torch.Generator().manual_seed(1)
 
     def noise(*shape: int) -> Tensor:
@@ -84,7 +88,7 @@ def inputs(sd: StableDiffusion) -> dict[str, list[Tensor]]:
 
 @torch.no_grad()
 def run_networks(sd: StableDiffusion) -> None:
-    """Run every network once, for a trace to record: text, U-Net, encoder, decoder."""
+    """Run the text encoder, the U-Net, the VAE's encoder and its decoder once, to trace them."""
     given = inputs(sd)
     sd.text_encoder(*given["text_encoder"])
     sd.unet(*given["unet"])

@@ -2,8 +2,8 @@
 
 A point is a picture of one pixel, b d 1 1 with d = 1 or 2. The schedule, the guidance and the
 samplers take points in the same way as latents. A Mixture knows its exact density, score and best
-guess at every noise level. A PointNetwork learns such answers in seconds. They can be compared
-with the exact answers.
+guess at every noise level. A PointNetwork learns such answers in seconds. The learnt answers can be
+compared with the exact answers.
 """
 
 import math
@@ -27,7 +27,7 @@ from minisd.unet import timestep_embedding
 class Mixture:
     """A dataset of round Gaussian bumps. Its density, score and best guess are known exactly.
 
-    A bump with noise is still a bump: its centre shrinks by the signal rate, and its variance
+    A bump with noise is still a bump. Its centre is multiplied by the signal rate, and its variance
     becomes signal_rate² spread² + noise_rate². So every answer is a sum over the bumps.
 
     names: the names of the groups
@@ -98,7 +98,10 @@ class Mixture:
         return Prediction(self.x0(x, level), eps, None, None)
 
     def log_prob(self, name: str, schedule: Schedule) -> LogProb:
-        """The perfect classifier of noisy x, for classifier guidance. All t must be equal."""
+        """A function that returns the exact log p(name | x) of noisy x, for classifier guidance.
+
+        All t must be equal.
+        """
         index = self.names.index(name)
 
         def log_prob(x: Tensor, t: Tensor) -> Tensor:
@@ -130,7 +133,9 @@ def ink() -> Mixture:
 
 
 def faces(emoji: Emoji, count: int = 600) -> Mixture:
-    """The faces of a cat and a dog as points in the plane: the opaque, bright pixels of drawings.
+    """The faces of a cat and a dog as points in the plane.
+
+    The points are places of bright, opaque pixels in two drawings.
 
     count: number of points in a face
     returns: a mixture about as wide as noise of variance 1
@@ -161,7 +166,7 @@ def grid(reach: float, count: int) -> Tensor:
 
 
 def small_steps(x0: Tensor, schedule: Schedule, generator: torch.Generator) -> Iterator[Tensor]:
-    """The forward process in small steps: yields x at t = 0, 1, 2 …
+    """Add noise to x0 in small steps, as the forward process does. Yields x at t = 0, 1, 2 …
 
     Each step keeps sqrt(1 - beta) of x and adds sqrt(beta) of new noise (Ho et al. 2020, eq. 2).
     """
@@ -178,7 +183,7 @@ def small_steps(x0: Tensor, schedule: Schedule, generator: torch.Generator) -> I
 
 
 class PointNetwork(nn.Module):
-    """Four layers that read a noisy point and t, to predict its noise or to classify it.
+    """Four layers that read noisy points and t. They predict the noise, or classify the points.
 
     x: b d 1 1    t: b, integer or float    context: ignored
     returns: b c_out 1 1: eps or v if c_out = d, logits if c_out is the number of groups
@@ -211,8 +216,8 @@ def train_predictor(
 ) -> tuple[PointNetwork, list[float]]:
     """Train a network to predict the noise in points. Returns the network and each step's loss.
 
-    Each step is algorithm 1 of Ho et al. 2020: draw points, add noise of a random t, predict,
-    correct.
+    Each step is algorithm 1 of Ho et al. 2020: draw points, add the noise of a random t, let the
+    network predict, and correct its weights.
     objective: what the network predicts: "eps", or "v" (schedule.velocity)
     """
     d = data.centres.shape[1]
@@ -277,7 +282,7 @@ def point_denoiser(network: Network, objective: str = "eps") -> Denoiser:
 
 
 def log_prob_of(classifier: PointNetwork, data: Mixture, name: str) -> LogProb:
-    """log p(name | x) from a trained classifier, for classifier guidance."""
+    """A function that returns log p(name | x), computed by a trained classifier, for guidance."""
     index = data.names.index(name)
 
     def log_prob(x: Tensor, t: Tensor) -> Tensor:
@@ -296,7 +301,7 @@ def loss_per_t(
     count: int = 4000,
     seed: int = 1,
 ) -> list[float]:
-    """The mean squared error of the predicted noise at each t. All t have the same pictures."""
+    """The mean squared error of the predicted noise at each t, for the same pictures at each t."""
     generator = torch.Generator().manual_seed(seed)
     x0, _ = data.draw(count, generator)
     noise = torch.randn(x0.shape, generator=generator)

@@ -47,7 +47,10 @@ STYLE: dict[Any, Any] = {
 
 
 def with_style(function):
-    """Change a function so that it draws in the lessons' style. matplotlib keeps its settings."""
+    """Wrap a function that draws, so that it draws in the lessons' style.
+
+    After each call, matplotlib has its former settings again.
+    """
     return matplotlib.rc_context(STYLE)(function)
 
 
@@ -67,7 +70,7 @@ def panels(count: int = 1, height: int = 260, **sharing: Any) -> tuple[Figure, l
 
 
 def png(figure: Figure, colours: int = 256) -> bytes:
-    """The figure as a PNG with few colours. It has a third of the usual number of bytes."""
+    """The figure as a PNG with few colours. Such a PNG has a third of the usual number of bytes."""
     small = io.BytesIO()
     as_image(figure).quantize(colours).save(small, format="png", optimize=True)
     return small.getvalue()

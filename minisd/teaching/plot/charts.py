@@ -153,9 +153,9 @@ def write_numbers(axes: Axes, values: np.ndarray, image: AxesImage, form: str) -
 
 
 def principal_components(vectors: Tensor, dimensions: int = 2) -> Tensor:
-    """The coordinates of vectors on those axes along which the vectors differ most.
+    """The coordinates of vectors along their principal axes. The vectors differ most along them.
 
-    The largest component of each axis is positive, so the signs of the coordinates are fixed.
+    The largest component of each axis is made positive, to fix the signs of the coordinates.
 
     vectors: n d    returns: n dimensions
     """

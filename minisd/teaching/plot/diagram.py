@@ -30,7 +30,7 @@ class Box(NamedTuple):
 def boxes(
     nodes: dict[str, Box], arrows: list[tuple[str, str] | tuple[str, str, str]], height: int
 ) -> Figure:
-    """Boxes, and arrows between boxes.
+    """A figure of boxes, with arrows between the boxes.
 
     nodes: key -> box
     arrows: pairs of keys (from, to), or (from, to, words for the arrow)
@@ -119,7 +119,11 @@ def shape_words(value: Tensor | Shape | list) -> str:
 
 
 def last_output(values: dict, level: str) -> Tensor | list | Shape:
-    """The output of the last block of a level, before the level changes the size."""
+    """The output of a level's last block. The change of size after this block is left out.
+
+    values: name -> tensor
+    level: the beginning of the names of the level's outputs, such as "unet.down.0"
+    """
     inside = [name for name in values if name.startswith((f"{level}.res.", f"{level}.attn."))]
     direct = [name for name in inside if name.count(".") == level.count(".") + 2]
     last = max(int(name.rsplit(".", 1)[1]) for name in direct)
@@ -131,7 +135,7 @@ def last_output(values: dict, level: str) -> Tensor | list | Shape:
 
 
 def unet(network: UNet, values: dict[str, Tensor | list | Shape], prefix: str = "unet.") -> Figure:
-    """The U-Net in the shape of a U, with its modules, and with the shapes of a trace.
+    """A diagram of the U-Net in the shape of a U. It shows modules and the shapes of their outputs.
 
     values: name -> tensor, from a trace of at least one run
     prefix: the beginning of these names. Give "" if the network was traced alone

@@ -43,13 +43,16 @@ def flow(
     labels: tuple[str, str] = ("t", "x"),
     height: int = 280,
 ) -> Figure:
-    """Where points on a line are at every t, and the paths of a few points. Darker: more points.
+    """Where points on a line are at every t, and the paths of a few points.
+
+    A darker grey means more points.
 
     states: s b, one row for each of ts; or a dictionary: title -> such a tensor, for several panels
         side by side
     ts: the times of the rows. The figure shows them from left to right, in this order
     groups: b, the group of each point, for the colours of the paths
-    density: s places, the exact density at even distances over the span; None: points are counted
+    density: s places, the exact density at evenly spaced places of the span; None: the density is
+        estimated from the points
     labels: the labels of the two axes
     """
     panels = states if isinstance(states, dict) else {"": states}
@@ -137,7 +140,7 @@ def groups(
     """Clouds of points in the plane, coloured by group, in one panel for each title.
 
     unsure: title -> which points fit no group, b, true or false. These points get a black ring
-    ways: title -> paths to draw behind the points, s b 2
+    ways: title -> the paths of b points, drawn behind the points, s b 2
     reach: the ends of the axes. They go from -reach to reach
     ring: the radius of a circle to draw; None: no circle
     columns: number of panels in a row; None: all panels are in one row
@@ -172,15 +175,15 @@ def field(
     reach: float = 2.4,
     longest: float = 0.4,
 ) -> Figure:
-    """Arrows in the plane: the direction at each place.
+    """Arrows in the plane. Each arrow shows the direction at its place.
 
     panels: title -> the places where the arrows begin, and their directions, both p 2 1 1
     points: points to draw in a pale colour behind the arrows, b 2 1 1, for all panels; or a
         dictionary: title -> points
     marks: names, and the places to write them, n 2 1 1
     reach: the ends of the axes, as in groups()
-    longest: the length of the longest arrow of each panel. Short arrows are drawn longer than their
-        share, so that readers can see their directions
+    longest: the length of the longest arrow of each panel. Short arrows are drawn longer than in
+        proportion, so that readers can see their directions
     """
     side = (canvas.WIDTH - 16) // max(2, len(panels))
     figure, planes = canvas.panels(len(panels), side + 24)

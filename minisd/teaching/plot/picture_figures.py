@@ -85,7 +85,7 @@ def pictures(
     figure = canvas.blank_figure(sheet.height, sheet.width)
     margin = GAP // 2
     place_picture(figure, sheet, margin, 0)
-    for title, (left, top) in zip(titles, places, strict=bool(titles)):  # or no titles
+    for title, (left, top) in zip(titles, places, strict=bool(titles)):  # titles may be empty
         write_words(figure, title, margin + left + size / 2, top - 1)
     return figure
 
@@ -122,7 +122,7 @@ def channels(
     """Every channel of a latent as a map: blue is negative, red is positive, white is zero.
 
     latent: c h w or 1 c h w
-    titles: the titles of the maps; none: channel 0, channel 1, …
+    titles: the titles of the maps. If there are no titles: channel 0, channel 1, …
     picture: a picture to show first, for comparison
     label: the label of the colour scale. All maps have the same scale
     """
@@ -178,9 +178,9 @@ def attention(
     columns: int | None = None,
     together: bool = False,
 ) -> Figure:
-    """The picture, then an overlay for each word. The overlay shows the places that look at it.
+    """The picture, then one overlay for each word: the picture under the word's attention map.
 
-    maps: a map h w for each word
+    maps: for each word, the attention that each place pays to the word, h w
     together: whether all maps have the same scale, so that words with little attention are dark
     """
     peak = max(each.max().item() for each in maps) if together else None
