@@ -86,9 +86,7 @@ class Report:
         lines.append(f"Its {own}, relative to the spread of its output.")
         if self.cause:
             lines.append(f"Likely cause: {port} computes {self.cause}.")
-            lines.append(
-                f"If minisd's module does the same, the two differ by {self.left:.0e} only."
-            )
+            lines.append(f"If minisd's module does the same, they differ by only {self.left:.0e}.")
         else:
             lines.append("No known mistake explains the error. Compare the code of both modules.")
         lines += [f"  {place}" for place in self.sources.get(row.name, ())]
