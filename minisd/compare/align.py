@@ -105,9 +105,9 @@ def match_in_modules(
     foreign: Mapping[str, Tensor | Fingerprint],
     found: dict[str, Piece],
 ) -> None:
-    """Match the other parameters of a module that has a matched one: the bias next to a weight.
+    """Match the other parameters of modules that have a matched parameter.
 
-    The values of these parameters do not matter.
+    For example, the bias of a matched weight. The values of the bias do not matter.
     """
     used = {(piece.name, piece.part) for piece in found.values()}
     partners = {owner(name): piece for name, piece in found.items()}
@@ -136,9 +136,9 @@ def match_by_order(
 ) -> None:
     """Match parameters by their place between two matched neighbours.
 
-    Between the same two neighbours, the first unmatched parameter of ours belongs to the first
-    unmatched one of theirs with as many values, and so on. Nothing is matched if one side has more
-    such parameters than the other.
+    Take the unmatched parameters between two matched neighbours, and of these, all that have the
+    same number of values. If both sides have equally many of them, they are matched in order: the
+    first with the first, and so on. Otherwise, they stay unmatched.
 
     order: our modules in running order, their modules in running order
     """

@@ -71,10 +71,10 @@ class Rewrite(TorchFunctionMode):
 
 
 def find_cause(case: Case, tolerance: float) -> tuple[str, float] | None:
-    """Try all mistakes. Returns the one that agrees best with their output, or None.
+    """Find the mistake with which our output agrees best with their output.
 
-    The result is the mistake in words, and the difference that is left. None: no mistake makes our
-    output agree with theirs.
+    Returns a description of the mistake, and the difference that is left. Returns None if no
+    mistake makes the two outputs agree.
     """
     best, end = None, time.monotonic() + MOST_SECONDS
     for what, attempt in attempts(case):

@@ -36,7 +36,7 @@ VISIBLE = 0.2  # the whole error must be at least this share of the own error
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the comparison of one call of one module gave.
+    """The result of comparing one call of one module.
 
     name, theirs: our name and their name of the module
     number: how often the module was called before
@@ -66,12 +66,15 @@ class Comparison:
 
     @property
     def differs(self) -> bool:
-        """Whether the error is larger than rounding in this and all earlier modules explains."""
+        """Whether rounding, in this and all earlier modules, is too small to explain the error."""
         return not self.error <= GROWTH * self.tolerance
 
     @property
     def is_source(self) -> bool:
-        """Whether the own error (the whole error, if that is unknown) is larger than rounding."""
+        """Whether the own error is larger than rounding.
+
+        If the own error is unknown, the whole error counts.
+        """
         own = self.error if self.own is None else self.own
         return not own <= self.tolerance
 
@@ -187,9 +190,9 @@ class Hunt:
     def first_source(self) -> Comparison | None:
         """The comparison of the first module that makes an error of its own.
 
-        A module whose own error is unknown counts if its error is much larger than all errors
-        before it. If no module makes an error, but outputs differ, then the error arises between
-        two modules. The result is then the first module that gets the error with its inputs.
+        If a module's own error is unknown, the module counts if its whole error is much larger than
+        all errors before it. Sometimes outputs differ, although no module makes an error. Then the
+        error arises between two modules, and the result is the first module that inherits it.
         """
         jump = None
         for i, row in enumerate(self.rows):
@@ -227,8 +230,9 @@ class Hunt:
     def around(self, row: Comparison, most: str) -> str:
         """The innermost of our modules that contains the row's module and has no partner.
 
-        A module that passes its own input on to the row's module is left out, because then its
-        input already has the error. The result is `most` if no module inside `most` is found.
+        Some modules only pass their own input on to the row's module. These are left out, because
+        the error is already in their input. The search ends at the module `most`. If it finds no
+        other module, the result is `most`.
         """
         matched, call = self.alignment.modules.values(), self.calls[row.name][row.number]
         outer = row.name
@@ -311,7 +315,7 @@ def assign(ours: list[Tensor], theirs: list[Tensor]) -> list[Tensor] | None:
 
 
 def is_related(theirs: Tensor, ours: Tensor) -> bool:
-    """Whether two tensors are similar enough to be one tensor with an error, not two others."""
+    """Whether two tensors are so similar that one may be the other with an error."""
     error, _, cosine = errors(theirs, ours)
     return error == 0 or cosine > RELATED
 

@@ -86,7 +86,7 @@ class Report:
         lines.append(f"Its {own}, relative to the spread of its output.")
         if self.cause:
             lines.append(f"Likely cause: {port} computes {self.cause}.")
-            lines.append(f"If minisd's module does the same, they differ by only {self.left:.0e}.")
+            lines.append(f"If minisd does the same, the outputs differ by only {self.left:.0e}.")
         else:
             lines.append("No known mistake explains the error. Compare the code of both modules.")
         lines += [f"  {place}" for place in self.sources.get(row.name, ())]

@@ -95,9 +95,9 @@ def running_order(network: nn.Module, run: Caller) -> list[str]:
 
 
 def conclude(report: Report, part: str, hunt: Hunt, alignment: Alignment, port: nn.Module) -> None:
-    """Add the rows of this network to the report.
+    """Add the results of one network to the report.
 
-    If the report has no first error yet, also find the first error of this network and its cause.
+    If no earlier network has an error, also find the first error of this network and its cause.
     """
     first = hunt.first_source
     rows = [replace(row, name=join_names(part, row.name)) for row in hunt.rows]

@@ -162,7 +162,7 @@ def write_trace(
 def trace_tensors(calls: Iterable[Call], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a trace, in the form in which they are written.
 
-    calls: if a call has stats set, its outputs are already statistics, and are named so
+    calls: the calls to write. If `stats` is set in a call, its outputs are already statistics.
     Returns a dictionary: name in the file -> tensor.
     """
     tensors = {f"inputs/{name}": one.clone().contiguous() for name, one in inputs.items()}

@@ -77,9 +77,10 @@ def pieces_of(name: str, tensor: Tensor) -> Iterator[tuple[Piece, Tensor]]:
 def prints_of(
     name: str, weight: Tensor | Fingerprint, counts: Container[int]
 ) -> Iterator[tuple[Piece, Fingerprint]]:
-    """Yield the fingerprints of a parameter and of its parts, if our parameters have such a count.
+    """Yield the fingerprints of a parameter and of its parts.
 
-    counts: the numbers of values that our parameters have
+    counts: the numbers of values that our parameters have. A part with another number of values is
+        left out.
     """
     if isinstance(weight, Fingerprint):
         if weight.count in counts:
