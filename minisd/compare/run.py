@@ -198,5 +198,5 @@ def check_device(network: nn.Module, sd: StableDiffusion, label: str) -> None:
     """Raise ValueError if the port is on another device than the reference."""
     devices = {str(one.device.type) for one in network.parameters()} - {sd.device.type}
     if devices:
-        there = f"{label} is on {devices.pop()}, but the reference is on {sd.device.type}"
+        there = f"{label} is on {devices.pop()}, and the reference on {sd.device.type}"
         raise ValueError(f"{there}. Move the port with .to({sd.device.type!r}).")

@@ -41,8 +41,7 @@ def compare_trace(
     ours = replay(sd, trace)
     if not ours:
         names = ", ".join(f"inputs/{one}.0" for names in INPUT_NAMES.values() for one in names)
-        what = f"{trace.label} does not say what it was run on: it has no inputs"
-        raise ValueError(f"{what}. Add the inputs of at least one network. Their names: {names}.")
+        raise ValueError(f"{trace.label} does not say what it was run on. Add {names}, or some.")
     whole = nn.ModuleDict()  # one tree of all networks, so that a name is a path
     for part in ("text_encoder", "unet", "vae"):
         whole[part] = getattr(sd, part)

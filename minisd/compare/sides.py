@@ -120,8 +120,8 @@ def diffusers_side(path: str, sd: StableDiffusion) -> Side:
         from transformers import CLIPTextModel
     except ImportError as error:
         raise ValueError(
-            "To open diffusers:FOLDER, minisd needs the libraries diffusers and transformers. "
-            "Install them with pip install diffusers transformers."
+            "diffusers: needs the libraries diffusers and transformers. Install them with "
+            "pip install diffusers transformers."
         ) from error
     kinds = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
     try:
@@ -155,8 +155,7 @@ def function_side(path: Path, function: str, label: str) -> Side:
         network, call = one if isinstance(one, tuple) else (one, None)
         if not isinstance(network, nn.Module):
             what = f"{label} returned {type(network).__name__}"
-            wanted = "a torch.nn.Module, or a tuple of a torch.nn.Module and a function"
-            raise ValueError(f"{what}. It should return {wanted}.")
+            raise ValueError(f"{what}. It should return a torch.nn.Module, or one with a call.")
         side.networks[part] = network.eval()
         side.calls |= {part: call} if call else {}
     return side
@@ -177,7 +176,7 @@ def call_function(path: Path, function: str) -> object:
         spec.loader.exec_module(module)
         if not callable(found := getattr(module, function, None)):
             names = [name for name, one in vars(module).items() if inspect.isfunction(one)]
-            known = f"It has {', '.join(names)}." if names else "It has no functions."
+            known = f"It has {', '.join(names)}." if names else "It has none."
             raise ValueError(f"{path} has no function {function!r}. {known}")
         return found()
     except ValueError:

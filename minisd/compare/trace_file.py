@@ -74,8 +74,7 @@ def read_trace(path: str | Path) -> TraceFile:
     if metadata.get("trace") != TRACE_FORMAT:
         said = metadata.get("trace", "nothing")
         raise ValueError(
-            f"{path.name} is not a trace that minisd can read: `trace` in the file's metadata is "
-            f'"{said}". It should be "{TRACE_FORMAT}".'
+            f'{path.name} is no trace: its header should say "{TRACE_FORMAT}", not "{said}".'
         )
     inputs, calls, stats = read_calls(path)
     with name_errors(path.name):

@@ -43,8 +43,7 @@ class Check:
 
     def __str__(self) -> str:
         verdict = "ok" if self.is_ok else "WRONG"
-        limit = f"at most {self.tolerance:.0e} is allowed"
-        return f"{verdict:6} {self.name}: off by {self.error:.1e} ({limit})"
+        return f"{verdict:6} {self.name}: off by {self.error:.1e}, of at most {self.tolerance:.0e}"
 
 
 def verify_mini(sd: StableDiffusion, label: str) -> list[Check]:
