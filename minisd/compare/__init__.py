@@ -1,12 +1,16 @@
-"""Find the first tensor in which another implementation differs from ours, and say why.
+"""Find the first tensor in which another implementation differs from minisd, and say why.
 
     from minisd.compare import compare
 
     report = compare(ours, theirs, (x, t, context))
     print(report)  # the table, the first module that differs, and the cause
 
-Reading order: calls (what is recorded), weights and align (which module is which), layouts, hunt
-(own and inherited errors), causes (why), report and page, sides (what can be compared), trace_file.
+Two words are used everywhere in this folder. "Ours" means minisd's network: the reference. "Theirs"
+means the other implementation: the port.
+
+Reading order: calls (what is recorded), weights and align (which of their modules is which of
+ours), layouts (the order of axes), hunt (own and inherited errors), causes (why a module differs),
+report and page, sides (what can be compared), trace_file.
 """
 
 from minisd.compare.report import Report as Report

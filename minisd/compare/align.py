@@ -11,11 +11,13 @@ from minisd.compare.weights import Fingerprint, Piece, match_by_fingerprint, wei
 
 @dataclass
 class Alignment:
-    """Which of their parameters and modules are ours.
+    """Which parameters and modules of theirs belong to which of ours.
 
-    parameters: our name -> their piece    modules: their name -> our name
-    other_values: what two parameters in the same place differ by: our name -> largest difference
-    only_ours, only_theirs: parameters that have no partner
+    parameters: our parameter's name -> their parameter, or the part of it that holds our values
+    modules: their module's name -> our module's name
+    other_values: our parameter's name -> largest difference from their parameter. It lists only
+        partners whose values differ.
+    only_ours, only_theirs: the names of parameters that have no partner
     """
 
     parameters: dict[str, Piece]
@@ -34,12 +36,14 @@ def align(
 ) -> Alignment:
     """Match two networks by their weights.
 
-    our_order, their_order: the modules in the order in which they run; theirs is asked only if
-        fingerprints leave something open
-    tolerance: between fingerprints, relative: larger if one side has half precision
+    our_order: our modules in running order
+    their_order: a function that returns their modules in running order. It is called only if
+        fingerprints do not match all parameters.
+    tolerance: the largest relative difference between two fingerprints of the same weight. It has
+        to be larger if one side has half precision.
     """
     own, foreign = weights_of(ours), weights_of(theirs)
-    lists = (nn.ModuleList, nn.ModuleDict, nn.ParameterList)  # which never run
+    lists = (nn.ModuleList, nn.ModuleDict, nn.ParameterList)  # these containers never run
     modules = {name for name, one in theirs.named_modules() if not isinstance(one, lists)}
     alignment = align_weights(ours, own, foreign, modules, our_order, their_order, tolerance)
     for name, piece in alignment.parameters.items():
@@ -59,14 +63,16 @@ def align_weights(
     their_order: Callable[[], Sequence[str]] = tuple,
     tolerance: float = 1e-5,
 ) -> Alignment:
-    """Match parameters, then modules. foreign: theirs, or only their fingerprints
+    """Match parameters, then modules.
 
-    modules: their modules that may run
+    own: our parameters
+    foreign: their parameters, or the fingerprints of their parameters
+    modules: the names of those of their modules that may run
     """
     found = match_by_fingerprint(own, foreign, tolerance)
     match_in_modules(own, foreign, found)
     before = -1
-    while len(own) > len(found) > before:  # each round has more neighbours to go by
+    while len(own) > len(found) > before:  # each match gives the next round one more neighbour
         before = len(found)
         match_by_order(own, foreign, found, (our_order, their_order()))
         match_in_modules(own, foreign, found)
@@ -80,7 +86,7 @@ def align_weights(
 
 
 def piece_of(weights: Mapping[str, Tensor], piece: Piece) -> Tensor:
-    """The values of a parameter, or of a part of a fused one."""
+    """The values of a parameter, or of one part of a fused parameter."""
     whole = weights[piece.name]
     return whole if piece.parts == 1 else whole.chunk(piece.parts, dim=piece.axis)[piece.part]
 
@@ -99,7 +105,10 @@ def match_in_modules(
     foreign: Mapping[str, Tensor | Fingerprint],
     found: dict[str, Piece],
 ) -> None:
-    """Add what lies next to a matched parameter: the bias of a weight, whatever its values."""
+    """Match the other parameters of modules that have a matched parameter.
+
+    For example, the bias of a matched weight. The values of the bias do not matter.
+    """
     used = {(piece.name, piece.part) for piece in found.values()}
     partners = {owner(name): piece for name, piece in found.items()}
     for name, tensor in own.items():
@@ -125,9 +134,13 @@ def match_by_order(
     found: dict[str, Piece],
     order: tuple[Sequence[str], Sequence[str]],
 ) -> None:
-    """Match what is left between two matched neighbours, if both sides have as many there.
+    """Match parameters by their place between two matched neighbours.
 
-    Parameters count as alike if they have the same number of values.
+    Take the unmatched parameters between two matched neighbours, and of these, all that have the
+    same number of values. If both sides have equally many of them, they are matched in order: the
+    first with the first, and so on. Otherwise, they stay unmatched.
+
+    order: our modules in running order, their modules in running order
     """
     our_names, their_names = in_order(own, order[0]), in_order(foreign, order[1])
     places = {name: i for i, name in enumerate(their_names)}
@@ -153,7 +166,10 @@ def weight_count(weight: Tensor | Fingerprint) -> int:
 
 
 def in_order(weights: Mapping[str, Tensor | Fingerprint], modules: Iterable[str]) -> list[str]:
-    """The parameters in the order in which their modules ran; those that never ran come last."""
+    """The names of the parameters, in the order in which the modules that hold them ran.
+
+    Parameters of modules that never ran come last.
+    """
     place = {name: i for i, name in enumerate(modules)}
     registered = {name: i for i, name in enumerate(weights)}
     return sorted(weights, key=lambda name: (place.get(owner(name), len(place)), registered[name]))
@@ -165,7 +181,10 @@ def in_order(weights: Mapping[str, Tensor | Fingerprint], modules: Iterable[str]
 def match_modules(
     ours: nn.Module, theirs: Collection[str], found: Mapping[str, Piece]
 ) -> dict[str, str]:
-    """Their module -> ours, where both hold the same weights, of those that are matched."""
+    """Match modules that hold the same set of matched parameters.
+
+    Returns a dictionary: their module's name -> our module's name.
+    """
     number = {name: 1 << i for i, name in enumerate(found)}
     foreign_bits: dict[str, int] = {}
     for name, piece in found.items():
@@ -175,7 +194,7 @@ def match_modules(
     own, foreign = sets_of(names, number), sets_of(sorted(theirs), foreign_bits)
     matched: dict[str, str] = {}
     for bits in dict.fromkeys(own.values()):
-        # modules with the same weights lie inside one another: pair the innermost, then outwards
+        # modules with the same weights lie inside one another: pair from the innermost outwards
         our_names = [name for name in own if own[name] == bits]
         their_names = [name for name in foreign if foreign[name] == bits]
         matched |= dict(zip(reversed(their_names), reversed(our_names), strict=False))
@@ -183,7 +202,11 @@ def match_modules(
 
 
 def sets_of(modules: Iterable[str], bits: Mapping[str, int]) -> dict[str, int]:
-    """Module -> the set of the matched parameters within, as bits. Outer modules come first."""
+    """Collect which matched parameters each module holds, inside it and in its submodules.
+
+    bits: parameter -> a number with one bit for each match of the parameter
+    Returns a dictionary: module -> all bits of its parameters. Outer modules come first.
+    """
     sets: dict[str, int] = {}
     for name, bit in bits.items():
         while name:

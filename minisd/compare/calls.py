@@ -15,10 +15,11 @@ Watcher = Callable[["Call"], None]
 class Call:
     """One call of one module.
 
-    args, kwargs: what it was called with, as copies that later code cannot change
-    outputs: every tensor that it returned, in order
+    name: the module's name in its network
     number: how often the module was called before
-    stats: whether the outputs are statistics of the tensors only
+    args, kwargs: the arguments of the call. watch_calls() says whether they are copies.
+    outputs: every tensor that the module returned, in order
+    stats: whether `outputs` holds only statistics of the tensors, not the tensors themselves
     """
 
     name: str
@@ -50,11 +51,13 @@ def tensors_in(tree: Any) -> list[Tensor]:
 def watch_calls(
     network: nn.Module, watcher: Watcher, copy: bool = True, names: Container[str] | None = None
 ) -> Iterator[None]:
-    """Hand every call to the watcher as soon as the module returns: inner modules come first.
+    """Inside the `with` block, pass every call to the watcher as soon as the module returns.
 
-    copy: keep copies of all tensors, in case the network changes some in place
-    names: of the modules to watch. None: all but the taps (nn.Identity), since a watched attention
-        map has to be computed and kept
+    An inner module returns before the module around it, so its call is passed on first.
+
+    copy: whether to copy all tensors, in case the network changes some of them in place
+    names: the modules to watch. None: all modules except nn.Identity. minisd marks tensors to watch
+        with nn.Identity, and a watched attention map would have to be computed and kept.
     """
     counts: dict[str, int] = {}
     waiting: dict[str, list[tuple]] = {}

@@ -1,7 +1,8 @@
-"""Small hypotheses about why a module of theirs differs, each tried on our module and their inputs.
+"""Find out why a module of theirs differs, by trying common mistakes on our module.
 
-Most replace one operation by another (replacements.py). Others edit our module: a function of a few
-lines in EDITS. Only an attempt that agrees with their output is reported.
+Our module runs on their inputs with one mistake built in. If its output then agrees with their
+output, this mistake is reported as the cause. Most mistakes replace one operation by another
+(replacements.py). The others edit our module: each is a function of a few lines in EDITS.
 """
 
 import math
@@ -21,16 +22,19 @@ from minisd import unet
 from minisd.compare.hunt import Case, errors, run_module
 from minisd.compare.replacements import OTHER_ACTIVATIONS, REPLACED, Change
 
-Attempt = tuple[str, Callable[[], Tensor]]  # what theirs does, and our output if ours does it too
+Attempt = tuple[str, Callable[[], Tensor]]  # a mistake in words, and our output with this mistake
 
-MOST_SECONDS = 120  # that all attempts together may take
-MOST_PLACES = 40  # of one kind of operation that are changed one by one
+MOST_SECONDS = 120  # the time that all attempts together may take
+MOST_PLACES = 40  # how many places of one operation are changed one by one
 
 
 class Rewrite(TorchFunctionMode):
-    """Inside, a torch function of this name is replaced: at every place, or only at the nth.
+    """Inside the `with` block, replace a torch function: in every call, or only in one call.
 
-    innocent: modules whose operations stay as they are
+    name: the torch function's name, such as "gelu"
+    change: the function to call instead. None: only count the calls
+    only: the number of the call to replace, counted from 0. None: every call
+    innocent: modules in which nothing is replaced
     """
 
     def __init__(
@@ -67,9 +71,10 @@ class Rewrite(TorchFunctionMode):
 
 
 def find_cause(case: Case, tolerance: float) -> tuple[str, float] | None:
-    """The hypothesis that agrees best with their output, and the difference that is left.
+    """Find the mistake with which our output agrees best with their output.
 
-    None if none agrees.
+    Returns a description of the mistake, and the difference that is left. Returns None if no
+    mistake makes the two outputs agree.
     """
     best, end = None, time.monotonic() + MOST_SECONDS
     for what, attempt in attempts(case):
@@ -87,7 +92,7 @@ def find_cause(case: Case, tolerance: float) -> tuple[str, float] | None:
 
 
 def attempts(case: Case) -> Iterator[Attempt]:
-    """All hypotheses for a case."""
+    """All mistakes to try on a case: first the edits, then the replaced operations."""
     for edit in EDITS:
         yield from edit(case)
     for name in REPLACED:
@@ -101,7 +106,7 @@ def attempts(case: Case) -> Iterator[Attempt]:
 
 
 def replace_operation(case: Case, name: str, change: Change, only: int | None = None) -> Tensor:
-    """Our output with an operation replaced."""
+    """Run our module with one operation replaced. Returns its output."""
     with Rewrite(name, change, only, case.innocent):
         return case.run()
 
@@ -110,7 +115,7 @@ def replace_operation(case: Case, name: str, change: Change, only: int | None = 
 
 
 def with_module(case: Case, edit: Callable[[nn.Module], object]) -> Tensor:
-    """Our output after an edit of a copy of our module."""
+    """Edit a copy of our module and run it. Returns its output."""
     module = deepcopy(case.module)
     edit(module)
     return case.run(module)
@@ -153,7 +158,7 @@ def time_embedding(case: Case) -> Iterator[Attempt]:
 
 
 def text_layers(case: Case) -> Iterator[Attempt]:
-    """Clip-skip, no final norm, other positions."""
+    """Mistakes of a text transformer: left-out last layers, no final norm, other positions."""
     if not hasattr(case.module, "position_embedding"):
         return
     text: Any = case.module
@@ -200,7 +205,7 @@ def precision(case: Case) -> Iterator[Attempt]:
 
 
 def output_as_a_whole(case: Case) -> Iterator[Attempt]:
-    """Their output is ours times a number, turned, mirrored or moved."""
+    """Mistakes in the output only: multiplied by a number, mirrored, moved or transposed."""
     ours = case.run()
     factor = (ours.double() * case.output.double()).sum() / ours.double().pow(2).sum()
     yield f"an output that is {factor:.5g} times ours", lambda: ours * factor.to(ours)

@@ -1,8 +1,8 @@
-"""Run two networks on the same inputs and measure, module by module, where they part.
+"""Run two networks on the same inputs and measure, module by module, where they begin to differ.
 
-Each module of theirs is judged twice. The whole error compares its output with the reference's. The
-own error compares it with what our module makes of the input that theirs was given, so errors that
-came in from elsewhere do not count.
+Each module of theirs is measured twice. Its whole error is the difference between its output and
+the output of our module in our network. For its own error, our module runs on the input that their
+module got. The difference between these two outputs contains no error of earlier modules.
 """
 
 from collections.abc import Callable
@@ -17,31 +17,36 @@ from minisd.compare.align import Alignment
 from minisd.compare.calls import Call, tensors_in, watch_calls
 from minisd.compare.layouts import Layout, find_layout
 
-# The rounding of one number in each precision, relative.
+# The relative rounding error of one number in each precision.
 ROUNDING_UNITS = {
     torch.float64: 2**-53,
     torch.float32: 2**-24,
     torch.float16: 2**-11,
     torch.bfloat16: 2**-8,
 }
-COMPOSITE = 5  # how many times more than one layer a module of many layers may round
-MOST_CASES = 8  # of modules that causes may be tried on
-MOST_INPUTS = 4  # of a module whose inputs are tried in every order
-GROWTH = 10  # how much rounding may grow from module to module
-JUMP = 8  # how many times an error must exceed those before it to be another
-NOISE = 6  # how many times the change by random rounding may be exceeded
-RELATED = 0.3  # the least cosine of an input of theirs and the same input of ours
-VISIBLE = 0.2  # the share of the own error that the whole error must show
+COMPOSITE = 5  # rounding in a module of many layers may be this many times that of one layer
+MOST_CASES = 8  # for how many modules the data to try causes on is kept
+MOST_INPUTS = 4  # inputs are tried in every order if a module has at most this many
+GROWTH = 10  # a whole error up to this many times the tolerance may be rounding of earlier modules
+JUMP = 8  # an error is a new one if it is this many times as large as every error before it
+NOISE = 6  # an own error up to this many times the change by random rounding counts as rounding
+RELATED = 0.3  # the smallest cosine between an input of ours and the same input of theirs
+VISIBLE = 0.2  # the whole error must be at least this share of the own error
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One call of one module, compared.
+    """The result of comparing one call of one module.
 
-    name, theirs: the module's name on either side    shape: of our output
-    error: root mean square of the difference, relative to the spread
-    largest: the largest difference, relative to the spread    cosine: of the two outputs
-    own: the error that arises here; None if their inputs do not show what ours would need
+    name, theirs: our name and their name of the module
+    number: how often the module was called before
+    shape: the shape of our output
+    error: root mean square of the difference, relative to the spread of our output
+    largest: the largest difference, relative to the spread of our output
+    cosine: the cosine of the two outputs
+    own: the error that arises in this module. None: unknown, because an input that our module needs
+        is not among their inputs
+    tolerance: the largest error that counts as rounding
     """
 
     name: str
@@ -61,22 +66,29 @@ class Comparison:
 
     @property
     def differs(self) -> bool:
-        """Whether more than rounding can be seen, of this module and of those before it."""
+        """Whether rounding, in this and all earlier modules, is too small to explain the error."""
         return not self.error <= GROWTH * self.tolerance
 
     @property
     def is_source(self) -> bool:
-        """Whether the error arises here, as far as the own error tells."""
+        """Whether the own error is larger than rounding.
+
+        If the own error is unknown, the whole error counts.
+        """
         own = self.error if self.own is None else self.own
         return not own <= self.tolerance
 
 
 @dataclass
 class Case:
-    """What the causes are tried on: our module, their inputs in our layout, and their output.
+    """What is needed to try causes on one module.
 
-    inner: the module inside whose output it is, if theirs has no module for the whole
-    innocent: modules inside that were judged already and make no error of their own
+    module: our module
+    args, kwargs: their inputs, in our layout
+    output: their output, in our layout
+    inner: the submodule of our module that `output` belongs to, if they have no module for all of
+        our module. Empty: `output` belongs to our whole module
+    innocent: submodules that were compared already and make no error of their own
     """
 
     module: nn.Module
@@ -87,12 +99,12 @@ class Case:
     innocent: list[nn.Module] = field(default_factory=list)
 
     def run(self, module: nn.Module | None = None) -> Tensor:
-        """What our module, or an edited copy of it, makes of their inputs."""
+        """Run our module, or an edited copy of it, on their inputs. Returns its output."""
         return run_module(module or self.module, self.args, self.kwargs, self.inner)
 
 
 def record(network: nn.Module, run: Callable[[], object]) -> dict[str, list[Call]]:
-    """Every call of every module of ours."""
+    """Run our network. Returns a dictionary: module -> its calls, in order."""
     calls: dict[str, list[Call]] = {}
     watcher = lambda call: calls.setdefault(call.name, []).append(call)  # noqa: E731
     with torch.no_grad(), watch_calls(network, watcher, copy=False):
@@ -101,7 +113,11 @@ def record(network: nn.Module, run: Callable[[], object]) -> dict[str, list[Call
 
 
 class Hunt:
-    """Judges the calls of their modules, one after another, against the reference's calls."""
+    """Compares the calls of their modules, one after another, with the calls of our modules.
+
+    calls: our module's name -> its calls, as record() returns them
+    rtol: the largest error that is accepted. None: what rounding explains
+    """
 
     def __init__(
         self,
@@ -119,7 +135,7 @@ class Hunt:
         self.rtol = rtol
 
     def judge(self, call: Call) -> None:
-        """Compare one call of theirs."""
+        """Compare one call of their module with our call, if our network has a matching one."""
         name = self.alignment.modules.get(call.name)
         if name is None or call.number >= len(self.calls.get(name, ())) or not call.outputs:
             return
@@ -130,7 +146,7 @@ class Hunt:
         output, ours = layout.apply(call.outputs[0]), reference.outputs[0]
         whole, unit = errors(output, ours), coarser_unit(output.dtype, ours.dtype)
         tolerance, own = self.rtol or rounding(module, unit), None
-        # a module of many layers runs again only if its error can be seen: it costs as much as all
+        # a module of many layers takes long to run, so it runs again only if its output differs
         needed = whole[0] > tolerance or not any(True for _ in module.children())
         arguments = self.as_ours(reference, call) if needed else None
         if arguments is not None:
@@ -138,21 +154,21 @@ class Hunt:
             own = errors(output, made)[0]
             if own > tolerance and self.rtol is None:
                 tolerance = max(tolerance, NOISE * rounding_of(module, *arguments, made, unit))
-            # an own error that the output does not show: ours needs an input that they did not give
+            # if the whole error is much smaller, our module needs an input that theirs did not get
             own = None if own > tolerance and whole[0] < VISIBLE * own else own
         shape = tuple(ours.shape)
         row = Comparison(name, call.name, call.number, shape, *whole, own=own, tolerance=tolerance)
         if row.differs and not self.outputs:
             self.outputs[len(self.rows)] = output
         if row.is_source and len(self.cases) < MOST_CASES:
-            # without their inputs, ours: those are the same for the first module that differs
+            # if their inputs are unknown, use ours: at the first error, the two are still the same
             given = arguments or (reference.args, reference.kwargs)
             innocent = self.innocent_in(name)
             self.cases[len(self.rows)] = Case(module, *given, output, innocent=innocent)
         self.rows.append(row)
 
     def innocent_in(self, name: str) -> list[nn.Module]:
-        """The modules inside that were compared and make no error of their own."""
+        """The submodules of a module that were compared and make no error of their own."""
         inside = [row for row in self.rows if row.name.startswith(f"{name}." if name else "")]
         known = [
             row for row in inside if not row.is_source and (row.own is not None or not row.differs)
@@ -160,7 +176,7 @@ class Hunt:
         return [self.modules[row.name] for row in known]
 
     def as_ours(self, reference: Call, call: Call) -> tuple[tuple, dict] | None:
-        """Their inputs in our order and layout; None if one of ours is not among them."""
+        """Their inputs in our order and layout. None if one of our inputs is not among them."""
         leaves, structure = tree_flatten((reference.args, reference.kwargs))
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         found = assign([leaves[i] for i in places], call.inputs)
@@ -172,10 +188,11 @@ class Hunt:
 
     @property
     def first_source(self) -> Comparison | None:
-        """The first module that makes an error of its own.
+        """The comparison of the first module that makes an error of its own.
 
-        Where the own error is not known, the first that differs while nothing before it does. If
-        none makes one, the error arises between two modules: the one that it enters is named.
+        If a module's own error is unknown, the module counts if its whole error is much larger than
+        all errors before it. Sometimes outputs differ, although no module makes an error. Then the
+        error arises between two modules, and the result is the first module that inherits it.
         """
         jump = None
         for i, row in enumerate(self.rows):
@@ -190,10 +207,11 @@ class Hunt:
         return jump
 
     def locate(self, row: Comparison) -> tuple[str, Case | None]:
-        """The name of our module to blame, and what to try causes on.
+        """The name of our module in which the error arises, and the case to try causes on.
 
-        Theirs may have one module where we have several, one inside another. Then the error arises
-        in the innermost of ours whose parts are right and which theirs does not have.
+        The port may have one module where our network has several nested modules. Then the error
+        arises in the innermost of our modules that the port does not have and whose submodules
+        are right.
         """
         inside = [
             one for one in self.rows if one.name.startswith(f"{row.name}." if row.name else "")
@@ -210,9 +228,11 @@ class Hunt:
         return name, Case(self.modules[name], given.args, given.kwargs, output, inner)
 
     def around(self, row: Comparison, most: str) -> str:
-        """The innermost module around a row that theirs does not have, at most `most`.
+        """The innermost of our modules that contains the row's module and has no partner.
 
-        Not one that hands its own input on to the row: then the error is in that input already.
+        Some modules only pass their own input on to the row's module. These are left out, because
+        the error is already in their input. The search ends at the module `most`. If it finds no
+        other module, the result is `most`.
         """
         matched, call = self.alignment.modules.values(), self.calls[row.name][row.number]
         outer = row.name
@@ -228,17 +248,17 @@ class Hunt:
 
 
 def coarser_unit(a: torch.dtype, b: torch.dtype) -> float:
-    """The rounding of one number in whichever precision is coarser."""
+    """The relative rounding error of one number, in the coarser of two precisions."""
     return max(ROUNDING_UNITS.get(one, ROUNDING_UNITS[torch.float32]) for one in (a, b))
 
 
 def rounding(module: nn.Module, unit: float) -> float:
     """The root mean square error, relative to the spread, that rounding alone may cause.
 
-    unit: the rounding of one number
+    unit: the relative rounding error of one number
 
-    Sums of n products, taken in any order, round like a random walk of n steps. Half precision
-    adds up in float32 and rounds the result.
+    The rounding error of a sum of n products grows like the square root of n (like a random walk).
+    In half precision, sums are computed in float32, and only the result is rounded.
     """
     weights = [one for one in module.parameters() if one.ndim > 1]
     longest = max((one[0].numel() for one in weights), default=0)
@@ -250,7 +270,9 @@ def rounding(module: nn.Module, unit: float) -> float:
 def rounding_of(module: nn.Module, args: tuple, kwargs: dict, output: Tensor, unit: float) -> float:
     """How much the output changes if every input is rounded once more, at random.
 
-    Large where a norm takes a large mean away, so that little is left of the digits.
+    The change is large if a norm subtracts a large mean, because few exact digits then remain.
+
+    unit: the relative rounding error of one number
     """
     draw = torch.Generator(output.device).manual_seed(0)
 
@@ -265,9 +287,11 @@ def rounding_of(module: nn.Module, args: tuple, kwargs: dict, output: Tensor, un
 
 
 def assign(ours: list[Tensor], theirs: list[Tensor]) -> list[Tensor] | None:
-    """For each of our inputs one of theirs, in our layout; None if one has no partner.
+    """Find their input for each of our inputs, and bring it into our layout.
 
-    If there are as many, each is used once, in the order that fits best. Else the nearest is taken.
+    If both sides have the same number of inputs, each is used once, in the order that fits best.
+    Otherwise, each of our inputs gets the most similar input of theirs.
+    Returns None if one of our inputs has no partner.
     """
     fits = [[find_layout(their, our) for their in theirs] for our in ours]
     if len(ours) == len(theirs) <= MOST_INPUTS:
@@ -291,7 +315,7 @@ def assign(ours: list[Tensor], theirs: list[Tensor]) -> list[Tensor] | None:
 
 
 def is_related(theirs: Tensor, ours: Tensor) -> bool:
-    """Whether two tensors may be the same one, with an error, and not two different ones."""
+    """Whether two tensors are so similar that one may be the other with an error."""
     error, _, cosine = errors(theirs, ours)
     return error == 0 or cosine > RELATED
 
@@ -302,7 +326,7 @@ def layout_of(fit: tuple[Layout | None, float]) -> Layout:
 
 
 def run_module(module: nn.Module, args: tuple, kwargs: dict, inner: str = "") -> Tensor:
-    """The first output of our module for these inputs, or of a module inside."""
+    """Run our module. Returns its first output, or that of its submodule `inner`."""
     args, kwargs = tree_map(lambda leaf: leaf, (args, kwargs))  # a module may empty its lists
     seen: list[object] = []
     hook = module.get_submodule(inner).register_forward_hook(lambda *call: seen.append(call[-1]))
@@ -315,7 +339,11 @@ def run_module(module: nn.Module, args: tuple, kwargs: dict, inner: str = "") ->
 
 
 def errors(theirs: Tensor, ours: Tensor) -> tuple[float, float, float]:
-    """Root mean square and largest difference, both relative to our spread, and the cosine."""
+    """Measure how two tensors differ.
+
+    Returns the root mean square difference, the largest difference and the cosine. The first two
+    are relative to the spread of our tensor.
+    """
     a, b = theirs.double().flatten(), ours.double().flatten()
     same = torch.isinf(a) & (a == b)
     a, b = a.masked_fill(same, 0), b.masked_fill(same, 0)

@@ -1,6 +1,7 @@
-"""Bring a tensor of another program into our layout: b h w c, b n c, heads folded into the batch …
+"""Bring a tensor of another program into our layout.
 
-Two tensors with the same numbers may have their axes in another order, merged or split.
+Two tensors can hold the same numbers in different layouts: with their axes in another order (b h w
+c), with merged axes (b n c), or with the heads as a part of the batch.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,12 @@ Sizes = tuple[int, ...]
 
 
 class Layout(NamedTuple):
-    """How to read their tensor: reshape it, put its axes in this order, reshape it to ours."""
+    """How to bring a tensor of theirs into our layout, in three steps.
+
+    split: the shape that the tensor gets first
+    order: the order that its axes get then
+    shape: our shape, which the tensor gets last
+    """
 
     split: Sizes
     order: tuple[int, ...]
@@ -33,7 +39,7 @@ class Layout(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def possible_layouts(theirs: Sizes, ours: Sizes) -> tuple[Layout, ...]:
-    """All ways in which their shape can hold our tensor. The plain ones come first."""
+    """All layouts that turn their shape into ours. Those that only change the shape come first."""
     found: dict[tuple, Layout] = {}
     for layout in [*split_theirs(theirs, ours), *merge_theirs(theirs, ours)]:
         found.setdefault((layout.split, layout.order), layout)
@@ -41,7 +47,10 @@ def possible_layouts(theirs: Sizes, ours: Sizes) -> tuple[Layout, ...]:
 
 
 def split_theirs(theirs: Sizes, ours: Sizes) -> Iterator[Layout]:
-    """Theirs has our axes in some order, perhaps merged: b (h w) c for our b c h w."""
+    """The layouts if their tensor has our axes in some order, perhaps merged.
+
+    An example: their b (h w) c for our b c h w.
+    """
     axes = [i for i, size in enumerate(ours) if size > 1]
     if len(axes) > MOST_AXES:
         return
@@ -53,7 +62,10 @@ def split_theirs(theirs: Sizes, ours: Sizes) -> Iterator[Layout]:
 
 
 def merge_theirs(theirs: Sizes, ours: Sizes) -> Iterator[Layout]:
-    """Ours has their axes in some order, perhaps merged: b h w c for our b (h w) c."""
+    """The layouts if our tensor has their axes in some order, perhaps merged.
+
+    An example: their b h w c for our b (h w) c.
+    """
     axes = [i for i, size in enumerate(theirs) if size > 1]
     if len(axes) > MOST_AXES:
         return
@@ -64,7 +76,9 @@ def merge_theirs(theirs: Sizes, ours: Sizes) -> Iterator[Layout]:
 
 
 def merges_to(fine: Sizes, coarse: Sizes) -> bool:
-    """Whether a shape becomes another if neighbouring axes are merged. Axes of size 1 are ignored.
+    """Whether merging neighbouring axes of the shape `fine` can give the shape `coarse`.
+
+    Axes of size 1 are ignored.
 
     >>> merges_to((2, 8, 8, 3), (2, 64, 3)), merges_to((2, 3), (3, 2))
     (True, False)
@@ -80,16 +94,17 @@ def merges_to(fine: Sizes, coarse: Sizes) -> bool:
 
 
 def difference(theirs: Tensor, ours: Tensor) -> float:
-    """The root mean square of the difference, relative to that of ours."""
+    """The root mean square of the difference, relative to the root mean square of our tensor."""
     spread = ours.double().pow(2).mean().sqrt().item()
     error = (theirs.double() - ours.double()).pow(2).mean().sqrt().item()
     return error / spread if spread else error
 
 
 def find_layout(theirs: Tensor, ours: Tensor, enough: float = 1e-6) -> tuple[Layout | None, float]:
-    """The layout in which theirs is nearest to ours, and the difference that is left.
+    """Find the layout that brings their tensor nearest to ours.
 
-    None if no layout fits. enough: a difference at which no other layout is tried
+    enough: the search stops at a difference of this size or less
+    Returns the layout and the difference that is left. The layout is None if none fits the shapes.
     """
     if theirs.numel() != ours.numel():
         return None, float("inf")
@@ -109,5 +124,5 @@ def same_numbers(a: Tensor, b: Tensor, tolerance: float = 1e-6) -> bool:
 
 
 def has_no_nan(tensor: Tensor) -> bool:
-    """Whether no number is NaN. Infinity is allowed: masks have it."""
+    """Whether no number is NaN. Infinity is allowed, because masks contain it."""
     return not torch.isnan(tensor).any().item()

@@ -15,7 +15,7 @@ ERROR_COLOURS = (
     "#ee8a4a",
     "#cf4a35",
     "#8f1d2c",
-)  # by powers of ten
+)  # from rounding to the largest errors
 TABLE_HEAD = (
     "module",
     "in the port",
@@ -53,7 +53,7 @@ def page(report: Report) -> str:
 
 
 def colour(row: Comparison) -> str:
-    """Grey within the tolerance, then darker with every power of ten."""
+    """The colour of an error: grey within the tolerance; a larger error has a darker colour."""
     if row.error <= row.tolerance:
         return ERROR_COLOURS[0]
     powers = (
@@ -63,7 +63,7 @@ def colour(row: Comparison) -> str:
 
 
 def heat_map(report: Report) -> str:
-    """One square per output, one line per call of the networks."""
+    """The squares that show where the error is: one for each output, one group for each call."""
     numbers = sorted({row.number for row in report.rows})
     lines = []
     for number in numbers:
@@ -83,12 +83,12 @@ def heat_map(report: Report) -> str:
             ERROR_COLOURS, ("rounding", "1x", "30x", "1000x", "30000x", "more"), strict=True
         )
     )
-    text = "One square for each output, in running order. The darker, the larger its error."
+    text = "One square for each output, in running order. A darker square has a larger error."
     return f"<h2>Where the error is</h2><p>{text} {key}</p>{''.join(lines)}"
 
 
 def worst_values(report: Report) -> str:
-    """The numbers around the largest difference, ours and theirs."""
+    """Two tables: our values and their values around the largest difference."""
     if not report.worst:
         return ""
     parts = []
@@ -103,7 +103,8 @@ def worst_values(report: Report) -> str:
         )
         parts.append(f'<p>{escape(label)}</p><div class="wide"><table>{rows}</table></div>')
     head = "<h2>The values around the largest difference</h2>"
-    return f"{head}<p>At {report.worst['place']} of the output.</p>{''.join(parts)}"
+    place = f"The largest difference is at index {report.worst['place']} of the output."
+    return f"{head}<p>{place}</p>{''.join(parts)}"
 
 
 def cell(value: float, worst: bool) -> str:
@@ -111,7 +112,7 @@ def cell(value: float, worst: bool) -> str:
 
 
 def histogram(report: Report) -> str:
-    """How many values of the first divergence differ by how much."""
+    """The bars that show, for the first module that differs, how many values differ how much."""
     if not report.histogram:
         return ""
     most = max(count for _, count in report.histogram) or 1
@@ -121,19 +122,23 @@ def histogram(report: Report) -> str:
     )
     first, last = report.histogram[0][0], report.histogram[-1][0]
     scale = f'<div class="scale"><span>1e{first}</span><span>1e{last}</span></div>'
-    text = "How many values of the first module that differs are off by how much."
-    return f'<h2>How the error is spread</h2><p>{text}</p><div class="bars">{bars}</div>{scale}'
+    text = (
+        "The output of the first module that differs. Each bar shows how many of its values have "
+        "an error of about this size."
+    )
+    return f'<h2>How large the errors are</h2><p>{text}</p><div class="bars">{bars}</div>{scale}'
 
 
 def missing(report: Report) -> str:
     lines = report.list_unaligned()
     if not lines:
         return ""
-    return "<h2>Without a partner</h2>" + "".join(f"<p>{escape(line)}</p>" for line in lines)
+    head = "<h2>Parameters without a partner</h2>"
+    return head + "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
 def results_table(report: Report) -> str:
-    """All rows."""
+    """The table with one row for each output that was compared."""
     lines = []
     for row in report.rows:
         numbers = [f"{row.error:.1e}", f"{row.largest:.1e}", f"{row.cosine:.6f}"]
@@ -143,8 +148,8 @@ def results_table(report: Report) -> str:
         lines.append(f"<tr{mark}>" + "".join(f"<td>{escape(one)}</td>" for one in texts) + "</tr>")
     head = "".join(f"<th>{one}</th>" for one in TABLE_HEAD)
     text = (
-        "Errors are relative to the spread of the reference's output. The own error arises in the "
-        "module. The inherited one came in with its inputs."
+        "Errors are relative to the spread of the reference's output. A module's own error arises "
+        "in the module. Its inherited error came in with its inputs."
     )
     rows = "".join(lines)
     shown = f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div>'

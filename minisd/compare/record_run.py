@@ -1,4 +1,4 @@
-"""Record a whole drawing: every block of every network, and what each network was run on."""
+"""Record a whole drawing: the outputs of every block, and the inputs of every network."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -27,13 +27,14 @@ def record_run(
     with_inputs: bool = False,
     stats: bool = False,
 ) -> tuple[list[Call], dict[str, Tensor]]:
-    """Every call of the chosen modules while draw() runs, and the inputs of the networks.
+    """Run draw(), and record the calls of the chosen modules.
 
-    patterns: such as "unet.mid.*" or "*.cross.weights"; none: every block, without the single
-        layers in it and without attention maps
-    with_inputs: keep what each module was given
-    stats: keep a few numbers in place of each tensor
-    Raises ValueError if a pattern matches nothing.
+    patterns: the modules to record, such as "unet.mid.*" or "*.cross.weights". Empty: every block,
+        but neither the single layers in it nor the attention maps
+    with_inputs: whether to keep each module's inputs
+    stats: whether to keep only a few numbers for each output
+    Returns the calls in order, and a dictionary: name of a network's input -> tensor, as in "x.0".
+    Raises ValueError if no pattern matches any module.
     """
     calls: list[Call] = []
     inputs: dict[str, Tensor] = {}
@@ -69,7 +70,7 @@ def part_of(sd: StableDiffusion, name: str) -> nn.Module:
 
 
 def choose(part: str, network: nn.Module, patterns: tuple[str, ...]) -> set[str]:
-    """The modules of a network to record."""
+    """The names of the modules to record in one network."""
     names = {name: join_names(part, name) for name, _ in network.named_modules()}
     if patterns:
         return {name for name, full in names.items() if any(fnmatchcase(full, p) for p in patterns)}

@@ -1,7 +1,8 @@
-"""Operations that ports often get wrong, and what they compute instead: the rows of REPLACED.
+"""Common mistakes of ports: operations that they often get wrong, and what they compute instead.
 
-A row has the name of a torch function and, for each mistake, its words and a function that takes
-the same arguments. To add a hypothesis, add a row.
+REPLACED maps the name of a torch function to its mistakes. Each mistake is a description and a
+function. This function takes the same arguments as the torch function, and makes the mistake. To
+try another mistake, add an entry.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,7 @@ def with_eps(norm: Callable, eps: float) -> Change:
 
 
 def outside_root(x: Tensor, shape, weight=None, bias=None, eps=1e-5) -> Tensor:
-    """A group norm or a layer norm that divides by spread + eps."""
+    """A group norm or a layer norm that divides by std + eps, not by the root of (var + eps)."""
     groups = shape if isinstance(shape, int) else x[..., 0].numel()
     rows = x.reshape(len(x) * groups, -1) if isinstance(shape, int) else x.reshape(groups, -1)
     rows = rows - rows.mean(1, keepdim=True)
@@ -42,7 +43,7 @@ def with_groups(groups: int) -> Change:
 
 
 def sample_variance(x: Tensor, shape, weight, bias, eps) -> Tensor:
-    """A layer norm that divides by n - 1."""
+    """A layer norm whose variance is the sum of the squares divided by n - 1, not by n."""
     spread = (x.var(-1, keepdim=True) + eps).sqrt()
     return (x - x.mean(-1, keepdim=True)) / spread * weight + bias
 
@@ -68,7 +69,10 @@ def activation_changes() -> dict[str, Change]:
 
 
 def lopsided_conv(pad: tuple[int, ...]) -> Change:
-    """A convolution of size 3 with all its padding on two sides."""
+    """A 3 x 3 convolution that pads only two sides of its input.
+
+    pad: the padding on the left, right, top and bottom
+    """
 
     def change(x, weight, bias, stride, padding, *more):
         assert tuple(stride) == (1, 1) and weight.shape[-1] == 3
@@ -78,7 +82,10 @@ def lopsided_conv(pad: tuple[int, ...]) -> Change:
 
 
 def strided_conv(pad: tuple[int, ...]) -> Change:
-    """A convolution that halves, with other padding."""
+    """A convolution that uses other padding where it halves the height and the width.
+
+    pad: the padding on the left, right, top and bottom
+    """
 
     def change(x, weight, bias, stride, padding, *more):
         halves = tuple(stride) == (2, 2)
@@ -112,7 +119,10 @@ def set_scale(power: float, all_channels: bool = False) -> Change:
 
 
 def reorder(*places: int) -> Change:
-    """Attention whose queries, keys and values are taken from other places."""
+    """Attention whose queries, keys and values are mixed up.
+
+    places: which of (queries, keys, values) to use as queries, as keys and as values
+    """
     return lambda *qkv, attn_mask=None: sdpa(*[qkv[i] for i in places], attn_mask=attn_mask)
 
 
@@ -130,19 +140,26 @@ def softmax_over_queries(q, k, v, attn_mask=None) -> Tensor:
 
 
 def deal(x: Tensor, heads: int) -> Tensor:
-    """b heads n d with the channels dealt to the heads in turn: (d heads) in place of (heads d)."""
+    """Give each head every heads-th channel: split the channels as (d heads), not as (heads d).
+
+    x: b heads n d    returns: b heads n d
+    """
     b, _, n, d = x.shape
     return x.transpose(1, 2).reshape(b, n, d, heads).permute(0, 3, 1, 2)
 
 
 def gather(x: Tensor) -> Tensor:
-    """Undo deal()."""
+    """The reverse of deal(): bring the channels back to their old places. x: b heads n d"""
     b, heads, n, d = x.shape
     return x.permute(0, 2, 3, 1).reshape(b, n, heads, d).transpose(1, 2)
 
 
 def deal_heads(dealt_in: str, back: bool) -> Change:
-    """dealt_in: which of q, k, v are dealt    back: whether the answer is put back"""
+    """Attention that splits channels into heads as deal() does.
+
+    dealt_in: for which of q, k and v, such as "qk"
+    back: whether gather() brings the channels of the answer back to their places
+    """
 
     def change(q, k, v, attn_mask=None):
         given = {"q": q, "k": k, "v": v}

@@ -1,4 +1,4 @@
-"""What a comparison found, as plain data, as a table of text and as JSON."""
+"""The result of a comparison, as plain data, as a table of text and as JSON."""
 
 import inspect
 import json
@@ -15,16 +15,21 @@ SHOWN = 12  # names in a list of the text report
 
 @dataclass
 class Report:
-    """The rows in running order, and what they mean.
+    """The result of a comparison.
 
-    first: the first module that makes an error of its own; None if there is none
-    cause, left: what theirs does there, as tried on our module, and the difference that this leaves
-    values: parameters whose values differ, our name -> the largest difference
-    only_reference, only_port: parameters without a partner
-    sources: our name -> file and line of our module and, where it is known, of theirs
-    nan: the first module of theirs that puts out NaN
-    worst: the numbers around the largest difference of the first module's output
-    histogram: of that module: power of ten -> how many values differ by about as much
+    rows: one for each compared output, in running order
+    first: the row of the first module that makes an error of its own. None: no module makes one
+    cause: the mistake of this module of theirs, in words. None: unknown
+    left: the difference between the two outputs that is left if our module makes this mistake, too
+    values: our parameter's name -> largest difference. It lists only parameters that differ.
+    only_reference, only_port: the names of parameters that have no partner
+    matched: the number of parameters that have a partner
+    sources: our module's name -> file and line of our module and, if it is known, of their module
+    nan: the name of the first module of theirs that returns NaN. None: no module does
+    worst: our values and their values around the largest difference in the first module's output
+    histogram: pairs of a power of ten and the number of values in the first module's output that
+        differ by about this power
+    labels: the names of the reference and of the port in the report
     """
 
     rows: list[Comparison] = field(default_factory=list)
@@ -47,16 +52,16 @@ class Report:
 
     @property
     def first_divergence(self) -> str | None:
-        """Our name of the first module that is wrong in the port."""
+        """Our name of the first module or parameter that is wrong in the port. None if none is."""
         return self.first.name if self.first else next(iter(self.values), self.nan)
 
     def is_first(self, row: Comparison) -> bool:
-        """Whether this is the row of the first module that differs."""
+        """Whether a row is that of the first module that differs."""
         first = self.first
         return first is not None and (row.theirs, row.number) == (first.theirs, first.number)
 
     def add(self, part: str, alignment: Alignment, rows: list[Comparison]) -> None:
-        """Take in what one network showed; names get its name in front."""
+        """Add the results of one network. `part` is put in front of the names of its modules."""
         self.rows += rows
         self.matched += len(alignment.parameters)
         self.values |= {join_names(part, name): gap for name, gap in alignment.other_values.items()}
@@ -68,26 +73,27 @@ class Report:
         _, port = self.labels
         lines = []
         if self.nan:
-            lines.append(f"{self.nan} is the first module of {port} that puts out NaN.")
+            lines.append(f"{self.nan} is the first module of {port} that returns NaN.")
         for name, gap in list(self.values.items())[:3]:
-            lines.append(f"{name} has other values in {port}: largest difference {gap:.1e}.")
+            lines.append(f"{name} has other values in {port}. The largest difference is {gap:.1e}.")
         if self.first is None:
             same = "no module differs" if self.rows else "no module could be compared"
             return [*lines, f"{len(self.rows)} outputs compared: {same}."]
         row = self.first
-        own = row.error if row.own is None else row.own
+        own = f"error is {row.error:.1e}" if row.own is None else f"own error is {row.own:.1e}"
         where = f"{row.name} ({row.theirs} in {port})"
-        lines.append(f"The first module that differs is {where}: {own:.1e} of its spread.")
+        lines.append(f"The first module that differs is {where}.")
+        lines.append(f"Its {own}, relative to the spread of its output.")
         if self.cause:
             lines.append(f"Likely cause: {port} computes {self.cause}.")
-            lines.append(f"If our module does the same, the two agree to {self.left:.0e}.")
+            lines.append(f"If minisd does the same, the outputs differ by only {self.left:.0e}.")
         else:
-            lines.append("No known cause makes the two agree: compare the two sources.")
+            lines.append("No known mistake explains the error. Compare the code of both modules.")
         lines += [f"  {place}" for place in self.sources.get(row.name, ())]
         return lines
 
     def table(self) -> str:
-        """One line per output, in running order."""
+        """The table as text. It has one line for each output, in running order."""
         head: tuple[str, ...] = (
             "module",
             "theirs",
@@ -113,19 +119,20 @@ class Report:
         )
 
     def list_unaligned(self) -> list[str]:
-        """What has no partner, in sentences."""
+        """The parameters that have no partner, in one sentence for each side."""
         lines = []
         for label, names in zip(self.labels, (self.only_reference, self.only_port), strict=True):
             if names:
                 more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-                lines.append(f"Only in {label}: {', '.join(names[:SHOWN])}{more}.")
+                shown = f"{', '.join(names[:SHOWN])}{more}"
+                lines.append(f"These parameters are only in {label}: {shown}.")
         return lines
 
     def __str__(self) -> str:
         return "\n".join([self.table(), "", *self.verdict(), *self.list_unaligned()])
 
     def to_json(self) -> str:
-        """All of it, for other programs."""
+        """The whole report as JSON, for other programs."""
         content = {
             **asdict(self),
             "equal": self.is_equal,
@@ -134,7 +141,7 @@ class Report:
         return json.dumps(content, indent=1)
 
     def to_html(self) -> str:
-        """One self-contained page."""
+        """The whole report as one self-contained HTML page."""
         from minisd.compare.page import page
 
         return page(self)
@@ -145,14 +152,14 @@ def join_names(part: str, name: str) -> str:
 
 
 def call_label(row: Comparison) -> str:
-    """The module, with the number of the call if it is not the first."""
+    """The name of the module. The number of the call follows, if it is not the first call."""
     return f"{row.name} #{row.number}" if row.number else row.name or "(all)"
 
 
 def place_of(network: nn.Module, name: str) -> str | None:
-    """File and line of the class that a module belongs to. For torch's own, whoever built it.
+    """The file and the line of a module's class. None if there is no source file.
 
-    None where there is no source.
+    For a module of torch, such as nn.Linear, it is the class of the module that contains it.
     """
     module = network.get_submodule(name)
     while name and type(module).__module__.startswith("torch."):
@@ -166,7 +173,11 @@ def place_of(network: nn.Module, name: str) -> str | None:
 
 
 def neighbourhood(theirs: Tensor, ours: Tensor) -> dict:
-    """The 3 x 5 values around the largest difference, on both sides."""
+    """The 3 x 5 values around the largest difference, in our tensor and in theirs.
+
+    Returns a dictionary: "place" -> the indices of the largest difference, "centre" -> its row and
+    column among the 3 x 5 values, "ours" and "theirs" -> the values.
+    """
     ours, theirs = (each.float().reshape(-1, *each.shape[-2:]) for each in (ours, theirs))
     gap = (ours - theirs).abs().nan_to_num(float("inf"))
     plane, row, column = (int(i) for i in torch.unravel_index(gap.argmax(), gap.shape))
@@ -181,7 +192,10 @@ def neighbourhood(theirs: Tensor, ours: Tensor) -> dict:
 
 
 def powers_of_ten(theirs: Tensor, ours: Tensor) -> list[tuple[int, int]]:
-    """How many values differ by about 1e-9, 1e-8 …"""
+    """Count how many values differ by about 1e-9, how many by about 1e-8, and so on.
+
+    Returns pairs: power of ten, count.
+    """
     gap = (theirs.double() - ours.double()).abs().nan_to_num(0).clamp(1e-12, 1e12)
     powers = gap.log10().round().long()
     return [(n, int((powers == n).sum())) for n in range(int(powers.min()), int(powers.max()) + 1)]

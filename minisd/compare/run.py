@@ -27,15 +27,17 @@ def compare(
     rtol: float | None = None,
     call: Callable | None = None,
 ) -> Report:
-    """Run both on the same inputs and report where the port differs first, and why.
+    """Run two networks on the same inputs. Report where the port first differs, and why.
 
-    reference: one of minisd's networks, or a module in one
-    inputs: what the reference is called with, such as (x, t, context)
-    rtol: how large a root mean square error may be, relative to the spread, for one operation.
-        None: what rounding explains in the coarser precision of the two
-    call: call(port, *inputs), if the port's signature is another
+    reference: one of minisd's networks, or a module in one of them
+    port: the network to judge
+    inputs: the arguments for the reference, such as (x, t, context)
+    rtol: the largest root mean square error of a module, relative to the spread of its output, that
+        is accepted. None: what rounding explains in the coarser precision of the two
+    call: a function call(port, *inputs) that runs the port. It is needed if the port takes other
+        arguments than the reference.
 
-    Raises ValueError if the two have no weights in common, or if the port breaks while it runs.
+    Raises ValueError if the two share no weights, or if the port raises an error while it runs.
     """
     report = Report()
     run_theirs = (lambda port: call(port, *inputs)) if call else (lambda port: port(*inputs))
@@ -52,7 +54,7 @@ def compare_part(
     run_theirs: Caller,
     rtol: float | None = None,
 ) -> None:
-    """Compare one network, and add what it shows to the report."""
+    """Compare one network, and add the results to the report."""
     calls = record(reference, lambda: run_ours(reference))
     order = cache(lambda: running_order(port, run_theirs))
     alignment = align(reference, port, list(calls), order, align_tolerance(reference, port))
@@ -81,16 +83,22 @@ def compare_part(
 
 
 def running_order(network: nn.Module, run: Caller) -> list[str]:
-    """The modules in the order in which they return first. Empty if the network breaks."""
+    """The modules that returned, in the order in which each returned for the first time.
+
+    If the network raises an error, the list ends there.
+    """
     names: dict[str, None] = {}
     watch = watch_calls(network, lambda call: names.setdefault(call.name))
-    with torch.no_grad(), watch, suppress(Exception):  # compare_part() says where it breaks
+    with torch.no_grad(), watch, suppress(Exception):  # compare_part() reports the error
         run(network)
     return list(names)
 
 
 def conclude(report: Report, part: str, hunt: Hunt, alignment: Alignment, port: nn.Module) -> None:
-    """Find the first error of this network and its cause, unless an earlier network has one."""
+    """Add the results of one network to the report.
+
+    If no earlier network has an error, also find the first error of this network and its cause.
+    """
     first = hunt.first_source
     rows = [replace(row, name=join_names(part, row.name)) for row in hunt.rows]
     if first is not None and report.first is None:
@@ -104,7 +112,7 @@ def conclude(report: Report, part: str, hunt: Hunt, alignment: Alignment, port: 
 
 
 def explain(report: Report, case: Case | None, tolerance: float) -> None:
-    """Try the causes on the first module that differs, and keep its worst values."""
+    """Find the cause of a module's error. Add the cause and the worst values to the report."""
     if case is None:
         return
     found = find_cause(case, tolerance)
@@ -115,7 +123,10 @@ def explain(report: Report, case: Case | None, tolerance: float) -> None:
 
 
 def align_tolerance(a: nn.Module, b: nn.Module) -> float:
-    """How far fingerprints may be apart: weights that went through half precision are rounded."""
+    """The largest relative difference between two fingerprints of the same weight.
+
+    It depends on the precisions of the two networks, because half precision rounds the weights.
+    """
     dtypes = {t.dtype for network in (a, b) for t in network.parameters()}
     if torch.bfloat16 in dtypes:
         return 8e-3
@@ -125,7 +136,7 @@ def align_tolerance(a: nn.Module, b: nn.Module) -> float:
 def compare_sides(
     sd: StableDiffusion, label: str, port: Side, inputs: Inputs, rtol: float | None = None
 ) -> Report:
-    """Compare every part that the port has with the model `sd`, all on the same inputs.
+    """Compare every part that the port has with the same part of the model `sd`.
 
     Raises ValueError if nothing can be compared.
     """
@@ -152,9 +163,9 @@ def compare_sides(
 def compare_anywhere(
     report: Report, ours: Side, port: Side, part: str, inputs: Inputs, rtol: float | None
 ) -> None:
-    """Find the module of ours that holds the port's weights, and compare the two.
+    """Find our module that holds the same weights as the port, and compare the two.
 
-    The port gets the inputs that this module of ours gets in a run of our whole network.
+    Our whole network runs first, to get this module's inputs. The port then runs on these inputs.
     """
     network = port.networks[part]
     tolerance = align_tolerance(network, ours.networks["unet"])

@@ -1,4 +1,4 @@
-"""Compare a recorded run of a port with ours on the same inputs."""
+"""Compare a recorded run of a port with a run of our networks on the same inputs."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -18,17 +18,19 @@ from minisd.compare.weights import weights_of
 from minisd.compare.whole_run import compare_run
 from minisd.pipeline import StableDiffusion
 
-CLOSE = 0.02  # two outputs that differ less are the same tensor of the two programs
-FAR = 0.7  # two that differ more are not
-CALLS_AHEAD = 60  # calls of ours that are looked through if nothing is close
+CLOSE = 0.02  # two outputs that differ by less than this come from the same module
+FAR = 0.7  # two outputs that differ by more than this come from different modules
+CALLS_AHEAD = 60  # how many of our next calls are searched if no output is close
 
 
 def compare_trace(
     sd: StableDiffusion, label: str, trace: TraceFile, rtol: float | None = None
 ) -> Report:
-    """Run our networks on the inputs that the trace states, and judge its outputs.
+    """Run our networks on the inputs in the trace, and compare the outputs.
 
-    Raises ValueError if the trace has no inputs for any network, or only statistics.
+    label: the name of our model in the report
+    rtol: the largest error that is accepted, as in compare()
+    Raises ValueError if the trace has no inputs for any network, or if it holds only statistics.
     """
     if trace.stats:
         what = f"{trace.label} holds statistics only"
@@ -54,7 +56,7 @@ def compare_trace(
 def judge_calls(
     report: Report, whole: nn.Module, ours: list[Call], trace: TraceFile, rtol: float | None
 ) -> None:
-    """Judge every call of the trace, and explain the first that differs."""
+    """Compare every call of the trace, and find the cause of the first error."""
     calls: dict[str, list[Call]] = {}
     for call in ours:
         calls.setdefault(call.name, []).append(call)
@@ -94,7 +96,7 @@ def replay(sd: StableDiffusion, trace: TraceFile) -> list[Call]:
 def inputs_of(
     network: str, inputs: dict[str, Tensor], sd: StableDiffusion
 ) -> Iterable[tuple[Tensor, ...]]:
-    """What a network was called with, call by call. "x" counts as "x.0"."""
+    """Yield the inputs of one network for each of its calls. The name "x" counts as "x.0"."""
     names, dtype = INPUT_NAMES[network], next(part_of(sd, network).parameters()).dtype
     for number in range(len(inputs)):
         keys = [(f"{name}.{number}", name) for name in names]
@@ -110,7 +112,11 @@ def inputs_of(
 
 
 def align_trace(whole: nn.Module, ours: list[Call], trace: TraceFile) -> Alignment:
-    """By fingerprints of the weights if the trace has them, else by running order and values."""
+    """Match their modules with ours.
+
+    This uses the fingerprints of the weights if the trace has them. Otherwise, it uses the running
+    order and the values of the outputs.
+    """
     if trace.weights:
         modules = {call.name for call in trace.calls}
         return align_weights(whole, weights_of(whole), trace.weights, modules)
@@ -118,10 +124,14 @@ def align_trace(whole: nn.Module, ours: list[Call], trace: TraceFile) -> Alignme
 
 
 def align_by_values(ours: list[Call], theirs: list[Call]) -> dict[str, str]:
-    """Their name -> ours. Both lists are in running order.
+    """Match their modules with ours by the values of inputs and outputs.
 
-    Outputs that are nearly equal belong together. Of the others, which come after an error, those
-    that were given the same, then those that lie between the same neighbours and are most alike.
+    A module of theirs and one of ours belong together if their outputs are nearly equal. After an
+    error, no outputs are equal. Modules then belong together if they got the same inputs, or else
+    if their outputs are the most similar among our next calls.
+
+    ours, theirs: calls in running order
+    Returns a dictionary: their module's name -> our module's name.
     """
     matched: dict[str, str] = {}
     place = 0
@@ -150,7 +160,10 @@ def gap(theirs: Tensor, ours: Tensor) -> float:
 
 
 def input_gap(theirs: Call, ours: Call) -> float:
-    """How far our inputs are from theirs. It decides if several of ours have the same output."""
+    """How much our inputs differ from theirs.
+
+    This number decides if several of our outputs are equally similar to their output.
+    """
     if not theirs.inputs or not ours.inputs:
         return 0.0
     return max(min(gap(one, our) for one in theirs.inputs) for our in ours.inputs)
@@ -161,7 +174,7 @@ def is_close(theirs: list[Tensor], ours: list[Tensor]) -> bool:
 
 
 def gives_same(theirs: Call, ours: Call) -> bool:
-    """Whether ours was given only what theirs was given, and returns as many numbers."""
+    """Whether each input of our call is among their inputs, and the outputs have the same size."""
     if (
         not theirs.inputs
         or not ours.outputs

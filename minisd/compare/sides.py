@@ -22,7 +22,12 @@ LARGEST_PICTURE = 256  # per side, of the picture for the VAE: it costs more tha
 
 @dataclass(frozen=True)
 class Inputs:
-    """What all parts are run on: b tokens, b 4 h w, b, b m c, a picture and a latent."""
+    """The inputs of all networks.
+
+    tokens: b m    x: b 4 h w    t: b    context: b m c
+    image: a picture for the VAE's encoder, b 3 h w, from -1 to 1
+    z: a latent for the VAE's decoder, b 4 h w
+    """
 
     tokens: Tensor
     x: Tensor
@@ -32,7 +37,7 @@ class Inputs:
     z: Tensor
 
     def of(self, part: str) -> tuple[Tensor, ...]:
-        """The inputs of one part, as ours takes them."""
+        """The inputs of one part, in the order in which our network takes them."""
         each = {
             "text_encoder": (self.tokens,),
             "unet": (self.x, self.t, self.context),
@@ -43,7 +48,13 @@ class Inputs:
 
 @dataclass
 class Side:
-    """One side of a comparison: a network for each part that it has, and how to run each."""
+    """One side of a comparison.
+
+    label: the name of this side in the report
+    networks: part -> network
+    calls: part -> a function call(network, *inputs) that runs the network. A part without such a
+        function is run as network(*inputs).
+    """
 
     label: str
     networks: dict[str, nn.Module]
@@ -65,7 +76,7 @@ def run_our_vae(vae: Any, image: Tensor, z: Tensor) -> list[Tensor]:
 
 
 def make_inputs(sd: StableDiffusion, seed: int = 0) -> Inputs:
-    """The same inputs for both sides: a prompt, noise at an early level, a picture of noise."""
+    """Make the inputs for both sides: a prompt, noise at an early level, and a picture of noise."""
     config = sd.config
     draw = torch.Generator().manual_seed(seed)
     side = config.size // config.vae.factor
@@ -88,9 +99,10 @@ def make_inputs(sd: StableDiffusion, seed: int = 0) -> Inputs:
 
 
 def open_port(source: str, sd: StableDiffusion) -> Side:
-    """The other side. source: "diffusers:PATH", "module.py:function", or what minisd loads
+    """Open the port.
 
-    Raises ValueError where there is no such thing, or its library is not installed.
+    source: "diffusers:PATH", "module.py:function", or a file, folder or name that minisd can load
+    Raises ValueError if the source does not exist, or if a library that it needs is missing.
     """
     if source.startswith("diffusers:"):
         return diffusers_side(source.removeprefix("diffusers:"), sd)
@@ -101,7 +113,7 @@ def open_port(source: str, sd: StableDiffusion) -> Side:
 
 
 def diffusers_side(path: str, sd: StableDiffusion) -> Side:
-    """The three networks of a diffusers folder, opened by diffusers and transformers."""
+    """Open the three networks of a diffusers folder with diffusers and transformers."""
     try:
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -128,10 +140,13 @@ def run_diffusers_vae(vae: Any, image: Tensor, z: Tensor) -> list[Tensor]:
 
 
 def function_side(path: Path, function: str, label: str) -> Side:
-    """What a function of a .py file returns.
+    """Run a function of a .py file, which returns the port.
 
-    It returns a network, or a network with a call that maps our inputs to its own, or a dictionary
-    with one of these for each part. Running the file runs its code: it is the user's own.
+    The function returns a network, or a tuple of a network and a function call(network, *inputs)
+    that runs the network on our inputs. For several networks, it returns a dictionary: part ->
+    network or tuple.
+
+    This runs the code in the file. The file is the user's own, so this is safe.
     """
     returned = call_function(path, function)
     parts = returned if isinstance(returned, Mapping) else {"": returned}
@@ -147,13 +162,16 @@ def function_side(path: Path, function: str, label: str) -> Side:
 
 
 def call_function(path: Path, function: str) -> object:
-    """Run a .py file and call one of its functions. Raises ValueError if that does not work."""
+    """Run a .py file and call one of its functions.
+
+    Raises ValueError if there is no such file or function, or if its code raises an error.
+    """
     if not path.is_file():
         raise ValueError(f"There is no file {path}. Check the path before the colon.")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent.resolve()))  # for what the file imports next to it
+    sys.path.insert(0, str(path.parent.resolve()))  # so that the file can import its neighbours
     try:
         spec.loader.exec_module(module)
         if not callable(found := getattr(module, function, None)):

@@ -1,11 +1,17 @@
 """Traces in files: every tensor of a run, so that a port in any language can be compared.
 
-A trace is a .safetensors file. docs/compare.md describes it for those who write one themselves:
+A trace is a .safetensors file. docs/compare.md describes it for people who write one themselves.
+These are names of tensors in it:
 
-    00012/down.0.res.0/out0   the first output of the 13th module that returned; its name is free
-    00012/down.0.res.0/in0    what it was given (optional, but only then its own error is known)
-    inputs/tokens             what the networks were run on: tokens; x.0 t.0 context.0 for the first
-                              call of the U-Net, x.1 … for the next; z for the VAE's decoder
+    00012/down.0.res.0/out0   the first output of the 13th module that returned. The module can have
+                              any name.
+    00012/down.0.res.0/in0    the first input of this module. It is optional, but without it, the
+                              module's own error is unknown.
+    inputs/tokens             the input of the text transformer
+    inputs/x.0                an input of the U-Net in its first call. The others are inputs/t.0 and
+                              inputs/context.0. The next call has inputs/x.1 and so on.
+    inputs/image.0            the input of the VAE's encoder
+    inputs/z.0                the input of the VAE's decoder
 """
 
 import json
@@ -29,15 +35,19 @@ from minisd.files.whole_files import written_whole
 
 TRACE_FORMAT = "minisd-trace 1"
 KEY = re.compile(r"(\d+)/(.*)/(in|out|stats)(\d+)")
-KEPT_VALUES = 8  # values of a tensor that statistics keep
+KEPT_VALUES = 8  # how many values of a tensor are part of its statistics
 
 
 @dataclass
 class TraceFile:
-    """A trace that was read. calls: in running order    inputs: name -> tensor
+    """A trace that was read from a file.
 
-    weights: module -> parameter -> fingerprint; empty if the writer left them out
-    stats: whether the outputs are statistics only    settings: as the writer stated them
+    label: the file's name
+    calls: the recorded calls, in running order
+    inputs: name -> tensor, such as "x.0"
+    weights: parameter's name -> fingerprint. It is empty if the file holds no fingerprints.
+    stats: whether the trace holds only statistics of the outputs
+    settings: the settings of the drawing, such as steps, as the file states them
     """
 
     label: str
@@ -49,13 +59,16 @@ class TraceFile:
 
 
 def is_trace(path: str | Path) -> bool:
-    """Whether a file says that it is a trace."""
+    """Whether a file's header says that the file is a trace."""
     path = Path(path)
     return path.suffix == ".safetensors" and path.is_file() and "trace" in read_metadata(path)
 
 
 def read_trace(path: str | Path) -> TraceFile:
-    """Read a trace. Raises ValueError if the file is cut off, damaged or of a later format."""
+    """Read a trace.
+
+    Raises ValueError if the file is cut off or damaged, or if it has another format.
+    """
     path = Path(path)
     metadata = read_metadata(path)
     if metadata.get("trace") != TRACE_FORMAT:
@@ -72,7 +85,10 @@ def read_trace(path: str | Path) -> TraceFile:
 
 
 def read_calls(path: Path) -> tuple[dict[str, Tensor], list[Call], bool]:
-    """The inputs and the calls of a trace, and whether it holds statistics only."""
+    """Read the tensors of a trace.
+
+    Returns the inputs, the calls, and whether the trace holds only statistics of the outputs.
+    """
     inputs: dict[str, Tensor] = {}
     found: dict[tuple[int, str], Call] = {}
     counts: dict[str, int] = {}
@@ -99,13 +115,17 @@ def read_calls(path: Path) -> tuple[dict[str, Tensor], list[Call], bool]:
 
 
 def sort_key(key: str) -> tuple:
-    """Calls in running order, and in10 after in9."""
+    """The key that sorts names of tensors: calls in running order, and in10 after in9."""
     match = KEY.fullmatch(key)
     return (int(match[1]), match[3], int(match[4])) if match else (-1, key, 0)
 
 
 def read_fingerprints(stored: object) -> dict[str, Fingerprint]:
-    """Parameter -> fingerprint. Raises ValueError for anything but three numbers each."""
+    """Read the fingerprints in a trace's metadata.
+
+    stored: parameter's name -> three numbers (count, sum, sum of squares)
+    Raises ValueError if a parameter does not have three numbers.
+    """
     found = {}
     for name, values in stored.items() if isinstance(stored, dict) else ():
         check_value(name, values, tuple[float, ...], (-1e30, 1e30), " among its weights")
@@ -121,9 +141,12 @@ def write_trace(
     settings: Mapping[str, object],
     weights: Mapping[str, Fingerprint],
 ) -> None:
-    """Write a trace whole. tensors: as trace_tensors() makes them
+    """Write a trace. If this fails, no incomplete file is left.
 
-    Raises ValueError if it cannot be written.
+    tensors: as trace_tensors() returns them
+    settings: the settings of the drawing
+    weights: parameter's name -> fingerprint
+    Raises ValueError if the file cannot be written.
     """
     metadata = {
         "trace": TRACE_FORMAT,
@@ -136,7 +159,11 @@ def write_trace(
 
 
 def trace_tensors(calls: Iterable[Call], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Key -> tensor of a trace, as they are written. Statistics, made before, are kept as such."""
+    """The tensors of a trace, in the form in which they are written.
+
+    calls: the calls to write. If `stats` is set in a call, its outputs are already statistics.
+    Returns a dictionary: name in the file -> tensor.
+    """
     tensors = {f"inputs/{name}": one.clone().contiguous() for name, one in inputs.items()}
     for number, call in enumerate(calls):
         start, kind = f"{number:05}/{call.name}", "stats" if call.stats else "out"
@@ -148,9 +175,9 @@ def trace_tensors(calls: Iterable[Call], inputs: Mapping[str, Tensor]) -> dict[s
 
 
 def statistics(name: str, tensor: Tensor) -> Tensor:
-    """Mean, spread, least, largest and a few values; of attention weights, for each head.
+    """Mean, standard deviation, smallest value, largest value, and KEPT_VALUES single values.
 
-    returns: 1 or heads, 4 + FEW
+    returns: rows 4+KEPT_VALUES. Attention weights give one row for each head, others one row.
     """
     is_map = name.endswith("weights") and tensor.ndim == 4
     rows = tensor.double().transpose(0, 1).flatten(1) if is_map else tensor.double().reshape(1, -1)
@@ -160,7 +187,11 @@ def statistics(name: str, tensor: Tensor) -> Tensor:
 
 
 def fingerprints(networks: Mapping[str, nn.Module]) -> dict[str, Fingerprint]:
-    """Parameter -> fingerprint, for all networks of a model."""
+    """Compute the fingerprints of all weights of a model.
+
+    networks: part's name -> network
+    Returns a dictionary: parameter's name, with the part's name in front -> fingerprint.
+    """
     return {
         f"{part}.{name}": make_fingerprint(tensor)
         for part, network in networks.items()

@@ -1,7 +1,7 @@
 """Check a model against numbers that were published or recorded before.
 
-The mini has a recorded run, of which statistics are kept. For official weights there are slices of
-pictures that diffusers' own tests compare with.
+For the mini, these are statistics of a recorded run. For official weights, they are slices of
+pictures from the tests of diffusers.
 """
 
 import json
@@ -26,7 +26,12 @@ TOLERANCES = {torch.float32: 1e-4, torch.float16: 6e-2, torch.bfloat16: 3e-1}
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison. error: the largest difference; relative for statistics"""
+    """The result of one check.
+
+    name: what was checked
+    error: the largest difference. For statistics, it is relative to the tensor's spread.
+    tolerance: the largest error that is accepted
+    """
 
     name: str
     error: float
@@ -42,7 +47,7 @@ class Check:
 
 
 def verify_mini(sd: StableDiffusion, label: str) -> list[Check]:
-    """The mini on the inputs of its recorded run: one check for each network."""
+    """Run the mini on the inputs of its recorded run. Returns one check for each network."""
     trace = read_trace(MINI_RUN)
     ours: dict[tuple[str, int], Tensor] = {}
     for call in replay(sd, trace):
@@ -61,16 +66,22 @@ def verify_mini(sd: StableDiffusion, label: str) -> list[Check]:
 
 
 def statistics_error(ours: Tensor, recorded: Tensor) -> float:
-    """The largest difference of two statistics, relative to the spread. The ends count less."""
+    """The largest difference between two sets of statistics, relative to the spread.
+
+    Differences of the smallest and of the largest value are divided by 4.
+    """
     spread = recorded[:, 1:2].clamp(min=1e-6)
     gap = (ours - recorded).abs() / spread
-    gap[:, 2:4] /= 4  # the least and the largest value move most
+    gap[:, 2:4] /= 4  # the smallest and the largest value vary most
     assert recorded.shape[1] == 4 + KEPT_VALUES
     return gap.max().item()
 
 
 def verify_published(sd: StableDiffusion, name: str) -> list[Check]:
-    """An official model against the published slices. name: as `minisd download` knows it"""
+    """Draw with an official model, and compare slices of the pictures with published ones.
+
+    name: the name that `minisd download` uses for the model
+    """
     checks = []
     noise = np.random.RandomState(0).standard_normal((1, 4, 64, 64)).astype(np.float32)
     for golden in GOLDENS["checks"]:
@@ -92,7 +103,10 @@ def published_models() -> list[str]:
 
 
 def other_ways() -> list[tuple[str, str, torch.dtype]]:
-    """Precisions and devices that this machine has besides float32 on the CPU."""
+    """The devices and precisions that can be checked besides float32 on the CPU.
+
+    Returns for each its label, its device and its precision.
+    """
     ways = [
         (f"cpu, {str(d).removeprefix('torch.')}", "cpu", d) for d in (torch.bfloat16, torch.float16)
     ]
@@ -105,7 +119,10 @@ def other_ways() -> list[tuple[str, str, torch.dtype]]:
 
 
 def run_checks(name: str | None) -> list[Check]:
-    """All checks that this machine can run. name: None for the mini and what was downloaded"""
+    """Run the checks of one model.
+
+    name: the model. None: the mini, and all official models that were downloaded
+    """
     from minisd.checkpoints.registry import OFFICIAL, local_path
 
     checks = []
@@ -128,7 +145,7 @@ def is_there(model: str, local_path) -> bool:
 
 
 def make_mini_run(path: Path = MINI_RUN) -> TraceFile:
-    """Record the mini's run anew: only when its weights have changed."""
+    """Record the mini's run again. This is needed only if the mini's weights have changed."""
     from minisd.compare.record_run import record_run
     from minisd.compare.trace_file import trace_tensors, write_trace
 

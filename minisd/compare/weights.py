@@ -1,7 +1,8 @@
-"""Match the parameters of two models by their numbers, without looking at a name.
+"""Match the parameters of two models by their values, without looking at names.
 
-A fingerprint does not change when a tensor is reshaped or transposed. Where several parameters
-have the same fingerprint (biases that are all 0, norms that are all 1), their neighbours decide.
+A fingerprint of a tensor does not change when the tensor is reshaped or transposed. Several
+parameters can have the same fingerprint: for example, all biases that are 0. align.py then matches
+them by their neighbours.
 """
 
 from collections.abc import Container, Iterator, Mapping
@@ -10,11 +11,16 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-THIRDS, HALVES = 3, 2  # to_q, to_k and to_v in one matrix; to_k and to_v in one
+THIRDS, HALVES = 3, 2  # one matrix may hold to_q, to_k and to_v, or to_k and to_v
 
 
 class Fingerprint(NamedTuple):
-    """count: of the values    total: their sum    squares: the sum of their squares, in float64"""
+    """Three numbers by which a tensor is recognized. The sums are computed in float64.
+
+    count: the number of values
+    total: the sum of the values
+    squares: the sum of the squares of the values
+    """
 
     count: int
     total: float
@@ -22,7 +28,13 @@ class Fingerprint(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A parameter, or one of the equal parts of a fused one, cut along an axis."""
+    """A whole parameter, or one of the equal parts of a fused one (such as q, k and v in one).
+
+    name: the parameter's name
+    part: the number of this part, counted from 0
+    parts: the number of parts. 1: the whole parameter
+    axis: the axis along which the parameter is cut
+    """
 
     name: str
     part: int = 0
@@ -36,7 +48,7 @@ def make_fingerprint(tensor: Tensor) -> Fingerprint:
 
 
 def distance(a: Fingerprint, b: Fingerprint) -> float:
-    """How far two fingerprints of the same count are apart, relative to the size of the values."""
+    """The difference of two fingerprints with the same count, relative to the values' size."""
     norm = sqrt(max(a.squares, b.squares))
     if norm == 0:
         return 0.0
@@ -44,13 +56,16 @@ def distance(a: Fingerprint, b: Fingerprint) -> float:
 
 
 def weights_of(network: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and floating-point buffer, in the order of registration, each once."""
+    """Every floating-point parameter and buffer, in the order of registration.
+
+    Returns a dictionary: name -> tensor. A tensor with two names is listed once.
+    """
     state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     return {name: tensor.detach() for name, tensor in state.items() if tensor.is_floating_point()}
 
 
 def pieces_of(name: str, tensor: Tensor) -> Iterator[tuple[Piece, Tensor]]:
-    """A parameter as a whole, then in thirds and halves along its first and its last axis."""
+    """Yield a parameter as a whole, then its thirds and halves along the first and last axis."""
     yield Piece(name), tensor
     for parts in (THIRDS, HALVES):
         for axis in sorted({0, tensor.ndim - 1} if tensor.ndim else ()):
@@ -62,7 +77,11 @@ def pieces_of(name: str, tensor: Tensor) -> Iterator[tuple[Piece, Tensor]]:
 def prints_of(
     name: str, weight: Tensor | Fingerprint, counts: Container[int]
 ) -> Iterator[tuple[Piece, Fingerprint]]:
-    """The fingerprints of a parameter and its parts, of those that have a count of ours."""
+    """Yield the fingerprints of a parameter and of its parts.
+
+    counts: the numbers of values that our parameters have. A part with another number of values is
+        left out.
+    """
     if isinstance(weight, Fingerprint):
         if weight.count in counts:
             yield Piece(name), weight
@@ -75,7 +94,10 @@ def prints_of(
 def match_by_fingerprint(
     ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor | Fingerprint], tolerance: float
 ) -> dict[str, Piece]:
-    """Our name -> their piece, for each fingerprint that exactly one parameter on each side has."""
+    """Match the parameters whose fingerprint occurs exactly once on each side.
+
+    Returns a dictionary: our name -> their parameter or part of a parameter.
+    """
     known = {name: make_fingerprint(tensor) for name, tensor in ours.items()}
     by_count: dict[int, list[str]] = {}
     for name, print_ in known.items():

@@ -1,6 +1,7 @@
-"""What happens between the networks' calls in a recorded drawing: timesteps, guidance, steps.
+"""Check the timesteps, the guidance and the sampler's steps of a recorded drawing.
 
-Each step is computed again from the x that the trace has there, so that errors do not add up.
+Each step is computed again from the x that the trace has before this step. So the errors of earlier
+steps do not add up.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,16 +16,17 @@ from minisd.pipeline import StableDiffusion
 from minisd.sampling import SPACINGS, sampler_for, sampler_levels
 from minisd.schedule import Level
 
-STEP_TOLERANCE = 1e-4  # of one whole step, in float32
-MOST_T_ERROR = 1e-3  # of a timestep, which may have a fraction
-Finding = tuple[Comparison, str | None, float | None]  # with the cause, and what is left with it
+STEP_TOLERANCE = 1e-4  # the largest error of one step, in float32
+MOST_T_ERROR = 1e-3  # the largest error of a timestep, which need not be a whole number
+Finding = tuple[Comparison, str | None, float | None]  # result, cause, difference that is left
 
 
 def compare_run(sd: StableDiffusion, trace: TraceFile) -> Iterator[Finding]:
-    """Judge timesteps and steps of a trace that states steps, cfg_scale and sampler.
+    """Compare the timesteps and the steps of a trace, if the trace states its settings.
 
-    Samplers that look back at earlier steps, or draw noise, are judged by their timesteps only, and
-    those that call the network twice in a step not at all.
+    The settings are steps, cfg_scale and sampler. The steps are compared only for DDIM and Euler.
+    Other samplers use earlier steps or draw noise, so only their timesteps are compared. Nothing is
+    compared for PLMS and Heun, which call the network twice in some steps.
     """
     settings, xs = trace.settings, states(trace.inputs)
     if not isinstance(settings.get("steps"), int) or len(xs) < 2:
@@ -46,7 +48,7 @@ def compare_run(sd: StableDiffusion, trace: TraceFile) -> Iterator[Finding]:
 
 
 def states(inputs: Mapping[str, Tensor]) -> list[Tensor]:
-    """x before each call of the U-Net, as long as they are numbered without a gap."""
+    """The x before each call of the U-Net: x.0, x.1 and so on. It ends at the first missing one."""
     found = []
     while f"x.{len(found)}" in inputs and f"t.{len(found)}" in inputs:
         found.append(inputs[f"x.{len(found)}"])
@@ -56,7 +58,7 @@ def states(inputs: Mapping[str, Tensor]) -> list[Tensor]:
 def compare_times(
     sd: StableDiffusion, name: str, steps: int, ts: list[float], expected: list[float]
 ) -> Finding:
-    """The timesteps, and the spacing or the offset that explains others."""
+    """Compare the timesteps. If they differ, find the spacing or the offset that explains this."""
     theirs, ours = torch.tensor(ts), torch.tensor(expected, dtype=torch.float32)
     _, largest, cosine = errors(theirs, ours)
     gap = (theirs - ours).abs().max().item()
@@ -75,9 +77,11 @@ def compare_times(
 def explain_gap(
     row: Comparison, theirs: Tensor, tries: Mapping[str, Callable[[], Tensor]], most: float
 ) -> tuple[str | None, float | None]:
-    """The first attempt that gives theirs, and what is left. (None, None) if none does.
+    """Find the first mistake that gives their tensor.
 
+    tries: mistake in words -> function that computes our tensor with this mistake
     most: the largest difference that may be left
+    Returns the mistake and the difference that is left. Both are None if no mistake fits.
     """
     for what, attempt in tries.items() if row.error > row.tolerance else ():
         left = (theirs - attempt()).abs().max().item()
@@ -94,7 +98,11 @@ def compare_step(
     number: int,
     scale: float,
 ) -> Finding:
-    """One step from their x to their next x. With guidance, both are there twice, in two halves."""
+    """Compute one step from their x, and compare the result with their next x.
+
+    With guidance, each x in the trace is a batch of two equal halves: one for the empty prompt and
+    one for the prompt.
+    """
     keys = (f"x.{number}", f"context.{number}", f"x.{number + 1}")
     both, context, later = (inputs[key] for key in keys)
     half = len(both) // 2 if scale not in (0.0, 1.0) else 0
