@@ -132,7 +132,7 @@ MACHINERY = {
     "cli": "the command line",
 }
 # Part of no limit but the one it has here. Its goal is 1,600 together with tests/compare/bench.py.
-LIMITED_ELSEWHERE: dict[str, int] = {"compare": 1880}
+LIMITED_ELSEWHERE: dict[str, int] = {"compare": 1910}
 
 
 def group_of(path: Path) -> str:

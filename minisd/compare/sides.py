@@ -155,7 +155,9 @@ def function_side(path: Path, function: str, label: str) -> Side:
         network, call = one if isinstance(one, tuple) else (one, None)
         if not isinstance(network, nn.Module):
             what = f"{label} returned {type(network).__name__}"
-            raise ValueError(f"{what}. It should return a torch.nn.Module, or one with a call.")
+            raise ValueError(
+                f"{what}. It should return a torch.nn.Module, or a tuple of a module and a function."
+            )
         side.networks[part] = network.eval()
         side.calls |= {part: call} if call else {}
     return side
@@ -176,7 +178,7 @@ def call_function(path: Path, function: str) -> object:
         spec.loader.exec_module(module)
         if not callable(found := getattr(module, function, None)):
             names = [name for name, one in vars(module).items() if inspect.isfunction(one)]
-            known = f"It has {', '.join(names)}." if names else "It has none."
+            known = f"It has {', '.join(names)}." if names else "It has no functions."
             raise ValueError(f"{path} has no function {function!r}. {known}")
         return found()
     except ValueError:
