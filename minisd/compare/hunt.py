@@ -30,7 +30,6 @@ MOST_INPUTS = 4  # inputs are tried in every order if a module has at most this 
 GROWTH = 10  # a whole error up to this many times the tolerance may be rounding of earlier modules
 JUMP = 8  # an error is a new one if it is this many times as large as every error before it
 NOISE = 6  # an own error up to this many times the change by random rounding counts as rounding
-RELATED = 0.3  # the smallest cosine between an input of ours and the same input of theirs
 VISIBLE = 0.2  # the whole error must be at least this share of the own error
 
 
@@ -304,20 +303,14 @@ def assign(ours: list[Tensor], theirs: list[Tensor]) -> list[Tensor] | None:
             total = {order: sum(fits[i][j][1] for i, j in enumerate(order)) for order in orders}
             best = min(orders, key=lambda order: total[order] - (order == orders[0]) * 1e-6)
             found = [layout_of(fits[i][j]).apply(theirs[j]) for i, j in enumerate(best)]
-            return found if all(map(is_related, found, ours)) else None
+            return found
     found = []
     for fit in fits:
         near = min(range(len(theirs)), key=lambda j, fit=fit: fit[j][1], default=None)
         if near is None or fit[near][0] is None:
             return None
         found.append(layout_of(fit[near]).apply(theirs[near]))
-    return found if all(map(is_related, found, ours)) else None
-
-
-def is_related(theirs: Tensor, ours: Tensor) -> bool:
-    """Whether two tensors are so similar that one may be the other with an error."""
-    error, _, cosine = errors(theirs, ours)
-    return error == 0 or cosine > RELATED
+    return found
 
 
 def layout_of(fit: tuple[Layout | None, float]) -> Layout:

@@ -28,7 +28,7 @@ def with_eps(norm: Callable, eps: float) -> Change:
     return lambda x, shape, weight=None, bias=None, **_: norm(x, shape, weight, bias, eps)
 
 
-def outside_root(x: Tensor, shape, weight=None, bias=None, eps=1e-5) -> Tensor:
+def outside_root(x: Tensor, shape, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """A group norm or a layer norm that divides by std + eps, not by the root of (var + eps)."""
     groups = shape if isinstance(shape, int) else x[..., 0].numel()
     rows = x.reshape(len(x) * groups, -1) if isinstance(shape, int) else x.reshape(groups, -1)

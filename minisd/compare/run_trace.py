@@ -20,6 +20,7 @@ from minisd.pipeline import StableDiffusion
 
 CLOSE = 0.02  # two outputs that differ by less than this come from the same module
 FAR = 0.7  # two outputs that differ by more than this come from different modules
+UNRELATED = 1.2  # inputs that differ more are two different tensors
 CALLS_AHEAD = 60  # how many of our next calls are searched if no output is close
 
 
@@ -149,7 +150,7 @@ def align_by_values(ours: list[Call], theirs: list[Call]) -> dict[str, str]:
             i: (gap(call.outputs[0], later[i].outputs[0]), input_gap(call, later[i])) for i in near
         }
         found = min(gaps, key=lambda i, gaps=gaps: gaps[i], default=None)
-        if found is not None and not same and gaps[found][0] > FAR:
+        if found is not None and not same and (gaps[found][0] > FAR or gaps[found][1] > UNRELATED):
             found = None
         if found is not None:
             matched[call.name] = later[found].name
