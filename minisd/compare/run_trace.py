@@ -42,9 +42,8 @@ def compare_trace(
     ours = replay(sd, trace)
     if not ours:
         names = ", ".join(f"inputs/{one}.0" for names in INPUT_NAMES.values() for one in names)
-        raise ValueError(
-            f"{trace.label} does not say what it was run on. Add the inputs of at least one network: {names}."
-        )
+        what = f"{trace.label} does not say what it was run on"
+        raise ValueError(f"{what}. Add the inputs of at least one network: {names}.")
     whole = nn.ModuleDict()  # one tree of all networks, so that a name is a path
     for part in ("text_encoder", "unet", "vae"):
         whole[part] = getattr(sd, part)
