@@ -73,7 +73,7 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
 def weighted_chunks(tokenizer: Tokenizer, text: str) -> tuple[Tensor, Tensor]:
     """Split a text with weights, such as (words:1.2), into the same rows as chunks().
 
-    returns: two tensors, each chunk 77: the tokens, and their weights. The weight is 1 for plain
+    returns: the tokens and their weights, each of shape (chunk, 77). The weight is 1 for plain
     words, marks and padding.
 
     Raises what parse_weights() and chunks() raise.

@@ -24,7 +24,7 @@ def try_prediction(parts: Parts, name: str) -> Parts:
 
     name: the name of the file, for the warning
 
-    Many SD v2 models whose U-Net reads only the latent predict v. For these models, the test
+    In many SD v2 models, the U-Net reads only the latent and predicts v. For these models, the test
     decides for v if the output is unlike the noise. Other models nearly always predict eps. But if
     they are not trained, their output is also unlike the noise. So for other models, the test
     decides for v only if there is a second sign: at a t with little noise, the output is like the

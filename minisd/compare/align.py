@@ -11,7 +11,7 @@ from minisd.compare.weights import Fingerprint, Piece, match_by_fingerprint, wei
 
 @dataclass
 class Alignment:
-    """Which parameters and modules of theirs belong to which of ours.
+    """Pairs of parameters and of modules: one of the port ("theirs"), and one of minisd ("ours").
 
     parameters: our parameter's name -> their parameter, or the part of it that holds our values
     modules: their module's name -> our module's name

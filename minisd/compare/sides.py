@@ -155,7 +155,7 @@ def function_side(path: Path, function: str, label: str) -> Side:
         network, call = one if isinstance(one, tuple) else (one, None)
         if not isinstance(network, nn.Module):
             what = f"{label} returned {type(network).__name__}"
-            raise ValueError(f"{what}. It should return a torch.nn.Module, or a module and a call.")
+            raise ValueError(f"{what}. It should return a module, or a module and a function.")
         side.networks[part] = network.eval()
         side.calls |= {part: call} if call else {}
     return side

@@ -105,7 +105,7 @@ def published_models() -> list[str]:
 def other_ways() -> list[tuple[str, str, torch.dtype]]:
     """The devices and precisions that can be checked besides float32 on the CPU.
 
-    Returns for each its label, its device and its precision.
+    Returns a label, a device and a precision for each combination.
     """
     ways = [
         (f"cpu, {str(d).removeprefix('torch.')}", "cpu", d) for d in (torch.bfloat16, torch.float16)

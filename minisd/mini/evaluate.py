@@ -288,7 +288,7 @@ def measure_attention(sd: StableDiffusion, emoji: Emoji, count: int) -> dict[str
     as in roles(). There are three figures:
     "share": the share of all attention that the role receives
     "overlap": the overlap of the role's map with the silhouette of the drawn thing
-    "behind": the overlap of the role "thing", minus the overlap of this role, in the same pictures
+    "behind": the overlap of "thing", minus the overlap of the role itself, in the same pictures
 
     The scenes are held-out, and each shows one large thing. A place of the latent belongs to the
     silhouette if the thing covers at least half of the place. For comparison, the role "by chance"
@@ -358,7 +358,10 @@ def likeness(vectors: Tensor, words: list[str], things: tuple[str, ...]) -> dict
 
 
 def measure_synonyms(sd: StableDiffusion, emoji: Emoji) -> dict[str, dict[str, float]]:
-    """A dictionary: kind of word vector -> what likeness() returns for vectors of this kind."""
+    """Measure the likeness of synonyms.
+
+    Returns a dictionary: the kind of a word vector -> the result of likeness() for this kind.
+    """
     others = [other for word in SYNONYMS for other in SYNONYMS[word]]
     words = list(dict.fromkeys([*emoji.things, *SYNONYMS, *others]))
     vectors = word_vectors(sd, words)

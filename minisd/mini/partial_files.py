@@ -55,7 +55,7 @@ def save_wider(
 ) -> None:
     """Write the trained part of a wider U-Net, in half precision.
 
-    The other part is read from the mini, which must be in the same folder.
+    The file lacks the other part. load() reads that part from the mini's file in the same folder.
 
     name: the name for the model's config
     others: more tensors by name, such as those of an estimator

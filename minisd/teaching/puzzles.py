@@ -34,7 +34,7 @@ def count_numbers(x):
 
 
 def tokens(x):
-    """One row of channels for every place, line by line. x: b c h w    returns: b (h w) c"""
+    """Turn a picture into tokens: the channels of each place. x: b c h w    returns: b (h w) c"""
     return rearrange(x, "b c h w -> b (h w) c")
 
 

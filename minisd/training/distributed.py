@@ -27,7 +27,7 @@ def barrier() -> None:
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """The number of this process, and the number of all processes.
+    """The index of this process, from 0, and how many processes there are.
 
     If there is only one process, the two numbers are 0 and 1.
     """
