@@ -199,10 +199,10 @@ class Hunt:
                 return row
             outside = [one for one in self.rows[:i] if not one.name.startswith(f"{row.name}.")]
             before = max((one.error for one in outside), default=0.0)
-            if jump is None and row.differs and row.error > JUMP * before:
-                jump = row
+            if row.differs and row.error > JUMP * before:
                 if row.own is None:
                     return row
+                jump = jump or row
         return jump
 
     def locate(self, row: Comparison) -> tuple[str, Case | None]:
