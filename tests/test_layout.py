@@ -132,7 +132,7 @@ MACHINERY = {
     "cli": "the command line",
 }
 # Part of no limit but the one it has here. Its goal is 1,600 together with tests/compare/bench.py.
-LIMITED_ELSEWHERE: dict[str, int] = {"compare": 1910}
+LIMITED_ELSEWHERE: dict[str, int] = {"compare": 1860}
 
 
 def group_of(path: Path) -> str:
@@ -151,7 +151,7 @@ def counted_lines() -> dict[str, int]:
 
 
 def lines_within_limits() -> dict[str, int]:
-    """The lines that each limit of MOST is about. Groups are left out by name, never chosen."""
+    """The lines that each limit is about. Groups are left out by name, never chosen."""
     counts = counted_lines()
     whole = {group: n for group, n in counts.items() if group not in LIMITED_ELSEWHERE}
     student = {group: n for group, n in whole.items() if group not in MACHINERY}
@@ -160,13 +160,14 @@ def lines_within_limits() -> dict[str, int]:
         "training": counts["training"],
         "what a student reads": sum(student.values()),
         "the whole package": sum(whole.values()),
+        **{group: counts[group] for group in LIMITED_ELSEWHERE},
     }
 
 
-@pytest.mark.parametrize("what", MOST)
-def test_sizes(what):
+@pytest.mark.parametrize(("what", "most"), (MOST | LIMITED_ELSEWHERE).items())
+def test_sizes(what, most):
     lines = lines_within_limits()[what]
-    assert lines <= MOST[what], f"{what} has {lines} lines, of at most {MOST[what]}"
+    assert lines <= most, f"{what} has {lines} lines, of at most {most}"
 
 
 def test_every_file_counts():
