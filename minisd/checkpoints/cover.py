@@ -161,4 +161,5 @@ def check_cover(
 
 def first_names(names: list[str]) -> str:
     """The first few names, and an ellipsis (…) if there are more names."""
-    return ", ".join([*names[:MOST_LISTED_NAMES], *["…"][: len(names) - MOST_LISTED_NAMES]])
+    dots = ["…"] if len(names) > MOST_LISTED_NAMES else []
+    return ", ".join(names[:MOST_LISTED_NAMES] + dots)

@@ -26,6 +26,7 @@ def trace_command(options: argparse.Namespace) -> None:
     import minisd
     from minisd.checkpoints.first_bytes import size_in_words
     from minisd.compare.record_run import record_run
+    from minisd.compare.sides import our_side
     from minisd.compare.trace_file import fingerprints, trace_tensors, write_trace
 
     sd = minisd.load(options.model)
@@ -41,6 +42,6 @@ def trace_command(options: argparse.Namespace) -> None:
     tensors = trace_tensors(calls, inputs)
     size = sum(tensor.nbytes for tensor in tensors.values())
     print_message(f"writing {len(tensors)} tensors, {size_in_words(size)}, to {options.output}.")
-    weights = fingerprints({name: getattr(sd, name) for name in ("text_encoder", "unet", "vae")})
+    weights = fingerprints(our_side(sd, options.model).networks)
     write_trace(options.output, tensors, settings, weights)
     print_results(options.output)

@@ -194,7 +194,8 @@ def match_modules(
     own, foreign = sets_of(names, number), sets_of(sorted(theirs), foreign_bits)
     matched: dict[str, str] = {}
     for bits in dict.fromkeys(own.values()):
-        # modules with the same weights lie inside one another: pair from the innermost outwards
+        # modules with the same weights lie inside one another: pair from the innermost outwards.
+        # strict=False: one side may have more modules inside one another than the other
         our_names = [name for name in own if own[name] == bits]
         their_names = [name for name in foreign if foreign[name] == bits]
         matched |= dict(zip(reversed(their_names), reversed(our_names), strict=False))

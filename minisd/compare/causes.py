@@ -7,6 +7,7 @@ output, this mistake is reported as the cause. Most mistakes replace one operati
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from functools import partial
@@ -32,21 +33,22 @@ class Rewrite(TorchFunctionMode):
     """Inside the `with` block, replace a torch function: in every call, or only in one call.
 
     name: the torch function's name, such as "gelu"
-    change: the function to call instead. None: only count the calls
+    change: the function to call instead
     only: the number of the call to replace, counted from 0. None: every call
     innocent: modules in which nothing is replaced
     """
 
     def __init__(
         self,
-        name: str,
-        change: Change | None,
+        name: str = "",
+        change: Change | None = None,
         only: int | None = None,
         innocent: Iterable[nn.Module] = (),
     ):
         super().__init__()
         self.name, self.change, self.only, self.innocent = name, change, only, innocent
-        self.count = self.depth = 0  # depth: how many innocent modules are running
+        self.counts: Counter[str] = Counter()  # function -> its calls so far
+        self.depth = 0  # how many innocent modules are running
 
     def __enter__(self):
         def move(by: int) -> Callable:
@@ -62,12 +64,12 @@ class Rewrite(TorchFunctionMode):
         return super().__exit__(*error)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if self.depth or getattr(func, "__name__", "").strip("_") != self.name:
-            return func(*args, **kwargs)
-        self.count += 1
-        chosen = self.change is not None and self.only in (None, self.count - 1)
-        return self.change(*args, **kwargs) if self.change and chosen else func(*args, **kwargs)
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "").strip("_")
+        if self.depth == 0:
+            self.counts[name] += 1
+            chosen = name == self.name and self.only in (None, self.counts[name] - 1)
+            func = self.change if self.change and chosen else func
+        return func(*args, **kwargs)
 
 
 def find_cause(case: Case, tolerance: float) -> tuple[str, float] | None:
@@ -95,13 +97,14 @@ def attempts(case: Case) -> Iterator[Attempt]:
     """All mistakes to try on a case: first the edits, then the replaced operations."""
     for edit in EDITS:
         yield from edit(case)
+    with Rewrite(innocent=case.innocent) as places:  # which replaces nothing, and counts
+        case.run()
     for name in REPLACED:
-        with Rewrite(name, None, innocent=case.innocent) as places:
-            case.run()
-        for what, change in REPLACED[name].items() if places.count else ():
+        count = places.counts[name]
+        for what, change in REPLACED[name].items() if count else ():
             yield what, partial(replace_operation, case, name, change)
-            for n in range(min(places.count, MOST_PLACES) if places.count > 1 else 0):
-                where = f"{what}, at place {n + 1} of {places.count}"
+            for n in range(min(count, MOST_PLACES) if count > 1 else 0):
+                where = f"{what}, at place {n + 1} of {count}"
                 yield where, partial(replace_operation, case, name, change, n)
 
 

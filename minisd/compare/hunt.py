@@ -169,10 +169,7 @@ class Hunt:
     def innocent_in(self, name: str) -> list[nn.Module]:
         """The submodules of a module that were compared and make no error of their own."""
         inside = [row for row in self.rows if row.name.startswith(f"{name}." if name else "")]
-        known = [
-            row for row in inside if not row.is_source and (row.own is not None or not row.differs)
-        ]
-        return [self.modules[row.name] for row in known]
+        return [self.modules[row.name] for row in inside if not row.is_source]
 
     def as_ours(self, reference: Call, call: Call) -> tuple[tuple, dict] | None:
         """Their inputs in our order and layout. None if one of our inputs is not among them."""
@@ -302,8 +299,7 @@ def assign(ours: list[Tensor], theirs: list[Tensor]) -> list[Tensor] | None:
         if orders:
             total = {order: sum(fits[i][j][1] for i, j in enumerate(order)) for order in orders}
             best = min(orders, key=lambda order: total[order] - (order == orders[0]) * 1e-6)
-            found = [layout_of(fits[i][j]).apply(theirs[j]) for i, j in enumerate(best)]
-            return found
+            return [layout_of(fits[i][j]).apply(theirs[j]) for i, j in enumerate(best)]
     found = []
     for fit in fits:
         near = min(range(len(theirs)), key=lambda j, fit=fit: fit[j][1], default=None)

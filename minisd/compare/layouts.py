@@ -95,9 +95,8 @@ def merges_to(fine: Sizes, coarse: Sizes) -> bool:
 
 def difference(theirs: Tensor, ours: Tensor) -> float:
     """The root mean square of the difference, relative to the root mean square of our tensor."""
-    spread = ours.double().pow(2).mean().sqrt().item()
-    error = (theirs.double() - ours.double()).pow(2).mean().sqrt().item()
-    return error / spread if spread else error
+    spread = ours.double().pow(2).mean().sqrt().item() or 1.0
+    return (theirs.double() - ours.double()).pow(2).mean().sqrt().item() / spread
 
 
 def find_layout(theirs: Tensor, ours: Tensor, enough: float = 1e-6) -> tuple[Layout | None, float]:

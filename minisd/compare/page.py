@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 
 from minisd.compare.hunt import Comparison
-from minisd.compare.report import Report, call_label
+from minisd.compare.report import TABLE_HEAD, Report, call_label, row_texts
 
 PAGE_STYLE = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
 ERROR_COLOURS = (
@@ -16,16 +16,6 @@ ERROR_COLOURS = (
     "#cf4a35",
     "#8f1d2c",
 )  # from rounding to the largest errors
-TABLE_HEAD = (
-    "module",
-    "in the port",
-    "shape",
-    "rms error",
-    "largest",
-    "cosine",
-    "own",
-    "inherited",
-)
 
 
 def page(report: Report) -> str:
@@ -141,11 +131,9 @@ def results_table(report: Report) -> str:
     """The table with one row for each output that was compared."""
     lines = []
     for row in report.rows:
-        numbers = [f"{row.error:.1e}", f"{row.largest:.1e}", f"{row.cosine:.6f}"]
-        parts = ["?" if x is None else f"{x:.1e}" for x in (row.own, row.inherited_error)]
-        texts = [call_label(row), row.theirs, " ".join(map(str, row.shape)), *numbers, *parts]
         mark = ' class="marked"' if report.is_first(row) else ""
-        lines.append(f"<tr{mark}>" + "".join(f"<td>{escape(one)}</td>" for one in texts) + "</tr>")
+        cells = "".join(f"<td>{escape(one)}</td>" for one in row_texts(row))
+        lines.append(f"<tr{mark}>{cells}</tr>")
     head = "".join(f"<th>{one}</th>" for one in TABLE_HEAD)
     text = (
         "Errors are relative to the spread of the reference's output. A module's own error arises "

@@ -41,6 +41,7 @@ def record_run(
 
     def keep(network: str, call: Call, names: set[str]) -> None:
         if not call.name:
+            # strict=False: a ControlNet gives the U-Net more inputs
             for name, tensor in zip(INPUT_NAMES[network], call.inputs, strict=False):
                 inputs[f"{name}.{call.number}"] = tensor
         if call.name in names:

@@ -11,6 +11,7 @@ from minisd.compare.align import Alignment
 from minisd.compare.hunt import Comparison
 
 SHOWN = 12  # names in a list of the text report
+TABLE_HEAD = "module", "in the port", "shape", "rms error", "largest", "cosine", "own", "inherited"
 
 
 @dataclass
@@ -94,25 +95,11 @@ class Report:
 
     def table(self) -> str:
         """The table as text. It has one line for each output, in running order."""
-        head: tuple[str, ...] = (
-            "module",
-            "theirs",
-            "shape",
-            "rms error",
-            "largest",
-            "cosine",
-            "own",
-            "inherited",
-            "",
-        )
-        lines: list[tuple[str, ...]] = [head]
+        lines: list[tuple[str, ...]] = [(*TABLE_HEAD, "")]
         for row in self.rows:
             mark = "<- first" if self.is_first(row) else "differs" if row.differs else ""
-            numbers = [f"{row.error:.1e}", f"{row.largest:.1e}", f"{row.cosine:.6f}"]
-            parts = ["?" if x is None else f"{x:.1e}" for x in (row.own, row.inherited_error)]
-            shape = " ".join(map(str, row.shape))
-            lines.append((call_label(row), row.theirs, shape, *numbers, *parts, mark))
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+            lines.append((*row_texts(row), mark))
+        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         return "\n".join(
             "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
             for line in lines
@@ -154,6 +141,13 @@ def join_names(part: str, name: str) -> str:
 def call_label(row: Comparison) -> str:
     """The name of the module. The number of the call follows, if it is not the first call."""
     return f"{row.name} #{row.number}" if row.number else row.name or "(all)"
+
+
+def row_texts(row: Comparison) -> tuple[str, ...]:
+    """The texts of one row, in the order of TABLE_HEAD."""
+    numbers = [f"{row.error:.1e}", f"{row.largest:.1e}", f"{row.cosine:.6f}"]
+    parts = ["?" if x is None else f"{x:.1e}" for x in (row.own, row.inherited_error)]
+    return (call_label(row), row.theirs, " ".join(map(str, row.shape)), *numbers, *parts)
 
 
 def place_of(network: nn.Module, name: str) -> str | None:

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from minisd.compare.align import Alignment, align
+from minisd.compare.align import align
 from minisd.compare.calls import Call, watch_calls
 from minisd.compare.causes import find_cause
 from minisd.compare.hunt import Case, Hunt, record
@@ -68,9 +68,7 @@ def compare_part(
 
     def judge(call: Call) -> None:
         last[:] = [call.name]
-        if report.nan is None and not all(map(has_no_nan, call.outputs)):
-            report.nan = join_names(part, call.name)
-        hunt.judge(call)
+        judge_call(report, part, hunt, call)
 
     try:
         with torch.no_grad(), watch_calls(port, judge):
@@ -79,7 +77,7 @@ def compare_part(
         where = f"after {last[0]}" if last else "before any module ended"
         what = f"the port broke {where}: {type(error).__name__}: {error}"
         raise ValueError(what) from error
-    conclude(report, part, hunt, alignment, port)
+    conclude(report, part, hunt, port)
 
 
 def running_order(network: nn.Module, run: Caller) -> list[str]:
@@ -94,10 +92,19 @@ def running_order(network: nn.Module, run: Caller) -> list[str]:
     return list(names)
 
 
-def conclude(report: Report, part: str, hunt: Hunt, alignment: Alignment, port: nn.Module) -> None:
+def judge_call(report: Report, part: str, hunt: Hunt, call: Call) -> None:
+    """Compare one call of theirs, and report the first module that returns NaN."""
+    if report.nan is None and not all(map(has_no_nan, call.outputs)):
+        report.nan = join_names(part, call.name)
+    hunt.judge(call)
+
+
+def conclude(report: Report, part: str, hunt: Hunt, port: nn.Module | None = None) -> None:
     """Add the results of one network to the report.
 
     If no earlier network has an error, also find the first error of this network and its cause.
+
+    port: their network. None: there is only a trace of it
     """
     first = hunt.first_source
     rows = [replace(row, name=join_names(part, row.name)) for row in hunt.rows]
@@ -105,10 +112,10 @@ def conclude(report: Report, part: str, hunt: Hunt, alignment: Alignment, port: 
         name, case = hunt.locate(first)
         report.first = replace(first, name=join_names(part, name))
         explain(report, case, first.tolerance)
-        sides = ((hunt.modules[""], name), (port, first.theirs))
-        places = [place_of(network, name) for network, name in sides]
+        places = [place_of(hunt.modules[""], name)]
+        places += [place_of(port, first.theirs)] if port is not None else []
         report.sources[report.first.name] = [one for one in places if one]
-    report.add(part, alignment, rows)
+    report.add(part, hunt.alignment, rows)
 
 
 def explain(report: Report, case: Case | None, tolerance: float) -> None:

@@ -1,7 +1,6 @@
 """Compare a recorded run of a port with a run of our networks on the same inputs."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +8,11 @@ from torch import Tensor, nn
 from minisd.compare.align import Alignment, align_weights
 from minisd.compare.calls import Call, watch_calls
 from minisd.compare.hunt import Hunt
-from minisd.compare.layouts import find_layout, has_no_nan
+from minisd.compare.layouts import find_layout
 from minisd.compare.record_run import INPUT_NAMES, NETWORKS, part_of
-from minisd.compare.report import Report, join_names, place_of
-from minisd.compare.run import explain
+from minisd.compare.report import Report, join_names
+from minisd.compare.run import conclude, judge_call
+from minisd.compare.sides import MODEL_PARTS
 from minisd.compare.trace_file import TraceFile
 from minisd.compare.weights import weights_of
 from minisd.compare.whole_run import compare_run
@@ -45,7 +45,7 @@ def compare_trace(
         what = f"{trace.label} does not say what it was run on"
         raise ValueError(f"{what}. Add the inputs of at least one network: {names}.")
     whole = nn.ModuleDict()  # one tree of all networks, so that a name is a path
-    for part in ("text_encoder", "unet", "vae"):
+    for part in MODEL_PARTS:
         whole[part] = getattr(sd, part)
     judge_calls(report, whole, ours, trace, rtol)
     for row, cause, left in compare_run(sd, trace):
@@ -62,19 +62,10 @@ def judge_calls(
     calls: dict[str, list[Call]] = {}
     for call in ours:
         calls.setdefault(call.name, []).append(call)
-    alignment = align_trace(whole, ours, trace)
-    hunt = Hunt(whole, calls, alignment, rtol)
+    hunt = Hunt(whole, calls, align_trace(whole, ours, trace), rtol)
     for call in trace.calls:
-        if report.nan is None and not all(map(has_no_nan, call.outputs)):
-            report.nan = call.name
-        hunt.judge(call)
-    report.add("", alignment, hunt.rows)
-    if (first := hunt.first_source) is not None:
-        name, case = hunt.locate(first)
-        report.first = replace(first, name=name)
-        explain(report, case, first.tolerance)
-        where = place_of(whole, name)
-        report.sources[name] = [where] if where else []
+        judge_call(report, "", hunt, call)
+    conclude(report, "", hunt)
 
 
 def replay(sd: StableDiffusion, trace: TraceFile) -> list[Call]:
@@ -141,14 +132,16 @@ def align_by_values(ours: list[Call], theirs: list[Call]) -> dict[str, str]:
         if not call.outputs or call.name in matched:
             continue
         later = ours[place:]
-        same = [i for i, one in enumerate(later) if gives_same(call, one)]
-        close = [i for i, one in enumerate(later) if is_close(call.outputs, one.outputs)]
-        both = [i for i in same if i in close]
-        near = both or same or close or range(min(len(later), CALLS_AHEAD))
         gaps = {
-            i: (gap(call.outputs[0], later[i].outputs[0]), input_gap(call, later[i])) for i in near
+            i: (gap(call.outputs[0], one.outputs[0]), input_gap(call, one))
+            for i, one in enumerate(later)
+            if one.outputs and one.outputs[0].numel() == call.outputs[0].numel()
         }
-        found = min(gaps, key=lambda i, gaps=gaps: gaps[i], default=None)
+        same = [i for i in gaps if call.inputs and gaps[i][1] < CLOSE]
+        close = [i for i in gaps if gaps[i][0] < CLOSE]
+        both = [i for i in same if i in close]
+        near = both or same or close or [i for i in gaps if i < CALLS_AHEAD]
+        found = min(near, key=lambda i, gaps=gaps: gaps[i], default=None)
         if found is not None and not same and (gaps[found][0] > FAR or gaps[found][1] > UNRELATED):
             found = None
         if found is not None:
@@ -169,18 +162,3 @@ def input_gap(theirs: Call, ours: Call) -> float:
     if not theirs.inputs or not ours.inputs:
         return 0.0
     return max(min(gap(one, our) for one in theirs.inputs) for our in ours.inputs)
-
-
-def is_close(theirs: list[Tensor], ours: list[Tensor]) -> bool:
-    return bool(theirs and ours) and gap(theirs[0], ours[0]) < CLOSE
-
-
-def gives_same(theirs: Call, ours: Call) -> bool:
-    """Whether each input of our call is among their inputs, and the outputs have the same size."""
-    if (
-        not theirs.inputs
-        or not ours.outputs
-        or theirs.outputs[0].numel() != ours.outputs[0].numel()
-    ):
-        return False
-    return all(any(gap(t, o) < CLOSE for t in theirs.inputs) for o in ours.inputs)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 import minisd
+from minisd.checkpoints.registry import OFFICIAL, local_path
 from minisd.compare.record_run import NETWORKS
 from minisd.compare.run_trace import replay
-from minisd.compare.trace_file import KEPT_VALUES, TraceFile, read_trace, statistics
+from minisd.compare.trace_file import KEPT_VALUES, read_trace, statistics
 from minisd.pipeline import StableDiffusion
 
 GOLDENS = json.loads(Path(__file__).with_name("goldens.json").read_text(encoding="utf-8"))
@@ -123,34 +124,21 @@ def run_checks(name: str | None) -> list[Check]:
 
     name: the model. None: the mini, and all official models that were downloaded
     """
-    from minisd.checkpoints.registry import OFFICIAL, local_path
-
     checks = []
     if name in (None, "mini"):
         checks += verify_mini(minisd.load("mini"), "cpu, float32")
         for label, device, dtype in other_ways():
             checks += verify_mini(minisd.load("mini", device=device, dtype=dtype), label)
     for model in published_models():
-        there = model in OFFICIAL and is_there(model, local_path)
+        there = model in OFFICIAL and is_there(model)
         if name == model or (name is None and there):
             checks += verify_published(minisd.load(model), model)
     return checks
 
 
-def is_there(model: str, local_path) -> bool:
+def is_there(model: str) -> bool:
+    """Whether an official model was downloaded."""
     try:
         return bool(local_path(model))
     except ValueError:
         return False
-
-
-def make_mini_run(path: Path = MINI_RUN) -> TraceFile:
-    """Record the mini's run again. This is needed only if the mini's weights have changed."""
-    from minisd.compare.record_run import record_run
-    from minisd.compare.trace_file import trace_tensors, write_trace
-
-    sd = minisd.load("mini")
-    settings = {"prompt": "a cat on a blue background", "steps": 2}
-    calls, inputs = record_run(sd, lambda: sd.txt2img(**settings), stats=True)
-    write_trace(path, trace_tensors(calls, inputs), settings, {})
-    return read_trace(path)
