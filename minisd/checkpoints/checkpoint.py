@@ -1,4 +1,4 @@
-"""A model read from a file or folder: the config, and the tensors under minisd's names."""
+"""The content of a model's file or folder, and checks whether the parts of a model fit together."""
 
 import warnings
 from collections.abc import Mapping
@@ -17,11 +17,14 @@ from minisd.vae import VAE
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The contents of a model's file or folder.
+    """The content of a model's file or folder.
 
-    parts: the tensors of text_encoder, unet and vae, under minisd's names
-    not_needed: the tensors that minisd does not need, under their names in the file
-    known_by: the place that states whether the U-Net predicts eps or v. None: no place states this
+    layout: the naming scheme of the file: "ours", "original" or "diffusers"
+    parts: a dictionary: "text_encoder", "unet" or "vae" -> the tensors of this part. The tensors
+        have minisd's names
+    not_needed: the tensors that minisd does not need. They have the names that the file gives them
+    known_by: where the file states whether the U-Net predicts eps or v, for example "the settings
+        in its header". None: the file does not state it
     """
 
     layout: str  # "ours", "original" or "diffusers"
@@ -34,19 +37,24 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class OtherVAE:
-    """An autoencoder from another file, with its tensors under minisd's names."""
+    """An autoencoder (VAE) that does not come from the model's own file.
+
+    config: the sizes of the autoencoder
+    state: its tensors. They have minisd's names
+    """
 
     config: VAEConfig
     state: dict[str, Tensor]
 
 
 def with_other_vae(tensors: Mapping[str, Tensor], vae: OtherVAE, layout: str) -> dict[str, Tensor]:
-    """Put another autoencoder into a model. Returns the tensors of the new model.
+    """Replace the autoencoder of a model. Returns all tensors of the new model.
 
-    The tensors of the model's own autoencoder are left out. Some models have none of these tensors.
+    If the model has no autoencoder, the new autoencoder is added.
 
     tensors: the tensors of the model
-    layout: the layout of the tensors' names: "ours", "original" or "diffusers"
+    vae: the new autoencoder
+    layout: the naming scheme of `tensors`: "ours", "original" or "diffusers"
     """
     start = (PREFIXES_V1 if layout == "original" else OUR_PREFIXES)["vae"]
     official = to_official(vae.state, flat_rows(vae_rows(vae.config)), layout)
@@ -55,15 +63,20 @@ def with_other_vae(tensors: Mapping[str, Tensor], vae: OtherVAE, layout: str) ->
 
 
 def check_parts(name: str, config: ModelConfig) -> None:
-    """Raise ValueError if the model's networks are complete, but cannot work together."""
+    """Raise ValueError if the networks of a model cannot work together.
+
+    For example, the U-Net may need wider contexts than the text transformer computes.
+
+    name: the name of the file or folder, for error messages
+    """
     unet, latent = config.unet, config.vae.latent_channels
     if unet.context_dim != config.text.width:
-        what = f"reads contexts of width {unet.context_dim}, but its text transformer writes width"
+        what = f"needs contexts of width {unet.context_dim}, but its text transformer has width"
         raise ValueError(f"{name}: its U-Net {what} {config.text.width}. Get another copy.")
     # A U-Net reads a latent; or a latent and a depth map; or a latent, a mask and a second latent.
     inputs = (latent, latent + 1, 2 * latent + 1)
     if unet.in_channels not in inputs or unet.out_channels != latent:
-        what = f"reads {unet.in_channels} and writes {unet.out_channels} channels"
+        what = f"reads {unet.in_channels} channels and writes {unet.out_channels} channels"
         latents = f"but the model's latents have {latent} channels"
         raise ValueError(f"{name}: its U-Net {what}, {latents}. Get another copy.")
 
@@ -71,7 +84,8 @@ def check_parts(name: str, config: ModelConfig) -> None:
 def check_vocabulary(name: str, rows: int, tokenizer: Tokenizer) -> None:
     """Raise ValueError if a token has no vector. Warn if a vector has no token.
 
-    rows: the number of rows in the text transformer's table of vectors
+    name: the name of the file or folder, for error messages
+    rows: the number of vectors in the text transformer's table. Each vector belongs to one token
     """
     ids = len(tokenizer.vocabulary)
     if ids > rows:
@@ -87,7 +101,7 @@ def check_vocabulary(name: str, rows: int, tokenizer: Tokenizer) -> None:
 
 @dataclass(frozen=True)
 class Parts:
-    """A model that is ready to run: the parts that a pipeline is built from."""
+    """All parts of a model that is ready to run: config, tokenizer and networks."""
 
     config: ModelConfig
     tokenizer: Tokenizer

@@ -1,4 +1,7 @@
-"""Find the tensors of a ControlNet in a file, and list their names in each layout."""
+"""Find the tensors of a ControlNet in a file, and list all names that these tensors may have.
+
+A tensor has one name in minisd, one in the original code and one in diffusers.
+"""
 
 import re
 from pathlib import Path
@@ -14,39 +17,45 @@ from minisd.checkpoints.cover import why_unneeded
 from minisd.config import SD15, SD20_BASE, UNetConfig
 from minisd.unet import skip_channels
 
-CONTROLNET_PREFIX = "control_model."  # before every key in some files for the original code
+CONTROLNET_PREFIX = "control_model."  # some files put it before the name of every tensor
 MODEL_KEYS = re.compile(r"(model\.diffusion_model|first_stage_model|cond_stage_model)\..+")
-DIFFERENCE = "difference"  # kohya's script adds this tensor after it subtracted a U-Net's weights
+# The name of a tensor. kohya's script adds this tensor to a file after it subtracted the weights of
+# a U-Net from the weights of the ControlNet.
+DIFFERENCE = "difference"
 PUBLISHED_UNETS = {config.unet.context_dim: config.unet for config in (SD15, SD20_BASE)}
 
 
 def strip_prefix(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Keep only the tensors of the ControlNet, and remove CONTROLNET_PREFIX from their names.
+    """Keep only the tensors of the ControlNet, and remove "control_model." from their names.
 
-    A file for the original code may also hold a whole model and the model's noise schedule. If no
-    name begins with CONTROLNET_PREFIX, all tensors are returned unchanged.
+    A file for the original code may also hold a whole Stable Diffusion model. The tensors of this
+    model are left out. If no name begins with "control_model.", all tensors are kept.
 
+    tensors: name in the file -> tensor
     name: the name of the file, for error messages
 
     Raises ValueError if the file also holds a tensor that belongs neither to the ControlNet nor to
-    a model.
+    a Stable Diffusion model.
     """
     if not any(key.startswith(CONTROLNET_PREFIX) for key in tensors):
         return dict(tensors)
     own = {k: t for k, t in tensors.items() if k.startswith(CONTROLNET_PREFIX) or k == DIFFERENCE}
     for key in tensors:
         if key not in own and not MODEL_KEYS.fullmatch(key) and why_unneeded(key, SD15) is None:
-            what = f"holds a ControlNet and also {key}, which minisd does not know"
+            what = f"holds a ControlNet and also the tensor {key}, which minisd does not know"
             raise ValueError(f"{name} {what}: get another copy.")
     return {key.removeprefix(CONTROLNET_PREFIX): tensor for key, tensor in own.items()}
 
 
 def published_config(path: Path, tensors: dict[str, Tensor]) -> UNetConfig:
-    """The sizes of the U-Net to which a ControlNet belongs: the U-Net of SD v1 or SD v2.
+    """Find out whether a ControlNet is for SD v1 or for SD v2. Returns the sizes of that U-Net.
 
-    tensors: the tensors of a ControlNet file for the original code
+    The width of the contexts decides: it is 768 in SD v1 and 1024 in SD v2.
 
-    Raises ValueError if the ControlNet reads contexts of another width than these two U-Nets.
+    path: the path of the file, for error messages
+    tensors: the tensors of the ControlNet. They have the names of the original code
+
+    Raises ValueError if the contexts have another width.
     """
     widths = {t.shape[1] for key, t in tensors.items() if key.endswith("attn2.to_k.weight")}
     if len(widths) != 1 or not widths <= PUBLISHED_UNETS.keys():
@@ -55,11 +64,14 @@ def published_config(path: Path, tensors: dict[str, Tensor]) -> UNetConfig:
 
 
 def controlnet_rows(config: UNetConfig, settings: HintSettings = DEFAULT_HINT) -> list[names.Row]:
-    """The names of all tensors of a ControlNet.
+    """List the names of all tensors of a ControlNet: its names in minisd and in official files.
 
-    A ControlNet has the layers of the U-Net's encoder and middle block. It also has convolutions
-    that read the hint (the picture that steers the drawing), and one 1x1 convolution for each
-    output.
+    A ControlNet has copies of the layers in the U-Net's encoder and middle block. It also has
+    convolutions that read the hint (the picture that steers the drawing), and one 1x1 convolution
+    for each output.
+
+    config: the sizes of the U-Net to which the ControlNet belongs
+    settings: how the ControlNet reads the hint
     """
     way_up = ("up.", "norm_", "conv_o")  # a ControlNet has no decoder
     shared = [row for row in names.unet_rows(config) if not row.ours.startswith(way_up)]

@@ -1,4 +1,4 @@
-"""Read the settings that the shapes of a ControlNet's tensors do not show.
+"""Read the settings of a ControlNet that its tensors do not show, such as the number of heads.
 
 The settings may be in three places. diffusers writes a config.json into the folder of the weights.
 The original code reads a .yaml that has the same name as the file of the weights. minisd writes the
@@ -22,11 +22,11 @@ from minisd.config import ModelConfig, UNetConfig
 from minisd.files.json_files import build_dataclass, check_value, parse_json, read_json
 from minisd.files.one_line import name_errors
 
-STEM = "diffusion_pytorch_model"  # diffusers gives all files this name; the folder's name differs
+STEM = "diffusion_pytorch_model"  # in diffusers, all ControlNets have this file name
 # Every parameter of diffusers' ControlNetModel (models/controlnets/controlnet.py)
 CONTROLNET_JSON = settings_tables()["config.json (ControlNet)"]
-# The settings under "model: params:" in the .yaml of the original code. Source: class ControlLDM in
-# cldm/cldm.py, and the classes from which ControlLDM inherits
+# The settings under "model: params:" in the .yaml of the original code. Sources: the class
+# ControlLDM in cldm/cldm.py, and the classes from which ControlLDM inherits
 CONTROLNET_YAML = settings_tables()[".yaml (ControlNet)"]
 # The settings under "control_stage_config: params:" in the same .yaml: every parameter of the
 # original code's ControlNet
@@ -40,11 +40,11 @@ class HintSettings:
     The hint is the picture that steers the drawing. The corrections are the tensors that the
     ControlNet adds to the U-Net's features.
 
-    pools: whether each correction is averaged over the picture. If so, only the conditional half
-        of the batch gets corrections
+    pools: whether each correction is averaged over height and width. If it is averaged, only the
+        half of the batch with the prompt gets corrections
     channel_order: the order of the hint's colours, "rgb" or "bgr"
-    widths: the numbers of channels of the hint's convolutions. From each width to the next, the
-        size of the hint halves
+    widths: the numbers of channels of the convolutions that read the hint. At each change from one
+        width to the next, the height and the width of the hint are halved
     """
 
     pools: bool = False
@@ -64,18 +64,19 @@ SizesAndHint = tuple[UNetConfig, HintSettings]
 def read_controlnet_settings(
     path: Path, layout: str, given: UNetConfig | None
 ) -> tuple[UNetConfig | None, HintSettings]:
-    """Read the sizes of the U-Net and the settings of the hint.
+    """Read the settings of a ControlNet: the sizes of its U-Net, and how it reads the hint.
 
-    Returns the sizes and the settings. The sizes are None if no place states any settings.
+    path: the file with the weights
+    layout: "original" or "diffusers". With "original", config.json is used only if it states that
+        it describes a ControlNet
+    given: the sizes of the U-Net that the caller has. A size that config.json leaves out is taken
+        from `given`. None: the caller has no U-Net
 
-    layout: "original" or "diffusers". With the original layout, config.json is used only if it
-        states that it describes a ControlNet
-    given: the sizes of the caller's U-Net. A size that config.json leaves out is taken from
-        `given`. None: the caller knows no sizes
-
-    If no place states settings, the file's name decides: a name with the word "shuffle" means that
-    the network pools (see HintSettings). ControlNet v1.1 shuffle is the only published network
-    that pools. Its weights do not show this.
+    Returns the sizes of the U-Net and the settings of the hint. If the ControlNet has no settings
+    in any of the three places (see the top of this file), the sizes are None, and the name of the
+    file or of its folder decides whether the ControlNet pools (see HintSettings). It pools if the
+    name contains the word "shuffle". Of the published ControlNets, only ControlNet v1.1 shuffle
+    pools, and its weights do not show this.
 
     Raises ValueError if minisd does not support a setting, if two places state different settings,
     or if the ControlNet does not fit the given U-Net.
@@ -86,7 +87,7 @@ def read_controlnet_settings(
             validate_config(ModelConfig(unet=config))
         stated = found[0][0] if found else None
         if any(one != found[0] for one in found):
-            raise ValueError("has different settings in two places: delete the wrong ones")
+            raise ValueError("has different settings in two places: delete the wrong settings")
         said, needed = (describe_heads(one) if one else "" for one in (stated, given))
         if said and needed and said != needed:
             differ = f"it was made for a U-Net with {said}, but this U-Net has {needed}"
@@ -96,14 +97,18 @@ def read_controlnet_settings(
     called = path.absolute().parent.name if path.stem.startswith(STEM) else path.stem
     pools = re.search(r"(^|[\W_])shuffle($|[\W_])", called.lower()) is not None
     if pools:
-        what = "Its name says that it is a shuffle ControlNet, so minisd pools its corrections"
+        what = "Its name contains shuffle, so minisd averages its corrections over the picture"
         said = f"{path.name} has no settings next to it. {what} (global_average_pooling)."
         warnings.warn(said, stacklevel=4)
     return None, replace(DEFAULT_HINT, pools=pools)
 
 
 def all_settings(path: Path, layout: str, given: UNetConfig | None) -> list[SizesAndHint]:
-    """Read the U-Net's sizes and the hint's settings from every place that describes the file."""
+    """Read the settings in the header of a file, and in a config.json or .yaml next to the file.
+
+    Returns a list with one item for each of these places that has settings. An item contains the
+    sizes of the U-Net and the settings of the hint.
+    """
     header, config_json = read_metadata(path), path.with_name("config.json")
     found = [settings_from_header(header)] if "controlnet" in header else []
     stored = read_json(config_json) if config_json.exists() else {}
@@ -123,7 +128,7 @@ def settings_from_header(header: Mapping[str, str]) -> SizesAndHint:
 
 
 def hint_settings(stored: object) -> HintSettings:
-    """Turn a dictionary into the settings of the hint.
+    """Turn a dictionary into HintSettings.
 
     Raises ValueError if a setting is unknown, or if a value is impossible.
     """
@@ -133,7 +138,7 @@ def hint_settings(stored: object) -> HintSettings:
 
 
 def settings_to_header(config: UNetConfig, settings: HintSettings) -> dict[str, str]:
-    """The inverse of settings_from_header."""
+    """Turn the settings into texts for a file's header. The inverse of settings_from_header."""
     return {
         "controlnet": json.dumps(asdict(config)),
         "controlnet_hint": json.dumps(asdict(settings)),
@@ -144,7 +149,8 @@ def settings_from_json(stored: Mapping[str, object], given: UNetConfig | None) -
     """Read the settings in a config.json of diffusers.
 
     stored: the content of config.json
-    given: the sizes of the caller's U-Net. A size that config.json leaves out is taken from `given`
+    given: the sizes of the U-Net that the caller has. A size that config.json leaves out is taken
+        from `given`. None: such a size gets diffusers' default
     """
     sizes = unet_json(ModelConfig(unet=given)) if given else {}
     sizes = {name: value for name, value in sizes.items() if name in CONTROLNET_JSON.obeyed}
@@ -181,7 +187,7 @@ def settings_from_yaml(path: Path) -> SizesAndHint:
 
 
 def describe_heads(config: UNetConfig) -> str:
-    """The numbers of heads and norm groups of a U-Net, in words.
+    """A text with the numbers of heads and norm groups of a U-Net.
 
     The shapes of the tensors do not show these numbers.
     """

@@ -21,9 +21,11 @@ from minisd.unet import UNet
 from minisd.vae import VAE
 
 MOST_LISTED_NAMES = 3  # names per list in an error
-OUR_PREFIXES = {part: f"{part}." for part in ("text_encoder", "unet", "vae")}  # and in a folder
-# The tensors that published files hold, but minisd does not use. A dictionary: purpose of the
-# tensors -> full names of the tensors. In a name, * stands for any text, and LAST stands for the
+# The beginnings of tensor names in minisd's own files. minisd also adds them to the names in a
+# diffusers folder.
+OUR_PREFIXES = {part: f"{part}." for part in ("text_encoder", "unet", "vae")}
+# The tensors that are in published files, but that minisd does not use. A dictionary: purpose of
+# the tensors -> names of the tensors. In a name, * stands for any text, and LAST stands for the
 # number of text layers. A tensor that is neither needed nor listed in this dictionary is an error.
 NOT_NEEDED = json.loads(Path(__file__).with_name("not_needed.json").read_text(encoding="utf-8"))
 
@@ -31,15 +33,17 @@ NOT_NEEDED = json.loads(Path(__file__).with_name("not_needed.json").read_text(en
 def cover_model(
     tensors: Mapping[str, Tensor], config: ModelConfig, layout: str, name: str
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """Check that the tensors fit the model's networks, and sort the tensors by part.
+    """Check that the tensors fit the model's networks, and sort the tensors by network.
 
+    tensors: name in the file -> tensor
+    layout: the naming scheme of the file: "ours", "original" or "diffusers"
     name: the name of the file or folder, for error messages
 
-    Returns two dictionaries. The first dictionary: part -> tensors of the part, under minisd's
-    names. The second dictionary holds the tensors that minisd does not need: name in the file ->
-    tensor.
+    Returns two dictionaries. The first dictionary: "text_encoder", "unet" or "vae" -> the tensors
+    of this network. These tensors get minisd's names. The second dictionary holds the tensors that
+    minisd does not need: name in the file -> tensor.
 
-    Raises ValueError if tensors are missing, unknown or of another shape.
+    Raises ValueError if a tensor is missing or unknown, or has the wrong shape.
     """
     rows = model_rows(config)
     starts = prefixes(config) if layout == "original" else OUR_PREFIXES
@@ -49,7 +53,7 @@ def cover_model(
         needed |= {starts[part] + key: tensor for key, tensor in official.items()}
     rest = {key: tensor for key, tensor in tensors.items() if key not in needed}
     unknown = [key for key in rest if why_unneeded(key, config) is None]
-    advice = "The model is incomplete, or a variant of SD v1 or v2 that minisd does not know."
+    advice = "Get another copy. If that one fails too, minisd does not know this variant of SD."
     tensors = match_linear_and_conv(tensors, needed)
     check_cover(name, tensors, needed, unknown, advice)
     parts = {}
@@ -62,15 +66,16 @@ def cover_model(
 def cover_network(
     tensors: Mapping[str, Tensor], network: nn.Module, rows: list[Row], layout: str, name: str
 ) -> dict[str, Tensor]:
-    """Check that the tensors of a file fit one network, and give the tensors minisd's names.
+    """Check that the tensors of a file fit one network. Returns the tensors with minisd's names.
 
     The file must hold only this network.
 
-    rows: a list with one row of names for each tensor of the network
-    layout: "original" or "diffusers"
+    tensors: name in the file -> tensor
+    rows: a list with the names of the network's tensors. Each row has the names of one tensor
+    layout: the naming scheme of the file: "original" or "diffusers"
     name: the name of the file, for error messages
 
-    Raises ValueError if tensors are missing, unknown or of another shape.
+    Raises ValueError if a tensor is missing or unknown, or has the wrong shape.
     """
     needed = to_official(network.state_dict(), rows, layout)
     unknown = [key for key in tensors if key not in needed]
@@ -81,7 +86,7 @@ def cover_network(
 
 
 def empty_networks(config: ModelConfig) -> dict[str, nn.Module]:
-    """Build the three networks without weights. This takes almost no time or memory."""
+    """Build the three networks of a model without weights. This takes almost no time or memory."""
     with torch.device("meta"):
         return {
             "text_encoder": TextTransformer(config.text),
@@ -93,11 +98,12 @@ def empty_networks(config: ModelConfig) -> dict[str, nn.Module]:
 def match_linear_and_conv(
     tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Reshape matrices and 1x1 convolutions to the shapes that the network needs.
+    """Turn matrices into 1x1 convolutions, or 1x1 convolutions into matrices, as a network needs.
 
-    A matrix becomes a 1x1 convolution, or a 1x1 convolution becomes a matrix. Both compute the same
-    linear map. Some programs store matrices, and others store 1x1 convolutions.
+    A 1x1 convolution computes the same linear map as a matrix. So some programs store a matrix
+    where other programs store a 1x1 convolution.
 
+    tensors: name -> tensor in the file
     needed: name -> tensor with the shape that the network needs
     """
     fitting = dict(tensors)
@@ -109,7 +115,7 @@ def match_linear_and_conv(
 
 
 def why_unneeded(key: str, config: ModelConfig) -> str | None:
-    """The purpose of a tensor that minisd does not need.
+    """The purpose of a tensor that minisd does not need, as not_needed.json states it.
 
     key: the tensor's name
 
@@ -121,9 +127,12 @@ def why_unneeded(key: str, config: ModelConfig) -> str | None:
 
 @lru_cache(maxsize=8)
 def not_needed_patterns(layers: int) -> dict[str, re.Pattern]:
-    """A dictionary: purpose of unneeded tensors -> pattern that matches all names of the tensors.
+    """Turn the names in not_needed.json into patterns.
 
     layers: the number of layers of the text transformer
+
+    Returns a dictionary: purpose of some tensors -> a pattern that matches the names of all these
+    tensors.
     """
     return {
         what: re.compile("|".join(translate(name.replace("LAST", str(layers))) for name in keys))
@@ -138,10 +147,16 @@ def check_cover(
     unknown: list[str],
     advice: str,
 ) -> None:
-    """Raise ValueError if any tensor is missing, unknown, of another shape or of integers.
+    """Raise ValueError if a tensor is missing or unknown, has the wrong shape, or holds integers.
 
-    For each of these faults, the error states how many tensors have the fault, and lists the first
-    few of these tensors.
+    The error states how many tensors have each of these faults. For each fault, it lists at most
+    MOST_LISTED_NAMES tensors.
+
+    name: the name of the file or folder, for the error
+    tensors: name -> tensor in the file
+    needed: name -> tensor with the shape that the network needs
+    unknown: the names of the tensors that minisd does not know
+    advice: the last sentence of the error
     """
     misshapen = [
         f"{key} {list(tensors[key].shape)}, expected {list(tensor.shape)}"
@@ -155,11 +170,11 @@ def check_cover(
     faults["not floating-point"] = integers
     lists = [f"{len(keys)} {fault} ({first_names(keys)})" for fault, keys in faults.items() if keys]
     if lists:
-        what = "does not fit the networks that its tensors or settings describe"
+        what = "does not hold exactly the tensors that its networks need"
         raise ValueError(f"{name} {what}: {'; '.join(lists)}. {advice}")
 
 
 def first_names(names: list[str]) -> str:
-    """The first few names, and an ellipsis (…) if there are more names."""
+    """A text with the first few names. If there are more names, the text ends with "…"."""
     dots = ["…"] if len(names) > MOST_LISTED_NAMES else []
     return ", ".join(names[:MOST_LISTED_NAMES] + dots)

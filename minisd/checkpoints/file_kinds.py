@@ -1,14 +1,13 @@
-"""Recognise the kind of any file that people give to minisd, and say what to do with it.
+"""Recognise what kind of file the user gave to minisd, and say how to use the file.
 
-file_kinds.json lists the kinds of files. Special kinds come before general kinds. A reader is a
-function that reads one kind of file. For each reader, refusals.json contains the error texts about
-files that the reader cannot use. refusals.json also contains the error texts about files without
-tensors.
+file_kinds.json lists the kinds of files. Special kinds come before general kinds. minisd recognises
+a kind by its signs. A sign is a pattern for the name of a tensor, such as "body.#.block1.*". In
+this pattern, # stands for a number and * stands for any text. A sign may also contain a pattern for
+the shape of the tensor, as in "*.to_k.weight *x2048".
 
-A sign is a pattern for the name of a tensor, and sometimes also for the shape of the tensor:
-"body.#.block1.*" or "*.to_k.weight *x2048". In a sign, * stands for any text and # stands for a
-number. Signs describe the tensor names that other programs write. Every reader calls
-refuse_other_kinds() first.
+A reader is a function that reads one kind of file. It calls refuse_other_kinds() first. For each
+reader, refusals.json contains the error texts about files of other kinds. refusals.json also
+contains the error texts about files without tensors.
 """
 
 import json
@@ -22,8 +21,10 @@ from torch import Tensor
 
 MODEL_KIND = "Stable Diffusion model"
 UNKNOWN_KIND = "file of an unknown kind"
-MOST_LISTED = 3  # names in an error about a file of an unknown kind
-LONGEST_NAMES = 500_000  # characters of all names; the largest SD and SDXL files have 300,000
+MOST_LISTED = 3  # the most names in an error about a file of an unknown kind
+# The most characters in the names of all tensors of a file. The largest SD and SDXL files have
+# 300,000 characters.
+LONGEST_NAMES = 500_000
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,11 @@ class FileKind:
 
     called: the name of the kind with an article: "a LoRA"
     signs: the pattern that at least one tensor of the file must match
-    also: a second pattern that at least one tensor of the file must match. Default: any tensor
-    without: the pattern that no tensor of the file may match
+    also: a second pattern that at least one tensor of the file must match
+    without: a pattern that no tensor of the file may match
     every: whether all tensors of the file must match `signs`
-    use: the text that says how to use the file in minisd. "": minisd cannot use the file
-    instead: the text that says what to give instead of the file. "": file_kinds.json has no text
+    use: a text that says how to use the file in minisd. "": minisd cannot use the file
+    instead: a text that says which file to give instead of this file. "": there is no such text
     """
 
     called: str
@@ -53,11 +54,13 @@ class FileKind:
 
 
 def signs_to_pattern(signs: Iterable[str]) -> re.Pattern:
-    """A regular expression that finds the first line of list_tensors() that matches a sign.
+    """Turn signs into one regular expression for the text that list_tensors() returns.
 
-    A text between two stars can match only at the first place where the text occurs. The group
-    (?=(…))\\1 prevents a search of other places. Without this group, a hostile file could contain
-    names for which the search takes minutes.
+    The expression finds the first line that matches at least one sign.
+
+    If a text in a sign stands between two stars, such as "a" in "*a*b", only its first occurrence
+    in the line is tried. The group (?=(…))\\1 has this effect. If all occurrences were tried, the
+    search could take minutes for the names in a hostile file.
     """
     lines, groups = [], 0
     for sign in signs:
@@ -94,9 +97,9 @@ REFUSALS = read_table("refusals.json")
 def describe_foreign_file(what: str, beginning: str) -> str:
     """A text that says what a file without tensors is, and what to do.
 
-    what: the kind of `beginning`: "first bytes" or "members of a zip"
-    beginning: the first bytes of the file as Latin-1; or the names of the files in a zip that
-        torch.save did not write, with one name on each line
+    what: "first bytes", or "members of a zip" for a zip file that torch.save did not write
+    beginning: for "first bytes": the first bytes of the file, decoded as Latin-1. For "members of a
+        zip": the names of the files in the zip, with one name on each line
 
     >>> describe_foreign_file("first bytes", "GGUF\\0\\0\\0")
     'is a GGUF file, whose weights are quantised: get the same model as .safetensors'
@@ -106,7 +109,9 @@ def describe_foreign_file(what: str, beginning: str) -> str:
 
 
 def list_tensors(tensors: Mapping[str, Tensor] | Iterable[str]) -> str:
-    """One line for each tensor: the name, a tab, and the shape if the shape is known.
+    """A text with one line for each tensor: the name, a tab, and the shape.
+
+    If `tensors` contains only names, the shapes are left out.
 
     >>> import torch
     >>> list_tensors({"clip_g": torch.zeros(2, 1280)})
@@ -118,9 +123,10 @@ def list_tensors(tensors: Mapping[str, Tensor] | Iterable[str]) -> str:
 
 
 def find_kind(tensors: Mapping[str, Tensor] | Collection[str]) -> tuple[FileKind | None, str]:
-    """The first kind that fits the tensors, and the name of a tensor that matches the kind's signs.
+    """Find the first kind in file_kinds.json that fits the tensors.
 
-    If no kind fits, the kind is None and the name is "".
+    Returns this kind, and the name of a tensor that matches one of its signs. If no kind fits,
+    returns None and "".
 
     Raises ValueError if there are more names than minisd can search in a few seconds.
     """
@@ -140,8 +146,8 @@ def find_kind(tensors: Mapping[str, Tensor] | Collection[str]) -> tuple[FileKind
 def kind_of_tensors(tensors: Mapping[str, Tensor] | Collection[str]) -> str:
     """The kind of file that has these tensors, such as "LoRA".
 
-    Some kinds differ only in the shapes of the tensors. To find these kinds, pass tensors instead
-    of names.
+    Some kinds differ only in the shapes of the tensors. So pass the tensors, and not only their
+    names, if you have the tensors.
 
     >>> kind_of_tensors(["lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"])
     'LoRA'
@@ -151,7 +157,7 @@ def kind_of_tensors(tensors: Mapping[str, Tensor] | Collection[str]) -> str:
 
 
 def advice_for(tensors: Mapping[str, Tensor]) -> str:
-    """A text that says how to use a file with these tensors, or what to do instead."""
+    """A text that says how to use a file with these tensors, or which file to use instead."""
     found, _ = find_kind(tensors)
     advice = found and (found.use or found.instead or "minisd cannot use it")
     return advice or "minisd does not know this kind of file"
@@ -160,11 +166,12 @@ def advice_for(tensors: Mapping[str, Tensor]) -> str:
 def refuse_other_kinds(name: str, tensors: Mapping[str, Tensor], wanted: str) -> None:
     """Raise ValueError if a file is certainly not of the kind that a reader wants.
 
-    The error says what the file is and what to do with the file. Some readers accept tensors with
-    any names. For these readers, a file of an unknown kind raises no error.
+    The error says what the file is and what to do with the file. If the kind of the file is
+    unknown, only some readers refuse the file. The other readers accept tensors with any names.
 
     name: the name of the file
-    wanted: the kind that the reader wants. The reader has the same name in refusals.json
+    wanted: the kind that the reader wants, such as "LoRA". It is a key under "readers" in
+        refusals.json
     """
     found, sign = find_kind(tensors)
     reader = REFUSALS["readers"][wanted]

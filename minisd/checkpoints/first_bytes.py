@@ -12,7 +12,7 @@ UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3, "bytes": 1}
 def first_bytes(path: Path, count: int = 512) -> bytes:
     """Read the first bytes of a file of weights.
 
-    Only a regular file, or a link to a regular file, is opened. Reading a pipe might never end.
+    A device or a pipe is not opened, because reading it might never end.
 
     Raises ValueError if the file is missing, cannot be read or is not a file of weights.
     """
@@ -43,8 +43,8 @@ def first_bytes(path: Path, count: int = 512) -> bytes:
 def starts_safetensors(start: bytes) -> bool:
     """Whether these are the first bytes of a .safetensors file.
 
-    Bytes 0 to 7 contain the header's length. The length is far below 4 GB, so bytes 4 to 7 are
-    zero. The header is JSON and begins with byte 8.
+    Bytes 0 to 7 contain the length of the file's header. The length is far below 4 GB, so bytes 4
+    to 7 are zero. The header begins at byte 8. It is JSON, so its first character is "{".
     """
     return start[4:9] == b"\0\0\0\0{"
 
@@ -58,16 +58,16 @@ def is_zip(path: Path) -> bool:
 
 
 def cut_off_sentence(path: Path, whole: int | None = None) -> str:
-    """The error text for a file that ends too early.
+    """The error text for a file of which the end is missing.
 
-    whole: the full size of the file in bytes. None: the full size is not known
+    whole: the size in bytes that the complete file would have. None: this size is not known
     """
     got = size_in_words(path.stat().st_size, whole or 0)
     return f"{path.name} ends after {got}: the download was cut off. Fetch it again."
 
 
 def damage_sentence(path: Path) -> str:
-    """The error text for a file of which only the beginning can be read."""
+    """The error text for a file that is damaged, or of which the end is missing."""
     size = size_in_words(path.stat().st_size)
     return f"{path.name} is damaged, or cut off after {size}: fetch it again."
 
@@ -76,7 +76,8 @@ def size_in_words(size: int, whole: int = 0) -> str:
     """A number of bytes as text.
 
     size: the number of bytes
-    whole: the size of the full file in bytes, if `size` is the size of a part. 0: no full file
+    whole: if `size` is the size of a part of a file, the size of the whole file in bytes. 0: `size`
+        is not the size of a part
 
     >>> size_in_words(4_265_380_512), size_in_words(500_000, 1_200_000)
     ('4.27 GB', '0.5 of 1.2 MB')

@@ -1,4 +1,7 @@
-"""Open a diffusers folder. Inside, each network has its own folder with weights and settings."""
+"""Read a model from a diffusers folder.
+
+In a diffusers folder, each network has its own folder with its weights and its settings.
+"""
 
 from dataclasses import replace
 from itertools import product
@@ -17,13 +20,14 @@ from minisd.files.json_files import read_json
 from minisd.files.one_line import name_errors
 
 WEIGHT_ENDINGS = (".safetensors", ".ckpt")
-WEIGHT_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # usual names of weight files
+WEIGHT_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # names of weight files
 
 
 def open_folder(path: Path, vae: OtherVAE | None) -> Checkpoint:
-    """Read a diffusers folder. The safety checker and other unused parts are ignored.
+    """Read a model from a diffusers folder. The safety checker and other unused parts are ignored.
 
-    vae: an autoencoder that replaces the folder's autoencoder. None: no replacement
+    vae: an autoencoder that replaces the folder's autoencoder. None: the folder's autoencoder is
+        used
     """
     needed = [part for part in OUR_PREFIXES if not (vae and part == "vae")]
     refuse_other_folders(path, [*needed, "tokenizer"])
@@ -42,7 +46,10 @@ def open_folder(path: Path, vae: OtherVAE | None) -> Checkpoint:
 
 
 def refuse_other_folders(path: Path, needed: list[str]) -> None:
-    """Raise ValueError if a folder is not a diffusers model of SD v1 or v2."""
+    """Raise ValueError if a folder is not a diffusers model of SD v1 or v2.
+
+    needed: the names of the folders that must be in the folder
+    """
     absent = [part for part in needed if not (path / part).is_dir()]
     if absent:
         files = [file.name for file in sorted(path.glob("*.*")) if file.suffix in WEIGHT_ENDINGS]
@@ -56,9 +63,11 @@ def refuse_other_folders(path: Path, needed: list[str]) -> None:
 
 
 def read_part(folder: Path, part: str) -> dict[str, Tensor]:
-    """Read the tensors of one part of a folder. Every name gets minisd's prefix of the part.
+    """Read the tensors of one part of a model, such as the U-Net.
 
-    Raises ValueError if two shards (files that share the weights) hold a tensor of the same name.
+    The part's prefix is added to the name of each tensor, for example "unet.".
+
+    Raises ValueError if two files of the part hold tensors of the same name.
     """
     shards = [pair for file in weight_files(folder / part) for pair in read_tensors(file).items()]
     with name_errors(folder.name):
@@ -66,10 +75,13 @@ def read_part(folder: Path, part: str) -> dict[str, Tensor]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The file with the weights of a part, or the shards (several files that share the weights).
+    """Find the files with the weights of one part of a model.
 
-    If the folder has several versions, full precision is chosen before fp16, and .safetensors is
-    chosen before .bin.
+    The weights are in one file, or distributed over several files (shards). The folder may hold
+    several versions of the weights. A version in full precision is preferred to a version in fp16.
+    If there is still a choice, .safetensors is preferred to .bin.
+
+    folder: the folder of the part
 
     Raises ValueError if the folder has no weights.
     """
@@ -81,13 +93,14 @@ def weight_files(folder: Path) -> list[Path]:
         if index.exists():
             return shard_files(index)
     example = f"{WEIGHT_STEMS[0]}.safetensors"
-    raise ValueError(f"{folder} holds no weights (such as {example}): fetch them.")
+    raise ValueError(f"{folder} holds no weights (such as {example}): fetch the weights.")
 
 
 def shard_files(index: Path) -> list[Path]:
-    """The files that an index lists.
+    """The files of weights that an index lists.
 
-    index: the path of a .json file with the name of the shard (file) for each tensor
+    index: the path of a .json file. For each tensor, it contains the name of the file that holds
+        the tensor
 
     Raises ValueError if the index lists no files, or lists a file that is in another folder.
     """

@@ -1,7 +1,8 @@
-"""The noise levels for a diffusers folder, chosen as diffusers chooses them.
+"""Choose the noise levels for a model from a diffusers folder, as diffusers chooses them.
 
-sampling.sampler_levels uses these levels if the model's ScheduleConfig has a spacing. Each level
-also contains DiffusersRules: the differences between diffusers and the original code at the level.
+sampling.sampler_levels uses these levels if the model's ScheduleConfig has a spacing. In some
+steps, diffusers computes something else than the original code. So each level also contains
+DiffusersRules, which describe these differences.
 """
 
 from itertools import pairwise
@@ -14,13 +15,13 @@ from minisd.schedule import LARGEST_SIGMA, DiffusersRules, Level, Schedule
 
 
 def usual_final(name: str, config: ScheduleConfig) -> str:
-    """The noise level where the last step ends: "zero" or "sigma_min".
+    """The noise level where the last step ends: "zero" (no noise) or "sigma_min" (at t = 0).
 
     name: the name of the sampler
 
-    If the folder's settings state the level, the settings decide. Otherwise, a default is used. If
-    the config has a spacing, this is the default of diffusers. If the config has no spacing, this
-    is the default of the original code.
+    If the config states the level, the config decides. If it does not, the function returns a
+    default: the default of diffusers if the config has a spacing, otherwise the default of the
+    original code.
     """
     if name in ("euler", "dpmpp_2m"):
         return config.final or "zero"
@@ -32,18 +33,19 @@ def usual_final(name: str, config: ScheduleConfig) -> str:
 def folder_levels(
     name: str, on_sigmas: bool, schedule: Schedule, steps: int, end: Level
 ) -> list[Level]:
-    """The levels where the network runs, as diffusers' class for this sampler chooses them.
+    """Choose the levels where the network runs, as diffusers' class for this sampler does.
 
     name: the name of the sampler
-    on_sigmas: whether the sampler is a sigma sampler
-    end: the level after the last step
+    on_sigmas: whether the sampler is one of SIGMA_SAMPLERS, such as Euler
+    steps: the number of steps, which is also the number of levels
+    end: the level where the last step ends
 
-    Between two t, diffusers interpolates sigma. The original code interpolates the logarithm of
-    sigma.
+    If t is not an integer, diffusers interpolates sigma between the two nearest integers. The
+    original code interpolates the logarithm of sigma.
 
-    The spacing is diffusers' rule that chooses the t. Karras levels lie between the first and the
-    last level that the spacing gives. DPM++ is an exception: its Karras levels span the whole table
-    of sigmas, and the t of every level is rounded.
+    The spacing is diffusers' rule that chooses the t. If the config asks for Karras levels, they
+    lie between the first and the last level that the spacing gives. DPM++ is an exception: its
+    Karras levels span all sigmas of the schedule, and the t of every level is rounded.
     """
     config, two_m = schedule.config, name == "dpmpp_2m"
     by_class = "linspace" if on_sigmas else "leading"
@@ -75,16 +77,16 @@ def folder_levels(
 def folder_ts(
     schedule: Schedule, spacing: str, steps: int, beyond: int, fractions: bool
 ) -> list[float]:
-    """The t for a folder's timestep_spacing, as diffusers' schedulers compute them.
+    """Compute the t of each step as diffusers' schedulers do.
 
-    spacing: the timestep_spacing: "trailing", "leading" or "linspace"
-    beyond: the number of extra t at the clean end (1 for DPM++). The extra t are computed, and then
-        left out
-    fractions: whether the t of "linspace" keep their fractions. False: the t are rounded
+    spacing: the setting timestep_spacing in diffusers: "trailing", "leading" or "linspace"
+    beyond: 1 for DPM++, otherwise 0. diffusers' class for DPM++ computes one t more than there are
+        steps. The last t is then left out
+    fractions: whether the t of "linspace" may have fractions. False: the t are rounded
 
-    With one step, "linspace" gives the least noisy t. If the first t would be larger than the last
-    t of the table, all t are lowered by the difference. With very many steps, diffusers' stride
-    between two t would be 0. In this case, every t is used once.
+    With one step, "linspace" gives t = 0 (but not for DPM++). If the first t would be larger than
+    the largest t of the schedule, all t are lowered by the difference. If there are so many steps
+    that diffusers' distance between two t would be 0, every t is used once.
     """
     count, top = schedule.check_steps(steps) + beyond, schedule.config.timesteps - 1
     if spacing == "trailing":
@@ -99,9 +101,9 @@ def folder_ts(
 
 
 def rounded_sigmas(schedule: Schedule) -> np.ndarray:
-    """The sigmas of all t, rounded as in diffusers.
+    """The sigmas of all t, with the same rounding errors as in diffusers.
 
-    diffusers computes 1 - beta in float32. This rounding changes sigma(0) by 3e-5.
+    diffusers computes 1 - beta in float32. This changes sigma at t = 0 by 3e-5.
     """
     before = torch.cat([torch.ones(1, dtype=torch.float64), schedule.alpha_bar[:-1]])
     betas = (1 - schedule.alpha_bar / before).float()

@@ -1,7 +1,7 @@
 """DDIM, PLMS and Euler as diffusers computes them, for models from diffusers folders.
 
-In samplers.py, every step ends at the next noise level. In diffusers, a step may end at another
-noise level. folder_levels.py computes this other noise level.
+In samplers.py, every step ends at the noise level where the next step starts. In diffusers, a step
+may end at a different noise level. folder_levels.py computes where it ends.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from minisd.schedule import Denoiser, DiffusersRules, Level, Prediction
 
 
 def diffusers_rules(level: Level) -> DiffusersRules:
-    """The rules of diffusers at a noise level. folder_levels() must have chosen the level."""
+    """The rules of diffusers at a noise level. Only a level from folder_levels() has rules."""
     assert level.diffusers is not None, f"folder_levels() did not choose the level t = {level.t}"
     return level.diffusers
 
@@ -36,8 +36,7 @@ def diffusers_ddim(
 ) -> Moves:
     """DDIM as in diffusers. A step that starts at t ends at t - timesteps // steps.
 
-    The next level may have a different t. Even so, the next step treats x as if x were at the next
-    level.
+    The next step may start at a different t. But diffusers does not adapt x to this t.
     """
     for level, next_level in pairwise(levels):
         lands = next_level._replace(sigma=diffusers_rules(level).end_sigma)
@@ -50,11 +49,11 @@ def diffusers_ddim(
 def diffusers_pndm(
     denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None
 ) -> Moves:
-    """PLMS as in diffusers' PNDMScheduler. The steps end where the steps of diffusers_ddim end.
+    """PLMS as in diffusers' PNDMScheduler. A step from t ends at t - timesteps // steps.
 
-    The first step is computed twice. The second time, the step ends at the next level, and starts
-    one stride of t above the next level. With a v network, PNDMScheduler averages the v
-    predictions, and converts the mean to eps at the level where the step starts.
+    The first step is computed twice. The second time, it ends at the t of the next level, and
+    starts at this t + timesteps // steps. If the network predicts v, PNDMScheduler averages the v
+    of the last steps. Then it converts the mean to eps at the level where the step starts.
     """
     history = []
     for level, next_level in pairwise(levels):
@@ -71,13 +70,13 @@ def diffusers_pndm(
 
 
 def network_answer(prediction: Prediction, level: Level) -> Tensor:
-    """The guided network's prediction: v if diffusers averages v, otherwise eps."""
+    """The v of a prediction if diffusers averages v, otherwise its eps."""
     v = level.signal_rate * prediction.eps - level.noise_rate * prediction.x0
     return v if diffusers_rules(level).averages_v else prediction.eps
 
 
 def eps_from_answer(answer: Tensor, x: Tensor, level: Level) -> Tensor:
-    """The eps that belongs to an answer of network_answer().
+    """Convert an answer of network_answer() to eps.
 
     answer: v if diffusers averages v, otherwise eps
     x: the input of the network at this level
@@ -89,7 +88,10 @@ def eps_from_answer(answer: Tensor, x: Tensor, level: Level) -> Tensor:
 def diffusers_euler(
     denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None
 ) -> Iterator[Step]:
-    """Euler as in diffusers: the last x stays on the sigma scale, even if x still holds noise."""
+    """Euler as in diffusers: the x of the last step is x0 + sigma eps, even if sigma is not 0.
+
+    In samplers.py, the x of every step is variance-preserving.
+    """
     for step, next_level in zip(euler(denoise, x, levels), levels[1:], strict=True):
         scale = 1 if next_level.diffusers else next_level.signal_rate
         yield step._replace(x=step.x / scale)

@@ -3,11 +3,12 @@
 With the same folder, minisd draws the same pictures as diffusers. The pipelines of diffusers change
 some settings before they use the settings, and minisd makes the same changes.
 
-The file may contain a setting that the file's own scheduler class does not have. If another class X
-has the setting, the setting takes effect when the user chooses the sampler of X. In diffusers, the
-user chooses X with `X.from_config(pipe.scheduler.config)`. There is one difference. If the file
-leaves out a setting, minisd uses the default of the file's own class. from_config uses the default
-of X.
+The file states a scheduler class, for example PNDMScheduler. The file may also contain settings
+that only another class has, for example EulerDiscreteScheduler. These settings take effect if the
+user chooses the sampler of the other class (Euler). In diffusers, the user does this with
+`EulerDiscreteScheduler.from_config(pipe.scheduler.config)`. There is one difference. If the file
+leaves out a setting, minisd uses the default of the class in the file (PNDMScheduler). diffusers
+uses the default of the class that the user chose (EulerDiscreteScheduler).
 """
 
 import json
@@ -32,15 +33,15 @@ SCHEDULER_SETTINGS = {name: settings_tables()[f"{SCHEDULER_FILE} ({name})"] for 
 def sampler_and_schedule(
     stored: dict[str, Any], index: dict[str, Any], channels: int
 ) -> tuple[str, ScheduleConfig]:
-    """The default sampler and the schedule of a folder.
+    """Read the default sampler and the noise schedule of a folder.
 
     stored: the content of the folder's scheduler_config.json
     index: the content of the folder's model_index.json. {}: there is no such file
     channels: the number of channels of the U-Net's input. It shows which pipeline class of
         diffusers opens the folder
 
-    Raises ValueError if minisd does not have the scheduler class or a setting. The error names the
-    class or the setting.
+    Raises ValueError if minisd does not know the scheduler class, a setting or the value of a
+    setting.
     """
     name = scheduler_class(stored, index)
     # diffusers' pipeline for a U-Net with this number of channels overrides these settings
@@ -66,13 +67,14 @@ def sampler_and_schedule(
 
 
 def scheduler_class(stored: Mapping[str, Any], index: Mapping[str, Any]) -> str:
-    """The class of the folder's scheduler.
+    """The name of the folder's scheduler class.
 
     If scheduler_config.json states no class, the class in model_index.json is used.
 
-    stored, index: the contents of these two files
+    stored: the content of scheduler_config.json
+    index: the content of model_index.json. {}: there is no such file
 
-    Raises ValueError if no file states a class, or if minisd does not have the class.
+    Raises ValueError if neither file states a class, or if minisd does not have the class.
     """
     listed = index.get("scheduler")
     listed = listed[1] if isinstance(listed, list) and len(listed) == 2 else None
@@ -96,8 +98,9 @@ def scheduler_class(stored: Mapping[str, Any], index: Mapping[str, Any]) -> str:
 def refuse_unknown_values(settings: Mapping[str, object], where: str) -> None:
     """Raise ValueError if a setting has a value that minisd does not know.
 
-    where: a key of folder_scheduler.json, such as "in its header". The values that minisd knows are
-        under this key. The error quotes the key, because the key says where the settings are
+    settings: name of a setting -> value
+    where: the place of the settings, such as "in its header". The error quotes it. It is also a key
+        in folder_scheduler.json. Under this key are the values that minisd knows
     """
     for name, known in SCHEDULER_TABLES[where].items():
         if name in settings and not any(equal_values(settings[name], value) for value in known):
@@ -119,9 +122,9 @@ def check_schedule(schedule: ScheduleConfig) -> None:
 def scheduler_json(config: ModelConfig) -> dict[str, Any]:
     """The content of a scheduler_config.json with which diffusers samples as `config` says.
 
-    This is the inverse of sampler_and_schedule. Settings that do not depend on the model's config
-    are left out. For a model that samples as the original code does, the settings are the same as
-    in the published diffusers folders.
+    This is the inverse of sampler_and_schedule. If the model samples as the original code does, the
+    settings are the same as in the published diffusers folders. diffusers uses its own defaults for
+    all settings that are not in the file.
     """
     schedule, name = config.schedule, CLASS_OF[config.sampler]
     if schedule.zero_terminal_snr and "rescale_betas_zero_snr" in SCHEDULER_SETTINGS[name].fixed:
