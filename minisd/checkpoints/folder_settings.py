@@ -1,4 +1,4 @@
-"""Read a model's config from the config.json files of a diffusers folder, and write them."""
+"""Read a model's config from the JSON files of a diffusers folder, and write such JSON files."""
 
 import json
 import re
@@ -24,9 +24,9 @@ INDEX_TABLE, OUR_TABLE = settings_tables()["model_index.json"], settings_tables(
 # folder_settings.json holds four tables.
 # names: part -> a table: minisd's name of a setting -> diffusers' name of the setting. The table
 #     lists the settings that have the same values in minisd and in diffusers
-# index: part -> the library and the class that open the part in diffusers
+# index: part -> the library and the class with which diffusers reads the part
 # pipelines: the number of the U-Net's input channels -> diffusers' class of the whole pipeline
-# per_level: the settings that may have one value for all levels, or a list with a value per level
+# per_level: the settings with one value for all levels, or with a list of values, one per level
 FOLDER_TABLES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 NAMES, CLASSES = FOLDER_TABLES["names"], FOLDER_TABLES["index"]
 PIPELINES = FOLDER_TABLES["pipelines"]
@@ -35,7 +35,12 @@ BLOCK_ATTENDS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 
 
 def our_fields(part: str, settings: Mapping) -> dict[str, Any]:
-    """The settings of a part under minisd's names. Only settings that NAMES lists are kept."""
+    """Rename the settings of a part from diffusers' names to minisd's names.
+
+    Settings that are not in NAMES are left out.
+
+    part: "unet", "vae" or "text_encoder"
+    """
     return lists_to_tuples({ours: settings[name] for ours, name in NAMES[part].items()})
 
 
@@ -64,14 +69,14 @@ def config_from_folder(folder: Path, vae: VAEConfig | None = None) -> ModelConfi
 
 
 def undo_conversion(config: ModelConfig, scheduler: Mapping) -> ModelConfig:
-    """Restore the sampling of the original code if minisd wrote the scheduler file.
+    """Restore the sampling of the original code in the config of a folder that minisd wrote.
 
-    minisd also writes a scheduler file for models that sample as the original code does. If the
-    file is still as minisd wrote it, the returned config samples as the original code does. If
-    someone changed the file, `config` is returned unchanged.
+    Some models sample as the original code does. If minisd writes such a model into a folder, it
+    also writes a scheduler_config.json for diffusers. If nobody has changed this file, the returned
+    config samples as the original code does. Otherwise, `config` is returned unchanged.
 
-    config: the config with the settings in the file
-    scheduler: the content of the file
+    config: the config that was read from the folder
+    scheduler: the content of the folder's scheduler_config.json
     """
     usual = {name: getattr(ScheduleConfig, name) for name in SAMPLING_FIELDS}
     original = replace(config, schedule=replace(config.schedule, **usual))
@@ -79,7 +84,10 @@ def undo_conversion(config: ModelConfig, scheduler: Mapping) -> ModelConfig:
 
 
 def absent_sizes(folder: Path) -> str:
-    """A sentence that lists the sizes that the folder does not state. "": no size is missing."""
+    """A sentence for an error: it lists the settings that the folder does not state.
+
+    If the folder states all settings, the sentence is "".
+    """
     absent = []
     for part, table in PART_TABLES.items():
         path = folder / table.file
@@ -91,14 +99,15 @@ def absent_sizes(folder: Path) -> str:
 
 
 def native_size(stored: Mapping, vae: VAEConfig) -> int:
-    """The native width and height of a picture in pixels.
+    """The width and height in pixels of the pictures for which the model was made.
 
-    By mistake, diffusers before 0.9 wrote a sample_size that was too small. Later versions read a
-    sample_size below 64 from these old files as 64, and so does minisd.
+    By mistake, diffusers before version 0.9 wrote a sample_size that was too small. If the file
+    comes from such a version, a sample_size below 64 is replaced by 64. Later versions of diffusers
+    do the same.
 
     stored: the content of the U-Net's config.json
 
-    Raises ValueError if the native size is not square.
+    Raises ValueError if the pictures are not square.
     """
     side = one_value(stored.get("sample_size"))
     side = 64 if side is None else side
@@ -110,9 +119,9 @@ def native_size(stored: Mapping, vae: VAEConfig) -> int:
 
 
 def one_value(value: Any) -> Any:
-    """The repeated value, if all values of a list or nested list are equal.
+    """If a list or a nested list repeats one value, return this value.
 
-    Any other value is returned unchanged.
+    Otherwise, return `value` unchanged.
 
     >>> one_value([[1, 1], [1, 1]]), one_value([1, 2])
     (1, [1, 2])
@@ -139,7 +148,7 @@ def unet_config(stored: Mapping) -> UNetConfig:
     head_widths = {width // number for width, number in divided}
     uneven = any(width % number for width, number in divided)
     if uneven or len(heads) != len(channels) or (not alike and len(head_widths) > 1):
-        rule = "at all levels, minisd needs the same number of heads or the same width of heads"
+        rule = "minisd needs the same number of heads at all levels, or heads of the same width"
         raise ValueError(f"has {heads} heads for levels of width {channels}: {rule}")
     for name in ("layers_per_block", "cross_attention_dim"):
         if isinstance(settings[name], list):
@@ -154,9 +163,10 @@ def unet_config(stored: Mapping) -> UNetConfig:
 
 
 def attention_by_level(settings: Mapping, levels: int) -> tuple[bool, ...]:
-    """For each level, whether the level has attention.
+    """Find out which levels of a U-Net have attention. Returns True or False for each level.
 
     settings: the settings in the U-Net's config.json
+    levels: the number of levels
 
     Raises ValueError if minisd does not have one of the blocks.
     """
@@ -172,7 +182,12 @@ def attention_by_level(settings: Mapping, levels: int) -> tuple[bool, ...]:
 
 
 def vae_config(stored: Mapping) -> VAEConfig:
-    """The VAE's config. Raises ValueError if minisd's VAE does not have one of the settings."""
+    """The config of the VAE.
+
+    stored: the content of the VAE's config.json
+
+    Raises ValueError if minisd does not support one of the settings.
+    """
     settings: dict[str, Any] = PART_TABLES["vae"].read(stored)
     levels = len(settings["block_out_channels"])
     for name, block in (("down", "DownEncoderBlock2D"), ("up", "UpDecoderBlock2D")):
@@ -200,9 +215,10 @@ def text_config(stored: Mapping) -> TextConfig:
 
 
 def folder_json_files(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, dict]:
-    """The JSON files of a diffusers folder. This is the inverse of config_from_folder.
+    """The contents of the JSON files that a diffusers folder needs for this model.
 
-    Returns a dictionary: path of a file in the folder -> content of the file.
+    This is the inverse of config_from_folder. Returns a dictionary: path of a file in the folder ->
+    content of the file.
     """
     text = text_json(config, tokenizer)
     parts = {"unet": unet_json(config), "vae": vae_json(config), "text_encoder": text}
@@ -221,14 +237,20 @@ def folder_json_files(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, di
 
 
 def to_folder_names(part: str, config: object) -> dict[str, object]:
-    """The settings of a part under diffusers' names. This is the inverse of our_fields."""
+    """Rename the settings of a part from minisd's names to diffusers' names.
+
+    This is the inverse of our_fields.
+
+    part: "unet", "vae" or "text_encoder"
+    """
     return {name: getattr(config, ours) for ours, name in NAMES[part].items()}
 
 
 def index_json(config: ModelConfig, scheduler: str) -> dict:
-    """The content of model_index.json: for each part, the library and the class that open the part.
+    """The content of model_index.json. For each part, it states diffusers' library and class.
 
-    diffusers expects that model_index.json also lists the parts that the model does not have.
+    diffusers expects that model_index.json also lists the parts that the model does not have. For
+    such a part, it states [null, null].
 
     scheduler: the name of the scheduler's class
     """
@@ -236,7 +258,7 @@ def index_json(config: ModelConfig, scheduler: str) -> dict:
     absent = ["depth_estimator" if channels == 5 else "safety_checker", "feature_extractor"]
     return {
         "_class_name": PIPELINES.get(str(channels), PIPELINES["4"]),
-        "_diffusers_version": "0.20.0",  # diffusers corrects the files of versions before 0.9
+        "_diffusers_version": "0.20.0",  # if this is before 0.9, diffusers changes some settings
         **CLASSES,
         "scheduler": ["diffusers", scheduler],
         **{part: [None, None] for part in absent},

@@ -4,7 +4,8 @@ The vocabulary is either in vocab.json and merges.txt, or only in tokenizer.json
 writes only tokenizer.json. Words that someone added to the vocabulary may be in four files:
 tokenizer_config.json, special_tokens_map.json, tokenizer.json and added_tokens.json.
 
-In this file, a mark is a special token, such as the begin token, the end token or the padding.
+In this file, a mark is a special token, such as the begin token, the end token or the padding
+token. A piece is the text of a token.
 """
 
 import json
@@ -36,7 +37,9 @@ WORD_TABLE = settings_tables()["list of added words (tokenizer)"]
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """Read the tokenizer of a tokenizer/ folder, with the words that someone added.
+    """Read a tokenizer/ folder. Words that someone added to the vocabulary are also read.
+
+    path: the path of the tokenizer/ folder
 
     Raises ValueError if a file is missing or damaged, if two files contradict each other, if the
     ids have a gap, or if a setting is unknown.
@@ -63,7 +66,10 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def read_merges(path: Path) -> list[Pair] | None:
-    """Read merges.txt: the pairs of texts that the tokenizer joins. None: there is no such file."""
+    """Read merges.txt: the pairs of pieces that the tokenizer joins.
+
+    Returns None if there is no merges.txt.
+    """
     if not path.exists():
         return None
     try:
@@ -74,9 +80,9 @@ def read_merges(path: Path) -> list[Pair] | None:
 
 
 def token_dict(stored: str | dict | None) -> dict:
-    """A token as a dictionary with the token's text and flags: {"content": "!", …}.
+    """Turn a token into a dictionary with its text and its flags: {"content": "!", …}.
 
-    stored: the token as it is in the file. Some files store only the token's text
+    stored: the token as it is in the file: such a dictionary, or only the text of the token
     """
     token = stored if isinstance(stored, dict) else {"content": stored}
     check_value("content", token.get("content"), str | None, where=" in a list of added words")
@@ -84,7 +90,10 @@ def token_dict(stored: str | dict | None) -> dict:
 
 
 def with_plain_end_marks(stored: Settings) -> Settings:
-    """Replace the begin token and the end token by plain texts without flags."""
+    """Remove the flags of the begin token and the end token, so that each is a plain text.
+
+    stored: the content of tokenizer_config.json or special_tokens_map.json
+    """
     ends = stored.keys() & {"bos_token", "eos_token"}
     return {**stored, **{key: token_dict(stored[key])["content"] for key in ends}}
 
@@ -92,11 +101,11 @@ def with_plain_end_marks(stored: Settings) -> Settings:
 def read_vocabulary(
     ids: dict[str, int], merges: list[Pair] | None, model: Settings | None
 ) -> tuple[dict[str, int], list[Pair]]:
-    """Find the ids of all pieces (the texts of the tokens), and the merges.
+    """Find the vocabulary, which is a dictionary (piece -> id), and the merges.
 
-    ids: the content of vocab.json. {}: there is no such file
-    merges: the content of merges.txt. None: there is no such file
-    model: the "model" in tokenizer.json. None: there is no such setting
+    ids: the content of vocab.json. {}: there is no vocab.json
+    merges: the content of merges.txt. None: there is no merges.txt
+    model: the content of "model" in tokenizer.json. None: there is no "model"
 
     Raises ValueError if the folder holds no vocabulary, if tokenizer.json contradicts the other
     files, or if the ids are not 0, 1, 2 and so on.
@@ -107,7 +116,7 @@ def read_vocabulary(
     both = (ids, merges), (settings["vocab"], pairs)
     places = [(numbers, joins) for numbers, joins in both if numbers and joins is not None]
     if not places:
-        what = "the folder holds neither vocab.json and merges.txt nor tokenizer.json"
+        what = "the folder must hold tokenizer.json, or vocab.json and merges.txt"
         raise ValueError(f"{what}: fetch the folder again")
     if places[0] != places[-1]:
         what = "tokenizer.json differs from vocab.json or merges.txt"
@@ -128,8 +137,8 @@ def find_mark(name: str, config: Settings, special: Settings) -> dict:
     special: the content of special_tokens_map.json
 
     The two files may state different tokens, as in SD v2's official folder. In this case, the token
-    in special_tokens_map.json (the older format) is right. But transformers does not read
-    special_tokens_map.json if tokenizer_config.json has an added_tokens_decoder.
+    in special_tokens_map.json (the older format) is right. But if tokenizer_config.json has an
+    added_tokens_decoder, transformers does not read special_tokens_map.json.
 
     Raises ValueError if the two tokens differ and there is an added_tokens_decoder.
     """
@@ -150,7 +159,7 @@ def added_words(
     ids: Mapping[str, int],
     marks: Iterable[dict],
 ) -> list[AddedWord]:
-    """The words that someone added to the vocabulary, in the order of their ids.
+    """Find all words that someone added to the vocabulary. They are sorted by their ids.
 
     config: the content of tokenizer_config.json
     special: the content of special_tokens_map.json
@@ -159,12 +168,13 @@ def added_words(
     ids: the vocabulary: piece -> id
     marks: the padding token and the token for unknown text
 
-    The lists of special tokens state no ids. A word that only such a list contains gets the next
-    free id.
+    The files list some words as special tokens, without an id. If no other list contains such a
+    word, it gets the next free id.
 
     Raises ValueError if two files contradict each other.
     """
-    # transformers 5 ignores this list when it decides whether a word of `listed` is special
+    # additional_special_tokens in special_tokens_map.json does not make a word of `listed` special
+    # (as in transformers 5)
     seen = special_tokens(config, special | {"additional_special_tokens": None})
     specials = {token["content"] for token in [*seen, *marks]}
     found = stated_words(config["added_tokens_decoder"], fast, listed, specials)
@@ -179,7 +189,7 @@ def added_words(
     for word, token in sorted(found.items(), key=lambda item: item[1]["id"]):
         flags = {name: flag for name, flag in token.items() if name not in ("content", "id")}
         if token["id"] != ids.get(word, token["id"]):
-            what = f"has the id {token['id']}, but {ids[word]} in vocab.json"
+            what = f"has the id {token['id']}, but the id {ids[word]} in vocab.json"
             raise ValueError(f"its word {word!r} {what}: delete the wrong one")
         if flags["normalized"] is None:
             flags["normalized"] = not flags["special"]
@@ -188,12 +198,12 @@ def added_words(
 
 
 def special_tokens(*files: Settings) -> list[dict]:
-    """The additional special tokens that the files list.
+    """The list of additional special tokens. Each token is a dictionary (see token_dict).
 
-    files: the contents of tokenizer_config.json and special_tokens_map.json. The name of the list
-        depends on the version of transformers
+    files: the contents of tokenizer_config.json and special_tokens_map.json. Each file may have
+        such a list. The name of the list depends on the version of transformers
 
-    Raises ValueError if two lists differ.
+    Raises ValueError if the lists differ.
     """
     names = ("additional_special_tokens", "extra_special_tokens")
     lists = [stored[name] for stored in files for name in names if stored[name]]
@@ -206,14 +216,14 @@ def special_tokens(*files: Settings) -> list[dict]:
 def stated_words(
     decoder: dict[str, dict] | None, fast: list[dict], listed: Mapping[str, int], specials: set[str]
 ) -> dict[str, dict]:
-    """Find the added words that have an id in the files.
+    """Find the added words for which a file states the id.
 
     decoder: the table added_tokens_decoder in tokenizer_config.json: id -> token
     fast: the list added_tokens in tokenizer.json
     listed: the content of added_tokens.json: word -> id
     specials: the words that are special tokens
 
-    Returns a dictionary: word -> id and flags of the word.
+    Returns a dictionary: word -> a dictionary with the id and the flags of the word.
 
     Raises ValueError if two of the three files contradict each other.
     """
@@ -242,7 +252,10 @@ def stated_words(
 
 
 def write_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
-    """Write a tokenizer/ folder, with the added words, as transformers' slow CLIPTokenizer does.
+    """Write a tokenizer/ folder in the format of transformers' CLIPTokenizer.
+
+    transformers has a slow and a fast CLIPTokenizer. This is the format of the slow CLIPTokenizer.
+    Words that were added to the vocabulary are also written.
 
     Raises ValueError if the folder cannot be written.
     """
@@ -270,6 +283,6 @@ def write_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
 
 
 def token_flags(word: AddedWord) -> dict[str, object]:
-    """A word and its flags, as transformers' AddedToken stores them."""
+    """Turn an added word into a dictionary, as transformers' AddedToken does."""
     stored = asdict(word)
     return {"content": stored.pop("word"), **{k: v for k, v in stored.items() if k != "ids"}}

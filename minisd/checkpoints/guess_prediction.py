@@ -16,30 +16,34 @@ from minisd.schedule import Schedule
 # network returns minus the predicted picture, so the correlation is near 0.
 SURELY_EPS = 0.7
 SURELY_V = 0.3
-LITTLE_NOISE = 0.25  # a fraction of the last t: at this t, a v network also returns the noise
+LITTLE_NOISE = 0.25  # at this fraction of the last t, a v network also returns nearly the noise
 
 
 def try_prediction(parts: Parts, name: str) -> Parts:
-    """Find out by a test on noise whether the U-Net predicts eps or v. A warning states the result.
+    """Test on noise whether the U-Net predicts eps or v. A warning states the result.
 
     name: the name of the file, for the warning
 
-    In many SD v2 models, the U-Net reads only the latent and predicts v. For these models, the test
-    decides for v if the output is unlike the noise. Other models nearly always predict eps. But if
-    they are not trained, their output is also unlike the noise. So for other models, the test
-    decides for v only if there is a second sign: at a t with little noise, the output is like the
-    noise. (This is true for v because v = signal rate * noise - noise rate * picture.)
+    Returns the same model. Its config contains the result of the test.
+
+    If the U-Net predicts eps, its output for pure noise is like the noise. If it predicts v, the
+    output is unlike the noise. But the output of an untrained U-Net is also unlike the noise.
+
+    Many SD v2 models predict v if their U-Net reads only the latent. So for such a model, an output
+    unlike the noise is enough to decide for v. Other models nearly always predict eps. So for other
+    models, a second test is needed: a v network's output must be like the noise at a t with little
+    noise, because v = signal rate * noise - noise rate * picture.
     """
     likeness = likeness_to_noise(parts)
     v2 = is_v2(parts.config) and parts.config.unet.in_channels == 4
     v = v2 and abs(likeness) < SURELY_V
     if not v and likeness <= SURELY_EPS:
         v = likeness_to_noise(parts, LITTLE_NOISE) > SURELY_EPS
-    doubt = "" if v or likeness > SURELY_EPS else ", which decides nothing"
+    doubt = "" if v or likeness > SURELY_EPS else ", so the test gave no clear result"
     prediction = "v" if v else "eps"
     unknown = f"{name} does not say whether it predicts eps or v, so minisd tested it on noise"
     found = f"The output has a correlation of {likeness:.2f} with the noise{doubt}"
-    choice = f"minisd assumes that it predicts {prediction}"
+    choice = f"minisd assumes that the model predicts {prediction}"
     advice = 'If the pictures look wrong, give prediction="eps" or "v".'
     warnings.warn(f"{unknown}. {found}. {choice}. {advice}", stacklevel=4)
     config, size = with_prediction(parts.config, prediction), parts.config.size
@@ -51,11 +55,11 @@ def try_prediction(parts: Parts, name: str) -> Parts:
 def likeness_to_noise(parts: Parts, amount: float = 1.0) -> float:
     """Run the U-Net. Returns the correlation of its output with the noise in its input.
 
-    amount: the t, as a fraction of the last t. At the last t, the input is pure noise. At a
-        smaller t, the input is a latent of zeros with noise added
+    amount: the t of the input, as a fraction of the last t. With 1, the input is pure noise. With
+        less than 1, the input is a latent of zeros plus the noise for this t
 
-    Inpainting and depth models read extra channels. In this test, the extra channels say that the
-    whole picture must be drawn and that nothing is known about the picture.
+    The U-Nets for inpainting and for depth maps read extra channels. In this test, the mask says
+    that the whole picture must be drawn, and all other extra channels are 0.
     """
     config, weight = parts.config, parts.unet.conv_in.weight
     side = 4 * config.size_multiple // config.vae.factor  # small, but every level can halve it

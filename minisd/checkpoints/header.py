@@ -17,16 +17,21 @@ from minisd.files.json_files import build_dataclass, parse_json
 from minisd.files.one_line import name_errors
 from minisd.tokenizer import Tokenizer
 
-LARGEST_HEADER = 20 * 10**6  # bytes; models need 0.2 MB, LoRAs with all captions a few MB
-# The dtypes under the names that safetensors uses, and then under the names that torch uses. Models
-# also contain integers: positions, and numbers of training steps.
+# The most bytes of a header. A model needs 0.2 MB. A LoRA whose header lists the captions of its
+# training pictures needs a few MB.
+LARGEST_HEADER = 20 * 10**6
+# The names of the dtypes that minisd can read, first in safetensors and then in torch. Models also
+# contain integers: positions, and numbers of training steps.
 READABLE_DTYPES = r"[UI](8|16|32|64)|BF16|F(16|32|64)|F8_\w+|BOOL"
 READABLE_DTYPES += r"|torch\.(u?int(8|16|32|64)|b?float(16|32|64)|float8_\w+|bool)"
-MOST_TENSORS = 20_000  # SD v1 with its averaged weights has 2,000
+MOST_TENSORS = 20_000  # SD v1 has 2,000, with its averaged weights
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """Read the metadata in the header of a .safetensors file. {}: the file has another format."""
+    """Read the metadata in the header of a .safetensors file.
+
+    If the file has another format, or has no metadata, returns {}.
+    """
     path = Path(path)
     return (read_header(path).get("__metadata__") or {}) if is_safetensors(path) else {}
 
@@ -66,7 +71,7 @@ def read_header(path: Path) -> dict:
 
 
 def check_header(metadata: object, dtypes: dict[str, str]) -> None:
-    """Raise ValueError if a header holds metadata or tensors that no model's file has.
+    """Raise ValueError if the metadata are damaged, or if no model has such tensors.
 
     metadata: the value of __metadata__ in the header
     dtypes: name of a tensor -> dtype of the tensor
@@ -82,14 +87,17 @@ def check_header(metadata: object, dtypes: dict[str, str]) -> None:
 
 
 def refuse_unreadable(name: str, dtype: str) -> None:
-    """Raise ValueError if no network uses the dtype. For example, no network uses complex64."""
+    """Raise ValueError if no network uses tensors of this dtype, such as complex64.
+
+    name: the name of the tensor, for the error
+    """
     if not re.fullmatch(READABLE_DTYPES, dtype):
-        what = f"holds {name} in {dtype.removeprefix('torch.')}, which minisd cannot use"
-        raise ValueError(f"{what}: get the file in float16")
+        what = f"holds the tensor {name} in {dtype.removeprefix('torch.')}, which minisd cannot use"
+        raise ValueError(f"{what}: get the same file in float16")
 
 
 def config_to_metadata(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, str]:
-    """The metadata that load() needs in addition to the tensors.
+    """The metadata of a file of minisd: the config and the tokenizer as texts.
 
     CLIP's own tokenizer is left out, because minisd already contains this tokenizer.
     """
@@ -101,9 +109,11 @@ def config_to_metadata(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, s
 
 
 def config_from_metadata(stored: dict[str, str]) -> tuple[ModelConfig, Tokenizer]:
-    """Read the config and the tokenizer in the metadata: the inverse of config_to_metadata.
+    """Read the config and the tokenizer in the metadata. The inverse of config_to_metadata.
 
-    Raises ValueError if the header is damaged, or if a newer version of minisd wrote the header.
+    stored: the metadata of a file that minisd wrote
+
+    Raises ValueError if the metadata are damaged, or if another version of minisd wrote them.
     """
     try:
         config = build_dataclass(ModelConfig, parse_json(stored["minisd"]), RANGES)

@@ -339,10 +339,10 @@ def stays_random(unet: nn.Module) -> None:
         (
             returns_its_input,
             "eps",
-            r"correlation of (1.00|0.99) with the noise. minisd assumes that it predicts eps",
+            r"correlation of (1.00|0.99) with the noise. minisd assumes that the model predicts",
         ),
-        (stays_random, "v", "with the noise. minisd assumes that it predicts v"),
-        (returns_nothing, "eps", "which decides nothing. minisd assumes that it predicts eps"),
+        (stays_random, "v", "with the noise. minisd assumes that the model predicts v"),
+        (returns_nothing, "eps", "no clear result. minisd assumes that the model predicts eps"),
     ],
 )
 def test_a_v2_file_that_does_not_say_is_tried_on_noise(tmp_path, change, prediction, words):

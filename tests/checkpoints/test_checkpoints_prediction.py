@@ -368,7 +368,8 @@ def test_a_trained_network_is_told_in_either_family(name, open_clip):
     rest = (config, sd.tokenizer, sd.text_encoder)
     for unet, prediction in ((sd.unet, "eps"), (AsV(sd.unet, sd.schedule.alpha_bar), "v")):
         with pytest.warns(
-            UserWarning, match=rf"tested it on noise.* minisd assumes that it predicts {prediction}"
+            UserWarning,
+            match=rf"tested it on noise.* minisd assumes that the model predicts {prediction}",
         ):
             parts = try_prediction(Parts(*rest, unet, sd.vae), name)
         assert parts.config.schedule.prediction == prediction
@@ -381,7 +382,7 @@ def test_an_untrained_v1_network_is_not_taken_for_v(tmp_path, channels):
     save_file({key: t.contiguous() for key, t in content.items()}, tmp_path / "a.safetensors")
     assert "eps or v: the file does not say" in str(inspect_source(tmp_path / "a.safetensors"))
     with pytest.warns(
-        UserWarning, match="which decides nothing. minisd assumes that it predicts eps"
+        UserWarning, match="no clear result. minisd assumes that the model predicts eps"
     ):
         assert load(tmp_path / "a.safetensors").config.schedule.prediction == "eps"
 

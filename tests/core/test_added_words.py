@@ -268,7 +268,7 @@ DECODER = {"added_tokens_decoder": {"530": TOY}}
         ({"added_tokens": {"<a>": 531}}, "'<a>' has the id 531, but the next free id is 530"),
         ({"added_tokens": {"<a>": 530, "<b>": 530}}, "'<b>' has the id 530, .* is 531"),
         ({"added_tokens": {"<a>": 530, "<A>": 531}}, "'<A>' is taken"),
-        ({"added_tokens": {"toy": 530}}, "'toy' has the id 530, but 521 in vocab.json"),
+        ({"added_tokens": {"toy": 530}}, "'toy' has the id 530, but the id 521 in vocab.json"),
         ({"added_tokens": {"<a>": "530"}}, "of the wrong type"),
         (
             {"tokenizer_config": {"added_tokens_decoder": {"530": TOY | {"lstrip": "no"}}}},

@@ -377,7 +377,7 @@ def test_a_folder_s_unknown_pad_token_is_refused(small, tmp_path):
 
 
 def test_an_empty_folder_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"the folder holds neither vocab.json and merges.txt"):
+    with pytest.raises(ValueError, match=r"the folder must hold tokenizer.json, or vocab.json"):
         read_tokenizer(tmp_path)
 
 
