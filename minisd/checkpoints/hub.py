@@ -1,4 +1,4 @@
-"""Download one file from the hub: ask the server about it, and continue a broken download.
+"""Download one file from the Hugging Face hub. A broken download can be continued.
 
 A downloaded file never grows beyond the size that the server promised. The server cannot choose
 where minisd writes the file.
@@ -23,10 +23,11 @@ class RemoteFile:
     address: the URL from which the file can be downloaded
     size: the number of bytes. None: the server does not state the size
     revision: the commit of the repository. None: the server does not state the commit
-    mark: the ETag (in HTTP, the name of a file's version), or the commit if the server states no
-        ETag. The mark changes when the file changes. None: the server states neither of them
-    sha256: the sha256 of a large file. The hub stores a large file at another address, and states
-        the sha256 as the ETag. None: the file is not stored at another address
+    mark: a text that changes when the file changes. It is the file's ETag (in HTTP, the name of a
+        file's version). If the server states no ETag, it is the commit. None: the server states no
+        ETag and no commit
+    sha256: the sha256 of a large file. The hub stores large files at another address, and their
+        ETag is their sha256. None: the file is not stored at another address
     """
 
     address: str
@@ -41,18 +42,20 @@ def look_up(
 ) -> RemoteFile | None:
     """Ask the server about a file.
 
-    part: the path of the unfinished download. An error states the size of this unfinished file
+    part: the path of the unfinished download. An error states how much of the file is already there
     endpoint: the URL of the server. None: the usual hub
 
     Returns None if the repository, the commit or the file does not exist.
 
-    Raises ValueError if nobody answers, if the server refuses, or if the server redirects to an
-    address that is less safe than the server's own address.
+    Raises ValueError if the server does not answer, if it refuses, or if it redirects to an address
+    that is less safe, such as http instead of https.
     """
     try:
         from huggingface_hub import errors, file_download, hf_hub_url
     except ImportError as error:
-        raise ValueError("downloads need huggingface_hub: pip install 'minisd[hub]'.") from error
+        raise ValueError(
+            "downloads need huggingface_hub: run pip install 'minisd[hub]'."
+        ) from error
     absent = (errors.RepositoryNotFoundError, errors.DisabledRepoError)
     url = hf_hub_url(repository, file, revision=revision, endpoint=endpoint)
     try:
@@ -71,7 +74,7 @@ def look_up(
 
 
 class PartFile(io.BufferedWriter):
-    """A file that refuses to grow beyond `size` bytes. A hostile server may send data for ever."""
+    """A file that cannot grow beyond `size` bytes. A hostile server may send more bytes."""
 
     def __init__(self, path: Path, size: int):
         super().__init__(io.FileIO(path, "a"))
@@ -84,23 +87,24 @@ class PartFile(io.BufferedWriter):
 
 
 def receive_rest(remote: RemoteFile, size: int, part: Path, repository: str, file: str) -> None:
-    """Download the missing bytes of a file, and append these bytes to `part`.
+    """Download the missing bytes of a file, and append them to the unfinished download.
 
-    If `part` belongs to another file, `part` is deleted first.
+    If the unfinished download belongs to another version of the file, it is deleted first.
 
     size: the size of the whole file in bytes
     part: the path of the unfinished download
+    file: minisd's name for the file
 
-    Raises ValueError if the download breaks off (the part is kept), or if the server sends data
-    that does not continue the part (the part is deleted). Raises OSError if the part cannot be
-    written.
+    Raises ValueError if the download breaks off. The unfinished download is then kept. Also raises
+    ValueError if the server sends data that does not continue the unfinished download. The
+    unfinished download is then deleted. Raises OSError if it cannot be written.
     """
     from huggingface_hub import file_download
 
     delete_unless_same(remote, size, part)
     growing = PartFile(part, size)
-    # A download of compressed data could not be continued, so "identity" asks for plain data. The
-    # progress bar shows `file`, minisd's name for the file.
+    # "identity" asks for data that is not compressed, because a download of compressed data cannot
+    # be continued. The progress bar shows `file`.
     how = {"headers": {"Accept-Encoding": "identity"}, "displayed_filename": file}
     sizes = {"resume_size": growing.tell(), "expected_size": size}
     try:
@@ -121,8 +125,9 @@ def receive_rest(remote: RemoteFile, size: int, part: Path, repository: str, fil
 def delete_unless_same(remote: RemoteFile, size: int, part: Path) -> None:
     """Delete an unfinished download if it belongs to another version of the file.
 
-    A small file next to the unfinished download (see mark_path) shows the version: it contains the
-    mark (see RemoteFile) and the size of the whole file.
+    A small file next to the unfinished download shows the version. It contains the mark of the file
+    (see RemoteFile) and the size of the whole file. If the unfinished download is deleted, the
+    small file gets the mark and the size of the new version.
 
     size: the size of the whole file in bytes
     part: the path of the unfinished download
@@ -159,7 +164,7 @@ def download_error(error: Exception, part: Path, repository: str, file: str) -> 
     if is_offline(error) and not part.exists():
         advice = f"connect this machine, or use another machine to download it from {repository}"
         offline = f"there is no network to download {file} ({short_reason(error)})"
-        return f"{offline}: {advice} and give minisd its path."
+        return f"{offline}: {advice} and give minisd the file's path."
     size = part.stat().st_size if part.is_file() else 0
     kept = f"minisd kept {size_in_words(size)}" if size else "minisd kept nothing"
     advice = "run the same command again to continue"
@@ -167,7 +172,7 @@ def download_error(error: Exception, part: Path, repository: str, file: str) -> 
 
 
 def http_status(error: Exception) -> int | None:
-    """The HTTP status of the server's answer. None: the error did not come from an answer."""
+    """The HTTP status of the server's answer. None: the server did not answer."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 

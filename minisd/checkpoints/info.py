@@ -25,17 +25,20 @@ LAYOUT_NAMES = {**KNOWN_FILES, "diffusers": "a diffusers folder"}
 class Info:
     """What a file or folder of weights contains.
 
+    name: the name of the file or folder
+    kind: the kind of the file, such as "LoRA"
     bytes: the size of the file, or of all files in the folder
-    numbers: part -> number of parameters
+    numbers: part of the model -> number of parameters
     tensors: dtype -> number of tensors
-    use: a text that says how to use the file. Only files that are not a whole model have this text
+    use: a text that says how to use the file. None: the file is a whole model
 
     The next four fields are set only for a whole model.
 
-    layout: "ours", "original" or "diffusers"
+    layout: the naming scheme of the tensors: "ours", "original" or "diffusers"
     config: the model's config
-    known_by: the place that states whether the U-Net predicts eps or v. None: no place states this
-    not_needed: purpose -> number of tensors that minisd does not need
+    known_by: where the file states whether the U-Net predicts eps or v, for example "the settings
+        in its header". None: the file does not state it
+    not_needed: a purpose of tensors that minisd does not need -> number of these tensors
     """
 
     name: str
@@ -63,8 +66,12 @@ class Info:
 
 
 def describe_sizes(config: ModelConfig, known_by: str | None) -> list[tuple[str, str]]:
-    """The sizes of a model in words: a list of rows, each with a name and a text."""
-    unstated = "eps or v: the file does not say which. load() will test it on noise"
+    """Describe the U-Net and the pictures of a model. Returns rows, each with a name and a text.
+
+    known_by: where the file states whether the U-Net predicts eps or v. None: the file does not
+        state it
+    """
+    unstated = "eps or v: the file does not say which. load() will test the U-Net on noise"
     return [
         ("laid out as", "SD v2" if is_v2(config) else "SD v1"),
         ("input", f"{config.unet.in_channels} channels"),
@@ -76,7 +83,8 @@ def describe_sizes(config: ModelConfig, known_by: str | None) -> list[tuple[str,
 def inspect_source(source: str | Path) -> Info:
     """Describe any file of weights, or a diffusers folder, without building a network.
 
-    Raises ValueError if `source` does not contain weights, or contains a model that load() refuses.
+    Raises ValueError if `source` does not contain weights, or if it contains a model that load()
+    refuses.
     """
     path = locate(source)
     tensors = read_tensors(path) if path.is_file() else {}
@@ -95,7 +103,11 @@ def inspect_source(source: str | Path) -> Info:
 
 
 def count_contents(path: Path, kind: str, parts: Mapping[str, Mapping[str, Tensor]]) -> Info:
-    """Find the size of a file or folder, and count its parameters and tensors."""
+    """Find the size of a file or folder, and count its parameters and tensors.
+
+    kind: the kind of the file, such as "LoRA"
+    parts: part of the model -> tensors of this part
+    """
     stored = [tensor for part in parts.values() for tensor in part.values()]
     dtypes = count_names(str(tensor.dtype).removeprefix("torch.") for tensor in stored)
     numbers = {name: sum(t.numel() for t in part.values()) for name, part in parts.items()}
@@ -105,5 +117,8 @@ def count_contents(path: Path, kind: str, parts: Mapping[str, Mapping[str, Tenso
 
 
 def count_names(names: Iterable[str]) -> dict[str, int]:
-    """A dictionary: name -> how often the name occurs. The most frequent name comes first."""
+    """Count how often each name occurs. Returns a dictionary: name -> count.
+
+    The most frequent name comes first.
+    """
     return dict(Counter(names).most_common())

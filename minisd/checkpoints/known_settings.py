@@ -1,9 +1,9 @@
-"""The settings in files of other programs. minisd obeys, ignores or refuses each setting.
+"""Check the settings in files of other programs. minisd obeys, ignores or refuses each setting.
 
-known_settings.json holds one table for each kind of file. If a file has a setting that is not in
-its table, minisd refuses the file, so that no setting is ignored silently. docs/formats.md shows
-the tables. The value of a setting must have the same type as its default. If the default does not
-show the type, known_types.json states the type.
+known_settings.json holds one table of settings for each kind of file. If a file has a setting that
+is not in this table, minisd refuses the file, so that no setting is ignored silently.
+docs/formats.md shows the tables. The value of a setting must have the same type as the default of
+the setting. If the default does not show the type, known_types.json states the type.
 """
 
 import json
@@ -21,7 +21,7 @@ STATED_TYPES = json.loads(Path(__file__).with_name("known_types.json").read_text
 TYPE_WORDS = {"int": int, "number": float, "bool": bool, "text": str, "dict": dict, "list": tuple}
 TYPE_WORDS |= {f"{word}s": tuple[kind, ...] for word, kind in TYPE_WORDS.items() if word != "list"}
 TYPE_WORDS["null"] = NoneType
-REQUIRED = object()  # no default of the original program fits, so the file must state a value
+REQUIRED = object()  # used instead of a default if the file must state a value
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class KnownSettings:
 
     file: the file's name, such as "unet/config.json"
     obeyed: name of a setting -> the default in the original program, or REQUIRED
-    fixed: name of a setting -> the allowed values, and the default. minisd always does what the
-        allowed values mean
+    fixed: name of a setting -> the allowed values, and the default in the original program. minisd
+        always does what the allowed values say, so it refuses all other values
     ignored: name of a setting -> the reason why the setting does not matter
     """
 
@@ -41,11 +41,14 @@ class KnownSettings:
     ignored: Mapping[str, str]
 
     def read(self, stored: Mapping[str, object]) -> dict[str, Any]:
-        """Return the obeyed settings. A missing setting gets its default.
+        """Return the obeyed settings of a file. A missing setting gets its default.
 
         stored: all settings in the file
-        A setting whose name begins with an underscore is ignored. It only describes the program
-        that wrote the file. An unknown setting may be null, because null changes nothing.
+
+        Settings whose names begin with an underscore are ignored. They only describe the program
+        that wrote the file. Unknown settings with the value null are also ignored, because null
+        changes nothing.
+
         Raises ValueError if a required setting is missing, if a setting is unknown, if a value has
         the wrong type, or if a fixed setting has a value that minisd does not know.
         """
@@ -65,7 +68,7 @@ class KnownSettings:
         values = {name: stored.get(name, default) for name, default in self.obeyed.items()}
         for name, value in values.items():
             if value is REQUIRED:
-                raise ValueError(f"lacks {name!r} in its {self.file}: get another copy")
+                raise ValueError(f"lacks the setting {name!r} in its {self.file}: get another copy")
             default = 0 if self.obeyed[name] is REQUIRED else self.obeyed[name]
             limits = None
             if type(default) is int and default < 1:  # such as -1 for "none"
@@ -75,7 +78,10 @@ class KnownSettings:
 
 
 def setting_type(name: str, default: object) -> object:
-    """The type of a setting's values. If the default is a list, its first value shows the type.
+    """The type that the values of a setting must have.
+
+    If known_types.json does not state the type, the default of the setting shows the type. If the
+    default is a list, its first value shows the type of all values in the list.
 
     >>> setting_type("r", 8), setting_type("use_rslora", False)
     (<class 'int'>, <class 'bool'>)
@@ -86,7 +92,7 @@ def setting_type(name: str, default: object) -> object:
 
 
 def equal_values(a: object, b: object) -> bool:
-    """Whether two JSON values mean the same. 1 equals 1.0, but 1 does not equal true."""
+    """Whether two values from JSON files are equal. 1 equals 1.0, but 1 does not equal true."""
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
@@ -96,10 +102,10 @@ def equal_values(a: object, b: object) -> bool:
 
 @cache
 def settings_tables() -> dict[str, KnownSettings]:
-    """A dictionary: name of a file -> the table of its settings.
+    """Read all tables of settings. Returns a dictionary: name of a file -> table of its settings.
 
-    A model and a ControlNet may have files of the same name. In this case, the owner of the file
-    follows in parentheses: ".yaml (model)" and ".yaml (ControlNet)".
+    A model and a ControlNet may have files of the same name. The names of these tables then end
+    with "(model)" and "(ControlNet)", as in ".yaml (model)".
     """
     stored = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
     return {name: parse_table(name, parts) for name, parts in stored.items()}

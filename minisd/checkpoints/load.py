@@ -36,19 +36,20 @@ def load(
     ema: bool = False,
     vae: str | Path | None = None,
 ) -> Parts:
-    """Read a whole model: "mini", a .safetensors or .ckpt file, or a diffusers folder.
+    """Load a whole model: "mini", a .safetensors or .ckpt file, or a diffusers folder.
 
     "mini" is a small model that comes with minisd. "mini-inpaint" and "mini-depth" are its variants
-    for inpainting and for depth maps. The U-Nets of these variants read 9 channels and 5 channels.
+    for inpainting and for depth maps. Their U-Nets read more channels: 9 in "mini-inpaint" and 5 in
+    "mini-depth".
 
-    dtype: one of DTYPES. With float16, the autoencoder still uses float32, because float16 ends at
-        65,504, and the feature maps of the mini's autoencoder reach 190,000
-    prediction: what the U-Net predicts, "eps" or "v". None: minisd reads this from the file, or
-        runs the U-Net to find out
+    dtype: one of DTYPES. With float16, the autoencoder still uses float32. The largest number of
+        float16 is 65,504, but the features in the mini's autoencoder reach 190,000
+    prediction: what the U-Net predicts, "eps" or "v". None: minisd reads this from the file. If the
+        file does not state it, minisd runs the U-Net to find out
     ema: whether to load the averaged weights of the U-Net. Checkpoints of a training often hold
         the averaged weights as well as the last weights
     vae: a VAE file, a folder that holds a VAE, or a published name. This VAE is used instead of the
-        model's own VAE, which is missing in some files. None: the model's own VAE
+        model's own VAE. Some files have no VAE of their own. None: the model's own VAE is used
 
     Raises ValueError if the source is not a complete and undamaged model of SD v1 or v2.
     """
@@ -68,7 +69,8 @@ def check_dtype(dtype: object) -> None:
 def own_vae_config(path: Path) -> VAEConfig | None:
     """Read the sizes of a model's VAE from the model's folder or file.
 
-    None: the model states no sizes. Only folders, and files that minisd wrote, state the sizes.
+    Returns None if the folder or file does not state the sizes. Only diffusers folders, and files
+    that minisd wrote, state them.
     """
     stated = path / "vae" / "config.json"
     stored = read_json(stated) if stated.exists() else None
@@ -82,15 +84,18 @@ def own_vae_config(path: Path) -> VAEConfig | None:
 def open_checkpoint(
     path: Path, prediction: str | None = None, ema: bool = False, vae: OtherVAE | None = None
 ) -> Checkpoint:
-    """Read a model without building its networks. Raises what load() raises.
+    """Read a model without building its networks.
 
-    vae: the VAE that replaces the model's own VAE. The own VAE may be missing in this case. None:
-        the model's own VAE is used
+    prediction, ema: as in load()
+    vae: the VAE that replaces the model's own VAE. The file may then lack its own VAE. None: the
+        model's own VAE is used
+
+    Raises ValueError in the same cases as load().
     """
     if prediction not in (None, "eps", "v"):
         raise ValueError(f'prediction is {prediction!r}: give "eps" or "v".')
     if ema and path.is_dir():
-        raise ValueError(f"{path} is a folder, which holds one kind of weights: leave out ema.")
+        raise ValueError(f"{path} is a folder, which holds only one set of weights: leave out ema.")
     checkpoint = (
         open_folder(path, vae) if path.is_dir() else open_single_file(path, prediction, ema, vae)
     )
@@ -102,10 +107,13 @@ def open_checkpoint(
 
 
 def override_prediction(checkpoint: Checkpoint, prediction: str, name: str) -> Checkpoint:
-    """Return the checkpoint with another prediction. Warns if the file states a different one.
+    """Return the checkpoint with the prediction that the user chose.
 
-    prediction: the argument of load(), "eps" or "v"
-    name: the checkpoint's name, for messages
+    Warns if the file states a different prediction.
+
+    prediction: "eps" or "v"
+    name: the name of the file or folder, for messages
+
     Raises ValueError if the noise levels do not allow this prediction.
     """
     schedule = checkpoint.config.schedule
@@ -122,9 +130,9 @@ def build_networks(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Parts:
-    """Build the networks of a checkpoint, and fill them with its weights.
+    """Build the networks of a checkpoint, and fill them with the weights of the checkpoint.
 
-    name: the checkpoint's name, for error messages
+    name: the name of the file or folder, for error messages
     """
     networks = empty_networks(checkpoint.config)
     for part, network in networks.items():
@@ -145,9 +153,10 @@ def load_vae(
 
     The tensors may have the names of the original code or the names of diffusers.
 
-    config: the sizes that the autoencoder must have. The scale of its latents (vae.config.scale)
-        comes from the config.json in the folder or next to the file. If there is no config.json,
-        the scale comes from `config`
+    config: the sizes that the autoencoder must have. If there is a config.json in the folder or
+        next to the file, the scale of the latents (vae.config.scale) comes from this file.
+        Otherwise, the scale comes from `config`
+
     Raises ValueError if the file or folder does not hold an autoencoder of these sizes.
     """
     check_dtype(dtype)
@@ -168,11 +177,13 @@ def locate(source: str | Path) -> Path:
 
 
 def fill_whole(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
-    """Fill a network with all tensors of a file of minisd. The weights become float32.
+    """Fill a network with the tensors of a file that minisd wrote. The weights become float32.
 
     network: a network on the meta device
+    tensors: all tensors of the file
     name: the file's name, for error messages
-    Raises ValueError if a tensor is missing, unknown, of another shape, or not finite.
+
+    Raises ValueError if a tensor is missing or unknown, has the wrong shape, or is not finite.
     """
     needed = network.state_dict()
     unknown = [key for key in tensors if key not in needed]
@@ -187,11 +198,14 @@ def fill(
     dtype: torch.dtype,
     name: str,
 ):
-    """Fill a network with its tensors.
+    """Put the weights into a network.
 
-    A tensor that already has this dtype and device is not copied: it stays mapped to the file.
+    If a weight already has this dtype and device, it is not copied into memory. PyTorch then reads
+    it from the file when it is needed.
 
+    state: name of a weight -> weight
     name: the network's name, for error messages
+
     Raises ValueError if a weight is not floating-point, or if it contains NaN or infinity. The
     message names the first of these weights.
     """
@@ -207,7 +221,7 @@ def fill(
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no element is NaN or infinity."""
+    """Whether a tensor contains neither NaN nor infinity."""
     if tensor.numel() == 0 or not tensor.is_floating_point():
         return True
     tensor = tensor.float() if tensor.itemsize == 1 else tensor  # torch has no aminmax for 8 bits

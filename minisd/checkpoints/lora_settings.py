@@ -1,8 +1,9 @@
-"""Find a LoRA's file, and the settings that its tensors do not show: its layers and their alphas.
+"""Find the file of a LoRA, and read the settings that its tensors do not show.
 
-PEFT writes these settings into adapter_config.json next to the weights. diffusers writes the same
-settings into the header of the file (lora_adapter_metadata). In the header, the name of a setting
-begins with the part of the model, as in "unet.r".
+These settings state which layers the LoRA changes, and the alpha of each layer. PEFT writes them
+into adapter_config.json next to the weights. diffusers writes them into the header of the file
+(lora_adapter_metadata). In the header, the name of a setting begins with the part of the model, as
+in "unet.r".
 """
 
 import math
@@ -26,9 +27,12 @@ LORA_FILE_STEMS = ("adapter_model", "pytorch_lora_weights")  # of PEFT and diffu
 # Every field of PEFT's LoraConfig (peft/tuners/lora/config.py)
 LORA_CONFIG = settings_tables()[ADAPTER_CONFIG]
 LAYER_CHOICES = ("target_modules", "exclude_modules")
-LAYER_NUMBERS = {"rank_pattern": int, "alpha_pattern": float}  # regular expression -> number
+# Each of these settings is a dictionary: regular expression for names of layers -> number.
+LAYER_NUMBERS = {"rank_pattern": int, "alpha_pattern": float}
 
-PATIENCE = 3  # seconds for all patterns of a file; most files take 0.001, "(a+)+b" could take years
+# The most seconds that minisd spends on the patterns (regular expressions) of a file. Most files
+# take 0.001 seconds. A pattern such as "(a+)+b" could take years.
+PATIENCE = 3
 LONGEST_PATTERN = 10_000  # characters
 MOST_PATTERNS = 1_000  # Stable Diffusion has about 700 layers
 
@@ -36,15 +40,18 @@ Number = TypeVar("Number", int, float)
 
 
 class Matcher:
-    """Matches layers with the patterns of one file. Gives up after PATIENCE seconds in all."""
+    """Matches the names of layers with the patterns (regular expressions) of one file.
+
+    All matches of the file together may take PATIENCE seconds.
+    """
 
     def __init__(self):
         self.left = PATIENCE
 
     def first_match(self, patterns: Iterable[str], layer: str) -> str | None:
-        """The first pattern that fits the layer. None: no pattern fits.
+        """Find the first pattern that matches the layer's name. None: no pattern matches.
 
-        Raises ValueError if the time for this file is used up, or if a pattern makes no sense.
+        Raises ValueError if the time for this file is used up, or if a pattern is not valid.
         """
         names, begun = spellings(layer), thread_time()
         try:
@@ -53,8 +60,8 @@ class Matcher:
                 if any(compiled.fullmatch(name, timeout=self.left) for name in names):
                     return pattern
         except (TimeoutError, regex.error) as error:
-            what = f"has patterns in its {ADAPTER_CONFIG} that take too long or make no sense"
-            raise ValueError(f"{what}: write out the names of the layers") from error
+            what = f"has patterns in its {ADAPTER_CONFIG} that take too long or are not valid"
+            raise ValueError(f"{what}: replace them by the names of the layers") from error
         finally:
             self.left = max(self.left - (thread_time() - begun), 1e-6)
         return None
@@ -64,15 +71,17 @@ class Matcher:
 class LoraSettings:
     """What one adapter_config.json or header states about the layers of a LoRA.
 
-    The names are PEFT's names.
+    The fields have PEFT's names.
 
-    r, lora_alpha: rank and alpha of every layer whose name matches none of the patterns below
+    r, lora_alpha: the rank and the alpha of a layer that matches none of the patterns below
     use_rslora: whether the update has the factor alpha / sqrt(rank) instead of alpha / rank
-    rank_pattern, alpha_pattern: pattern -> rank or alpha of the layers whose names match
-    target_modules: the layers that the LoRA changes. A regular expression for their names, or a set
-        of endings of their names
-    exclude_modules: exceptions: those target_modules that the LoRA does not change. Again a regular
-        expression for their names, or a set of endings of their names
+    rank_pattern: pattern -> the rank of the layers whose names match the pattern
+    alpha_pattern: pattern -> the alpha of the layers whose names match the pattern
+    target_modules: the layers that the LoRA changes. This is a regular expression for their names,
+        or a set of endings of their names
+    exclude_modules: layers that the LoRA does not change although they are in target_modules. This
+        is also a regular expression or a set of endings
+    matcher: the object that compares the names of layers with the patterns
     """
 
     r: int
@@ -107,7 +116,8 @@ def find_lora_file(path: Path) -> Path:
     """Find the file of a LoRA.
 
     path: the file itself, or the folder into which PEFT or diffusers wrote the file
-    Raises ValueError if the folder holds a file of PEFT and a file of diffusers, or neither.
+
+    Raises ValueError if the folder holds no such file, or a file of PEFT and a file of diffusers.
     """
     if not path.is_dir():
         return path
@@ -115,20 +125,23 @@ def find_lora_file(path: Path) -> Path:
     files = [path / name for name in names if (path / name).exists()]
     if len({file.stem for file in files}) != 1:
         what = f"{path} must hold one file named {' or '.join(LORA_FILE_STEMS)}"
-        raise ValueError(f"{what}: give the file's own path.")
+        raise ValueError(f"{what}: give the path of the LoRA's file.")
     return files[0]
 
 
 def read_lora_settings(path: Path, keys: Iterable[str]) -> list[tuple[str, LoraSettings]]:
-    """Read the settings of a LoRA from adapter_config.json and from its header.
+    """Read the settings of a LoRA from adapter_config.json and from the LoRA's header.
 
+    path: the file of the LoRA
     keys: the names of the file's tensors
-    Returns pairs: part of the model, settings of this part. The part "" means every part.
 
-    An adapter_config.json describes a LoRA in the same folder if the LoRA has one of the two usual
-    names (LORA_FILE_STEMS). If the LoRA has another name, the adapter_config.json may belong to a
-    different LoRA. So minisd refuses the LoRA, with two exceptions: the header of the LoRA has the
-    settings, or its tensors have kohya's names. (In kohya's format, alpha is a tensor.)
+    Returns a list of pairs: a part of the model, such as "unet", and the settings for this part. If
+    the part is "", the settings are for the whole model.
+
+    If the LoRA's file has one of the usual names (LORA_FILE_STEMS), an adapter_config.json in the
+    same folder describes it. If the file has another name, the adapter_config.json may describe a
+    different LoRA. So minisd refuses the file, but not in two cases: if the settings are in the
+    file's header, or if the tensors have kohya's names. (kohya stores each alpha as a tensor.)
 
     Raises ValueError if a setting is unknown, or if minisd cannot obey the setting.
     """
@@ -138,16 +151,17 @@ def read_lora_settings(path: Path, keys: Iterable[str]) -> list[tuple[str, LoraS
         places.append(("", read_json(config)))
     elif config.exists() and not places and any("lora_A" in key for key in keys):
         what = f"{path.name} lies next to an {ADAPTER_CONFIG} that may describe another LoRA"
-        way = f"name the LoRA {LORA_FILE_STEMS[0]}{path.suffix} if the two match, else move it away"
+        way = f"name the LoRA {LORA_FILE_STEMS[0]}{path.suffix} if the two match, or move the LoRA"
         raise ValueError(f"{what}: {way}.")
     with name_errors(path.name):
         return [(part, parse_lora_config(fields)) for part, fields in places]
 
 
 def header_settings(path: Path) -> dict[str, dict[str, object]]:
-    """Read the settings in the header. Returns a dictionary: part of the model -> its settings.
+    """Read the settings in the header of a LoRA's file, without checking them.
 
-    The settings are not checked yet. The part is "" if the name of a setting begins with no part.
+    Returns a dictionary: part of the model -> settings for this part. A setting whose name does not
+    begin with a part is under "".
     """
     parts: dict[str, dict[str, object]] = {}
     with name_errors(f"{path.name} has a damaged header: its lora_adapter_metadata"):
@@ -164,7 +178,7 @@ def header_settings(path: Path) -> dict[str, dict[str, object]]:
 
 
 def parse_lora_config(stored: Mapping[str, object]) -> LoraSettings:
-    """Check the settings of one adapter_config.json or header.
+    """Check the settings of one adapter_config.json or header. Returns them as LoraSettings.
 
     Raises ValueError if a setting is unknown, or if its value makes no sense.
     """
@@ -188,7 +202,7 @@ def parse_lora_config(stored: Mapping[str, object]) -> LoraSettings:
 
 
 def is_pattern(text: str) -> bool:
-    """Whether a text is a valid regular expression for two modules: re and regex.
+    """Whether a text is a valid regular expression in two modules: re and regex.
 
     PEFT uses re, and minisd uses regex.
     """
@@ -206,10 +220,13 @@ def compile_pattern(pattern: str) -> regex.Pattern:
 def value_for_layer(
     values: Mapping[str, Number] | None, layer: str, default: Number, matcher: Matcher
 ) -> Number:
-    """The value of the first pattern that fits the end of the layer's name (peft get_pattern_key).
+    """Find the first pattern that matches the end of a layer's name. Returns the pattern's value.
 
     values: pattern -> value
-    default: the value if no pattern fits
+    layer: the layer's name
+    default: the value that is returned if no pattern matches
+
+    Source: get_pattern_key in PEFT.
 
     value_for_layer({"attn2.to_.": 4, "to_q": 8}, "mid_block.attn2.to_q", 1, Matcher()) -> 4
     """
@@ -219,9 +236,10 @@ def value_for_layer(
 
 
 def is_among(choice: str | set[str] | None, layer: str, matcher: Matcher) -> bool:
-    """Whether PEFT would choose the layer.
+    """Whether a choice of layers contains the layer, according to the rules of PEFT.
 
-    choice: a regular expression for the layer's name, or a set of endings of names
+    choice: a regular expression for names of layers, or a set of endings of names. None: no layers
+    layer: the layer's name
     """
     if isinstance(choice, str):
         return matcher.first_match([choice], layer) is not None
@@ -232,6 +250,6 @@ def is_among(choice: str | set[str] | None, layer: str, matcher: Matcher) -> boo
 def spellings(layer: str) -> set[str]:
     """The layer's name with and without "text_model." at the beginning.
 
-    Newer versions of transformers leave out this beginning.
+    Newer versions of transformers leave out "text_model.".
     """
     return {layer, layer.removeprefix("text_model.")}

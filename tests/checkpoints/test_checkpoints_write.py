@@ -386,7 +386,7 @@ def test_info_lists_the_parts_and_what_is_not_needed(sources):
         "weights that compare text with pictures": 2,
         "the causal mask": 1,
     }
-    assert "load() will test it on noise" in str(found)
+    assert "load() will test the U-Net on noise" in str(found)
 
 
 def test_info_says_what_is_predicted_and_how_that_is_known(sources, tmp_path):
