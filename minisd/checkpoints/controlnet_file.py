@@ -48,9 +48,9 @@ def strip_prefix(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def published_config(path: Path, tensors: dict[str, Tensor]) -> UNetConfig:
-    """Find out whether a ControlNet is for SD v1 or for SD v2. Returns the sizes of that U-Net.
+    """Find the sizes of the U-Net to which a ControlNet belongs: the U-Net of SD v1 or SD v2.
 
-    The width of the contexts decides: it is 768 in SD v1 and 1024 in SD v2.
+    The width of the contexts decides. It is 768 in SD v1 and 1024 in SD v2.
 
     path: the path of the file, for error messages
     tensors: the tensors of the ControlNet. They have the names of the original code
@@ -64,7 +64,7 @@ def published_config(path: Path, tensors: dict[str, Tensor]) -> UNetConfig:
 
 
 def controlnet_rows(config: UNetConfig, settings: HintSettings = DEFAULT_HINT) -> list[names.Row]:
-    """List the names of all tensors of a ControlNet: its names in minisd and in official files.
+    """List the names of all tensors of a ControlNet. Each row has the three names of one tensor.
 
     A ControlNet has copies of the layers in the U-Net's encoder and middle block. It also has
     convolutions that read the hint (the picture that steers the drawing), and one 1x1 convolution

@@ -41,7 +41,7 @@ class HintSettings:
     ControlNet adds to the U-Net's features.
 
     pools: whether each correction is averaged over height and width. If it is averaged, only the
-        half of the batch with the prompt gets corrections
+        half of the batch that has the prompt gets corrections
     channel_order: the order of the hint's colours, "rgb" or "bgr"
     widths: the numbers of channels of the convolutions that read the hint. At each change from one
         width to the next, the height and the width of the hint are halved
@@ -69,14 +69,14 @@ def read_controlnet_settings(
     path: the file with the weights
     layout: "original" or "diffusers". With "original", config.json is used only if it states that
         it describes a ControlNet
-    given: the sizes of the U-Net that the caller has. A size that config.json leaves out is taken
-        from `given`. None: the caller has no U-Net
+    given: the sizes of the U-Net that the ControlNet should steer. If config.json leaves out a
+        size, this size is taken from `given`. None: the caller does not know the U-Net
 
-    Returns the sizes of the U-Net and the settings of the hint. If the ControlNet has no settings
-    in any of the three places (see the top of this file), the sizes are None, and the name of the
-    file or of its folder decides whether the ControlNet pools (see HintSettings). It pools if the
-    name contains the word "shuffle". Of the published ControlNets, only ControlNet v1.1 shuffle
-    pools, and its weights do not show this.
+    Returns the sizes of the U-Net and the settings of the hint. The sizes are None if there are no
+    settings in any of the three places (see the top of this file). In this case, minisd assumes
+    that the ControlNet pools (see HintSettings) if the name of the file or of its folder contains
+    the word "shuffle". The only published ControlNet that pools is ControlNet v1.1 shuffle. Its
+    weights do not show that it pools.
 
     Raises ValueError if minisd does not support a setting, if two places state different settings,
     or if the ControlNet does not fit the given U-Net.
@@ -149,8 +149,8 @@ def settings_from_json(stored: Mapping[str, object], given: UNetConfig | None) -
     """Read the settings in a config.json of diffusers.
 
     stored: the content of config.json
-    given: the sizes of the U-Net that the caller has. A size that config.json leaves out is taken
-        from `given`. None: such a size gets diffusers' default
+    given: the sizes of the U-Net that the ControlNet should steer. If config.json leaves out a
+        size, this size is taken from `given`. None: the size is diffusers' default
     """
     sizes = unet_json(ModelConfig(unet=given)) if given else {}
     sizes = {name: value for name, value in sizes.items() if name in CONTROLNET_JSON.obeyed}

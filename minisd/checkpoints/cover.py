@@ -98,7 +98,7 @@ def empty_networks(config: ModelConfig) -> dict[str, nn.Module]:
 def match_linear_and_conv(
     tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Turn matrices into 1x1 convolutions, or 1x1 convolutions into matrices, as a network needs.
+    """Turn matrices into 1x1 convolutions, or 1x1 convolutions into matrices, where needed.
 
     A 1x1 convolution computes the same linear map as a matrix. So some programs store a matrix
     where other programs store a 1x1 convolution.

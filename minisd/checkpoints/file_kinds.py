@@ -146,8 +146,8 @@ def find_kind(tensors: Mapping[str, Tensor] | Collection[str]) -> tuple[FileKind
 def kind_of_tensors(tensors: Mapping[str, Tensor] | Collection[str]) -> str:
     """The kind of file that has these tensors, such as "LoRA".
 
-    Some kinds differ only in the shapes of the tensors. So pass the tensors, and not only their
-    names, if you have the tensors.
+    Some kinds differ only in the shapes of the tensors. So if you have the tensors, pass them
+    instead of only their names.
 
     >>> kind_of_tensors(["lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"])
     'LoRA'

@@ -58,16 +58,16 @@ def is_zip(path: Path) -> bool:
 
 
 def cut_off_sentence(path: Path, whole: int | None = None) -> str:
-    """The error text for a file of which the end is missing.
+    """The error text for a file whose end is missing.
 
-    whole: the size in bytes that the complete file would have. None: this size is not known
+    whole: the size in bytes that the complete file has. None: this size is not known
     """
     got = size_in_words(path.stat().st_size, whole or 0)
     return f"{path.name} ends after {got}: the download was cut off. Fetch it again."
 
 
 def damage_sentence(path: Path) -> str:
-    """The error text for a file that is damaged, or of which the end is missing."""
+    """The error text for a file that is damaged, or whose end is missing."""
     size = size_in_words(path.stat().st_size)
     return f"{path.name} is damaged, or cut off after {size}: fetch it again."
 
@@ -76,7 +76,7 @@ def size_in_words(size: int, whole: int = 0) -> str:
     """A number of bytes as text.
 
     size: the number of bytes
-    whole: if `size` is the size of a part of a file, the size of the whole file in bytes. 0: `size`
+    whole: the size of the whole file, if `size` is only the size of a part of this file. 0: `size`
         is not the size of a part
 
     >>> size_in_words(4_265_380_512), size_in_words(500_000, 1_200_000)

@@ -48,7 +48,8 @@ def open_folder(path: Path, vae: OtherVAE | None) -> Checkpoint:
 def refuse_other_folders(path: Path, needed: list[str]) -> None:
     """Raise ValueError if a folder is not a diffusers model of SD v1 or v2.
 
-    needed: the names of the folders that must be in the folder
+    path: the folder of the model
+    needed: the names of the folders that the model's folder must contain
     """
     absent = [part for part in needed if not (path / part).is_dir()]
     if absent:
@@ -65,7 +66,9 @@ def refuse_other_folders(path: Path, needed: list[str]) -> None:
 def read_part(folder: Path, part: str) -> dict[str, Tensor]:
     """Read the tensors of one part of a model, such as the U-Net.
 
-    The part's prefix is added to the name of each tensor, for example "unet.".
+    folder: the folder of the model
+    part: the name of the part, such as "unet". This name and a dot are put before the name of each
+        tensor
 
     Raises ValueError if two files of the part hold tensors of the same name.
     """

@@ -1,7 +1,7 @@
 """Choose the noise levels for a model from a diffusers folder, as diffusers chooses them.
 
 sampling.sampler_levels uses these levels if the model's ScheduleConfig has a spacing. In some
-steps, diffusers computes something else than the original code. So each level also contains
+steps, diffusers does not compute the same as the original code. So each level also contains
 DiffusersRules, which describe these differences.
 """
 
@@ -15,7 +15,7 @@ from minisd.schedule import LARGEST_SIGMA, DiffusersRules, Level, Schedule
 
 
 def usual_final(name: str, config: ScheduleConfig) -> str:
-    """The noise level where the last step ends: "zero" (no noise) or "sigma_min" (at t = 0).
+    """The noise level where the last step ends: "zero" (no noise) or "sigma_min" (as at t = 0).
 
     name: the name of the sampler
 

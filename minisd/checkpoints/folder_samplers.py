@@ -36,7 +36,7 @@ def diffusers_ddim(
 ) -> Moves:
     """DDIM as in diffusers. A step that starts at t ends at t - timesteps // steps.
 
-    The next step may start at a different t. But diffusers does not adapt x to this t.
+    The next step may start at a different t. Even then, it starts with this x.
     """
     for level, next_level in pairwise(levels):
         lands = next_level._replace(sigma=diffusers_rules(level).end_sigma)
@@ -53,7 +53,8 @@ def diffusers_pndm(
 
     The first step is computed twice. The second time, it ends at the t of the next level, and
     starts at this t + timesteps // steps. If the network predicts v, PNDMScheduler averages the v
-    of the last steps. Then it converts the mean to eps at the level where the step starts.
+    of several steps instead of their eps. Then it converts the mean to eps at the level where the
+    step starts.
     """
     history = []
     for level, next_level in pairwise(levels):

@@ -99,8 +99,8 @@ def refuse_unknown_values(settings: Mapping[str, object], where: str) -> None:
     """Raise ValueError if a setting has a value that minisd does not know.
 
     settings: name of a setting -> value
-    where: the place of the settings, such as "in its header". The error quotes it. It is also a key
-        in folder_scheduler.json. Under this key are the values that minisd knows
+    where: where the settings are, such as "in its header". The error contains this text. The text
+        is also a key in folder_scheduler.json. Under this key are the values that minisd knows
     """
     for name, known in SCHEDULER_TABLES[where].items():
         if name in settings and not any(equal_values(settings[name], value) for value in known):

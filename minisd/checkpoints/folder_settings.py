@@ -215,7 +215,7 @@ def text_config(stored: Mapping) -> TextConfig:
 
 
 def folder_json_files(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, dict]:
-    """The contents of the JSON files that a diffusers folder needs for this model.
+    """The contents of the JSON files that describe a model in a diffusers folder.
 
     This is the inverse of config_from_folder. Returns a dictionary: path of a file in the folder ->
     content of the file.
@@ -247,7 +247,7 @@ def to_folder_names(part: str, config: object) -> dict[str, object]:
 
 
 def index_json(config: ModelConfig, scheduler: str) -> dict:
-    """The content of model_index.json. For each part, it states diffusers' library and class.
+    """The content of model_index.json. For each part, it states the library and the class.
 
     diffusers expects that model_index.json also lists the parts that the model does not have. For
     such a part, it states [null, null].

@@ -254,8 +254,8 @@ def stated_words(
 def write_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
     """Write a tokenizer/ folder in the format of transformers' CLIPTokenizer.
 
-    transformers has a slow and a fast CLIPTokenizer. This is the format of the slow CLIPTokenizer.
-    Words that were added to the vocabulary are also written.
+    transformers has a slow and a fast CLIPTokenizer. This function writes the format of the slow
+    CLIPTokenizer. Words that were added to the vocabulary are also written.
 
     Raises ValueError if the folder cannot be written.
     """

@@ -20,19 +20,20 @@ LITTLE_NOISE = 0.25  # at this fraction of the last t, a v network also returns 
 
 
 def try_prediction(parts: Parts, name: str) -> Parts:
-    """Test on noise whether the U-Net predicts eps or v. A warning states the result.
+    """Run the U-Net on noise to find out whether it predicts eps or v. A warning states the result.
 
     name: the name of the file, for the warning
 
-    Returns the same model. Its config contains the result of the test.
+    Returns the model with the result in its config.
 
     If the U-Net predicts eps, its output for pure noise is like the noise. If it predicts v, the
     output is unlike the noise. But the output of an untrained U-Net is also unlike the noise.
 
-    Many SD v2 models predict v if their U-Net reads only the latent. So for such a model, an output
-    unlike the noise is enough to decide for v. Other models nearly always predict eps. So for other
-    models, a second test is needed: a v network's output must be like the noise at a t with little
-    noise, because v = signal rate * noise - noise rate * picture.
+    Among the SD v2 models whose U-Net reads only the latent, many predict v. So if such a model has
+    an output unlike the noise, the function decides for v. Other models nearly always predict eps.
+    So for other models, the function also runs the U-Net at a t with little noise. If the U-Net
+    predicts v, this second output is like the noise. The reason is that v = signal rate * noise -
+    noise rate * picture.
     """
     likeness = likeness_to_noise(parts)
     v2 = is_v2(parts.config) and parts.config.unet.in_channels == 4

@@ -71,7 +71,7 @@ def read_header(path: Path) -> dict:
 
 
 def check_header(metadata: object, dtypes: dict[str, str]) -> None:
-    """Raise ValueError if the metadata are damaged, or if no model has such tensors.
+    """Raise ValueError if the metadata are damaged, or if minisd cannot read the tensors.
 
     metadata: the value of __metadata__ in the header
     dtypes: name of a tensor -> dtype of the tensor
@@ -97,7 +97,7 @@ def refuse_unreadable(name: str, dtype: str) -> None:
 
 
 def config_to_metadata(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, str]:
-    """The metadata of a file of minisd: the config and the tokenizer as texts.
+    """The metadata of a file that minisd writes: the config and the tokenizer as texts.
 
     CLIP's own tokenizer is left out, because minisd already contains this tokenizer.
     """

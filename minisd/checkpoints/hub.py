@@ -26,8 +26,8 @@ class RemoteFile:
     mark: a text that changes when the file changes. It is the file's ETag (in HTTP, the name of a
         file's version). If the server states no ETag, it is the commit. None: the server states no
         ETag and no commit
-    sha256: the sha256 of a large file. The hub stores large files at another address, and their
-        ETag is their sha256. None: the file is not stored at another address
+    sha256: the sha256 of a large file. The hub stores a large file at another address, and states
+        its sha256 as the ETag. None: the file is not large, and its sha256 is not known
     """
 
     address: str
@@ -53,9 +53,7 @@ def look_up(
     try:
         from huggingface_hub import errors, file_download, hf_hub_url
     except ImportError as error:
-        raise ValueError(
-            "downloads need huggingface_hub: run pip install 'minisd[hub]'."
-        ) from error
+        raise ValueError("huggingface_hub is missing: run pip install 'minisd[hub]'.") from error
     absent = (errors.RepositoryNotFoundError, errors.DisabledRepoError)
     url = hf_hub_url(repository, file, revision=revision, endpoint=endpoint)
     try:
@@ -74,7 +72,7 @@ def look_up(
 
 
 class PartFile(io.BufferedWriter):
-    """A file that cannot grow beyond `size` bytes. A hostile server may send more bytes."""
+    """A file that cannot grow beyond `size` bytes, even if a hostile server sends more bytes."""
 
     def __init__(self, path: Path, size: int):
         super().__init__(io.FileIO(path, "a"))
@@ -95,9 +93,9 @@ def receive_rest(remote: RemoteFile, size: int, part: Path, repository: str, fil
     part: the path of the unfinished download
     file: minisd's name for the file
 
-    Raises ValueError if the download breaks off. The unfinished download is then kept. Also raises
-    ValueError if the server sends data that does not continue the unfinished download. The
-    unfinished download is then deleted. Raises OSError if it cannot be written.
+    Raises ValueError in two cases. If the download breaks off, the unfinished download is kept. If
+    the server sends data that does not continue the unfinished download, the unfinished download
+    is deleted. Raises OSError if the unfinished download cannot be written.
     """
     from huggingface_hub import file_download
 

@@ -200,8 +200,8 @@ def fill(
 ):
     """Put the weights into a network.
 
-    If a weight already has this dtype and device, it is not copied into memory. PyTorch then reads
-    it from the file when it is needed.
+    If a weight already has this dtype and device, the weight is not copied. Then PyTorch reads the
+    weight from the file when the weight is needed.
 
     state: name of a weight -> weight
     name: the network's name, for error messages

@@ -40,9 +40,9 @@ Number = TypeVar("Number", int, float)
 
 
 class Matcher:
-    """Matches the names of layers with the patterns (regular expressions) of one file.
+    """Finds patterns (regular expressions) of one file that match the names of layers.
 
-    All matches of the file together may take PATIENCE seconds.
+    All searches with the patterns of the file together may take at most PATIENCE seconds.
     """
 
     def __init__(self):
@@ -139,9 +139,9 @@ def read_lora_settings(path: Path, keys: Iterable[str]) -> list[tuple[str, LoraS
     the part is "", the settings are for the whole model.
 
     If the LoRA's file has one of the usual names (LORA_FILE_STEMS), an adapter_config.json in the
-    same folder describes it. If the file has another name, the adapter_config.json may describe a
-    different LoRA. So minisd refuses the file, but not in two cases: if the settings are in the
-    file's header, or if the tensors have kohya's names. (kohya stores each alpha as a tensor.)
+    same folder describes this LoRA. If the file has another name, the adapter_config.json may
+    describe a different LoRA. minisd then accepts the file only if its header contains the
+    settings, or if its tensors have kohya's names. (kohya stores each alpha as a tensor.)
 
     Raises ValueError if a setting is unknown, or if minisd cannot obey the setting.
     """
