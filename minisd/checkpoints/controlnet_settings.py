@@ -97,7 +97,7 @@ def read_controlnet_settings(
     called = path.absolute().parent.name if path.stem.startswith(STEM) else path.stem
     pools = re.search(r"(^|[\W_])shuffle($|[\W_])", called.lower()) is not None
     if pools:
-        what = "Its name contains shuffle, so minisd averages its corrections over the picture"
+        what = "Its name contains 'shuffle', so minisd averages its corrections over the picture"
         said = f"{path.name} has no settings next to it. {what} (global_average_pooling)."
         warnings.warn(said, stacklevel=4)
     return None, replace(DEFAULT_HINT, pools=pools)

@@ -20,7 +20,7 @@ from minisd.config import ModelConfig
 from minisd.unet import UNet
 from minisd.vae import VAE
 
-MOST_LISTED_NAMES = 3  # names per list in an error
+MOST_LISTED_NAMES = 3  # the most names in each list of an error
 # The beginnings of tensor names in minisd's own files. minisd also adds them to the names in a
 # diffusers folder.
 OUR_PREFIXES = {part: f"{part}." for part in ("text_encoder", "unet", "vae")}

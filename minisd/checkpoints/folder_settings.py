@@ -153,7 +153,7 @@ def unet_config(stored: Mapping) -> UNetConfig:
     for name in ("layers_per_block", "cross_attention_dim"):
         if isinstance(settings[name], list):
             what = f"has {name} = {settings[name]} in its unet"
-            raise ValueError(f"{what}: minisd knows only one value for all levels")
+            raise ValueError(f"{what}: minisd needs one value for all levels")
     return UNetConfig(
         **our_fields("unet", settings),
         attention=attention,
@@ -177,7 +177,7 @@ def attention_by_level(settings: Mapping, levels: int) -> tuple[bool, ...]:
             raise ValueError(f"{what}: minisd knows only {' and '.join(BLOCK_ATTENDS)}")
     mirrored = [block.replace("Down", "Up") for block in reversed(down)]
     if len(down) == levels and list(up) != mirrored:
-        raise ValueError(f"has up_block_types = {shorten(up)} in its unet: only {mirrored} fits")
+        raise ValueError(f"has up_block_types = {shorten(up)} in its unet: it must be {mirrored}")
     return tuple(BLOCK_ATTENDS[block] for block in down)
 
 
@@ -194,7 +194,7 @@ def vae_config(stored: Mapping) -> VAEConfig:
         blocks, fitting = list(settings[f"{name}_block_types"]), [block] * levels
         if blocks != fitting:
             wrong = f"{name}_block_types = {shorten(blocks)} in its vae for {levels} levels"
-            raise ValueError(f"has {wrong}: only {fitting} fits")
+            raise ValueError(f"has {wrong}: minisd needs {fitting}")
     settings["layers_per_block"] = one_value(settings["layers_per_block"])
     return VAEConfig(**our_fields("vae", settings))
 

@@ -58,7 +58,7 @@ def look_up(
     url = hf_hub_url(repository, file, revision=revision, endpoint=endpoint)
     try:
         found = file_download.get_hf_file_metadata(url, endpoint=endpoint)
-    except Exception as error:  # of many types, from several libraries
+    except Exception as error:  # the errors of several libraries have many types
         gated = isinstance(error, errors.GatedRepoError)
         if (isinstance(error, absent) or http_status(error) in (404, 410)) and not gated:
             return None

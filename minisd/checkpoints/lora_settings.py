@@ -23,7 +23,7 @@ from minisd.files.json_files import check_value, has_type, parse_json, read_json
 from minisd.files.one_line import name_errors
 
 ADAPTER_CONFIG = "adapter_config.json"
-LORA_FILE_STEMS = ("adapter_model", "pytorch_lora_weights")  # of PEFT and diffusers
+LORA_FILE_STEMS = ("adapter_model", "pytorch_lora_weights")  # in PEFT, and in diffusers
 # Every field of PEFT's LoraConfig (peft/tuners/lora/config.py)
 LORA_CONFIG = settings_tables()[ADAPTER_CONFIG]
 LAYER_CHOICES = ("target_modules", "exclude_modules")
