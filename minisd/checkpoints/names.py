@@ -1,9 +1,11 @@
-"""One table with three names for each tensor: in minisd, in original single files, in diffusers.
+"""A table of names: what minisd, the original single files and diffusers call the same tensor.
 
-Loops over the config build the table, in the same way as they build the networks. minisd uses the
-table to read and write official files. minisd also uses the table to compare the outputs of its
-modules with the outputs of a reference program. If a row names a module of minisd and a module of
-the reference program, these two modules have the same output.
+The functions of this file build the table from a config, just as the networks are built. Each row
+of the table belongs to one module. minisd uses the table for two purposes:
+
+- To read and write official files: the table shows the name of every tensor in the file.
+- To compare minisd with a reference program: if a row names a module of minisd and a module of the
+  program, these two modules must have the same output.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,8 +18,9 @@ from torch import Tensor
 
 from minisd.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
 
-# The prefix of each part in a single file. The text transformer has Hugging Face's names in v1, and
-# open_clip's names in v2. A folder keeps each part in its own directory, without a prefix.
+# In a single file, the name of each tensor begins with the prefix of its part. The text transformer
+# has Hugging Face's names in v1, and open_clip's names in v2. In a diffusers folder, the names have
+# no prefixes, because each part has a subfolder.
 PREFIXES_V1 = {
     "unet": "model.diffusion_model.",
     "vae": "first_stage_model.",
@@ -25,25 +28,26 @@ PREFIXES_V1 = {
 }
 PREFIXES_V2 = {**PREFIXES_V1, "text_encoder": "cond_stage_model.model."}
 
-LEAVES = ("weight", "bias", "")  # "": the row itself is a parameter
+LEAVES = ("weight", "bias", "")  # "": the row names a parameter, and not a module
 
 
 @dataclass(frozen=True)
 class Row:
-    """The three names of one module, and the rows for the modules inside it.
+    """The three names of one module, and the rows of the modules inside this module.
 
-    The names of the rows inside continue the names of this row.
+    An inner row holds only the last piece of a name. For example, the row "norm" inside the row
+    "mid.attn" stands for "mid.attn.norm".
     """
 
     ours: str
     original: str
     diffusers: str
     rows: tuple["Row", ...] = ()
-    convolution: tuple[str, ...] = ()  # layouts that store our Linear as a 1x1 convolution
-    third: int | None = None  # 0, 1, 2 for q, k, v, which are one matrix in the original
+    convolution: tuple[str, ...] = ()  # layouts that store this Linear as a 1x1 convolution
+    third: int | None = None  # 0, 1, 2: q, k, v. The original stores all three in one matrix
 
     def all_rows(self) -> Iterator["Row"]:
-        """This row, then all rows inside it, each with its full names."""
+        """Yield this row, then all rows inside it. Every yielded row has full names."""
         yield replace(self, rows=())
         for row in self.rows:
             full = replace(
@@ -55,10 +59,10 @@ class Row:
             yield from full.all_rows()
 
     def key(self, layout: str, leaf: str) -> str:
-        """The name of a parameter.
+        """The name of one parameter of the module, such as "mid.attn.norm.weight".
 
         layout: "ours", "original" or "diffusers"
-        leaf: one of LEAVES
+        leaf: the end of the name, one of LEAVES
         """
         name = getattr(self, layout)
         if layout == "original" and self.third is not None:
@@ -69,7 +73,7 @@ class Row:
 def model_rows(config: ModelConfig) -> dict[str, list[Row]]:
     """Build the table of a whole model. Returns a dictionary: part -> rows of the part.
 
-    Each row has its full names within the part.
+    The rows have full names, but without the prefix of the part.
     """
     text = text_v2_rows(config.text) if is_v2(config) else text_v1_rows(config.text)
     parts = {"unet": unet_rows(config.unet), "vae": vae_rows(config.vae), "text_encoder": text}
@@ -77,23 +81,23 @@ def model_rows(config: ModelConfig) -> dict[str, list[Row]]:
 
 
 def prefixes(config: ModelConfig) -> dict[str, str]:
-    """The prefix of each part in a single file of this model."""
+    """A dictionary: part -> the prefix of the part in a single file of this model."""
     return PREFIXES_V2 if is_v2(config) else PREFIXES_V1
 
 
 def is_v2(config: ModelConfig) -> bool:
     """Whether single files of this model have SD v2's layout.
 
-    In this layout, the text transformer has open_clip's names. config.open_clip_text states this.
-    If config.open_clip_text is None, the U-Net's projections decide: in published files, they are
-    linear layers in v2, and 1x1 convolutions in v1.
+    In SD v2's layout, the text transformer has open_clip's names. config.open_clip_text states
+    whether it has these names. If config.open_clip_text is None, the U-Net shows the layout: in
+    published files, proj_in and proj_out are linear layers in v2, and 1x1 convolutions in v1.
     """
     linear = config.unet.linear_projection
     return linear if config.open_clip_text is None else config.open_clip_text
 
 
 def flat_rows(rows: list[Row]) -> list[Row]:
-    """The rows and all rows inside them, each with its full names."""
+    """List the rows and all rows inside them. Every row in the list has full names."""
     return [full for row in rows for full in row.all_rows()]
 
 
@@ -101,11 +105,13 @@ def flat_rows(rows: list[Row]) -> list[Row]:
 
 
 def from_official(state: Mapping[str, Tensor], rows: list[Row], layout: str) -> dict[str, Tensor]:
-    """Translate official names and shapes to ours. The results share memory with `state`.
+    """Translate official names and shapes to ours. The returned tensors share memory with `state`.
 
-    Leaves out the keys of `state` that are not in the table. To see which official names and shapes
-    a network needs, call `to_official` with the network's state dict. The state dict may be on the
-    meta device.
+    state: official name -> tensor. If a name is not in the table, the tensor is left out
+    layout: the layout of the official names, "original" or "diffusers"
+
+    To see which official names and shapes a network needs, call `to_official` with the network's
+    state dict. This state dict may be on the meta device.
     """
     ours = {}
     for row in rows:
@@ -123,7 +129,7 @@ def from_official(state: Mapping[str, Tensor], rows: list[Row], layout: str) -> 
 
 
 def to_official(state: Mapping[str, Tensor], rows: list[Row], layout: str) -> dict[str, Tensor]:
-    """Translate our names and shapes to official ones: the exact inverse of `from_official`."""
+    """Translate our names and shapes to official ones. `from_official` translates them back."""
     official = {}
     for row in rows:
         for leaf in LEAVES:
@@ -140,10 +146,11 @@ def to_official(state: Mapping[str, Tensor], rows: list[Row], layout: str) -> di
     return official
 
 
-# Other spellings: diffusers before 0.15 used these names in the attention of the VAE. (And
-# transformers 5 leaves out "text_model." in the text transformer's names: see usual_name.)
+# diffusers before 0.15 used the names on the left in the attention of the VAE. (transformers 5
+# leaves out "text_model." in the names of the text transformer. usual_name() adds it again.)
 OLD_VAE_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# When diffusers writes a single file, these names stay in the attention of the VAE.
+# When diffusers writes an original single file, the attention of the VAE keeps the names on the
+# left. The original names are on the right.
 ORIGINAL_VAE_NAMES = {
     **{"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"},
     **{"query": "q", "key": "k", "value": "v", "proj_attn": "proj_out", "group_norm": "norm"},
@@ -151,9 +158,9 @@ ORIGINAL_VAE_NAMES = {
 
 
 def usual_name(key: str, part: str) -> str:
-    """Translate the name of a tensor in a folder or a VAE file to the spelling of the table.
+    """Replace an unusual name of a tensor by the name in our table. Other names do not change.
 
-    key: the name of the tensor
+    key: the tensor's name in a diffusers folder or in a VAE file
     part: "unet", "vae" or "text_encoder"
 
     >>> usual_name("decoder.mid_block.attentions.0.proj_attn.bias", "vae")
@@ -175,7 +182,7 @@ def usual_name(key: str, part: str) -> str:
 
 
 def usual_single_file_name(key: str) -> str:
-    """Translate a tensor's full name in an original single file to the spelling of the table."""
+    """Do what usual_name() does, but for a name with the prefix of an original single file."""
     for part in ("vae", "text_encoder"):
         prefix = PREFIXES_V1[part]
         if key.startswith(prefix):
@@ -202,7 +209,7 @@ CONV = (Row("conv", "conv", "conv"),)
 
 
 def transformer(config: UNetConfig) -> tuple[Row, ...]:
-    """The rows of a SpatialTransformer. Original and diffusers use the same names here."""
+    """The rows inside a SpatialTransformer. Both official layouts use the same names here."""
     stored = () if config.linear_projection else ("original", "diffusers")
     inside = {
         "norm_self": ("norm1", ()),
@@ -222,10 +229,10 @@ def transformer(config: UNetConfig) -> tuple[Row, ...]:
 
 
 def unet_rows(config: UNetConfig) -> list[Row]:
-    """The U-Net's rows.
+    """The rows of the U-Net.
 
-    The original code numbers all blocks of the encoder in one list. The list begins with the first
-    convolution (input_blocks.0).
+    The original code has one list, input_blocks, for the first half of the U-Net (the encoder). The
+    first convolution is input_blocks.0. The blocks of all levels follow, numbered from 1.
     """
     time = (Row("linear1", "0", "linear_1"), Row("linear2", "2", "linear_2"))
     return [
@@ -270,12 +277,12 @@ def unet_up(config: UNetConfig) -> list[Row]:
         up = Row(f"up.{i}", f"output_blocks.{n}", f"up_blocks.{i}")
         for j in range(config.res_blocks + 1):
             up = replace(up, original=f"output_blocks.{n}")
-            rows.append(res_block_rows(up, j, shortcut=True))  # reads x and a skip connection
+            rows.append(res_block_rows(up, j, shortcut=True))  # input: x and a skip connection
             if attends:
                 rows.append(attn_block(up, j, config))
             n += 1
         if i < len(config.channels) - 1:
-            place = 2 if attends else 1  # in the original, the upsampling ends the last block
+            place = 2 if attends else 1  # in the original, the last block holds the upsampling
             official = (f"{up.original}.{place}", f"{up.diffusers}.upsamplers.0")
             rows.append(Row(f"{up.ours}.upsample", *official, CONV))
         rows.append(up)
@@ -310,7 +317,7 @@ VAE_MID = (
 
 
 def vae_rows(config: VAEConfig) -> list[Row]:
-    """The autoencoder's rows. The original code numbers the decoder's levels from last to first."""
+    """The rows of the VAE. In the original code, the decoder's last level has the number 0."""
     channels, last = config.channels, len(config.channels) - 1
     down, up = [], []
     for i, c_in in enumerate([channels[0], *channels[:-1]]):
@@ -366,7 +373,8 @@ TEXT_LAYER = (
 def text_v2_rows(config: TextConfig) -> list[Row]:
     """The text transformer's rows for SD v2.
 
-    The "original" names are those of open_clip. The "diffusers" names are those of Hugging Face.
+    In these rows, `original` is a name in open_clip, and `diffusers` is a name in Hugging Face's
+    transformers.
     """
     embeddings = "text_model.embeddings"
     position = f"{embeddings}.position_embedding.weight"
@@ -385,7 +393,8 @@ def text_v2_rows(config: TextConfig) -> list[Row]:
 def text_v1_rows(config: TextConfig) -> list[Row]:
     """The text transformer's rows for SD v1.
 
-    Single files of SD v1 also use Hugging Face's names, and store q, k and v separately.
+    In these rows, `original` equals `diffusers`, because single files of SD v1 use Hugging Face's
+    names. These files store q, k and v as three matrices.
     """
     return [with_hugging_face_names(row) for row in text_v2_rows(config)]
 

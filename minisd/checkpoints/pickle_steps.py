@@ -1,10 +1,10 @@
 """Check the instructions of a pickle before torch executes them.
 
-A pickle is a program for a small machine with a stack. torch's interpreter runs no foreign code.
-But the interpreter believes the sizes that the program states, and it works for as long as the
-program goes on. So minisd follows the program first. minisd creates no objects, and only puts their
-names on the stack. This takes a limited time, and it shows which classes and how much memory the
-pickle asks for.
+A pickle is a program: a list of instructions that build objects on a stack. If torch executes a
+pickle, torch runs no code from the file. But torch believes the sizes that the pickle states, and a
+pickle may have any number of instructions. So minisd goes through the instructions first. In this
+check, minisd does not build the objects, and only puts their names on a stack. The check takes a
+limited time. It shows which classes and how much memory the pickle asks for.
 """
 
 import pickletools
@@ -15,9 +15,9 @@ from torch.serialization import StorageType
 
 from minisd.files.json_files import shorten
 
-MOST_STEPS = 300_000  # SD v1 with averaged weights needs 60,000; with an optimizer, twice as many
+MOST_STEPS = 300_000  # SD v1 with averaged weights needs 60,000, or 120,000 with an optimizer
 MOST_NESTED = 1000  # values in one key, or in the arguments of one call
-MAY_COPY = 5000  # steps that a call costs if it may copy a dictionary; few such calls are allowed
+MAY_COPY = 5000  # a call that may copy a dictionary counts as 5000 steps, so few can happen
 MOST_CLASSES = 100
 
 # The classes and functions that pickled tensors need, besides storages and dtypes.
@@ -31,9 +31,10 @@ OTHER_CLASSES = {
     "builtins.set",
     "_codecs.encode",
 }
-PYTHON_3 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # Python 2's names, in old pickles
+PYTHON_3 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # old pickles use Python 2's names
 
-# Training frameworks leave these in published files: callbacks, settings, losses, times, paths.
+# Training frameworks leave objects in published files: callbacks, settings, losses, times, paths.
+# The names of the classes of these objects begin like this:
 LEFT_BEHIND = (
     *("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "numpy.", "pathlib."),
     *("argparse.Namespace", "datetime.", "typing.Any", "builtins.dict", "builtins.list"),
@@ -46,18 +47,18 @@ class Refusal(ValueError):
 
 
 class AskedName(str):
-    """A class or function that a pickle asks for: "module.name"."""
+    """The name of a class or function that a pickle asks for, as "module.name"."""
 
 
 class MadeObject(str):
-    """The result of calling an AskedName. The text is the name of the called class or function."""
+    """Stands for the result of a call. The text is the name of the called class or function."""
 
 
 class StoredNumbers(NamedTuple):
-    """The numbers of one or more tensors.
+    """The size of a storage. A storage holds the numbers of one or more tensors.
 
-    itemsize: bytes per number
-    count: how many numbers there are
+    itemsize: the number of bytes of each number
+    count: how many numbers the storage holds
     """
 
     itemsize: int
@@ -71,24 +72,25 @@ def torch_dtype(name: str) -> torch.dtype | None:
 
 
 def check_name(name: str) -> AskedName:
-    """Return the name of a harmless class or function. Raises Refusal for any other name."""
+    """Return the name if the class or function is harmless. Otherwise, raise Refusal."""
     storage = name.startswith("torch.") and name.endswith("Storage")
     known = name in REBUILDS | OTHER_CLASSES or name.startswith(LEFT_BEHIND)
     if storage or known or torch_dtype(name):
         return AskedName(name)
     name = shorten(name).strip("'")
-    asks = f"asks for {name}. This could run code, so minisd did not load the file"
+    asks = f"asks for {name}, which could run code. minisd did not load the file"
     if "._rebuild_" in name:
         asks = f"holds tensors of a type that no model needs ({name})"
     raise Refusal(f"{asks}: get the same weights as .safetensors")
 
 
 class PickleSteps:
-    """Goes through the instructions of a file's pickles, without creating objects.
+    """Goes through the instructions of the pickles in a file, without creating objects.
 
     names: the names of the classes and functions that the pickles ask for
-    storages: key of a storage -> its numbers
-    left: the number of steps that the pickles may still take
+    storages: key of a storage -> size of the storage
+    left: how many more steps are allowed. An instruction counts as one step, or as several steps if
+        it takes a long time
     """
 
     def __init__(self):
@@ -99,8 +101,8 @@ class PickleSteps:
     def follow(self, file: BinaryIO) -> object:
         """Go through the next pickle in the file. Returns a stand-in for the pickle's result.
 
-        Raises Refusal if torch should not load the pickle, and other exceptions if the pickle is
-        damaged. Does not check instructions that torch does not know, because torch refuses them.
+        Raises Refusal if torch should not load the pickle. Raises other exceptions if the pickle is
+        damaged. Instructions that torch does not know are not checked, because torch refuses them.
         """
         stack, marks, memo = [], [], {}
         for instruction, argument, _ in pickletools.genops(file):
@@ -126,7 +128,8 @@ class PickleSteps:
     def step(self, name: str, argument: object, taken: list) -> object:
         """Check one instruction. Returns the value that the instruction puts on the stack.
 
-        name, argument: the name of the instruction, and its argument in the file
+        name: the name of the instruction
+        argument: the value that follows the instruction in the file. None: there is no such value
         taken: the values that the instruction takes from the stack
         """
         if "TUPLE" in name:
@@ -155,13 +158,13 @@ class PickleSteps:
     def spend(self, steps: int) -> None:
         self.left -= steps
         if self.left < 0:
-            raise Refusal(f"is a pickle of more than {MOST_STEPS:,} steps: get another copy")
+            raise Refusal(f"is a pickle with more than {MOST_STEPS:,} steps: get another copy")
 
     def count(self, value: object) -> None:
         """Count one step for each value inside a tuple or list.
 
-        A value that occurs several times is counted each time, because hash() also processes the
-        value each time.
+        If the same value occurs several times, every occurrence is counted. The reason is that
+        Python's hash() also reads the value again at every occurrence.
         """
         waiting, count = [value], 0
         while waiting:
@@ -169,19 +172,21 @@ class PickleSteps:
             if isinstance(each, (tuple, list)):
                 count += len(each)
                 if count > MOST_NESTED:
-                    raise Refusal("nests too many values in one name or call: get another copy")
+                    raise Refusal("has too many values in one name or call: get another copy")
                 waiting += each
         self.spend(count)
 
     def storage(
         self, what: str, kind: AskedName, key: str, place: str, count: int, *view
     ) -> StoredNumbers:
-        """Record a storage: a list of numbers in the file.
+        """Record the size of a storage: a list of numbers in the file.
 
+        what: the word "storage"
         kind: the class of the storage, such as torch.FloatStorage
+        key: the name of the storage in the file, a number such as "12"
         place: the device of the storage
         count: how many numbers the storage holds
-        view: a part of the storage, in old files. None since PyTorch 0.4
+        view: None, or nothing. Only files from before PyTorch 0.4 have a value here
         """
         texts = all(type(each) is str for each in (what, key, place)) and key.isdecimal()
         counted = type(count) is int and count >= 0
@@ -195,9 +200,10 @@ class PickleSteps:
         return stored
 
     def build(self, made: MadeObject, state: object) -> None:
-        """Set the state of an object.
+        """Check an instruction that sets the state of an object.
 
-        Only dictionaries and ParameterDict keep their state (pickles.py).
+        The state costs steps only if the object is a dictionary or a ParameterDict. All other
+        objects are replaced by stand-ins that ignore their state (pickles.py).
         """
         if type(made) is not MadeObject or not (made == DICTIONARY or made.startswith(LEFT_BEHIND)):
             raise ValueError("the pickle sets the state of an object that has none")
@@ -226,13 +232,15 @@ class PickleSteps:
 def refuse_too_large(
     called: str, stored: StoredNumbers, offset: int, size: tuple, stride: tuple, *rest: object
 ) -> None:
-    """Raise Refusal if a tensor has numbers outside its storage.
+    """Raise Refusal if a tensor needs numbers that are not in its storage.
 
-    A tensor may repeat one number of its storage, as after expand(). named_tensors() limits how
-    often the numbers of a storage are repeated.
+    A tensor may use one number of its storage many times, for example after expand().
+    named_tensors() limits how many times.
 
     called: the name of the function that makes the tensor
-    rest: requires_grad and hooks. In _v3 also the dtype, because the storage does not show it
+    stored: the size of the storage
+    offset: the index of the tensor's first number in the storage
+    rest: requires_grad and hooks. For _rebuild_tensor_v3, the dtype of the tensor comes third
     """
     dtype = torch_dtype(str(rest[2])) if called.endswith("_v3") else None
     if called.endswith("_v3") and dtype is None:
@@ -242,5 +250,5 @@ def refuse_too_large(
         raise ValueError("a size in the pickle is not a whole number")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 not in size and (last + 1) * itemsize > stored.itemsize * stored.count:
-        large = f"holds a tensor {shorten(list(size))} larger than its storage"
+        large = f"holds a tensor of shape {shorten(list(size))}, but too few numbers for this shape"
         raise Refusal(f"{large}: get another copy")

@@ -2,7 +2,8 @@
 
 A pickle is a program. First minisd checks the instructions of the pickle (pickle_steps.py), and
 compares the sizes that the pickle states with the size of the file. Then torch's restricted
-interpreter creates the tensors. If possible, the tensors stay mapped to the file.
+interpreter creates the tensors. If possible, the tensors stay mapped to the file: their numbers are
+read from the file only when they are needed.
 """
 
 import io
@@ -25,8 +26,8 @@ from minisd.checkpoints.first_bytes import damage_sentence, is_zip, size_in_word
 from minisd.checkpoints.pickle_steps import LEFT_BEHIND, PickleSteps, Refusal
 
 LARGEST_PICKLE = 20 * 10**6  # bytes; SD v1 with its averaged weights has 0.4 MB
-MOST_UNPACKED = 4, 200 * 10**6  # this many times the size of the file, and this many bytes more
-MOST_VALUES = 100_000  # in all dictionaries and lists, counted each time they occur
+MOST_UNPACKED = 4, 200 * 10**6  # at most 4 times the size of the file, plus 200 MB
+MOST_VALUES = 100_000  # in all dictionaries and lists. If a list occurs twice, it counts twice
 DEEPEST_PICKLE = 100  # levels of nested dictionaries and lists
 PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 ALIGNMENT = 16  # bytes; torch.save starts every storage at a multiple of 64
@@ -44,7 +45,7 @@ ONE_AT_A_TIME = threading.Lock()  # torch has one list of allowed classes for al
 class StandIn:
     """Replaces an object that a training framework left in the file.
 
-    A stand-in does nothing, and keeps no values.
+    A stand-in does nothing. It keeps none of the object's values.
     """
 
     def __init__(self, *arguments: object):
@@ -55,14 +56,14 @@ class StandIn:
 
 
 class EmptyDict(dict):
-    """Replaces a framework's own type of dictionary. The pickle fills the empty dictionary."""
+    """Replaces a framework's own type of dictionary by a plain dict. The pickle fills this dict."""
 
     def __new__(cls, *arguments: object) -> dict:
         return {}
 
 
 class KeptParameters(dict):
-    """Replaces torch's ParameterDict, in which textual inversion stores its vectors."""
+    """Replaces torch's ParameterDict, and keeps its values: the vectors of a textual inversion."""
 
     def __setstate__(self, state: dict):
         self.update(state["_parameters"].items())
@@ -76,7 +77,7 @@ SPECIAL = {
 
 
 def stand_in(name: str) -> type:
-    """Make a harmless class. torch uses it where the pickle asks for the class `name`."""
+    """Make a harmless class. torch uses this class where the pickle asks for the class `name`."""
     module, _, short = name.rpartition(".")
     return type(short, (SPECIAL.get(name, StandIn),), {"__module__": module})
 
@@ -84,9 +85,10 @@ def stand_in(name: str) -> type:
 def unpickle(path: str | Path) -> object:
     """Read what torch.save stored (tensors, numbers, dictionaries) without running any code.
 
-    Objects that training frameworks left behind become empty stand-ins.
-    Raises ValueError if the file asks for any other class, if the file is damaged, or if the file
-    asks for more memory or work than its tensors need.
+    Objects that training frameworks left in the file become empty stand-ins.
+
+    Raises ValueError if the file asks for a class that neither tensors nor these frameworks use, if
+    the file is damaged, or if reading it would take more memory or time than its tensors need.
     """
     path = Path(path)
     read_content = load_zip if is_zip(path) else load_old_pickle
@@ -104,16 +106,18 @@ def unpickle(path: str | Path) -> object:
 
 
 def load_pickle(source: Path | BinaryIO, names: set[str], mmap: bool) -> object:
-    """Call torch.load with stand-ins for classes of training frameworks.
+    """Call torch.load. Stand-ins replace the classes of training frameworks.
 
-    Only one thread can call torch.load in this way at a time. The other threads wait.
+    If several threads call this function, they take turns.
+
+    source: the path of the file, or an open file
 
     names: the classes that the pickle asks for
     mmap: whether the tensors stay mapped to the file
     """
     classes: list = [stand_in(name) for name in names if name.startswith(LEFT_BEHIND)]
     with ONE_AT_A_TIME, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's advice about protocols
+        warnings.simplefilter("ignore")  # hide torch's warnings about pickle protocols
         add_safe_globals(classes)  # from torch 2.5 on, safe_globals() can do this
         try:
             return torch.load(source, map_location="cpu", mmap=mmap, weights_only=True)
@@ -124,14 +128,17 @@ def load_pickle(source: Path | BinaryIO, names: set[str], mmap: bool) -> object:
 
 
 def refuse_endless(content: object) -> None:
-    """Raise Refusal for dictionaries or lists that are nested too deeply or contain themselves."""
+    """Raise Refusal if dictionaries or lists hold too many values or are nested too deeply.
+
+    A list that contains itself is also refused, because its nesting never ends.
+    """
     waiting, left = [(content, 0)], MOST_VALUES
     while waiting:
         each, depth = waiting.pop()
         if isinstance(each, (dict, list, tuple)):
             left -= len(each)
             if left < 0 or depth > DEEPEST_PICKLE:
-                raise Refusal("nests dictionaries or lists without end: get another copy")
+                raise Refusal("holds too many or too deeply nested lists: get another copy")
             values = each.values() if isinstance(each, dict) else each
             waiting += [(value, depth + 1) for value in values]
 
@@ -139,7 +146,7 @@ def refuse_endless(content: object) -> None:
 def load_old_pickle(path: Path) -> object:
     """Read what torch.save wrote before torch 1.6.
 
-    The file consists of five pickles, and then the storages (the numbers of the tensors).
+    Such a file begins with five pickles. After them come the storages (the numbers of the tensors).
     """
     steps = PickleSteps()
     with open(path, "rb") as file:
@@ -162,7 +169,10 @@ def load_old_pickle(path: Path) -> object:
 
 
 class ShortReads(io.FileIO):
-    """A file that refuses very large reads. A zip's table of contents could ask for them."""
+    """A file that cannot be read into memory in one very large piece.
+
+    Without this limit, a zip with a false table of contents could fill the memory.
+    """
 
     def read(self, size: int = -1) -> bytes:
         if size > LARGEST_PICKLE:
@@ -186,7 +196,8 @@ def load_zip(path: Path) -> object:
             infos.append(inside[f"data/{key}"])
             if infos[-1].file_size != stored.itemsize * stored.count:
                 raise ValueError("the zip and the pickle state different sizes")
-        if can_be_mapped(file, infos) and path.suffix != ".safetensors":  # torch looks at the name
+        # if a name ends in .safetensors, newer versions of torch do not expect a zip
+        if can_be_mapped(file, infos) and path.suffix != ".safetensors":
             return load_pickle(path, steps.names, mmap=True)
         with tempfile.TemporaryFile() as plain:
             unpack(archive, infos, plain, path.stat().st_size)
@@ -194,9 +205,11 @@ def load_zip(path: Path) -> object:
 
 
 def zip_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """A dictionary: name of a member -> the entry of this member in the zip's table of contents.
+    """List the members of a zip: the files inside it.
 
-    In the zip, every name begins with the name of a folder. The dictionary leaves out this folder.
+    Returns a dictionary: name of a member -> entry of the member in the zip's table of contents. In
+    the zip, every name begins with a folder, as in "archive/data.pkl". The dictionary's names have
+    no folder: "data.pkl".
     """
     names = archive.namelist()
     listed = "\n".join(names)
@@ -205,18 +218,19 @@ def zip_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     if len({name.lower() for name in names}) < len(names):
         raise ValueError("two members of the zip have the same name")
     if any(info.flag_bits & 1 or info.compress_type not in PACKINGS for info in archive.filelist):
-        raise Refusal("is a zip with a password or an unknown compression: unpack it first")
+        raise Refusal("is a zip with a password or an unknown compression: get another copy")
     folder = names[0].partition("/")[0]
     return {info.filename.removeprefix(f"{folder}/"): info for info in archive.infolist()}
 
 
 def can_be_mapped(file: BinaryIO, infos: list[zipfile.ZipInfo]) -> bool:
-    """Whether tensors can stay mapped to the zip, so that the zip need not be unpacked.
+    """Whether the tensors can stay mapped to the zip. Otherwise, the zip must be unpacked first.
 
-    This is possible if no member is compressed, and if every storage begins at a multiple of
-    ALIGNMENT.
+    Tensors can stay mapped to the zip if no member is compressed, and if every storage begins at a
+    multiple of ALIGNMENT.
 
     infos: the entries of the members in the zip's table of contents
+
     Raises ValueError if two members overlap, or if the table of contents describes a member
     wrongly.
     """
@@ -238,16 +252,18 @@ def can_be_mapped(file: BinaryIO, infos: list[zipfile.ZipInfo]) -> bool:
 
 
 def unpack(archive: zipfile.ZipFile, infos: list, plain: BinaryIO, size: int) -> None:
-    """Copy the members into a zip without compression.
+    """Copy members of a zip into a new zip without compression.
 
-    infos: the entries of the members in the table of contents
-    plain: the file for the new zip
-    size: the size of the compressed file, in bytes
-    Raises Refusal if the unpacked members are too large for a file of weights.
+    infos: the entries of these members in the table of contents
+    plain: the file into which the new zip is written
+    size: the size of the compressed zip, in bytes
+
+    Raises Refusal if the members are much larger than the compressed zip. Files of weights cannot
+    be compressed so well.
     """
     whole, (times, more) = sum(info.file_size for info in infos), MOST_UNPACKED
     if whole > times * size + more:
-        unpacked = f"unpacks to {size_in_words(whole)}, but weights cannot be packed so small"
+        unpacked = f"unpacks to {size_in_words(whole)}, but weights cannot be compressed so much"
         raise Refusal(f"{unpacked}: get another copy")
     with zipfile.ZipFile(plain, "w") as copy:
         for info in infos:

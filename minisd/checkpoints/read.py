@@ -1,7 +1,7 @@
 """Read a file of weights safely into a dictionary: name -> tensor.
 
-This module does not depend on what the tensors are for. The tensors stay mapped to the file: a
-tensor needs no memory until its numbers are read. Even then, the numbers are in memory only once.
+The tensors stay mapped to the file: a tensor needs no memory until its numbers are used. Then the
+numbers are in memory only once.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,23 +17,23 @@ from minisd.checkpoints.pickles import refuse_endless, unpickle
 from minisd.files.one_line import name_errors, one_line
 
 LONGEST_NAME = 500  # characters; SD's names have about 100
-MOST_SHARED_BYTES = 10**9  # bytes that tensors may share, as tied weights do
+MOST_SHARED_BYTES = 10**9  # bytes that tensors may share, for example tied weights
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """Read all tensors of a .safetensors, .ckpt, .pt, .pth or .bin file.
 
-    The tensors are on the CPU, and have the dtypes that the file stores. The first bytes of the
-    file show its format, so the ending of its name does not matter. If a pickle holds nested
-    dictionaries and lists, the name of a tensor consists of all its keys, joined with dots.
+    The tensors are on the CPU, and have the dtypes that the file stores. minisd recognizes the
+    format by the first bytes of the file, so the ending of the file's name does not matter. If a
+    file holds dictionaries inside dictionaries, named_tensors() names the tensors.
 
-    Raises ValueError if there is no such file, if the file is cut off or not a file of weights, or
-    if the file is a pickle that asks for unknown classes.
+    Raises ValueError if the file does not exist, if it is cut off, if it is not a file of weights,
+    or if it is a pickle that asks for unknown classes.
     """
     path = Path(path)
     content = read_safetensors(path) if is_safetensors(path) else unpickle(path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]  # next to optimizer, epoch, callbacks
+        content = content["state_dict"]  # leaves out optimizer, epoch, callbacks
     with name_errors(path.name):
         return rename_tensors(named_tensors(content))
 
@@ -49,9 +49,10 @@ def named_tensors(content: object) -> Iterator[tuple[str, Tensor]]:
 
     The name of a tensor consists of the keys that lead to the tensor, joined with dots.
 
-    The same list may occur twice, for example if one network serves two widths. But a hostile file
-    can give the same numbers any number of names. Raises ValueError if the same numbers have too
-    many names, if lists are nested endlessly, or if a tensor does not hold real numbers.
+    One tensor may have several names, for example if the same list occurs twice. But a hostile file
+    could give one tensor millions of names. Raises ValueError if the same numbers have too many
+    names, if lists are nested too deeply, if a name is too long, or if a tensor does not hold real
+    numbers.
 
     >>> dict(named_tensors({768: [{"linear.weight": torch.tensor(1)}], "step": 3}))
     {'768.0.linear.weight': tensor(1)}
@@ -61,7 +62,7 @@ def named_tensors(content: object) -> Iterator[tuple[str, Tensor]]:
     while waiting:
         name, each = waiting.pop()
         if name != one_line(name, LONGEST_NAME):  # too long, or with invisible characters
-            raise ValueError("holds a tensor whose name is too long or not text: get another copy")
+            raise ValueError("holds a tensor whose name is too long or broken: get another copy")
         if isinstance(each, Tensor):
             refuse_unreadable(name, str(each.dtype))
             storage = each.untyped_storage()
@@ -80,11 +81,14 @@ def named_tensors(content: object) -> Iterator[tuple[str, Tensor]]:
 def rename_tensors(
     tensors: Iterable[tuple[str, Tensor]], spell: Callable[[str], str] = str
 ) -> dict[str, Tensor]:
-    """Give tensors their usual names.
+    """Give tensors their usual names. Returns a dictionary: usual name -> tensor.
 
-    spell: a function that turns a tensor's name into its usual name
-    If two tensors get the same name and have the same values, only one of them stays. Raises
-    ValueError if their values differ. The message contains both old names.
+    tensors: pairs of the name in the file and the tensor
+    spell: a function that returns the usual name for a name in the file
+
+    Two tensors may get the same usual name if they have the same values. Then only one of the two
+    is returned. Raises ValueError if their values differ. The message contains both names in the
+    file.
     """
     found, names = {}, {}
     for name, tensor in tensors:
@@ -100,10 +104,10 @@ def rename_tensors(
 def same_values(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors hold the same numbers.
 
-    A matrix and a 1x1 convolution can hold the same numbers, although their shapes differ.
+    Their shapes may differ: a matrix and a 1x1 convolution can hold the same numbers.
     """
     if a.numel() != b.numel() or a.shape[:1] != b.shape[:1]:
         return False
-    if a.dtype != b.dtype or a.itemsize == 1:  # torch cannot compare 8 bits
+    if a.dtype != b.dtype or a.itemsize == 1:  # torch cannot compare 8-bit numbers
         a, b = a.double(), b.double()
     return torch.equal(a.flatten(), b.flatten())

@@ -1,10 +1,10 @@
-"""Published weights by name: their repositories, sizes and licences, and how to download them.
+"""Find and download published weights by name. registry.json lists their repositories and sizes.
 
-`minisd download NAME` downloads a file. Then `minisd.load(NAME)` opens it, also offline. A broken
-download continues where it stopped, unless the file on the server has changed. Every download is
-compared with its published size and sha256 before it gets its name. If no sha256 is published, the
-sha256 of the first download is written next to the file. Later downloads are compared with this
-sha256.
+`minisd download NAME` downloads a file. Then `minisd.load(NAME)` opens the file, also offline. If a
+download breaks, the next call continues it, unless the file on the server has changed. A downloaded
+file gets its final name only if its size and its sha256 equal the published ones. If no sha256 is
+published, minisd writes the sha256 of the first download next to the file. Later downloads of the
+same file must have this sha256.
 """
 
 import json
@@ -30,11 +30,11 @@ FOLDER_VARIABLE = "MINISD_WEIGHTS"  # environment variable: the folder of all do
 
 @dataclass(frozen=True)
 class Official:
-    """One published file.
+    """A published file, and where to download it.
 
-    size, sha256: None if no source states them
-    revisions: repository -> the commit that holds the file. If a repository has no entry, minisd
-        takes the file from the repository's newest commit
+    size, sha256: None if they are not published
+    revisions: repository -> the commit that holds the file. If a repository is missing here, minisd
+        takes the file from the newest commit of this repository
     """
 
     repositories: list[str]  # all have the same file; download() tries them in this order
@@ -51,7 +51,7 @@ OFFICIAL = {
 }
 
 # The models that come with minisd: name -> file in weights/. The name "mini" always means the file
-# of minisd. If a file or folder of your own is also named mini, write ./mini.
+# of minisd. To open your own file or folder with the name mini, write ./mini.
 SHIPPED = {
     name: file for name, (file, _) in read_json(Path(__file__).with_name("shipped.json")).items()
 }
@@ -66,21 +66,23 @@ def cache_dir() -> Path:
 
 
 def local_path(source: str | Path) -> Path:
-    """The path of a file.
+    """The path of a file of weights on this machine.
 
     source: the name of a shipped or published file, or the path of any other file
-    Raises ValueError if a published file is not downloaded yet, or is not a regular file.
+
+    Raises ValueError if a published file is not downloaded yet, or if something else, such as a
+    folder, has its path.
     """
     if source in SHIPPED:
         return WEIGHTS / SHIPPED[str(source)]
     if source not in OFFICIAL:
         return Path(source)
     path = cache_dir() / str(source) / OFFICIAL[source].file
-    advice = f"download it with `minisd download {source}`"
+    command = f"`minisd download {source}`"
     if not os.path.exists(path):
-        raise ValueError(f"{source} is not on this machine: {advice}.")
+        raise ValueError(f"{source} is not on this machine: download it with {command}.")
     if not os.path.isfile(path):
-        raise ValueError(f"{path} is not a file: delete it, then {advice}.")
+        raise ValueError(f"{path} is not a file: delete it, then run {command}.")
     return path
 
 
@@ -90,7 +92,7 @@ def describe_official(name: str) -> str:
     Raises ValueError if no published file has this name.
     """
     if name not in OFFICIAL:
-        raise ValueError(f"minisd knows no published file {name!r}: choose {', '.join(OFFICIAL)}.")
+        raise ValueError(f"There is no published file {name!r}: choose one of {', '.join(OFFICIAL)}.")
     official = OFFICIAL[name]
     size = size_in_words(official.size) if official.size else "size unknown"
     checksum = official.sha256 or "unknown (later downloads must equal the first)"
@@ -102,14 +104,14 @@ def describe_official(name: str) -> str:
 def download(name: str, endpoint: str | None = None) -> Path:
     """Download a published file, unless it is already there. Returns its path.
 
-    endpoint: the address of another server that answers like the hub
+    endpoint: the address of a server that answers like the hub (huggingface.co). None: the hub
 
-    If another download of the same name is running, this download waits for its end.
+    If another process is downloading the same file, this function waits until that download ends.
 
     Raises ValueError if the name is unknown, if no repository has the file any more, if the
-    connection breaks, if the folder is full or not writable, or if the file is not the published
-    file. After a broken connection, the next call continues the download. minisd deletes a file
-    that is not the published file.
+    connection breaks, if the disk is full, if the folder is not writable, or if the received file
+    differs from the published file. If the connection breaks, the next call continues the download.
+    If the received file differs from the published file, minisd deletes the received file.
     """
     describe_official(name)
     path = cache_dir() / name / OFFICIAL[name].file
@@ -120,7 +122,7 @@ def download(name: str, endpoint: str | None = None) -> Path:
             if not path.exists():  # another process may have downloaded it in the meantime
                 fetch(name, path, endpoint)
             elif notes := [left for left in broken_downloads(path) if is_note(left)]:
-                os.replace(notes[0], path.with_name(NOTE_FILE))  # a kill in fetch() left a note
+                os.replace(notes[0], path.with_name(NOTE_FILE))  # fetch() was killed
             for left in broken_downloads(path):
                 left.unlink()
     except (OSError, NotImplementedError) as error:  # NotImplementedError: the disk has no locks
@@ -130,26 +132,28 @@ def download(name: str, endpoint: str | None = None) -> Path:
 
 
 def broken_downloads(path: Path) -> list[Path]:
-    """The files that broken downloads of `path` left in its folder."""
+    """The unfinished files that broken downloads of `path` left in the folder of `path`."""
     return list(path.parent.glob(f"{path.name}.from-*"))
 
 
 def is_note(left: Path) -> bool:
     """Whether a file is a complete note that still has its temporary name.
 
-    A note states the source and the sha256 of a download. Its temporary name stays if fetch() was
-    killed before it could rename the note to NOTE_FILE.
+    A note states the source and the sha256 of a download. If fetch() is killed before it renames
+    the note to NOTE_FILE, the note keeps its temporary name.
     """
     return left.suffix == ".mark" and left.read_bytes().startswith(b"{")
 
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Make the folder, and lock the folder during the `with` block.
+    """Create the folder, and hold a lock on the folder during the `with` block.
 
-    Only one process or thread can hold the lock at a time. The others warn and wait.
-    If a process that holds the lock ends or is killed, the system releases the lock. The empty file
-    NAME.lock stays, because another process may be waiting for this file.
+    Only one process or thread can hold the lock at a time. All others warn the user and wait. If
+    the process with the lock is killed, the system releases the lock.
+
+    The lock is an empty file with the name of the folder and the ending .lock. The file is never
+    deleted, because another process may be waiting for it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{folder}.lock")
@@ -164,12 +168,18 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def fetch(name: str, path: Path, endpoint: str | None) -> None:
-    """Download the file from the first repository that has it. Raises what download() raises.
+    """Download a file from the first repository that has it. Also write a note about the download.
+
+    name: a name in OFFICIAL
+    path: where the file should be
+    endpoint: see download()
 
     The note is a small file (NOTE_FILE) that states the source and the sha256 of the download. The
-    download gets its final name first, and the note gets its final name second. So there is never a
-    note about a file that does not exist. If the process is killed between the two steps, the next
+    downloaded file gets its final name first. The note gets its final name second. So a note never
+    describes a file that does not exist. If the process is killed between these two steps, the next
     download() renames the note.
+
+    Raises what download() raises.
     """
     official, note = OFFICIAL[name], path.with_name(NOTE_FILE)
     noted = None
@@ -194,27 +204,28 @@ def fetch(name: str, path: Path, endpoint: str | None) -> None:
         os.replace(mark_path(part), note)
         return
     sources = " or ".join(official.repositories)
-    advice = f"find {official.file} elsewhere, and give minisd its path"
+    advice = f"find {official.file} elsewhere, and give minisd the path of your copy"
     raise ValueError(f"{name} is no longer at {sources}: {advice}.")
 
 
 def is_another(remote: RemoteFile, official: Official) -> bool:
-    """Whether the server's file has the name of the published file, but is a different file."""
+    """Whether the file on the server differs from the published file with the same name."""
     if remote.sha256 and official.sha256:
         return remote.sha256 != official.sha256
     return bool(remote.size and official.size) and remote.size != official.size
 
 
 def verify(part: Path, official: Official, noted: str | None, remote: RemoteFile) -> str:
-    """Check the sha256 of a downloaded file, and return the sha256.
+    """Check the sha256 of a downloaded file. Returns this sha256.
 
-    The expected sha256 is the published sha256. If no sha256 is published, it is the sha256 of the
-    first download. At the first download, it is the sha256 that the server states. If no sha256 is
-    known, any file except a text is accepted.
+    The sha256 must equal the published sha256. If no sha256 is published, it must equal the sha256
+    of the first download. If this is the first download, it must equal the sha256 that the server
+    states. If the server states no sha256, every file is accepted that does not look like a text.
 
     part: the downloaded file
-    noted: the sha256 of the first download, if known
-    Raises ValueError if the file is wrong. The wrong file is deleted.
+    noted: the sha256 of the first download. None: this is the first download
+
+    Raises ValueError if the file is wrong. Before that, the file is deleted.
     """
     digest, advice = file_sha256(part), "try again later"
     known = {"published one": official.sha256, "one of the first download": noted}
@@ -225,12 +236,12 @@ def verify(part: Path, official: Official, noted: str | None, remote: RemoteFile
     part.unlink()
     mark_path(part).unlink(missing_ok=True)
     if expected == noted:
-        advice = f"if you want the new file, delete {part.with_name(NOTE_FILE)} and try again"
-    wrong = f"with the sha256 {digest} instead of the {whose}" if whose else "as text"
-    raise ValueError(f"{official.file} arrived {wrong}, and was deleted: {advice}.")
+        advice = f"to accept the new file, delete {part.with_name(NOTE_FILE)} and try again"
+    wrong = f"has the sha256 {digest} instead of the {whose}" if whose else "is only a text"
+    raise ValueError(f"The received {official.file} {wrong}. minisd deleted it: {advice}.")
 
 
 def is_text(path: Path) -> bool:
-    """Whether a file starts like a web page, and not like weights."""
+    """Whether a file begins with text, such as a web page. Weights do not begin with text."""
     with open(path, "rb") as file:
         return not re.search(rb"[\x00-\x08]", file.read(512))

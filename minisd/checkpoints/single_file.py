@@ -1,4 +1,4 @@
-"""Open a single file, in the layout of the original code or in minisd's own."""
+"""Open a single file. The file may have the layout of the original code, or minisd's own layout."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,11 @@ from minisd.tokenizer import Tokenizer
 def open_single_file(
     path: Path, prediction: str | None, ema: bool, vae: OtherVAE | None
 ) -> Checkpoint:
-    """Read a model from an original single file, or from a file that minisd wrote."""
+    """Read a model from an original single file, or from a file that minisd wrote.
+
+    prediction, ema: see load()
+    vae: an autoencoder that replaces the one in the file. None: the autoencoder in the file
+    """
     stored, tensors = read_metadata(path), read_tensors(path)
     if "base" in stored:
         tensors = read_base(path, stored["base"]) | tensors
@@ -47,11 +51,10 @@ def open_single_file(
 
 
 def to_usual_form(tensors: dict[str, Tensor], ema: bool) -> dict[str, Tensor]:
-    """Bring a file's tensors into their usual form.
+    """Give a file's tensors their usual names, and multiply 8-bit weights by their scales.
 
-    The tensors get their usual names. 8-bit weights are multiplied by their scales.
+    ema: whether the U-Net gets its averaged weights. False: the U-Net gets its last weights
 
-    ema: whether to use the averaged weights of the U-Net. Otherwise, its last weights are used
     Raises ValueError if the file does not hold the weights that `ema` asks for.
     """
     if holds_only_ema(tensors) and not ema:
@@ -62,18 +65,19 @@ def to_usual_form(tensors: dict[str, Tensor], ema: bool) -> dict[str, Tensor]:
 
 
 def read_base(path: Path, name: str) -> dict[str, Tensor]:
-    """Read the tensors of a base: the model with which a fine-tuning began.
+    """Read the tensors of the base model from which a fine-tuned model was made.
 
-    The fine-tuned file holds only the tensors that differ from the base.
+    The file of the fine-tuned model holds only the tensors that differ from the base model.
 
-    path: the fine-tuned file
-    name: the name of the base's file in the same folder
-    Raises ValueError if there is no such file in the folder.
+    path: the file of the fine-tuned model
+    name: the name of the base model's file, which must be in the same folder
+
+    Raises ValueError if the folder holds no file with this name.
     """
     if not is_file_name(name):
-        raise ValueError(f"{path.name} has an impossible file name as its base: get another copy.")
+        raise ValueError(f"{path.name} has an impossible name for its base file: get another copy.")
     base = path.with_name(name)
     if not base.exists():
-        differs = f"{path.name} holds only what differs from {base.name}"
+        differs = f"{path.name} holds only the tensors that differ from {base.name}"
         raise ValueError(f"{differs}: put {base.name} into the same folder.")
     return read_tensors(base)

@@ -1,8 +1,9 @@
-"""Find what an original single file states about its prediction (eps or v) and its noise levels.
+"""Find out whether an original single file predicts eps or v, and which noise levels it has.
 
-Different programs use different places: the header, a .yaml file next to the checkpoint, or a
-marker tensor. A marker tensor states a setting by its presence in the file. minisd reads all known
-places. A file is refused if two places contradict each other, or if a value is unknown.
+Programs store these settings in different places: in the header, in a .yaml file next to the
+checkpoint, or as a marker tensor. A marker tensor states a setting by its name. For example, if a
+file holds a tensor with the name "v_pred", the model predicts v. minisd reads all these places, and
+refuses a file if two places contradict each other, or if a value is unknown.
 """
 
 import json
@@ -27,12 +28,13 @@ from minisd.schedule import Schedule
 
 # The tables in single_file_settings.json:
 # published: prediction -> sha256 of published files that do not state their prediction
-# keys: a key of the header (of ModelSpec, kohya's trainer, ComfyUI and others), a key of the .yaml,
-#     or a marker tensor -> the setting that the key states, and the name of a table in `words`
+# keys: key -> the setting that the key states, and the name of a table in `words`. A key comes from
+#     the header (ModelSpec, kohya's trainer, ComfyUI and others) or from the .yaml, or it is the
+#     name of a marker tensor
 # markers: names of marker tensors (from ComfyUI and SimpleTuner). Most of these tensors are empty
-# words: name of a table -> the table, from values to minisd's values
-# unstated: values that state nothing
-# v_endings: key of the header -> the end of the key's value if the model predicts v
+# words: name of a table -> the table. Each table translates stored values to minisd's values
+# unstated: stored values that mean that the setting is not stated
+# v_endings: key of the header -> how the value of this key ends if the model predicts v
 # edm: names of tensors in models with EDM's noise levels. minisd does not have these levels
 # numbers, unet_heads: CompVis' name of a setting -> minisd's name
 PREDICTION_TABLES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
@@ -44,9 +46,9 @@ PUBLISHED_PREDICTIONS = {
     for sha in files.values()
 }
 BY_ARGUMENT = "the argument prediction="
-IN_YAML = "next to it"  # the description of every place in a .yaml ends with this
-# The settings "model: params:" in a .yaml of CompVis' and Stability's code. People state only what
-# differs from the published files, so a missing setting has the value of the published files.
+IN_YAML = "next to it"  # if a place is a .yaml, its description ends with these words
+# The settings under "model: params:" in a .yaml for the code of CompVis or Stability. If a setting
+# is missing, the value of the published files is used, because people leave out usual values.
 YAML_SETTINGS = settings_tables()[".yaml (model)"]
 
 
@@ -61,11 +63,15 @@ def with_stated_settings(
     tensors: Mapping[str, Tensor],
     prediction: str | None,
 ) -> tuple[ModelConfig, str | None]:
-    """Add to the config what an original file or its .yaml states.
+    """Put the settings that an original file or its .yaml states into the config.
 
-    prediction: the argument of load(). The argument overrides the file
-    Returns the config, and the place that states eps or v. If no place states eps or v, the second
-    value is None, and the config has eps.
+    header: the entries of the file's header
+    prediction: "eps" or "v" if the user states the prediction. Then the file's own statement is
+        ignored. None: the file states the prediction
+
+    Returns the config, and a text that names the place that states eps or v. If no place states eps
+    or v, the text is None, and the config has eps.
+
     Raises ValueError if two places contradict each other, or if a value is unknown.
     """
     yaml_path = next(filter(Path.exists, map(path.with_suffix, (".yaml", ".yml"))), None)
@@ -97,7 +103,9 @@ def with_stated_settings(
 def with_prediction(config: ModelConfig, prediction: str | None) -> ModelConfig:
     """Set the prediction, and the size of the pictures.
 
-    Published models that predict v are made for pictures of 768 pixels.
+    Published models that predict v make pictures of 768 pixels. All others make 512 pixels.
+
+    prediction: "eps" or "v". None: "eps"
     """
     schedule = replace(config.schedule, prediction=prediction or "eps")
     return replace(config, schedule=schedule, size=768 if prediction == "v" else 512)
@@ -106,14 +114,15 @@ def with_prediction(config: ModelConfig, prediction: str | None) -> ModelConfig:
 def find_prediction(
     path: Path, statements: list[Statement], prediction: str | None
 ) -> tuple[str | None, str | None]:
-    """Find out what the U-Net predicts, and which place states the prediction.
+    """Find out what the U-Net predicts ("eps" or "v"), and which place states the prediction.
 
     Returns (None, None) if no place states the prediction.
 
-    The predictions of the published files are known. The sha256 of a file shows whether the file is
-    a published file. It takes about 20 s to compute the sha256 of 5 GB. So the sha256 is computed
-    only if neither the header nor a marker tensor states the prediction. (The headers and marker
-    tensors of published files never state the prediction.)
+    minisd knows the predictions of the published files, and recognizes these files by their sha256.
+    But computing the sha256 of 5 GB takes about 20 s. So minisd computes it only if neither the
+    header nor a marker tensor states the prediction. (In published files, neither does.)
+
+    prediction: "eps" or "v" if the user states the prediction, otherwise None
     """
     stated = [(value, where) for name, value, where in statements if name == "prediction" and value]
     if prediction:
@@ -127,24 +136,33 @@ def find_prediction(
 
 
 def warn_of_argument(name: str, argument: str, stated: str | None, where: str) -> None:
-    """Warn if the file states another prediction than the argument."""
+    """Warn if the file states a prediction that differs from the argument of load().
+
+    name: the name of the file
+    argument: the value of the argument prediction=
+    stated: the prediction that the file states
+    where: the place in the file that states this prediction
+    """
     if stated not in (None, argument):
         used = f"minisd uses {argument}, as {BY_ARGUMENT} says"
-        warnings.warn(f"{name} predicts {stated} by {where}: {used}.", stacklevel=2)
+        warnings.warn(f"{name} predicts {stated} according to {where}: {used}.", stacklevel=2)
 
 
 def single_value(statements: list[Statement], setting: str, advice: str) -> tuple:
-    """The value that a file states for a setting, and the first place that states the value.
+    """The value that a file states for a setting, and the first place that states this value.
 
-    (None, None): no place states a value.
-    advice: the end of the error message
+    Returns (None, None) if no place states a value.
+
+    setting: "prediction" or "zero_terminal_snr"
+    advice: the end of the error message, which says what the user can do
+
     Raises ValueError if two places state different values.
     """
     found = [(value, where) for name, value, where in statements if name == setting]
     found = [(value, where) for value, where in found if value is not None]
     for value, where in found[1:]:
         if value != found[0][0]:
-            both = f"{' by '.join(map(str, found[0]))}, but {value} by {where}"
+            both = f"{' according to '.join(map(str, found[0]))}, but {value} according to {where}"
             contradiction = f"the {setting.replace('_', ' ')} is {both}"
             raise ValueError(f"contradicts itself: {contradiction}. {advice}")
     return found[0] if found else (None, None)
@@ -154,9 +172,11 @@ def single_value(statements: list[Statement], setting: str, advice: str) -> tupl
 
 
 def statements_in(place: Mapping[str, object], where: str) -> list[Statement]:
-    """The statements in a dictionary, such as a header.
+    """List the settings that a dictionary, such as a header, states.
 
-    where: the description of the dictionary. In this text, KEY is replaced by the key
+    where: a text that describes a place in the dictionary, such as "KEY in its header". KEY is
+        replaced by the key that states the setting
+
     Raises ValueError if a value is unknown.
     """
     return [
@@ -173,10 +193,11 @@ def statements_in_header(header: Mapping[str, str]) -> list[Statement]:
 
 
 def parse_word(key: str, value: object, words: str) -> object:
-    """The meaning of a value. None: the value states nothing.
+    """Translate a stored value to minisd's value. None: the value means "not stated".
 
     key: the key that has the value, for the error message
-    words: the name of a table in WORDS
+    words: the name of a table in WORDS. The table translates the value
+
     Raises ValueError if the table does not contain the value.
     """
     text, known = str(value).strip().lower(), WORDS[words]
@@ -189,9 +210,9 @@ def parse_word(key: str, value: object, words: str) -> object:
 
 
 def statements_in_markers(tensors: Mapping[str, Tensor]) -> list[Statement]:
-    """The statements that marker tensors make by their presence.
+    """List the settings that marker tensors state. Only the names of these tensors matter.
 
-    Raises ValueError if a tensor belongs to a model with EDM's noise levels.
+    Raises ValueError if a tensor shows that the model has EDM's noise levels.
     """
     for key in PREDICTION_TABLES["edm"]:
         if key in tensors:
@@ -202,9 +223,9 @@ def statements_in_markers(tensors: Mapping[str, Tensor]) -> list[Statement]:
 
 
 def yaml_settings(path: Path, config: ModelConfig) -> dict:
-    """Read the settings "model: params:" in a .yaml. {}: the file has no such settings.
+    """Read the settings under "model: params:" in a .yaml. {}: the file has no such settings.
 
-    Raises ValueError if the file is not YAML, or if minisd's networks do not have a setting.
+    Raises ValueError if the file is not YAML, or if a setting does not fit minisd's networks.
     """
     content = read_yaml(path)
     for name in ("model", "params"):
@@ -216,13 +237,17 @@ def yaml_settings(path: Path, config: ModelConfig) -> dict:
     layer = "penultimate" if is_v2(config) else "last"
     for name, value in {"layer": layer, "layer_idx": None, "clip_skip": None}.items():
         if text.get(name, value) not in (value, None):
-            what = f"{name} = {shorten(text[name])} for its text transformer in {path.name}"
-            raise ValueError(f"has {what}: minisd knows only {value!r}")
+            what = f"a text transformer with {name} = {shorten(text[name])} (see {path.name})"
+            raise ValueError(f"has {what}: minisd knows only {name} = {value!r}")
     return settings
 
 
 def part_params(settings: Mapping[str, object], name: str) -> dict:
-    """The "params:" of a part of the model. {}: the part has no "params:"."""
+    """The settings under "params:" of one part of the model. {}: the part has no such settings.
+
+    settings: the settings under "model: params:"
+    name: the name of the part in the .yaml, such as "unet_config"
+    """
     part = settings.get(name)
     params = part.get("params") if isinstance(part, dict) else None
     check_value("params", params, dict | None, where=f" of {name} in its .yaml")
@@ -230,7 +255,7 @@ def part_params(settings: Mapping[str, object], name: str) -> dict:
 
 
 def with_yaml_numbers(config: ModelConfig, settings: Mapping[str, object]) -> ModelConfig:
-    """Set the schedule and the scale of the latents to the numbers in a .yaml.
+    """Put the numbers of a .yaml into the config: the noise schedule and the scale of the latents.
 
     Raises ValueError if a number is impossible.
     """
@@ -244,9 +269,9 @@ def with_yaml_numbers(config: ModelConfig, settings: Mapping[str, object]) -> Mo
 
 
 def with_yaml_unet(config: ModelConfig, settings: Mapping[str, object]) -> ModelConfig:
-    """Set the U-Net's heads as a .yaml states them.
+    """Set the number of heads in the U-Net, or the width of each head, to the value in a .yaml.
 
-    No tensor shows the number of heads. The tensors show all other sizes.
+    No tensor shows the number of heads. The tensors show all other sizes of the U-Net.
     """
     stated = part_params(settings, "unet_config")
     stated = {name: value for name, value in stated.items() if value not in (None, -1)}
@@ -257,7 +282,7 @@ def with_yaml_unet(config: ModelConfig, settings: Mapping[str, object]) -> Model
 
 
 def yaml_number(name: str, value: Any) -> object:
-    """Turn a value in a .yaml into a number, because YAML reads 1e-4 as a text.
+    """Turn a value in a .yaml into a number. This is necessary because YAML reads 1e-4 as a text.
 
     Raises ValueError if the value is not a number.
     """
@@ -269,9 +294,9 @@ def yaml_number(name: str, value: Any) -> object:
 
 
 def stated_size(header: Mapping[str, str]) -> int | None:
-    """The native size in pixels that the header states (ModelSpec).
+    """The size of the model's pictures, in pixels, that the header states (modelspec.resolution).
 
-    None: the header states no size, or a size that is not square or not a multiple of 64.
+    None: the header states no size, or the size is not square, or it is not a multiple of 64.
     """
     match = re.fullmatch(r"(\d{1,5})x\1", header.get("modelspec.resolution", ""))
     return int(match[1]) if match and int(match[1]) % 64 == 0 else None
@@ -281,9 +306,12 @@ def stated_size(header: Mapping[str, str]) -> int | None:
 
 
 def noise_table(tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """The table alphas_cumprod in a file. If the file has only betas, the table is computed.
+    """The table of noise levels (alphas_cumprod) in a file.
+
+    If the file holds betas instead, the table is computed from the betas.
 
     None: the file holds neither alphas_cumprod nor betas.
+
     Raises ValueError if the shape of the stored tensor is impossible.
     """
     for name in ("alphas_cumprod", "betas"):
@@ -297,13 +325,13 @@ def noise_table(tensors: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def with_stored_levels(schedule: ScheduleConfig, stored: Tensor, name: str) -> ScheduleConfig:
-    """Compare a schedule with a stored alphas_cumprod. Returns the schedule to use.
+    """Put the noise levels that a file stores into a schedule. Returns the new schedule.
 
-    If the schedule has the same alphas_cumprod, the schedule is returned. If the two differ, this
-    function warns, and returns a schedule with the stored levels. But if the stored levels are
-    impossible, or contradict a zero terminal SNR, `schedule` is returned.
+    If `schedule` already has these noise levels, it is returned. Otherwise, the user is warned. If
+    the stored levels are impossible, or if they contradict a zero terminal SNR, they are ignored,
+    and `schedule` is returned.
 
-    stored: the alphas_cumprod in the file
+    stored: the stored noise levels (alphas_cumprod)
     name: the file's name, for the warning
     """
     if is_same_table(stored, Schedule(schedule).alpha_bar):
@@ -312,11 +340,11 @@ def with_stored_levels(schedule: ScheduleConfig, stored: Tensor, name: str) -> S
     table = stored.double().flatten()
     steps = torch.cat([torch.ones(1, dtype=table.dtype), table])
     falls = table.numel() > 1 and bool((steps.diff() < 0).all()) and bool(table[-1] >= 0)
-    outcome = "uses it" if falls else "ignores it, because it does not fall from 1 to 0"
+    outcome = "uses them" if falls else "ignores them, because they do not fall from 1 to 0"
     usual = replace(schedule, zero_terminal_snr=False)
     if zero and is_same_table(stored, Schedule(usual).alpha_bar):
-        falls, outcome = False, "ignores it, because the file states a zero terminal SNR"
-    what = "an alphas_cumprod that differs from its other settings"
+        falls, outcome = False, "ignores them, because the file states a zero terminal SNR"
+    what = "noise levels (alphas_cumprod) that differ from its other settings"
     warnings.warn(f"{name} holds {what}: minisd {outcome}.", stacklevel=2)
     if not falls:
         return schedule
@@ -327,7 +355,7 @@ def with_stored_levels(schedule: ScheduleConfig, stored: Tensor, name: str) -> S
 
 
 def is_same_table(stored: Tensor, ours: Tensor) -> bool:
-    """Whether two tables are equal, except for the rounding of half precision."""
+    """Whether two tables of noise levels are equal, except for the rounding of half precision."""
     if stored.shape != ours.shape:
         return False
     coarse = torch.equal(stored, stored.to(torch.bfloat16).to(stored.dtype))

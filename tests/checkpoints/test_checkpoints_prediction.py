@@ -120,16 +120,16 @@ def test_two_places_that_contradict_are_both_named(write):
     assert "eps by modelspec.predict_key in its header" in message
     assert "v by the marker tensor v_pred" in message
     assert 'Give prediction="eps" or prediction="v"' in message
-    with pytest.warns(UserWarning, match=r"predicts v by the marker .* minisd uses eps"):
+    with pytest.warns(UserWarning, match=r"predicts v according to the marker .* minisd uses eps"):
         assert said(path, prediction="eps") == ("eps", "the argument prediction=")
 
 
 def test_an_argument_against_the_file_warns(write, tmp_path):
-    with pytest.warns(UserWarning, match=r"predicts v by modelspec.predict_key .* minisd uses eps"):
+    with pytest.warns(UserWarning, match=r"predicts v according to modelspec.predict_key .* minisd uses eps"):
         assert said(write({"modelspec.predict_key": "v"}), prediction="eps")[0] == "eps"
     convert(write({"modelspec.predict_key": "v"}), tmp_path / "folder")
     with pytest.warns(
-        UserWarning, match=r"predicts v by its scheduler's settings: minisd uses eps"
+        UserWarning, match=r"predicts v according to its scheduler's settings: minisd uses eps"
     ):
         assert said(tmp_path / "folder", prediction="eps")[0] == "eps"
 
@@ -321,7 +321,7 @@ def test_a_table_with_zero_terminal_snr_is_obeyed(write):
 def test_another_table_is_obeyed_and_reported(write, tmp_path, settings):
     theirs = table(**settings)
     path = write({"modelspec.predict_key": "epsilon"}, {"alphas_cumprod": theirs})
-    with pytest.warns(UserWarning, match="an alphas_cumprod that differs .*: minisd uses it"):
+    with pytest.warns(UserWarning, match="noise levels .* that differ .*: minisd uses them"):
         opened = open_checkpoint(path)
     assert Schedule(opened.config.schedule).alpha_bar.numpy() == pytest.approx(theirs, rel=1e-5)
     with pytest.warns(UserWarning):
@@ -332,7 +332,7 @@ def test_another_table_is_obeyed_and_reported(write, tmp_path, settings):
 def test_a_table_that_ends_without_signal_is_for_v_alone(write):
     theirs = DDIMScheduler(beta_schedule="linear", rescale_betas_zero_snr=True).alphas_cumprod
     path = write({"modelspec.predict_key": "v"}, {"alphas_cumprod": theirs})
-    with pytest.warns(UserWarning, match="minisd uses it"):
+    with pytest.warns(UserWarning, match="minisd uses them"):
         schedule = Schedule(open_checkpoint(path).config.schedule)
     assert schedule.alpha_bar[-1] == 0
     assert schedule.alpha_bar.numpy() == pytest.approx(theirs, abs=1e-4)
@@ -341,7 +341,7 @@ def test_a_table_that_ends_without_signal_is_for_v_alone(write):
 @pytest.mark.parametrize("stored", [torch.rand(1000), table().flip(0), torch.full((9,), 2.0)])
 def test_a_table_that_does_not_fall_is_reported(write, stored):
     path = write({"modelspec.predict_key": "epsilon"}, {"alphas_cumprod": stored})
-    with pytest.warns(UserWarning, match="minisd ignores it, because it does not fall from 1 to 0"):
+    with pytest.warns(UserWarning, match="minisd ignores them, because they do not fall from 1 to 0"):
         assert open_checkpoint(path).config.schedule == V1.schedule
 
 
@@ -416,7 +416,7 @@ def test_a_stated_size_holds_whoever_says_eps_or_v(write, prediction):
 
 def test_betas_alone_are_the_noise_levels(write):
     betas = torch.linspace(0.0001, 0.02, 1000)
-    with pytest.warns(UserWarning, match="minisd uses it"):
+    with pytest.warns(UserWarning, match="minisd uses them"):
         config = open_checkpoint(write(more={"betas": betas})).config
     theirs = DDIMScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear")
     assert torch.allclose(

@@ -339,7 +339,7 @@ def test_a_page_in_the_place_of_the_file_is_refused(hub, folder, monkeypatch):
     hub.content = b"<!DOCTYPE html><title>Log in</title>"
     assert "no longer at a/b" in refusal(hub)  # another size than the published one
     unknown(monkeypatch)
-    assert "arrived as text, and was deleted" in refusal(hub)
+    assert "is only a text. minisd deleted it" in refusal(hub)
     hub.content = CONTENT
     check_whole(hub, folder)
 
@@ -354,7 +354,7 @@ def test_where_nobody_says_the_size_nothing_is_fetched(hub, folder, monkeypatch)
 def test_the_hubs_own_sha256_is_compared_where_none_is_published(hub, folder, monkeypatch):
     unknown(monkeypatch)
     hub.content, hub.mood = OTHER, "redirects"  # whose X-Linked-ETag is CONTENT's
-    assert "instead of the one that its server states, and was deleted" in refusal(hub)
+    assert "instead of the one that its server states. minisd deleted it" in refusal(hub)
     hub.content = CONTENT
     assert download("some", hub.endpoint).read_bytes() == CONTENT
 
@@ -448,7 +448,7 @@ def test_a_part_that_is_not_what_was_left_does_no_harm(hub, folder, tmp_path, ch
     except OSError as error:  # Windows lets only some users make links
         pytest.skip(str(error))
     if change is damage:
-        assert "instead of the published one, and was deleted" in refusal(hub)
+        assert "instead of the published one. minisd deleted it" in refusal(hub)
     if change is make_a_folder:
         assert "cannot be written" in refusal(hub)
         part.rmdir()
@@ -476,7 +476,7 @@ def test_a_folder_in_the_place_of_the_file_is_refused(hub, folder):
     (folder / "some.ckpt").mkdir(parents=True)
     for ask in (lambda: official.local_path("some"), lambda: download("some", hub.endpoint)):
         with pytest.raises(
-            ValueError, match=r"some\.ckpt is not a file: delete it, then download it"
+            ValueError, match=r"some\.ckpt is not a file: delete it, then run"
         ):
             ask()
     assert hub.asked == []
