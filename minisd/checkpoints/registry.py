@@ -92,7 +92,7 @@ def describe_official(name: str) -> str:
     Raises ValueError if no published file has this name.
     """
     if name not in OFFICIAL:
-        raise ValueError(f"There is no published file {name!r}: choose one of {', '.join(OFFICIAL)}.")
+        raise ValueError(f"{name!r} is no published file: choose one of {', '.join(OFFICIAL)}.")
     official = OFFICIAL[name]
     size = size_in_words(official.size) if official.size else "size unknown"
     checksum = official.sha256 or "unknown (later downloads must equal the first)"

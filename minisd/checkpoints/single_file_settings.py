@@ -140,8 +140,8 @@ def warn_of_argument(name: str, argument: str, stated: str | None, where: str) -
 
     name: the name of the file
     argument: the value of the argument prediction=
-    stated: the prediction that the file states
-    where: the place in the file that states this prediction
+    stated: the prediction that the file states. None: the file states none
+    where: the place that states this prediction
     """
     if stated not in (None, argument):
         used = f"minisd uses {argument}, as {BY_ARGUMENT} says"

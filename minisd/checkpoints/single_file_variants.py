@@ -1,4 +1,4 @@
-"""Bring single files with averaged weights or 8-bit weights into the usual form."""
+"""Turn the averaged weights (EMA) and the 8-bit weights of single files into usual weights."""
 
 import re
 from collections.abc import Mapping
@@ -9,10 +9,10 @@ from minisd.checkpoints.names import LEAVES, PREFIXES_V1, flat_rows, unet_rows
 from minisd.config import UNetConfig
 
 UNET_PREFIX = PREFIXES_V1["unet"]
-EMA_START = "model_ema.diffusion_model"  # then the name of a weight follows, without its dots
-MOST_BLOCKS = 50  # more than the encoder or decoder of any U-Net has; SD has 12
+EMA_START = "model_ema.diffusion_model"  # prefix of all averaged weights
+MOST_BLOCKS = 50  # more than the encoder or the decoder of any U-Net has. In SD, each has 12
 SCALE_KEYS = r"\.(scale_weight|weight_scale)$"
-SCALE_NOTES = (".scale_input", ".input_scale", "scaled_fp8")  # not needed to multiply
+SCALE_NOTES = (".scale_input", ".input_scale", "scaled_fp8")  # tensors that minisd does not need
 
 
 # ---- averaged weights ------------------------------------------------------------------------
@@ -21,8 +21,9 @@ SCALE_NOTES = (".scale_input", ".input_scale", "scaled_fp8")  # not needed to mu
 def with_ema_unet(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Replace the last weights of the U-Net by its averaged weights.
 
-    The last weights are the weights after the last training step. The averaged weights are an
-    average over the training (EMA). Some files hold only averaged weights.
+    The last weights are the weights after the last training step. The averaged weights (EMA) are an
+    average over many training steps. Some files hold only averaged weights.
+
     Raises ValueError if an averaged weight is missing.
     """
     names = {key: ema_key(key) for key in tensors if key.startswith(UNET_PREFIX)}
@@ -40,7 +41,9 @@ def holds_only_ema(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def ema_key(key: str) -> str:
-    """The name of an averaged weight: the name of the weight, without dots.
+    """The name of an averaged weight.
+
+    It consists of "model_ema." and the usual name of the weight, without "model." and without dots.
 
     >>> ema_key("model.diffusion_model.input_blocks.11.0.in_layers.0.weight")
     'model_ema.diffusion_modelinput_blocks110in_layers0weight'
@@ -51,8 +54,8 @@ def ema_key(key: str) -> str:
 def ema_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """A dictionary: name of an averaged weight in a file -> the usual name of the weight.
 
-    Raises ValueError if a name does not belong to a weight of SD's U-Net. The U-Net may have any
-    number of blocks.
+    Raises ValueError if a name does not belong to a weight of SD's U-Net. The U-Net may have up to
+    MOST_BLOCKS blocks.
     """
     keys = [
         UNET_PREFIX + row.key("original", leaf)
@@ -74,8 +77,7 @@ def ema_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 def apply_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Multiply 8-bit weights by the scales that are stored with them (ComfyUI's scaled fp8).
 
-    A weight has one scale, or one scale for each row. Raises ValueError if a weight has another
-    number of scales.
+    Raises ValueError if a weight has neither one scale nor one scale for each of its rows.
     """
     usual = {key: tensor for key, tensor in tensors.items() if not key.endswith(SCALE_NOTES)}
     for name, scale in tensors.items():
@@ -84,7 +86,7 @@ def apply_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         weight = tensors[key]
         if scale.numel() not in (1, *weight.shape[:1]):
-            raise ValueError(f"holds {key} with {scale.numel()} scales: get the same model as fp16")
+            raise ValueError(f"has a wrong number of scales for {key}: get the model as fp16")
         usual[key] = weight.float() * scale.float().reshape(-1, *[1] * (weight.ndim - 1))
         del usual[name]
     return usual

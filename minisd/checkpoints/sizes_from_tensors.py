@@ -11,10 +11,11 @@ from minisd.config import OPENCLIP_H, ModelConfig, TextConfig, UNetConfig, VAECo
 
 GIVE_VAE = "give an autoencoder (it turns latents into pictures) with vae=FILE or --vae FILE"
 NORM_GROUPS = 32  # in every network of v1 and v2; no tensor shows this number
-MOST_MODULES = 200  # with one prefix; SD has at most 12
+MOST_MODULES = 200  # modules with the same prefix; SD has at most 12
 HEAD_WIDTH = 64  # of v2's U-Net and of both text transformers
 
-# Width -> known numbers of text layers. In v2, the last layer is unused, and may be missing.
+# Width of a text transformer -> possible numbers of layers. v2 does not use the last layer, so some
+# files do not hold the last layer.
 TEXT_LAYERS = {
     TextConfig.width: (TextConfig.layers,),
     OPENCLIP_H.width: (OPENCLIP_H.layers, OPENCLIP_H.layers + 1),
@@ -22,11 +23,12 @@ TEXT_LAYERS = {
 
 
 def config_from_tensors(tensors: Mapping[str, Tensor], name: str) -> ModelConfig:
-    """The sizes of the model in an original single file.
+    """Find the sizes of the model in an original single file.
 
-    If no tensor shows a size, the size is that of the published models.
+    If no tensor shows a size, the size of the published models is used.
 
-    name: the model's name
+    name: the name of the model in the config
+
     Raises ValueError if a tensor that shows a size is missing or has too few axes.
     """
     v2 = has_prefix(tensors, PREFIXES_V2["text_encoder"])
@@ -47,7 +49,7 @@ def config_from_tensors(tensors: Mapping[str, Tensor], name: str) -> ModelConfig
 
 
 def with_text_layout(config: ModelConfig, open_clip: bool) -> ModelConfig:
-    """Set config.open_clip_text.
+    """Set config.open_clip_text. It is None if the U-Net already shows the right value (is_v2()).
 
     open_clip: whether the text transformer has open_clip's names, as in SD v2
     """
@@ -60,7 +62,12 @@ def has_prefix(tensors: Mapping[str, Tensor], prefix: str) -> bool:
 
 
 def shape_of(tensors: Mapping[str, Tensor], key: str, axes: int = 1) -> tuple[int, ...]:
-    """A tensor's shape. Raises ValueError if the tensor is missing or has too few axes."""
+    """The shape of a tensor.
+
+    axes: the smallest allowed number of axes
+
+    Raises ValueError if the tensor is missing or has fewer axes.
+    """
     if key not in tensors:
         raise ValueError(f"lacks {key}: get a complete copy of the model")
     found = tuple(tensors[key].shape)
@@ -70,7 +77,9 @@ def shape_of(tensors: Mapping[str, Tensor], key: str, axes: int = 1) -> tuple[in
 
 
 def count_modules(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """The number of modules with a prefix: one more than the highest number after the prefix.
+    """Count modules whose names consist of a prefix and a number, starting from 0.
+
+    The result is the highest number plus 1, also if a number in between is missing.
 
     >>> count_modules({"up.0.weight": None, "up.2.weight": None}, "up.")
     3
@@ -83,7 +92,7 @@ def count_modules(tensors: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def module_numbers(tensors: Mapping[str, Tensor], prefix: str) -> set[int]:
-    """The numbers that follow a prefix in the names of tensors."""
+    """The numbers that come right after a prefix in the names of tensors."""
     numbered = re.compile(re.escape(prefix) + r"(\d{1,9})\.")
     return {int(match[1]) for match in map(numbered.match, tensors) if match}
 
@@ -95,7 +104,7 @@ def unet_sizes(tensors: Mapping[str, Tensor], prefix: str) -> UNetConfig:
     linear = len(shape_of(tensors, f"{transformer}proj_in.weight")) == 2
     divisor = HEAD_WIDTH if linear else NORM_GROUPS
     if any(width % divisor for width in channels):
-        widths = f"U-Net levels of the widths {channels}, but SD's are multiples of {divisor}"
+        widths = f"U-Net levels of the widths {channels}, but not all are multiples of {divisor}"
         raise ValueError(f"has {widths}: get another model")
     context = f"{transformer}transformer_blocks.0.attn2.to_k.weight"
     return UNetConfig(
@@ -113,9 +122,10 @@ def unet_sizes(tensors: Mapping[str, Tensor], prefix: str) -> UNetConfig:
 
 
 def unet_levels(tensors: Mapping[str, Tensor], prefix: str) -> list[list[str]]:
-    """The prefixes of the U-Net's input blocks, one list for each level.
+    """The prefixes of the U-Net's input blocks, in one list for each level.
 
-    A convolution named "op" ends every level except the last.
+    At the end of every level except the last, there is a block with a convolution named "op". The
+    lists do not contain these blocks.
     """
     levels = [[]]
     for n in range(1, count_modules(tensors, f"{prefix}input_blocks.")):
@@ -130,13 +140,14 @@ def unet_levels(tensors: Mapping[str, Tensor], prefix: str) -> list[list[str]]:
 
 
 def vae_sizes(tensors: Mapping[str, Tensor], prefix: str, layout: str = "original") -> VAEConfig:
-    """The autoencoder's sizes.
+    """Find the sizes of the autoencoder.
 
-    layout: the layout of the tensors' names, "original" or "diffusers"
+    prefix: the beginning of the names of all its tensors
+    layout: the layout of these names, "original" or "diffusers"
     """
     level, block = ("down", "block") if layout == "original" else ("down_blocks", "resnets")
     if not has_prefix(tensors, f"{prefix}encoder."):  # some programs save only the decoder
-        half = "holds a VAE's decoder without its encoder"
+        half = "holds the decoder of a VAE, but not the encoder"
         raise ValueError(f"{half}: give a complete autoencoder with vae=FILE or --vae FILE")
     down = f"{prefix}encoder.{level}."
     levels = range(count_modules(tensors, down))
@@ -154,12 +165,12 @@ def text_v1_sizes(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
 
 
 def text_v2_sizes(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
-    """The sizes of SD v2's text transformer, without its last layer.
+    """Find the sizes of SD v2's text transformer. The last layer is not counted.
 
-    SD v2 reads the output of the second to last layer, so some files leave out the last layer. If
-    the width is the published width, the number of layers shows whether a file holds the last
-    layer. Otherwise the tensor text_projection shows this: only the complete text transformer needs
-    text_projection, so a file with this tensor probably also holds the last layer.
+    SD v2 uses the output of the second to last layer, so some files do not hold the last layer. At
+    the published width, the number of layers shows whether a file holds the last layer. At another
+    width, the tensor text_projection shows it: text_projection comes after the last layer, so a
+    file with this tensor probably holds the last layer, too.
     """
     words, layers = f"{prefix}token_embedding.weight", f"{prefix}transformer.resblocks."
     positions = f"{prefix}positional_embedding"
@@ -171,11 +182,12 @@ def text_v2_sizes(tensors: Mapping[str, Tensor], prefix: str) -> TextConfig:
 
 
 def text_sizes(tensors: Mapping[str, Tensor], usual: TextConfig, *names: str) -> TextConfig:
-    """The text transformer's sizes. All layers in the file are counted.
+    """Find the sizes of the text transformer. All layers in the file are counted.
 
     usual: a config with the sizes that no tensor shows
-    names: four names: the token vectors, the position vectors, the prefix of all layers, and the
-        first matrix of the MLP inside a layer
+    names: the name of the token vectors, the name of the position vectors, the prefix of all
+        layers, and the name of the MLP's first matrix inside a layer
+
     Raises ValueError if layers are missing, or if the width is not a multiple of HEAD_WIDTH.
     """
     words, positions, layers, mlp = names

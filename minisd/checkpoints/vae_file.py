@@ -27,12 +27,15 @@ ONLY_TRAINING = ("loss.", "model_ema.", "logvar")  # prefixes of tensors that on
 
 
 def open_vae(source: str | Path, expected: VAEConfig | None = None) -> OtherVAE:
-    """Read the autoencoder of a VAE file or folder. Its tensors get minisd's names.
+    """Read the autoencoder in a VAE file or folder. The returned tensors have minisd's names.
 
-    expected: the sizes that the autoencoder must have, and the scale of its latents if no
-        config.json states this scale. None: the config.json or the tensors show the sizes
-    Raises ValueError if the source is not an autoencoder of the expected sizes, or if the source
-    has settings that minisd's VAE does not have.
+    source: the file or folder, or the name of a published VAE
+    expected: the config of the VAE that is replaced. The new VAE must have the same sizes. If no
+        config.json states the scale of the new VAE's latents, the scale in `expected` is used.
+        None: any sizes are allowed
+
+    Raises ValueError if the source is not an autoencoder of the expected sizes, or if its
+    config.json has settings that do not fit minisd's VAE.
     """
     path = local_path(source)
     path = path / "vae" if (path / "vae" / "config.json").exists() else path
@@ -56,6 +59,8 @@ def vae_tensors(name: str, files: list[Path]) -> dict[str, Tensor]:
     """Read the tensors of a VAE. The tensors get their usual names, without prefix.
 
     name: the name of the file or folder, for error messages
+    files: the files that together hold the VAE
+
     Raises ValueError if the files do not hold a VAE.
     """
     shards = [pair for file in files for pair in read_tensors(file).items()]
@@ -71,11 +76,12 @@ def vae_tensors(name: str, files: list[Path]) -> dict[str, Tensor]:
 def read_stated_config(path: Path, required: bool, layout: str) -> VAEConfig | None:
     """Read the config.json of a VAE.
 
-    None: there is no config.json, or the config.json belongs to another network.
+    Returns None if there is no config.json, or if the config.json belongs to another network.
 
+    path: the path of the config.json
     required: whether a missing config.json is an error
-    layout: the layout of the VAE file. If the layout is "diffusers", a config.json that states no
-        class belongs to the VAE
+    layout: the layout of the VAE file. If a config.json states no class, it is used only if the
+        layout is "diffusers"
     """
     stored = read_json(path) if required or path.exists() else {}
     unnamed = "Autoencoder" if layout == "diffusers" and stored else ""
@@ -86,13 +92,14 @@ def read_stated_config(path: Path, required: bool, layout: str) -> VAEConfig | N
 def agree_on_config(stated: VAEConfig, expected: VAEConfig) -> VAEConfig:
     """Check that a VAE has the same sizes as the VAE that it replaces. Returns `stated`.
 
-    stated: the settings in the config.json of the new VAE
-    expected: the settings of the VAE that is replaced
-    Raises ValueError if the sizes differ. The scales may differ.
+    stated: the config of the new VAE, from its config.json
+    expected: the config of the VAE that is replaced
+
+    Raises ValueError if the sizes differ. The scales of the latents may differ.
     """
     for name, needed in asdict(expected).items():
         own = getattr(stated, name)
         if own != needed and name != "scale":
             sizes = f"{name} = {own} in its config.json, but the model's own VAE has {needed}"
-            raise ValueError(f"has {sizes}: give a VAE with the model's sizes")
+            raise ValueError(f"has {sizes}: give a VAE with the same sizes")
     return stated

@@ -8,11 +8,11 @@ from minisd.clip import ACTIVATIONS
 from minisd.config import ModelConfig, TextConfig
 from minisd.files.json_files import build_dataclass, shorten
 
-LEVELS = 8  # most levels of a network; the resolution halves at each level
+LEVELS = 8  # the most levels that a network may have; each level halves the resolution
 RANGES = {
     "layers": (1, 100),
     "res_blocks": (1, 10),
-    "max_length": (TextConfig.max_length, TextConfig.max_length),  # as the tokenizer's rows
+    "max_length": (TextConfig.max_length, TextConfig.max_length),  # length of the tokenizer's rows
     "pad_token": (0, 10**6),
     "timesteps": (2, 100_000),
     "steps_offset": (0, 100),
@@ -23,7 +23,10 @@ RANGES = {
 
 
 def validate_config(config: ModelConfig) -> ModelConfig:
-    """Return the config. Raises ValueError if its sizes are impossible or do not fit together."""
+    """Return the config if networks can be built from it.
+
+    Raises ValueError if a value is impossible or unknown, or if two values do not fit together.
+    """
     text, unet, vae = config.text, config.unet, config.vae
     build_dataclass(ModelConfig, asdict(config), RANGES)
     check_levels(unet.channels, vae.channels)
@@ -39,9 +42,9 @@ def validate_config(config: ModelConfig) -> ModelConfig:
     if config.schedule.zero_terminal_snr and config.schedule.prediction != "v":
         raise ValueError('has a zero terminal SNR, so it must predict v: give prediction="v"')
     if len(unet.attention) != len(unet.channels):
-        levels = f"{len(unet.channels)} U-Net levels, but types for {len(unet.attention)} levels"
+        levels = f"{len(unet.channels)} U-Net levels, but a list of {len(unet.attention)} types"
         raise ValueError(f"has {levels}: get another copy")
-    refuse_uneven([(text.width, text.heads), (unet.channels[0], 2)])  # sines and cosines of t
+    refuse_uneven([(text.width, text.heads), (unet.channels[0], 2)])  # 2: sines and cosines of t
     refuse_uneven((width, unet.norm_groups) for width in unet.channels)
     attending = zip(unet.channels, [*unet.attention[:-1], True], strict=True)  # True: the middle
     heads = unet.head_width or unet.heads
@@ -53,7 +56,7 @@ def validate_config(config: ModelConfig) -> ModelConfig:
 def check_levels(*networks: tuple[int, ...]) -> None:
     """Raise ValueError if a network has more than LEVELS levels.
 
-    networks: the channels of each level, for each network
+    networks: for each network, a tuple with the number of channels of each level
     """
     for channels in networks:
         if len(channels) > LEVELS:
@@ -61,8 +64,11 @@ def check_levels(*networks: tuple[int, ...]) -> None:
 
 
 def refuse_uneven(divided: Iterable[tuple[int, int]]) -> None:
-    """Raise ValueError if a number of channels cannot be divided into its groups or heads."""
+    """Raise ValueError if channels cannot be divided evenly into groups or heads.
+
+    divided: pairs of a number of channels, and the number of its groups or heads
+    """
     for width, number in divided:
         if width % number:
-            uneven = f"{width} channels, which cannot be divided into {number} groups or heads"
+            uneven = f"{width} channels that cannot be divided into {number} groups or heads"
             raise ValueError(f"has {uneven}: get another copy")

@@ -1,6 +1,6 @@
-"""Write a model as our own file, an original single file, or a diffusers folder.
+"""Write a model as minisd's own file, as an original single file, or as a diffusers folder.
 
-A file or folder appears under its name only when it is complete.
+A file or folder gets its name only when it is complete.
 """
 
 import json
@@ -31,7 +31,7 @@ from minisd.checkpoints.vae_file import open_vae
 from minisd.files.whole_files import written_whole
 from minisd.vae import VAE
 
-FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # no folder has such a name
+FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # endings of single files
 LAYOUTS = ("original", "diffusers", "ours")
 
 
@@ -41,13 +41,13 @@ def save(
     dtype: torch.dtype | None = None,
     notes: Mapping[str, str] | None = None,
 ):
-    """Write a model as a file of minisd. load() can read the file. Replaces an existing file.
+    """Write a model as minisd's own file, which load() can read. Replaces an existing file.
 
     dtype: the dtype of the written weights. None: the weights keep their dtypes
     notes: more entries for the header, for example how the model was trained
 
-    Raises ValueError if the file may not be written, if the disk is full, or if a weight is NaN or
-    infinity, or becomes infinity in the new dtype. After an error, an existing file is unchanged.
+    Raises ValueError if the file cannot be written, if the disk is full, or if a weight is NaN or
+    infinite, or becomes infinite in the new dtype. After an error, an existing file is unchanged.
     """
     if dtype is not None:
         check_dtype(dtype)
@@ -59,9 +59,11 @@ def save(
 
 
 def save_vae(path: str | Path, vae: VAE, notes: Mapping[str, str] | None = None):
-    """Write only an autoencoder, in the layout of published VAE files, in half precision.
+    """Write an autoencoder in half precision, as a file in the layout of published VAE files.
 
-    notes: entries for the header. Raises what save() raises.
+    notes: entries for the header
+
+    Raises what save() raises.
     """
     state = to_official(vae.state_dict(), flat_rows(vae_rows(vae.config)), "original")
     with written_whole(Path(path)) as unfinished:
@@ -106,7 +108,7 @@ def convert(
         checkpoint = open_checkpoint(path, prediction, ema, other)
         if keep_unused and (checkpoint.layout, layout) != ("original", "original"):
             raise ValueError("keep_unused needs two original files: leave keep_unused out.")
-        if checkpoint.known_by is None:  # only the network can show eps or v
+        if checkpoint.known_by is None:  # then the network shows eps or v
             checkpoint = replace(checkpoint, config=build_networks(checkpoint, path.name).config)
         if layout == "diffusers":
             write_folder(unfinished, checkpoint, dtype)
@@ -142,7 +144,10 @@ def write_folder(path: Path, checkpoint: Checkpoint, dtype: torch.dtype | None):
 
 
 def tensors_by_layout(checkpoint: Checkpoint, layout: str) -> dict[str, dict[str, Tensor]]:
-    """A dictionary: part -> its tensors, with the names of a layout and without prefix."""
+    """Rename the tensors for a layout. Returns a dictionary: part -> tensors of the part.
+
+    The names have no prefix.
+    """
     rows = model_rows(checkpoint.config)
     return {
         part: to_official(state, rows[part], layout) for part, state in checkpoint.parts.items()
@@ -161,8 +166,11 @@ def write_tensors(
     settings: the entries of the header
     dtype: the dtype of all written floating-point tensors. Other tensors, such as positions, do not
         change. None: no tensor changes
-    unused: names of tensors that may contain infinity, as v2's causal mask does
-    Raises ValueError if any other tensor contains NaN or infinity, or is too large for dtype.
+    unused: names of tensors that minisd does not use. Only these may contain NaN or infinity. For
+        example, v2's causal mask contains infinity
+
+    Raises ValueError if any other tensor contains NaN or infinity, or numbers that are too large
+    for dtype.
     """
     ready, memory = {}, set()
     for key, tensor in tensors.items():
@@ -172,7 +180,7 @@ def write_tensors(
             narrow = f"holds numbers that are too large for {dtype}: keep the stored dtype."
             raise ValueError(f"{key} {narrow if is_finite(tensor) else NOT_FINITE}")
         address = stored.untyped_storage().data_ptr()
-        ready[key] = stored.clone() if address in memory else stored  # the format cannot share
+        ready[key] = stored.clone() if address in memory else stored  # no shared memory in the file
         memory.add(address)
     save_file(ready, path, dict(settings))
     sort_settings(path)

@@ -11,10 +11,11 @@ LARGEST_YAML = 100_000  # bytes. Published files have 4,000; PyYAML reads about 
 
 
 def read_yaml(path: Path) -> object:
-    """Read a .yaml file. The file may hold only the types of values that JSON also has.
+    """Read a .yaml file. Only the types of values that JSON also has are allowed.
 
-    Raises ValueError if the file is not valid YAML, is too large, is nested too deeply, or holds
-    other types. The caller puts the name of the checkpoint before the message.
+    Raises ValueError if the file is not valid YAML, if it is too large, if it has too many nested
+    levels, or if it holds other types of values. The caller puts the name of the checkpoint before
+    the message.
     """
     try:
         text = read_at_most(path, LARGEST_YAML).decode("utf-8-sig")

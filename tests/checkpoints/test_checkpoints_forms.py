@@ -421,7 +421,7 @@ def test_the_settings_next_to_a_vae_are_obeyed_or_refused(v1, tmp_path):
 def test_half_a_vae_is_named(tensors, tmp_path):
     half = {k: t for k, t in tensors["v1"].items() if not k.startswith(f"{VAE}encoder.")}
     message = refusal(write(tmp_path / "half.safetensors", half))
-    assert "holds a VAE's decoder without its encoder" in message
+    assert "holds the decoder of a VAE, but not the encoder" in message
     vae = {k.removeprefix(VAE): t for k, t in half.items() if k.startswith(VAE)}
     path = write(tmp_path / "vae.safetensors", vae)
     for call in (open_vae, lambda path: load_vae(path, V1.vae)):

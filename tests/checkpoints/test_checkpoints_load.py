@@ -568,7 +568,11 @@ SETTINGS = {
         "attention_head_dim",
         0,
     ): "attention_head_dim = 0 in its unet",
-    ("unet/config.json", "down_block_types", ("DownBlock2D",)): "2 U-Net levels, but types for 1",
+    (
+        "unet/config.json",
+        "down_block_types",
+        ("DownBlock2D",),
+    ): "2 U-Net levels, but a list of 1 types",
     ("unet/config.json", "norm_num_groups", 24): "cannot be divided into 24 groups",
     ("vae/config.json", "norm_num_groups", 0): "has norm_num_groups = 0",
     ("text_encoder/config.json", "hidden_act", "gelu_new"): "has the activation 'gelu_new'",
@@ -638,7 +642,7 @@ def test_sizes_beyond_the_published_networks_are_refused_early(tensors, tmp_path
     conv = "model.diffusion_model.input_blocks.1.0.out_layers.3.weight"
     narrow[conv] = narrow[conv][:48]
     message = refusal(write(tmp_path / "a.safetensors", narrow), prediction="eps")
-    assert "U-Net levels of the widths (48, 128), but SD's are multiples of 64" in message
+    assert "U-Net levels of the widths (48, 128), but not all are multiples of 64" in message
 
 
 # ---- memory ----------------------------------------------------------------------------------

@@ -125,7 +125,9 @@ def test_two_places_that_contradict_are_both_named(write):
 
 
 def test_an_argument_against_the_file_warns(write, tmp_path):
-    with pytest.warns(UserWarning, match=r"predicts v according to modelspec.predict_key .* minisd uses eps"):
+    with pytest.warns(
+        UserWarning, match=r"v according to modelspec.predict_key .* minisd uses eps"
+    ):
         assert said(write({"modelspec.predict_key": "v"}), prediction="eps")[0] == "eps"
     convert(write({"modelspec.predict_key": "v"}), tmp_path / "folder")
     with pytest.warns(
@@ -341,7 +343,7 @@ def test_a_table_that_ends_without_signal_is_for_v_alone(write):
 @pytest.mark.parametrize("stored", [torch.rand(1000), table().flip(0), torch.full((9,), 2.0)])
 def test_a_table_that_does_not_fall_is_reported(write, stored):
     path = write({"modelspec.predict_key": "epsilon"}, {"alphas_cumprod": stored})
-    with pytest.warns(UserWarning, match="minisd ignores them, because they do not fall from 1 to 0"):
+    with pytest.warns(UserWarning, match="ignores them, because they do not fall from 1 to 0"):
         assert open_checkpoint(path).config.schedule == V1.schedule
 
 

@@ -75,7 +75,7 @@ def test_a_download_that_broke_off_goes_on_with_the_next_command(hub, tmp_path):
 
 def test_a_wrong_file_is_deleted(hub, tmp_path):
     hub.files = {path: CONTENT[::-1] for path in hub.files}
-    with pytest.raises(ValueError, match="instead of the published one. minisd deleted it"):
+    with pytest.raises(ValueError, match=r"instead of the published one\. minisd deleted it"):
         download("some", hub.endpoint)
     assert list((tmp_path / "kept" / "some").iterdir()) == []
 

@@ -475,9 +475,7 @@ def test_a_damaged_note_is_one_sentence_or_does_no_harm(hub, folder, monkeypatch
 def test_a_folder_in_the_place_of_the_file_is_refused(hub, folder):
     (folder / "some.ckpt").mkdir(parents=True)
     for ask in (lambda: official.local_path("some"), lambda: download("some", hub.endpoint)):
-        with pytest.raises(
-            ValueError, match=r"some\.ckpt is not a file: delete it, then run"
-        ):
+        with pytest.raises(ValueError, match=r"some\.ckpt is not a file: delete it, then run"):
             ask()
     assert hub.asked == []
 
