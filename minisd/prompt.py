@@ -1,4 +1,4 @@
-"""Prompts of any length, and weights of words as in AUTOMATIC1111's web UI: (red:1.3)."""
+"""Prompts of any length, and weights for words, such as (red:1.3), as in AUTOMATIC1111's web UI."""
 
 import regex
 import torch
@@ -12,19 +12,21 @@ from minisd.tokenizer import Tokenizer
 def chunks(tokenizer: Tokenizer, text: str) -> Tensor:
     """Split a prompt of any length into rows of at most 75 pieces. Nothing is cut off.
 
-    returns: chunk 77, at least one row. Each row goes through the text transformer alone. The
-    contexts of the rows are then joined: rearrange(context, "chunk m c -> 1 (chunk m) c").
+    returns: chunk 77. Each chunk is a row: the begin mark, at most 75 pieces, the end mark, padding
 
-    Raises ValueError if the text is so long or so garbled that reading it would take too long.
+    The text transformer reads each row separately. After that, the contexts of all rows are joined:
+    rearrange(context, "chunk m c -> 1 (chunk m) c").
+
+    Raises ValueError if it would take too long to read the text.
     """
     rows = fill_rows(tokenizer.id_groups(text), tokenizer.places)
     return torch.tensor([tokenizer.row(ids) for ids in rows])
 
 
 def fill_rows(groups: list[list], places: int) -> list[list]:
-    """Fill rows with groups of ids. If a group does not fit, it starts the next row.
+    """Fill rows with groups of ids. If a group does not fit into a row, it begins the next row.
 
-    The web UI does the same.
+    AUTOMATIC1111's web UI does the same.
 
     places: the number of ids that fit into a row
 
@@ -50,8 +52,8 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
 
     Parentheses that are a part of the text are written \( and \).
 
-    Raises ValueError if any other parenthesis is unbalanced, nested or without a number, if a
-    weight is beyond 1000, or if the text is too long.
+    Raises ValueError if other parentheses are unbalanced, nested, or without a number, if a weight
+    is above 1000 or below -1000, or if the text is too long.
     """
     refuse_long_text(text)
     parts = []
@@ -71,10 +73,10 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
 
 
 def weighted_chunks(tokenizer: Tokenizer, text: str) -> tuple[Tensor, Tensor]:
-    """Split a text with weights, such as (words:1.2), into the same rows as chunks().
+    """Split a text with weights, such as (words:1.2), into rows, as chunks() does.
 
-    returns: the tokens and their weights, each of shape (chunk, 77). The weight is 1 for plain
-    words, marks and padding.
+    returns: two tensors of shape (chunk, 77): the tokens, and their weights. Words without a
+    weight, marks and padding get the weight 1.
 
     Raises what parse_weights() and chunks() raise.
     """
@@ -93,9 +95,8 @@ def emphasize(context: Tensor, weights: Tensor) -> Tensor:
 
     context: b m c    weights: b m    returns: b m c
 
-    AUTOMATIC1111's web UI does the same, with one difference. The web UI restores the mean of the
-    whole batch. Here, each prompt keeps its own mean, so that its context does not depend on the
-    other prompts.
+    AUTOMATIC1111's web UI restores the mean of the whole batch. minisd restores the mean of each
+    prompt, so that the context of a prompt does not depend on the other prompts.
     """
     louder = context * rearrange(weights, "b m -> b m 1").to(context)
     mean = reduce(context, "b m c -> b 1 1", "mean")

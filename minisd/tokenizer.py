@@ -1,7 +1,7 @@
-"""Text to numbers and back: the byte-level BPE of OpenAI's CLIP, and how to train one.
+"""Turn text into numbers and back, with the byte-level BPE (byte-pair encoding) of OpenAI's CLIP.
 
-The official file to match is openai/CLIP clip/simple_tokenizer.py; the algorithm is
-Sennrich et al. 2016 (byte-pair encoding), on bytes as in Radford et al. 2019 (GPT-2).
+The algorithm is from Sennrich et al. 2016. Here, it works on bytes, as in Radford et al. 2019
+(GPT-2). The results must match the official file: openai/CLIP clip/simple_tokenizer.py.
 """
 
 import gzip
@@ -36,9 +36,9 @@ LONG_WORD = 200  # characters. In longer words, a heap finds the next merge fast
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"  # distinguishes "cat</w>" from the start of "cats</w>"
 
-# A word is a typed mark, an English ending such as 's, a run of letters, one digit, or a run of
-# other characters without spaces. The text is in lower case already. But the pattern also ignores
-# case, so that "'ſ" (with a long s) counts as "'s".
+# A word is a mark (if the text contains one), an English ending such as 's, a run of letters, one
+# digit, or a run of other characters without spaces. The text is already in lower case. But the
+# pattern also ignores case, so that "'ſ" (with a long s) counts as "'s".
 WORD_PATTERN = regex.compile(
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
     regex.IGNORECASE,
@@ -46,10 +46,10 @@ WORD_PATTERN = regex.compile(
 
 
 def byte_alphabet() -> dict[int, str]:
-    """Give each of the 256 bytes a visible character, so that a vocabulary can be read as text.
+    """Give each of the 256 bytes a visible character, so that people can read a vocabulary.
 
-    Bytes that are visible in Latin-1 stand for themselves and come first ("!" is id 0). The other
-    bytes, such as the space, get the characters from U+0100 on.
+    If a byte stands for a visible character in Latin-1, it gets this character. These bytes come
+    first ("!" has the id 0). The other bytes, such as the space, get the characters from U+0100 on.
     """
     runs = "!~", "¡¬", "®ÿ"
     visible = [byte for first, last in runs for byte in range(ord(first), ord(last) + 1)]
@@ -69,9 +69,9 @@ def clip_layout(merges: Iterable[Pair]) -> list[str]:
 
 
 def clean(text: str) -> str:
-    """Fix broken Unicode, resolve HTML entities, make every gap one space, and lower the case.
+    """Repair Unicode and HTML entities, replace runs of spaces by one space, and use lower case.
 
-    Raises ValueError if the text is so long or so garbled that cleaning it would take too long.
+    Raises ValueError if it would take too long to clean the text.
     """
     text = fix_text(text)
     text = unescape(unescape(text))  # captions from the web are often escaped twice
@@ -81,7 +81,7 @@ def clean(text: str) -> str:
 def split_words(text: str) -> list[str]:
     """Clean a text and split it into words, written in the byte alphabet.
 
-    Merges happen only inside a word.
+    Later, pieces are merged only inside a word.
 
     "It's a  Café" -> ["it", "'s", "a", "cafÃ©"]
     """
@@ -89,16 +89,16 @@ def split_words(text: str) -> list[str]:
 
 
 def byte_words(text: str) -> list[str]:
-    """The words of a clean text, written in the byte alphabet.
+    """Split a clean text into words, written in the byte alphabet.
 
-    The text is not cleaned again, because cleaning it twice may change it.
+    This function does not clean the text, because cleaning a text twice may change the text again.
     """
     words = WORD_PATTERN.findall(text)
     return ["".join(BYTE_TO_CHARACTER[byte] for byte in word.encode()) for word in words]
 
 
 def split_letters(word: str) -> list[str]:
-    """The characters of a word, the last one with the end-of-word mark. Merges join them.
+    """Split a word into its characters. The last character gets the end-of-word mark.
 
     "cat" -> ["c", "a", "t</w>"]
     """
@@ -106,7 +106,7 @@ def split_letters(word: str) -> list[str]:
 
 
 def join(symbols: list[str], pair: Pair) -> list[str]:
-    """Join the pair wherever it occurs, from left to right.
+    """Join a pair of neighbouring pieces wherever the pair occurs, from left to right.
 
     join(["l", "o", "o", "o", "k"], ("o", "o")) -> ["l", "oo", "o", "k"]
     """
@@ -126,13 +126,13 @@ def to_bytes(piece: str) -> bytes:
 
 
 def learn_merges(word_counts: dict[str, int], amount: int) -> list[Pair]:
-    """Join the most frequent pair of neighbours, again and again, and return the joined pairs.
+    """Join the most frequent pair of neighbouring pieces, again and again. Returns these pairs.
 
     word_counts: word -> how often it occurs
+    amount: how many pairs to join. There are fewer if every word has become one piece
 
     If several pairs are equally frequent, the pair with the lowest ids is joined. So the order of
-    the texts does not matter. Returns fewer merges than `amount` if every word has become one
-    piece.
+    the texts does not matter.
     """
     ids = {piece: index for index, piece in enumerate(ALPHABET)}
     words = {word: split_letters(word) for word in word_counts}
@@ -147,7 +147,7 @@ def learn_merges(word_counts: dict[str, int], amount: int) -> list[Pair]:
     for word, times in word_counts.items():
         tally(word, times)
     merges: list[Pair] = []
-    # unary + leaves out the pairs that no word holds any more
+    # the + before counts leaves out the pairs that no word holds any more
     while len(merges) < amount and (present := +counts):
         best = min(present, key=lambda pair: (-counts[pair], ids[pair[0]], ids[pair[1]]))
         merges.append(best)
@@ -161,8 +161,9 @@ def learn_merges(word_counts: dict[str, int], amount: int) -> list[Pair]:
 
 @dataclass(frozen=True)
 class StoredTokenizer:
-    """The JSON that Tokenizer.save writes.
+    """The content of the JSON file that Tokenizer.save writes. The fields are those of Tokenizer.
 
+    merges: each merge is two pieces, separated by a space
     words: one dictionary for each added word, with the fields of AddedWord
     """
 
@@ -174,27 +175,28 @@ class StoredTokenizer:
 
 
 ID_RANGES: dict[str, Range] = dict.fromkeys(("pad_token", "unk_token", "ids"), (0, 10**6))
-VOCABULARY_LOCK = Lock()  # threads add and remove words one after another
+VOCABULARY_LOCK = Lock()  # only one thread at a time may add or remove words
 
 
 class Tokenizer:
     """Turns a prompt into the ids of its pieces, and ids into text.
 
-    merges: pairs in the order in which they were learnt
-    pad_token: the id that fills a row up to max_length. None: the end mark (SD v1). SD v2 uses 0
-    words: added words that belong to the tokenizer. Their ids follow those of the vocabulary
-    vocabulary: every piece in the order of the ids. None: CLIP's order. This order is 256
-        characters, the same 256 with the end-of-word mark, one piece per merge, the begin mark and
-        the end mark
-    unk_token: the id for characters that the vocabulary lacks. None: the end mark
+    merges: the pairs of pieces to join, in the order in which they were learnt
+    pad_token: the id that fills a row up to max_length. None: the id of the end mark, as in SD v1.
+        (SD v2 uses 0)
+    words: added words that belong to the tokenizer. Their ids come after the ids of the vocabulary
+    vocabulary: every piece, in the order of the ids. None: CLIP's vocabulary, in this order: 256
+        characters, the same 256 characters with the end-of-word mark, one piece for each merge, the
+        begin mark, the end mark
+    unk_token: the id of pieces that are not in the vocabulary. None: the id of the end mark
 
     Raises ValueError if a merge does not join two earlier pieces, if the vocabulary has a piece
-    twice or lacks a mark, if the ids of the words leave a gap, or if pad_token or unk_token is
-    not an id.
+    twice, if it has no begin mark or no end mark, if there is a gap between the ids of the words,
+    or if pad_token or unk_token is not an id of the tokenizer.
     """
 
     max_length = TextConfig.max_length
-    places = max_length - 2  # for pieces; the begin and the end mark take the other two
+    places = max_length - 2  # for pieces. The begin mark and the end mark take the other two
 
     def __init__(
         self,
@@ -208,17 +210,17 @@ class Tokenizer:
         self.vocabulary = list(clip_layout(self.merges) if vocabulary is None else vocabulary)
         self.vocab_size = len(self.vocabulary)
         self.ids = {piece: index for index, piece in enumerate(self.vocabulary)}
-        rule = "join two earlier pieces into a new one"
+        rule = "join two earlier pieces into a new piece"
         for pair in self.merges:
             if len(pair) != 2 or not self.ids.keys() >= {*pair, "".join(pair)}:
-                raise ValueError(f"the merge {pair} must {rule}")
+                raise ValueError(f"the merge {pair} does not {rule}")
         if len(self.ids) < self.vocab_size or not self.ids.keys() >= {BEGIN, END}:
-            raise ValueError(f"a piece occurs twice, or {BEGIN} or {END} is missing: merges {rule}")
+            raise ValueError(f"the vocabulary has a piece twice, or has no {BEGIN} or no {END}")
         self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self.begin, self.end = self.ids[BEGIN], self.ids[END]
         self.cache: dict[str, list[str]] = {}
         self.words = list(words)
-        self.added_words = AddedWords(marks=(BEGIN, END))  # also the words of textual inversion
+        self.added_words = AddedWords(marks=(BEGIN, END))  # also those of textual inversion
         for word in self.words:
             self._add(word)
         self.pad_token = self.end if pad_token is None else pad_token
@@ -230,11 +232,13 @@ class Tokenizer:
 
     @classmethod
     def clip(cls, pad_token: int | None = None) -> "Tokenizer":
-        """The official vocabulary of 49408 pieces, for SD v1 (pad_token=None) and SD v2 (0).
+        """Make the official tokenizer, with a vocabulary of 49408 pieces.
 
-        If a mark is typed into a prompt, the mark becomes its own id, as in OpenAI's tokenizer. SD
-        v2 was trained with open_clip's tokenizer. In that tokenizer, the marks are <start_of_text>
-        and <end_of_text>.
+        pad_token: None for SD v1, 0 for SD v2
+
+        If a prompt contains a mark, such as <|endoftext|>, the mark becomes one id, as in OpenAI's
+        tokenizer. SD v2 was trained with the tokenizer of open_clip, which spells the marks in
+        another way: <start_of_text> and <end_of_text>.
         """
         with gzip.open(WEIGHTS / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as file:
             lines = islice(file, 1, 1 + CLIP_MERGES)  # the first line is a title
@@ -244,23 +248,24 @@ class Tokenizer:
     def train(
         cls, texts: Iterable[str], vocab_size: int, pad_token: int | None = None
     ) -> "Tokenizer":
-        """Learn a vocabulary of exactly vocab_size pieces, both marks included.
+        """Learn a vocabulary of exactly vocab_size pieces. This number includes the two marks.
 
-        Raises ValueError if these texts cannot give so many pieces. The message names the nearest
-        possible size.
+        Raises ValueError if the texts cannot give exactly so many pieces. The message states the
+        nearest possible size.
         """
         words = [word for text in texts for word in split_words(text) if word not in (BEGIN, END)]
         fixed = len(ALPHABET) + 2
         merges = learn_merges(Counter(words), vocab_size - fixed)
         possible = fixed + len(merges)
         if possible != vocab_size:
-            raise ValueError(f"the texts cannot give vocab_size {vocab_size}. Ask for {possible}.")
+            raise ValueError(f"the texts cannot give {vocab_size} pieces. Choose {possible}.")
         return cls(merges, pad_token)
 
     def bpe(self, word: str) -> list[str]:
-        """Apply the merges to a word, in the order of learning: "beach" -> ["beach</w>"].
+        """Split a word into letters, and merge them into pieces: "beach" -> ["beach</w>"].
 
-        If a pair occurs several times, the leftmost pair is joined first.
+        The pair that was learnt first is joined first. If this pair occurs several times, the
+        leftmost pair is joined first.
         """
         pieces = split_letters(word)
         if len(pieces) > LONG_WORD:
@@ -275,18 +280,18 @@ class Tokenizer:
         return pieces
 
     def add_word(self, word: str, count: int = 1) -> list[int]:
-        """Add a word with `count` ids of its own. Returns the ids.
+        """Add a word with `count` new ids. Returns these ids.
 
         The word is found in upper and lower case. It is also found inside longer words, as in
-        transformers: "zib" in "zibs". The ids come after those of the vocabulary, so the text
-        transformer needs vectors for these ids (textual inversion).
+        transformers: "zib" is found in "zibs". The new ids come after all other ids. So the text
+        transformer needs a vector for each new id (textual inversion).
 
-        Raises ValueError if the word is empty, too long or taken, or if `count` ids do not fit into
-        a row.
+        Raises ValueError if the word is empty or too long, if it is already taken, or if `count`
+        ids do not fit into a row.
         """
         if word in self.ids:
             what = f"the word {word!r} is in the vocabulary already"
-            raise ValueError(f"{what}. Choose another, such as '<{word}>'.")
+            raise ValueError(f"{what}. Choose another word, such as '<{word}>'.")
         if not 0 < count <= self.places:
             raise ValueError(f"the word {word!r} has {count} vectors. Give it 1 to {self.places}.")
         with VOCABULARY_LOCK:
@@ -310,17 +315,17 @@ class Tokenizer:
             self.added_words.remove(word)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of all pieces of a text, without the begin and the end mark.
+        """Turn a text into the ids of its pieces. No begin mark and no end mark is added.
 
-        Raises ValueError if the text is so long or so garbled that reading it would take too long.
+        Raises ValueError if it would take too long to read the text.
         """
         return list(chain(*self.id_groups(text)))
 
     def id_groups(self, text: str) -> list[list[int]]:
-        """The ids of a text in groups: one group for each piece, and one for each added word.
+        """Turn a text into groups of ids: one group for each piece, and one for each added word.
 
-        For example, the groups are [[320], [49408, 49409], [2368]] if the second of three words is
-        an added word with two ids.
+        For example, if the second of three words is an added word with two ids, the groups are
+        [[320], [49408, 49409], [2368]].
 
         Raises what encode() raises.
         """
@@ -348,18 +353,18 @@ class Tokenizer:
         return pieces
 
     def row(self, ids: list[int]) -> list[int]:
-        """A row for the text transformer: the begin mark, at most 75 ids, the end mark, padding."""
+        """Make a row for the text transformer: begin mark, the first 75 ids, end mark, padding."""
         row = [self.begin, *ids[: self.places], self.end]
         return row + [self.pad_token] * (self.max_length - len(row))
 
     def __call__(self, texts: str | list[str]) -> Tensor:
-        """Turn each text into a row of ids. If a text is too long, its end is cut off.
+        """Turn each text into a row of ids.
 
-        A warning then shows the end that was cut off.
+        If a text is too long, its end is cut off, and a warning shows this end.
 
         returns: b 77
 
-        Raises ValueError if there is no text. Also raises what encode() raises.
+        Raises ValueError if `texts` is an empty list. Also raises what encode() raises.
         """
         texts = [texts] if isinstance(texts, str) else texts
         if not texts:
@@ -374,19 +379,20 @@ class Tokenizer:
         return torch.tensor([self.row(list(chain(*one))) for one in groups])
 
     def pieces(self, text: str) -> list[str]:
-        """The pieces as readable text: "my kitten" -> ["my</w>", "kitten</w>"].
+        """Split a text into pieces that people can read: "my kitten" -> ["my</w>", "kitten</w>"].
 
-        Bytes that are only a part of a character are shown as \\xf0\\x9f.
+        If a piece holds only some bytes of a character, it shows their numbers, as in \\xf0\\x9f.
         """
         pieces = [self.vocabulary[index] for index in self.encode(text)]
         return [to_bytes(piece).decode(errors="backslashreplace") for piece in pieces]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Turn ids into clean text, up to the first end mark.
+        """Turn ids into text, up to the first end mark. The text contains no marks.
 
-        The text has no marks. After each word, there is a space.
+        The words are separated by spaces. If some bytes of a character are missing, the text has
+        U+FFFD instead of this character.
 
-        ids: a list or one row of a tensor. Bytes that are only a part of a character become U+FFFD.
+        ids: a list, or one row of a tensor
         """
         inner = takewhile(lambda index: index != self.end, (int(index) for index in ids))
         pieces = "".join(self.vocabulary[index] for index in inner if index != self.begin)
@@ -405,7 +411,10 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Tokenizer":
-        """Read the text that to_json() returned. Raises ValueError if the text is anything else."""
+        """Make a tokenizer from the text that to_json() returned.
+
+        Raises ValueError if the text is anything else.
+        """
         try:
             stored = build_dataclass(StoredTokenizer, parse_json(text), ID_RANGES)
             merges = [tuple(merge.split(" ")) for merge in stored.merges]
@@ -415,14 +424,19 @@ class Tokenizer:
             raise ValueError(f"holds no tokenizer that Tokenizer.save wrote ({error})") from error
 
     def save(self, path: str | Path) -> None:
-        """Write one small JSON file for load(). Raises ValueError if the file cannot be written."""
+        """Write the tokenizer to a JSON file that load() can read.
+
+        Raises ValueError if the file cannot be written.
+        """
         write_text(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a file that save() wrote. checkpoints/folder_tokenizer.py reads tokenizer/ folders.
+        """Read a tokenizer from a file that save() wrote.
 
-        Raises ValueError if the file cannot be read or holds something else.
+        checkpoints/folder_tokenizer.py reads the tokenizer/ folder of a diffusers model.
+
+        Raises ValueError if the file cannot be read, or if save() did not write it.
         """
         try:
             return cls.from_json(read_at_most(Path(path), LARGEST))
@@ -433,9 +447,9 @@ class Tokenizer:
 
 
 def ids_beyond(groups: list[list[int]], places: int) -> list[int]:
-    """The ids that do not fit into `places` places.
+    """List the ids that do not fit into a row for `places` ids.
 
-    If only a part of a group fits, all ids of the group are returned.
+    If only some ids of a group fit into the row, all ids of this group are returned.
     """
     ends = accumulate(map(len, groups))
     return [

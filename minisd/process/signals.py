@@ -1,8 +1,8 @@
 """The signals that ask a process to stop: ctrl-C, SIGTERM and SIGHUP.
 
-A training stops between two steps. In the middle of a step, some weights are new and others are
-old, so the training could not be resumed. Other commands stop at once, and remove their unfinished
-files.
+A training does not stop in the middle of a step, but at the end of the step. In the middle of a
+step, some weights are new and others are old, so the training could not be resumed. Other commands
+stop at once, and remove their unfinished files.
 """
 
 import signal
@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 ALSO_STOP = [signal.SIGTERM]
-if hasattr(signal, "SIGHUP"):  # the terminal was closed; Windows has no such signal
+if hasattr(signal, "SIGHUP"):  # the terminal was closed. Windows has no such signal
     ALSO_STOP.append(signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has asked this process to end.
+    """Raised if a signal has asked this process to end.
 
-    sentence: the message for the user, which says what has been saved. It may be empty
+    sentence: the message for the user. It says what has been saved, or is empty
     number: the number of the signal
     """
 
@@ -28,7 +28,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Whether a signal has asked the process to stop.
+    """Records whether a signal has asked the process to stop.
 
     number: the number of the signal. None: no signal has come
     """
@@ -38,12 +38,12 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Record ctrl-C, SIGTERM and SIGHUP in a StopRequest. A second ctrl-C stops at once.
+    """Record ctrl-C, SIGTERM and SIGHUP in a StopRequest during the `with` block.
 
-    After a second ctrl-C, nothing more is saved.
+    After a second ctrl-C, the process stops at once and saves nothing more.
 
-    Signals that are ignored (as under nohup) stay ignored. Python lets only the main thread handle
-    signals, so another thread records nothing.
+    If a signal is already ignored (as under nohup), it stays ignored. In Python, only the main
+    thread can handle signals. So in any other thread, no signal is recorded.
     """
     request, before = StopRequest(), {}
 
@@ -62,15 +62,16 @@ def stop_request() -> Iterator[StopRequest]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
-    if request.number:  # the signal came after the loop's last check
+    if request.number:  # the signal may have come after the caller's last check
         signal.raise_signal(request.number)
 
 
 @contextmanager
 def raise_on_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise Interrupted.
+    """Raise Interrupted if SIGTERM or SIGHUP comes during the `with` block.
 
-    If a signal is already ignored (as under nohup) or handled, nothing changes for this signal.
+    If a signal is already ignored (as under nohup) or already has a handler, nothing changes for
+    this signal.
     """
 
     def stop(number: int, frame: object) -> None:

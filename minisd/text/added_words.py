@@ -1,4 +1,4 @@
-"""Words that were added to a vocabulary, with ids of their own, and how to find them in a text."""
+"""Added words: words that have their own ids in a vocabulary. Find these words in a text."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -6,19 +6,20 @@ from unicodedata import normalize
 
 import regex
 
-LONGEST_ADDED = 255  # characters, as many as a file's name can have
+LONGEST_ADDED = 255  # characters. The name of a file may have as many
 
 
 @dataclass(frozen=True)
 class AddedWord:
-    """A word with ids of its own, and how to find it: the flags of transformers' AddedToken.
+    """A word with its own ids. The flags say how to find the word, as in transformers' AddedToken.
 
     ids: one id, or one id for each vector of a textual inversion
-    normalized: whether the word is found in upper and lower case, with any spaces, and with accents
-        composed or not. False: the word is found only exactly as it is written
-    single_word: whether the word is found only if no letter, digit or "_" touches it. False: the
-        word is also found inside longer words
-    lstrip, rstrip: whether the spaces on the left or on the right belong to the word
+    normalized: True: the word is found in any spelling that differs only in upper and lower case,
+        in the kind of spaces, or in the Unicode form of accents. False: only exactly this word
+    single_word: True: the word is found only if no letter, digit or "_" is directly before or after
+        the word. False: the word is also found inside longer words
+    lstrip: whether spaces before the word are removed from the text, together with the word
+    rstrip: whether spaces after the word are removed from the text, together with the word
     special: whether some programs leave out the word when they turn ids into text
     """
 
@@ -32,46 +33,55 @@ class AddedWord:
 
     @property
     def form(self) -> str:
-        """The form of the word that is searched for in a text."""
+        """The spelling to search for. In a normalized word, it has lower case and single spaces."""
         return lower_each(compose_accents(self.word)) if self.normalized else self.word
 
 
 def refuse_bad_word(word: str) -> None:
-    """Raise ValueError if the word is too long or empty, or if it holds half a UTF-16 character."""
+    """Raise ValueError if the word is too long, if it is empty, or if it is not valid Unicode."""
     if len(word) > LONGEST_ADDED:
         what = f"the word {word[:20]!r}… has more than {LONGEST_ADDED} letters"
-        raise ValueError(f"{what}. Choose another.")
+        raise ValueError(f"{what}. Choose another word.")
     if not word.strip():
-        raise ValueError(f"the word {word!r} is empty. Choose another.")
+        raise ValueError(f"the word {word!r} is empty. Choose another word.")
     if regex.search(r"\p{Cs}", word):
-        raise ValueError(f"the word {word!r} holds half a character. Choose another.")
+        raise ValueError(f"the word {word!r} holds half a character. Choose another word.")
 
 
 def compose_accents(text: str) -> str:
-    """Compose accents and make every gap one space, like the first step of CLIPTokenizer."""
+    """Join letters with their accents, and replace each run of spaces by one space.
+
+    The first step of transformers' CLIPTokenizer does the same.
+    """
     composed = normalize("NFC", text).replace("\u0130", "i\u0307")  # İ is longer in lower case
     return regex.sub(r"\s+", " ", composed)
 
 
 def lower_each(text: str) -> str:
-    """Lower the case of each character alone. The length stays, and every Σ becomes σ."""
+    """Turn every character into lower case, one by one.
+
+    So every Σ becomes σ. (In "ΟΣ".lower(), the Σ at the end of the word becomes ς.) The length of
+    the text does not change.
+    """
     return "".join(character.lower() for character in text)
 
 
 class Trie:
-    """A tree of the words to find, letter by letter. More words do not make the search slower.
+    """A tree that finds words in a text, letter by letter. Many words are found as fast as few.
 
-    nodes: nested dictionaries: letter -> the dictionary of the letters that may follow. The key
-        None has the word that ends at this letter
+    nodes: dictionaries inside dictionaries. A letter leads to the dictionary of the next letters.
+        Where a word ends, the key None leads to the word. For example, the words A = "a" and
+        B = "at" give {"a": {None: A, "t": {None: B}}}
     """
 
     def __init__(self):
         self.nodes: dict = {}
 
     def set_form(self, form: str, word: AddedWord | None) -> None:
-        """From now on, find this word by this form.
+        """Put a word into the tree, or remove a word from the tree.
 
-        word: the word to find. None: find no word by this form
+        form: the spelling of the word in the text
+        word: the word that is found where the text has this spelling. None: no word is found there
         """
         node = self.nodes
         for letter in form:
@@ -79,9 +89,9 @@ class Trie:
         node[None] = word
 
     def longest_word(self, text: str, start: int) -> tuple[AddedWord | None, int]:
-        """The longest word that starts at this place of a text, and the place where it ends.
+        """The longest word that begins at text[start], and the index of the character after it.
 
-        The word is None if no word starts at this place.
+        If no word begins at text[start], returns None and start + 1.
         """
         node, found = self.nodes, (None, start + 1)
         for at in range(start, len(text)):
@@ -94,11 +104,12 @@ class Trie:
 
 
 def split_at_words(text: str, searched: str, words: Trie) -> Iterator[str | AddedWord]:
-    """Split a text into the added words and the text between them, in order.
+    """Yield the added words in a text, and the pieces of text between them, in order.
 
-    If several added words start at the same place, the longest word is taken.
+    If several added words begin at the same character, only the longest of them is yielded.
 
-    searched: the form of the text in which the words are searched for. It is as long as `text`
+    searched: the text to search in, for example `text` in lower case. It has the length of `text`
+    words: the words to find
     """
     done = end = 0
     while end < len(searched):
@@ -120,7 +131,7 @@ def split_at_words(text: str, searched: str, words: Trie) -> Iterator[str | Adde
 class AddedWords:
     """The added words of one tokenizer.
 
-    marks: the begin and the end mark, which are never part of an added word
+    marks: the begin mark and the end mark of the tokenizer. Inside a mark, no added word is found
     """
 
     def __init__(self, marks: Iterable[str]):
@@ -132,32 +143,36 @@ class AddedWords:
 
     @property
     def ids(self) -> dict[str, list[int]]:
-        """A dictionary: the form in which a word is found -> the ids of the word."""
+        """A dictionary: the spelling to search for -> the ids of the word."""
         return {form: list(word.ids) for form, word in self.by_form.items()}
 
     def add(self, word: AddedWord) -> None:
-        """From now on, find this word in texts.
+        """Add a word, so that split_text() finds it.
 
-        Raises ValueError if the word is empty, too long, taken, or holds half a UTF-16 character.
+        Raises ValueError if the word is empty or too long, if it is already added, if it is a mark,
+        or if it is not valid Unicode.
         """
         refuse_bad_word(word.word)
         if self.taken & {word.form, word.word}:
-            raise ValueError(f"the word {word.word!r} is taken. Choose another.")
+            raise ValueError(f"the word {word.word!r} is already taken. Choose another word.")
         self.by_form[word.form] = word
         self.taken |= {word.form, word.word}
         (self.normalized if word.normalized else self.exact).set_form(word.form, word)
 
     def remove(self, word: str) -> None:
-        """Stop finding this word. The word must be a normalized one."""
+        """Remove a word, so that split_text() does not find it any more.
+
+        This is possible only for a normalized word.
+        """
         old = self.by_form.pop(AddedWord(word, ()).form)
         self.taken -= {old.form, old.word}
         self.normalized.set_form(old.form, None)
 
     def split_text(self, text: str) -> Iterator[str | AddedWord]:
-        """Split a text into the added words and the text between them, in order.
+        """Yield the added words in a text, and the pieces of text between them, in order.
 
-        The words that are not normalized are searched first. The rest of the text is then searched
-        for the normalized words.
+        Words that are not normalized are found first. After that, the normalized words are found in
+        the rest of the text.
         """
         if not self.by_form:
             yield text

@@ -1,4 +1,4 @@
-"""Merge the pieces of one very long word, such as a line without spaces, in little time."""
+"""Merge the pieces of a very long word quickly. Such a word can be a whole line without spaces."""
 
 from collections.abc import Mapping
 from heapq import heapify, heappop, heappush
@@ -7,24 +7,24 @@ from math import inf
 
 
 def merge_long_word(pieces: list[str], ranks: Mapping[tuple[str, ...], int]) -> list[str]:
-    """Merge the characters of a word into the same pieces as Tokenizer.bpe.
+    """Merge the characters of a word. The result is the same as the result of Tokenizer.bpe.
 
-    pieces: the characters, the last one with the end-of-word mark
-    ranks: pair -> its rank, 0 for the merge that was learnt first
+    pieces: the characters of the word. The last character has the end-of-word mark
+    ranks: pair -> its rank. The pair that was learnt first has the rank 0
 
-    A heap finds the next pair fast. For a word of 30,000 letters, it would take 15 s to search the
-    whole word before every merge.
+    A heap finds the next pair to merge quickly. Without a heap, the whole word must be searched
+    before every merge. For a word of 30,000 letters, this would take 15 s.
     """
-    pieces = [*pieces, ""]  # a merged piece stands in its first place, "" in the others
+    pieces = [*pieces, ""]  # a merge puts both pieces into the left place, and "" into the right
     end = len(pieces) - 1
-    left, right = [*range(-1, end)], [*range(1, end + 1), end]  # each place's neighbours
+    left, right = [*range(-1, end)], [*range(1, end + 1), end]  # of each place
     heap = [(ranks.get(pair, inf), at) for at, pair in enumerate(pairwise(pieces))]
     heapify(heap)
     while heap and heap[0][0] < inf:
         rank, at = heappop(heap)
         after = right[at]
         if ranks.get((pieces[at], pieces[after])) != rank:
-            continue  # one of the two has been merged in the meantime
+            continue  # one of these two pieces has been merged in the meantime
         pieces[at], pieces[after] = pieces[at] + pieces[after], ""
         right[at] = right[after]
         left[right[at]] = at

@@ -1,4 +1,4 @@
-"""Repair broken Unicode and HTML entities, and refuse texts that would take ftfy too long."""
+"""Repair broken Unicode and HTML entities. Refuse texts for which ftfy would need too long."""
 
 import html
 from io import StringIO
@@ -9,7 +9,7 @@ import regex
 
 LONGEST_TEXT = 50_000  # characters: a story of 20 pages
 LONGEST_RUN = 1_000  # accents on one letter: the time to sort n accents grows like n squared
-MOST_WORK = 1_500_000  # characters that ftfy may read in all its rounds, in about 1 s
+MOST_WORK = 1_500_000  # characters that ftfy may read in all rounds together: about 1 s
 
 PLAIN_LINE = regex.compile(r"[\t\n -~--[&<]]*", regex.VERSION1)  # ftfy does not change such a line
 
@@ -23,14 +23,18 @@ def refuse_long_text(text: str) -> None:
     accents = max(map(len, regex.findall(r"\p{M}+", text)), default=0)
     if accents > LONGEST_RUN:
         what = f"the text has {accents:,} accents on one letter"
-        raise ValueError(f"{what}. Leave {LONGEST_RUN:,} or fewer.")
+        raise ValueError(f"{what}. Keep {LONGEST_RUN:,} or fewer.")
 
 
 class Limits:
-    """ftfy's usual settings. They raise ValueError if ftfy looks them up too often.
+    """The usual settings of ftfy, but with a limit on ftfy's work.
 
-    ftfy repairs a line again and again until nothing changes. "&amp;amp;amp;…" changes once for
-    each "amp;". ftfy looks up two of its settings in every round, so the rounds are counted here.
+    ftfy repairs a line in several rounds, until nothing changes any more. For "&amp;amp;amp;…", it
+    needs one round for each "amp;". In every round, ftfy reads two of its settings. So this class
+    counts how often ftfy reads them. Raises ValueError if ftfy reads them too often.
+
+    length: the number of characters in the current line
+    work: the number of characters that ftfy has read in all rounds
     """
 
     def __init__(self):
@@ -40,7 +44,7 @@ class Limits:
         if name in ("normalization", "decode_inconsistent_utf8"):
             self.work += self.length
             if self.work > MOST_WORK:
-                what = "the text was encoded over and over, like & in &amp;amp;amp;"
+                what = "the text was encoded too many times, like the & in &amp;amp;amp;"
                 raise ValueError(f"{what}. Write it in plain letters.")
         return getattr(self.usual, name)
 
@@ -50,10 +54,10 @@ class Limits:
 
 
 def fix_text(text: str) -> str:
-    """Fix broken Unicode, as ftfy.fix_text does. Raises ValueError if it would take too long."""
+    """Fix broken Unicode, as ftfy.fix_text does. Raises ValueError if this would take too long."""
     refuse_long_text(text)
     limits, fixed = Limits(), []
-    for line in StringIO(text):  # as ftfy does
+    for line in StringIO(text):  # ftfy also goes line by line
         limits.length = len(line)
         fixed.append(
             line
@@ -64,8 +68,9 @@ def fix_text(text: str) -> str:
 
 
 def unescape(text: str) -> str:
-    """Resolve HTML entities, also those with numbers of more than 4300 digits.
+    """Replace HTML entities by their characters. For example, "&lt;" or "&#60;" becomes "<".
 
-    html.unescape would fail at such numbers.
+    An entity may have a number of any length. html.unescape alone fails if a number has more than
+    4300 digits.
     """
     return html.unescape(regex.sub(r"&#0*([0-9]{1,8})[0-9]*", r"&#\1", text))

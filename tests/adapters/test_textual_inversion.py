@@ -118,7 +118,7 @@ def test_several_words_go_in_any_order(each_pair, tmp_path):
     with textual_inversion(sd, tmp_path / "blorp.safetensors", word="<b>") as marked:
         assert sd.tokenizer.added_words.ids["<b>"] == sd.tokenizer.encode("x<b>s")[1:3]
         assert marked.word == "<b>"
-    with pytest.raises(ValueError, match="'zib' is taken"):
+    with pytest.raises(ValueError, match="'zib' is already taken"):
         textual_inversion(sd, tmp_path / "zib.safetensors")
     both_words = drawn(sd, ["blorp and zib"])
     first.remove()
@@ -257,7 +257,7 @@ def test_a_word_that_a_folder_added_is_taken(sd, tmp_path):
     sd.tokenizer = Tokenizer(before.merges, None, [AddedWord("<Toy>", (before.vocab_size,))])
     path = saved(tmp_path / "<toy>.pt", vectors(1))
     try:
-        with pytest.raises(ValueError, match="the word '<toy>' is taken"):
+        with pytest.raises(ValueError, match="the word '<toy>' is already taken"):
             textual_inversion(sd, path)
         with textual_inversion(sd, path, word="zib"):
             assert sd.tokenizer.encode("<toy> zib") == [before.vocab_size, before.vocab_size + 1]

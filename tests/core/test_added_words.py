@@ -138,11 +138,11 @@ def test_an_upper_case_sigma_is_that_of_transformers_within_words_only(small, fo
     [
         ("", 1, "is empty"),
         (" \n", 1, "is empty"),
-        ("<toy>", 1, "is taken"),
-        ("<TOY>", 1, "is taken"),
+        ("<toy>", 1, "is already taken"),
+        ("<TOY>", 1, "is already taken"),
         ("toy", 1, "in the vocabulary already"),
         ("<|endoftext|>", 1, "in the vocabulary already"),
-        ("<|EndOfText|>", 1, "is taken"),
+        ("<|EndOfText|>", 1, "is already taken"),
         ("<long>", 76, "has 76 vectors. Give it 1 to 75"),
     ],
 )
@@ -267,7 +267,7 @@ DECODER = {"added_tokens_decoder": {"530": TOY}}
     [
         ({"added_tokens": {"<a>": 531}}, "'<a>' has the id 531, but the next free id is 530"),
         ({"added_tokens": {"<a>": 530, "<b>": 530}}, "'<b>' has the id 530, .* is 531"),
-        ({"added_tokens": {"<a>": 530, "<A>": 531}}, "'<A>' is taken"),
+        ({"added_tokens": {"<a>": 530, "<A>": 531}}, "'<A>' is already taken"),
         ({"added_tokens": {"toy": 530}}, "'toy' has the id 530, but the id 521 in vocab.json"),
         ({"added_tokens": {"<a>": "530"}}, "of the wrong type"),
         (

@@ -168,8 +168,8 @@ def test_the_words_can_be_read_again(tmp_path):
 @pytest.mark.parametrize(
     ("pieces", "merges", "sentence"),
     [
-        (["a", "b</w>", BEGIN, END], [("a", "b</w>")], "merge .* must join two earlier pieces"),
-        (["b</w>", "ab</w>", BEGIN, END], [("a", "b</w>")], "merge .* must join two earlier"),
+        (["a", "b</w>", BEGIN, END], [("a", "b</w>")], "merge .* does not join two earlier pieces"),
+        (["b</w>", "ab</w>", BEGIN, END], [("a", "b</w>")], "merge .* does not join two earlier"),
         (["a", "b</w>", END], [], "startoftext.* is missing"),
         (["a", "b</w>", BEGIN], [], "pad_token '<.endoftext.>' is not in its vocabulary"),
     ],

@@ -159,8 +159,8 @@ def test_a_slow_prompt_is_read_or_refused_soon(official, text):
     ("text", "sentence"),
     [
         ("a" * 50_001, "has 50,001 characters. Shorten it to 50,000 or fewer"),
-        ("a" + "\u0300\u0316" * 501, "has 1,002 accents on one letter. Leave 1,000 or fewer"),
-        ("&" + "amp;" * 10_000, "encoded over and over.*. Write it in plain letters"),
+        ("a" + "\u0300\u0316" * 501, "has 1,002 accents on one letter. Keep 1,000 or fewer"),
+        ("&" + "amp;" * 10_000, "encoded too many times.*. Write it in plain letters"),
         ("(a:1001)", "the weight 1001 is too large"),
         ("(a:" + "9" * 400 + ")", "the weight 9{20} is too large"),
     ],

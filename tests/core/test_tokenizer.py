@@ -258,13 +258,13 @@ def test_typed_marks_are_not_learnt_from():
 
 
 def test_too_few_words_name_the_largest_vocabulary():
-    with pytest.raises(ValueError, match=r"cannot give vocab_size 1024. Ask for 516"):
+    with pytest.raises(ValueError, match=r"cannot give 1024 pieces. Choose 516"):
         Tokenizer.train(["cat cat"], 1024)
     assert Tokenizer.train(["cat cat"], 516).pieces("cat") == ["cat</w>"]
 
 
 def test_the_alphabet_and_the_marks_are_the_smallest_vocabulary():
-    with pytest.raises(ValueError, match=r"cannot give vocab_size 513. Ask for 514"):
+    with pytest.raises(ValueError, match=r"cannot give 513 pieces. Choose 514"):
         Tokenizer.train(["cat cat"], 513)
     assert Tokenizer.train(["cat cat"], 514).pieces("cat") == ["c", "a", "t</w>"]
 
