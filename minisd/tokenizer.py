@@ -215,7 +215,7 @@ class Tokenizer:
             if len(pair) != 2 or not self.ids.keys() >= {*pair, "".join(pair)}:
                 raise ValueError(f"the merge {pair} does not {rule}")
         if len(self.ids) < self.vocab_size or not self.ids.keys() >= {BEGIN, END}:
-            raise ValueError(f"the vocabulary has a piece twice, or has no {BEGIN} or no {END}")
+            raise ValueError(f"the vocabulary has a piece twice, or {BEGIN} or {END} is missing")
         self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self.begin, self.end = self.ids[BEGIN], self.ids[END]
         self.cache: dict[str, list[str]] = {}

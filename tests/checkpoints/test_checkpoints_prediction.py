@@ -117,8 +117,8 @@ def test_an_empty_value_says_nothing(write, nothing):
 def test_two_places_that_contradict_are_both_named(write):
     path = write({"modelspec.predict_key": "epsilon"}, {"v_pred": EMPTY})
     message = refusal(path)
-    assert "eps by modelspec.predict_key in its header" in message
-    assert "v by the marker tensor v_pred" in message
+    assert "eps according to modelspec.predict_key in its header" in message
+    assert "v according to the marker tensor v_pred" in message
     assert 'Give prediction="eps" or prediction="v"' in message
     with pytest.warns(UserWarning, match=r"predicts v according to the marker .* minisd uses eps"):
         assert said(path, prediction="eps") == ("eps", "the argument prediction=")

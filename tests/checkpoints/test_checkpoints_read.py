@@ -176,7 +176,7 @@ HOSTILE = {"posix.system": os_system, "builtins.exec": builtins_exec}
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_pickle_that_would_run_code_is_refused_by_name(tmp_path, save, name):
     content = {"state_dict": WEIGHTS, "extra": HOSTILE[name](tmp_path / "ran")}
-    assert f"asks for {name}." in refusal(save(content, tmp_path / "a.ckpt"))
+    assert f"asks for {name}, which could run code" in refusal(save(content, tmp_path / "a.ckpt"))
     assert not list(tmp_path.glob("ran*"))
 
 
@@ -198,7 +198,7 @@ def test_a_stand_in_runs_nothing_whatever_it_is_called(tmp_path, save):
 
 def test_an_unknown_class_of_torch_is_refused_by_name(tmp_path):
     path = save_zip({"w": Runs(torch.hub.set_dir, "/")}, tmp_path / "a.pt")
-    assert "asks for torch.hub.set_dir." in refusal(path)
+    assert "asks for torch.hub.set_dir, which could run code" in refusal(path)
 
 
 def test_a_whole_pickled_network_is_refused_by_name(tmp_path):

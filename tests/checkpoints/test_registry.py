@@ -155,7 +155,7 @@ def test_no_server_is_told(hub):
 def test_a_name_that_is_not_here_yet_says_how_to_fetch_it(hub):
     with pytest.raises(ValueError, match="download it with `minisd download some`"):
         minisd.load("some")
-    with pytest.raises(ValueError, match="choose sd14, sd14-full"):
+    with pytest.raises(ValueError, match="choose one of sd14, sd14-full"):
         download("sd99")
 
 
