@@ -1,4 +1,7 @@
-"""Prompts of any length, and weights for words, such as (red:1.3), as in AUTOMATIC1111's web UI."""
+"""Read prompts of any length, and prompts with weights, such as "a (red:1.3) cat".
+
+The weights are written as in AUTOMATIC1111's web UI.
+"""
 
 import regex
 import torch
@@ -52,8 +55,8 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
 
     Parentheses that are a part of the text are written \( and \).
 
-    Raises ValueError if other parentheses are unbalanced, nested, or without a number, if a weight
-    is above 1000 or below -1000, or if the text is too long.
+    Raises ValueError if any other parentheses are unbalanced, nested, or without a number, if a
+    weight is above 1000 or below -1000, or if the text is too long.
     """
     refuse_long_text(text)
     parts = []

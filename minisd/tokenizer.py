@@ -64,7 +64,11 @@ ALPHABET = [*CHARACTER_TO_BYTE, *(character + END_OF_WORD for character in CHARA
 
 
 def clip_layout(merges: Iterable[Pair]) -> list[str]:
-    """The vocabulary in CLIP's order: characters, characters at a word's end, merges, two marks."""
+    """List the vocabulary in CLIP's order.
+
+    First come all characters, then all characters with the end-of-word mark, then the results of
+    the merges, then the begin mark and the end mark.
+    """
     return [*ALPHABET, *map("".join, merges), BEGIN, END]
 
 
@@ -161,7 +165,7 @@ def learn_merges(word_counts: dict[str, int], amount: int) -> list[Pair]:
 
 @dataclass(frozen=True)
 class StoredTokenizer:
-    """The content of the JSON file that Tokenizer.save writes. The fields are those of Tokenizer.
+    """The content of a JSON file that Tokenizer.save wrote. The fields are Tokenizer's arguments.
 
     merges: each merge is two pieces, separated by a space
     words: one dictionary for each added word, with the fields of AddedWord

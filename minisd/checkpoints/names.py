@@ -1,7 +1,7 @@
 """A table of names: what minisd, the original single files and diffusers call the same tensor.
 
-The functions of this file build the table from a config, just as the networks are built. Each row
-of the table belongs to one module. minisd uses the table for two purposes:
+The functions of this file build the table from a config. Each row of the table belongs to one
+module. minisd uses the table for two purposes:
 
 - To read and write official files: the table shows the name of every tensor in the file.
 - To compare minisd with a reference program: if a row names a module of minisd and a module of the
@@ -182,7 +182,10 @@ def usual_name(key: str, part: str) -> str:
 
 
 def usual_single_file_name(key: str) -> str:
-    """Do what usual_name() does, but for a name with the prefix of an original single file."""
+    """Replace an unusual name, as usual_name() does. Other names do not change.
+
+    key: the name of a tensor in an original single file, with the prefix of its part
+    """
     for part in ("vae", "text_encoder"):
         prefix = PREFIXES_V1[part]
         if key.startswith(prefix):
@@ -209,7 +212,10 @@ CONV = (Row("conv", "conv", "conv"),)
 
 
 def transformer(config: UNetConfig) -> tuple[Row, ...]:
-    """The rows inside a SpatialTransformer. Both official layouts use the same names here."""
+    """The rows of the modules inside a SpatialTransformer.
+
+    For these modules, the original code and diffusers use the same names.
+    """
     stored = () if config.linear_projection else ("original", "diffusers")
     inside = {
         "norm_self": ("norm1", ()),
@@ -232,7 +238,7 @@ def unet_rows(config: UNetConfig) -> list[Row]:
     """The rows of the U-Net.
 
     The original code has one list, input_blocks, for the first half of the U-Net (the encoder). The
-    first convolution is input_blocks.0. The blocks of all levels follow, numbered from 1.
+    first convolution is input_blocks.0. The blocks of the levels follow: input_blocks.1 and so on.
     """
     time = (Row("linear1", "0", "linear_1"), Row("linear2", "2", "linear_2"))
     return [
@@ -317,7 +323,7 @@ VAE_MID = (
 
 
 def vae_rows(config: VAEConfig) -> list[Row]:
-    """The rows of the VAE. In the original code, the decoder's last level has the number 0."""
+    """The rows of the VAE. In the original code, the last level of the decoder has the number 0."""
     channels, last = config.channels, len(config.channels) - 1
     down, up = [], []
     for i, c_in in enumerate([channels[0], *channels[:-1]]):

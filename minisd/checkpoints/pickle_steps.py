@@ -51,7 +51,7 @@ class AskedName(str):
 
 
 class MadeObject(str):
-    """Stands for the result of a call. The text is the name of the called class or function."""
+    """Stands for an object that a call would return. The text is the name of what was called."""
 
 
 class StoredNumbers(NamedTuple):
@@ -163,8 +163,8 @@ class PickleSteps:
     def count(self, value: object) -> None:
         """Count one step for each value inside a tuple or list.
 
-        If the same value occurs several times, every occurrence is counted. The reason is that
-        Python's hash() also reads the value again at every occurrence.
+        If a value occurs several times, every occurrence is counted, because Python's hash() also
+        reads the value again at every occurrence.
         """
         waiting, count = [value], 0
         while waiting:
@@ -202,8 +202,8 @@ class PickleSteps:
     def build(self, made: MadeObject, state: object) -> None:
         """Check an instruction that sets the state of an object.
 
-        The state costs steps only if the object is a dictionary or a ParameterDict. All other
-        objects are replaced by stand-ins that ignore their state (pickles.py).
+        The values of the state count as steps only if the object is a dictionary or ParameterDict.
+        All other objects are replaced by stand-ins that ignore their state (pickles.py).
         """
         if type(made) is not MadeObject or not (made == DICTIONARY or made.startswith(LEFT_BEHIND)):
             raise ValueError("the pickle sets the state of an object that has none")
@@ -234,12 +234,13 @@ def refuse_too_large(
 ) -> None:
     """Raise Refusal if a tensor needs numbers that are not in its storage.
 
-    A tensor may use one number of its storage many times, for example after expand().
-    named_tensors() limits how many times.
+    A tensor may use one number of its storage many times, for example after expand(). But
+    named_tensors() limits how often this may happen.
 
     called: the name of the function that makes the tensor
     stored: the size of the storage
     offset: the index of the tensor's first number in the storage
+    size, stride: the shape of the tensor, and its strides in the storage
     rest: requires_grad and hooks. For _rebuild_tensor_v3, the dtype of the tensor comes third
     """
     dtype = torch_dtype(str(rest[2])) if called.endswith("_v3") else None

@@ -88,7 +88,7 @@ def unpickle(path: str | Path) -> object:
     Objects that training frameworks left in the file become empty stand-ins.
 
     Raises ValueError if the file asks for a class that neither tensors nor these frameworks use, if
-    the file is damaged, or if reading it would take more memory or time than its tensors need.
+    the file is damaged, or if reading the file would take too much memory or time.
     """
     path = Path(path)
     read_content = load_zip if is_zip(path) else load_old_pickle
@@ -111,7 +111,6 @@ def load_pickle(source: Path | BinaryIO, names: set[str], mmap: bool) -> object:
     If several threads call this function, they take turns.
 
     source: the path of the file, or an open file
-
     names: the classes that the pickle asks for
     mmap: whether the tensors stay mapped to the file
     """
@@ -169,7 +168,7 @@ def load_old_pickle(path: Path) -> object:
 
 
 class ShortReads(io.FileIO):
-    """A file that cannot be read into memory in one very large piece.
+    """A file that never reads more than LARGEST_PICKLE bytes at once.
 
     Without this limit, a zip with a false table of contents could fill the memory.
     """
@@ -181,7 +180,7 @@ class ShortReads(io.FileIO):
 
 
 def load_zip(path: Path) -> object:
-    """Read what torch.save writes since torch 1.6: a zip."""
+    """Read a zip. This is the format that torch.save writes since torch 1.6."""
     if not zipfile.is_zipfile(path):  # the table of contents is at the end
         size = size_in_words(path.stat().st_size)
         raise Refusal(f"ends after {size}: the download was cut off. Fetch it again")

@@ -1,7 +1,7 @@
 """Read a file of weights safely into a dictionary: name -> tensor.
 
-The tensors stay mapped to the file: a tensor needs no memory until its numbers are used. Then the
-numbers are in memory only once.
+The tensors stay mapped to the file: a tensor needs no memory until its numbers are used. Even after
+that, there is only one copy of its numbers in memory.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +25,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
     The tensors are on the CPU, and have the dtypes that the file stores. minisd recognizes the
     format by the first bytes of the file, so the ending of the file's name does not matter. If a
-    file holds dictionaries inside dictionaries, named_tensors() names the tensors.
+    file holds dictionaries inside dictionaries, the name of a tensor consists of all keys that lead
+    to the tensor, joined with dots.
 
     Raises ValueError if the file does not exist, if it is cut off, if it is not a file of weights,
     or if it is a pickle that asks for unknown classes.

@@ -70,8 +70,8 @@ def local_path(source: str | Path) -> Path:
 
     source: the name of a shipped or published file, or the path of any other file
 
-    Raises ValueError if a published file is not downloaded yet, or if something else, such as a
-    folder, has its path.
+    Raises ValueError if a published file is not downloaded yet, or if there is a folder in the
+    place of the file.
     """
     if source in SHIPPED:
         return WEIGHTS / SHIPPED[str(source)]
@@ -102,7 +102,7 @@ def describe_official(name: str) -> str:
 
 
 def download(name: str, endpoint: str | None = None) -> Path:
-    """Download a published file, unless it is already there. Returns its path.
+    """Download a published file if it is not on this machine yet. Returns the path of the file.
 
     endpoint: the address of a server that answers like the hub (huggingface.co). None: the hub
 
@@ -218,14 +218,18 @@ def is_another(remote: RemoteFile, official: Official) -> bool:
 def verify(part: Path, official: Official, noted: str | None, remote: RemoteFile) -> str:
     """Check the sha256 of a downloaded file. Returns this sha256.
 
-    The sha256 must equal the published sha256. If no sha256 is published, it must equal the sha256
-    of the first download. If this is the first download, it must equal the sha256 that the server
-    states. If the server states no sha256, every file is accepted that does not look like a text.
+    The sha256 must equal the first of these values that is known:
+
+    1. the published sha256
+    2. the sha256 of the first download
+    3. the sha256 that the server states
+
+    If none of these values is known, any file is accepted, except a text (such as a web page).
 
     part: the downloaded file
     noted: the sha256 of the first download. None: this is the first download
 
-    Raises ValueError if the file is wrong. Before that, the file is deleted.
+    If the file is wrong, deletes the file and raises ValueError.
     """
     digest, advice = file_sha256(part), "try again later"
     known = {"published one": official.sha256, "one of the first download": noted}

@@ -53,7 +53,8 @@ def open_single_file(
 def to_usual_form(tensors: dict[str, Tensor], ema: bool) -> dict[str, Tensor]:
     """Give a file's tensors their usual names, and multiply 8-bit weights by their scales.
 
-    ema: whether the U-Net gets its averaged weights. False: the U-Net gets its last weights
+    ema: whether the U-Net gets its averaged weights. False: the U-Net gets the weights after the
+        last training step
 
     Raises ValueError if the file does not hold the weights that `ema` asks for.
     """

@@ -66,8 +66,8 @@ def with_stated_settings(
     """Put the settings that an original file or its .yaml states into the config.
 
     header: the entries of the file's header
-    prediction: "eps" or "v" if the user states the prediction. Then the file's own statement is
-        ignored. None: the file states the prediction
+    prediction: "eps" or "v", which overrides what the file states. None: the prediction that the
+        file states is used
 
     Returns the config, and a text that names the place that states eps or v. If no place states eps
     or v, the text is None, and the config has eps.
@@ -87,7 +87,7 @@ def with_stated_settings(
     zero_snr = replace(config.schedule, zero_terminal_snr=True)
     if table is not None and is_same_table(table, Schedule(zero_snr).alpha_bar):
         statements.append(("zero_terminal_snr", True, "its alphas_cumprod"))
-    zero, zero_by = single_value(statements, "zero_terminal_snr", "Delete the wrong one")
+    zero, zero_by = single_value(statements, "zero_terminal_snr", "Delete the wrong setting")
     found, known_by = find_prediction(path, statements, prediction)
     if not found and zero:
         found, known_by = "v", f"{zero_by}: a zero terminal SNR needs v"
@@ -120,7 +120,7 @@ def find_prediction(
 
     minisd knows the predictions of the published files, and recognizes these files by their sha256.
     But computing the sha256 of 5 GB takes about 20 s. So minisd computes it only if neither the
-    header nor a marker tensor states the prediction. (In published files, neither does.)
+    header nor a marker tensor states the prediction. (Published files do not state it there.)
 
     prediction: "eps" or "v" if the user states the prediction, otherwise None
     """
@@ -294,7 +294,7 @@ def yaml_number(name: str, value: Any) -> object:
 
 
 def stated_size(header: Mapping[str, str]) -> int | None:
-    """The size of the model's pictures, in pixels, that the header states (modelspec.resolution).
+    """The size of the model's pictures in pixels, if the header states it (modelspec.resolution).
 
     None: the header states no size, or the size is not square, or it is not a multiple of 64.
     """
@@ -327,9 +327,9 @@ def noise_table(tensors: Mapping[str, Tensor]) -> Tensor | None:
 def with_stored_levels(schedule: ScheduleConfig, stored: Tensor, name: str) -> ScheduleConfig:
     """Put the noise levels that a file stores into a schedule. Returns the new schedule.
 
-    If `schedule` already has these noise levels, it is returned. Otherwise, the user is warned. If
-    the stored levels are impossible, or if they contradict a zero terminal SNR, they are ignored,
-    and `schedule` is returned.
+    If `schedule` already has these noise levels, `schedule` is returned. Otherwise, the user is
+    warned. If the stored levels are impossible, or if they contradict a zero terminal SNR, they are
+    ignored, and `schedule` is returned.
 
     stored: the stored noise levels (alphas_cumprod)
     name: the file's name, for the warning

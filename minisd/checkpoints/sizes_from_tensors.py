@@ -49,7 +49,7 @@ def config_from_tensors(tensors: Mapping[str, Tensor], name: str) -> ModelConfig
 
 
 def with_text_layout(config: ModelConfig, open_clip: bool) -> ModelConfig:
-    """Set config.open_clip_text. It is None if the U-Net already shows the right value (is_v2()).
+    """Set config.open_clip_text. The value is None if is_v2() can tell the layout from the U-Net.
 
     open_clip: whether the text transformer has open_clip's names, as in SD v2
     """
@@ -77,9 +77,9 @@ def shape_of(tensors: Mapping[str, Tensor], key: str, axes: int = 1) -> tuple[in
 
 
 def count_modules(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """Count modules whose names consist of a prefix and a number, starting from 0.
+    """Count the modules with a prefix. For example, the prefix "up." has "up.0", "up.1", and so on.
 
-    The result is the highest number plus 1, also if a number in between is missing.
+    The result is the highest number plus 1, even if some module is missing in between.
 
     >>> count_modules({"up.0.weight": None, "up.2.weight": None}, "up.")
     3

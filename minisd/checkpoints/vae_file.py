@@ -80,8 +80,8 @@ def read_stated_config(path: Path, required: bool, layout: str) -> VAEConfig | N
 
     path: the path of the config.json
     required: whether a missing config.json is an error
-    layout: the layout of the VAE file. If a config.json states no class, it is used only if the
-        layout is "diffusers"
+    layout: the layout of the VAE file. A config.json without _class_name is used only if the layout
+        is "diffusers", or if the config.json is required
     """
     stored = read_json(path) if required or path.exists() else {}
     unnamed = "Autoencoder" if layout == "diffusers" and stored else ""

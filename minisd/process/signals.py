@@ -1,8 +1,8 @@
 """The signals that ask a process to stop: ctrl-C, SIGTERM and SIGHUP.
 
-A training does not stop in the middle of a step, but at the end of the step. In the middle of a
-step, some weights are new and others are old, so the training could not be resumed. Other commands
-stop at once, and remove their unfinished files.
+A training stops only at the end of a step. In the middle of a step, some weights are new and others
+are old, so the training could not be resumed. Other commands stop at once, and remove their
+unfinished files.
 """
 
 import signal

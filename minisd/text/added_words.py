@@ -1,4 +1,4 @@
-"""Added words: words that have their own ids in a vocabulary. Find these words in a text."""
+"""Find added words in a text. An added word has its own ids, and is not split into pieces."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ class AddedWord:
     """A word with its own ids. The flags say how to find the word, as in transformers' AddedToken.
 
     ids: one id, or one id for each vector of a textual inversion
-    normalized: True: the word is found in any spelling that differs only in upper and lower case,
-        in the kind of spaces, or in the Unicode form of accents. False: only exactly this word
-    single_word: True: the word is found only if no letter, digit or "_" is directly before or after
-        the word. False: the word is also found inside longer words
+    normalized: if True, the search ignores upper and lower case, the number of spaces, and whether
+        an accent is a separate character. If False, only the exact spelling is found
+    single_word: if True, the word is found only if no letter, digit or "_" is directly before or
+        after the word. If False, the word is also found inside longer words
     lstrip: whether spaces before the word are removed from the text, together with the word
     rstrip: whether spaces after the word are removed from the text, together with the word
     special: whether some programs leave out the word when they turn ids into text
@@ -33,7 +33,7 @@ class AddedWord:
 
     @property
     def form(self) -> str:
-        """The spelling to search for. In a normalized word, it has lower case and single spaces."""
+        """The spelling to search for. If the word is normalized, the spelling is in lower case."""
         return lower_each(compose_accents(self.word)) if self.normalized else self.word
 
 
@@ -49,7 +49,7 @@ def refuse_bad_word(word: str) -> None:
 
 
 def compose_accents(text: str) -> str:
-    """Join letters with their accents, and replace each run of spaces by one space.
+    """Write letters with accents as one character, and replace each run of spaces by one space.
 
     The first step of transformers' CLIPTokenizer does the same.
     """
