@@ -32,8 +32,8 @@ DRAWING = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0 for success, 2 after an error message.
 
-    `minisd compare` returns 1 if it finds a difference, and `minisd verify` if a check fails.
-    After ctrl-C or another signal the status is 128 plus the number of the signal.
+    `minisd compare` returns 1 if it finds a difference. `minisd verify` returns 1 if a check fails.
+    After ctrl-C or another signal, the status is 128 plus the number of the signal.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     escape_unprintable()
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as stop:
         with suppress(OSError):  # the terminal may be closed
-            if str(stop):  # a training says here what it has saved
+            if str(stop):  # the text says what a stopped training has saved
                 print_message(stop, by=name)
         return 128 + getattr(stop, "number", 2)  # as shells do: 130 for ctrl-C
 
@@ -59,8 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
 def error_sentence(error: Exception) -> str:
     """The message that tells the user about an error.
 
-    If memory runs out while a file is read, the error may say that the file is damaged. In this
-    case, the message speaks only of the memory.
+    If memory runs out while a file is read, the error may say that the file is damaged. But then
+    this function returns a message that says only that there is too little memory.
     """
     says_so = isinstance(error, ValueError) and "memory" in str(error)
     if is_out_of_memory(error) and not says_so:
@@ -92,7 +92,7 @@ def run_command(arguments: list[str]) -> int:
 
 
 def print_warning(message: Warning, *where: object, **more: object) -> None:
-    """Print a warning in one line, without the line of code that it came from."""
+    """Print only the text of a warning, on one line. (Python would also print a line of code.)"""
     print_message(message)
 
 
@@ -128,10 +128,10 @@ def add_convert(command: argparse.ArgumentParser) -> None:
     add("model", help="a model: FILE, FOLDER or NAME")
     add("destination", type=Path, help="a .safetensors file, or a folder for diffusers")
     add("--half", action="store_true", help="store 16-bit numbers: half the size")
-    add("--prediction", choices=("eps", "v"), help="what the U-Net predicts, if no file says it")
+    add("--prediction", choices=("eps", "v"), help="what the U-Net predicts, if no file says so")
     add("--ema", action="store_true", help="take the averaged weights of a training checkpoint")
     add("--vae", metavar="FILE", help="use this VAE instead of the model's own")
-    add("--keep-unused", action="store_true", help="also copy what the model does not need")
+    add("--keep-unused", action="store_true", help="also copy tensors that the model does not need")
     command.set_defaults(run=convert_command)
 
 
@@ -172,14 +172,14 @@ def info_command(options: argparse.Namespace) -> None:
 
 def add_download(command: argparse.ArgumentParser) -> None:
     """Add the options of `minisd download`."""
-    command.add_argument("name", nargs="?", help="what to download; without it, list the names")
+    command.add_argument("name", nargs="?", help="what to download; without a name, list all names")
     command.set_defaults(run=download_command)
 
 
 def download_command(options: argparse.Namespace) -> None:
-    """Print what a published file is and which licence it has, then download it.
+    """Describe a published file and its licence, then download the file.
 
-    If no name is given, print these facts about all published files, and download nothing.
+    If no name is given, describe all published files and download nothing.
     """
     from minisd.checkpoints import registry as official
 
@@ -192,7 +192,7 @@ def download_command(options: argparse.Namespace) -> None:
     if options.name:
         print_results(official.download(options.name))
     else:
-        print_message(f"these names came with minisd: {', '.join(official.SHIPPED)}.")
+        print_message(f"these files came with minisd: {', '.join(official.SHIPPED)}.")
 
 
 def add_examples(command: argparse.ArgumentParser) -> None:
@@ -203,14 +203,14 @@ def add_examples(command: argparse.ArgumentParser) -> None:
 
 
 def examples_command(options: argparse.Namespace) -> None:
-    """Write the pictures that docs/steering.md starts from. A file that exists is kept."""
+    """Write the pictures that docs/steering.md uses. Existing files are kept."""
     from minisd.mini.examples import write_input_pictures
 
     for path in write_input_pictures(options.folder):
         print_results(path)
 
 
-# The stages that write only into --folder -> the name of what they write there.
+# A stage that writes only into --folder -> the name of the file or folder that it writes there.
 FOLDER_ONLY = {"tokenizer": "tokenizer.json", "vae": "vae", "diffusion": "diffusion"}
 STAGES = ("tokenizer", "vae", "diffusion", "export", "decoder", "classifier", "judge")
 STAGES += ("lora", "word", "hypernetwork", "controlnet", "controlnet-half")
@@ -226,7 +226,7 @@ def add_train(command: argparse.ArgumentParser) -> None:
         "--folder",
         type=Path,
         default=Path("runs/mini"),
-        help="for checkpoints and logs (runs/mini)",
+        help="where to write checkpoints and logs (runs/mini)",
     )
     length = command.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="how many training steps (the recipe's)")

@@ -6,8 +6,8 @@ Many other programs read this text. An example:
     Negative prompt: blurry
     Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Model hash: 6ce0161689, …
 
-Sources: the web UI's modules/processing.py (create_infotext) for what the text holds, and its
-modules/infotext_utils.py for how values are quoted.
+Sources: two files of the web UI. modules/processing.py (create_infotext) decides what the text
+holds. modules/infotext_utils.py decides how values are put in quotes.
 """
 
 import json
@@ -23,15 +23,15 @@ import regex
 from minisd.cli.drawing_options import SPACING_CHOICES
 from minisd.files.json_files import parse_json
 
-# Matches "Name: value, …". The *+ reads a name without a colon in one step. With a simple *, the
-# search for a colon would start again at every letter. This would take minutes for a long line.
+# Matches "Name: value, …". If no colon follows a name, the *+ gives up after one try. A plain *
+# would look for the colon again after each letter of the name. On a long line, this takes minutes.
 PARAMETER = regex.compile(r'(\w[\w /-]*+)(?:: *("(?:[^"\\]|\\.)*"|[^,]*)(?:, *|$))?')
 LONGEST_WEBUI_TEXT = 50_000  # characters; the same limit as for a prompt
 DIGITS = 10  # the web UI shows this many digits of a sha256
 FEWEST_PARAMETERS = 3  # a last line with fewer parameters belongs to the prompt
 TAG = re.compile(r"<(lora|hypernet):([^:>]+)(?::([^>]*))?>")
-# Syntax that minisd does not have: parts of a prompt that change from step to step, and prompts
-# that are computed separately.
+# Syntax that minisd does not read. [cat:dog:10] and [cat|dog] change the prompt from step to step.
+# AND and BREAK divide the prompt into prompts that are computed separately.
 PROMPT_PROGRAMS = re.compile(r"\bAND\b|\bBREAK\b|\[[^\[\]:|]*[:|][^\[\]]*\]")
 
 # The pieces of a prompt: an escaped bracket, the end ":1.2)" of a weight, a bracket, plain text.
@@ -39,7 +39,7 @@ WEIGHT_PATTERN = re.compile(
     r"(\\[\\()\[\]])|:\s*([+-]?[\d.]+)\s*\)|([()\[\]])|([^\\()\[\]:]+|.)", re.DOTALL
 )
 FACTOR = {"(": 1.1, "[": 1 / 1.1}
-DEEPEST_PARENTHESES = 50  # nested brackets. A word in 50 parentheses has the weight 1.1^50 = 117
+DEEPEST_PARENTHESES = 50  # levels of brackets. A word in 50 parentheses has the weight 1.1^50 = 117
 
 WEBUI_SAMPLERS = {  # the web UI's name -> minisd's name
     "DDIM": "ddim",
@@ -51,9 +51,10 @@ WEBUI_SAMPLERS = {  # the web UI's name -> minisd's name
     "DPM++ 2M": "dpmpp_2m",
 }
 WEBUI_NAMES = {ours: theirs for theirs, ours in WEBUI_SAMPLERS.items()}
-# In the web UI, these samplers always use leading spacing. In minisd, they use it by default.
+# In the web UI, these samplers always use leading spacing. In minisd, leading spacing is only their
+# default.
 ONE_SPACING = ("DDIM", "PLMS")
-IGNORED_PARAMETERS = {  # parameters that do not change the picture -> why
+IGNORED_PARAMETERS = {  # a parameter that does not change the picture -> the reason
     "Version": "the version of the web UI",
     "User": "the person who drew it",
     "Batch size": "each picture of a batch has its own seed",
@@ -69,9 +70,9 @@ KNOWN_PARAMETERS |= {"Seed", "Size", "Clip skip", "RNG", "Model", "Model hash", 
 
 
 def parameters_text(about: dict) -> str:
-    """The settings of a picture, as the web UI would write them.
+    """Write the settings of a picture in the form of the web UI. Returns the text.
 
-    about: the settings, in the form of picture_settings.py
+    about: the settings: name (see collect_settings() in picture_settings.py) -> value
     """
     hashes = about.get("hashes", {})
     values = {
@@ -102,7 +103,7 @@ def parameters_text(about: dict) -> str:
 
 
 def quote(value: object) -> str:
-    """The value as text, in quotes if it has a comma, a colon or a line break."""
+    """The value as text. A text with a comma, a colon or a line break is put in quotes."""
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if re.search("[,\n:]", text) else text
 
@@ -115,8 +116,8 @@ def plain_name(source: str) -> str:
 def schedule_type(about: dict) -> str | None:
     """The web UI's name for the spacing of the noise levels.
 
-    None for DDPM, DDIM and PLMS if no spacing was chosen, because the web UI has only one spacing
-    for each of these samplers.
+    If the sampler is DDPM, DDIM or PLMS, and no spacing was chosen, the result is None. The web UI
+    has only one spacing for each of these samplers.
     """
     own = None if about["sampler"] in ("ddpm", "ddim", "plms") else "uniform"
     spacing = about.get("spacing") or about.get("schedule") or own
@@ -124,13 +125,16 @@ def schedule_type(about: dict) -> str | None:
 
 
 def to_a1111_syntax(prompt: str, about: dict) -> str:
-    """Escape the brackets that are plain text in minisd. The web UI would read them as weights."""
+    r"""Put a backslash before each bracket that is plain text in minisd: "(" becomes "\(".
+
+    Without the backslash, the web UI would read the brackets as weights.
+    """
     plain = r"([\[\]])" if about.get("extended") else r"([\\()\[\]])"
     return re.sub(plain, r"\\\1", prompt)
 
 
 def loras(about: dict) -> list[tuple[str, float]]:
-    """Every LoRA of the picture, with its scale."""
+    """The LoRAs of a picture, as pairs of file and scale."""
     from minisd.cli.adapter_options import split_scale
 
     return [split_scale(given) for given in about.get("lora", [])]
@@ -140,15 +144,17 @@ def loras(about: dict) -> list[tuple[str, float]]:
 
 
 def parse_parameters(text: str) -> dict[str, str]:
-    """Read the web UI's text. Returns a dictionary: name of a prompt or parameter -> its value.
+    """Read the web UI's text. Returns a dictionary: name -> value.
+
+    The names are "Prompt", "Negative prompt", and the parameters in the text, such as "Steps".
 
     Raises ValueError if the text has more than LONGEST_WEBUI_TEXT characters. Each step of this
     function copies the text, so a very long text from a stranger could fill the memory.
     """
     if len(text) > LONGEST_WEBUI_TEXT:
         raise ValueError(
-            f"says how it was drawn in {len(text):,} characters, more than {LONGEST_WEBUI_TEXT:,}. "
-            "Use another picture"
+            f"has settings of {len(text):,} characters, but at most {LONGEST_WEBUI_TEXT:,} are "
+            "allowed: give another picture"
         )
     *lines, last = text.strip().split("\n")
     if len(parameters_in(last)) < FEWEST_PARAMETERS:
@@ -170,7 +176,7 @@ def parameters_in(line: str) -> list[tuple[str, str]]:
 
 
 def unquote(value: str) -> str:
-    """The value without its quotes, if it has any."""
+    """Remove the quotes around a value. A value without quotes keeps its text."""
     try:
         return str(parse_json(value)) if value.startswith('"') else value.strip()
     except ValueError:
@@ -178,19 +184,22 @@ def unquote(value: str) -> str:
 
 
 def settings_from_webui(text: str, given: set[str]) -> tuple[dict[str, Any], list[str]]:
-    """Translate the web UI's text. Returns minisd's settings and a list of warnings.
+    """Translate the web UI's text to minisd's settings. Returns the settings, and warnings.
 
-    The settings have the form of picture_settings.py.
+    The settings are a dictionary: name (a key of PICTURE_SETTINGS in picture_settings.py) -> value.
+    The warnings are a list of sentences.
 
-    given: the names of the options on the command line. Their files replace the files that the
-        text names
-    Raises ValueError if minisd lacks a setting of the text, or if the text lacks a needed setting.
-    The caller puts the name of the picture before the message: "cat.png was drawn with …".
+    given: the names of the options on the command line. If one of these options gives a file, the
+        file that the text names is not needed
+
+    Raises ValueError if the text has a setting that minisd does not have, or if the text does not
+    have all the settings that minisd needs. The caller puts the name of the picture before the
+    message: "cat.png was drawn with …".
     """
     parameters = {"Size": "512x512", "CFG scale": "7", "Clip skip": "1"} | parse_parameters(text)
     for name, value in parameters.items():
         if name not in KNOWN_PARAMETERS and name not in IGNORED_PARAMETERS:
-            raise ValueError(f"was drawn with {name}: {value}, which minisd cannot do")
+            raise ValueError(f"was drawn with {name}: {value}, which minisd does not have")
     absent = [name for name in ("Steps", "Sampler", "Seed") if name not in parameters]
     if absent:
         raise ValueError(f"does not state these settings: {', '.join(absent)}")
@@ -215,29 +224,34 @@ def settings_from_webui(text: str, given: set[str]) -> tuple[dict[str, Any], lis
 
 
 def find_numbers(parameters: dict[str, str], name: str, pattern: str, kind: type = int) -> list:
-    """The numbers in a parameter's value.
+    """Read the numbers in the value of a parameter, such as 512 and 768 in "Size: 512x768".
 
+    parameters: name of a parameter -> its value
+    name: the name of the parameter to read
     pattern: a regular expression with one group for each number
     kind: the type of the numbers
+
     Raises ValueError if the value does not match the pattern, or if a group is not a number.
     """
     match = re.fullmatch(pattern, parameters[name])
-    with suppress(ValueError):  # float() refuses a text such as 1.2.3
+    with suppress(ValueError):  # for example, float("1.2.3") raises ValueError
         if match:
             return [kind(number) for number in match.groups()]
-    raise ValueError(f"says {name}: {parameters[name]}, which is not a valid value")
+    raise ValueError(f"has the setting {name}: {parameters[name]}, which is not a valid value")
 
 
 def sampler_of(parameters: dict[str, str]) -> tuple[str, str | None]:
     """The sampler, and the spacing of its noise levels (None for the sampler's default).
 
-    Before version 1.9 of the web UI, the name of the sampler ends in Karras if the spacing is
-    Karras. Since version 1.9, the spacing is a parameter. The value Automatic means Karras for
-    DPM++ 2M.
+    Before version 1.9, the web UI wrote the spacing into the sampler's name: "Euler Karras". Since
+    version 1.9, the spacing has a parameter of its own, "Schedule type". If this parameter is
+    "Automatic", the spacing of DPM++ 2M is Karras.
+
+    Raises ValueError if minisd does not have the sampler or the spacing.
     """
     name = parameters["Sampler"].removesuffix(" Karras")
     if name not in WEBUI_SAMPLERS:
-        raise ValueError(f"was drawn by {parameters['Sampler']}, a sampler that minisd lacks")
+        raise ValueError(f"was drawn by the sampler {parameters['Sampler']}, which minisd lacks")
     stated = parameters.get("Schedule type", "").lower()
     spacing = "karras" if parameters["Sampler"] != name else stated
     if spacing in ("", "automatic"):
@@ -245,21 +259,24 @@ def sampler_of(parameters: dict[str, str]) -> tuple[str, str | None]:
             return WEBUI_SAMPLERS[name], None
         spacing = "karras" if spacing and name == "DPM++ 2M" else "uniform"
     if spacing not in SPACING_CHOICES:
-        raise ValueError(f"was drawn with Schedule type: {spacing}, which minisd lacks")
+        raise ValueError(f"was drawn with Schedule type: {spacing}, which minisd does not have")
     return WEBUI_SAMPLERS[name], spacing
 
 
 def prompt_of(prompt: str, given: set[str]) -> str:
     """The prompt in minisd's syntax, without the tags of LoRAs and hypernetworks.
 
-    Raises ValueError if no option gives the file of a tag, or if minisd lacks part of the syntax.
+    A tag is, for example, <lora:style:0.8>. It names a file.
+
+    Raises ValueError if no option gives the file of a tag, or if the prompt has syntax that minisd
+    does not read.
     """
-    tags_end = prompt.rfind(">") + 1  # no tag can end after this, so the search stops
+    tags_end = prompt.rfind(">") + 1  # no tag ends after this index, so the search can stop there
     for kind, name, scale in TAG.findall(prompt[:tags_end]):
         option = "lora" if kind == "lora" else "hypernetwork"
         if option not in given:
             scaled = f":{scale}" if scale else ""
-            raise ValueError(f"was drawn with {name}: give it with --{option} FILE{scaled}")
+            raise ValueError(f"was drawn with the {kind} {name}: give --{option} FILE{scaled}")
     if found := PROMPT_PROGRAMS.search(prompt):
         raise ValueError(f"has {found[0]} in its prompt, which minisd does not read")
     without_tags = TAG.sub("", prompt[:tags_end]) + prompt[tags_end:]
@@ -270,8 +287,9 @@ def to_minisd_syntax(prompt: str) -> str:
     r"""Write every weight as (words:number), the form that minisd reads.
 
     In the web UI, (a) has the weight 1.1, and [a] has the weight 1/1.1. The weights of nested
-    brackets multiply. A bracket that is never closed reaches to the end of the prompt. A closing
-    bracket without an opening one is plain text.
+    brackets multiply. If a bracket is never closed, its weight holds to the end of the prompt. A
+    closing bracket without an opening bracket is plain text.
+
     Raises ValueError if brackets are nested too deeply, or if a weight is not a number.
 
     >>> to_minisd_syntax(r"a ((big) cat:1.5) [far] \(here\)")
@@ -301,7 +319,7 @@ def to_minisd_syntax(prompt: str) -> str:
 
 
 def weight_of(number: str) -> float:
-    """The weight as a number. Raises ValueError for a text such as 1.2.3, which is no number."""
+    """The weight as a number. Raises ValueError if the text is not a number ("1.2.3" is not)."""
     try:
         return float(number)
     except ValueError as error:
@@ -309,25 +327,28 @@ def weight_of(number: str) -> float:
 
 
 def scale_weights(pieces: list[list], factor: float) -> None:
-    """Multiply the weight of each piece by the factor, in place."""
+    """Multiply the weight of each piece by the factor, in place. A piece is [text, weight]."""
     for piece in pieces:
         piece[1] *= factor
 
 
 def merge_pieces(pieces: list[list]) -> list[tuple[str, float]]:
-    """Join neighbouring pieces of equal weight, and escape the parentheses in their texts."""
+    """Join neighbouring pieces of equal weight. Then put a backslash before each parenthesis.
+
+    A piece is [text, weight].
+    """
     runs = groupby(pieces, key=lambda piece: piece[1])
     texts = [("".join(words for words, _ in run), weight) for weight, run in runs]
     return [(re.sub(r"([()])", r"\\\1", text), weight) for text, weight in texts]
 
 
 def model_of(parameters: dict[str, str], given: set[str]) -> dict[str, str]:
-    """The name of the model, under the key "model" of a dictionary.
+    """A dictionary with one key: "model" -> the name of the model in minisd.
 
     The dictionary is empty if a command-line option already names the model.
 
-    Raises ValueError if the text names neither a model that came with minisd, nor the hash of a
-    published model.
+    Raises ValueError if minisd does not know the model. minisd knows the models that came with it
+    by their names, and published models by their hashes.
     """
     from minisd.checkpoints.registry import OFFICIAL, SHIPPED
 
@@ -347,14 +368,14 @@ def model_of(parameters: dict[str, str], given: set[str]) -> dict[str, str]:
 def model_hash(text: str) -> str:
     """The first ten digits of the model's sha256, or "" if the text does not state them.
 
-    Until 2023, the web UI wrote eight digits of another checksum. Such digits are ignored.
+    Until 2023, the web UI wrote eight digits of another checksum. These eight digits are ignored.
     """
     digest = parse_parameters(text).get("Model hash", "")
     return digest if len(digest) == DIGITS else ""
 
 
 def warnings_for(parameters: dict[str, str]) -> list[str]:
-    """A warning if the noise came from a graphics card, in a list of 0 or 1 sentences."""
+    """A list of 0 or 1 sentences: a warning if the noise came from a graphics card."""
     if parameters.get("RNG") == "CPU":
         return []
     return [

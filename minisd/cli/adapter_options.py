@@ -35,9 +35,12 @@ def split_scale(given: str) -> tuple[str, float]:
 
 
 def split_hint(given: str) -> tuple[str, str]:
-    """Split FILE:HINT at the first colon that follows the path of an existing file.
+    """Split FILE:HINT into FILE and HINT.
 
-    Both paths may contain colons, as C:/ does. Raises ValueError if there is no such colon.
+    Both paths may contain colons, for example C:/edges.png. So every colon is tried from the left.
+    The text is split at the first colon that has the path of an existing file before it.
+
+    Raises ValueError if there is no such colon.
     """
     from minisd.checkpoints.registry import local_path
 
@@ -53,9 +56,9 @@ def split_hint(given: str) -> tuple[str, str]:
 
 
 def controlnet_hints(options: argparse.Namespace) -> list[tuple[str, str, float]]:
-    """Every ControlNet of the command, as (network, hint, scale).
-
-    The ControlNet of the command `minisd control` comes first. The ControlNets of --control follow.
+    """The ControlNets of the command, as triples: path of the network, path of the hint, scale.
+    If the command is `minisd control`, its own ControlNet comes first. The ControlNets of the
+    option --control follow.
     """
     own = []
     if options.command == "control":
@@ -77,7 +80,7 @@ def split_thing(given: str) -> tuple[str, str, float]:
 
 
 def named_sources(options: argparse.Namespace) -> dict[str, list[str]]:
-    """Every file that the picture depends on. A dictionary: name of an option -> its files."""
+    """All files that the picture depends on. Returns a dictionary: name of an option -> files."""
     found = {"model": [options.model], "vae": options.vae, "embedding": options.embedding}
     for name in ("lora", "hypernetwork"):
         found[name] = [split_scale(given)[0] for given in getattr(options, name)]
@@ -117,7 +120,7 @@ def attach_adapters(sd, options: argparse.Namespace, size: tuple[int, int], hint
 
 
 def read_hints(options: argparse.Namespace) -> list:
-    """Open the hint of every ControlNet: the picture that the ControlNet follows.
+    """Open the hint of every ControlNet. A hint is a picture that the ControlNet follows.
 
     returns: (network, picture, scale) for each ControlNet
     """
@@ -132,7 +135,7 @@ def read_hints(options: argparse.Namespace) -> list:
 def attach_controlnets(sd, edges: bool, size: tuple[int, int], hints: list) -> None:
     """Attach every ControlNet. Each hint is resized to the size of the picture to draw.
 
-    edges: whether the ControlNets read the edges of the hints, instead of the hints
+    edges: whether each ControlNet reads the edges of its hint, instead of the hint itself
     size: width and height of the picture to draw
     hints: what read_hints() returns
     """

@@ -1,4 +1,7 @@
-"""Changes argparse in two ways: an error is one sentence, and words may follow options."""
+"""Changes argparse in two ways: errors are one sentence, and files may follow options.
+
+An example of the second change: `minisd img2img "a cat" --steps 20 photo.png`.
+"""
 
 import argparse
 import re
@@ -6,7 +9,7 @@ from functools import partial
 from itertools import zip_longest
 from typing import Any, NoReturn
 
-# An option of up to 26 letters and its help share a line, so that --help fits a screen.
+# An option of up to 26 letters is on the same line as its help text, so that --help fits a screen.
 HELP = partial(argparse.HelpFormatter, max_help_position=30)
 
 
@@ -40,16 +43,16 @@ def plain_error(message: str) -> str:
 def place_words(
     options: argparse.Namespace, extra: list[str], names: list[str], needed: bool
 ) -> None:
-    """Assign the words of the command line to their names: the prompt, then the files.
+    """Store the words of the command line in `options`: first the prompt, then the files.
 
-    argparse does not assign words that follow an option. This function assigns them, too.
+    argparse does not store words that follow an option. This function stores these words, too.
 
-    extra: the words that argparse did not assign
-    names: the names of all words, with the prompt first
-    needed: whether every name needs a word
+    extra: the words that argparse did not store
+    names: the names under which the words are stored, such as "prompt", "image", "mask"
+    needed: whether the user must give a word for every name
 
-    Raises ValueError if there is an unknown option, or if there are too many words. If `needed` is
-    true, also raises ValueError if there are too few words.
+    Raises ValueError if there is an unknown option, if there are too many words, or if a needed
+    word is missing.
     """
     unknown = [word for word in extra if word.startswith("-") and word != "-"]
     if unknown:
@@ -68,10 +71,13 @@ def place_words(
 
 
 def too_many_words(command: str, words: list[str], files: int) -> str:
-    """The message if there are too many words. files: number of files that follow the prompt"""
+    """The error message if there are too many words on the command line.
+
+    files: how many files the command has after the prompt
+    """
     if " " in words[0]:
         return f'"{words[-1]}" is one word too many: put words that belong together in quotes.'
     split = len(words) - files
     prompt = " ".join(words[:split]).strip("'‘’“”\"")
     example = " ".join(["minisd", command, f'"{prompt}"', *words[split:]])
-    return f"put the prompt in quotes: {example}"
+    return f"there are too many words: put the prompt in quotes, as in {example}"

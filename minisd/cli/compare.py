@@ -10,15 +10,15 @@ def add_compare(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("reference", help="a model: FILE, FOLDER or NAME")
     add("port", help="another model, diffusers:FOLDER, module.py:FUNCTION, or a trace FILE")
-    add("--rtol", type=float, help="the largest error of one operation (what rounding explains)")
-    add("--seed", type=int, default=0, help="of the inputs that both get (0)")
-    add("--json", type=Path, metavar="FILE", help="write all results for other programs")
-    add("--html", type=Path, metavar="FILE", help="write a page to look at")
+    add("--rtol", type=float, help="the allowed error of one operation (what rounding explains)")
+    add("--seed", type=int, default=0, help="seed of the inputs that both models get (0)")
+    add("--json", type=Path, metavar="FILE", help="also write the report for other programs")
+    add("--html", type=Path, metavar="FILE", help="also write the report as a web page")
     command.set_defaults(run=compare_command)
 
 
 def compare_command(options: argparse.Namespace) -> int:
-    """Compare both models and print the report. Returns the exit status: 0 equal, 1 different."""
+    """Compare a model with its port and print the report. Returns 0 if they are equal, else 1."""
     import minisd
     from minisd.compare.run import compare_sides
     from minisd.compare.run_trace import compare_trace

@@ -1,4 +1,4 @@
-"""minisd doctor: shows what a run depends on, and says what to fix."""
+"""minisd doctor: prints facts about this machine, and says what to fix."""
 
 import os
 import sys
@@ -49,14 +49,18 @@ def package_version(package: str) -> str:
 
 
 def advice_on_machine(torch_version: str, speed: float, mini: Path) -> list[str]:
-    """One sentence for each problem of this machine."""
+    """A list with one sentence for each problem of this machine.
+
+    speed: in 10^9 operations per second
+    mini: the path of the mini's weights
+    """
     advice = []
     if tuple(int(part) for part in torch_version.split(".")[:2]) < (2, 4):
-        advice.append(f"torch {torch_version} is too old: pip install -U 'torch>=2.4'.")
+        advice.append(f"torch {torch_version} is too old: run pip install -U 'torch>=2.4'.")
     if not mini.exists():
         advice.append(f"{mini} is missing: clone the repository again, with its weights folder.")
     if speed < 20:
-        advice.append(f"{speed:.0f} GFLOPS is slow: close other programs, or lower --steps.")
+        advice.append(f"{speed:.0f} GFLOPS is slow: close other programs, or use fewer --steps.")
     try:
         import torchvision  # noqa: F401  # pyright: ignore[reportMissingImports] - it is optional
     except ImportError:
@@ -85,9 +89,11 @@ def system_load() -> float | None:
 
 
 def advice_on_threads(threads: int, cores: int, load: float | None) -> list[str]:
-    """Advice if the number of threads does not suit the free cores, in a list of 0 or 1 sentences.
+    """A list of 0 or 1 sentences: advice if the number of threads does not suit the free cores.
 
     If there are more threads than free cores, the threads wait for each other at every step.
+
+    load: how many processes want a core. None: unknown
     """
     good = max(1, cores - round(load or 0))  # the cores that other processes leave free
     if threads > good:

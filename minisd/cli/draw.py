@@ -18,7 +18,10 @@ from minisd.cli.picture_files import fitting_size, open_input, progress_bar, str
 
 
 def draw_command(options: argparse.Namespace, extra: list[str]) -> None:
-    """Run a drawing command. extra: the words that argparse did not assign"""
+    """Run a drawing command.
+
+    extra: the words of the command line that argparse did not store in `options`
+    """
     place_words(options, extra, POSITIONALS[options.command], needed=options.like is None)
     given = given_options(options)
     recorded = {} if options.like is None else picture_settings.recorded_options(options, given)
@@ -34,8 +37,8 @@ def draw_command(options: argparse.Namespace, extra: list[str]) -> None:
 def use_threads(number: int | None) -> Iterator[None]:
     """Let torch use this number of threads inside a `with` block. None: the number does not change.
 
-    The last bit of a sum depends on the number of threads. So --like uses the number of threads
-    that the picture's settings state.
+    The last bit of a sum depends on the number of threads. So --like uses as many threads as the
+    command that drew the picture.
     """
     import torch
 
@@ -48,7 +51,7 @@ def use_threads(number: int | None) -> Iterator[None]:
 
 
 def run_generate(options: argparse.Namespace, outputs: list[Path]) -> None:
-    """Draw the pictures one by one, and write each with its settings inside."""
+    """Draw the pictures one by one. Each file also holds the settings of its picture."""
     from minisd.files.pictures import to_pil
     from minisd.teaching.picture_grid import paste_grid
 
@@ -78,14 +81,14 @@ def run_generate(options: argparse.Namespace, outputs: list[Path]) -> None:
 
 
 def run_img2img(options: argparse.Namespace, outputs: list[Path]) -> None:
-    """Draw the picture again, following the prompt."""
+    """Draw the input picture again, following the prompt."""
     from minisd.tasks.img2img import img2img
 
     draw_from_picture(options, outputs, img2img)
 
 
 def run_inpaint(options: argparse.Namespace, outputs: list[Path]) -> None:
-    """Draw the white part of the mask again."""
+    """Draw the input picture again where the mask is white."""
     from minisd.tasks.inpaint import inpaint
 
     mask = open_input(Path(options.mask))
@@ -93,12 +96,15 @@ def run_inpaint(options: argparse.Namespace, outputs: list[Path]) -> None:
 
 
 def run_depth(options: argparse.Namespace, outputs: list[Path]) -> None:
-    """Draw the picture again and keep its depth. The depth is given or estimated."""
+    """Draw the input picture again and keep its depth.
+
+    The depth comes from the option --depth. Without this option, a network estimates the depth.
+    """
     from minisd.tasks.depth2img import Estimator, depth2img
 
     @cache
     def estimator() -> Estimator:
-        """Read the estimator from its file when it is first used, after all other checks."""
+        """Read the estimator from its file. This happens at the first use, after all checks."""
         return read_estimator(options)
 
     if options.depth:
@@ -123,7 +129,10 @@ def draw_from_picture(
     """Run a task on the input picture, once for every seed, and write the drawn pictures.
 
     task: a function that draws, such as img2img()
-    more: more arguments for the task. If there is a mask, it is resized with the picture.
+    more: more arguments for the task, such as a mask. The picture and the mask are resized to the
+        size of the picture to draw
+
+    Raises ValueError if the mask does not have the size of the input picture.
     """
     from minisd.files.pictures import colours, mask_shades, size_step
 
@@ -166,7 +175,7 @@ def load_model(options: argparse.Namespace):
 
 
 def common_settings(sd, options: argparse.Namespace) -> dict:
-    """The settings that every task takes. Settings without an option come from the model."""
+    """The settings that every task takes. If no option gives a setting, the model's is used."""
     return {
         "negative_prompt": options.negative,
         "steps": options.steps,

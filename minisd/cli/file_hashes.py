@@ -1,6 +1,6 @@
 """The sha256 of files and folders of weights.
 
-To compute the sha256 of 5 GB takes 20 seconds. So the results for large files are cached.
+It takes 20 seconds to compute the sha256 of 5 GB. So the results for large files are cached.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from minisd.cli.messages import print_message
 
-LARGE_FILE = 10**9  # bytes: the digests of larger files are cached for the next command
+LARGE_FILE = 10**9  # bytes: the sha256 of a larger file is cached for the next command
 TICK = 0.02  # seconds: two changes within one tick of the system's clock get the same date
 CACHED_HASHES = "hashes.json"  # next to the downloads
 FOLDERS = ("text_encoder", "tokenizer", "unet", "vae", "scheduler", "depth_estimator")
@@ -24,11 +24,12 @@ FOLDERS = ("text_encoder", "tokenizer", "unet", "vae", "scheduler", "depth_estim
 def hash_of(source: str) -> str:
     """The sha256 of a file or folder, in hexadecimal.
 
-    For one file, the result is what sha256sum prints. The web UI shows its first ten digits. For a
-    folder, or for a file together with its base file, every file has a digest. The result is the
-    sha256 of the list of these digests, one per line.
+    If the source is one file, the result is what the program sha256sum prints. A folder has many
+    files, and a fine-tuned file may need a base file. In these two cases, the sha256 of each file
+    is written on a line of its own, and the result is the sha256 of these lines.
 
     source: a path, or a name that minisd knows
+
     Raises ValueError if a file changes while it is read.
     """
     from minisd.checkpoints.registry import local_path
@@ -46,9 +47,9 @@ def hash_of(source: str) -> str:
 
 
 def base_files(path: Path) -> list[Path]:
-    """The base file of a fine-tuned file, in a list of 0 or 1 paths.
+    """A list of 0 or 1 paths: the base file of a fine-tuned file.
 
-    The base file holds the weights that are not in the fine-tuned file.
+    The base file holds the weights that the fine-tuned file does not hold.
     """
     from minisd.checkpoints.header import read_metadata
 
@@ -73,17 +74,18 @@ def hash_of_file(path: Path) -> str:
 def file_state(path: Path) -> str:
     """A text that changes whenever the file changes.
 
-    A program can set st_mtime back, but not st_ctime, the date of the last change. On Windows,
-    st_ctime is the date of creation. It changes if another file replaces this file.
+    A program can change a file and then set the old date again in st_mtime. But no program can set
+    st_ctime, the date of the last change. On Windows, st_ctime is the date of creation. This date
+    is new if another file replaces the file.
     """
     file = path.stat()
     return f"{file.st_size} {file.st_mtime_ns} {file.st_ctime_ns} {file.st_ino}"
 
 
 def compute_hash(path: Path, state: str) -> str:
-    """Compute the sha256 of a file. Raises ValueError if the file changes meanwhile.
+    """Compute the sha256 of a file. Raises ValueError if the file changes during the computation.
 
-    state: what file_state() returned before
+    state: the result of file_state(path) before this call
     """
     from minisd.files.sha256 import file_sha256
 
@@ -95,9 +97,11 @@ def compute_hash(path: Path, state: str) -> str:
 
 @cache
 def cached_hash(path: Path, state: str) -> str:
-    """Read the sha256 of a file from the cache. If it is not there, compute it and cache it.
+    """Read the sha256 of a file from the cache.
 
-    state: what file_state() returned before
+    If the cache has no sha256 for this state of the file, compute the sha256 and cache it.
+
+    state: the result of file_state(path) before this call
     """
     from minisd.checkpoints.registry import cache_dir
     from minisd.files.whole_files import written_whole
@@ -120,7 +124,7 @@ def cached_hash(path: Path, state: str) -> str:
 def known_hashes(notes: Path) -> dict[str, dict[str, str]]:
     """Read the cache. Returns a dictionary: path -> state of the file -> sha256.
 
-    Damaged entries are left out. See file_state() for the state of a file.
+    Damaged entries are left out. The state of a file is the text that file_state() returns.
     """
     from minisd.files.json_files import read_json
 

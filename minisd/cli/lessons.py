@@ -17,7 +17,7 @@ def add_lessons(command: argparse.ArgumentParser) -> None:
     """Add the options of `minisd lessons`."""
     add = command.add_argument
     command.usage = "minisd lessons [FOLDER] [--no-open] [options of Jupyter]"
-    place = "where to copy them (minisd-lessons)"
+    place = "where to copy the lessons (minisd-lessons)"
     add("folder", nargs="?", type=Path, default=Path("minisd-lessons"), help=place)
     add("--no-open", action="store_true", help="only copy the lessons")
     command.epilog = (
@@ -70,8 +70,8 @@ def lessons_command(options: argparse.Namespace, passed_on: list[str]) -> None:
 def copy_notebooks(source: Path, folder: Path) -> list[str]:
     """Copy every notebook that the folder lacks. Returns lines to print about the copies.
 
-    A file that exists is kept, whether the student or an older minisd wrote it. A copy gets its
-    name only when it is complete. So after a crash, the next call makes the incomplete copy again.
+    Existing files are kept, whether the student or an older minisd wrote them. A copy gets its name
+    only when the copy is complete. So after a crash, the next call makes the incomplete copy again.
 
     Raises ValueError if there are no notebooks, or if a copy cannot be written.
     """
@@ -90,5 +90,5 @@ def copy_notebooks(source: Path, folder: Path) -> list[str]:
                 shutil.copyfile(notebook, unfinished)
             lines.append(f"{own}")
         elif not own.is_file() or own.read_bytes() != notebook.read_bytes():
-            lines.append(f"{own} is different and was kept: move it to get a fresh copy")
+            lines.append(f"{own} was changed, so it was kept: move it to get a fresh copy")
     return lines or [f"all lessons are in {folder} already"]

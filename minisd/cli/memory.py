@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# Measured: the VAE's decoder holds this many full-size feature maps of its widest layer at once.
+# Measured: at its peak, the VAE's decoder holds FLOATS times as many numbers as its largest feature
+# map, which has the picture's full size.
 # The U-Net needs less memory, because torch's attention never stores the whole matrix of scores.
 # For SD v1 at 512 x 512, the U-Net needs 171 MB, and the decoder needs 976 MB.
 FLOATS = 3.6
 # Measured under `ulimit -v`: even the smallest picture needs ALWAYS bytes. Memory that is freed in
-# pieces of less than 32 MB stays with the process, so a picture may need 2.3 times the size of its
-# maps.
+# pieces of less than 32 MB stays with the process. So a picture may need 2.3 times as much memory
+# as its feature maps.
 ALWAYS = 150 * 10**6
 SCATTERED = 2.5
 # Bytes of address space that importing torch needs. With less, the process aborts.
@@ -26,8 +27,8 @@ OWN_GROUPS = Path("/proc/self/cgroup")
 
 TOO_LITTLE = "there is too little memory: close other programs"
 
-# Words in torch's error messages: on the CPU (Linux and Windows), on CUDA and MPS, for a size that
-# overflows, for a file that cannot be mapped.
+# Words in torch's error messages when memory runs out on the CPU (Linux and Windows), on CUDA or on
+# MPS, when a size overflows, or when a file cannot be mapped into memory.
 OUT_OF_MEMORY_WORDS = (
     "can't allocate memory",
     "Cannot allocate memory",
@@ -46,8 +47,8 @@ OUT_OF_MEMORY_WORDS = (
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether this error, or an error that caused it, means that there is no memory left.
 
-    torch raises a RuntimeError (on CUDA its subclass torch.OutOfMemoryError), NumPy a MemoryError,
-    and the operating system an OSError.
+    If memory runs out, torch raises a RuntimeError (on CUDA its subclass torch.OutOfMemoryError).
+    NumPy raises a MemoryError. A call to the operating system raises an OSError.
     """
     if error is None:
         return False
@@ -62,10 +63,10 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def physical_memory() -> int | None:
-    """The memory of this machine in bytes. A container or `ulimit` may set a lower limit.
+    """How much memory this process may use, in bytes.
 
-    The lowest of these numbers is returned.
-    None if the system does not say how much memory there is.
+    This is the memory of the machine, or a lower limit that a container or `ulimit` sets.
+    None: the system does not say how much memory there is.
     """
     limits = [limit for limit, _ in limits_of_process()] + container_limits()
     with suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
@@ -74,7 +75,7 @@ def physical_memory() -> int | None:
 
 
 def free_memory() -> int | None:
-    """How many bytes this process can still get. None if the system does not say how many."""
+    """How many more bytes this process can get. None: the system does not say how many."""
     resident = statm_bytes(1)
     free = [limit - used for limit, used in limits_of_process()]
     free += [limit - resident for limit in container_limits()]
@@ -100,9 +101,9 @@ def check_limits() -> None:
 
 
 def limits_of_process() -> list[tuple[int, int]]:
-    """The limits of `ulimit -v` and `ulimit -d`, in bytes.
+    """The limits that `ulimit -v` and `ulimit -d` set, as pairs of limit and use, in bytes.
 
-    Each limit comes with the number of bytes that this process already uses of it.
+    The use is how many bytes of the limit this process uses already.
     """
     try:
         import resource
@@ -115,7 +116,10 @@ def limits_of_process() -> list[tuple[int, int]]:
 
 
 def statm_bytes(column: int) -> int:
-    """One column of /proc/self/statm in bytes. 0 if the system is not Linux."""
+    """Read how much memory this process uses from a column of /proc/self/statm. Returns bytes.
+
+    If the system is not Linux, the result is 0.
+    """
     try:
         numbers = Path("/proc/self/statm").read_text(encoding="utf-8").split()
         return int(numbers[column]) * os.sysconf("SC_PAGE_SIZE")
@@ -124,7 +128,7 @@ def statm_bytes(column: int) -> int:
 
 
 def container_limits() -> list[int]:
-    """The memory limits, in bytes, of this process's control group and of all groups around it."""
+    """The memory limits, in bytes, of the control groups (cgroups) that contain this process."""
     limits = []
     for path in {CONTAINER, CONTAINER_V1, *own_group_files()}:
         try:
@@ -135,9 +139,11 @@ def container_limits() -> list[int]:
 
 
 def own_group_files() -> list[Path]:
-    """The files that state the limits of this process's control groups outside a container.
+    """The files that state the memory limits of this process's control groups.
 
-    A line of /proc/self/cgroup is "0::/path" in v2, and "7:memory:/path" in v1.
+    Outside a container, each control group has its own folder in /sys/fs/cgroup. The path of the
+    folder is in /proc/self/cgroup. A line of this file is "0::/path" in version 2 of control
+    groups, and "7:memory:/path" in version 1.
     """
     try:
         lines = OWN_GROUPS.read_text(encoding="utf-8").splitlines()
@@ -157,7 +163,7 @@ def own_group_files() -> list[Path]:
 
 
 def device_memory(sd) -> int | None:
-    """The memory of the model's device in bytes. None if the system does not say how much."""
+    """The memory of the model's device in bytes. None: the system does not say how much."""
     import torch
 
     if sd.device.type == "cuda":
@@ -166,7 +172,7 @@ def device_memory(sd) -> int | None:
 
 
 def free_device_memory(sd) -> int | None:
-    """The free memory of the model's device in bytes. None if the system does not say how much."""
+    """The free memory of the model's device in bytes. None: the system does not say how much."""
     import torch
 
     if sd.device.type == "cuda":
@@ -181,7 +187,8 @@ def free_device_memory(sd) -> int | None:
 def bytes_needed(sd, width: int, height: int) -> int:
     """About how many bytes a picture needs: the weights, and the decoder's largest feature maps.
 
-    All other feature maps are smaller. They do not exist at the same time as the largest ones.
+    The other feature maps are not counted. They are smaller, and torch frees them before it makes
+    the largest feature maps.
     """
     networks = (sd.text_encoder, sd.unet, sd.vae)
     weights = sum(p.numel() * p.element_size() for net in networks for p in net.parameters())
@@ -191,8 +198,8 @@ def bytes_needed(sd, width: int, height: int) -> int:
 def bytes_of_maps(sd, width: int, height: int) -> int:
     """About how many bytes the largest feature maps of the VAE's decoder need.
 
-    These maps have the picture's full size, and as many channels as the decoder's level before the
-    last one.
+    These feature maps have the picture's full size. They have as many channels as the decoder has
+    before its last level.
     """
     channels = max(sd.config.vae.channels[:2])
     size = next(sd.vae.parameters(), sd.unet.conv_in.weight).element_size()
@@ -214,24 +221,28 @@ def check_memory(sd, width: int, height: int) -> None:
 def check_memory_at_least(width: int, height: int) -> None:
     """Raise ValueError if a picture of this size needs too much memory with every model.
 
-    This check is made before a model is loaded. It assumes a decoder with 16 channels. No known
-    decoder has fewer channels.
+    This check is made before a model is loaded, so the model's sizes are not known yet. The check
+    assumes a decoder with 16 channels. No known decoder has fewer channels.
     """
     limit, need = physical_memory(), round(FLOATS * 16 * width * height * 2)
     if limit is not None and need > limit:
-        raise ValueError(f"{too_large_message(limit, need, width, height)}: ask for a smaller one.")
+        raise ValueError(f"{too_large_message(limit, need, width, height)}: draw a smaller one.")
 
 
 def too_large_message(limit: int, need: int, width: int, height: int) -> str:
-    """The message about a size that needs too much memory. limit, need: numbers of bytes"""
+    """The message about a size that needs too much memory.
+
+    limit: how many bytes there are
+    need: how many bytes the picture needs
+    """
     takes = f"a picture of {width} x {height} pixels needs about {gigabytes(need)} of memory"
     return f"{takes}, but there are only {gigabytes(limit)}"
 
 
 def smaller_size(sd, width: int, height: int, room: float) -> tuple[int, int] | None:
-    """The largest smaller size with the same proportions whose feature maps fit into `room` bytes.
+    """Find a smaller size with the same proportions: the largest that fits into the memory.
 
-    None if no size fits.
+    A size fits if its feature maps need at most `room` bytes. None: no size fits.
     """
     from minisd.files.pictures import size_step
 
@@ -247,29 +258,32 @@ def smaller_size(sd, width: int, height: int, room: float) -> tuple[int, int] | 
 def room_for_maps(free: int | None, most: float) -> float:
     """How many bytes the decoder's feature maps may take.
 
-    free: number of free bytes; None if it is unknown
-    most: the upper limit, in bytes
+    free: the number of free bytes. None: unknown
+    most: the largest number that may be returned
     """
     return most if free is None else min(most, (free - ALWAYS) / SCATTERED)
 
 
 def memory_advice(sd, size: tuple[int, int] | None) -> str:
-    """What the user can do. size: a size that fits, or None"""
+    """The part of an error message that says what the user can do.
+
+    size: width and height that fit into the memory. None: no size fits
+    """
     if size is None:
-        return f"take a smaller model: not even the smallest picture of {sd.config.name} fits"
+        return f"use a smaller model: not even the smallest picture of {sd.config.name} fits"
     return f"ask for a smaller picture, such as --width {size[0]} --height {size[1]}"
 
 
 @contextmanager
 def enough_memory(sd, width: int, height: int) -> Iterator[None]:
-    """If memory runs out while a picture is drawn, raise ValueError and name a size that fits."""
+    """Raise ValueError if memory runs out in a `with` block. The message names a size that fits."""
     free = free_device_memory(sd)
     try:
         yield
     except (RuntimeError, MemoryError, OSError, ValueError) as error:
         if not is_out_of_memory(error):
             raise
-        # The size that failed needs more than expected, so propose at most half of its pixels.
+        # This size needs more memory than expected, so propose a size with at most half the pixels.
         room = room_for_maps(free, bytes_of_maps(sd, width, height) / 2)
         advice = memory_advice(sd, smaller_size(sd, width, height, room))
         raise ValueError(f"{TOO_LITTLE}, or {advice}.") from error

@@ -1,7 +1,7 @@
 """Prints results to the standard output, and everything else to the error stream.
 
-A name from a stranger's file may hold control characters that a terminal would obey. one_line()
-escapes control characters, so all output goes through the functions of this file.
+A name from a stranger's file may hold control characters that a terminal would obey. The functions
+of this file replace control characters (see one_line()), so all output goes through them.
 """
 
 import io
@@ -19,12 +19,18 @@ def print_results(*results: object) -> None:
 
 
 def print_message(text: object, by: str = "minisd") -> None:
-    """Print a message or an error on one line. by: the command that prints it"""
+    """Print a message or an error on one line.
+
+    by: the command that prints the message, such as "minisd train"
+    """
     print(one_line(f"{by}: {text}"), file=sys.stderr)
 
 
 def escape_unprintable() -> None:
-    """Print escape codes for letters that the terminal's encoding lacks, instead of failing."""
+    """Let print() write an escape code for a letter that the terminal's encoding does not have.
+
+    Otherwise, print() would raise an error.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # the streams of a notebook have another class
             stream.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""Checks of a drawing command before it loads a model: its settings, its files, its output."""
+"""Checks the settings, the files and the output of a drawing command, before a model is loaded."""
 
 import argparse
 from math import isfinite
@@ -16,7 +16,8 @@ CHECKED_LATER = ("image", "mask", "depth", "hint")  # open_input() has better me
 def check_before_loading(options: argparse.Namespace) -> list[Path]:
     """Check the options of a drawing command. Returns the paths of the pictures to draw.
 
-    Raises ValueError if no model allows a setting, or if a file does not exist.
+    Raises ValueError if a setting is wrong for every model, if a file does not exist, or if a
+    picture cannot be written to its path.
     """
     check_texts(options)
     check_numbers(options)
@@ -37,7 +38,7 @@ def check_texts(options: argparse.Namespace) -> None:
     """
     for text in (options.prompt, options.negative):
         if half := HALF_CHARACTER.search(text or ""):
-            raise ValueError(f"the prompt has half a character ({half[0]!r}): write it in UTF-8.")
+            raise ValueError(f"the prompt is not UTF-8 text (it has {half[0]!r}): type it again.")
 
 
 def check_numbers(options: argparse.Namespace) -> None:

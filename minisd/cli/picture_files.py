@@ -9,7 +9,7 @@ from pathlib import Path
 
 from minisd.cli.messages import print_message, print_results
 
-MOST_PICTURES = 10_000  # in one command: all names are chosen before the first picture is drawn
+MOST_PICTURES = 10_000  # of one command, which chooses all names before it draws the first picture
 
 
 def open_input(path: Path):
@@ -26,8 +26,8 @@ STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 def is_picture(path: Path) -> bool:
     """Whether the first bytes are those of a picture. The name of the file does not matter.
 
-    A .safetensors file begins with the length of its header. These eight bytes may look like the
-    start of a picture, but they are followed by a brace.
+    A .safetensors file begins with eight bytes that state the length of its header. These eight
+    bytes may look like the start of a picture. But the ninth byte is always a brace, {.
     """
     with open(path, "rb") as file:
         start = file.read(12)
@@ -37,12 +37,12 @@ def is_picture(path: Path) -> bool:
 def fitting_size(
     size: tuple[int, int], options: argparse.Namespace, multiple: int
 ) -> tuple[int, int]:
-    """The width and height to draw. Print a message if they differ from the picture's.
+    """The width and height of the picture to draw. Prints a message if the input is resized.
 
-    Without options for the size, the picture's width and height are rounded.
+    Without --width, the width of the input picture is rounded to a multiple of `multiple`. Without
+    --height, the height is rounded in the same way.
 
-    size: width and height of the picture
-    multiple: a number. The picture's width and height are rounded to multiples of this number
+    size: width and height of the input picture
     """
     width, height = (max(multiple, round(length / multiple) * multiple) for length in size)
     width = width if options.width is None else options.width
@@ -53,13 +53,17 @@ def fitting_size(
 
 
 def report_resize(what: str, old: tuple[int, int], new: tuple[int, int]) -> None:
-    """Print that a picture or a hint is resized. old, new: width and height"""
+    """Print a message that a picture is resized.
+
+    what: the name of the picture in the message: "picture" or "hint"
+    old, new: width and height before and after
+    """
     sizes = " to ".join(f"{width} x {height}" for width, height in (old, new))
     print_message(f"the {what} is resized from {sizes}.")
 
 
 def progress_bar(walk, options: argparse.Namespace):
-    """Yield the steps of a sampler. Show a progress bar if the output goes to a terminal."""
+    """Yield the steps of a sampler. Show a progress bar if messages go to a terminal."""
     from tqdm import tqdm
 
     return tqdm(walk, total=options.steps, disable=not sys.stderr.isatty())
@@ -68,10 +72,11 @@ def progress_bar(walk, options: argparse.Namespace):
 def output_paths(output: Path, number: int, every_step: bool, force: bool = False) -> list[Path]:
     """The paths of the pictures to draw: the output itself, or output-1, output-2, …
 
-    If force is not set, existing files are kept. If the path of a single picture exists, the
-    picture is named output-2, output-3 and so on. Several pictures get the next numbers that are
-    all free. A message shows the new names. The function is called before the first picture is
-    drawn, so that no work is lost.
+    If `force` is false, no existing file is overwritten. Suppose that cat.png exists. Then one
+    picture gets the first free name of cat-2.png, cat-3.png and so on. Several pictures get numbers
+    in a row, all of them free, such as cat-4.png to cat-6.png. A message states the new names.
+
+    All paths are checked before the first picture is drawn, so that no work is lost.
 
     Raises ValueError if the output is not a PNG, if the number is out of range, or if a path cannot
     be written.
@@ -97,7 +102,7 @@ def output_paths(output: Path, number: int, every_step: bool, force: bool = Fals
 def numbered_paths(output: Path, number: int, first: int) -> list[Path]:
     """The paths of `number` pictures. Their numbers begin with `first`, as in output-3, output-4.
 
-    If a single picture has the number 1, its path is the output itself.
+    If `number` and `first` are 1, the path of the picture is the output itself.
     """
     if number == 1 and first == 1:
         return [output]
@@ -105,15 +110,15 @@ def numbered_paths(output: Path, number: int, first: int) -> list[Path]:
 
 
 def all_outputs(paths: list[Path], every_step: bool) -> list[Path]:
-    """All files to write: the pictures and, if every_step is true, one more file for each picture.
+    """All files to write: the pictures, and also their strips if `every_step` is true.
 
-    This file is called a strip. It shows the guesses of all steps in one row.
+    The strip of a picture is another picture: it shows the guesses of all steps in one row.
     """
     return paths + [strip_path(path) for path in paths if every_step]
 
 
 def name_range(paths: list[Path]) -> str:
-    """The name of one file, or the first and the last name of several."""
+    """The files' names in words: "cat.png" for one file, "cat-1.png to cat-9.png" for several."""
     return paths[0].name if len(paths) == 1 else f"{paths[0].name} to {paths[-1].name}"
 
 
@@ -122,12 +127,12 @@ def check_writable(path: Path) -> None:
     if path.is_dir():
         raise ValueError(f"{path} is a folder: name a file in it with -o.")
     if path.exists() and not os.access(path, os.W_OK):
-        raise ValueError(f"cannot write over {path}: choose another name with -o.")
+        raise ValueError(f"{path} cannot be overwritten: choose another name with -o.")
     try:
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise ValueError(
-            f"cannot write into the folder {path.parent} ({error.strerror}): "
+            f"no file can be written into the folder {path.parent} ({error.strerror}): "
             "choose another place with -o."
         ) from error
 
@@ -135,8 +140,8 @@ def check_writable(path: Path) -> None:
 def write_png(picture, path: Path, settings: dict) -> None:
     """Save the picture with its settings inside, and print its path.
 
-    The text chunk "minisd" holds the settings as JSON. The chunk "parameters" holds them in
-    the form of the AUTOMATIC1111 web UI, for other programs.
+    The text chunk "minisd" of the PNG holds the settings as JSON. The text chunk "parameters" holds
+    the settings in the form of the AUTOMATIC1111 web UI, for other programs.
 
     Raises ValueError if the file cannot be written.
     """
@@ -153,5 +158,5 @@ def write_png(picture, path: Path, settings: dict) -> None:
 
 
 def strip_path(path: Path) -> Path:
-    """The path of a picture's strip. The strip shows the guesses of all steps."""
+    """The path of a picture's strip. The strip shows the guesses of all steps in one row."""
     return path.with_stem(f"{path.stem}-steps")

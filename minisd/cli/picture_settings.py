@@ -1,7 +1,7 @@
-"""The settings inside a picture's file: writes them, shows them, and reads them for --like.
+"""Writes the settings of a picture into its file, shows them, and reads them for --like.
 
 The settings are stored as JSON in the PNG's text chunk "minisd": every setting that affects the
-picture, and the sha256 of every file that was used. They hold nothing that changes from run to run,
+picture, and the sha256 of every file that was used. Nothing is stored that changes from run to run,
 such as a date. So if the same picture is drawn again, the new file has the same bytes.
 """
 
@@ -48,15 +48,15 @@ PICTURE_SETTINGS = {
     **{name: (name, list) for name in ("control", "classifier")},
 }
 THREADS = range(1, 1025)  # the valid numbers of threads in a file
-# The settings that are not options. schedule: the spacing that the model's folder states. It is
-# recorded if --spacing is not given.
+# The stored settings that are not options. "schedule" is the spacing that the model's folder
+# states. It is stored only if --spacing is not given.
 FACTS = ("minisd", "command", "hashes", "dtype", "threads", "torch", "schedule")
 
 
 def collect_settings(options: argparse.Namespace, sd, settings: dict) -> dict[str, Any]:
-    """All settings of a picture except its seed, by their names in the file.
+    """Collect all settings of a picture except its seed. Returns a dictionary: name -> value.
 
-    settings: the settings that come from the model if no option is given
+    settings: the settings that the model decides if no option is given, such as "sampler"
     """
     import torch
 
@@ -131,9 +131,8 @@ def read_a1111_text(path: Path) -> str | None:
 def recorded_options(options: argparse.Namespace, given: set[str]) -> dict[str, Any]:
     """A dictionary: name of an option -> its value when the picture of --like was drawn.
 
-    Two keys are not options. "hashes" has the sha256 of each file, and "threads" has the number of
-    threads.
-
+    Two more keys are not options: "hashes" -> the sha256 of each file, and "threads" -> the number
+    of threads.
     given: the names of the options on the command line
 
     Raises ValueError if the picture does not say how it was drawn, or if another command drew it.
@@ -150,7 +149,7 @@ def recorded_options(options: argparse.Namespace, given: set[str]) -> dict[str, 
     if unknown:
         raise ValueError(
             f"{path} has the setting {min(unknown)}, which this minisd does not know: use minisd "
-            f"{about.get('minisd', 'of another version')}, which drew it."
+            f"{about.get('minisd', 'of another version')}, which drew the picture."
         )
     warn_about_versions(path, about)
     threads = about.get("threads")
@@ -162,12 +161,13 @@ def recorded_options(options: argparse.Namespace, given: set[str]) -> dict[str, 
 def settings_of_another_program(path: Path, command: str, given: set[str]) -> dict[str, Any]:
     """A dictionary: name of an option -> its value when the web UI drew the picture.
 
-    The key "model_hash" has the first digits of the model's sha256, or "" if they are not known.
+    One more key is "model_hash" -> the first digits of the model's sha256, or "" if the digits are
+    not known.
 
     given: the names of the options on the command line
 
-    Raises ValueError if the picture does not say how it was drawn, if it needs another command, or
-    if minisd does not have a setting.
+    Raises ValueError if the picture does not say how it was drawn, if `command` cannot draw it, or
+    if the picture was drawn with a setting that minisd does not have.
     """
     text = read_a1111_text(path)
     if text is None:
@@ -186,7 +186,9 @@ def settings_of_another_program(path: Path, command: str, given: set[str]) -> di
 
 
 def option_values(path: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """A dictionary: name of an option -> value of its setting.
+    """Rename the settings of a file to options. Returns a dictionary: name of an option -> value.
+
+    about: name of a setting in the file -> its value
 
     Raises ValueError if a setting has the wrong type.
     """
@@ -207,10 +209,11 @@ def damaged_message(path: Path, name: str, value: object) -> str:
 
 
 def convert_value(value: Any, kind: type) -> object:
-    """Convert a value of the file to the type of its option.
+    """Convert a value of the file to the type of its option: `kind`.
 
     The file stores paths and some numbers as strings.
-    Raises ValueError if the value has another type.
+
+    Raises ValueError if the file stores another type of value.
     """
     stored = {float: (float, int, str), Path: (str,)}.get(kind, (kind,))
     strings = not isinstance(value, list) or all(isinstance(one, str) for one in value)
@@ -234,9 +237,9 @@ def warn_about_versions(path: Path, about: dict[str, Any]) -> None:
 
 
 def check_hashes(options: argparse.Namespace, hashes: dict[str, str], given: set[str]) -> None:
-    """Raise ValueError if a file has changed since the picture was drawn.
+    """Raise ValueError if a file has changed since the picture of --like was drawn.
 
-    Files that the command line names are not checked, because the user chose them.
+    A file that the command line names is not checked, because the user chose it.
 
     hashes: file -> its recorded sha256
     given: the names of the options on the command line
@@ -255,7 +258,7 @@ def check_hashes(options: argparse.Namespace, hashes: dict[str, str], given: set
 def warn_about_model(options: argparse.Namespace, digest: str) -> None:
     """Print a message if another model drew the picture of --like.
 
-    digest: the first digits of that model's sha256, or "" if they are not known
+    digest: the first digits of the sha256 of the picture's model. "": unknown
     """
     if digest and not hash_of(options.model).startswith(digest):
         print_message(

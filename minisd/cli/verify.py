@@ -6,7 +6,7 @@ from minisd.cli.messages import print_message, print_results
 
 
 def add_verify(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", nargs="?", help="NAME (the mini, and all that was downloaded)")
+    command.add_argument("model", nargs="?", help="NAME (the mini and all downloaded models)")
     command.set_defaults(run=verify_command)
 
 
@@ -16,7 +16,7 @@ def verify_command(options: argparse.Namespace) -> int:
 
     known = ["mini", *published_models()]
     if options.model not in (None, *known):
-        raise ValueError(f"there are no numbers for {options.model!r}. Choose {', '.join(known)}.")
+        raise ValueError(f"no numbers are known for {options.model!r}: give {' or '.join(known)}.")
     checks = run_checks(options.model)
     print_results(*map(str, checks))
     wrong = sum(not check.is_ok for check in checks)

@@ -78,8 +78,8 @@ def test_every_step_writes_the_strip_of_guesses(model, tmp_path):
     ("arguments", "message"),
     [
         (["-o", "{tmp}/cat.jpg"], "name the output cat.png"),
-        (["-o", "{tmp}/nowhere/cat.png"], "cannot write into the folder"),
-        (["-o", "/proc/cat.png"], "cannot write into the folder /proc"),
+        (["-o", "{tmp}/nowhere/cat.png"], "no file can be written into the folder"),
+        (["-o", "/proc/cat.png"], "no file can be written into the folder /proc"),
         (["-n", "0"], "number of pictures must be 1 or more"),
         (["-n", "99999999999"], "one command draws at most 10,000 pictures"),
         (["--steps", "0"], "steps must be 1 to 1000"),

@@ -86,7 +86,7 @@ NAMED = {
         (["--height", -64], "--height -64 is too small"),
         (["--width", 640000, "--height", 640000], "of memory, but there are only"),
         (["-o", "cat.jpg"], "name the output cat.png"),
-        (["-o", "nowhere/cat.png"], "cannot write into the folder nowhere"),
+        (["-o", "nowhere/cat.png"], "no file can be written into the folder nowhere"),
         (["--model", "gone.safetensors"], "There is no file or folder gone.safetensors"),
         (["--lora", "gone.safetensors"], "There is no file or folder gone.safetensors"),
         (["--lora", "mini-blueprint:nan"], "has the scale nan: give a finite number"),
@@ -159,7 +159,8 @@ def test_each_command_says_what_it_lacks(here, no_model, capsys, arguments, mess
 def test_a_prompt_without_quotes_gets_a_hint(here, no_model, capsys, arguments, told):
     assert run(*arguments) == 2
     error = capsys.readouterr().err.strip()
-    assert error == f"minisd {arguments[0]}: put the prompt in quotes: {told}"
+    told = f"there are too many words: put the prompt in quotes, as in {told}"
+    assert error == f"minisd {arguments[0]}: {told}"
 
 
 def test_other_words_too_many_get_a_hint_of_their_own(here, no_model, capsys):

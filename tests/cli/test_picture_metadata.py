@@ -433,12 +433,12 @@ def test_samplers_by_the_web_uis_names(theirs, ours):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("Sampler: DPM++ SDE Karras", "DPM++ SDE Karras, a sampler that minisd lacks"),
-        ("Sampler: UniPC", "UniPC, a sampler that minisd lacks"),
+        ("Sampler: DPM++ SDE Karras", "the sampler DPM++ SDE Karras, which minisd lacks"),
+        ("Sampler: UniPC", "the sampler UniPC, which minisd lacks"),
         ("Schedule type: Exponential", "Schedule type: exponential"),
         ("Schedule type: SGM Uniform", "Schedule type: sgm uniform"),
-        ("Denoising strength: 0.7", "Denoising strength: 0.7, which minisd cannot do"),
-        ("Hires upscale: 2", "Hires upscale: 2, which minisd cannot do"),
+        ("Denoising strength: 0.7", "Denoising strength: 0.7, which minisd does not have"),
+        ("Hires upscale: 2", "Hires upscale: 2, which minisd does not have"),
         ("ENSD: 31337", "ENSD: 31337"),
         ("Variation seed strength: 0.1", "Variation seed strength: 0.1"),
         ('ControlNet 0: "Module: canny, Model: x"', "ControlNet 0: Module: canny, Model: x"),

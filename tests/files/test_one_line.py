@@ -146,7 +146,7 @@ def test_bytes_that_are_no_text_are_no_crash(tmp_path, model, capfd):
     assert run("info", weights) == 2
     assert "has a name that is not UTF-8" in capfd.readouterr().err
     assert run("generate", "a \udcff cat", "--model", model, "-o", tmp_path / "b.png") == 2
-    assert "the prompt has half a character" in capfd.readouterr().err
+    assert "the prompt is not UTF-8 text" in capfd.readouterr().err
 
 
 # ---- what a caller of the library reads ------------------------------------------------------
