@@ -1,8 +1,8 @@
-"""Classifier guidance: a classifier of noisy latents leads sampling to a thing that it knows.
+"""Classifier guidance: a classifier leads sampling to a thing that it knows, such as "cat".
 
 Guidance follows the gradient of log p(thing | x) while x is still half noise. A classifier of clean
-pictures was never trained on a noisy x. This classifier was trained at every noise level. It reads
-t, the noise level of x (Dhariwal & Nichol 2021, section 4).
+pictures was never trained on a noisy x. So this classifier was trained at every noise level, and
+its second input is t, the noise level of x (Dhariwal & Nichol 2021, section 4).
 """
 
 import json
@@ -32,25 +32,24 @@ from minisd.pipeline import StableDiffusion
 from minisd.schedule import Denoiser, Level, Prediction
 from minisd.unet import ResBlock, TimeEmbedding
 
-# log_prob(x, t) -> log p(class | x), b.   x: b c h w, as noisy as at t   t: b
+# log_prob(x, t) returns log p(class | x): b.    x: b c h w, at the noise level t    t: b
 LogProb = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """The things that a classifier knows, and its sizes. The defaults fit 8x8 latents."""
+    """The things that a classifier knows, and its sizes. The default sizes fit 8x8 latents."""
 
     things: tuple[str, ...]
-    channels: tuple[int, ...] = (64, 96, 128)  # one for each level. Each level halves the size
+    channels: tuple[int, ...] = (64, 96, 128)  # one for each level; h and w halve between levels
     norm_groups: int = 16
 
 
 class LatentClassifier(nn.Module):
     """Says which thing a noisy latent shows.
 
-    The network is like the encoder of the U-Net, without attention. Its output is the mean over all
-    places.
-
+    The network is like the encoder of the U-Net, but without attention. It computes logits at every
+    place of the latent. The output is the mean of these logits.
     x: b 4 h w, a scaled latent of any size
     t: b, integer or float
     returns: logits, b things
@@ -81,12 +80,13 @@ class LatentClassifier(nn.Module):
         return reduce(logits, "b things h w -> b things", "mean")
 
     def log_prob(self, x: Tensor, t: Tensor, thing: str | Sequence[str]) -> Tensor:
-        """Compute log p(thing | x), b.
+        """Compute log p(thing | x) for each sample.
 
-        The gradient with respect to x tells how to change x, so that x shows more of the thing.
+        The gradient of the result with respect to x says how to change x, so that x looks more
+        like the thing.
 
-        x: b 4 h w, with the noise of t    t: b
-        thing: one thing for all samples, or one for each sample
+        x: b 4 h w, at the noise level t    t: b    returns: b
+        thing: one thing for all samples, or a list with one thing for each sample
 
         Raises ValueError if the classifier does not know a thing.
         """
@@ -105,13 +105,13 @@ class LatentClassifier(nn.Module):
 
 
 class ClassifierGuidance(Handle):
-    """Guide all drawing towards a thing that a classifier knows. remove() ends the guidance.
-
+    """Guides all drawing towards a thing that a classifier knows. remove() ends the guidance.
     thing: one thing for all samples, or a list with one thing for each sample
     scale: the strength of the guidance. 0 changes nothing
 
-    Raises ValueError if the classifier does not know the thing, or if the model has other latents
-    than the mini. Other latents may have the same shape, but they mean something else.
+    Raises ValueError if the classifier does not know the thing, or if the model's latents are not
+    like those of the mini. The latents of two models may have the same shape, but different
+    meanings.
     """
 
     def __init__(
@@ -139,9 +139,9 @@ class ClassifierGuidance(Handle):
 
 
 def save_classifier(path: Path, classifier: LatentClassifier, notes: Mapping[str, object]) -> None:
-    """Write a classifier in half precision. Its config and the notes are written into the header.
+    """Write a classifier in half precision. The header of the file holds the config and the notes.
 
-    notes: name -> plain value, facts about the training
+    notes: facts about the training: name -> a value that JSON can store
     """
     header = {"classifier": json.dumps(asdict(classifier.config)), "notes": json.dumps(notes)}
     with written_whole(path) as unfinished:
@@ -173,12 +173,12 @@ def load_classifier(path: str | Path) -> LatentClassifier:
 
 
 def classifier_guided(denoise: Denoiser, log_prob: LogProb, scale: float) -> Denoiser:
-    """A denoiser whose eps is changed so that a classifier sees more of a class.
+    """Change a denoiser, so that x looks more like a class. Returns the new denoiser.
 
     The new eps is eps - scale * noise_rate * gradient of log p(class | x) (Dhariwal & Nichol 2021,
     algorithm 2).
 
-    log_prob: the log probability of a class, from a classifier that was trained on noisy x
+    log_prob: a function that computes log p(class | x), with a classifier for noisy x
     scale: the strength of the guidance. 0 changes nothing
     """
     if scale == 0:
@@ -186,7 +186,7 @@ def classifier_guided(denoise: Denoiser, log_prob: LogProb, scale: float) -> Den
 
     def denoise_towards(x: Tensor, level: Level) -> Prediction:
         prediction = denoise(x, level)
-        if level.signal_rate == 0:  # pure noise, in which a classifier sees nothing
+        if level.signal_rate == 0:  # x is pure noise, and shows nothing to a classifier
             return prediction
         t = torch.full((len(x),), level.t, dtype=torch.float32, device=x.device)
         with torch.enable_grad():

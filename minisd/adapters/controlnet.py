@@ -52,8 +52,8 @@ from minisd.unet import Down, Mid, TimeEmbedding, UNet, skip_channels
 class Hint(nn.Module):
     """Turns the hint (a picture) into a feature map with the size of the U-Net's first feature map.
 
-    widths: the channels inside, (16, 32, 96, 256) in cldm.py. The size halves from one width to the
-        next
+    widths: the channels of the feature maps inside, such as (16, 32, 96, 256) in cldm.py. Each
+        feature map is half as high and half as wide as the one before
     hint: b 3 8h 8w in [0, 1]    returns: b channels h w
     """
 
@@ -76,11 +76,11 @@ class ControlNet(nn.Module):
     """Computes corrections for the U-Net, so that its picture follows the hint.
 
     x: b 4 h w    t: b    context: b m c    hint: b 3 8h 8w in [0, 1], not [-1, 1]
-    returns: the corrections, which are the U-Net's argument `control`: one tensor for each skip
-        connection, then one tensor for the middle
+    returns: the corrections: one tensor for each skip connection, then one tensor for the middle
+        block. They are passed to the U-Net as the argument `control`
 
     is_difference: whether the weights are only the difference from a U-Net's weights. If so,
-        control() adds the U-Net's weights
+        control() adds the U-Net's weights to them
     """
 
     def __init__(self, config: UNetConfig, settings: HintSettings = DEFAULT_HINT):
@@ -108,7 +108,7 @@ class ControlNet(nn.Module):
             hint = hint.flip(1)
         time = self.time(t)
         x = self.conv_in(x) + self.hint(hint)
-        as_unet = cast(UNet, self)  # a ControlNet has all that encode() reads
+        as_unet = cast(UNet, self)  # a ControlNet has all attributes that encode() reads
         x, skips = UNet.encode(as_unet, x, time, context)
         corrections = [zero(skip) for zero, skip in zip(self.zero, skips, strict=True)]
         corrections = [*corrections, self.zero_mid(x)]
@@ -118,12 +118,14 @@ class ControlNet(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, config: UNetConfig | None = None) -> "ControlNet":
-        """Read a file in the original's layout, in diffusers' layout, or one that save() wrote.
+        """Read a ControlNet from a file.
 
-        path: the file, or the folder into which diffusers wrote it
+        The file has the layout of the original or of diffusers, or save() wrote the file.
+
+        path: the file, or the folder into which diffusers wrote the file
         config: the sizes of the ControlNet's U-Net. None: the sizes are read from the settings in
-            the file's header or next to the file. If there are no settings, the width of the
-            context tells SD v1 from SD v2
+            the file's header or next to the file. If there are no settings, the sizes are those of
+            SD v1 or SD v2. The width of the context shows which of the two
 
         Raises ValueError if the file is not a ControlNet, does not fit the config, or has an
         unknown setting.
@@ -147,9 +149,11 @@ class ControlNet(nn.Module):
         return network.eval().requires_grad_(False)
 
     def save(self, path: str | Path, notes: dict[str, str] | None = None) -> None:
-        """Write the ControlNet in half precision, with the names of the original.
+        """Write the ControlNet in half precision. The tensors have the names of the original.
 
-        notes: additional fields for the header. The settings are written into the header, too
+        The header of the file holds the settings and the notes.
+
+        notes: more facts for the header: name -> text
         """
         table = controlnet_rows(self.config, self.settings)
         state = names.to_official(self.state_dict(), table, "original")
@@ -170,22 +174,24 @@ def control(
     hint: a picture or a tensor in [0, 1], in the size of the picture to draw. A PIL picture, or a
         tensor 1 3 h w, is the hint of every sample. A tensor b 3 h w has one hint for each sample.
         A pixel that is -1 in all three channels is masked (ControlNet v1.1 for inpainting)
+    scale: the corrections of the ControlNet are multiplied by this number
 
     If several ControlNets are used at once, their corrections are added.
 
-    Raises ValueError if the network is made for another model, or if the scale is not finite. If
-    the size or the number of the hints does not fit the pictures, drawing raises ValueError.
+    Raises ValueError if the network is made for another model, if the hint is not valid, or if the
+    scale is not finite. The size and the number of the hints are checked later: drawing raises
+    ValueError if they do not fit the pictures.
     """
     refuse_non_finite(scale, "scale")
     needs, has = describe_widths(network.config), describe_widths(sd.config.unet)
     if needs != has:
-        what = f"is for a U-Net with {needs}, and {sd.config.name} has {has}"
+        what = f"is for a U-Net with {needs}, but {sd.config.name} has {has}"
         raise ValueError(f"this ControlNet {what}: it is made for another model.")
     shown = (from_pil(hint) + 1) / 2 if isinstance(hint, Image.Image) else hint
     refuse_bad_hint(shown)
     shrinks, factor = 2 ** (len(network.settings.widths) - 1), sd.config.vae.factor
     if shrinks != factor:
-        times = f"{shrinks} times smaller, and {sd.config.name} makes its pictures {factor} times"
+        times = f"{shrinks} times smaller, but {sd.config.name} makes its pictures {factor} times"
         what = f"makes its hint {times} smaller"
         raise ValueError(f"this ControlNet {what}: it is made for another model.")
     network = copy.deepcopy(network)
@@ -200,7 +206,7 @@ def control(
 def refuse_bad_hint(hint: Tensor) -> None:
     """Raise ValueError if the hint is not b 3 h w, or if a pixel has wrong values.
 
-    The values of a pixel must be in [0, 1], or -1 in all three channels.
+    The three values of a pixel must all be in [0, 1], or all be -1 (a masked pixel).
     """
     shape, values = tuple(hint.shape), ""
     good = hint.ndim == 4 and shape[1] == 3 and hint.numel() > 0
@@ -209,20 +215,20 @@ def refuse_bad_hint(hint: Tensor) -> None:
         good = (masked | ((hint >= 0) & (hint <= 1))).all()
         values = f" and values from {hint.min():g} to {hint.max():g}"
     if not good:
-        way = "give 1 3 h w in [0, 1], where -1 in all three channels marks what is masked"
+        way = "give a tensor 1 3 h w in [0, 1]; -1 in all three channels marks a masked pixel"
         raise ValueError(f"the hint has shape {shape}{values}: {way}.")
 
 
 def add_unet(network: ControlNet, sd: StableDiffusion) -> None:
-    """Add the U-Net's weights to a network that holds only the difference from these weights.
+    """Add the model's U-Net to a network that holds only the difference from a U-Net's weights.
 
-    Raises ValueError if the U-Net has other input channels than the U-Net that was subtracted.
+    Raises ValueError if the model's U-Net has another number of input channels than the network.
     """
     own, theirs = network.state_dict(), sd.unet.state_dict()
     if own["conv_in.weight"].shape != theirs["conv_in.weight"].shape:
         needs, has = network.config.in_channels, sd.config.unet.in_channels
         what = f"is the difference from a U-Net with {needs} input channels, not {has}"
-        raise ValueError(f"this ControlNet {what}: give a model with {needs}.")
+        raise ValueError(f"this ControlNet {what}: use a model with {needs} input channels.")
     shared = {name: own[name] + theirs[name].to(own[name]) for name in own if name in theirs}
     network.load_state_dict(own | shared)
     network.is_difference = False
@@ -231,9 +237,10 @@ def add_unet(network: ControlNet, sd: StableDiffusion) -> None:
 def control_hook(network: ControlNet, hint: Tensor, scale: float, factor: int) -> Callable:
     """A hook that runs the network and passes its corrections to the U-Net.
 
-    If the U-Net already gets corrections from another ControlNet, the new ones are added to them.
+    If another ControlNet has passed corrections before, the sum of all corrections is passed on.
 
     hint: b 3 factor*h factor*w, for latents b 4 h w
+    scale: the corrections are multiplied by this number
     """
 
     def hook(unet: UNet, inputs: tuple, more: dict) -> tuple[tuple, dict]:
@@ -242,14 +249,14 @@ def control_hook(network: ControlNet, hint: Tensor, scale: float, factor: int) -
         x, t, context, before = given.args
         height, width = factor * x.shape[2], factor * x.shape[3]
         if tuple(hint.shape[2:]) != (height, width):
-            both = f"has shape {tuple(hint.shape)} and the picture is {width} x {height}"
+            both = f"has shape {tuple(hint.shape)}, but the picture is {width} x {height}"
             raise ValueError(f"the hint {both}: give a hint of the picture's size.")
         free = unconditional_rows(context) if network.settings.pools else 0
-        led = len(x) - free  # the number of samples, at the end, that follow the hint
+        led = len(x) - free  # this many samples, the last ones, follow the hint
         if led == 0:
             return (x, t, context, before), {}
         if led % len(hint):
-            raise ValueError(f"there are {len(hint)} hints: give 1, or one for each sample.")
+            raise ValueError(f"there are {len(hint)} hints for {led} samples: give 1 or {led}.")
         hints = repeat(hint, "b c h w -> (times b) c h w", times=led // len(hint))
         latent = x[free:, : network.config.in_channels]  # an inpainting U-Net reads more
         corrections = network(latent, t[-led:], context[free:], hints)
@@ -262,5 +269,5 @@ def control_hook(network: ControlNet, hint: Tensor, scale: float, factor: int) -
 
 
 def describe_widths(config: UNetConfig) -> str:
-    """The sizes that a ControlNet and its U-Net must have in common, in words."""
-    return f"channels {config.channels}, contexts {config.context_dim} wide"
+    """A text that states the sizes which a ControlNet and its U-Net must have in common."""
+    return f"the channels {config.channels} and contexts of width {config.context_dim}"

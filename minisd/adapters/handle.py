@@ -1,4 +1,4 @@
-"""The handle that every adapter returns. It removes the adapter again."""
+"""Every adapter comes with a handle, an object that removes the adapter again."""
 
 from collections.abc import Iterable
 from math import isfinite
@@ -12,7 +12,7 @@ class Removable(Protocol):
 
 
 class ListEntry:
-    """Puts a value at the end of a list of the pipeline. remove() takes the value out again."""
+    """Adds a value to a list of the pipeline, at the end. remove() takes the value out again."""
 
     def __init__(self, entries: list, value: object):
         self.entries, self.value = entries, value
@@ -25,12 +25,13 @@ class ListEntry:
 class Handle:
     """Removes an adapter, when remove() is called or at the end of a `with` block.
 
-    Adapters are hooks, or entries in a list of the pipeline. Adapters never change the weights. So
-    if all adapters are removed, in any order, the model is the same as before, bit for bit.
+    An adapter consists of hooks, or of entries in a list of the pipeline. No adapter changes the
+    weights. So after all adapters are removed, in any order, the model is the same as before, bit
+    for bit.
     """
 
     def __init__(self, hooks: Iterable[Removable]):
-        """Create the hooks. If one of them cannot be created, the earlier hooks are removed.
+        """Create the hooks. If a hook cannot be created, remove the hooks that were created before.
 
         hooks: an iterable that creates one hook after another
         """
@@ -56,6 +57,9 @@ class Handle:
 
 
 def refuse_non_finite(value: float, name: str) -> None:
-    """Raise ValueError if the value is NaN or infinite. name: the argument's name in the error"""
+    """Raise ValueError if the value is NaN or infinite.
+
+    name: the name of the value in the error message, such as "scale"
+    """
     if not isfinite(value):
         raise ValueError(f"{name} is {value}: give a finite number, such as 1.")

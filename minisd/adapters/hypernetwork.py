@@ -1,9 +1,9 @@
 """Hypernetworks: small MLPs that change the context from which attention makes keys and values.
 
-There are two MLPs for each width of context, net0 and net1. For a context c, attention makes the
-keys from c + strength * net0(c), and the values from c + strength * net1(c). This happens in
-self-attention and in cross-attention. The idea comes from NovelAI (2022). The file layout is that
-of AUTOMATIC1111's web UI (modules/hypernetworks/hypernetwork.py).
+For each width of the context, there are two MLPs: net0 and net1. If c is the context, attention
+makes the keys from c + strength * net0(c), and the values from c + strength * net1(c). This happens
+in self-attention and in cross-attention. The idea comes from NovelAI (2022). The file layout is
+that of AUTOMATIC1111's web UI (modules/hypernetworks/hypernetwork.py).
 """
 
 import re
@@ -39,21 +39,21 @@ ACTIVATION_FUNCTIONS = {
 }
 ACTIVATION_FUNCTIONS |= {"leakyrelu": "leaky_relu", "swish": "hardswish"}
 LAYER_KEY = re.compile(r"\d{1,9}\.[01]\.linear\.\d{1,9}\.(weight|bias)")
-# The settings that the web UI writes into a file with the networks (Hypernetwork.save). If an older
-# file lacks a setting, the tensors decide.
+# The settings that the web UI writes into a file together with the networks (Hypernetwork.save). An
+# older file may lack a setting. Then the shapes of the tensors decide.
 HYPERNETWORK_SETTINGS = settings_tables()["list of settings (hypernetwork)"]
-INCOMPLETE = "is not a whole hypernetwork (two networks for each width): get another copy"
+INCOMPLETE = "is not a complete hypernetwork (two networks for each width): get another copy"
 Layers = dict[int, dict[str, Tensor]]  # the number of a layer -> its weight and its bias
 
 
 @dataclass(frozen=True)
 class HypernetworkMLP:
-    """One small MLP: linear layers, each followed by an activation and perhaps a layer norm.
+    """One small MLP: linear layers. Each is followed by an activation and perhaps a layer norm.
 
     layers: pairs of weight and bias, in order. The weight of a linear layer is a matrix. The weight
         of a layer norm is a vector
     activation: a key of ACTIVATION_FUNCTIONS, or "linear" for no activation
-    activates_output: whether the last linear layer has an activation, too
+    activates_output: whether an activation also follows the last linear layer
     """
 
     layers: list[tuple[Tensor, Tensor]]
@@ -61,7 +61,7 @@ class HypernetworkMLP:
     activates_output: bool
 
     def __call__(self, c: Tensor) -> Tensor:
-        """Compute what is added to c. c: b m width    returns: b m width"""
+        """Compute the change that is added to a context c. c: b m width    returns: b m width"""
         last = max(i for i, (weight, _) in enumerate(self.layers) if weight.ndim == 2)
         x = c
         for i, (weight, bias) in enumerate(self.layers):
@@ -78,26 +78,25 @@ class HypernetworkMLP:
 def hypernetwork(sd: StableDiffusion, path: str | Path, strength: float = 1.0) -> Handle:
     """Add the MLPs of a file to the U-Net. They stay until the returned handle is removed.
 
-    A file may be for several models. Some of its MLPs may be for widths that this model does not
-    have. These MLPs are ignored, as in the web UI. But in this case, the file must also have MLPs
-    for the width of this model's text.
+    A file may also have MLPs for widths that this model does not have. These MLPs are ignored, as
+    in the web UI. But such a file must also have MLPs for the width of this model's text contexts.
 
-    Raises ValueError if the file is not a hypernetwork, if it has an unknown activation or setting,
-    if it is made for other widths, or if the strength is not finite. In these cases, the model
-    stays as it is.
+    Raises ValueError if the file is not a hypernetwork, if the file has an unknown activation or
+    setting, if the file is made for other widths, or if the strength is not finite. In these cases,
+    the model stays as it is.
     """
     refuse_non_finite(strength, "strength")
     networks = read_hypernetwork(path)
     widths = {layer.to_k.in_features for layer in attentions(sd.unet).values()}
     if not networks.keys() <= widths and sd.config.unet.context_dim not in networks:
         known, needed = (", ".join(map(str, sorted(each))) for each in (networks, widths))
-        what = f"changes contexts of width {known}, but the model has {needed}"
+        what = f"changes contexts of width {known}, but the model's widths are {needed}"
         raise ValueError(f"{Path(path).name} {what}: the file is made for another model.")
     return apply_networks(sd.unet, networks, strength)
 
 
 def attentions(unet: nn.Module) -> dict[str, Attention]:
-    """A dictionary: path -> module, for every attention of the U-Net."""
+    """All attention modules of the U-Net. Returns a dictionary: path in the U-Net -> module."""
     return {name: part for name, part in unet.named_modules() if isinstance(part, Attention)}
 
 
@@ -118,7 +117,7 @@ def apply_networks(
 
 
 def rewriting_hook(net: HypernetworkMLP, strength: float) -> Callable:
-    """A hook that adds the MLP's output to the input of a projection."""
+    """A hook that adds strength * net(context) to the input of a projection (to_k or to_v)."""
 
     def hook(projection: nn.Linear, inputs: tuple[Tensor]) -> tuple[Tensor]:
         (context,) = inputs
@@ -130,7 +129,7 @@ def rewriting_hook(net: HypernetworkMLP, strength: float) -> Callable:
 def read_hypernetwork(path: str | Path) -> dict[int, tuple[HypernetworkMLP, HypernetworkMLP]]:
     """Read a file. Returns a dictionary: width -> the MLP for keys and the MLP for values.
 
-    Raises ValueError if the file is not a hypernetwork, or if it has an unknown activation or
+    Raises ValueError if the file is not a hypernetwork, or if the file has an unknown activation or
     setting.
     """
     path = local_path(path)
@@ -141,7 +140,7 @@ def read_hypernetwork(path: str | Path) -> dict[int, tuple[HypernetworkMLP, Hype
     refuse_other_kinds(path.name, tensors, "hypernetwork")
     with name_errors(path.name):
         if is_safetensors(path):
-            raise ValueError("is no .pt file, but only those say the activation: get the .pt file")
+            raise ValueError("does not state the activation, but a .pt file does: get the .pt file")
         return parse_networks(content)
 
 
@@ -175,7 +174,7 @@ def parse_networks(content: Mapping) -> dict[int, tuple[HypernetworkMLP, Hyperne
 
 
 def usual_key(key: str) -> str:
-    """The usual name of a tensor. The first hypernetworks have "linear1" and "linear2"."""
+    """The usual name of a tensor. The first hypernetworks name layers "linear1", not "linear.0"."""
     return key.replace(".linear1.", ".linear.0.").replace(".linear2.", ".linear.1.")
 
 
@@ -191,13 +190,13 @@ def parse_settings(stored: Mapping[str, object]) -> dict[str, Any]:
 
 
 def build_mlp(parts: Layers, width: int, settings: Mapping[str, Any]) -> HypernetworkMLP:
-    """Build an MLP from these layers.
+    """Build an MLP from its layers.
 
-    parts: number of a layer -> its tensors. Activations and dropout have numbers, too, but no
-        tensors, so some numbers are missing
+    parts: number of a layer -> its tensors. Some numbers are missing, because activations and
+        dropout have numbers, too, but no tensors
 
-    Raises ValueError if the layers do not lead from the width back to the width, or if the settings
-    contradict the layers.
+    Raises ValueError if the layers do not fit together, if the input or the output of the MLP does
+    not have the width `width`, or if the settings contradict the layers.
     """
     layers, sizes = [], [width]
     for number in sorted(parts):
@@ -206,7 +205,7 @@ def build_mlp(parts: Layers, width: int, settings: Mapping[str, Any]) -> Hyperne
             raise ValueError(INCOMPLETE)
         if weight.shape[-1] != sizes[-1] or bias.shape != weight.shape[:1]:
             raise ValueError(INCOMPLETE)
-        sizes += weight.shape[:-1]  # the weight of a norm is a vector, and keeps the size
+        sizes += weight.shape[:-1]  # adds nothing for a layer norm, whose weight is a vector
         layers.append((weight, bias))
     structure, norms = settings["layer_structure"], any(weight.ndim == 1 for weight, _ in layers)
     if structure is not None and sizes != [int(width * multiple) for multiple in structure]:

@@ -1,11 +1,11 @@
 """LoRA: low-rank updates for many weight matrices. Each update is the product of two thin matrices.
 
-W becomes W + scale * (alpha / rank) * up @ down (Hu et al. 2022, eq. 3). The update is added to the
-layer's output, so W itself never changes.
+A layer computes as if its weight W were W + scale * (alpha / rank) * up @ down (Hu et al. 2022,
+eq. 3). W itself never changes: the update is computed from x and added to the layer's output.
 
 Files name the layers in three ways: as in kohya's trainer, as in PEFT and today's diffusers, or as
-in the first diffusers. In kohya's files, alpha is a tensor, and 0 means the rank. In PEFT's
-settings, alpha is a number, and 0 means 0. If a file has no alpha, alpha is the rank.
+in the first diffusers. In kohya's files, alpha is a tensor, and an alpha of 0 stands for the rank.
+In PEFT's settings, alpha is a number, and 0 means 0. If a file has no alpha, alpha is the rank.
 """
 
 import math
@@ -35,7 +35,7 @@ PARTS = {"unet": "unet", "te": "text_encoder", "text_encoder": "text_encoder"}
 LORA_LEAVES = r"(?P<leaf>lora_[AB]|lora(_linear_layer)?\.(down|up)|lora_(down|up)|alpha)"
 KOHYA_KEY = re.compile(rf"lora_(?P<part>unet|te)_(?P<layer>.+?)\.{LORA_LEAVES}")
 DIFFUSERS_KEY = re.compile(rf"((?P<part>unet|text_encoder)\.)?(?P<layer>.+?)[._]{LORA_LEAVES}")
-# (?>…) keeps its first match. Trying other matches would take hours on some long names
+# (?>…) keeps its first match. On some long names, it would take hours to try all other matches.
 READS_CONTEXT = regex.compile(r"(?>.*?attn2)(?>.*?to_[kv][._]).*(lora_A|down)\b")
 PEFT_PREFIX = "base_model.model."
 TEXT_LAYER_STARTS = ("text_model.", "encoder.layers.")  # newer transformers leave out text_model
@@ -57,7 +57,7 @@ class LowRankUpdate:
     def __call__(self, layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
         """Compute (alpha / rank) * up(down(x)).
 
-        If the layer is a convolution, down has the stride and the padding of the layer.
+        If the layer is a convolution, down is a convolution with the layer's stride and padding.
         """
         down, up = self.down.to(layer.weight), self.up.to(layer.weight)
         factor = self.alpha / len(down)
@@ -74,7 +74,7 @@ def lora(sd: StableDiffusion, path: str | Path, scale: float = 1.0) -> Handle:
 
     path: the file, or the folder into which PEFT or diffusers wrote it
 
-    Raises ValueError if the file is not a LoRA, if it is of an unknown kind, if it is made for
+    Raises ValueError if the file is not a LoRA, if the file is of an unknown kind or made for
     another model, or if the scale is not finite. In these cases, the model stays as it is.
     """
     refuse_non_finite(scale, "scale")
@@ -86,9 +86,10 @@ def lora(sd: StableDiffusion, path: str | Path, scale: float = 1.0) -> Handle:
 
 
 def apply_updates(updates: Mapping[nn.Module, LowRankUpdate], scale: float) -> Handle:
-    """Add to each layer its update, multiplied by `scale`.
+    """Add an update to each of some layers. The updates stay until the returned handle is removed.
 
-    The updates stay until the returned handle is removed.
+    updates: layer -> its update
+    scale: every update is multiplied by this number
     """
     return Handle(
         layer.register_forward_hook(partial(add_update, update, scale), prepend=True)
@@ -104,15 +105,20 @@ def add_update(
     inputs: tuple[Tensor],
     output: Tensor,
 ) -> Tensor:
-    """Add the update to a layer's output. partial(add_update, update, scale) is a forward hook."""
+    """Add the scaled update to a layer's output.
+
+    partial(add_update, update, scale) is a forward hook of the layer.
+    """
     return output + scale * update(layer, inputs[0])
 
 
 def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], LowRankUpdate]:
     """Read a file. Returns a dictionary: (part, our name of a layer) -> the update of the layer.
 
-    Raises ValueError if the file is not a LoRA, if it is of an unknown kind, or if it is made for
-    another model.
+    The part is "unet" or "text_encoder".
+
+    Raises ValueError if the file is not a LoRA, is of an unknown kind, or is made for another
+    model.
     """
     path = find_lora_file(local_path(path))
     tensors = read_tensors(path)
@@ -130,10 +136,10 @@ def read_lora(path: str | Path, config: ModelConfig) -> dict[tuple[str, str], Lo
 def keys_by_layer(
     tensors: dict[str, Tensor], config: ModelConfig, file: str
 ) -> dict[tuple[str, Row], dict[str, str]]:
-    """Group the keys of a file by layer. Returns a dictionary: (part, layer) -> keys.
+    """Group the keys of a file by layer. Returns a dictionary: (part, layer) -> keys of the layer.
 
     The keys of a layer are a dictionary, too: "down", "up" or "alpha" -> the key in the file. Some
-    layers have no alpha.
+    layers have no "alpha".
 
     Raises ValueError if a key fits no layer of the model, if a layer lacks down or up, or if the
     file has a layer twice.
@@ -153,15 +159,15 @@ def keys_by_layer(
     if strange or halves or not found:
         what = "names that fit no layer" if strange else "layers that lack a matrix"
         some = ", ".join((strange or halves or ["none at all"])[:3])
-        what = f"{file} is no whole LoRA for {config.name}: it holds {what} ({some}). It is damaged"
-        raise ValueError(f"{what}, or made for another model{describe_contexts(tensors, config)}.")
+        what = f"{file} is no LoRA for {config.name}: it holds {what} ({some}). It is damaged"
+        raise ValueError(f"{what} or made for another model{describe_contexts(tensors, config)}.")
     return found
 
 
 def describe_contexts(tensors: dict[str, Tensor], config: ModelConfig) -> str:
-    """The end of an error message: the width of the file's contexts.
+    """The end of an error message: the width of the contexts for which the file is made.
 
-    The text is empty if the contexts of the model have the same width.
+    The text is empty if the contexts of the model have this width.
     """
     widths = {t.shape[1] for key, t in tensors.items() if READS_CONTEXT.match(key) and t.ndim > 1}
     other = ", ".join(map(str, sorted(widths - {config.unet.context_dim})))
@@ -173,12 +179,13 @@ def make_update(
 ) -> LowRankUpdate:
     """Build the update of one layer.
 
-    own: the layer's tensors: "down", "up", and "alpha" if there is one
-    settings: the settings in the file's header and in adapter_config.json, if there are any
+    own: the layer's tensors: "down", "up", and perhaps "alpha"
+    settings: the settings in the file's header and those in adapter_config.json, as far as there
+        are any
     layer: the layer's name in diffusers
 
-    Raises ValueError if down and up are not two matrices of finite numbers, or if two alphas
-    differ.
+    Raises ValueError if down and up are not two matrices of finite numbers, or if two places state
+    different alphas.
     """
     down, up = own["down"], own["up"]
     if not all(m.ndim in (2, 4) and m.is_floating_point() and is_finite(m) for m in (down, up)):
@@ -188,7 +195,7 @@ def make_update(
     alphas = [stated.alpha_of(layer, len(down)) for stated in settings]
     if (alpha := own.get("alpha")) is not None:
         if alpha.numel() != 1 or not is_finite(alpha):
-            raise ValueError("has an alpha that is not a finite number: get another copy")
+            raise ValueError("has an alpha that is not one finite number: get another copy")
         alphas.append(alpha.item() or len(down))  # 0 means the rank (kohya's networks/lora.py)
     alphas = alphas or [len(down)]
     if not all(math.isclose(alpha, alphas[0], rel_tol=1e-3) for alpha in alphas):
@@ -198,9 +205,9 @@ def make_update(
 
 
 def parse_key(key: str) -> tuple[str, str, str]:
-    """Split a file's key into part, layer (with underscores for dots) and leaf.
+    """Split a file's key into three texts: part, layer (with underscores for dots) and leaf.
 
-    The leaf is "down", "up" or "alpha". For an unknown key, part and leaf are "".
+    The leaf is "down", "up" or "alpha". If the key is unknown, part and leaf are "".
 
     >>> parse_key("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight")
     ('text_encoder', 'text_model_encoder_layers_0_mlp_fc1', 'down')
@@ -212,7 +219,7 @@ def parse_key(key: str) -> tuple[str, str, str]:
     if not match:
         return "", key, ""
     part, layer = PARTS[match["part"] or "unet"], match["layer"]
-    if layer.startswith(PEFT_PREFIX):  # PEFT itself saves a part without its name
+    if layer.startswith(PEFT_PREFIX):  # PEFT writes one part into a file, and does not name it
         layer = layer.removeprefix(PEFT_PREFIX)
         part = "text_encoder" if layer.startswith(TEXT_LAYER_STARTS) else part
     if ".processor." in layer:  # diffusers' first spelling
@@ -239,17 +246,15 @@ def layers_by_name(config: ModelConfig) -> dict[tuple[str, str], Row]:
 
 
 def fit_update(update: LowRankUpdate, layer: nn.Module, name: str) -> LowRankUpdate:
-    """Give the update the shape of the layer. A linear layer's update also fits a 1x1 convolution.
-
-    name: the layer's name in an error
-
+    """Reshape the update to fit the layer. A linear layer's update also fits a 1x1 convolution.
+    name: the name of the layer in an error message
     Raises ValueError if the update does not have the layer's sizes, or if the layer has no weight
     matrix.
     """
     if not isinstance(layer, (nn.Linear, nn.Conv2d)):
         raise ValueError(f"{name} has no matrix to change: the file is made for another model.")
     weight, rank = layer.weight, len(update.down)
-    ends = [1] * (weight.ndim - 2)  # up looks at one place only
+    ends = [1] * (weight.ndim - 2)  # in a convolution, up is 1x1
     shapes = (rank, *weight.shape[1:]), (len(weight), rank, *ends)
     pairs = list(zip((update.down, update.up), shapes, strict=True))
     if any((*matrix.shape, 1, 1)[:4] != (*shape, 1, 1)[:4] for matrix, shape in pairs):

@@ -1,8 +1,8 @@
 """Textual inversion: a new word with one or more vectors that were trained on pictures.
 
-Nothing else in the model changes. The vectors take the place of a token's embedding (Gal et al.
-2023, section 3). There are three kinds of file: diffusers' {word: vector, …}, AUTOMATIC1111's
-string_to_param, and files with emb_params.
+Nothing else in the model changes. The vectors are used as the embeddings of the word's tokens (Gal
+et al. 2023, section 3). There are three kinds of file: diffusers' {word: vector, …},
+AUTOMATIC1111's string_to_param, and files with emb_params.
 """
 
 import re
@@ -21,11 +21,11 @@ from minisd.checkpoints.registry import local_path
 from minisd.pipeline import StableDiffusion
 
 # These keys name no word, so the file's name is the word. They come from the web UI (two kinds),
-# from ComfyUI, or from a file that is one bare tensor. But if a file has several string_to_param,
-# each of them names a word.
+# from ComfyUI, or from a file that is one bare tensor. But if a file has several keys that begin
+# with string_to_param, each of these keys ends with a word.
 NAMELESS = r"string_to_param\.(?P<word>.*)|emb_params|clip_l|"
 MOST_WORDS_OF_FILE = 10_000  # with so many words, each prompt takes a second longer
-IGNORED_KEYS = r"string_to_token\..*"  # the id of the word with whose vector training started
+IGNORED_KEYS = r"string_to_token\..*"  # the id of the word whose vector was the training's start
 
 
 class Word(Handle):
@@ -48,15 +48,15 @@ class Word(Handle):
 
 
 class Words(Handle):
-    """Adds the words of a file to a model. remove() removes all of them again.
+    """Adds the words of a file to a model. remove() removes all these words again.
 
     words: a list of handles. Each handle removes one of the words
     """
 
     def __init__(self, sd: StableDiffusion, vectors: Mapping[str, Tensor]):
-        """vectors: word -> its vectors, n width
+        """Add all words, or none: if a word cannot be added, ValueError is raised.
 
-        Raises ValueError if a word cannot be added. In this case, no word is added.
+        vectors: word -> its vectors, n width
         """
         super().__init__(Word(sd, word, own) for word, own in vectors.items())
         self.words = self.hooks  # a word has remove(), like a hook
@@ -68,10 +68,10 @@ def textual_inversion(
     """Add the word of a file to the model. The word stays until the returned handle is removed.
 
     word: the text to type in prompts. None: the file's own word, or else the name of the file. If
-        the file has several words, `word` is the one to add, and None adds all words
+        the file has several words, only `word` is added, and None adds all of them
 
-    Raises ValueError if the file holds no word, if its vectors do not have the width of the text
-    transformer, or if the word is taken. In these cases, the model stays as it is.
+    Raises ValueError if the file holds no word, if the vectors do not have the width of the text
+    transformer, or if the model already has the word. In these cases, the model stays as it is.
     """
     path = local_path(path)
     words = read_words(path)
@@ -91,7 +91,7 @@ def textual_inversion(
 def read_words(path: Path) -> dict[str, Tensor]:
     """Read the words of a file. Returns a dictionary: word -> its vectors, n width.
 
-    Raises ValueError if the file holds no word, or if it also holds unknown tensors.
+    Raises ValueError if the file holds no word, NaN or infinity, or also unknown tensors.
     """
     stored = read_tensors(path)
     refuse_other_kinds(path.name, stored, "textual inversion")
@@ -116,12 +116,14 @@ def read_words(path: Path) -> dict[str, Tensor]:
 
 
 def embedding_hooks(embedding: nn.Embedding, ids: list[int], vectors: Tensor) -> list[Removable]:
-    """Hooks that return a new vector when its id is looked up. The table has no rows for these ids.
+    """Create hooks for an embedding: for a new id, they return the id's vector.
 
-    ids: n consecutive numbers    vectors: n width
+    The embedding itself has no rows for the new ids.
+
+    ids: the new ids, n consecutive numbers    vectors: n width
     """
     first, last = ids[0], ids[-1]
-    lookup = threading.local()  # .tokens: the ids that a thread looks up. Each thread has its own
+    lookup = threading.local()  # each thread has its own lookup.tokens, the ids that it looks up
 
     def before(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         (lookup.tokens,) = inputs
@@ -129,7 +131,7 @@ def embedding_hooks(embedding: nn.Embedding, ids: list[int], vectors: Tensor) ->
         return (lookup.tokens.masked_fill(own, 0),)
 
     def after(module: nn.Module, inputs: tuple[Tensor], embedded: Tensor) -> Tensor:
-        tokens = getattr(lookup, "tokens", inputs[0])  # missing if before() did not run
+        tokens = getattr(lookup, "tokens", inputs[0])  # no such attribute if before() did not run
         own = rearrange((tokens >= first) & (tokens <= last), "b n -> b n 1")
         added = vectors.to(embedded)[(tokens - first).clamp(0, last - first)]
         return torch.where(own, added, embedded)

@@ -30,20 +30,22 @@ class SwappedVAE(Handle):
         elif self.sd.vae is self.vae:
             self.sd.vae = self.before
         super().remove()
-        del self.before, self.vae  # a handle that is kept must not keep the memory of both
+        del self.before, self.vae  # a removed handle must not keep them in memory
 
 
 def swap_vae(sd: StableDiffusion, path: str | Path) -> SwappedVAE:
-    """Replace the model's autoencoder by that of a file, until the returned handle is removed.
+    """Replace the model's autoencoder by the autoencoder in a file.
 
-    path: a file in the original's or in diffusers' layout, or a folder of diffusers. The
+    The new autoencoder stays until the returned handle is removed.
+
+    path: a file in the layout of the original or of diffusers, or a folder of diffusers. The
         autoencoder in the file must have the sizes of the model's own autoencoder
 
-    The scale of the latents is read from the config.json next to the file. If there is no such
-    file, the model's own scale is used.
+    The scale of the latents is read from the config.json next to the file. If there is no
+    config.json, the model's own scale is used.
 
-    Raises ValueError if the file is not a VAE file, or if it has a setting that minisd's VAE does
-    not support. In these cases, the model stays as it is.
+    Raises ValueError if the file is not a VAE file, or if the file has a setting that minisd's VAE
+    does not support. In these cases, the model stays as it is.
     """
     dtype = sd.vae.decoder.conv_in.weight.dtype
     return SwappedVAE(sd, load_vae(path, sd.config.vae, sd.device, dtype))

@@ -187,8 +187,8 @@ def free_device_memory(sd) -> int | None:
 def bytes_needed(sd, width: int, height: int) -> int:
     """About how many bytes a picture needs: the weights, and the decoder's largest feature maps.
 
-    The other feature maps are not counted. They are smaller, and torch frees them before it makes
-    the largest feature maps.
+    The other feature maps are not counted. They are smaller, and they are never in memory together
+    with the largest feature maps.
     """
     networks = (sd.text_encoder, sd.unet, sd.vae)
     weights = sum(p.numel() * p.element_size() for net in networks for p in net.parameters())

@@ -119,16 +119,16 @@ def test_what_cannot_matter_is_ignored(tmp_path, more):
         ({"upsample_linear": "Linear"}, "upsample_linear = 'Linear'"),
         ({"a_tensor": torch.ones(1)}, "a_tensor"),
         ({"activation_func": "snake"}, "activation 'snake'"),
-        ({"is_layer_norm": True}, "not a whole hypernetwork"),
-        ({"layer_structure": [1, 3, 1]}, "not a whole hypernetwork"),
-        ({"layer_structure": [1, 1]}, "not a whole hypernetwork"),
+        ({"is_layer_norm": True}, "not a complete hypernetwork"),
+        ({"layer_structure": [1, 3, 1]}, "not a complete hypernetwork"),
+        ({"layer_structure": [1, 1]}, "not a complete hypernetwork"),
         ({"layer_structure": "1, 2, 1"}, "a setting of the wrong type"),
         ({"layer_structure": [1, "2", 1]}, "a setting of the wrong type"),
         ({"activate_output": "no"}, "a setting of the wrong type"),
         ({"is_layer_norm": "no"}, "a setting of the wrong type"),
         ({128: {"stranger": torch.ones(1)}}, r"holds 128\.stranger"),
         ({128: [{"conv.0.weight": torch.ones(1)}]}, r"holds 128\.0\.conv\.0\.weight"),
-        ({128: networks()[WIDTH]}, "not a whole hypernetwork"),
+        ({128: networks()[WIDTH]}, "not a complete hypernetwork"),
     ],
 )
 def test_what_changes_the_result_is_refused(tmp_path, more, sentence):
@@ -161,7 +161,7 @@ def test_a_layer_that_is_no_matrix_is_refused(tmp_path, shape):
     content = as_the_web_ui_saves()
     content[WIDTH] = [state | {"linear.0.weight": torch.ones(shape)} for state in content[WIDTH]]
     torch.save(content, tmp_path / "bad.pt")
-    with pytest.raises(ValueError, match="not a whole hypernetwork"):
+    with pytest.raises(ValueError, match="not a complete hypernetwork"):
         read_hypernetwork(tmp_path / "bad.pt")
 
 

@@ -384,10 +384,10 @@ def test_zero_in_pefts_settings_is_zero(v1, tmp_path):
 @pytest.mark.parametrize(
     ("state", "sentence"),
     [
-        (kohya_state(alpha=torch.tensor(math.nan)), "alpha that is not a finite number"),
-        (kohya_state(alpha=torch.tensor(math.inf)), "alpha that is not a finite number"),
-        (kohya_state(alpha=torch.ones(2)), "alpha that is not a finite number"),
-        (kohya_state(alpha=torch.ones(0)), "alpha that is not a finite number"),
+        (kohya_state(alpha=torch.tensor(math.nan)), "alpha that is not one finite number"),
+        (kohya_state(alpha=torch.tensor(math.inf)), "alpha that is not one finite number"),
+        (kohya_state(alpha=torch.ones(2)), "alpha that is not one finite number"),
+        (kohya_state(alpha=torch.ones(0)), "alpha that is not one finite number"),
         (kohya_state(rank=0), "has rank 0, so its matrices are empty"),
         ({k: t.to(torch.int8) for k, t in kohya_state().items()}, "matrices of finite numbers"),
         (kohya_state() | {"a_stranger": torch.ones(1)}, "names that fit no layer"),

@@ -106,22 +106,22 @@ def test_old_hypernetworks_have_other_names_and_activate_nothing(sd, tmp_path):
             {32: [small_network(32, [1, 1], False, False, i) for i in (0, 1)]},
             "contexts of width 32",
         ),
-        ({64: [small_network(64, [1, 2], False, False, i) for i in (0, 1)]}, "not a whole hyper"),
-        ({64: [small_network(64, [1, 1], False, False, 0)]}, "not a whole hypernetwork"),
+        ({64: [small_network(64, [1, 2], False, False, i) for i in (0, 1)]}, "not a complete hyper"),
+        ({64: [small_network(64, [1, 1], False, False, 0)]}, "not a complete hypernetwork"),
         ({"activation_func": "snake"} | {64: [{}, {}]}, "activation 'snake', which minisd"),
         (
             {w: [small_network(w, [1, 1], False, False, i) for i in (0, 1)] for w in (96, 128)},
-            "contexts of width 96, 128, but the model has 64, 128",
+            "contexts of width 96, 128, but the model's widths are 64, 128",
         ),
-        ({64: [cut_network("linear.2.bias", i) for i in (0, 1)]}, "not a whole hypernetwork"),
-        ({64: [cut_network("linear.0.weight", i) for i in (0, 1)]}, "not a whole hypernetwork"),
-        ({64: [NORM_ALONE, NORM_ALONE]}, "not a whole hypernetwork"),
+        ({64: [cut_network("linear.2.bias", i) for i in (0, 1)]}, "not a complete hypernetwork"),
+        ({64: [cut_network("linear.0.weight", i) for i in (0, 1)]}, "not a complete hypernetwork"),
+        ({64: [NORM_ALONE, NORM_ALONE]}, "not a complete hypernetwork"),
         (
             {64: [small_network(64, [1, 1], False, False, i) for i in (0, 1)]}
             | {"layer_structure": [1, 1, 1]},
-            "not a whole hypernetwork",
+            "not a complete hypernetwork",
         ),
-        ({"step": 1}, "not a whole hypernetwork"),
+        ({"step": 1}, "not a complete hypernetwork"),
     ],
 )
 def test_a_file_that_is_no_hypernetwork_of_this_model_is_refused(sd, tmp_path, content, sentence):
