@@ -256,7 +256,7 @@ def control_hook(network: ControlNet, hint: Tensor, scale: float, factor: int) -
         if led == 0:
             return (x, t, context, before), {}
         if led % len(hint):
-            raise ValueError(f"there are {len(hint)} hints for {led} samples: give 1 or {led}.")
+            raise ValueError(f"there are {len(hint)} hints: give 1, or one for each sample.")
         hints = repeat(hint, "b c h w -> (times b) c h w", times=led // len(hint))
         latent = x[free:, : network.config.in_channels]  # an inpainting U-Net reads more
         corrections = network(latent, t[-led:], context[free:], hints)

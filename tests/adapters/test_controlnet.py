@@ -85,7 +85,7 @@ def test_a_hint_of_another_size_is_told(eighth, picture, tmp_path):
     hints = torch.zeros(3, 3, 64, 96)
     with (
         control(ours, ControlNet(ours.config.unet).eval(), hints),
-        pytest.raises(ValueError, match="there are 3 hints for 2 samples: give 1 or 2"),
+        pytest.raises(ValueError, match="there are 3 hints: give 1, or one for each sample"),
     ):
         drawn(ours)
 

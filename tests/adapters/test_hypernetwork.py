@@ -106,7 +106,7 @@ def test_old_hypernetworks_have_other_names_and_activate_nothing(sd, tmp_path):
             {32: [small_network(32, [1, 1], False, False, i) for i in (0, 1)]},
             "contexts of width 32",
         ),
-        ({64: [small_network(64, [1, 2], False, False, i) for i in (0, 1)]}, "not a complete hyper"),
+        ({64: [small_network(64, [1, 2], False, False, i) for i in (0, 1)]}, "not a complete"),
         ({64: [small_network(64, [1, 1], False, False, 0)]}, "not a complete hypernetwork"),
         ({"activation_func": "snake"} | {64: [{}, {}]}, "activation 'snake', which minisd"),
         (
