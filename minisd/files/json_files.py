@@ -1,8 +1,8 @@
-"""Read JSON files from strangers within limits, and check their content against a dataclass.
+"""Read JSON files from strangers safely, and build dataclasses from their content.
 
 No file is trusted. A file may be huge, may nest values a million levels deep, may hold a name
 twice, or may be a device instead of a file. Every problem becomes a ValueError. Most messages begin
-with a verb ("holds …"), and the caller puts the file's name before the message.
+with a verb ("holds …"). The caller puts the file's name before such a message.
 """
 
 import json
@@ -17,17 +17,18 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-# Python needs about 50 bytes of memory for each byte of "[{},{},{}, …". So the limit costs at most
-# 500 MB and two seconds. A tokenizer.json of CLIP has 4 MB, a shard index less than 1 MB.
+# Python needs about 50 bytes of memory for each byte of "[{},{},{}, …". So the largest allowed file
+# costs at most 500 MB and two seconds. A tokenizer.json of CLIP has 4 MB. A shard index has less
+# than 1 MB.
 LARGEST = 10 * 10**6  # bytes
 DEEPEST = 30  # levels of nested lists and dictionaries; a tokenizer.json has 6
 LONGEST_NUMBER = 100  # characters; transformers writes 10**30 where it means "no limit"
 MOST_ITEMS = 100_000  # the most items of a tuple, such as a schedule's betas
-SHORTENED = 80  # the most characters that an error quotes from a value
+SHORTENED = 80  # an error message quotes at most this many characters of a value
 
 T = TypeVar("T")
 Range = tuple[float, float]  # the smallest and the largest allowed number
-# The range of integers (sizes and counts), and the range of floats (rates and scales)
+# The allowed range of integers (sizes and counts), and that of floats (rates and scales)
 USUAL_RANGE = {int: (1, 10**6), float: (-(10**6), 10**6)}
 
 
@@ -72,8 +73,9 @@ def parse_json(text: str | bytes, largest: int = LARGEST) -> object:
     largest: the largest allowed length of the text
 
     Raises ValueError if the text is not JSON, is too large or is nested too deeply. Also raises
-    ValueError if the text holds a name twice, NaN, a very long number or half a character (one half
-    of a pair in UTF-16). The caller puts the file's name before the message.
+    ValueError if the text holds a name twice, NaN, a very long number or half a character. (UTF-16
+    writes some characters as a pair of numbers. Half a character is one number without the other.)
+    The caller puts the file's name before the message.
     """
     if len(text) > largest:
         raise ValueError(f"has more than {largest:,} bytes of JSON: get another copy")
@@ -102,7 +104,7 @@ TOO_DEEP = f"nests values more than {DEEPEST} levels deep: get another copy"
 
 
 def build_dictionary(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Turn the pairs into a dictionary. Raises ValueError if two pairs have the same name."""
+    """Turn pairs of name and value into a dictionary. Raises ValueError if a name comes twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
@@ -111,20 +113,23 @@ def build_dictionary(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def parse_number(kind: type, digits: str) -> float:
-    """Parse a number.
+    """Parse a number. Returns an int or a float: `kind` says which.
 
-    Infinity is not valid JSON, but diffusers writes Infinity ("lambda_min_clipped": -Infinity). So
-    this function accepts Infinity, and check_value refuses Infinity.
+    Infinity is not valid JSON, but diffusers writes it ("lambda_min_clipped": -Infinity). So this
+    function accepts Infinity. If the number is a setting, check_value() refuses Infinity later.
 
     Raises ValueError if the number is NaN, or has more digits than any setting needs.
     """
     if digits == "NaN" or len(digits) > LONGEST_NUMBER:
-        raise ValueError(f"has the number {shorten(digits)}: get another copy")
+        raise ValueError(f"has an invalid number, {shorten(digits)}: get another copy")
     return kind(digits)
 
 
 def check_depth_and_texts(content: object) -> None:
-    """Raise ValueError if values are nested too deeply, or if a text has half a character."""
+    """Raise ValueError if values are nested too deeply, or if a text has half a character.
+
+    Half a character is one half of a pair in UTF-16.
+    """
     level = [content]
     for _ in range(DEEPEST + 1):
         texts = [one for one in level if isinstance(one, str)]
@@ -166,13 +171,13 @@ def build_dataclass(
 ) -> T:
     """Build an object of the dataclass `kind` from the dictionary `stored`.
 
-    ranges: field -> smallest and largest allowed number. Other fields have their USUAL_RANGE
-    part: the name of the part of the file that holds the fields, such as "unet". The message
-        quotes this name
+    ranges: name of a field -> smallest and largest allowed number. All other fields have the range
+        that USUAL_RANGE states for their type
+    part: the part of the file from which `stored` comes, such as "unet". Error messages quote it
 
     Raises ValueError if a name is not a field, if a required field is missing, or if a value has
-    the wrong type or is out of range. A field is required if the field has no default, or if the
-    type of the field is a dataclass. The caller puts the file's name before the message.
+    the wrong type or is out of range. A field is required if it has no default, or if its type is
+    a dataclass. The caller puts the file's name before the message.
     """
     where, types = f" in its {part}" if part else "", get_type_hints(kind)
     if not isinstance(stored, Mapping):
@@ -213,9 +218,9 @@ def check_value(
 
 
 def has_type(kind: object, value: object, limits: Range | None = None) -> bool:
-    """Whether a value has the type `kind`.
+    """Whether a value has the type `kind`, and lies within the limits.
 
-    1 is also a float. True is not a number, and [] is not a list of numbers.
+    An integer such as 1 is also a float. But True is not a number, and [] is not a list of numbers.
     """
     inner = get_args(kind)
     if get_origin(kind) in (Union, UnionType):
@@ -235,7 +240,7 @@ def has_type(kind: object, value: object, limits: Range | None = None) -> bool:
 
 
 def describe_kind(kind: object, limits: Range | None = None) -> str:
-    """The type in words, for a message.
+    """Describe a type in words, for an error message.
 
     >>> describe_kind(tuple[int, ...] | None)
     'a list in which each value is an integer from 1 to 1,000,000, or null'

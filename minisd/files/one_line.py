@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-LONGEST = 1000  # characters of a message; a longer message loses its middle
+LONGEST = 1000  # characters of a message; the middle of a longer message is left out
 # Emoji and some scripts join letters with one of two characters, U+200C and U+200D. Next to ASCII
 # letters, these two characters are invisible.
 LETTER = r"[^\x00-\xa0\u2000-\u206f]"
@@ -13,11 +13,12 @@ JOINER = re.compile(f"(?<={LETTER})[\u200c\u200d](?={LETTER})")
 
 
 def one_line(text: object, longest: int = LONGEST) -> str:
-    r"""The text on one line of at most `longest` characters, without commands to the terminal.
+    r"""Put a text on one line of at most `longest` characters, without commands to the terminal.
 
-    Some characters are replaced by their numbers: control characters, line breaks, marks that
-    change the direction of writing, invisible characters, and halves of UTF-16 pairs. Emoji and the
-    letters of all scripts are not replaced.
+    Some characters are replaced by their codes, such as \x1b: control characters, line breaks,
+    marks that change the direction of writing, invisible characters, and halves of UTF-16 pairs.
+    Emoji and the letters of all scripts are not replaced. If the line is too long, its middle is
+    left out.
 
     >>> one_line("bad\x1b[2J name\n")
     'bad\\x1b[2J name\\n'
@@ -27,7 +28,7 @@ def one_line(text: object, longest: int = LONGEST) -> str:
 
 
 def visible_form(match: re.Match) -> str:
-    """The matched character itself if people can see the character, otherwise its number."""
+    r"""The matched character itself if people can see it. Otherwise its code, such as "\x1b"."""
     character = match[0]
     space = unicodedata.category(character) == "Zs"
     if character.isprintable() or space or JOINER.match(match.string, match.start()):
@@ -42,7 +43,7 @@ def without_middle(text: str, longest: int) -> str:
 
 @contextmanager
 def name_errors(name: str) -> Iterator[None]:
-    """Turn errors in a `with` block into ValueErrors. Each message begins with `name`.
+    """Turn each error in a `with` block into a ValueError. The new message begins with `name`.
 
     name: the name of the file or folder that the `with` block reads
     """

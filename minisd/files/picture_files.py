@@ -1,7 +1,7 @@
-"""Open pictures from strangers within limits, turn them upright, and explain errors in a sentence.
+"""Open pictures from strangers safely, turn them upright, and explain errors in a sentence.
 
-A picture file may be hostile. So Pillow may open only six kinds of files, and may read from a file
-only as often as a normal file needs. Every error that Pillow raises becomes one sentence.
+A picture file may be hostile. So Pillow may open only six kinds of files. The number of times that
+Pillow may read from a file is limited, too. Every error that Pillow raises becomes one sentence.
 """
 
 import io
@@ -21,7 +21,8 @@ ORIENTATION = 0x0112  # the number of this tag in EXIF data and in a TIFF
 TILE = (322, 323)  # TIFF tags: width and height of a tile (a tile may be larger than the picture)
 ANIMATED = ("GIF", "PNG", "WEBP", "TIFF")  # formats that can hold several pictures
 
-# For other formats, Pillow runs programs (Ghostscript for EPS) or code that few people test.
+# All other formats are refused. For them, Pillow runs programs (Ghostscript for EPS) or code that
+# few people test.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MOST_PIXELS = 8192 * 6144  # as in the largest phone pictures; 200 MB in memory
 MOST_BYTES = 8 * MOST_PIXELS  # MOST_PIXELS with alpha and 16 bits per value, uncompressed
@@ -44,14 +45,13 @@ TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 ORIENTED = (b"XML:com.adobe.xmp", b"Raw profile type exif")
 
 PILLOW = threading.RLock()  # because all threads share Python's list of warning filters
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # Pillow's errors would be printed
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Pillow's errors are printed
 
 
 def open_picture(path: str | Path) -> Image.Image:
     """Open a picture file and turn the picture upright.
 
-    Of an animation, only the first frame is used.
-
+    If the file is an animation, only the first frame is used.
     Raises ValueError if the file does not exist, is too large or cannot be read.
     """
     content = read_file(Path(path))
@@ -60,7 +60,7 @@ def open_picture(path: str | Path) -> Image.Image:
             picture, frames = first_frame(content)
         except Image.DecompressionBombError:
             raise
-        except Exception:  # texts in a PNG may be damaged, or too long (a stored workflow)
+        except Exception:  # perhaps a text in a PNG is damaged, or too long (a stored workflow)
             shortened = without_texts(content)
             if shortened is content:
                 raise
@@ -111,7 +111,7 @@ class LimitedReader(io.BytesIO):
     """
 
     def __init__(self, content: bytes):
-        """Set the limits for the header. The header is the part of the file before the pixels."""
+        """Set the limits for the header, which is the part of the file before the pixels."""
         super().__init__(content)
         self.reads = HEADER_READS
         self.total = TIFF_BYTES if content.startswith((b"II", b"MM")) else HEADER_BYTES
@@ -126,9 +126,9 @@ class LimitedReader(io.BytesIO):
 
 
 def first_frame(content: bytes) -> tuple[Image.Image, int | str]:
-    """Read the first picture of a file, and turn it upright. Also count the pictures in the file.
+    """Read the first picture of a file, and turn it upright.
 
-    Raises Pillow's errors unchanged.
+    Returns the picture, and how many pictures the file holds. Pillow's errors are not changed.
     """
     file = LimitedReader(content)
     picture = Image.open(file, formats=FORMATS)
@@ -147,7 +147,7 @@ def first_frame(content: bytes) -> tuple[Image.Image, int | str]:
 
 
 def frames_in(content: bytes) -> int | str:
-    """The number of pictures in a file. "several": they cannot be counted."""
+    """How many pictures a file holds. "several": Pillow cannot count them."""
     picture = Image.open(LimitedReader(content), formats=FORMATS)
     try:
         return getattr(picture, "n_frames", 1)
@@ -158,8 +158,8 @@ def frames_in(content: bytes) -> int | str:
 def without_texts(png: bytes) -> bytes:
     """Remove the texts and the colour profile from a PNG file. EXIF data are kept.
 
-    The pixels do not depend on the texts and the colour profile. A file of another kind is returned
-    unchanged.
+    The pixels do not depend on the texts and the colour profile. A file that is not a PNG is
+    returned unchanged.
     """
     if not png.startswith(PNG):
         return png
@@ -180,14 +180,15 @@ def turn_upright(picture: Image.Image, what: str = "picture") -> Image.Image:
 
     what: the name of the picture, for error messages
 
-    Raises ValueError if the pixels cannot be read. (Pillow may read the pixels only now.)
+    Raises ValueError if the pixels cannot be read. (Pillow reads the pixels only when they are
+    needed. This may be here.)
     """
     with explain_pillow_errors(f"the {what}"):
         return apply_exif_orientation(picture)
 
 
 def apply_exif_orientation(picture: Image.Image) -> Image.Image:
-    """Do the same as turn_upright(), but leave the errors of Pillow unchanged."""
+    """Turn a picture upright, as turn_upright() does. But Pillow's errors are not changed."""
     with silence_error_stream() if picture.format == "TIFF" else nullcontext():
         picture.load()
     if not picture.width * picture.height or len(picture.info.get("exif", b"")) > MOST_EXIF:
@@ -198,7 +199,10 @@ def apply_exif_orientation(picture: Image.Image) -> Image.Image:
 
 @contextmanager
 def silence_error_stream() -> Iterator[None]:
-    """Silence the error stream of the process. libtiff (a C library) prints warnings to stderr."""
+    """Silence the error stream (stderr) of the process in a `with` block.
+
+    Pillow reads a TIFF with libtiff. This C library prints warnings to stderr.
+    """
     try:
         original, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     except OSError:  # the program has no error stream

@@ -20,12 +20,12 @@ from torch import Tensor
 from minisd.config import ModelConfig
 from minisd.files.picture_files import explain_pillow_errors, turn_upright
 
-# TIFF tags: the bits per value; the photometric interpretation (0: the value of white is 0); the
-# sample format (1: unsigned integers)
+# The numbers of three TIFF tags: the bits per value; the photometric interpretation (0 means that
+# white is stored as 0); the sample format (1 means unsigned integers)
 BITS, FIRST_IS_WHITE, SAMPLE = 258, 262, 339
 WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")  # Pillow's modes
 BLACK_PAINT = 64  # out of 255; paint darker than this may mark the part to keep
-FAR_LARGER = 4  # times the pixels in training; larger pictures show a subject several times
+FAR_LARGER = 4  # times as many pixels as in training: such pictures may show a thing several times
 ROUNDING = 1e-3  # how far the values of a tensor may lie outside their range
 
 
@@ -33,7 +33,7 @@ ROUNDING = 1e-3  # how far the values of a tensor may lie outside their range
 
 
 def is_deep(picture: Image.Image) -> bool:
-    """Whether a picture is grey with more than 8 bits. Pillow's convert() spoils such a picture."""
+    """Whether a picture is grey with more than 8 bits per value. Pillow's convert() spoils it."""
     return picture.mode in ("I", "F") or picture.mode.startswith("I;16")
 
 
@@ -53,17 +53,17 @@ def opacity(picture: Image.Image) -> np.ndarray | None:
 
 
 def with_alpha(picture: Image.Image) -> Image.Image:
-    """Convert a picture to Pillow's mode RGBA. Pillow must first convert mode La to mode LA."""
+    """Convert a picture to Pillow's mode RGBA. From mode La, this is possible only through LA."""
     return (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")
 
 
 def colours(picture: Image.Image, what: str = "picture") -> Image.Image:
-    """Turn a picture upright, and convert the picture to RGB with 8 bits per value.
+    """Turn a picture upright, and convert it to RGB with 8 bits per value.
 
     what: the name of the picture, for error messages
 
-    Raises ValueError if the picture is transparent in places, or if the range of its values is
-    unknown.
+    Raises ValueError if the picture is transparent in places, or if nothing says which of its
+    values is white.
     """
     picture = turn_upright(picture, what)
     with explain_pillow_errors(f"the {what}"):
@@ -79,14 +79,14 @@ def colours(picture: Image.Image, what: str = "picture") -> Image.Image:
 
 
 def eight_bits(picture: Image.Image, what: str) -> Image.Image:
-    """Convert a grey picture with more than 8 bits to 256 shades.
+    """Convert a grey picture with more than 8 bits per value to 256 shades.
 
-    Raises ValueError if the range of the picture's values is unknown.
+    Raises ValueError if nothing says which value is white.
     """
     values = deep_values(picture)
     low, high = values.min(), values.max()
-    # Some versions of Pillow open 16-bit pictures in mode I, which has 32 bits. No version does so
-    # with a picture of fewer bits.
+    # Some versions of Pillow open 16-bit pictures in mode I, which has 32 bits. No version opens
+    # pictures of fewer bits in this mode.
     sixteen = picture.mode == "I" and low >= 0 and 32767 < high <= 65535
     if sixteen or picture.mode.startswith("I;16"):
         white = 65535
@@ -104,9 +104,9 @@ def eight_bits(picture: Image.Image, what: str) -> Image.Image:
 
 
 def deep_values(picture: Image.Image) -> np.ndarray:
-    """The values of a grey picture with more than 8 bits: h w. Brighter pixels have larger values.
+    """The values of a grey picture with more than 8 bits per value: h w.
 
-    In Pillow's 16-bit modes (I;16), white is 65535.
+    Brighter pixels have larger values. In Pillow's 16-bit modes (I;16), white is 65535.
     """
     values, tags = np.asarray(picture), getattr(picture, "tag_v2", {})  # only a TIFF has tags
     if tags.get(BITS) == (32,) and tags.get(SAMPLE, (1,)) == (1,):
@@ -125,11 +125,11 @@ def deep_values(picture: Image.Image) -> np.ndarray:
 def mask_shades(mask: Image.Image) -> Image.Image:
     """Turn a mask upright, and convert it to 256 greys. White marks the part to draw again.
 
-    If the mask is transparent in places, the opaque paint marks the part to draw again. The paint
-    must have a single colour, and this colour must not be black.
+    If the mask is transparent in places, the painted (opaque) part is the part to draw again. All
+    paint must have the same colour, and this colour must not be black.
 
-    Raises ValueError if the mask is transparent in places and the paint is black or has several
-    colours. Nobody can then know whether to draw the painted part or the erased part again.
+    Raises ValueError if the mask is transparent in places, and has no paint, black paint or paint
+    of several colours. Such a mask may mark the painted part or the transparent part: nobody knows.
     """
     mask = turn_upright(mask, "mask")
     with explain_pillow_errors("the mask"):
@@ -143,17 +143,18 @@ def mask_shades(mask: Image.Image) -> Image.Image:
         found = "of several colours elsewhere" if apart > 2 else "black elsewhere"
         if apart <= 2 and brightest >= BLACK_PAINT:
             return Image.fromarray(alpha)
-    unclear = f"transparent in places and {found}, so it does not say which part is meant"
-    advice = "save it without transparency, with white where minisd should draw again"
+    unclear = f"transparent in places and {found}, so it does not show which part to draw again"
+    advice = "save it without transparency, and with white where minisd should draw again"
     raise ValueError(f"the mask is {unclear}: {advice}.")
 
 
 def paint(mask: Image.Image, alpha: np.ndarray) -> tuple[int, float]:
-    """The brightness of a mask's paint, and the largest visible difference between its colours.
+    """Measure the paint of a mask. Returns its brightness, and how much its colours differ.
 
-    The brightness is the largest of r, g and b in the first opaque pixel. Every other pixel is
-    compared with this pixel: the difference in r, g or b is multiplied by the opacity of the other
-    pixel. The largest product is returned. The brightness and the product are in 0 … 255.
+    The brightness is the largest of r, g and b in the first opaque pixel. To measure how much the
+    colours differ, every pixel is compared with this opaque pixel: the largest difference in r, g
+    or b is multiplied by the pixel's opacity (0 … 1). The largest product of all pixels is
+    returned. Both numbers are in 0 … 255.
 
     alpha: the opacity, h w, with 255 in at least one pixel
     """
@@ -168,8 +169,7 @@ def paint(mask: Image.Image, alpha: np.ndarray) -> tuple[int, float]:
 
 
 def depth_values(depth: Image.Image) -> Tensor:
-    """Turn a depth map upright. Returns its values: 1 1 h w, in any range. Large values are near.
-
+    """Turn a depth map upright. Returns its values: 1 1 h w, in any range. Large means near.
     Raises ValueError if the depth map is not opaque everywhere.
     """
     depth = turn_upright(depth, "depth")
@@ -185,10 +185,10 @@ def depth_values(depth: Image.Image) -> Tensor:
 def check_tensor(
     x: Tensor, what: str, channels: int, low: float = -inf, high: float = inf, give: str = ""
 ) -> None:
-    """Raise ValueError if x is not b channels h w, with finite numbers from low to high.
+    """Raise ValueError if x is not b channels h w, or if a number is not in low … high.
 
     what: the name of the tensor, for error messages
-    give: the input that the message asks for. "": a PIL image or a correct tensor
+    give: what the error message asks for. "": a PIL image or a correct tensor
     """
     in_range = f" in [{low}, {high}]" if low > -inf else ""
     give = give or f"a PIL image, or a tensor b {channels} h w{in_range}"
@@ -230,8 +230,8 @@ def from_pil(image: Image.Image, what: str = "picture") -> Tensor:
 
     what: the name of the picture, for error messages
 
-    Raises ValueError if the picture is transparent in places, or if the range of its values is
-    unknown.
+    Raises ValueError if the picture is transparent in places, or if nothing says which of its
+    values is white.
     """
     shades = torch.from_numpy(np.array(colours(image, what)))
     return rearrange(shades, "h w c -> 1 c h w") / 127.5 - 1
@@ -256,15 +256,15 @@ def check_size(width: int, height: int, config: ModelConfig) -> None:
         raise ValueError(f"{size}: {rule}. The nearest that fit: {', '.join(nearest)}.")
     times = width * height / config.size**2
     if times >= FAR_LARGER:
-        trained = f"the {config.size} x {config.size} that {config.name} was trained on"
-        size = f"a picture of {width} x {height} pixels is {times:.0f} times {trained}"
-        effect = "It takes long, and may show things several times"
+        trained = f"the {config.size} x {config.size} pictures that {config.name} was trained on"
+        size = f"a picture of {width} x {height} pixels is {times:.0f} times as large as {trained}"
+        effect = "It takes long to draw, and may show things several times"
         warnings.warn(f"{size}. {effect}.", stacklevel=1)
 
 
 def size_step(config: ModelConfig) -> int:
-    """The number of pixels of which the width and height of a picture must be multiples.
+    """The width and height of a picture must be multiples of this number of pixels.
 
-    The number is at least 8. diffusers requires multiples of 8 for every model.
+    The number is at least 8, because diffusers requires multiples of 8 for every model.
     """
     return max(8, config.vae.factor)

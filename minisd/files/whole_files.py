@@ -1,11 +1,11 @@
-"""Write files that appear under their names only when the files are complete.
+"""Write files. A file gets its name only when the file is complete.
 
-A file is written in a new folder (.minisd-unfinished-…) next to the destination, and then moved to
-the destination. During the work, the writing process holds a lock in the new folder (filelock). The
-system frees the lock when the writing process ends, even if the process was killed. So if another
-process can take the lock, the writing process has ended. The other process may then remove the
-folder. Process numbers cannot show that a process has ended, because several containers use the
-same process numbers.
+A file is written into a new folder (.minisd-unfinished-…) next to the destination. Then the file is
+moved to the destination. During the work, the writing process holds a lock in the new folder
+(filelock). The system frees the lock when the writing process ends, even if it was killed. So if
+another process can take the lock, it knows that the writing process has ended, and may remove the
+folder. A process number could not show this, because several containers may use the same process
+number.
 """
 
 import errno
@@ -31,20 +31,20 @@ DAY = 24 * 60 * 60  # seconds
 
 @contextmanager
 def written_whole(path: Path, folder: bool = False) -> Iterator[Path]:
-    """Yield the path of a file or folder to write into. Rename it to `path` after the writing.
+    """Yield a temporary path. The `with` block writes to this path. Then rename the file to `path`.
 
-    folder: whether to create a folder instead of a file
+    folder: whether to make a folder instead of a file
 
     The file or folder is created at once, so a missing permission is found before the work starts.
-    After an error, the file or folder is removed. Before the renaming, fsync stores all bytes on
-    the disk, for two reasons: some disks report only during fsync that they are full, and the
-    machine may lose power. The new files get the same permissions as the user's other files. If
-    `path` is a link, the target of the link is replaced. First of all, sweep() removes what killed
-    processes have left in the folder of `path`.
+    After an error, the file or folder is removed. Before the file is renamed, fsync stores all
+    bytes on the disk, for two reasons: some disks report only during fsync that they are full, and
+    the machine may lose power. The new files get the same permissions as the user's other files. If
+    `path` is a link, the target of the link is replaced. Before all this, sweep() removes the
+    unfinished folders that killed processes have left next to `path`.
 
     Raises ValueError if the file cannot be created, or cannot be written completely.
     """
-    if os.path.isdir(path):  # os.path returns False for an impossible name, where Path raises
+    if os.path.isdir(path):  # False for an impossible name. Path.is_dir() would raise an error
         raise ValueError(f"{path} is a folder: give the name of a file in it.")
     if os.path.exists(path) and not os.path.isfile(path):
         raise ValueError(f"{path} is not a regular file: give another name.")
@@ -100,14 +100,14 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"cannot make the folder {path} {reason_and_advice(error)}.") from error
+        raise ValueError(f"the folder {path} cannot be made {reason_and_advice(error)}.") from error
 
 
 def sweep(folder: Path) -> None:
     """Remove the unfinished folders that killed processes left in `folder`.
 
-    If a process was killed, the lock of its folder is free. But this machine may not see locks that
-    processes on other machines hold. So unfinished folders of other machines are kept for a day.
+    If a process was killed, the lock in its folder is free. But on a shared disk, this machine may
+    not see the locks of other machines. So their unfinished folders are kept for a day.
     """
     with suppress(OSError):  # minisd has no permission to list the folder
         for own in sorted(folder.glob(f"{UNFINISHED}*")):
@@ -116,15 +116,15 @@ def sweep(folder: Path) -> None:
 
 
 def sweep_one(own: Path) -> None:
-    """Remove one unfinished folder.
+    """Remove one unfinished folder if its process has ended.
 
-    Raises OSError if another process holds the lock of the folder, or if the lock cannot be taken.
+    Raises OSError if the process still holds the lock, or if the lock cannot be taken.
     """
     known = re.fullmatch(rf"{re.escape(UNFINISHED)}([0-9a-f]{{8}})-\w{{8}}", own.name)
     if known is None or own.is_symlink() or not own.is_dir():
         return
     if not (own / LOCK).is_file():
-        own.rmdir()  # OSError if not empty: minisd did not make this folder
+        own.rmdir()  # raises OSError if the folder is not empty. Then minisd did not make it
         return
     if known[1] != this_kernel() and time.time() - (own / LOCK).stat().st_mtime < DAY:
         return
@@ -136,7 +136,7 @@ def sweep_one(own: Path) -> None:
 def locked_folder(parent: Path) -> tuple[Path, FileLock]:
     """Make an unfinished folder with a unique name, and lock it. Returns the folder and the lock.
 
-    On a disk without locks, the folder is not locked, and sweep() never removes the folder.
+    On a disk without locks, the folder is not locked. Then sweep() never removes it.
     """
     for _ in range(3):
         own = Path(mkdtemp(prefix=f"{UNFINISHED}{this_kernel()}-", dir=parent))
@@ -155,7 +155,7 @@ def locked_folder(parent: Path) -> tuple[Path, FileLock]:
 def remove(own: Path, lock: FileLock) -> None:
     """Delete an unfinished folder. The lock is deleted last.
 
-    If this process is killed during the deletion, sweep() can still remove the rest.
+    So if this process is killed during the deletion, sweep() can still find and remove the rest.
     """
     shutil.rmtree(own / CONTENT, ignore_errors=True)
     shutil.rmtree(own, ignore_errors=True)
@@ -166,7 +166,7 @@ def remove(own: Path, lock: FileLock) -> None:
 def this_kernel() -> str:
     """Eight hexadecimal digits that identify the kernel under which this process runs.
 
-    All containers of a machine share one kernel, and each container sees the locks of the others.
+    All containers of a machine share one kernel. A container sees the locks of other containers.
     """
     try:
         name = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")
@@ -183,7 +183,7 @@ def finish(file: Path, mode: int) -> None:
 
 
 def comes_from_writing(error: Exception, own: Path) -> bool:
-    """Whether an error says that the unfinished folder could not be written."""
+    """Whether an error comes from writing into the unfinished folder `own`."""
     if not isinstance(error, OSError):
         return "os error" in str(error)  # safetensors writes this in its write errors
     named = error.filename is not None
@@ -191,7 +191,7 @@ def comes_from_writing(error: Exception, own: Path) -> bool:
 
 
 def reason_and_advice(error: Exception) -> str:
-    """The end of an error text: why a file cannot be written, and what to do."""
+    """The end of an error message: why a file cannot be written, and what to do."""
     number, reason = getattr(error, "errno", None), getattr(error, "strerror", None)
     if found := re.search(r"error: (.+) \(os error (\d+)\)", str(error)):  # from safetensors
         reason, number = found[1], int(found[2])

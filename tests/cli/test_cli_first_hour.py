@@ -473,7 +473,7 @@ def test_a_picture_far_larger_than_the_models_is_warned_of_first(here, model, ca
             size = ["--width", width, "--height", 128, "--steps", 1]
             assert run(command, "a cat", *NAMED[command], "--model", model, *size) == 2
             told = capsys.readouterr().err
-            about = "128 x 128 pixels is 4 times the 64 x 64 that"
+            about = "128 x 128 pixels is 4 times as large as the 64 x 64 pictures that"
             assert (told.count(about), told.count("several times")) == (warned, warned), told
             assert told.index("the work") > told.find(about)
 

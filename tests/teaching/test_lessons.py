@@ -56,7 +56,7 @@ def test_jupyter_opens_the_folder_or_one_sentence_says_what_is_missing(
 def test_what_cannot_be_done_is_said_in_a_sentence(course, tmp_path, capsys):
     (tmp_path / "file").write_text("", encoding="utf-8")
     assert cli.main(["lessons", str(tmp_path / "file"), "--no-open"]) == 2
-    assert "cannot make the folder" in capsys.readouterr().err
+    assert "cannot be made" in capsys.readouterr().err
     for notebook in course.iterdir():
         notebook.unlink()
     assert cli.main(["lessons", str(tmp_path / "a"), "--no-open"]) == 2
