@@ -276,7 +276,7 @@ def prompt_of(prompt: str, given: set[str]) -> str:
         option = "lora" if kind == "lora" else "hypernetwork"
         if option not in given:
             scaled = f":{scale}" if scale else ""
-            raise ValueError(f"was drawn with the {kind} {name}: give --{option} FILE{scaled}")
+            raise ValueError(f"was drawn with the {option} {name}: give --{option} FILE{scaled}")
     if found := PROMPT_PROGRAMS.search(prompt):
         raise ValueError(f"has {found[0]} in its prompt, which minisd does not read")
     without_tags = TAG.sub("", prompt[:tags_end]) + prompt[tags_end:]

@@ -90,5 +90,5 @@ def copy_notebooks(source: Path, folder: Path) -> list[str]:
                 shutil.copyfile(notebook, unfinished)
             lines.append(f"{own}")
         elif not own.is_file() or own.read_bytes() != notebook.read_bytes():
-            lines.append(f"{own} was changed, so it was kept: move it to get a fresh copy")
+            lines.append(f"{own} is changed or old, and was kept: move it to get a new copy")
     return lines or [f"all lessons are in {folder} already"]

@@ -93,10 +93,10 @@ def test_a_hint_of_another_size_is_told(eighth, picture, tmp_path):
 def test_a_controlnet_of_another_model_is_refused(sd, picture, tmp_path):
     torch.manual_seed(0)
     wider = replace(sd.config.unet, context_dim=96)
-    with pytest.raises(ValueError, match=r"contexts 96 wide, .* contexts 64 wide"):
+    with pytest.raises(ValueError, match=r"contexts of width 96, .* contexts of width 64"):
         control(sd, ControlNet(wider), picture)
     for hint in (torch.zeros(1, 4, 64, 96), torch.full((1, 3, 64, 96), 255.0)):
-        with pytest.raises(ValueError, match=r"give 1 3 h w in \[0, 1\]"):
+        with pytest.raises(ValueError, match=r"give a tensor 1 3 h w in \[0, 1\]"):
             control(sd, ControlNet(sd.config.unet), hint)
     other = replace(sd.config.unet, channels=(64, 64))
     with pytest.raises(ValueError, match="made for another model"):
