@@ -50,6 +50,7 @@ class LatentClassifier(nn.Module):
 
     The network is like the encoder of the U-Net, but without attention. It computes logits at every
     place of the latent. The output is the mean of these logits.
+
     x: b 4 h w, a scaled latent of any size
     t: b, integer or float
     returns: logits, b things
@@ -106,6 +107,7 @@ class LatentClassifier(nn.Module):
 
 class ClassifierGuidance(Handle):
     """Guides all drawing towards a thing that a classifier knows. remove() ends the guidance.
+
     thing: one thing for all samples, or a list with one thing for each sample
     scale: the strength of the guidance. 0 changes nothing
 

@@ -80,7 +80,7 @@ class ControlNet(nn.Module):
         block. They are passed to the U-Net as the argument `control`
 
     is_difference: whether the weights are only the difference from a U-Net's weights. If so,
-        control() adds the U-Net's weights to them
+        control() adds the weights of the model's U-Net
     """
 
     def __init__(self, config: UNetConfig, settings: HintSettings = DEFAULT_HINT):
@@ -235,7 +235,7 @@ def add_unet(network: ControlNet, sd: StableDiffusion) -> None:
 
 
 def control_hook(network: ControlNet, hint: Tensor, scale: float, factor: int) -> Callable:
-    """A hook that runs the network and passes its corrections to the U-Net.
+    """A hook that runs the network and passes the network's corrections to the U-Net.
 
     If another ControlNet has passed corrections before, the sum of all corrections is passed on.
 

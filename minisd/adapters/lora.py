@@ -86,7 +86,7 @@ def lora(sd: StableDiffusion, path: str | Path, scale: float = 1.0) -> Handle:
 
 
 def apply_updates(updates: Mapping[nn.Module, LowRankUpdate], scale: float) -> Handle:
-    """Add an update to each of some layers. The updates stay until the returned handle is removed.
+    """Add updates to layers. The updates stay until the returned handle is removed.
 
     updates: layer -> its update
     scale: every update is multiplied by this number
@@ -141,8 +141,8 @@ def keys_by_layer(
     The keys of a layer are a dictionary, too: "down", "up" or "alpha" -> the key in the file. Some
     layers have no "alpha".
 
-    Raises ValueError if a key fits no layer of the model, if a layer lacks down or up, or if the
-    file has a layer twice.
+    Raises ValueError if a key fits no layer of the model, if a layer has no "down" or no "up", or
+    if the file has a layer twice.
     """
     found: defaultdict[tuple[str, Row], dict[str, str]] = defaultdict(dict)
     layers, strange = layers_by_name(config), []
@@ -180,8 +180,7 @@ def make_update(
     """Build the update of one layer.
 
     own: the layer's tensors: "down", "up", and perhaps "alpha"
-    settings: the settings in the file's header and those in adapter_config.json, as far as there
-        are any
+    settings: the settings in the file's header and in adapter_config.json. Both may be missing
     layer: the layer's name in diffusers
 
     Raises ValueError if down and up are not two matrices of finite numbers, or if two places state
@@ -247,7 +246,9 @@ def layers_by_name(config: ModelConfig) -> dict[tuple[str, str], Row]:
 
 def fit_update(update: LowRankUpdate, layer: nn.Module, name: str) -> LowRankUpdate:
     """Reshape the update to fit the layer. A linear layer's update also fits a 1x1 convolution.
+
     name: the name of the layer in an error message
+
     Raises ValueError if the update does not have the layer's sizes, or if the layer has no weight
     matrix.
     """

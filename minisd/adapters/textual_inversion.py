@@ -54,7 +54,7 @@ class Words(Handle):
     """
 
     def __init__(self, sd: StableDiffusion, vectors: Mapping[str, Tensor]):
-        """Add all words, or none: if a word cannot be added, ValueError is raised.
+        """Add all words. If a word cannot be added, no word is added, and ValueError is raised.
 
         vectors: word -> its vectors, n width
         """
@@ -116,7 +116,7 @@ def read_words(path: Path) -> dict[str, Tensor]:
 
 
 def embedding_hooks(embedding: nn.Embedding, ids: list[int], vectors: Tensor) -> list[Removable]:
-    """Create hooks for an embedding: for a new id, they return the id's vector.
+    """Create hooks that let an embedding return the vectors of new ids.
 
     The embedding itself has no rows for the new ids.
 

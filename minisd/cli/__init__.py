@@ -59,8 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
 def error_sentence(error: Exception) -> str:
     """The message that tells the user about an error.
 
-    If memory runs out while a file is read, the error may say that the file is damaged. But then
-    this function returns a message that says only that there is too little memory.
+    If memory runs out while a file is read, the error may wrongly say that the file is damaged. For
+    such an error, the message says only that there is too little memory.
     """
     says_so = isinstance(error, ValueError) and "memory" in str(error)
     if is_out_of_memory(error) and not says_so:

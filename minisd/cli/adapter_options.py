@@ -57,6 +57,7 @@ def split_hint(given: str) -> tuple[str, str]:
 
 def controlnet_hints(options: argparse.Namespace) -> list[tuple[str, str, float]]:
     """The ControlNets of the command, as triples: path of the network, path of the hint, scale.
+
     If the command is `minisd control`, its own ControlNet comes first. The ControlNets of the
     option --control follow.
     """

@@ -1,4 +1,4 @@
-"""Changes argparse in two ways: errors are one sentence, and files may follow options.
+"""Changes argparse in two ways: an error is one sentence, and files may follow options.
 
 An example of the second change: `minisd img2img "a cat" --steps 20 photo.png`.
 """
@@ -14,7 +14,7 @@ HELP = partial(argparse.HelpFormatter, max_help_position=30)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises ValueError with one sentence, and does not print the usage."""
+    """A parser of the command line. Errors become a ValueError, and the usage is not printed."""
 
     def __init__(self, **settings: Any):
         super().__init__(formatter_class=HELP, **settings)

@@ -175,7 +175,10 @@ def load_model(options: argparse.Namespace):
 
 
 def common_settings(sd, options: argparse.Namespace) -> dict:
-    """The settings that every task takes. If no option gives a setting, the model's is used."""
+    """The settings that every task takes.
+
+    If --scale or --sampler is not given, the model's own setting is used.
+    """
     return {
         "negative_prompt": options.negative,
         "steps": options.steps,

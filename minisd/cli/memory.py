@@ -45,7 +45,7 @@ OUT_OF_MEMORY_WORDS = (
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether this error, or an error that caused it, means that there is no memory left.
+    """Whether an error, or another error that caused it, means that there is no memory left.
 
     If memory runs out, torch raises a RuntimeError (on CUDA its subclass torch.OutOfMemoryError).
     NumPy raises a MemoryError. A call to the operating system raises an OSError.
@@ -116,9 +116,9 @@ def limits_of_process() -> list[tuple[int, int]]:
 
 
 def statm_bytes(column: int) -> int:
-    """Read how much memory this process uses from a column of /proc/self/statm. Returns bytes.
+    """Read a column of /proc/self/statm, which says how much memory this process uses.
 
-    If the system is not Linux, the result is 0.
+    Returns the number of bytes. If the system is not Linux, the result is 0.
     """
     try:
         numbers = Path("/proc/self/statm").read_text(encoding="utf-8").split()

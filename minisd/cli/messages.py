@@ -1,7 +1,7 @@
 """Prints results to the standard output, and everything else to the error stream.
 
 A name from a stranger's file may hold control characters that a terminal would obey. The functions
-of this file replace control characters (see one_line()), so all output goes through them.
+of this file replace control characters (see one_line()). So only these functions print.
 """
 
 import io

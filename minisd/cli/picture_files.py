@@ -24,7 +24,7 @@ STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
 
 def is_picture(path: Path) -> bool:
-    """Whether the first bytes are those of a picture. The name of the file does not matter.
+    """Whether a file begins like a picture. The name of the file does not matter.
 
     A .safetensors file begins with eight bytes that state the length of its header. These eight
     bytes may look like the start of a picture. But the ninth byte is always a brace, {.
@@ -39,8 +39,8 @@ def fitting_size(
 ) -> tuple[int, int]:
     """The width and height of the picture to draw. Prints a message if the input is resized.
 
-    Without --width, the width of the input picture is rounded to a multiple of `multiple`. Without
-    --height, the height is rounded in the same way.
+    If --width or --height is not given, that side of the input picture is rounded to a multiple of
+    `multiple`.
 
     size: width and height of the input picture
     """

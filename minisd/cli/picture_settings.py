@@ -133,9 +133,10 @@ def recorded_options(options: argparse.Namespace, given: set[str]) -> dict[str, 
 
     Two more keys are not options: "hashes" -> the sha256 of each file, and "threads" -> the number
     of threads.
+
     given: the names of the options on the command line
 
-    Raises ValueError if the picture does not say how it was drawn, or if another command drew it.
+    Raises ValueError if the picture has no settings, or if it was drawn by another command.
     """
     path = options.like
     about = read_settings(path)
@@ -213,7 +214,7 @@ def convert_value(value: Any, kind: type) -> object:
 
     The file stores paths and some numbers as strings.
 
-    Raises ValueError if the file stores another type of value.
+    Raises ValueError if the stored value does not fit this type.
     """
     stored = {float: (float, int, str), Path: (str,)}.get(kind, (kind,))
     strings = not isinstance(value, list) or all(isinstance(one, str) for one in value)

@@ -173,7 +173,7 @@ def build_dataclass(
 
     ranges: name of a field -> smallest and largest allowed number. All other fields have the range
         that USUAL_RANGE states for their type
-    part: the part of the file from which `stored` comes, such as "unet". Error messages quote it
+    part: the part of the file from which `stored` comes, such as "unet". Messages quote this name
 
     Raises ValueError if a name is not a field, if a required field is missing, or if a value has
     the wrong type or is out of range. A field is required if it has no default, or if its type is
@@ -220,7 +220,7 @@ def check_value(
 def has_type(kind: object, value: object, limits: Range | None = None) -> bool:
     """Whether a value has the type `kind`, and lies within the limits.
 
-    An integer such as 1 is also a float. But True is not a number, and [] is not a list of numbers.
+    An integer also counts as a float. True is not a number, and [] is not a list of numbers.
     """
     inner = get_args(kind)
     if get_origin(kind) in (Union, UnionType):

@@ -52,6 +52,7 @@ def open_picture(path: str | Path) -> Image.Image:
     """Open a picture file and turn the picture upright.
 
     If the file is an animation, only the first frame is used.
+
     Raises ValueError if the file does not exist, is too large or cannot be read.
     """
     content = read_file(Path(path))
@@ -128,7 +129,7 @@ class LimitedReader(io.BytesIO):
 def first_frame(content: bytes) -> tuple[Image.Image, int | str]:
     """Read the first picture of a file, and turn it upright.
 
-    Returns the picture, and how many pictures the file holds. Pillow's errors are not changed.
+    Returns the picture, and how many pictures the file holds. Pillow's errors are passed on.
     """
     file = LimitedReader(content)
     picture = Image.open(file, formats=FORMATS)
@@ -180,15 +181,15 @@ def turn_upright(picture: Image.Image, what: str = "picture") -> Image.Image:
 
     what: the name of the picture, for error messages
 
-    Raises ValueError if the pixels cannot be read. (Pillow reads the pixels only when they are
-    needed. This may be here.)
+    Raises ValueError if the pixels cannot be read. (When Pillow opens a file, it does not read the
+    pixels. They may be read only in this function.)
     """
     with explain_pillow_errors(f"the {what}"):
         return apply_exif_orientation(picture)
 
 
 def apply_exif_orientation(picture: Image.Image) -> Image.Image:
-    """Turn a picture upright, as turn_upright() does. But Pillow's errors are not changed."""
+    """Turn a picture upright, as turn_upright() does. But Pillow's errors are passed on."""
     with silence_error_stream() if picture.format == "TIFF" else nullcontext():
         picture.load()
     if not picture.width * picture.height or len(picture.info.get("exif", b"")) > MOST_EXIF:

@@ -33,7 +33,7 @@ ROUNDING = 1e-3  # how far the values of a tensor may lie outside their range
 
 
 def is_deep(picture: Image.Image) -> bool:
-    """Whether a picture is grey with more than 8 bits per value. Pillow's convert() spoils it."""
+    """Whether a picture is grey with more than 8 bits. Pillow's convert() spoils such a picture."""
     return picture.mode in ("I", "F") or picture.mode.startswith("I;16")
 
 
@@ -53,7 +53,7 @@ def opacity(picture: Image.Image) -> np.ndarray | None:
 
 
 def with_alpha(picture: Image.Image) -> Image.Image:
-    """Convert a picture to Pillow's mode RGBA. From mode La, this is possible only through LA."""
+    """Convert a picture to Pillow's mode RGBA. Pillow must first convert mode La to mode LA."""
     return (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")
 
 
@@ -129,7 +129,7 @@ def mask_shades(mask: Image.Image) -> Image.Image:
     paint must have the same colour, and this colour must not be black.
 
     Raises ValueError if the mask is transparent in places, and has no paint, black paint or paint
-    of several colours. Such a mask may mark the painted part or the transparent part: nobody knows.
+    of several colours. Nobody can know which part such a mask marks.
     """
     mask = turn_upright(mask, "mask")
     with explain_pillow_errors("the mask"):
@@ -170,6 +170,7 @@ def paint(mask: Image.Image, alpha: np.ndarray) -> tuple[int, float]:
 
 def depth_values(depth: Image.Image) -> Tensor:
     """Turn a depth map upright. Returns its values: 1 1 h w, in any range. Large means near.
+
     Raises ValueError if the depth map is not opaque everywhere.
     """
     depth = turn_upright(depth, "depth")
@@ -185,8 +186,9 @@ def depth_values(depth: Image.Image) -> Tensor:
 def check_tensor(
     x: Tensor, what: str, channels: int, low: float = -inf, high: float = inf, give: str = ""
 ) -> None:
-    """Raise ValueError if x is not b channels h w, or if a number is not in low … high.
+    """Raise ValueError if x is not b channels h w, or if a number is not finite or out of range.
 
+    low, high: the smallest and the largest allowed number
     what: the name of the tensor, for error messages
     give: what the error message asks for. "": a PIL image or a correct tensor
     """
