@@ -21,7 +21,7 @@ POSITIONAL_HELP = {
     "image": "the picture to start from",
     "mask": "a picture of the same size: white is drawn again",
     "network": "a ControlNet: FILE or NAME, such as mini-edges",
-    "hint": "a picture that the ControlNet follows: edges, a pose, …",
+    "hint": "the picture to follow: edges, a pose, …",
 }
 DEFAULTS = {
     "output": Path("picture.png"),
@@ -64,13 +64,13 @@ def add_common_options(command: argparse.ArgumentParser) -> None:
     add("--like", type=Path, metavar="PICTURE", help="repeat this picture; other options change it")
     add("--model", help="FILE, FOLDER or NAME (mini)")
     add("--negative", metavar="PROMPT", help="a prompt to steer away from")
-    add("--steps", type=int, metavar="N", help="1 to 1000 (30); few steps: add --spacing trailing")
+    add("--steps", type=int, metavar="N", help="1 to 1000 (30); for few, add --spacing trailing")
     add("--scale", type=float, metavar="X", help="how strongly the prompt steers (the model's)")
     names = f"{', '.join(SAMPLER_CHOICES)} (the model's)"
     add("--sampler", choices=SAMPLER_CHOICES, metavar="NAME", help=names)
     names = f"spacing of the noise levels: {', '.join(SPACING_CHOICES)} (the sampler's)"
     add("--spacing", choices=SPACING_CHOICES, metavar="NAME", help=names)
-    add("--seed", type=int, metavar="N", help="seed of the first picture (0); the next has N + 1")
+    add("--seed", type=int, metavar="N", help="seed of picture 1 (0); picture 2 gets N + 1")
     add("-n", "--number", type=int, metavar="N", help="how many pictures (1)")
     add("--prediction", choices=("eps", "v"), help="what the U-Net predicts, if no file says so")
     add("--ema", action="store_const", const=True, help="take a checkpoint's averaged weights")
@@ -106,7 +106,7 @@ def add_adapter_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("adapters: FILE or NAME; repeat an option to add more")
     more = add.add_argument
     more("--lora", action="append", metavar="FILE[:SCALE]")
-    more("--embedding", action="append", metavar="FILE", help="a word that you use in the prompt")
+    more("--embedding", action="append", metavar="FILE", help="a new word to use in the prompt")
     more("--hypernetwork", action="append", metavar="FILE[:STRENGTH]")
     more("--vae", action="append", metavar="FILE")
     more("--control", action="append", metavar="FILE:HINT[:SCALE]")
