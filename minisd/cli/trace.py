@@ -15,7 +15,7 @@ def add_trace(command: argparse.ArgumentParser) -> None:
     add("--cfg", type=float, help="how strongly the prompt guides (the model's)")
     add("--sampler", help="name of the sampler (the model's)")
     add("--seed", type=int, default=0, help="seed of the noise (0)")
-    add("--only", action="append", default=[], metavar="GLOB", help="such as unet.mid.*; repeatable")
+    add("--only", action="append", default=[], metavar="GLOB", help="like unet.mid.*; repeatable")
     add("--inputs", action="store_true", help="also keep the inputs of each module")
     add("--stats", action="store_true", help="keep a few numbers instead of each tensor")
     command.set_defaults(run=trace_command)
