@@ -665,7 +665,7 @@ def test_an_empty_hint_is_refused(v1):
 def test_a_hint_network_of_another_factor_is_refused(v1, picture):
     sd, _ = v1
     smaller = ControlNet(sd.config.unet, HintSettings(widths=(16, 32)))
-    with pytest.raises(ValueError, match=r"makes its hint 2 times smaller, and .* 8 times"):
+    with pytest.raises(ValueError, match=r"makes its hint 2 times smaller, but .* 8 times"):
         control(sd, smaller, picture)
 
 
