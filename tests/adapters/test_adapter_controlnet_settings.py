@@ -652,13 +652,13 @@ def test_other_values_of_a_hint_are_refused(v1, change):
     sd, _ = v1
     hint = torch.full((1, 3, 64, 96), 0.5)
     change(hint)
-    with pytest.raises(ValueError, match=r"give 1 3 h w in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"give a tensor 1 3 h w in \[0, 1\]"):
         control(sd, pooled(sd), hint)
 
 
 def test_an_empty_hint_is_refused(v1):
     sd, _ = v1
-    with pytest.raises(ValueError, match=r"give 1 3 h w in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"give a tensor 1 3 h w in \[0, 1\]"):
         control(sd, pooled(sd), torch.zeros(0, 3, 64, 96))
 
 
