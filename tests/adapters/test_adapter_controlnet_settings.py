@@ -563,7 +563,7 @@ def test_a_difference_needs_a_unet_of_as_many_channels(difference, picture):
     network = ControlNet.load(folder / "diff.safetensors", sd.config.unet)
     for channels in (5, 9):
         with pytest.raises(
-            ValueError, match=rf"difference from a U-Net with 4 .* not {channels}: give"
+            ValueError, match=rf"difference from a U-Net with 4 .* not {channels}: use a"
         ):
             control(with_channels(sd, channels), network, picture)
 
