@@ -80,7 +80,7 @@ def textual_inversion(
     if word is not None:
         words = {word: words.get(word, next(iter(words.values())))}
     for wide in {vectors.shape[1] for vectors in words.values()} - {sd.config.text.width}:
-        what = f"vectors of width {wide}, but {sd.config.name} has {sd.config.text.width}"
+        what = f"vectors of width {wide}, but {sd.config.name} has width {sd.config.text.width}"
         raise ValueError(f"{path.name} has {what}: the file is made for another model.")
     try:
         return Word(sd, *words.popitem()) if len(words) == 1 else Words(sd, words)

@@ -202,7 +202,7 @@ def settings_from_webui(text: str, given: set[str]) -> tuple[dict[str, Any], lis
             raise ValueError(f"was drawn with {name}: {value}, which minisd does not have")
     absent = [name for name in ("Steps", "Sampler", "Seed") if name not in parameters]
     if absent:
-        raise ValueError(f"does not state these settings: {', '.join(absent)}")
+        raise ValueError(f"does not state {', '.join(absent)}: give another picture")
     sampler, spacing = sampler_of(parameters)
     width, height = find_numbers(parameters, "Size", r"(\d+)x(\d+)")
     settings = {
@@ -237,7 +237,7 @@ def find_numbers(parameters: dict[str, str], name: str, pattern: str, kind: type
     with suppress(ValueError):  # for example, float("1.2.3") raises ValueError
         if match:
             return [kind(number) for number in match.groups()]
-    raise ValueError(f"has the setting {name}: {parameters[name]}, which is not a valid value")
+    raise ValueError(f"has the invalid setting {name}: {parameters[name]}. Give another picture")
 
 
 def sampler_of(parameters: dict[str, str]) -> tuple[str, str | None]:
@@ -278,7 +278,7 @@ def prompt_of(prompt: str, given: set[str]) -> str:
             scaled = f":{scale}" if scale else ""
             raise ValueError(f"was drawn with the {option} {name}: give --{option} FILE{scaled}")
     if found := PROMPT_PROGRAMS.search(prompt):
-        raise ValueError(f"has {found[0]} in its prompt, which minisd does not read")
+        raise ValueError(f"has {found[0]} in its prompt, a syntax that minisd does not read")
     without_tags = TAG.sub("", prompt[:tags_end]) + prompt[tags_end:]
     return to_minisd_syntax(without_tags.strip())
 

@@ -91,7 +91,7 @@ def compute_hash(path: Path, state: str) -> str:
 
     digest = file_sha256(path)
     if file_state(path) != state:
-        raise ValueError(f"{path} changed while it was read: wait until it is complete.")
+        raise ValueError(f"{path} changed while it was read: wait until the file is complete.")
     return digest
 
 

@@ -131,7 +131,7 @@ def test_several_words_go_in_any_order(each_pair, tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ({"emb_params": torch.ones(1, 7)}, "vectors of width 7, but .* has 64"),
+        ({"emb_params": torch.ones(1, 7)}, "vectors of width 7, but .* has width 64"),
         ({"emb_params": torch.full((1, 64), torch.nan)}, "NaN or infinity"),
         ({"a": torch.ones(64), "<b>": torch.ones(64)}, "'a' is in the vocabulary already"),
         ({"emb_params": torch.ones(1, 2, 3)}, "holds no word"),

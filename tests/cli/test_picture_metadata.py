@@ -444,8 +444,8 @@ def test_samplers_by_the_web_uis_names(theirs, ours):
         ('ControlNet 0: "Module: canny, Model: x"', "ControlNet 0: Module: canny, Model: x"),
         ("Token merging ratio: 0.5", "Token merging ratio"),
         ("VAE: other.vae.pt", "the VAE other.vae.pt: give that file with --vae"),
-        ("Size: large", "has the setting Size: large"),
-        ("Seed: x", "has the setting Seed: x"),
+        ("Size: large", "has the invalid setting Size: large"),
+        ("Seed: x", "has the invalid setting Seed: x"),
     ],
 )
 def test_what_the_web_ui_can_and_minisd_cannot_is_refused_by_name(here, capsys, more, message):
