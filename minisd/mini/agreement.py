@@ -1,4 +1,4 @@
-"""Measures how well pictures agree with edges, with classes, and with training pictures."""
+"""Compare edges, draw with a classifier, and find the training pictures that are most similar."""
 
 from math import inf
 
@@ -19,7 +19,7 @@ def edge_agreement(found: Tensor, wanted: Tensor) -> float:
 
     An edge pixel counts as right if the other picture has an edge pixel at most one pixel away.
 
-    found, wanted: b 3 h w, 0 or 1
+    found, wanted: b 3 h w, 1 where there is an edge, 0 elsewhere
     """
     near_found, near_wanted = (F.max_pool2d(one, 3, 1, 1) for one in (found, wanted))
     precision = (found * near_wanted).sum() / found.sum().clamp(min=1)
@@ -31,8 +31,11 @@ def edge_agreement(found: Tensor, wanted: Tensor) -> float:
 def classifier_draw(
     sd: StableDiffusion, guide: LatentClassifier, things: list[str], scale: float
 ) -> Tensor:
-    """Draw a picture of each thing. A classifier steers, and the prompt is empty.
+    """Draw one picture of each thing. The prompt is empty, and the classifier steers the sampling.
 
+    guide: the classifier
+    things: names of things that the classifier knows
+    scale: the strength of the classifier
     returns: b 3 h w
     """
     with ClassifierGuidance(sd, guide, things, scale):
@@ -44,9 +47,9 @@ def nearest_pictures(images: Tensor, emoji: Emoji, count: int) -> list[tuple[flo
     """Find the most similar training picture for each picture of `images`.
 
     images: b 3 h w
-    count: number of training pictures to compare with
-    returns: for each picture, the root mean squared difference (0..255) to the training picture,
-        the training picture, and its scene
+    count: number of training pictures to search, a multiple of 100
+    returns: for each picture, a tuple: the root mean squared difference (0..255) between the
+        picture and the most similar training picture, this training picture, and its scene
     """
     best: list[tuple] = [(inf, None, None)] * len(images)
     for step in range(0, count, 100):  # the same batches as encode_pictures() makes

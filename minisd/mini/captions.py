@@ -1,8 +1,8 @@
-"""The grammar of the mini's captions. Captions describe scenes in the style of prompts.
+"""The grammar of the mini's captions. A caption describes a scene like a prompt.
 
-A caption is always true, but it may be incomplete. If a caption does not name the style or the
-background, the picture has a random one. One caption in ten is empty, because classifier-free
-guidance needs the unconditional prediction. Captions are in lower case, because the tokenizer turns
+A caption is always true, but it may be incomplete. For example, a caption may leave out the style
+or the background. One caption in ten is empty, so that the model also learns to draw without a
+prompt. Classifier-free guidance needs this. Captions are in lower case, because the tokenizer turns
 all text into lower case.
 """
 
@@ -85,8 +85,9 @@ PAIR_PHRASES = ("{left} left of {right}",) * 3 + (
 )
 
 SIZE_WORDS = ("small", "small", "tiny", "little")
-# A spot is a place for a small thing. Name of a spot -> the middle of the thing, and phrases for
-# the spot. The middle is (right, down), in fractions of the canvas.
+# A spot is a place for a small thing. The dictionary: name of a spot -> (where the middle of the
+# thing is, phrases for the spot). The middle is given as (distance from the left side, distance
+# from the top). Both distances are fractions of the canvas.
 SPOTS = {
     "middle": ((0.5, 0.5), ("in the middle", "in the centre")),
     "left": ((0.27, 0.5), ("on the left", "at the left")),
@@ -102,27 +103,32 @@ SPOTS = {
 
 @dataclass(frozen=True)
 class Habits:
-    """How often a caption names the style, and how often a word is replaced by a synonym."""
+    """Two probabilities: that a caption names the style, and that a synonym replaces a word."""
 
     names_style: float = 0.85
     uses_synonym: float = 0.40
 
 
 HABITS = Habits()
-# The vocabulary is trained on plainer captions, so that rare words are split
-# into several tokens, as in CLIP's vocabulary.
+# The tokenizer is trained on captions with fewer styles and synonyms. So these words are rare, and
+# the tokenizer splits them into several tokens. CLIP's tokenizer also splits rare words.
 PLAIN_HABITS = Habits(names_style=0.50, uses_synonym=0.15)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows: one thing, or two things from left to right."""
+    """What a picture shows: one thing, or two things from left to right.
+
+    tints: the colour of each thing; None: the thing has its natural colours
+    spot: if the scene is one small thing, a key of SPOTS. None: the scene is one large thing in the
+        middle, or two things
+    """
 
     things: tuple[str, ...]
-    tints: tuple[str | None, ...]  # the colour of each thing; None: its natural colours
+    tints: tuple[str | None, ...]
     style: str
     background: str
-    spot: str | None = None  # a key of SPOTS for a small thing; None for a large, centred one
+    spot: str | None = None
 
 
 def pick(options, rng: np.random.Generator):
@@ -131,7 +137,7 @@ def pick(options, rng: np.random.Generator):
 
 
 def article(word: str) -> str:
-    """The article of the word: "an" before a vowel sound, else "a"."""
+    """The article for a word: "an" before a vowel sound, else "a"."""
     return "an" if word[0] in "aeiou" and not word.startswith("uni") else "a"
 
 
@@ -142,12 +148,12 @@ def synonym(word: str, rng: np.random.Generator, habits: Habits = HABITS) -> str
 
 
 def noun_phrase(words: list[str], thing: str, rng: np.random.Generator) -> str:
-    """The words with an article: "a flat blue cat".
+    """Join words, and put an article before them. For example, return "a flat blue cat".
 
     Sometimes the article is "the", and sometimes there is no article.
 
     words: the words of the phrase. The last word is `thing` or a synonym of `thing`
-    thing: the name of the thing in minisd
+    thing: the name of the thing, as in Scene.things
     """
     phrase = " ".join(words)
     draw = rng.random()
@@ -159,11 +165,12 @@ def noun_phrase(words: list[str], thing: str, rng: np.random.Generator) -> str:
 
 
 def things_phrase(scene: Scene, style: str | None, rng: np.random.Generator, habits: Habits) -> str:
-    """A phrase for all things of the scene.
+    """A random phrase for all things of the scene, for example "a small cat on the left".
 
-    The phrase names the things and their tints. It may also name the style, the size and the spot.
+    The phrase names the things and their tints. The phrase may also name the size and the spot of a
+    small thing.
 
-    style: the style to name; None: the phrase does not name the style
+    style: the style that the phrase names; None: the phrase does not name the style
     """
     size = pick(SIZE_WORDS, rng) if scene.spot and rng.random() < NAMES_SIZE else None
     phrases = []
@@ -194,7 +201,7 @@ def caption(scene: Scene, rng: np.random.Generator, habits: Habits = HABITS) -> 
 
 
 def full_caption(scene: Scene) -> str:
-    """A caption that names everything: "a flat blue cat on a red background"."""
+    """A caption that names everything in the scene: "a flat blue cat on a red background"."""
     size = "small" if scene.spot else ""
     phrases = []
     for thing, tint in zip(scene.things, scene.tints, strict=True):

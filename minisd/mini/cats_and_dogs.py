@@ -1,8 +1,9 @@
 """A small diffusion model that draws only cats and dogs, without a prompt.
 
-The model draws latents for the mini's autoencoder. Its U-Net has a million parameters.
-On two cores, the model learns to draw blobs in 90 seconds, and faces in 20 minutes. All training
-pictures show a cat or a dog. So all samples should also show a cat or a dog.
+The model draws latents for the mini's autoencoder. The model's U-Net has a million parameters.
+On two CPU cores, the model learns to draw blobs in 90 seconds, and faces in 20 minutes. All
+training pictures show a cat or a dog. So every picture that the model draws should also show a cat
+or a dog.
 """
 
 import json
@@ -42,7 +43,7 @@ UNPROMPTED_CONFIG = UNetConfig(
     norm_groups=8,
 )
 PORTRAIT_SETTINGS = Hyperparameters(steps=6000, rate=0.02)  # 20 minutes on two cores, 0.2 s a step
-# for a lesson: 90 seconds
+# for a lesson: 90 seconds on two cores
 BRIEF_SETTINGS = Hyperparameters(steps=500, rate=0.02, ema=0.98, warmup=20)
 PETS = ("cat", "dog")
 PORTRAIT_BACKGROUNDS = ("white", "green", "blue", "purple")
@@ -50,7 +51,7 @@ PORTRAITS = 4000
 
 
 class Unprompted(nn.Module):
-    """A U-Net that reads no prompt. One vector of zeros takes the place of the words.
+    """A U-Net that reads no prompt. Its cross-attention reads a vector of zeros instead of words.
 
     x: b 4 h w    t: b    context: ignored    returns: eps, b 4 h w
     """
@@ -66,11 +67,11 @@ class Unprompted(nn.Module):
 def portraits(
     emoji: Emoji, size: int, count: int, seed: int = 0, step: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Compose pictures of one cat or one dog each, in all styles.
+    """Compose pictures. Each picture shows one cat or one dog, in a random style.
 
     About half of the pictures show a cat. About half of the pictures are mirrored.
 
-    returns: images, b 3 h w; labels, b: the index in PETS of the animal in each picture
+    returns: images, b 3 h w; labels, b: 0 for a cat, 1 for a dog
     """
     rng = np.random.default_rng([seed, step])
     images, labels = [], rng.integers(len(PETS), size=count)
@@ -85,10 +86,10 @@ def portraits(
 def latent_portraits(
     sd: StableDiffusion, emoji: Emoji, count: int, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Encode the pictures that portraits() makes. Returns the latents and the labels.
+    """Compose pictures with portraits(), and encode them. Returns the latents and the labels.
 
     count: number of pictures, a multiple of 100
-    returns: latents, n 4 h w, scaled; labels, n
+    returns: latents, n 4 h w, multiplied by the VAE's scale; labels, n
     """
     latents, labels = [], []
     for step in tqdm(range(count // 100), desc="encoding pictures", mininterval=5):
@@ -107,11 +108,11 @@ def train_unprompted(
     batch_size: int = 32,
     seed: int = 0,
 ) -> Unprompted:
-    """Train the network. Returns the network with its EMA weights.
+    """Train a new network. Returns the network with its EMA weights.
 
     If the folder holds an earlier run, the training resumes that run. Raises what train() raises.
 
-    latents: n 4 h w, clean and scaled
+    latents: n 4 h w, without noise, multiplied by the VAE's scale
     """
     torch.manual_seed(seed)
     network = Unprompted(config)
@@ -141,13 +142,13 @@ def save_unprompted(path: Path, network: Unprompted, notes: Mapping[str, object]
 def load_unprompted(path: Path = WEIGHTS / "cats-and-dogs.safetensors") -> Unprompted:
     """Read the network from a file that save_unprompted() wrote. The network is ready to draw.
 
-    Raises ValueError if the file holds no such network, or if it is damaged.
+    Raises ValueError if the file holds another network, or if the file is damaged.
     """
     header = read_metadata(path)
     if "unprompted" not in header:
         raise ValueError(
-            f"{path} holds no model of cats and dogs. Give a file that "
-            "`minisd train cats-and-dogs` has written."
+            f"{path} is not a file of the cats-and-dogs model. Give a file that "
+            "`minisd train cats-and-dogs` wrote."
         )
     try:
         config = build_dataclass(UNetConfig, parse_json(header["unprompted"]), RANGES)

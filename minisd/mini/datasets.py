@@ -1,4 +1,4 @@
-"""The mini's datasets: pictures that are composed from emoji, and encoded once before training."""
+"""Make the mini's datasets: compose pictures from emoji, and encode them before the training."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -27,22 +27,24 @@ from minisd.vae import VAE
 
 ENCODED_AT_ONCE = 100
 WHOLE_MASKS = 0.1  # the share of masks that hide the whole picture
-Conditions = Callable[[Tensor, int], Tensor]  # (images, number of the batch) -> b c h' w'
+# (images, number of the batch) -> an extra input of the network for each image, b c h' w'
+Conditions = Callable[[Tensor, int], Tensor]
 
 
 def composed_batches(
     emoji: Emoji, size: int, count: int, seed: int, split: str = "train"
 ) -> Iterator[tuple[int, Batch]]:
-    """Yield batches of 100 pictures with their numbers, and show a progress bar.
+    """Compose batches of 100 pictures, and show a progress bar.
 
     count: number of pictures in all batches together, a multiple of 100
+    yields: the number of the batch (0, 100, 200 …), and the batch
     """
     for number in tqdm(range(0, count, ENCODED_AT_ONCE), desc="encoding pictures", mininterval=5):
         yield number, batch(emoji, size, ENCODED_AT_ONCE, seed, number, split)
 
 
 def fingerprint(network: nn.Module) -> str:
-    """Eight hexadecimal digits that differ for networks with different parameters."""
+    """Eight hexadecimal digits, from a hash of the parameters. They identify a trained network."""
     digest = hashlib.sha256()
     for parameter in network.parameters():
         digest.update(parameter.detach().cpu().numpy().tobytes())
@@ -59,9 +61,10 @@ def encode_pictures(
     seed: int,
     split: str = "train",
 ) -> EncodedPictures:
-    """Compose and encode `count` pictures, to train the U-Net.
+    """Compose and encode `count` pictures, as a dataset for the U-Net.
 
-    The latents and tokens of 100,000 pictures take 80 MB. The latents are in half precision.
+    The latents and tokens of 100,000 pictures need 80 MB of memory. The latents are in half
+    precision.
     """
     latents, tokens = [], []
     for _, made in composed_batches(emoji, config.size, count, seed, split):
@@ -78,10 +81,13 @@ def encode_pictures(
 def labelled_latents(
     emoji: Emoji, vae: VAE, config: ModelConfig, count: int, seed: int, split: str = "train"
 ) -> tuple[Tensor, Tensor]:
-    """Compose `count` pictures, and encode those that show one thing, to train the classifier.
+    """Compose `count` pictures, and encode the pictures that show one thing.
 
-    A picture of two things would have two right answers, but a softmax expects one right answer.
-    returns: latents n 4 h w, scaled, in half precision; labels n, indices in emoji.things
+    The classifier is trained on these pictures. A picture of two things would have two right
+    answers, but a softmax expects one right answer.
+
+    returns: latents, n 4 h w, multiplied by the VAE's scale, in half precision; labels, n: indices
+        of things in emoji.things
     """
     latents, labels = [], []
     for number, made in composed_batches(emoji, config.size, count, seed, split):
@@ -105,13 +111,15 @@ def adapter_dataset(
     caption: Callable[[str], str] | None = None,
     conditions: Conditions | None = None,
 ) -> AdapterDataset:
-    """Compose and encode `count` pictures, to train an adapter or a wider U-Net.
+    """Compose and encode `count` pictures, as a dataset for an adapter or a wider U-Net.
 
-    style: a function that changes pictures, b 3 h w; None: pictures stay as they are
-    only: a function that says whether to use a scene; None: all scenes are used
-    caption: a function that changes a caption; None: captions stay as they are
-    conditions: a function that makes the extra input of the network for each picture, such as the
-        edges; None: the network has no extra input
+    A wider U-Net is a U-Net with more input channels (training/wider_unet.py).
+
+    style: a function that changes the style of pictures, b 3 h w; None: the style does not change
+    only: a function that returns whether to use a scene; None: all scenes are used
+    caption: a function that changes a caption; None: the captions do not change
+    conditions: a function that makes an extra input of the network for each picture, for example
+        the edges of the picture; None: the network has no extra input
     """
     latents, captions, shown, number = [], [], [], 0
     with tqdm(total=count, desc="encoding pictures", mininterval=5) as bar:
@@ -131,20 +139,20 @@ def adapter_dataset(
 
 
 def edges_of(images: Tensor, number: int) -> Tensor:
-    """The edges of pictures, as the extra input of a ControlNet.
+    """Find the edges of pictures. They are the extra input of a ControlNet.
 
     images: b 3 h w
-    number: number of the batch, not used
-    returns: b 1 h w, bytes, 0 or 1
+    number: the number of the batch. It is not used
+    returns: b 1 h w, bytes: 1 where there is an edge, 0 elsewhere
     """
     return canny(images)[:, :1].byte()
 
 
 def edge_dataset(sd: StableDiffusion, emoji: Emoji, count: int, seed: int = 0) -> AdapterDataset:
-    """Compose and encode pictures, with their edges as the extra input of a ControlNet.
+    """Compose and encode pictures, and find their edges, as a dataset for a ControlNet.
 
-    Every second caption is empty, so that the network must learn from the edges what the picture
-    shows (Zhang et al. 2023, section 3.3).
+    Every second caption is empty. So the network must learn to recognize in the edges what the
+    picture shows (Zhang et al. 2023, section 3.3).
     """
     dataset = adapter_dataset(sd, emoji, count, seed, conditions=edges_of)
     captions = ["" if i % 2 else words for i, words in enumerate(dataset.captions)]
@@ -152,15 +160,19 @@ def edge_dataset(sd: StableDiffusion, emoji: Emoji, count: int, seed: int = 0) -
 
 
 def masks_and_surroundings(sd: StableDiffusion, seed: int) -> Conditions:
-    """A function that makes the extra input of an inpainting model.
+    """Create the function that makes the extra input of an inpainting model.
 
-    The extra input is a mask, and the latent of the picture with a hole where the mask is 1.
+    The extra input has two parts. The first part is a random mask. The second part is the latent of
+    the picture with a hole. The hole is where the mask is 1.
+
+    seed: the seed of the random masks
     """
 
     def conditions(images: Tensor, number: int) -> Tensor:
         rng = np.random.default_rng([seed, number])
         masks = torch.stack([random_mask(sd.config.size, rng) for _ in images])
-        generator = torch.Generator().manual_seed(number)  # a sample, as in tasks/inpaint.py
+        # with a generator, encode() returns samples, as in tasks/inpaint.py
+        generator = torch.Generator().manual_seed(number)
         around = sd.encode(picture_with_hole(images, masks), generator)
         small = torch.cat([latent_mask(one[None], around[:1]) for one in masks])
         return torch.cat([small, around], dim=1)
@@ -169,13 +181,19 @@ def masks_and_surroundings(sd: StableDiffusion, seed: int) -> Conditions:
 
 
 def estimated_depth(sd: StableDiffusion, estimator: Callable[[Tensor], Tensor]) -> Conditions:
-    """A function that makes the extra input of a depth model: the estimated depth of a picture."""
+    """Create the function that makes the extra input of a depth model.
+
+    The extra input is the depth map that the estimator finds for a picture. The depth map has the
+    height and width of the latent.
+    """
     side = sd.config.size // sd.config.vae.factor
     return lambda images, number: depth_channel(estimator(images), (side, side))
 
 
 def random_mask(size: int, rng: np.random.Generator) -> Tensor:
-    """A random mask: ones in a box, in an ellipse, on one side or everywhere, and zeros elsewhere.
+    """A random mask: 1 in a box, in an ellipse or on one side of the picture, and 0 elsewhere.
+
+    One mask in ten is 1 everywhere.
 
     returns: 1 size size
     """

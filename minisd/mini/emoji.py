@@ -1,6 +1,7 @@
-"""The emoji that the mini's training pictures are composed of.
+"""Read the emoji that the mini's training pictures are composed of.
 
-A cut-out is a small picture of one emoji with a transparent background.
+A cut-out is a small picture of one emoji with a transparent background. One file holds all
+cut-outs: weights/emoji.safetensors.
 """
 
 import io
@@ -24,9 +25,9 @@ LARGEST_TILE = 1024  # px: the longest side allowed. The shipped cut-outs have s
 
 @dataclass(frozen=True, eq=False)
 class Emoji:
-    """The cut-outs: small pictures of each thing in each style, with transparent backgrounds.
+    """All cut-outs: small pictures of each thing in each style, with transparent backgrounds.
 
-    tiles: thing style h w rgba, 0..255; the colours are not multiplied by opacity
+    tiles: the cut-outs, thing style h w rgba, 0..255. The colours are not multiplied by the opacity
     """
 
     things: tuple[str, ...]
@@ -53,24 +54,24 @@ class Emoji:
                 tiles = np.array(tiles)
         except (SafetensorError, LookupError, AttributeError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path} cannot be read as the emoji cut-outs ({error}). Restore it from the "
+                f"Cannot read the emoji cut-outs from {path} ({error}). Restore the file from the "
                 "repository, or draw it again with `python -m docs.make.draw_emoji`."
             ) from error
         return cls(tuple(categories), tuple(sources), categories, sources, tiles)
 
     def only(self, things: tuple[str, ...]) -> "Emoji":
-        """The cut-outs of these things alone, in every style."""
+        """A copy that has only these things, in every style."""
         chosen = [self.things.index(thing) for thing in things]
         return replace(self, things=things, tiles=self.tiles[chosen])
 
 
 def read_tile(png: np.ndarray) -> np.ndarray:
-    """Decode one PNG file, given as its bytes. returns: h w rgba, 0..255
+    """Decode the bytes of one PNG file. returns: h w rgba, 0..255
 
-    Raises ValueError if the bytes are not a PNG file, or if the picture is far too large.
+    Raises ValueError if the bytes are not a PNG file, or if a side is longer than LARGEST_TILE.
     """
     file = io.BytesIO(png.tobytes())
     with explain_pillow_errors("a cut-out"), Image.open(file, formats=["PNG"]) as tile:
         if max(tile.size) > LARGEST_TILE:
-            raise ValueError("a picture is far larger than a cut-out")
+            raise ValueError(f"a cut-out is larger than {LARGEST_TILE} x {LARGEST_TILE} pixels")
         return np.asarray(tile.convert("RGBA"))

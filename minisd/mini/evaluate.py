@@ -1,6 +1,6 @@
-"""Measure the mini model: the share of right pictures, its attention maps, and its speed.
+"""Measure the mini: how many of its pictures are right, where its attention goes, and its speed.
 
-docs/make/mini_report.py fills docs/mini.md with the figures that evaluate() returns.
+docs/make/mini_report.py writes the numbers that evaluate() returns into docs/mini.md.
 """
 
 import io
@@ -34,11 +34,11 @@ from minisd.vae import VAE
 
 SEED = 2  # of the scenes. Training uses 0, and the latent scale is measured with 1
 DDIM_STEPS = 20
-CFG_SCALES = (0, 1, 3, 5, 7.5)  # the scale of the config is measured, too
+CFG_SCALES = (0, 1, 3, 5, 7.5)  # the scale in the config is measured, too
 DRAWN_AT_ONCE = 64  # pictures
-BORDER = 2  # px
-# A pixel belongs to the thing if it differs from the background by more than this. Values go from
-# -1 to 1.
+BORDER = 2  # px: the width of the border from which backgrounds() takes the colour
+# A pixel belongs to the thing if it differs from the background by more than this number. The
+# values of pixels go from -1 to 1.
 DIFFERS = 0.3
 ASPECTS = ("background", "thing", "style", "tint", "two things", "small thing")
 
@@ -48,9 +48,11 @@ class Judged:
     """A picture, its scene, the judge's answers, and which aspects of the picture are right.
 
     image: 3 h w
+    scene: what the picture should show
     seen: the judge's answers, one for each thing of the scene
-    background: the name of the picture's background colour
-    right: an aspect (see ASPECTS) -> verdicts. A scene without this aspect has no verdict
+    background: the name of the background colour that was found in the picture
+    right: a dictionary: aspect (see ASPECTS) -> verdicts, True for right. The list of verdicts is
+        empty if the scene does not have the aspect. For example, a scene may have no tint
     """
 
     image: Tensor
@@ -65,22 +67,22 @@ class Judged:
 
 
 def backgrounds(images: Tensor) -> Tensor:
-    """The background colour of each picture: the median over its border. b 3 h w -> b 3"""
+    """The background colour of each picture: the median over the border. b 3 h w -> b 3"""
     border = torch.ones(images.shape[2:], dtype=torch.bool)
     border[BORDER:-BORDER, BORDER:-BORDER] = False
     return images[:, :, border].median(dim=2).values
 
 
 def silhouettes(images: Tensor) -> Tensor:
-    """Where each picture differs from its background. b 3 h w -> b h w, true or false"""
+    """Mark the pixels that differ from the background. b 3 h w -> b h w, true or false"""
     away = images - rearrange(backgrounds(images), "b c -> b c 1 1")
     return away.abs().amax(dim=1) > DIFFERS
 
 
 def is_at_spot(silhouette: Tensor, spot: str) -> bool:
-    """Whether the drawn thing is small, and closer to this spot than to any other.
+    """Whether the drawn thing is small, and closer to this spot than to any other spot.
 
-    silhouette: h w
+    silhouette: h w, true where the thing is
     """
     size = len(silhouette)
     if not silhouette.any():
@@ -94,10 +96,16 @@ def is_at_spot(silhouette: Tensor, spot: str) -> bool:
 def check_scene(
     scene: Scene, seen: list[Seen], background: str, silhouette: Tensor
 ) -> dict[str, list[bool]]:
-    """A dictionary: aspect -> a list of verdicts, true for right.
+    """Decide which aspects of a picture are right. Returns a dictionary: aspect -> verdicts.
 
-    The list is empty if the scene does not have the aspect. For "tint", each tinted thing has a
-    verdict. A tint is right only if the thing is right, too.
+    A verdict is True if the aspect is right. The list of verdicts is empty if the scene does not
+    have the aspect. For "tint", there is one verdict for each tinted thing. A tint is right only if
+    the thing is right, too.
+
+    scene: what the picture should show
+    seen: the judge's answers, one for each thing of the scene
+    background: the name of the picture's background colour
+    silhouette: h w, true where the picture differs from its background
     """
     known = [one.thing == thing for one, thing in zip(seen, scene.things, strict=True)]
     rows = zip(known, seen, scene.tints, strict=True)
@@ -112,7 +120,7 @@ def check_scene(
 
 
 def examine(judge: Judge, images: Tensor, scenes: list[Scene]) -> list[Judged]:
-    """Compare pictures with the scenes that they should show. images: b 3 h w"""
+    """Compare each picture with the scene that it should show. images: b 3 h w"""
     found = []
     for first in range(0, len(scenes), DRAWN_AT_ONCE):
         some, asked = images[first : first + DRAWN_AT_ONCE], scenes[first : first + DRAWN_AT_ONCE]
@@ -126,9 +134,9 @@ def examine(judge: Judge, images: Tensor, scenes: list[Scene]) -> list[Judged]:
 
 
 def shares(judged: list[Judged]) -> dict[str, float]:
-    """A dictionary: aspect -> the share of right verdicts among all verdicts on this aspect.
+    """Compute the share of right verdicts. Returns a dictionary: aspect -> share.
 
-    The key "pictures" has the number of pictures.
+    The dictionary has one more key: "pictures" -> the number of pictures.
     """
     found: dict[str, float] = {"pictures": len(judged)}
     for aspect in ASPECTS:
@@ -139,13 +147,13 @@ def shares(judged: list[Judged]) -> dict[str, float]:
 
 
 def draw_scenes(sd: StableDiffusion, scenes: list[Scene], cfg_scale: float) -> Tensor:
-    """Draw a picture from the full caption of each scene. returns: b 3 h w"""
+    """Draw one picture for each scene. The prompt is the full caption. returns: b 3 h w"""
     return draw_prompts(sd, [full_caption(scene) for scene in scenes], cfg_scale)
 
 
 @torch.no_grad()
 def draw_prompts(sd: StableDiffusion, prompts: list[str], cfg_scale: float) -> Tensor:
-    """Draw a picture for each prompt, from the seeds 0, 1, 2 … returns: b 3 h w"""
+    """Draw one picture for each prompt, with the seeds 0, 1, 2 … returns: b 3 h w"""
     images = []
     firsts = range(0, len(prompts), DRAWN_AT_ONCE)
     for first in tqdm(firsts, desc=row_name(cfg_scale), mininterval=5):
@@ -158,7 +166,7 @@ def draw_prompts(sd: StableDiffusion, prompts: list[str], cfg_scale: float) -> T
 
 @torch.no_grad()
 def round_trip(sd: StableDiffusion, images: Tensor) -> Tensor:
-    """Encode and decode the pictures, to show how much the VAE alone blurs. b 3 h w"""
+    """Encode and decode the pictures. The results show how much the VAE blurs. b 3 h w"""
     parts = [sd.decode(sd.encode(some)).clamp(-1, 1) for some in images.split(DRAWN_AT_ONCE)]
     return torch.cat(parts)
 
@@ -166,13 +174,16 @@ def round_trip(sd: StableDiffusion, images: Tensor) -> Tensor:
 def judge_split(
     sd: StableDiffusion, judge: Judge, emoji: Emoji, split: str, count: int, others: int
 ) -> dict[str, list[Judged]]:
-    """Judge pictures of the split's scenes. Returns a dictionary: row -> judged pictures.
+    """Judge pictures of the split's scenes. Returns a dictionary: source -> judged pictures.
 
-    The row "real" has the composed pictures. The row "autoencoder" has the same pictures, encoded
-    and decoded. The other rows have the pictures that the model draws, one row per guidance scale.
+    The pictures of the same scenes come from several sources:
+    "real": pictures composed from emoji
+    "autoencoder": the composed pictures, encoded and decoded
+    "scale 1", "scale 3" …: pictures that the model draws with this guidance scale
 
-    count: number of pictures in a row
-    others: number of pictures in the row of each scale other than the config's
+    split: "train" or "heldout"
+    count: number of pictures from each source, except those with another guidance scale
+    others: number of pictures for each guidance scale that is not the config's
     """
     real = batch(emoji, sd.config.size, count, SEED, step=0, split=split)
     rows = {
@@ -200,12 +211,14 @@ def accuracy_per_t(
     schedule: Schedule,
     ts: Sequence[int],
 ) -> dict[int, float]:
-    """A dictionary: t -> the share of latents whose thing the classifier names correctly.
+    """Measure the classifier at several timesteps. Returns a dictionary: t -> accuracy.
 
-    The same noise is added at every t.
+    The accuracy is the share of latents whose thing the classifier names correctly. The added noise
+    is the same at every t, except for its strength.
 
-    latents: n 4 h w, clean and scaled. They form one batch, so give a few thousand at most
-    labels: n
+    latents: n 4 h w, without noise, multiplied by the VAE's scale. All latents form one batch, so
+        pass in a few thousand at most
+    labels: n, indices of the right things
     """
     x0 = latents.float()
     noise = torch.randn(x0.shape, generator=generator_at(0, 0))
@@ -222,11 +235,11 @@ def accuracy_per_t(
 
 @torch.no_grad()
 def word_maps(sd: StableDiffusion, prompts: list[str]) -> tuple[Tensor, Tensor]:
-    """Draw pictures, and average the cross-attention that each token received.
+    """Draw pictures. Returns the pictures, and an average cross-attention map for each token.
 
-    The average is taken over all heads, all layers (enlarged to the latent's size) and all steps.
-    CFG also runs the U-Net without the prompt. That half of each batch is left out. At each place,
-    the 77 maps of a picture sum to 1.
+    The average is over all heads, all layers and all steps. First, each map is enlarged to the size
+    of the latent. CFG also runs the U-Net without the prompt. The maps of these runs do not count.
+    At each place, the 77 maps of a picture sum to 1.
 
     returns: pictures, b 3 h w; maps, b 77 h/8 w/8
     """
@@ -245,10 +258,10 @@ def word_maps(sd: StableDiffusion, prompts: list[str]) -> tuple[Tensor, Tensor]:
 
 
 def roles(scene: Scene, tokenizer: Tokenizer) -> dict[str, list[int]]:
-    """The positions of each part of the full caption among its 77 tokens.
+    """Find out which of the 77 tokens belong to which part of the scene's full caption.
 
-    Returns a dictionary: role -> positions. A role is a part of the full caption, such as "style"
-    or "thing". The scene must show one thing.
+    Returns a dictionary: role -> positions of the tokens. A role is a part of the caption, such as
+    "style", "thing" or "padding". The scene must show only one thing.
     """
     named = {
         "style": scene.style,
@@ -270,9 +283,10 @@ def roles(scene: Scene, tokenizer: Tokenizer) -> dict[str, list[int]]:
 
 
 def overlap(weights: Tensor, silhouette: Tensor) -> float:
-    """The intersection over union of a silhouette and of the places with the largest weights.
+    """The intersection over union of two areas: a silhouette, and the k largest weights.
 
-    If the silhouette has k places, the k places with the largest weights are taken.
+    k is the number of places in the silhouette. So both areas have the same size.
+
     weights, silhouette: h w
     """
     k = int(silhouette.sum())
@@ -284,15 +298,17 @@ def overlap(weights: Tensor, silhouette: Tensor) -> float:
 def measure_attention(sd: StableDiffusion, emoji: Emoji, count: int) -> dict[str, dict[str, float]]:
     """Measure how much attention each part of the caption receives, and at which places.
 
-    Returns a dictionary: figure -> role -> mean over the pictures. A role is a part of the caption,
-    as in roles(). There are three figures:
-    "share": the share of all attention that the role receives
-    "overlap": the overlap of the role's map with the silhouette of the drawn thing
-    "behind": the overlap of "thing", minus the overlap of the role itself, in the same pictures
+    Returns a dictionary for each of three measures: role -> mean over the pictures. A role is a
+    part of the caption, as in roles(). The measures are:
+    "share": the share of all attention that the role's tokens receive
+    "overlap": the overlap of the role's attention map with the silhouette of the drawn thing
+    "behind": the overlap of the role "thing" minus the overlap of this role, in the same picture
 
-    The scenes are held-out, and each shows one large thing. A place of the latent belongs to the
-    silhouette if the thing covers at least half of the place. For comparison, the role "by chance"
-    has the overlap of random places.
+    The scenes come from the held-out split, and each scene shows one large thing. A place of the
+    latent belongs to the silhouette if the thing covers at least half of the place. For comparison,
+    "overlap" has one more role, "by chance": the overlap that random places would have.
+
+    count: number of pictures
     """
     made = batch(emoji, sd.config.size, 2 * count, SEED, step=0, split="heldout").scenes
     scenes = [scene for scene in made if len(scene.things) == 1 and not scene.spot][:count]
@@ -321,19 +337,19 @@ def measure_attention(sd: StableDiffusion, emoji: Emoji, count: int) -> dict[str
 
 @torch.no_grad()
 def word_vectors(sd: StableDiffusion, words: list[str]) -> dict[str, Tensor]:
-    """Three kinds of vectors for the words. Returns a dictionary: kind -> vectors, n c.
+    """Compute three kinds of vectors for words. Returns a dictionary: kind -> vectors, n c.
 
     "embeddings": the mean of the embeddings of the word's tokens
     "contexts": the text encoder's output for "a WORD", at the last token of the word
     "contexts less their mean": the contexts, minus the mean of all contexts
 
-    All contexts share a large part, so any two contexts look similar (Ethayarajh 2019). Subtracting
-    the mean removes the shared part. What is left tells words apart.
+    A large part of every context is the same, so any two contexts are similar (Ethayarajh 2019).
+    Subtracting the mean removes this part. The rest differs from word to word.
     """
     table = sd.text_encoder.token_embedding.weight
     embeddings = [table[sd.tokenizer.encode(word)].mean(dim=0) for word in words]
     phrases = [f"a {word}" for word in words]
-    last = [len(sd.tokenizer.encode(phrase)) for phrase in phrases]  # position 0: begin mark
+    last = [len(sd.tokenizer.encode(phrase)) for phrase in phrases]  # position 0: begin token
     contexts = sd.embed(phrases)[torch.arange(len(words)), last]
     centred = contexts - contexts.mean(dim=0)
     return {
@@ -344,11 +360,14 @@ def word_vectors(sd: StableDiffusion, words: list[str]) -> dict[str, Tensor]:
 
 
 def likeness(vectors: Tensor, words: list[str], things: tuple[str, ...]) -> dict[str, float]:
-    """How similar the vectors of synonyms are, compared with the vectors of different things.
+    """Measure how similar the vectors of synonyms are, compared with those of different things.
+
+    Returns a dictionary with three numbers:
+    "synonyms": the mean cosine similarity of two synonyms
+    "unrelated": the mean cosine similarity of two different things
+    "gap": "synonyms" minus "unrelated"
 
     vectors: n c, one for each word
-    returns: a dictionary: "synonyms" and "unrelated" -> mean cosine similarity of pairs of synonyms
-        and of pairs of different things; "gap" -> the difference of the two
     """
     unit = dict(zip(words, F.normalize(vectors.float(), dim=1), strict=True))
     pairs = [(word, other) for word in SYNONYMS if word in unit for other in SYNONYMS[word]]
@@ -358,9 +377,9 @@ def likeness(vectors: Tensor, words: list[str], things: tuple[str, ...]) -> dict
 
 
 def measure_synonyms(sd: StableDiffusion, emoji: Emoji) -> dict[str, dict[str, float]]:
-    """Measure the likeness of synonyms.
+    """Measure how similar the vectors of synonyms are, for each kind of vector.
 
-    Returns a dictionary: the kind of a word vector -> the result of likeness() for this kind.
+    Returns a dictionary: kind (see word_vectors()) -> the result of likeness() for this kind.
     """
     others = [other for word in SYNONYMS for other in SYNONYMS[word]]
     words = list(dict.fromkeys([*emoji.things, *SYNONYMS, *others]))
@@ -401,14 +420,14 @@ def evaluate(
     others: int = 250,
     fine_tuned: VAE | None = None,
 ) -> tuple[dict, dict[str, dict[str, list[Judged]]]]:
-    """Measure everything. Returns all figures, ready for JSON, and the judged pictures.
+    """Measure the mini. Returns all measured numbers, ready for JSON, and the judged pictures.
 
-    The judged pictures are a dictionary: split -> row -> pictures.
+    The judged pictures are a dictionary for each split: source -> pictures (see judge_split()).
 
-    count: number of pictures at the config's scale
-    others: number of pictures at each other scale
-    fine_tuned: the same autoencoder with a better decoder. It is measured, too; None: only the
-        model's own autoencoder is measured
+    count: number of pictures with the guidance scale of the config
+    others: number of pictures with each other guidance scale
+    fine_tuned: a second autoencoder to measure: the model's own, but with a better decoder. None:
+        only the model's own autoencoder is measured
     """
     unseen = batch(emoji, sd.config.size, 1024, SEED, step=0, split="heldout").images
     vaes = {"model": sd.vae} | ({"fine-tuned": fine_tuned} if fine_tuned else {})

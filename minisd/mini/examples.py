@@ -16,7 +16,7 @@ from minisd.tasks.inpaint import mask_tensor, picture_with_hole
 
 
 def crude_apple() -> Image.Image:
-    """A simple drawing of an apple. Anybody can make such a drawing in a minute."""
+    """Draw a simple apple. Anybody could draw this apple in a minute."""
     picture = Image.new("RGB", (64, 64), "white")
     pen = ImageDraw.Draw(picture)
     pen.ellipse((13, 18, 51, 57), fill=(90, 190, 60))
@@ -32,7 +32,10 @@ def hat_mask(size: int = 64) -> Image.Image:
 
 
 def write_input_pictures(folder: Path) -> list[Path]:
-    """Write the input pictures that the folder does not have yet. Returns all paths."""
+    """Write the input pictures into the folder. Returns the paths of all pictures.
+
+    Files that already exist are not overwritten.
+    """
     make_folder(folder)
     pictures, emoji = {"crude-apple": crude_apple(), "hat-mask": hat_mask()}, Emoji.load()
     for name, scene, shade in (  # shade: the seed of the background's shade

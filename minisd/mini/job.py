@@ -24,8 +24,8 @@ from minisd.training.vae import measure_scale, psnr
 from minisd.vae import VAE
 
 PICTURES = 60_000  # composed and encoded once, before the training on latents
-PICTURES_PER_MINUTE = 1500  # for a short run, so that most of the time is spent on training
-TRAINING_SEEDS = 2**40  # generator_at() can keep this many seeds apart in 64 bits
+PICTURES_PER_MINUTE = 1500  # in a short run, so that encoding takes only a small part of the time
+TRAINING_SEEDS = 2**40  # larger seeds would exceed 64 bits in generator_at()
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,20 @@ class Job:
             check_minutes(self.minutes)
         if not 0 <= self.seed < TRAINING_SEEDS:
             raise ValueError(
-                f"Cannot train with seed {self.seed}. Give one from 0 to {TRAINING_SEEDS - 1}."
+                f"Cannot train with seed {self.seed}. Give a seed from 0 to {TRAINING_SEEDS - 1}."
             )
 
     def fit(
         self, settings: Hyperparameters, name: str, train_in: Callable, work: float = 1.0
     ) -> Hyperparameters:
-        """The settings with the number of steps that the user wants.
+        """A copy of the settings with the number of steps that the user wants.
 
-        If the user gives minutes, a short trial measures how many steps fit into the minutes.
+        If the user gives minutes, a short trial measures how many steps fit into this time.
 
+        name: the name of the recipe
         train_in: a function (settings, folder) that trains. The trial calls this function
-        work: number of steps in all parts of the training, divided by settings.steps
+        work: the steps of all parts of the training, divided by settings.steps. For example, 1.2 if
+            a second part has a fifth as many steps as the first
         """
         if self.minutes is not None:
             return fit_to_minutes(settings, self.minutes / work, self.folder / name, train_in)
@@ -69,13 +71,13 @@ class Job:
 
     @property
     def pictures(self) -> int:
-        """How many pictures to encode before a training on latents. A multiple of 100."""
+        """The number of pictures to encode before a training on latents, a multiple of 100."""
         few = PICTURES if self.minutes is None else int(self.minutes * PICTURES_PER_MINUTE)
         return min(PICTURES, max(100, few // 100 * 100))
 
 
 def train_vocabulary(emoji: Emoji) -> Tokenizer:
-    """Train the mini's tokenizer on captions. This takes seconds."""
+    """Train the mini's tokenizer on captions. This takes a few seconds."""
     return Tokenizer.train(captions(emoji, 20_000), MINI.text.vocab_size)
 
 
@@ -93,19 +95,19 @@ def mini_tokenizer(folder: Path) -> Tokenizer:
     try:
         return Tokenizer.load(path)
     except ValueError as error:
-        raise ValueError(f"{path} is damaged. Delete it to make a new one.") from error
+        raise ValueError(f"{path} is damaged. Delete it, and run the command again.") from error
 
 
 def unseen_pictures(emoji: Emoji) -> Tensor:
-    """Pictures of held-out pairs of a thing and a background: 256 3 64 64."""
+    """Compose pictures with (thing, background) pairs that training never shows: 256 3 64 64."""
     return batch(emoji, MINI.size, 256, seed=1, step=0, split="heldout").images
 
 
 def trained_vae(folder: Path, emoji: Emoji) -> tuple[VAE, ModelConfig]:
-    """Load the run's VAE. Returns the VAE, and the config with the latent scale for this VAE.
+    """Load the VAE that was trained in the run folder. Returns the VAE, and the mini's config.
 
-    If the diffusion training has begun, the scale is read from its checkpoint. Otherwise the scale
-    is measured.
+    The config contains the scale of this VAE's latents. If the diffusion training has begun, the
+    scale is read from the checkpoint of that training. Otherwise the scale is measured.
 
     Raises ValueError if the VAE has not been trained yet.
     """
@@ -124,30 +126,30 @@ def ema_network(network: Model, folder: Path) -> Model:
     """
     state = last_state(folder)
     if state is None:
-        raise ValueError(f"{folder} is empty. Run `minisd train {folder.name}` first.")
+        raise ValueError(f"{folder} has no checkpoint. Run `minisd train {folder.name}` first.")
     fill_network(network, state["ema"], folder / "state.pt")
     return network.eval().requires_grad_(False)
 
 
 def training_notes(name: str, folder: Path) -> dict:
-    """How a network was trained: command, commit, seed, threads, and the last line of its log.
+    """Notes on a training: command, commit, seed, threads, and the last line of the log.
 
-    The notes do not contain the time. So a run that was interrupted and resumed gives the same file
-    as a run without interruption.
+    The notes do not contain the time that the training took. So the file with the notes is the same
+    whether the training was interrupted or not.
     """
     run = (last_state(folder / name) or {}).get("run", {})
     command = f"minisd train {name} --steps {run.get('hyperparameters.steps', 'unknown')}"
     notes = {"command": f"{command} --seed {run.get('seed', 0)}", "seed": run.get("seed", 0)}
-    notes["commit"] = run.get("commit", "unknown")  # of the code that began the training
+    notes["commit"] = run.get("commit", "unknown")  # of the code when the training began
     notes["threads"] = run.get("threads", "unknown")
     last = (log_records(folder / name) or [{}])[-1]
     return notes | {name: number for name, number in last.items() if name != "seconds"}
 
 
 def export(job: Job) -> Path:
-    """Write the run's networks and notes on their training into one file, in half precision.
+    """Write all networks of the run into one file, in half precision. Returns the file's path.
 
-    Returns the path of the file.
+    The file's header also holds notes on how the networks were trained.
 
     Raises ValueError if a network has not been trained yet, or if the file cannot be written.
     """

@@ -28,14 +28,15 @@ from minisd.mini.emoji import Emoji
 from minisd.mini.scenes import SHIFT, SMALL_WIDTH, batch, middles
 
 CROP_SIDE = 64  # px of a crop
-# The side of a small thing's crop, as a fraction of the canvas. The whole thing is in the crop.
+# The side of the crop around a small thing, as a fraction of the picture's side. The crop is large
+# enough for the whole thing.
 WINDOW = SMALL_WIDTH + 2 * SHIFT
 VOCABULARIES = ("things", "styles", "colours")
 MOST_WORDS = 1000  # in each vocabulary
 
 
 class Seen(NamedTuple):
-    """The judge's answers about one crop. The tint means something only if the thing is tinted."""
+    """The judge's answers about one crop. If the thing is not tinted, ignore the tint."""
 
     thing: str
     style: str
@@ -63,13 +64,14 @@ class Block(nn.Module):
 
 
 class Judge(nn.Module):
-    """Three answers about one crop: what thing it shows, in which style, and in which tint.
+    """A network that gives three answers about one crop: a thing, its style and its tint.
 
-    Each drawing (a thing in a style) is a class, because a style changes each thing differently.
-    The probability of a thing is the sum over all styles. The probability of a style is the sum
-    over all things.
+    Each pair of a thing and a style is a class, because a style changes each thing differently. The
+    probability of a thing is the sum over all styles. The probability of a style is the sum over
+    all things.
 
-    crop: b 3 64 64 in [-1, 1]    returns: logits of the thing, of the style, of the tint
+    crop: b 3 64 64 in [-1, 1]
+    returns: three tensors of logits: of the thing, of the style, and of the tint
     """
 
     def __init__(self, things: tuple[str, ...], styles: tuple[str, ...], colours: tuple[str, ...]):
@@ -79,8 +81,8 @@ class Judge(nn.Module):
         self.conv_in = nn.Conv2d(3, widths[0], 5, stride=2, padding=2)
         self.blocks = nn.ModuleList(Block(c_in, c_out) for c_in, c_out in pairwise(widths))
         self.norm_out = nn.GroupNorm(8, widths[-1])
-        # conv_out reads all 4 x 4 places. An average over the places would lose their layout, and
-        # the training would be far slower
+        # conv_out reads all 4 x 4 places. With an average over the places, the judge would not know
+        # what is where, and the training would be far slower
         self.conv_out = nn.Conv2d(widths[-1], len(things) * len(styles) + len(colours), 4)
 
     def forward(self, crop: Tensor) -> tuple[Tensor, ...]:
@@ -96,9 +98,13 @@ class Judge(nn.Module):
 
 
 def through_windows(images: Tensor, windows: Tensor) -> Tensor:
-    """Cut a window out of each picture. Outside the picture, the colour of its border continues.
+    """Cut one window out of each picture, and resize the window to 64 x 64 pixels.
 
-    images: b 3 h w    windows: b 2 3, affine maps into a picture whose sides are at -1 and 1
+    If a window reaches beyond the picture, the colours of the picture's border continue there.
+
+    images: b 3 h w
+    windows: b 2 3, for each picture an affine map from the window to the picture. In both, the
+        sides are at -1 and 1
     returns: b 3 64 64
     """
     grid = F.affine_grid(windows, [len(images), 3, CROP_SIDE, CROP_SIDE], align_corners=False)
@@ -108,10 +114,12 @@ def through_windows(images: Tensor, windows: Tensor) -> Tensor:
 def crops(images: Tensor, scenes: list[Scene]) -> Tensor:
     """Cut out one crop for each thing of each scene, in the order of the scenes.
 
-    The middle of a crop is where the scene puts the thing. If a picture shows only one large thing,
-    the crop is the whole picture.
+    The middle of a crop is the place where the scene puts the thing. If a picture shows only one
+    large thing, the crop is the whole picture.
 
-    images: b 3 h w    returns: n 3 64 64
+    images: b 3 h w
+    scenes: b scenes, one for each picture
+    returns: n 3 64 64
     """
     owners, windows = [], []
     for index, scene in enumerate(scenes):
@@ -140,7 +148,7 @@ def look(judge: Judge, images: Tensor, scenes: list[Scene]) -> list[list[Seen]]:
 
 
 def nearest_colour(rgb: np.ndarray) -> str:
-    """The name of the colour that is closest to rgb. rgb: three shades, 0..255"""
+    """The name of the colour in NAMED_COLOURS that is closest to rgb. rgb: three numbers, 0..255"""
     return min(
         NAMED_COLOURS, key=lambda name: np.square(np.subtract(NAMED_COLOURS[name], rgb)).sum()
     )
@@ -152,8 +160,8 @@ def accuracy(
     """Measure how often the judge is right about composed pictures.
 
     Returns a dictionary: "thing", "style" or "tint" -> the share of right answers. The tint counts
-    only for tinted things. By default, the pictures show pairs of thing and background that no
-    training has used.
+    only for tinted things. By default, the pictures show (thing, background) pairs that training
+    never shows.
     """
     real = batch(emoji, MINI.size, count, seed, step=0, split=split)
     right: dict[str, list[bool]] = {name: [] for name in Seen._fields}
@@ -166,7 +174,9 @@ def accuracy(
 
 
 def save_judge(path: Path, judge: Judge, figures: dict) -> None:
-    """Write the judge in half precision. The file's header holds the vocabularies and the figures.
+    """Write the judge in half precision. The file's header holds the vocabularies and `figures`.
+
+    The vocabularies are the names of the things, styles and colours that the judge knows.
 
     figures: facts about the judge, such as its accuracy
     """
@@ -177,9 +187,9 @@ def save_judge(path: Path, judge: Judge, figures: dict) -> None:
 
 
 def load_judge(path: Path = WEIGHTS / "judge.safetensors") -> Judge:
-    """Read a judge from its file. The judge is ready for look().
+    """Read a judge from a file that save_judge() wrote. The judge is ready for look().
 
-    Raises ValueError if the file does not hold a judge, or if it is damaged.
+    Raises ValueError if the file does not hold a judge, or if the file is damaged.
     """
     try:
         header, state = read_metadata(path), read_tensors(path)
@@ -187,14 +197,14 @@ def load_judge(path: Path = WEIGHTS / "judge.safetensors") -> Judge:
         for name, some in zip(VOCABULARIES, words, strict=True):
             check_value(name, some, tuple[str, ...])
             if not 0 < len(some) <= MOST_WORDS:
-                raise ValueError(f"its header has {len(some)} {name}")
+                raise ValueError(f"its header lists {len(some)} {name}, not 1 to {MOST_WORDS}")
         with torch.device("meta"):
             judge = Judge(*map(tuple, words))
         fill_whole(judge, state, "it")
     except ValueError as error:
         reason = str(error).rstrip(".")
         raise ValueError(
-            f"{path} cannot be read as the judge ({reason}). Restore it from the repository, or "
-            "train it again with `minisd train judge`."
+            f"Cannot read a judge from {path} ({reason}). Restore the file from the repository, or "
+            "train the judge again with `minisd train judge`."
         ) from error
     return judge.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Train for some minutes: measure the seconds per step, then choose the number of steps."""
+"""Train for a given time: measure the seconds per step, then choose the number of steps."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from minisd.training.loop import Hyperparameters
 from minisd.training.run_folder import last_state, log_records
 
 TRIAL = 8  # steps
-TrainIn = Callable[[Hyperparameters, Path], Any]  # returns the trained network
+TrainIn = Callable[[Hyperparameters, Path], Any]  # (settings, folder) -> trained network
 
 
 def check_minutes(minutes: float) -> None:
@@ -25,16 +25,16 @@ def check_minutes(minutes: float) -> None:
 def fit_to_minutes(
     settings: Hyperparameters, minutes: float, folder: Path, train_in: TrainIn
 ) -> Hyperparameters:
-    """Measure the seconds per step in a short trial. Returns settings that fit into the minutes.
+    """Choose a number of steps that takes about `minutes`. Returns settings with this number.
 
-    The trial runs in a temporary folder, and its time is not part of the minutes. If `folder`
-    already holds a run, there is no trial. The number of steps of this run is kept, so that the run
-    can be resumed.
+    A short trial in a temporary folder measures the seconds per step. The time of the trial comes
+    on top of the minutes. If `folder` already holds a run, there is no trial, and the number of
+    steps is that of the run. So the run can be resumed.
 
     folder: the folder of the run
     train_in: a function (settings, folder) that trains
 
-    Raises ValueError if `minutes` is not a positive number.
+    Raises ValueError if `minutes` is not a finite number above 0.
     """
     check_minutes(minutes)
     earlier_run = (last_state(folder) or {}).get("run")
@@ -60,7 +60,7 @@ def seconds_per_step(settings: Hyperparameters, train_in: TrainIn) -> float:
         try:
             train_in(replace(settings, steps=TRIAL, log_every=1), Path(scratch))
         except Interrupted as stop:
-            sentence = "Stopped while the pace was measured. Nothing has been trained yet."
+            sentence = "Stopped while the speed was measured. Nothing has been trained yet."
             raise Interrupted(sentence, stop.number) from None
         at = [record["seconds"] for record in log_records(Path(scratch))]
     return broadcast(max((at[-1] - at[1]) / (len(at) - 2), 1e-4) if at else 0.0)

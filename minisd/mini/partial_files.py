@@ -1,4 +1,4 @@
-"""Files that hold only the trained weights. All other weights are those of the shipped mini."""
+"""Write and read files that hold only new weights. The other weights are in the mini's file."""
 
 import json
 import shutil
@@ -27,7 +27,9 @@ NEW_PARTS = ("hint.", "zero.", "zero_mid.")  # the parts of a ControlNet that no
 def copy_mini_next_to(output: Path) -> None:
     """Copy the shipped mini into the folder of `output`, if the mini is not there yet.
 
-    `output` will hold only what differs from the mini, so a reader of `output` needs both files.
+    The file `output` will hold only the weights that differ from the mini. To load the model, one
+    needs both files in the same folder.
+
     Raises ValueError if the folder holds another model with the name mini.safetensors.
     """
     shipped, base = WEIGHTS / "mini.safetensors", output.with_name("mini.safetensors")
@@ -40,7 +42,7 @@ def copy_mini_next_to(output: Path) -> None:
         with written_whole(base) as unfinished:
             shutil.copyfile(shipped, unfinished)
         warnings.warn(
-            f"The mini was copied to {base}: {output.name} holds only what differs from the mini.",
+            f"The mini was copied to {base}, because {output.name} can only be used next to it.",
             stacklevel=2,
         )
 
@@ -53,12 +55,14 @@ def save_wider(
     notes: dict,
     others: dict[str, Tensor],
 ) -> None:
-    """Write the trained part of a wider U-Net, in half precision.
+    """Write the trained weights of a wider U-Net, in half precision.
 
-    The file lacks the other part. load() reads that part from the mini's file in the same folder.
+    A wider U-Net is a U-Net with more input channels. The file does not hold the weights that were
+    not trained. load() reads these weights from mini.safetensors in the same folder.
 
-    name: the name for the model's config
-    others: more tensors by name, such as those of an estimator
+    name: the name of the new model. The file's config contains this name
+    notes: facts about the training
+    others: name -> tensor, more tensors for the file, such as the weights of a depth estimator
 
     Raises ValueError if the file cannot be written.
     """
@@ -73,7 +77,8 @@ def save_wider(
 def freeze_copied_parts(controlnet: ControlNet) -> ControlNet:
     """Freeze the encoder that was copied from the U-Net. Returns the ControlNet.
 
-    Only the convolutions that read the hint and the zero convolutions will be trained.
+    Then the training changes only the new parts: the convolutions that read the hint (the extra
+    picture, such as edges), and the zero convolutions.
     """
     for name, parameter in controlnet.named_parameters():
         parameter.requires_grad_(name.startswith(NEW_PARTS))
@@ -81,7 +86,7 @@ def freeze_copied_parts(controlnet: ControlNet) -> ControlNet:
 
 
 def save_new_parts(path: Path, controlnet: ControlNet, notes: dict[str, str]) -> None:
-    """Write only the parts of a ControlNet that are not copied from the U-Net.
+    """Write only the new parts of a ControlNet, without the encoder copied from the U-Net.
 
     Raises ValueError if the file cannot be written.
     """
@@ -92,7 +97,7 @@ def save_new_parts(path: Path, controlnet: ControlNet, notes: dict[str, str]) ->
 def half_trained_controlnet(sd: StableDiffusion, path: Path) -> ControlNet:
     """Read a ControlNet from a file that save_new_parts() wrote.
 
-    The file has no encoder, so the encoder is copied from the U-Net.
+    The file has no encoder, so the encoder is copied from the model's U-Net.
     """
     network = copied_controlnet(sd)
     network.load_state_dict(network.state_dict() | read_tensors(path))

@@ -1,17 +1,19 @@
 """How the mini and its adapters are trained: one recipe for each file. Every run can be resumed.
 
+These commands make the mini, in this order:
+
 minisd train tokenizer
 minisd train vae
 minisd train diffusion
 minisd train export -o weights/mini.safetensors
 
-Each of these trains one more file, with the VAE of the same run:
+Each of these commands makes one more file, with the VAE of the same run:
 
 minisd train decoder -o weights/mini-decoder.safetensors
 minisd train classifier -o weights/mini-classifier.safetensors
 minisd train judge -o weights/judge.safetensors
 
-Each of these starts from the shipped mini:
+Each of these commands starts from the shipped mini:
 
 minisd train lora -o weights/mini-blueprint.safetensors
 minisd train word -o weights/mini-blorp.safetensors
@@ -58,8 +60,9 @@ from minisd.training.vae import psnr, train_decoder, train_vae
 Save = Callable[[Path, Any, dict], None]  # (path, network, notes)
 
 NEW_WORD, WORD_MEANING = "<blorp>", "fox"  # captions say <blorp> instead of fox
-LIKE = ("cat", "dog", "bear", "lion")  # the new vector starts as the mean of these words' vectors
-# Number of pictures: FEW for a style or a word, MANY for a network that reads conditions.
+LIKE = ("cat", "dog", "bear", "lion")  # the new vector starts at the mean of their vectors
+# Numbers of pictures: FEW for a style or a word, MANY for a network that reads an extra input, such
+# as edges.
 FEW, MANY = 500, 8000
 DECODED = 6000  # pictures that the autoencoder encodes and decodes for the judge
 
@@ -68,9 +71,11 @@ DECODED = 6000  # pictures that the autoencoder encodes and decodes for the judg
 class Recipe:
     """How one file is trained.
 
-    prepare: a function of the job. It makes the datasets, and returns two functions: one trains
-        the network, and one saves it
-    work: number of steps in all parts of the training, divided by settings.steps
+    settings: the settings of the training, unless the user wants another number of steps
+    prepare: a function that takes the job and makes the datasets. It returns two functions: the
+        first function trains the network, and the second function saves the network
+    work: the steps of all parts of the training, divided by settings.steps. For example, 1.2 if a
+        second part has a fifth as many steps as the first
     """
 
     settings: Hyperparameters
@@ -79,9 +84,11 @@ class Recipe:
 
 
 def train_recipe(name: str, job: Job) -> nn.Module:
-    """Train the network of this recipe, or resume its training. Returns the network.
+    """Train the network of a recipe, or resume the training. Returns the network.
 
     If job.output is given, the network is also saved in this file.
+
+    name: a key of RECIPES
 
     Raises what train() raises: ValueError and Interrupted.
     """
@@ -95,7 +102,7 @@ def train_recipe(name: str, job: Job) -> nn.Module:
 
 
 def save_nothing(path: Path, network: nn.Module, notes: dict) -> None:
-    """Write no file. `minisd train export` or another recipe will write this network."""
+    """Write no file. `minisd train export` or `minisd train depth` writes this network later."""
 
 
 # ---- the mini itself -----------------------------------------------------------------------------
@@ -128,15 +135,17 @@ def prepare_diffusion(job: Job) -> tuple[TrainIn, Save]:
 def prepare_decoder(job: Job) -> tuple[TrainIn, Save]:
     """Prepare the training of the decoder.
 
-    Every second picture shows one of FINE_THINGS, to improve thin lines, for example whiskers. In
-    the training of vae-ft-mse, every second picture showed people, to improve faces.
+    Every second picture shows one of FINE_THINGS, so that the decoder learns thin lines, such as
+    whiskers. The training of vae-ft-mse was similar: every second picture showed people, so that
+    the decoder learnt faces.
     """
     emoji = Emoji.load()
     fine_things = emoji.only(FINE_THINGS)
     vae, _ = trained_vae(job.folder, emoji)
 
     def draw_pictures(count: int, number: int) -> Tensor:
-        fine = (count + number % 2) // 2  # if the count is odd, the two kinds take turns
+        # if the count is odd, every second batch has one fine thing more
+        fine = (count + number % 2) // 2
         counts = (emoji, count - fine), (fine_things, fine)
         made = [vae_batch(kind, MINI.size, n, job.seed, number) for kind, n in counts if n]
         return torch.cat([each.images for each in made])
@@ -199,8 +208,8 @@ def save_with_notes(path: Path, network: Any, notes: dict) -> None:
 def prepare_adapter(start: Callable, job: Job, **which: Any) -> tuple[TrainIn, Save]:
     """Prepare the training of an adapter on a few pictures.
 
-    start: a function that makes the adapter for the model
-    which: the options for adapter_dataset()
+    start: a function that takes the model and creates the adapter
+    which: the options for adapter_dataset(), for example style=sepia
     """
     sd = minisd.load("mini")
     dataset = datasets.adapter_dataset(sd, Emoji.load(), FEW, job.seed, **which)
@@ -230,10 +239,11 @@ def prepare_word(job: Job) -> tuple[TrainIn, Save]:
 
 
 def prepare_on_edges(start: Callable, job: Job, count: int, save: Save) -> tuple[TrainIn, Save]:
-    """Prepare the training of a ControlNet on pictures with their edges.
+    """Prepare the training of a ControlNet on pictures and their edges.
 
-    start: a function that makes the ControlNet for the model
+    start: a function that takes the model and creates the ControlNet
     count: number of pictures
+    save: a function that saves the ControlNet
     """
     sd = minisd.load("mini")
     dataset = datasets.edge_dataset(sd, Emoji.load(), count, job.seed)
@@ -252,7 +262,7 @@ def prepare_controlnet(job: Job) -> tuple[TrainIn, Save]:
 def prepare_half_controlnet(job: Job) -> tuple[TrainIn, Save]:
     """Prepare a short training of a ControlNet's new parts. The copied encoder is not trained.
 
-    The training stops before the ControlNet follows its hint.
+    The training ends so early that the ControlNet has not yet learnt to follow the edges.
     """
 
     def start(sd: StableDiffusion) -> nn.Module:
@@ -270,9 +280,9 @@ def prepare_wider(
     """Prepare the training of a U-Net that reads an extra input, such as a mask or a depth map.
 
     channels: number of the U-Net's input channels, including the channels of the extra input
-    name: the name for the model's config
-    conditions: a function of the model. It returns the function that makes the extra input
-    others: more tensors for the U-Net's file
+    name: the name of the new model, for its config
+    conditions: a function that takes the model. It returns the function that makes the extra input
+    others: name -> tensor, more tensors for the file of the U-Net
     """
     if job.output:
         partial_files.copy_mini_next_to(job.output)
@@ -310,7 +320,7 @@ def prepare_estimator(job: Job) -> tuple[TrainIn, Save]:
 
 
 def prepare_depth(job: Job) -> tuple[TrainIn, Save]:
-    """Train the depth estimator, then prepare the training of a U-Net that reads its depth maps."""
+    """Train the depth estimator. Then prepare the training of a U-Net that reads depth maps."""
     estimator = train_recipe("estimator", replace(job, output=None))
     others = {DEPTH_PREFIX + name: tensor for name, tensor in estimator.state_dict().items()}
 

@@ -1,8 +1,10 @@
-"""The mini model's training pictures: emoji on coloured backgrounds, composed when needed.
+"""Compose the mini's training pictures: emoji on coloured backgrounds.
 
-A batch is a pure function of (seed, step). Nothing is stored, and training resumes exactly.
-About one in twelve (thing, background) pairs is never composed for training. How well the model
-draws these pairs shows what the model has understood, and not only remembered.
+A batch depends only on the seed and the step. So no picture is stored, and a training that is
+resumed gets the same batches as a training without a break.
+
+About one in twelve (thing, background) pairs is held out: no training picture shows the pair. If
+the model can draw these pairs, it has learnt more than its training pictures by heart.
 """
 
 import hashlib
@@ -30,23 +32,24 @@ from minisd.mini.emoji import Emoji
 SPLITS = ("train", "heldout")
 HELD_OUT_SHARE = 21 / 256  # of all (thing, background) pairs
 TWO_THINGS_SHARE = 0.10
-SMALL_SHARE = 0.10  # of lone things
-TINTED_SHARE = 0.18
-ALTERED_SHARE = 0.15  # of the autoencoder's pictures
+SMALL_SHARE = 0.10  # of the scenes with one thing
+TINTED_SHARE = 0.18  # of all things
+ALTERED_SHARE = 0.15  # of the autoencoder's training pictures
 
-# All lengths are fractions of the canvas.
-LARGE_WIDTH = 0.8  # of a lone thing
-SMALL_WIDTH = 0.44  # of a small thing, or of each of two
-SHIFT = 2 / 64  # a thing is moved by at most this in each direction, so that it still fits
+# These three lengths are fractions of the canvas.
+LARGE_WIDTH = 0.8  # of one large thing
+SMALL_WIDTH = 0.44  # of one small thing, or of each of two things
+SHIFT = 2 / 64  # the largest random shift of a thing in each direction. The thing still fits
 JITTER = 8  # of 255: the largest difference between a background and its named colour, per channel
 
-# Each batch has two streams of random numbers. A draw from one does not change the other.
+# Each batch has two streams of random numbers: one to compose pictures, and one to alter them.
+# Drawing from one stream does not change the other stream.
 COMPOSE, ALTER = 0, 1
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures and what is known about them.
+    """Pictures, and the caption, the scene and the mask of each picture.
 
     images: b 3 h w in [-1, 1]
     masks: b 1 h w, 1 where a thing is, and 0 elsewhere
@@ -60,30 +63,37 @@ class Batch:
 
 @cache
 def tiles_at_size(emoji: Emoji, pixels: int) -> np.ndarray:
-    """The pictures of all emoji, resized to `pixels` x `pixels`.
+    """Resize the cut-outs of all emoji to `pixels` x `pixels`.
 
-    The colours are multiplied by the opacity before the pictures shrink. Otherwise the colours of
+    The colours are multiplied by the opacity before the cut-outs shrink. Otherwise the colours of
     invisible pixels would mix with the colours of visible pixels.
 
-    returns: thing style h w rgba, 0..255, colours multiplied by opacity
+    returns: thing style h w rgba, 0..255, with colours multiplied by the opacity
     """
     small = np.empty((len(emoji.things), len(emoji.styles), pixels, pixels, 4), np.uint8)
     for where in np.ndindex(small.shape[:2]):
-        tile = Image.fromarray(emoji.tiles[where]).convert("RGBa")  # a: multiplied by opacity
+        tile = Image.fromarray(emoji.tiles[where]).convert("RGBa")  # RGB times opacity
         small[where] = np.asarray(tile.resize((pixels, pixels), Image.Resampling.BICUBIC))
     colour, alpha = small[..., :3], small[..., 3:]
-    return np.concatenate([np.minimum(colour, alpha), alpha], axis=-1)  # cubic filters overshoot
+    return np.concatenate([np.minimum(colour, alpha), alpha], axis=-1)  # a cubic filter overshoots
 
 
 def is_held_out(thing: str, background: str) -> bool:
-    """Whether training never shows this pair. A hash decides, so all machines agree."""
+    """Whether this (thing, background) pair is held out, so that training never shows the pair.
+
+    A hash of the two names decides, so the answer is the same on every machine.
+    """
     digest = hashlib.sha256(f"{thing} on {background}".encode()).digest()
     return digest[0] < round(HELD_OUT_SHARE * 256)
 
 
 @cache
 def allowed_things(emoji: Emoji, split: str) -> dict[str, tuple[str, ...]]:
-    """A dictionary: background -> the things that this split may put on the background."""
+    """Find the things that the pictures of a split may show on each background.
+
+    split: "train" or "heldout"
+    returns: a dictionary: background -> things
+    """
     wanted = split == "heldout"
     return {
         colour: tuple(thing for thing in emoji.things if is_held_out(thing, colour) == wanted)
@@ -92,7 +102,7 @@ def allowed_things(emoji: Emoji, split: str) -> dict[str, tuple[str, ...]]:
 
 
 def draw_scene(emoji: Emoji, split: str, rng: np.random.Generator) -> Scene:
-    """A random scene of this split."""
+    """A random scene of this split, "train" or "heldout"."""
     background = pick(tuple(NAMED_COLOURS), rng)
     things = allowed_things(emoji, split)[background]
     count = 2 if rng.random() < TWO_THINGS_SHARE else 1
@@ -106,24 +116,28 @@ def draw_scene(emoji: Emoji, split: str, rng: np.random.Generator) -> Scene:
 
 
 def tint_tile(tile: np.ndarray, colour: str) -> np.ndarray:
-    """The picture of an emoji in shades of one colour.
+    """Recolour a cut-out in shades of one colour.
 
-    Dark parts of the picture come closer to black, and light parts come closer to white.
+    Dark parts become a dark shade of the colour. Light parts become a light shade of the colour.
 
-    tile: the picture, h w rgba in 0..1, colours multiplied by opacity
+    tile: the cut-out, h w rgba in 0..1, with colours multiplied by the opacity
+    colour: a key of NAMED_COLOURS
     """
     alpha = tile[..., 3:]
     light = tile[..., :3] @ np.array([0.299, 0.587, 0.114], np.float32)  # luma weights, BT.601
     light = light[..., None] / np.maximum(alpha, 1e-3)
     average = (light * alpha).sum() / alpha.sum()
-    light = np.clip(0.5 + 0.8 * (light - average), 0, 1)  # a dark thing gets its colour too
+    light = np.clip(0.5 + 0.8 * (light - average), 0, 1)  # dark things get the colour, too
     pure = np.array(NAMED_COLOURS[colour], np.float32) / 255
     shade = pure * np.minimum(2 * light, 1) + (1 - pure) * np.maximum(2 * light - 1, 0)
     return np.concatenate([shade * alpha, alpha], axis=-1)
 
 
 def middles(scene: Scene) -> list[tuple[float, float]]:
-    """Where the middle of each thing belongs: (right, down) as fractions of the canvas."""
+    """The place of each thing's middle: (distance from the left side, distance from the top).
+
+    Both distances are fractions of the canvas.
+    """
     if scene.spot is not None:
         return [SPOTS[scene.spot][0]]
     if len(scene.things) == 2:
@@ -134,10 +148,10 @@ def middles(scene: Scene) -> list[tuple[float, float]]:
 def compose_scene(
     emoji: Emoji, scene: Scene, size: int, rng: np.random.Generator, mirror: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compose a picture of the scene. Returns the picture and the silhouette of its things.
+    """Compose a picture of the scene. Returns the picture, and a silhouette of the things.
 
-    mirror: whether to flip about half of the things left to right. A flipped thing keeps its place,
-        so captions stay true
+    mirror: whether to flip about half of the things left to right. A flipped thing stays at its
+        place, so captions stay true
     returns: the picture, h w rgb in 0..1; the silhouette, h w, 1 where a thing is and 0 elsewhere
     """
     shade = np.array(NAMED_COLOURS[scene.background]) + rng.integers(-JITTER, JITTER + 1, 3)
@@ -151,7 +165,7 @@ def compose_scene(
     for thing, tint, middle in zip(scene.things, scene.tints, middles(scene), strict=True):
         tile = tiles[emoji.things.index(thing), style].astype(np.float32) / 255
         tile = tint_tile(tile, tint) if tint else tile
-        if mirror and rng.random() < 0.5:  # without mirror, no random number is drawn
+        if mirror and rng.random() < 0.5:  # without `mirror`, nothing is drawn
             tile = tile[:, ::-1]
         shifted = np.array(middle) + SHIFT * rng.uniform(-1, 1, 2)
         left, top = (round(at * size - pixels / 2) for at in shifted)
@@ -163,17 +177,22 @@ def compose_scene(
 
 
 def random_stream(seed: int, step: int, split: str, use: int) -> np.random.Generator:
-    """A generator of the random numbers for one batch. use: COMPOSE or ALTER
+    """Create one of the two generators of random numbers for a batch.
+
+    use: COMPOSE or ALTER
 
     Raises ValueError if the split is unknown.
     """
     if split not in SPLITS:
-        raise ValueError(f"Split {split!r} is unknown. Choose one of {', '.join(SPLITS)}.")
+        raise ValueError(f"The split {split!r} is unknown. Choose one of {', '.join(SPLITS)}.")
     return np.random.default_rng([seed, step, SPLITS.index(split), use])
 
 
 def to_tensor(pictures: list[np.ndarray]) -> Tensor:
-    """Join pictures, each h w rgb in 0..1, into one tensor, b 3 h w in [-1, 1]."""
+    """Join pictures into one tensor.
+
+    pictures: each h w rgb in 0..1    returns: b 3 h w in [-1, 1]
+    """
     images = torch.from_numpy(np.stack(pictures))
     return rearrange(images, "b h w c -> b c h w").contiguous() * 2 - 1
 
@@ -189,7 +208,8 @@ def batch(
 ) -> Batch:
     """Compose the batch of this step: pictures of size x size pixels, with captions.
 
-    The captions of held-out scenes name everything.
+    In the split "heldout", every caption names everything in the scene.
+
     mirror: whether to flip about half of the things left to right; see compose_scene()
     """
     rng = random_stream(seed, step, split, COMPOSE)
@@ -206,7 +226,7 @@ def batch(
 
 
 def captions(emoji: Emoji, count: int, seed: int = 0) -> Iterator[str]:
-    """Random captions, for training the tokenizer's vocabulary."""
+    """Yield random captions, to train the tokenizer."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
         yield caption(draw_scene(emoji, "train", rng), rng, PLAIN_HABITS)
@@ -216,7 +236,7 @@ def captions(emoji: Emoji, count: int, seed: int = 0) -> Iterator[str]:
 
 
 def random_colour(rng: np.random.Generator) -> tuple[int, ...]:
-    """Any colour, as a tuple for Pillow."""
+    """A random colour, as a tuple for Pillow: (red, green, blue), each 0..255."""
     return tuple(int(part) for part in rng.integers(0, 256, 3))
 
 
@@ -237,7 +257,7 @@ def scribble(size: int, rng: np.random.Generator) -> Image.Image:
 
 
 def polygons(size: int, rng: np.random.Generator) -> Image.Image:
-    """A few flat shapes on top of each other."""
+    """A few polygons of random colours, one on top of another."""
     picture = plain_picture(size, rng)
     for _ in range(rng.integers(1, 6)):
         points = rng.uniform(0, size, (rng.integers(3, 7), 2))
@@ -246,7 +266,7 @@ def polygons(size: int, rng: np.random.Generator) -> Image.Image:
 
 
 def posterise(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Leave only a few shades per channel."""
+    """Reduce the picture to a few shades per channel."""
     levels = int(rng.integers(2, 6))
     pixels = np.asarray(picture, np.float32) / 255
     return Image.fromarray((np.round(pixels * levels) / levels * 255).astype(np.uint8))
@@ -258,7 +278,7 @@ def blur(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def with_hole(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The picture with a grey or black hole, like a masked picture for inpainting."""
+    """A copy of the picture with a grey or black hole, like the input of an inpainting model."""
     picture = picture.copy()
     size = picture.width
     left, top = (int(edge) for edge in rng.integers(-size // 8, size * 3 // 4, 2))
@@ -274,7 +294,7 @@ SUBSTITUTES = (scribble, polygons, plain_picture)
 
 
 def alter_picture(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Distort the picture, or replace it by another kind of picture. h w rgb in 0..1"""
+    """Distort the picture, or return another kind of picture instead. h w rgb in 0..1"""
     if rng.random() < 0.5:
         other = pick(SUBSTITUTES, rng)(len(picture), rng)
         return np.asarray(other, np.float32) / 255
@@ -285,9 +305,9 @@ def alter_picture(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def vae_batch(
     emoji: Emoji, size: int, batch_size: int, seed: int, step: int, split: str = "train"
 ) -> Batch:
-    """Compose a batch, and alter some of its pictures.
+    """Compose a batch for the training of the autoencoder, and alter some of the pictures.
 
-    The captions, scenes and masks of the batch describe the pictures before they were altered.
+    The captions, scenes and masks of the batch describe the pictures before the changes.
     """
     composed = batch(emoji, size, batch_size, seed, step, split)
     rng = random_stream(seed, step, split, ALTER)

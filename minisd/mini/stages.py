@@ -1,4 +1,7 @@
-"""Run one stage of `minisd train`: lock its folder, set its threads, choose its output file."""
+"""Run one stage of `minisd train`: lock the folder, set the threads, choose the output file.
+
+The name of the stage follows the command, for example `minisd train vae`.
+"""
 
 import signal
 from dataclasses import replace
@@ -12,13 +15,16 @@ from minisd.training.distributed import rank_and_world_size
 from minisd.training.run_folder import lock_folder
 from minisd.training.threads import threads_of
 
-STARTS_WITH = {"depth": "estimator"}  # a stage with two trainings -> the first training
+STARTS_WITH = {"depth": "estimator"}  # a stage that runs two trainings -> its first training
 
 
 def default_output(stage: str, folder: Path) -> Path:
     """The path of the file that a stage writes if -o is not given.
 
-    Every stage except `export` writes into a folder of its own.
+    The stage `export` writes into the run folder. Each other stage writes into its own folder
+    inside the run folder.
+
+    folder: the run folder
     """
     if stage == "export":
         return folder / "mini.safetensors"
@@ -26,7 +32,7 @@ def default_output(stage: str, folder: Path) -> Path:
 
 
 def with_default_output(stage: str, job: Job) -> Job:
-    """The job with an output file. If the job names no file, choose one, and make its folder."""
+    """If the job has no output file, choose one, and make its folder. Returns the new job."""
     if job.output is not None:
         return job
     output = default_output(stage, job.folder)
@@ -40,7 +46,8 @@ def run_stage(stage: str, job: Job) -> None:
     If torchrun started several processes, only the process of rank 0 writes the file.
 
     Raises ValueError if another training uses the stage's folder.
-    Raises Interrupted on ctrl-C, SIGTERM or SIGHUP, even before the first step or after the last.
+    Raises Interrupted on ctrl-C, SIGTERM or SIGHUP, also before the first step and after the last
+        step.
     """
     if stage == "tokenizer":
         mini_tokenizer(job.folder)
@@ -54,7 +61,7 @@ def run_stage(stage: str, job: Job) -> None:
         with lock_folder(job.folder / stage), threads_of(run):
             train_recipe(stage, job)
     except KeyboardInterrupt as stop:
-        if str(stop):  # the training has saved its state, and says so
+        if str(stop):  # the training has saved its state, and the text says so
             raise
         raise Interrupted(resume_message(run), getattr(stop, "number", signal.SIGINT)) from None
 
@@ -62,5 +69,5 @@ def run_stage(stage: str, job: Job) -> None:
 def resume_message(run: Path) -> str:
     """The message for a stage that was stopped outside the steps of its training."""
     if (run / "state.pt").exists():
-        return f"Stopped. {run} keeps the last checkpoint: give the same command again to go on."
+        return f"Stopped. The last checkpoint is in {run}. Give the same command again to go on."
     return "Stopped before the first checkpoint. Give the same command again to start over."

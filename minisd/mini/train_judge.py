@@ -1,10 +1,13 @@
 """Train the judge on sharp drawings, and on drawings that the autoencoder has blurred.
 
-Half of the crops show emoji of many sizes, at many places, on backgrounds of any colour. The
-other crops come from training scenes that the autoencoder has encoded and decoded. These crops are
-moved a little. They are needed because the decoder makes every picture that will be judged, and the
-decoder blurs. A judge that has seen only sharp drawings would take the blur for another style. The
-shades of all crops are changed. No held-out (thing, background) pair is used.
+A crop is a square picture of one thing. Half of the crops are drawn: emoji of many sizes, at many
+places, on backgrounds of any colour. The other half are cut out of training pictures that the
+autoencoder has encoded and decoded. The judge needs this half because the decoder blurs every
+picture that the mini draws. A judge that knows only sharp drawings would mistake the blur for
+another style.
+
+The crops of the second half are moved a little. The shades of all crops are changed. No crop shows
+a held-out (thing, background) pair.
 """
 
 from pathlib import Path
@@ -23,7 +26,8 @@ from minisd.mini.scenes import batch, is_held_out, tiles_at_size, tint_tile, to_
 from minisd.training.loop import Draw, Hyperparameters, generator_at, train
 from minisd.vae import VAE
 
-# px of a drawing before its crop is resized to CROP_SIDE. The smallest drawings become blurred.
+# The sides of drawings in px, before the crop is resized to CROP_SIDE. The resizing blurs the
+# smallest drawings.
 DRAWING_SIZES = range(26, 61, 4)
 FILLS = (0.72, 0.95)  # the side of a drawing, divided by the side of its crop
 TINTED_CROPS = 0.3  # the share of tinted drawings
@@ -31,9 +35,10 @@ NO_TINT = -100  # a target that cross_entropy ignores
 
 
 def random_background(thing: str, rng: np.random.Generator) -> np.ndarray:
-    """A background for this thing, rgb 0..255: any colour, or one close to a named colour.
+    """A random background colour for a thing, rgb 0..255.
 
-    The thing and its background are never a held-out pair.
+    About half of the colours are close to a named colour. The thing and its background are never a
+    held-out pair.
     """
     while True:
         shade = rng.integers(0, 256, 3)
@@ -45,9 +50,10 @@ def random_background(thing: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def drawn_crop(emoji: Emoji, rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
-    """Draw one crop.
+    """Draw one crop: a random thing in a random style on a random background.
 
-    returns: the crop, h w rgb in 0..1, of any size; and the indices of its thing, style and tint
+    returns: the crop, h w rgb in 0..1, a square of any size; the target: the indices of the thing,
+        its style and its tint. If the thing is not tinted, the third index is NO_TINT
     """
     thing, style = int(rng.integers(len(emoji.things))), int(rng.integers(len(emoji.styles)))
     background = random_background(emoji.things[thing], rng)
@@ -74,7 +80,7 @@ def change_shades(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def disturb(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Change the shades, and add some blur and some noise. b 3 h w"""
+    """Change the shades at random, and add some blur and some noise. b 3 h w"""
     each = (len(images), 1, 1, 1)
     images = change_shades(images, generator)
     soft = F.pad(images, (2, 2, 2, 2), mode="replicate")
@@ -85,7 +91,7 @@ def disturb(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def drawn_crops(emoji: Emoji, count: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """Draw a batch of crops. returns: crops b 3 64 64; targets b 3: thing, style and tint"""
+    """Draw a batch of crops. returns: crops, b 3 64 64; targets, b 3: thing, style and tint"""
     rng = np.random.default_rng([seed, step])
     made = [drawn_crop(emoji, rng) for _ in range(count)]
     images = [F.interpolate(to_tensor([one]), CROP_SIDE, mode="bilinear") for one, _ in made]
@@ -95,10 +101,10 @@ def drawn_crops(emoji: Emoji, count: int, seed: int, step: int) -> tuple[Tensor,
 
 @torch.no_grad()
 def decoded_crops(vae: VAE, emoji: Emoji, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Encode and decode pictures of training scenes, and cut one crop for each thing.
+    """Encode and decode training pictures. Then cut out one crop for each thing in them.
 
     count: number of pictures, a multiple of 100
-    returns: crops n 3 64 64, in half precision to save memory; targets n 3, as in drawn_crop()
+    returns: crops, n 3 64 64, in half precision to save memory; targets, n 3, as in drawn_crop()
     """
     found, targets, colours = [], [], tuple(NAMED_COLOURS)
     for step in tqdm(range(count // 100), desc="decoding pictures, 100 each", mininterval=5):
@@ -114,7 +120,7 @@ def decoded_crops(vae: VAE, emoji: Emoji, count: int, seed: int) -> tuple[Tensor
 
 
 def move_crops(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift and zoom each crop a little, and mirror half of them. b 3 64 64"""
+    """Shift and zoom each crop a little, and mirror about half of the crops. b 3 64 64"""
     zoom = 1 + 0.1 * torch.randn(len(images), generator=generator)
     mirror = torch.randint(0, 2, (len(images),), generator=generator) * 2 - 1
     windows = torch.zeros(len(images), 2, 3)
@@ -131,7 +137,7 @@ def mixed_batch(
     The chosen crops are moved a little, and their shades are changed.
 
     decoded: what decoded_crops() returns
-    returns: crops count 3 64 64; targets count 3
+    returns: crops, b 3 64 64, where b = count; targets, b 3
     """
     images, targets = drawn_crops(emoji, count - count // 2, seed, step)
     known, theirs = decoded
@@ -142,12 +148,14 @@ def mixed_batch(
 
 
 def judge_loss(judge: Judge, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """The cross-entropy of each of the judge's three answers, divided by the number of crops.
+    """The cross-entropy of the judge's three answers. Returns a dictionary: answer -> loss.
 
-    The tint counts only for tinted things.
+    Each loss is a sum over the crops, divided by the number of crops. For the tint, the sum is only
+    over crops of tinted things.
     """
     answers = judge(images)
-    loss = nn.CrossEntropyLoss(ignore_index=NO_TINT, reduction="sum")  # a mean over no tint is NaN
+    # a mean over the tinted things would be NaN if no thing is tinted
+    loss = nn.CrossEntropyLoss(ignore_index=NO_TINT, reduction="sum")
     terms = zip(Seen._fields, answers, targets.unbind(dim=1), strict=True)
     return {name: loss(logits.float(), target) / len(images) for name, logits, target in terms}
 
@@ -166,8 +174,8 @@ def train_judge(
     If the folder holds an earlier run, the training resumes that run. Raises what train() raises.
 
     decoded: what decoded_crops() returns
-    encoded_by: fingerprint of the VAE that made the crops. It is recorded, so that no run is
-        resumed with other crops
+    encoded_by: the fingerprint of the VAE that made the crops. The run records the fingerprint,
+        and cannot be resumed with another one
     """
     torch.manual_seed(seed)
     judge = Judge(emoji.things, emoji.styles, tuple(NAMED_COLOURS))

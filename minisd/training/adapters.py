@@ -1,8 +1,8 @@
 """Train adapters. An adapter adds a few new weights, and the model's own weights do not change.
 
-A LoRA or a hypernetwork learns a style, a new word learns a thing, a ControlNet learns to follow
-edges. An adapter is trained like the U-Net: the model with the adapter predicts the noise in
-latents of pictures. The pictures show the new style or thing.
+Here, a LoRA and a hypernetwork learn a style, the vectors of a new word learn a thing, and a
+ControlNet learns to follow edges. An adapter is trained like the U-Net: the model with the adapter
+predicts the noise in latents. These are latents of pictures that show the new style or thing.
 """
 
 import io
@@ -30,8 +30,9 @@ from minisd.training.diffusion import min_snr_noise_loss, noise_loss
 from minisd.training.loop import Draw, Hyperparameters, Model, train
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
-# A condition describes the layout of the picture. But a latent with little noise already shows the
-# layout. So errors count less where the signal-to-noise ratio is above this number.
+# A condition, such as edges, describes the layout of the picture. But a latent with little noise
+# already shows the layout. So errors count less if the latent's signal-to-noise ratio is above this
+# number.
 LAYOUT_SNR = 1.0
 
 
@@ -39,9 +40,9 @@ LAYOUT_SNR = 1.0
 class AdapterDataset:
     """The pictures on which an adapter is trained, and their captions.
 
-    latents: n 4 h w, scaled
-    captions: n texts, which may contain a new word
-    conditions: n c h' w', such as edges or masks. The network reads a condition with each noisy
+    latents: n 4 h w, multiplied by the VAE's scale
+    captions: n texts. They may contain a new word
+    conditions: n c h' w', such as edges or masks. The network reads one condition with each noisy
         latent. None: the network reads no conditions
     """
 
@@ -51,9 +52,9 @@ class AdapterDataset:
 
 
 class TrainableLoRA(nn.Module):
-    """A LoRA for every attention of the U-Net.
+    """A LoRA for the four projections of every attention in the U-Net.
 
-    `up` starts at zero, so at first the LoRA does not change the U-Net's output.
+    The matrices in `up` start at zero, so at first the LoRA does not change the U-Net's output.
     """
 
     def __init__(self, sd: StableDiffusion, rank: int = 4):
@@ -69,7 +70,10 @@ class TrainableLoRA(nn.Module):
         self.rank = rank
 
     def attach(self, sd: StableDiffusion) -> Handle:
-        """Add the LoRA to the model, so that gradients reach its matrices."""
+        """Add the LoRA to the model, so that gradients reach the matrices of the LoRA.
+
+        Returns the handle that removes the LoRA from the model.
+        """
         pairs = zip(self.down, self.up, strict=True)
         changes = [LowRankUpdate(down, up, self.rank) for down, up in pairs]
         layers = [sd.unet.get_submodule(name) for name in self.layers]
@@ -78,7 +82,7 @@ class TrainableLoRA(nn.Module):
     def save(self, path: Path, notes: dict[str, str]) -> None:
         """Write the LoRA with the names that PEFT and diffusers use.
 
-        notes: more entries for the header
+        notes: more entries for the file's header
         """
         tensors = {}
         for name, down, up in zip(self.official, self.down, self.up, strict=True):
@@ -88,13 +92,13 @@ class TrainableLoRA(nn.Module):
 
 
 class TrainableWord(nn.Module):
-    """One or more vectors for a new word. The vectors start at the mean of the words in `like`.
+    """One or more vectors for a new word. Each vector starts at the mean of known words' vectors.
 
-    The mean of several vectors is short, and the training would be slow with a short vector. So the
-    mean is scaled to the usual length of a word's vector.
+    The mean is shorter than the vectors of the known words, and a short vector would train slowly.
+    So the mean is scaled to the usual length of a word's vector.
 
     word: the new word
-    like: words that the model knows, with a similar meaning
+    like: the known words, with a meaning that is similar to that of the new word
     count: the number of vectors for the new word
     """
 
@@ -107,19 +111,26 @@ class TrainableWord(nn.Module):
         self.word = word
 
     def attach(self, sd: StableDiffusion) -> Handle:
-        """Add the word to the model, so that gradients reach its vectors."""
+        """Add the word to the model, so that gradients reach the vectors of the word.
+
+        Returns the handle that removes the word from the model.
+        """
         return Word(sd, self.word, self.vectors)
 
     def save(self, path: Path, notes: dict[str, str]) -> None:
-        """Write the vectors as diffusers does: the word is the tensor's name.
+        """Write the vectors in the format of diffusers: one tensor, named like the word.
 
-        notes: more entries for the header
+        notes: more entries for the file's header
         """
         write_half(path, {self.word: self.vectors.detach()}, notes)
 
 
 class TrainableHypernetwork(nn.Module):
-    """A hypernetwork: for each width of context, one small network for keys and one for values."""
+    """A hypernetwork: two small networks for each width of context that attention reads.
+
+    One network changes the context for the keys, and the other changes the context for the values.
+    The last layer of each network starts at zero, so at first the context does not change.
+    """
 
     def __init__(self, sd: StableDiffusion, expand: int = 2):
         super().__init__()
@@ -134,7 +145,7 @@ class TrainableHypernetwork(nn.Module):
             nn.init.zeros_(parameter)
 
     def layers(self, width: int, which: int) -> list[tuple[Tensor, Tensor]]:
-        """The weight and the bias of each layer of one network.
+        """The weight and the bias of both layers of one small network.
 
         width: the width of the context
         which: 0 for the network of the keys, 1 for the network of the values
@@ -144,7 +155,10 @@ class TrainableHypernetwork(nn.Module):
         return [(layer.get_parameter("weight"), layer.get_parameter("bias")) for layer in both]
 
     def attach(self, sd: StableDiffusion) -> Handle:
-        """Add the hypernetwork to the model, so that gradients reach its layers."""
+        """Add the hypernetwork to the model, so that gradients reach the layers of its networks.
+
+        Returns the handle that removes the hypernetwork from the model.
+        """
         nets = {
             width: [HypernetworkMLP(self.layers(width, which), "relu", False) for which in (0, 1)]
             for width in self.widths
@@ -152,7 +166,7 @@ class TrainableHypernetwork(nn.Module):
         return hypernetwork.apply_networks(sd.unet, nets, 1.0)
 
     def save(self, path: Path, notes: dict[str, str]) -> None:
-        """Write the networks like the AUTOMATIC1111 web UI: a pickle of tensors and plain values.
+        """Write a file like the AUTOMATIC1111 web UI does: a pickle of tensors and plain values.
 
         notes: more entries for the pickle
         """
@@ -169,9 +183,10 @@ class TrainableHypernetwork(nn.Module):
 
     @staticmethod
     def numbered_weights(layers: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        """A dictionary: name -> weight or bias.
+        """Name the weights and biases of one small network. Returns a dictionary: name -> tensor.
 
-        Activations count as layers, so the second linear layer has the number 2.
+        A name is, for example, "linear.0.weight". The activation counts as layer 1, so the second
+        linear layer has the number 2.
         """
         return {
             f"linear.{2 * i}.{leaf}": tensor.detach().half()
@@ -181,9 +196,9 @@ class TrainableHypernetwork(nn.Module):
 
 
 def copied_controlnet(sd: StableDiffusion) -> ControlNet:
-    """A ControlNet that starts as a copy of the U-Net's encoder.
+    """Create a ControlNet. Its encoder starts as a copy of the U-Net's encoder.
 
-    Its outputs are zero at first, so the ControlNet does not change the U-Net's output yet.
+    The ControlNet's outputs are zero at first, so they do not change the U-Net's output yet.
     """
     network = ControlNet(sd.config.unet)
     theirs = sd.unet.state_dict()
@@ -196,7 +211,12 @@ def copied_controlnet(sd: StableDiffusion) -> ControlNet:
 
 
 def write_half(path: Path, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
-    """Write a small file in half precision. Raises ValueError if the file cannot be written."""
+    """Write tensors into a safetensors file, in half precision.
+
+    notes: more entries for the file's header
+
+    Raises ValueError if the file cannot be written.
+    """
     with written_whole(path) as unfinished:
         write_tensors(unfinished, tensors, {"format": "pt", **notes}, torch.float16)
 
@@ -212,13 +232,14 @@ def train_on(
     seed: int,
     config: UNetConfig,
 ) -> Model:
-    """Train the model on the dataset, and return the EMA of the model.
+    """Train a model (an adapter or a U-Net) on a dataset. Returns the model with its EMA weights.
 
     If the folder holds a run, the run is resumed. Raises what train() raises.
 
-    predict(x, t, context, condition): the noise that the trained model predicts
-        condition: None if the dataset has no conditions
-    config: the config of the U-Net that the model belongs to
+    model: the network or vectors that are trained
+    predict: a function (x, t, context, condition) that uses `model`, and returns the predicted
+        noise. `condition` is None if the dataset has no conditions
+    config: the config of the U-Net. If it changes, the run cannot be resumed
     """
     all_tokens = sd.tokenizer(dataset.captions)
 
@@ -252,7 +273,7 @@ def train_adapter(
     batch_size: int = 16,
     seed: int = 0,
 ) -> nn.Module:
-    """Train the adapter while the adapter is attached to the model. See train_on().
+    """Attach the adapter to the model, train the adapter, and remove it again. See train_on().
 
     The model's own weights do not change.
     """

@@ -1,4 +1,4 @@
-"""Train the classifier of noisy latents (adapters/classifier.py)."""
+"""Train the classifier that names the thing in a noisy latent (adapters/classifier.py)."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -19,11 +19,11 @@ def thing_loss(
     labels: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
-    """Cross-entropy of the predicted thing, at random noise levels.
+    """The cross-entropy of the predicted thing. Each latent gets noise of a random level.
 
-    The method is that of Dhariwal & Nichol (2021, section 4).
+    This loss comes from Dhariwal & Nichol (2021, section 4).
 
-    x0: b 4 h w
+    x0: b 4 h w, latents without noise
     labels: b, indices of config.things
     """
     noise = torch.randn(x0.shape, generator=generator)
@@ -43,14 +43,14 @@ def train_classifier(
     seed: int = 0,
     encoded_by: str = "",
 ) -> LatentClassifier:
-    """Train a classifier, and return the EMA of the classifier.
+    """Train a classifier. Returns the classifier with its EMA weights.
 
     If the folder holds a run, the run is resumed. Raises what train() raises.
 
-    latents: n 4 h w, clean and scaled
+    latents: n 4 h w, without noise, multiplied by the VAE's scale
     labels: n, indices of config.things
-    encoded_by: a text that names the VAE of the latents. A run cannot be resumed with another text,
-        so it cannot be resumed with the latents of another VAE
+    encoded_by: a text that identifies the VAE that made the latents. A run can only be resumed with
+        the same text. So the run cannot continue with latents of another VAE
     """
     torch.manual_seed(seed)
     classifier = LatentClassifier(config)

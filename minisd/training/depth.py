@@ -1,4 +1,4 @@
-"""Train the small depth estimator. Its targets are depths that are computed for flat pictures."""
+"""Train the small depth estimator. Its targets are depth maps that relief() computes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,21 +11,22 @@ from minisd.depth.small import SmallDepthEstimator
 from minisd.tasks.canny import brightness
 from minisd.training.loop import Draw, Hyperparameters, train
 
-RIM, DOME, SHADING = 0.4, 0.4, 0.2  # heights of a thing's rim, its middle and its light parts
+# The height of a thing's rim, and the heights that its middle and its lightest parts have on top
+RIM, DOME, SHADING = 0.4, 0.4, 0.2
 
 
 def relief(images: Tensor, masks: Tensor) -> Tensor:
-    """Invent a depth for a flat picture, as in a relief.
+    """Invent a depth map for each flat picture, as if the picture were a relief in stone.
 
-    Things stand out from the background. The light parts of a thing stand out more than the dark
-    parts.
+    Things stand out from the background. The middle of a thing stands out more than its rim, and
+    light parts stand out more than dark parts.
 
     images: b 3 h w in [-1, 1]
-    masks: b 1 h w, 1 = thing
+    masks: b 1 h w, 1 where a thing is, 0 elsewhere
     returns: b 1 h w in 0 … 1, where 1 is near
     """
     left, inside = masks, torch.zeros_like(masks)
-    while left.any():  # each round counts all pixels that are left, then removes a rim
+    while left.any():  # each round counts the pixels that are left, then removes their rim
         inside = inside + left
         left = 1 - F.max_pool2d(1 - F.pad(left, (1, 1, 1, 1)), 3, stride=1)
     highest = inside.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1)
@@ -40,12 +41,12 @@ def train_estimator(
     batch_size: int = 32,
     seed: int = 0,
 ) -> SmallDepthEstimator:
-    """Train an estimator on pictures and their depths, and return the EMA of the estimator.
+    """Train an estimator on pictures and their depths. Returns it with its EMA weights.
 
     If the folder holds a run, the run is resumed. Raises what train() raises.
 
-    draw_pictures(count, number): `count` images, b 3 h w, and their masks, b 1 h w. The same number
-        gives the same images
+    draw_pictures: a function (count, number) that returns `count` pictures, b 3 h w, and their
+        masks, b 1 h w. If the number is the same, the pictures are the same
     """
     torch.manual_seed(seed)
     estimator = SmallDepthEstimator()

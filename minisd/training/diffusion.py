@@ -1,4 +1,4 @@
-"""Train the noise predictor and the text transformer together, on latents of captioned pictures."""
+"""Train the U-Net and the text transformer together, on latents of pictures with captions."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ from minisd.training.loop import Draw, Hyperparameters, train
 from minisd.unet import UNet
 
 REPEATS = 4  # how often each picture of a batch is used, each time at another noise level
-# network(x, t, tokens): the predicted noise.  x: r*b 4 h w    t: r*b    tokens: b 77
+# network(x, t, tokens) returns the predicted noise.  x: r*b 4 h w    t: r*b    tokens: b 77
 PredictNoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -33,16 +33,17 @@ class TextAndUNet(nn.Module):
 
         x: r*b 4 h w    t: r*b    tokens: b 77    returns: the predicted noise, r*b 4 h w
 
-        The text of a latent is read only once for all r noisy versions.
+        The text transformer reads each text only once, for all r noisy versions of the latent.
         """
         context = self.text_encoder(tokens)
         return self.unet(x, t, repeat(context, "b m c -> (r b) m c", r=len(x) // len(tokens)))
 
 
 def start_at_zero(unet: UNet) -> None:
-    """Set the last layer of each branch to zero, as in the original code.
+    """Set the last layers of the U-Net and of each residual branch to zero.
 
-    Then a branch adds nothing to its input at first.
+    A residual branch computes what is added to its input. So at first, each branch adds zero. The
+    original code does the same.
     """
     for name, module in unet.named_modules():
         if name.endswith(("conv2", "proj_out", "conv_out")):
@@ -52,17 +53,19 @@ def start_at_zero(unet: UNet) -> None:
 
 @dataclass(frozen=True)
 class EncodedPictures:
-    """A dataset of captioned pictures, as latents and tokens.
+    """A dataset of pictures with captions, as latents and tokens.
 
-    The pictures are encoded only once, because the VAE is far slower than a lookup.
+    Each picture is encoded only once, before the training, because the VAE is slow.
 
-    latents: n 4 h w, scaled. Each latent is the mode of the Gaussian that the encoder returns.
-        Stable Diffusion is trained on samples of the Gaussians, but its Gaussians are narrower. The
-        mini's Gaussians have a standard deviation of 0.16. A U-Net that is trained on samples of
-        these Gaussians generates latents with as much noise. This noise costs 1 dB after decoding
+    The encoder returns a Gaussian for each picture. The latent is the mode of this Gaussian. Stable
+    Diffusion is trained on samples instead of modes, but its Gaussians are narrower. The mini's
+    Gaussians have a standard deviation of 0.16. If the mini's U-Net is trained on samples, it also
+    generates latents with this much noise. The noise costs 1 dB after decoding.
+
+    latents: n 4 h w, multiplied by the VAE's scale
     tokens: n 77
-    encoded_by: a text that names the VAE and the vocabulary. A run cannot be resumed with another
-        text, so it cannot be resumed with other latents
+    encoded_by: a text that identifies the VAE and the vocabulary. A run can only be resumed with
+        the same text. So the run cannot continue with latents of another VAE
     """
 
     latents: Tensor
@@ -76,9 +79,10 @@ class EncodedPictures:
 
 
 def stratified_timesteps(batch_size: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
-    """Draw REPEATS timesteps per picture, one in each quarter of the schedule. returns: (r b)
+    """Draw REPEATS timesteps per picture, one in each quarter of the schedule. returns: r*b
 
-    The timesteps are uniform. They are spread more evenly than independent draws.
+    All timesteps are equally likely. But the timesteps of one picture are spread more evenly than
+    independent random timesteps.
     """
     quarter = rearrange(torch.arange(REPEATS), "r -> r 1")
     within = torch.rand(REPEATS, batch_size, generator=generator)
@@ -93,10 +97,11 @@ def noise_loss(
     tokens: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
-    """Mean squared error of the predicted noise (Ho et al. 2020, eq. 14).
+    """The mean squared error of the predicted noise (Ho et al. 2020, eq. 14).
 
-    x0: b 4 h w    tokens: b 77
-    Each text is read once for REPEATS noisy versions of its latent.
+    The network predicts the noise in REPEATS noisy versions of each latent.
+
+    x0: b 4 h w, latents without noise    tokens: b 77
     """
     t = stratified_timesteps(len(x0), schedule, generator)
     x0 = repeat(x0, "b c h w -> (r b) c h w", r=REPEATS)
@@ -113,10 +118,11 @@ def min_snr_noise_loss(
     generator: torch.Generator,
     max_snr: float,
 ) -> Tensor:
-    """noise_loss() with less weight on errors at low noise.
+    """Like noise_loss(), but errors count less if a latent has little noise.
 
-    If the signal-to-noise ratio is above max_snr, the error is multiplied by max_snr / ratio (Hang
-    et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy").
+    If the signal-to-noise ratio of a noisy latent is above max_snr, the error is multiplied by
+    max_snr / ratio (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting
+    Strategy").
     """
     t = stratified_timesteps(len(x0), schedule, generator)
     x0 = repeat(x0, "b c h w -> (r b) c h w", r=REPEATS)
@@ -135,7 +141,7 @@ def train_diffusion(
     batch_size: int = 32,
     seed: int = 0,
 ) -> TextAndUNet:
-    """Train the text transformer and the U-Net, and return the EMA of both.
+    """Train the text transformer and the U-Net. Returns both with their EMA weights.
 
     If the folder holds a run, the run is resumed. Raises what train() raises.
     """

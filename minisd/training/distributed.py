@@ -1,6 +1,8 @@
-"""Train one model with several processes. torchrun starts the processes, and gives each a rank.
+"""Train one model with several processes. torchrun starts the processes.
 
 torchrun --nproc-per-node 2 -m minisd train vae
+
+torchrun also gives each process a number, the rank. The first rank is 0.
 
 Each process draws its own part of every batch. torch's DistributedDataParallel averages the
 gradients, so all processes take the same step.
@@ -17,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 def barrier() -> None:
     """Wait until every process has called barrier(). The first call connects the processes.
 
-    Only rank 0 writes files. After a barrier, the other processes can read these files.
+    Only the process of rank 0 writes files. After a barrier, the other processes can read them.
     """
     if {"RANK", "WORLD_SIZE"} <= os.environ.keys() and not dist.is_initialized():
         on_cuda = torch.cuda.is_available()
@@ -27,15 +29,17 @@ def barrier() -> None:
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """The index of this process, from 0, and how many processes there are.
+    """The rank of this process, and the world size, which is the number of processes.
 
-    If there is only one process, the two numbers are 0 and 1.
+    If there is only one process, its rank is 0 and the world size is 1.
     """
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def shard_size(batch_size: int) -> int:
-    """The number of examples in a batch that this process draws.
+    """The number of examples that this process draws for each batch.
+
+    batch_size: the number of examples that all processes together draw
 
     Raises ValueError if the batch cannot be divided into equal parts, one for each process.
     """
@@ -49,13 +53,13 @@ def shard_size(batch_size: int) -> int:
 
 
 def share_gradients(module: nn.Module) -> nn.Module:
-    """Wrap the module, so that backward() averages the gradients of several processes."""
+    """Wrap the module, so that backward() averages the gradients over all processes."""
     _, world_size = rank_and_world_size()
     return DistributedDataParallel(module) if world_size > 1 else module
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """The mean of the values that the processes pass in."""
+    """The mean of a value over all processes. Each process passes in its own value."""
     if not dist.is_initialized():
         return value
     total = value.detach().clone()
@@ -64,12 +68,12 @@ def mean_over_processes(value: Tensor) -> Tensor:
 
 
 def any_process(*flags: bool) -> list[bool]:
-    """A list that states for each flag whether the flag is set in at least one process."""
+    """Combine the flags of all processes. A flag is true if it is true in at least one process."""
     return (mean_over_processes(torch.tensor(flags, dtype=torch.float32)) > 0).tolist()
 
 
 def broadcast(number: float) -> float:
-    """Give every process the number that rank 0 passes in."""
+    """Send the number of rank 0 to every process. Returns this number."""
     if not dist.is_initialized():
         return number
     message = torch.tensor([number], dtype=torch.float64)

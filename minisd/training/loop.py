@@ -1,8 +1,9 @@
 """The loop that every training uses: train(), and what happens before and after its steps.
 
-All randomness of a step comes from (seed, step). So a run that was killed and resumed computes the
-same as a run without a break. After a kill, the last few seconds of the run are lost. After ctrl-C,
-nothing is lost (process/signals.py). Several processes can share the work (distributed.py).
+All random numbers of a step depend only on the seed and the number of the step. So a run that was
+stopped and resumed gives the same result as a run without a break. If the run is killed, the last
+few seconds of work are lost. After ctrl-C, nothing is lost (process/signals.py). Several processes
+can share the work (distributed.py).
 """
 
 import copy
@@ -35,7 +36,8 @@ from minisd.training.distributed import (
 from minisd.training.muon import Muon, split_for_muon
 from minisd.training.threads import threads_of
 
-SAVE_SECONDS = 5  # least time between two checkpoints; save_every adds more checkpoints
+# is_due() asks for a checkpoint after 5 seconds at the earliest. save_every adds more checkpoints.
+SAVE_SECONDS = 5
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -43,7 +45,8 @@ Model = TypeVar("Model", bound=nn.Module)
 class Hyperparameters:
     """How long and how fast to train.
 
-    Both learning rates first rise linearly. Then they fall like half a cosine.
+    There are two learning rates: `rate` and `adam_rate`. Both first rise linearly from zero. Then
+    both fall along half a cosine wave.
     """
 
     steps: int
@@ -53,12 +56,12 @@ class Hyperparameters:
     final: float = 0.01  # the last rate / the highest rate
     weight_decay: float = 0.01
     clip: float = 1.0  # largest norm of the gradient
-    ema: float = 0.999  # the part of the average that stays at each step
+    ema: float = 0.999  # the share of the old average that stays at each step
     save_every: int = 500  # steps
-    log_every: int = 50
+    log_every: int = 50  # steps
 
     def rate_factor(self, step: int) -> float:
-        """The factor of both rates at this step, 0 … 1."""
+        """The factor by which both learning rates are multiplied at this step, 0 … 1."""
         if step < self.warmup:
             return (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
@@ -67,11 +70,11 @@ class Hyperparameters:
 
 @dataclass(frozen=True)
 class Draw:
-    """The part of a batch that this process draws in one step.
+    """The part of a batch that one process draws in one step.
 
-    number: the number of this part. Every step and every process has a different number
+    number: the number of this part. No other part of any step has the same number
     batch_size: the number of examples in this part
-    generator: the source of all random numbers of the step
+    generator: the source of all random numbers for this part
     """
 
     number: int
@@ -80,9 +83,10 @@ class Draw:
 
 
 class LossModule(nn.Module):
-    """A model and its loss as one module.
+    """A module whose forward pass computes the loss of a model.
 
-    DistributedDataParallel needs such a module, because it has to see the forward pass.
+    DistributedDataParallel needs this module, because it can only share the gradients of a module
+    whose forward() it calls itself.
     """
 
     def __init__(self, model: nn.Module, loss_at: Callable[[Draw], dict[str, Tensor]]):
@@ -103,18 +107,22 @@ def train(
     seed: int,
     about: dict,
 ) -> Model:
-    """Train a model until settings.steps steps are done. Returns the EMA of the model.
+    """Train a model until settings.steps steps are done. Returns a copy with the EMA weights.
 
     If the folder holds a checkpoint, the training continues from the checkpoint. Writes state.pt,
     log.jsonl and loss.png into the folder.
 
-    loss_at(draw): calls the model on one batch. Returns a dictionary: name -> term of the loss
-    about: name -> plain value, for everything else that defines this run
+    loss_at: a function that computes the loss of the model on the part of the batch in a Draw. It
+        returns a dictionary: name -> term of the loss
+    batch_size: the number of examples in a batch, for all processes together
+    about: name -> plain value, such as the sizes of the network. A run can only be resumed with the
+        same values
 
-    Raises ValueError if the folder cannot be written, if another training uses the folder, if the
-        run in the folder cannot be resumed, or if the loss, the gradient or a weight is not finite.
-        After an error, the last checkpoint is unchanged.
-    Raises Interrupted on ctrl-C, SIGTERM or SIGHUP. The state after the last whole step is saved.
+    Raises ValueError if the folder cannot be written, if another training uses the folder, or if
+        the run in the folder cannot be resumed. Also raises ValueError if the loss, the gradient or
+        a weight is not finite. After an error, the last checkpoint is unchanged.
+    Raises Interrupted on ctrl-C, SIGTERM or SIGHUP. Before that, saves the state after the last
+        complete step.
     """
     about = {**about, "batch_size": batch_size, "seed": seed}
     with open_run(model, settings, folder, about) as run:
@@ -124,7 +132,7 @@ def train(
             set_rates(run.optimizers, settings, step)
             for optimizer in run.optimizers:
                 optimizer.zero_grad()
-            # MATH: the fused kernel's backward is twice as slow on a CPU
+            # MATH, because the backward pass of the fused kernel is twice as slow on a CPU
             with fast_precision(), sdpa_kernel(SDPBackend.MATH):
                 terms = compute_terms(draw_at(step, own_size, seed))
             loss = torch.stack(list(terms.values())).sum()
@@ -140,7 +148,7 @@ def train(
 
 
 def draw_at(step: int, own_size: int, seed: int) -> Draw:
-    """The part of one batch that this process draws.
+    """Describe the part of a batch that this process draws in one step.
 
     own_size: the number of examples in this part
     """
@@ -150,12 +158,15 @@ def draw_at(step: int, own_size: int, seed: int) -> Draw:
 
 
 def generator_at(seed: int, number: int) -> torch.Generator:
-    """Create the random generator of one batch. It depends only on the seed and the number."""
+    """Create a random generator. Its numbers depend only on the seed and on `number`.
+
+    number: the number of a batch, or of a part of a batch (see Draw)
+    """
     return torch.Generator().manual_seed(1_000_003 * seed + number)
 
 
 def fast_precision() -> torch.autocast | nullcontext:
-    """A context with bfloat16 if the processor can multiply bfloat16, otherwise with float32."""
+    """A context that computes in bfloat16 if the processor supports it, otherwise in float32."""
     if getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():
         return torch.autocast("cpu", torch.bfloat16)
     return nullcontext()
@@ -202,8 +213,8 @@ def check_finite(terms: dict[str, Tensor], norm: Tensor, step: int) -> None:
 def divergence_message(step: int, what: str) -> str:
     """The error message of a run in which a number is NaN or infinite."""
     return (
-        f"The training broke off at step {step}: {what}. The last checkpoint is older. "
-        "Try a lower rate, or another seed in another folder."
+        f"The training failed at step {step}: {what}. The last checkpoint is from an earlier step. "
+        "Train in another folder, with a lower rate or another seed."
     )
 
 
@@ -214,13 +225,14 @@ def divergence_message(step: int, what: str) -> str:
 class Run(Generic[Model]):
     """A training, and the folder that holds its state and log.
 
-    about: name -> plain value, for everything that defines this run
-    steps: the steps that are left, with a progress bar
+    about: name -> plain value, everything that defines this run
+    steps: a progress bar that yields the numbers of the steps that are left
     done: the number of steps that are done
-    began: the time at which the run began, in seconds of the monotonic clock. After a resume, this
-        time is moved back by the seconds that the run had taken before
-    saved: the time at which the last checkpoint was written, on the same clock
+    began: the value of time.monotonic() when the run began. If the run was resumed, `began` is the
+        value at the resume, minus the seconds of training before the resume
+    saved: the value of time.monotonic() when the last checkpoint was written
     cost: the number of seconds that it took to write the last checkpoint
+    request: records a signal that asks the training to stop
     """
 
     folder: Path
@@ -237,11 +249,14 @@ class Run(Generic[Model]):
     request: StopRequest = field(default_factory=StopRequest)
 
     def seconds(self) -> float:
-        """The seconds that the run has taken, without the pauses before it was resumed."""
+        """The seconds of training so far. The time between a stop and a resume does not count."""
         return round(time.monotonic() - self.began, 3)
 
     def end_step(self, terms: dict[str, Tensor]) -> None:
-        """Log and save if it is time. Stop if any process was asked to stop."""
+        """End a step: write the log and a checkpoint, if it is time to do so.
+
+        Stops the training if any process was asked to stop.
+        """
         if self.done % self.settings.log_every == 0:
             self.log(terms)
         self.done += 1
@@ -262,12 +277,16 @@ class Run(Generic[Model]):
         self.steps.set_postfix(means)
 
     def is_due(self) -> bool:
-        """Whether rank 0 wants a checkpoint now. Saving takes at most 2 % of the time."""
+        """Whether it is time for rank 0 to write a checkpoint.
+
+        The pause between two checkpoints is at least 50 times as long as it takes to write one. So
+        the checkpoints take at most 2 % of the time.
+        """
         pause = max(SAVE_SECONDS, 50 * self.cost)
         return rank_and_world_size()[0] == 0 and time.monotonic() - self.saved > pause
 
     def save(self) -> None:
-        """Write the state after the last whole step.
+        """Write the state after the last complete step into state.pt.
 
         Raises ValueError if the state cannot be written, or if a weight is NaN or infinite.
         """
@@ -275,7 +294,7 @@ class Run(Generic[Model]):
         for network in (self.model, self.ema):
             for name, tensor in network.state_dict().items():
                 if not is_finite(tensor):
-                    what = f"{name} is NaN or infinite"
+                    what = f"the weight {name} is NaN or infinite"
                     raise ValueError(divergence_message(self.done - 1, what))
         if rank_and_world_size()[0] == 0:
             networks = self.model, self.ema, self.optimizers
@@ -292,7 +311,7 @@ class Run(Generic[Model]):
         self.save()
         barrier()  # rank 0 has written the state before any process ends
         raise Interrupted(
-            f"Stopped after {self.done} of {self.settings.steps} steps, which are saved in "
+            f"Stopped after {self.done} of {self.settings.steps} steps. The state is saved in "
             f"{self.folder}. Give the same command again to go on.",
             number,
         ) from None
@@ -302,9 +321,9 @@ class Run(Generic[Model]):
 def open_run(
     model: Model, settings: Hyperparameters, folder: Path, about: dict
 ) -> Iterator[Run[Model]]:
-    """Open the run in this folder: a new run, or the run that was saved in the folder.
+    """Open a run in this folder: the run that was saved there, or else a new run.
 
-    Plots the losses at the end.
+    Plots the losses at the end of the `with` block.
     """
     barrier()
     with run_folder.lock_folder(folder), threads_of(folder) as threads:
@@ -315,12 +334,12 @@ def open_run(
             except Interrupted:
                 raise
             except KeyboardInterrupt:
-                if run.request.number is None:  # loss_at raised it, and no weight has changed
+                if run.request.number is None:  # loss_at() raised it, so no weight changed
                     run.stop(signal.SIGINT)
                 raise
     if rank_and_world_size()[0] == 0:
         run_folder.plot_losses(folder)
-    barrier()  # the other processes go on when everything is saved
+    barrier()  # the other processes wait until everything is saved
 
 
 def resume_run(model: Model, settings: Hyperparameters, folder: Path, about: dict) -> Run[Model]:
@@ -335,7 +354,7 @@ def resume_run(model: Model, settings: Hyperparameters, folder: Path, about: dic
     rank, _ = rank_and_world_size()
     if start >= settings.steps and rank == 0:
         done = f"The training in {folder} is complete: {start} of {settings.steps} steps. "
-        warnings.warn(f"{done}Ask for more steps to train it further.", stacklevel=5)
+        warnings.warn(f"{done}To go on, ask for more steps.", stacklevel=5)
     left = range(start, settings.steps)
     bar = tqdm(left, initial=start, total=settings.steps, mininterval=5, disable=rank > 0)
     now = time.monotonic()
@@ -343,14 +362,14 @@ def resume_run(model: Model, settings: Hyperparameters, folder: Path, about: dic
 
 
 def description(settings: Hyperparameters, about: dict) -> dict:
-    """What defines a run: {"hyperparameters.steps": 10000, "vae.channels": (16, 32), ...}."""
+    """Everything that defines a run: {"hyperparameters.steps": 10000, "vae.channels": (16, 32)}."""
     learning = asdict(settings)
     del learning["save_every"], learning["log_every"]  # the result does not depend on them
     return join_keys({"hyperparameters": learning, **about})
 
 
 def join_keys(values: dict, prefix: str = "") -> dict:
-    """Turn nested dictionaries into one dictionary. Dots join the nested keys."""
+    """Turn nested dictionaries into one: {"vae": {"scale": 1}} becomes {"vae.scale": 1}."""
     flat = {}
     for name, value in values.items():
         nested = isinstance(value, dict)

@@ -1,10 +1,10 @@
 """Muon, the optimizer of the hidden layers. Its updates are about equally large in all directions.
 
-Adam scales each number separately. But a layer is a matrix, and a few directions dominate the
-gradient of the matrix. So the other directions hardly change. Muon replaces the momentum by a
-matrix with the same directions. The singular values of the new matrix are all about 1 (Jordan 2024,
-"Muon: an optimizer for hidden layers in neural networks"). With Muon, the mini's autoencoder trains
-about five times faster (docs/mini.md).
+Adam scales the change of each weight separately. But the weights of a layer are a matrix, and a few
+directions dominate the gradient of the matrix. So the matrix hardly changes in the other
+directions. Muon takes the momentum, and replaces it by a matrix with the same singular vectors. All
+singular values of the new matrix are about 1 (Jordan 2024, "Muon: an optimizer for hidden layers in
+neural networks"). With Muon, the mini's autoencoder trains about five times faster (docs/mini.md).
 """
 
 from collections import defaultdict
@@ -12,7 +12,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
-# The quintic a x + b x^3 + c x^5 that drives singular values towards 1 fastest (Jordan 2024).
+# The polynomial a x + b x^3 + c x^5 that brings singular values near 1 fastest (Jordan 2024).
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
@@ -24,7 +24,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     a, b, c = QUINTIC
     wide = matrices.shape[-2] <= matrices.shape[-1]
     x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
-    x = x if wide else x.mT  # so that the Gram matrix is the smaller one
+    x = x if wide else x.mT  # so that the Gram matrix is as small as possible
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
@@ -32,11 +32,11 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Change each matrix by its Nesterov momentum, orthogonalized and multiplied by the rate.
+    """At each step, change each matrix by its orthogonalized Nesterov momentum, times the rate.
 
-    A convolution counts as the matrix "c_out (c_in h w)". If a matrix has more rows than columns,
-    its step is multiplied by sqrt(rows / columns). Then the output of the layer changes as much as
-    the output of a layer with a square matrix.
+    The weight of a convolution counts as the matrix "c_out (c_in h w)". If a matrix has more rows
+    than columns, its change is multiplied by sqrt(rows / columns). Then the output of the layer
+    changes as much as the output of a layer with a square matrix.
     """
 
     def __init__(self, parameters, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
@@ -46,7 +46,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            by_shape = defaultdict(list)  # one product of many matrices is faster than many
+            by_shape = defaultdict(list)  # so that one product handles many matrices
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     by_shape[parameter.flatten(1).shape].append(parameter)
@@ -54,7 +54,7 @@ class Muon(torch.optim.Optimizer):
                 self.update(parameters, group)
 
     def update(self, parameters: list[Tensor], group: dict) -> None:
-        """Change several parameters. If they are written as matrices, all have the same shape."""
+        """Change several parameters at once. As matrices, all of them must have the same shape."""
         ahead = torch.stack([self.ahead(parameter, group["momentum"]) for parameter in parameters])
         stretch = max(1, ahead.shape[1] / ahead.shape[2]) ** 0.5
         for parameter, matrix in zip(parameters, orthogonalize(ahead), strict=True):
@@ -62,11 +62,11 @@ class Muon(torch.optim.Optimizer):
             parameter.add_(matrix.view_as(parameter), alpha=-group["lr"] * stretch)
 
     def ahead(self, parameter: Tensor, keep: float) -> Tensor:
-        """Add the gradient to the momentum.
+        """Update the momentum of a parameter with its gradient.
 
-        Returns the momentum one step ahead (Nesterov), as a matrix.
+        Returns the Nesterov momentum (the momentum one step ahead), as a matrix.
 
-        keep: the part of the momentum that stays
+        keep: the share of the old momentum that stays
         """
         gradient, state = parameter.grad, self.state[parameter]
         assert gradient is not None, "step() leaves out parameters without a gradient"
@@ -76,7 +76,7 @@ class Muon(torch.optim.Optimizer):
         return gradient.lerp(momentum, keep).flatten(1)
 
 
-# First and last layers and embeddings: orthogonalizing their updates makes the training worse.
+# The first layers, the last layers and the embeddings. For these, Muon makes the training worse.
 AT_THE_BORDER = (
     "conv_in.weight",
     "conv_out.weight",
@@ -87,7 +87,7 @@ AT_THE_BORDER = (
 
 
 def split_for_muon(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """The matrices of hidden layers, and all other parameters.
+    """Split the parameters into two lists: the matrices of hidden layers, and all others.
 
     The others are biases, norms, embeddings, and the first and last layers.
     """

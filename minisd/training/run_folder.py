@@ -1,4 +1,8 @@
-"""The files in a run's folder: state.pt, log.jsonl, and loss.png, which is drawn from the log."""
+"""Read and write the files in a run's folder: state.pt, log.jsonl and loss.png.
+
+state.pt holds everything that is needed to resume the run. log.jsonl holds the losses, and loss.png
+is a plot of them.
+"""
 
 import io
 import json
@@ -21,7 +25,7 @@ from minisd.files.whole_files import make_folder, written_whole
 from minisd.training.distributed import broadcast, rank_and_world_size
 from minisd.training.muon import Muon
 
-FORMAT = 2  # of state.pt; files of format 1 have no number
+FORMAT = 2  # of state.pt. A file of format 1 does not contain the number of its format
 STATE = {  # the entries of a state
     "format": int,
     "step": int,
@@ -41,9 +45,11 @@ MOMENTS = {Muon: {"momentum"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_s
 def lock_folder(folder: Path) -> Iterator[None]:
     """Lock the folder, so that no other training uses it. Makes the folder if it does not exist.
 
-    If a process ends, its lock ends, too. Rank 0 takes the lock for all processes of a training. A
-    process that has the lock may take the lock again. On a disk without locks, two trainings can
-    use the same folder. On a network disk, the locks of other machines may be invisible.
+    Rank 0 takes the lock for all processes of a training. A process that has the lock may take the
+    lock again. When a process ends, the system releases its lock.
+
+    If the disk does not support locks, two trainings can use the same folder. On a network disk, a
+    training may not see the locks of other machines.
 
     Raises ValueError in every process if another training uses the folder.
     """
@@ -52,10 +58,10 @@ def lock_folder(folder: Path) -> Iterator[None]:
     first = rank_and_world_size()[0] == 0
     if not broadcast(float(acquire(lock)) if first else 0.0):
         owner = ""
-        with suppress(OSError):  # the other training has ended in the meantime
+        with suppress(OSError):  # the file is gone if the other training has just ended
             owner = f" ({note.read_text(encoding='utf-8', errors='replace')[:99]})"
         raise ValueError(
-            f"Another training{owner} uses {folder}. Wait until it ends, or train into another "
+            f"Another training{owner} uses {folder}. Wait until it ends, or train in another "
             "folder."
         )
     try:
@@ -77,7 +83,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 def acquire(lock: FileLock) -> bool:
     """Take the lock. Returns False if another process holds the lock.
 
-    On a disk without locks, always returns True.
+    If the disk does not support locks, always returns True.
     """
     try:
         lock.acquire(timeout=0)
@@ -89,7 +95,10 @@ def acquire(lock: FileLock) -> bool:
 
 
 def save_state(folder: Path, state: dict) -> None:
-    """Replace state.pt. After a kill or an error, it holds the old state or the new one, complete.
+    """Replace state.pt by a file with the new state.
+
+    If a kill or an error interrupts this, state.pt holds the complete old state or the complete new
+    state.
 
     Raises ValueError if state.pt cannot be written.
     """
@@ -102,14 +111,15 @@ def save_state(folder: Path, state: dict) -> None:
 def last_state(folder: Path) -> dict | None:
     """Read the last saved state. Returns None if no state was saved.
 
-    Raises ValueError if state.pt is damaged, or if its format is not the one of this version.
+    Raises ValueError if state.pt is damaged, or if another version of minisd wrote it in another
+    format.
     """
     path = folder / "state.pt"
     if not path.exists():
         return None
     with report_damage(path):
         with zipfile.ZipFile(path) as file:
-            if file.testzip():  # torch.load compares no checksums
+            if file.testzip():  # torch.load does not check checksums
                 raise ValueError("its bytes have changed")
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
@@ -120,8 +130,8 @@ def last_state(folder: Path) -> dict | None:
     if version != FORMAT:
         age = "an earlier" if version < FORMAT else "a later"
         raise ValueError(
-            f"{path} was written by {age} version of minisd, which drew other random numbers. "
-            f"Train into another folder, or delete {folder} to start over."
+            f"{path} was written by {age} version of minisd, which used other random numbers. "
+            f"Train in another folder, or delete {folder} to start over."
         )
     return state
 
@@ -141,14 +151,14 @@ def check_state(state: dict) -> None:
     ):
         if not 1 <= value <= most:
             raise ValueError(f"{name} is out of range")
-    json.dumps(state["run"])  # fails if a value is not plain
+    json.dumps(state["run"])  # fails if a value is not plain, for example a tensor
 
 
 @contextmanager
 def report_damage(path: Path) -> Iterator[None]:
-    """Turn every error inside the with block into one ValueError.
+    """Turn every error inside the `with` block into a ValueError: the file is damaged.
 
-    A damaged state can cause many types of errors.
+    A damaged state can cause errors of many types.
     """
     try:
         yield
@@ -161,7 +171,7 @@ def report_damage(path: Path) -> Iterator[None]:
 def state_of(
     step: int, seconds: float, about: dict, model: nn.Module, ema: nn.Module, optimizers: list
 ) -> dict:
-    """Everything that is needed to resume a run."""
+    """Collect everything that is needed to resume a run. Returns a dictionary: see STATE."""
     return {
         "format": FORMAT,
         "step": step,
@@ -179,10 +189,13 @@ def resume(
 ) -> tuple[int, float, str]:
     """Fill the networks and the optimizers from the last saved state, if there is one.
 
-    Returns the number of steps that are done, the seconds so far, and the commit (the version of
-    this code) that began the run.
+    Returns the number of steps that are done, the seconds of training so far, and the commit (the
+    version of this code) with which the run began.
 
-    Raises ValueError if the state is damaged, or if it belongs to another run or model.
+    about: the settings of the new run
+
+    Raises ValueError if the state is damaged, or if it comes from a run with other settings or from
+    another model.
     """
     state = last_state(folder)
     if state is None:
@@ -200,7 +213,9 @@ def resume(
 def fill_network(network: nn.Module, weights: dict, path: Path) -> None:
     """Fill the network with the weights of a state.pt.
 
-    Raises ValueError if the weights are damaged, or belong to a network of another shape.
+    path: the path of state.pt, for error messages
+
+    Raises ValueError if the weights are damaged, or if they have other shapes than the network's.
     """
     own = network.state_dict()
     with report_damage(path):
@@ -208,8 +223,8 @@ def fill_network(network: nn.Module, weights: dict, path: Path) -> None:
             raise ValueError("a weight is missing, unknown or no tensor")
     if any(weights[name].shape != tensor.shape for name, tensor in own.items()):
         raise ValueError(
-            f"{path} was saved by a model of another shape. Train into another folder, or delete "
-            f"{path.parent} to start over."
+            f"The weights in {path} have other shapes than those of this model. Train in another "
+            f"folder, or delete {path.parent} to start over."
         )
     network.load_state_dict(weights)
 
@@ -219,7 +234,7 @@ def fill_optimizer(optimizer: Optimizer, saved: dict) -> None:
 
     The settings of the optimizer, such as its rate, do not change.
 
-    Raises an error of any type if the moments do not belong to the optimizer's parameters.
+    If the moments do not belong to the optimizer's parameters, raises an error of any type.
     """
     groups = optimizer.state_dict()["param_groups"]
     if [group["params"] for group in saved["param_groups"]] != [g["params"] for g in groups]:
@@ -235,14 +250,14 @@ def fill_optimizer(optimizer: Optimizer, saved: dict) -> None:
 
 
 def refuse_another_run(folder: Path, before: dict, now: dict) -> None:
-    """Raise ValueError if the saved run may not be resumed with new settings.
+    """Raise ValueError if the saved run may not be resumed with the new settings.
 
     before: the settings of the saved run
     now: the new settings
 
-    The number of steps may grow. Then the rest of the run follows a longer cosine, and the learning
-    rate rises once, at the step where the run is resumed. The number of threads may also differ:
-    if possible, threads.py uses the number that the saved run recorded.
+    The new number of steps may be larger. Then the learning rate follows a longer cosine, so it
+    jumps up at the step where the run is resumed. The number of threads may also differ: if
+    possible, threads.py uses the number that the saved run recorded.
     """
     may_differ = {"threads"}
     if now["hyperparameters.steps"] >= before["hyperparameters.steps"]:
@@ -255,13 +270,13 @@ def refuse_another_run(folder: Path, before: dict, now: dict) -> None:
     ]
     if differences:
         raise ValueError(
-            f"The run in {folder} has other settings: {'; '.join(differences)}. Train into another "
-            "folder, or give the same settings again. Only a larger number of steps is allowed."
+            f"The run in {folder} has other settings: {'; '.join(differences)}. Train in another "
+            "folder, or give the same settings again. Only the number of steps may become larger."
         )
 
 
 def commit() -> str:
-    """The git commit of this code. "unknown": the code does not lie in a git repository."""
+    """The git commit of this code, or "unknown" if the code is not in a git repository."""
     command = ("git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD")
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -270,11 +285,13 @@ def commit() -> str:
 
 
 def log(folder: Path, record: dict) -> None:
-    """Append one line of numbers to log.jsonl.
+    """Append one record to log.jsonl, as one line.
 
     If a full disk or a kill cut off the last line, the new record still starts on a new line.
 
-    Raises ValueError if the line cannot be written.
+    record: name -> number
+
+    Raises ValueError if the record cannot be written.
     """
     try:
         with open(folder / "log.jsonl", "ab+") as file:
@@ -285,15 +302,15 @@ def log(folder: Path, record: dict) -> None:
             file.write(json.dumps(record).encode() + b"\n")
     except OSError as error:
         raise ValueError(
-            f"Cannot write into {folder} ({error.strerror}). Make room there, then give the same "
-            "command again to go on from the last checkpoint."
+            f"Cannot write into {folder} ({error.strerror}). Free some disk space, then give the "
+            "same command again to go on from the last checkpoint."
         ) from error
 
 
 def log_records(folder: Path) -> list[dict]:
-    """Read the records of the log, in the order of steps.
+    """Read the records of the log, in the order of the steps.
 
-    If a step was logged twice, only the last record of the step is returned.
+    If the log has several records of a step, only the last of them is returned.
     """
     path, records = folder / "log.jsonl", {}
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
@@ -327,9 +344,9 @@ def plot_losses(folder: Path) -> None:
 
 
 def moving_average(values: np.ndarray) -> np.ndarray:
-    """Replace each value by the mean of the values around it.
+    """Replace each value by the mean of the value and its neighbours.
 
-    The mean is taken over a twentieth of all values.
+    Each mean is over about a twentieth of all values.
     """
     window = np.ones(len(values) // 20 + 1)
     return np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")

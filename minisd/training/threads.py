@@ -1,6 +1,7 @@
-"""A run keeps the number of threads that it began with.
+"""Use the same number of threads in all parts of a run that is stopped and resumed.
 
-The number of threads decides how sums are rounded.
+The number of threads decides in which order numbers are added. The order decides how the sums are
+rounded.
 """
 
 import warnings
@@ -18,8 +19,8 @@ from minisd.training.run_folder import last_state
 def threads_of(folder: Path) -> Iterator[int]:
     """Use the number of threads that the run in the folder recorded. Yields the number.
 
-    A new run uses the number that is set in torch. A run that is resumed with another number of
-    processes does the same.
+    If the run is new, use the number that is set in torch. If the run is resumed with another
+    number of processes, also use the number that is set in torch.
 
     Raises ValueError if the folder's state is damaged.
     """
@@ -30,7 +31,8 @@ def threads_of(folder: Path) -> Iterator[int]:
     threads = before[1] if state and before[0] == processes else int(broadcast(own))
     if rank == 0 and before != now:
         warnings.warn(change_message(folder, before, now), stacklevel=6)
-    torch.set_num_threads(threads)  # always, because MKL may use fewer before a number is set
+    # set the number even if it is the same, because MKL may use fewer threads until a number is set
+    torch.set_num_threads(threads)
     try:
         yield threads
     finally:
@@ -38,18 +40,18 @@ def threads_of(folder: Path) -> Iterator[int]:
 
 
 def change_message(folder: Path, before: tuple[int, int], now: tuple[int, int]) -> str:
-    """The warning for a run that is resumed with other numbers of processes or threads.
+    """The warning for a run that is resumed with another number of processes or threads.
 
-    before: the numbers of processes and threads at the beginning of the run
-    now: the numbers of processes and threads that are set now
+    before: the number of processes and the number of threads when the run began
+    now: the number of processes and the number of threads that are set now
     """
     if before[0] == now[0]:
         return (
-            f"The run in {folder} began with threads={before[1]} and keeps them, although "
-            f"threads={now[1]} is set. The last digits of the result depend on that number."
+            f"The run in {folder} began with threads={before[1]}, so it goes on with the same "
+            f"number, although threads={now[1]} is set. Otherwise the result would change slightly."
         )
     return (
-        f"The run in {folder} goes on with processes={now[0]}, threads={now[1]} each, and began "
-        f"with processes={before[0]}, threads={before[1]}. Other processes draw other random "
-        "numbers, so the result will differ."
+        f"The run in {folder} began with processes={before[0]}, threads={before[1]} each. It goes "
+        f"on with processes={now[0]}, threads={now[1]} each. The result will differ, because "
+        "another number of processes draws other random numbers."
     )

@@ -16,23 +16,27 @@ from minisd.vae import VAE
 # draw_pictures(count, number): `count` pictures, b 3 h w in [-1, 1]; number is a seed
 DrawPictures = Callable[[int, int], Tensor]
 
-KL_WEIGHT = 5e-5  # with 1e-6, pictures are 0.5 dB better, but the decoder tolerates less noise
-THIN_WEIGHT = 5  # the weight of thin lines in the first part of train_decoder()
+# With 1e-6, pictures are 0.5 dB better. But then a little noise in a latent harms the picture more.
+KL_WEIGHT = 5e-5
+THIN_WEIGHT = 5  # thin_weight (see decoder_loss()) in the first part of train_decoder()
 EQUAL_STEPS = 0.2  # steps in the second part of train_decoder() / steps in the first part
 
 
 def edges(image: Tensor) -> Tensor:
-    """Differences of neighbouring pixels, b 2c h-1 w-1. A loss of the differences punishes blur."""
+    """The differences between neighbouring pixels. A loss on the differences punishes blur.
+
+    image: b c h w    returns: b 2c h-1 w-1
+    """
     across = image[..., :-1, 1:] - image[..., :-1, :-1]
     down = image[..., 1:, :-1] - image[..., :-1, :-1]
     return torch.cat([across, down], dim=1)
 
 
 def vae_loss(vae: VAE, image: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """Squared errors of pixels and edges, and the KL divergence from a unit Gaussian.
+    """The squared errors of pixels and edges, and the KL divergence from a unit Gaussian.
 
-    Absolute errors would allow blur. In a trial with absolute errors, the colours became right much
-    later.
+    Absolute errors would allow blur. In a trial with absolute errors, the training also took much
+    longer until the colours were right.
 
     image: b 3 h w in [-1, 1]
     returns: a dictionary: name -> term of the loss
@@ -55,7 +59,7 @@ def train_vae(
     batch_size: int = 16,
     seed: int = 0,
 ) -> VAE:
-    """Train a VAE, and return the EMA of the VAE.
+    """Train a VAE. Returns the VAE with its EMA weights.
 
     If the folder holds a run, the run is resumed. Raises what train() raises.
     """
@@ -69,13 +73,14 @@ def train_vae(
 
 
 def thinness(image: Tensor) -> Tensor:
-    """How much each pixel of a thin line or a dot differs from its surroundings.
+    """Measure how much each pixel of a thin line or a dot differs from its surroundings.
 
-    The differences are the top-hat transforms of Meyer (1979). An opening removes bright lines and
-    dots that are less than 3 pixels wide. A closing removes dark lines and dots of this width.
+    An opening removes bright lines and dots that are less than 3 pixels wide. A closing removes
+    dark lines and dots of this width. The thinness of a pixel is the change that the opening or the
+    closing makes (top-hat transforms, Meyer 1979).
 
     image: b c h w
-    returns: b 1 h w, the largest difference over the channels
+    returns: b 1 h w, the largest change over the channels
     """
 
     def brightest(x: Tensor) -> Tensor:
@@ -90,13 +95,13 @@ def thinness(image: Tensor) -> Tensor:
 
 
 def decoder_loss(vae: VAE, image: Tensor, thin_weight: float) -> dict[str, Tensor]:
-    """The terms of vae_loss() that the decoder can lower. The latents are modes, not samples.
+    """The errors of pixels and edges, as in vae_loss(). The latents are modes, not samples.
 
-    A thin line (such as a cat's whisker) has so few pixels that the decoder tends to leave out the
-    line. So errors in thin lines count more.
+    A thin line, such as a cat's whisker, has few pixels. So the decoder would often leave out the
+    line. To avoid this, errors in thin lines count more.
 
     image: b 3 h w in [-1, 1]
-    thin_weight: the additional weight of an error for each unit of thinness()
+    thin_weight: the weight of an error is 1 + thin_weight * thinness()
     """
     with torch.no_grad():
         z = vae.encode(image).mode()
@@ -121,14 +126,14 @@ def train_decoder(
 
     Returns the VAE with the new decoder.
 
-    The encoder does not change, so every U-Net that was trained on its latents can use the new
-    decoder. In this way, Stability AI made vae-ft-mse from Stable Diffusion's autoencoder (model
-    card of vae-ft-mse).
+    The encoder does not change, so every U-Net that was trained on the encoder's latents can use
+    the new decoder. In this way, Stability AI made vae-ft-mse from Stable Diffusion's autoencoder
+    (model card of vae-ft-mse).
 
     The training has two parts. In the first part, errors in thin lines count more. In the second
-    part, all errors count equally. The second part has a fifth as many steps, a quarter of the
-    rate, and its own folder: "alike" inside `folder`. If the folders hold runs, the runs are
-    resumed. Raises what train() raises.
+    part, all errors count equally. The second part has a fifth of the steps and a quarter of the
+    learning rates of the first part. It has its own folder: "alike" inside `folder`. If the folders
+    hold runs, the runs are resumed. Raises what train() raises.
     """
 
     def train_part(vae: VAE, thin_weight: float, settings: Hyperparameters, folder: Path) -> VAE:
@@ -150,16 +155,18 @@ def train_decoder(
 
 @torch.no_grad()
 def measure_scale(vae: VAE, images: Tensor) -> float:
-    """The scale of latents: 1 / the standard deviation of the latents of these pictures.
+    """Measure the scale of the latents: 1 / (standard deviation of the latents of these pictures).
 
-    Latents that are multiplied by the scale have a standard deviation of 1.
+    If the latents are multiplied by the scale, they have a standard deviation of 1.
     """
     return 1 / vae.encode(images).mean.std().item()
 
 
 @torch.no_grad()
 def psnr(vae: VAE, images: Tensor) -> float:
-    """Measure how similar pictures are to their originals after encoding and decoding, in dB.
+    """Encode and decode pictures. Returns the PSNR of the results in dB.
+
+    A larger PSNR means that the results are more similar to the original pictures.
 
     images: b 3 h w in [-1, 1]
     """
@@ -167,9 +174,9 @@ def psnr(vae: VAE, images: Tensor) -> float:
 
 
 def decibels(drawn: Tensor, real: Tensor) -> float:
-    """Compute 10 log10(peak² / mean squared error), averaged over the pictures.
+    """The mean PSNR of the drawn pictures: 10 log10(peak² / mean squared error), in dB.
 
     drawn, real: b 3 h w in [-1, 1]
     """
     error = (drawn - real).square().flatten(1).mean(dim=1)
-    return (10 * torch.log10(4 / error)).mean().item()  # the range of [-1, 1] is 2
+    return (10 * torch.log10(4 / error)).mean().item()  # 4 = peak²: from -1 to 1

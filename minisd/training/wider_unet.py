@@ -1,9 +1,9 @@
-"""Train a U-Net to read more channels: a mask and the picture around the mask, or the depth.
+"""Train a U-Net with more input channels: a mask and the picture around the mask, or the depth.
 
 Stable Diffusion's inpainting and depth models were made in this way (Rombach et al. 2022, section
-4.5). The first convolution gets more input channels. Their weights start at zero. Then the training
-goes on. minisd does not train the U-Net's decoder, so that the new file can be small: it holds only
-the tensors that differ from the mini.
+4.5). The first convolution gets more input channels. The weights of these channels start at zero.
+Then the training goes on. minisd does not train the U-Net's decoder, so that the new file is small.
+The file holds only the tensors that differ from the mini.
 """
 
 from dataclasses import replace
@@ -21,7 +21,7 @@ FROZEN = ("time", "up", "norm_out", "conv_out")  # the parts of the U-Net that a
 
 
 def widen(unet: UNet, in_channels: int) -> UNet:
-    """A copy of the U-Net with more input channels. The new channels do nothing yet.
+    """A copy of the U-Net with more input channels. At first, the new channels have no effect.
 
     Only the encoder and the middle of the copy can be trained.
     """
@@ -45,7 +45,7 @@ def train_wider(
     batch_size: int = 16,
     seed: int = 0,
 ) -> UNet:
-    """Train the U-Net to read the dataset's conditions besides the latents. See train_on()."""
+    """Train the U-Net to read the dataset's conditions as well as the latents. See train_on()."""
 
     def predict(x: Tensor, t: Tensor, context: Tensor, condition: Tensor) -> Tensor:
         return unet(torch.cat([x, condition], dim=1), t, context)

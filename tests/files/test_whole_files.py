@@ -446,7 +446,7 @@ def test_ctrl_c_while_pictures_are_encoded_says_where_the_run_stands(
     monkeypatch.setattr(stages, "train_recipe", stop)
     assert cli.main(["train", "lora", "--folder", str(tmp_path)]) == 130
     said = capsys.readouterr().err.splitlines()[-1]
-    kept = f"Stopped. {tmp_path / 'lora'} keeps the last checkpoint: give the same command again"
+    kept = f"Stopped. The last checkpoint is in {tmp_path / 'lora'}. Give the same command again"
     assert (kept if begun else "Stopped before the first checkpoint. Give the same") in said
 
 
@@ -494,7 +494,7 @@ def test_a_second_training_in_one_folder_is_refused(other_training, tmp_path, ca
     assert cli.main(["train", "vae", "--folder", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
     assert f"Another training (process {other_training} on " in said
-    assert f"uses {run}. Wait until it ends, or train into another folder." in said
+    assert f"uses {run}. Wait until it ends, or train in another folder." in said
     with pytest.raises(ValueError, match="Another training"):
         learn(run)
     assert not (run / "state.pt").exists()

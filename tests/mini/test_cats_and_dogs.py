@@ -96,7 +96,7 @@ def test_a_file_gives_back_the_network(tmp_path):
 
 def test_another_file_is_refused_in_words(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="holds no model of cats and dogs"):
+    with pytest.raises(ValueError, match="is not a file of the cats-and-dogs model"):
         cats_and_dogs.load_unprompted(tmp_path / "other.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "damaged.safetensors", {"unprompted": "{}"})
     with pytest.raises(ValueError, match="damaged"):

@@ -353,7 +353,7 @@ def test_a_file_that_is_no_judge_is_refused_in_a_sentence(content, tmp_path):
     path = tmp_path / "judge.safetensors"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"cannot be read as the judge .*minisd train judge"):
+    with pytest.raises(ValueError, match=r"Cannot read a judge from .*minisd train judge"):
         load_judge(path)
 
 
@@ -361,5 +361,5 @@ def test_a_judge_of_other_words_is_refused(emoji, tmp_path):
     judge = Judge(emoji.things, emoji.styles, tuple(NAMED_COLOURS))
     judge.things = judge.things[1:]
     save_judge(tmp_path / "judge.safetensors", judge, {})
-    with pytest.raises(ValueError, match="cannot be read as the judge"):
+    with pytest.raises(ValueError, match="Cannot read a judge from"):
         load_judge(tmp_path / "judge.safetensors")

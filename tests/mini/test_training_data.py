@@ -652,5 +652,5 @@ SPOILT = {
 def test_a_corrupt_file_is_one_clear_error(tmp_path, kind):
     path = tmp_path / "emoji.safetensors"
     SPOILT[kind](path)
-    with pytest.raises(ValueError, match="cannot be read as the emoji cut-outs"):
+    with pytest.raises(ValueError, match="Cannot read the emoji cut-outs from"):
         Emoji.load(path)

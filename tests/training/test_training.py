@@ -232,7 +232,7 @@ def test_a_run_with_other_settings_is_not_continued(train_a_vae, tmp_path, said)
     train_a_vae(tmp_path, recipe(3))
     good = (tmp_path / "state.pt").read_bytes()
     in_recipe, others = OTHERWISE[said]
-    with pytest.raises(ValueError, match="Train into another folder, or give") as caught:
+    with pytest.raises(ValueError, match="Train in another folder, or give") as caught:
         train_a_vae(tmp_path, replace(recipe(3), **in_recipe), **others)
     assert f"The run in {tmp_path} has other settings: {said}. Train" in str(caught.value)
     assert (tmp_path / "state.pt").read_bytes() == good
@@ -271,7 +271,7 @@ def test_a_folder_of_another_model_is_refused(train_a_vae, tmp_path):
     state = state_in(tmp_path)
     state["model"]["encoder.conv_in.weight"] = torch.zeros(4, 3, 3, 3)
     torch.save(state, tmp_path / "state.pt")
-    with pytest.raises(ValueError, match="saved by a model of another shape"):
+    with pytest.raises(ValueError, match="have other shapes than those of this model"):
         train_a_vae(tmp_path, recipe(2))
 
 

@@ -149,7 +149,7 @@ def test_a_run_that_was_killed_gives_the_file_of_an_unbroken_one(whole, died, ki
     output = stages.default_output(stage, folder)
     assert not output.exists()
     if name != "SIGKILL":
-        expected = f"Stopped after {done} of {COMMANDS[stage]} steps, which are saved in "
+        expected = f"Stopped after {done} of {COMMANDS[stage]} steps. The state is saved in "
         expected += f"{folder / stage}. Give the same command again to go on."
         assert said.splitlines()[-1] == f"minisd train: {expected}"
     assert cli.main(train_command(stage, folder)) == 0
@@ -329,9 +329,9 @@ BROKEN = {
 @pytest.mark.parametrize("said", BROKEN)
 def test_what_is_not_finite_stops_before_the_last_state_is_overwritten(quick, tmp_path, said):
     often = replace(RECIPE, save_every=1)
-    with pytest.raises(ValueError, match=f"broke off at step 5: {said}") as caught:
+    with pytest.raises(ValueError, match=f"failed at step 5: {said}") as caught:
         learn(tmp_path, often, at=5, do=BROKEN[said])
-    assert "a lower rate, or another seed in another folder" in str(caught.value)
+    assert "in another folder, with a lower rate or another seed" in str(caught.value)
     state = state_in(tmp_path)
     assert state["step"] == 5
     finite = [tensor.isfinite().all() for tensor in state["model"].values()]
@@ -352,14 +352,14 @@ def test_weights_that_are_not_finite_are_not_saved(quick, tmp_path):
             model[1].weight[0, 0] = float("inf")
         return {"size": terms["size"] + 0 * model[0].bias.sum()}
 
-    with pytest.raises(ValueError, match=r"broke off at step 7: 1\.weight is NaN or infinite"):
+    with pytest.raises(ValueError, match=r"failed at step 7: the weight 1\.weight is NaN"):
         learn(tmp_path, at=7, do=far)
     assert (tmp_path / "state.pt").read_bytes() == good
 
 
 def test_a_trial_that_breaks_off_says_so(quick, tmp_path):
     broken = partial(learn, at=3, do=nan_loss)
-    with pytest.raises(ValueError, match="broke off at step 3: the loss square is nan"):
+    with pytest.raises(ValueError, match="failed at step 3: the loss square is nan"):
         fit_to_minutes(RECIPE, 1, tmp_path, lambda recipe, folder: broken(folder, recipe))
 
 
@@ -400,7 +400,7 @@ def test_of_two_processes_both_stop_when_one_has_to(died):
     ]
     assert said[0] == said[1]
     assert "Stopped after 4 of 8 steps" in said[0]["stopped"]
-    assert "broke off at step 4: the loss size is inf." in said[0]["broken"]
+    assert "failed at step 4: the loss size is inf." in said[0]["broken"]
     state = state_in(folder / "stopped")
     assert (state["step"], state["processes"], state["run"]["threads"]) == (8, 2, 1)
     assert not (folder / "broken" / "state.pt").exists()
@@ -435,7 +435,7 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(quick, tmp_path, two_
     assert used(tmp_path, replace(RECIPE, steps=3)) == {2}
     assert state_in(tmp_path)["run"]["threads"] == 2
     torch.set_num_threads(1)
-    with pytest.warns(UserWarning, match="began with threads=2 and keeps them"):
+    with pytest.warns(UserWarning, match="began with threads=2, so it goes on with the same"):
         assert used(tmp_path) == {2}
     assert torch.get_num_threads() == 1
     torch.set_num_threads(2)
@@ -451,7 +451,7 @@ def test_with_other_processes_the_threads_stay_as_they_are(
     learn(tmp_path, replace(RECIPE, steps=3))
     torch.set_num_threads(1)
     monkeypatch.setattr(threads, "rank_and_world_size", lambda: (0, 2))
-    said = "goes on with processes=2, threads=1 each, and began with processes=1, threads=2"
+    said = "began with processes=1, threads=2 each. It goes on with processes=2, threads=1 each"
     with pytest.warns(UserWarning, match=said):
         assert used(tmp_path) == {1}
 
@@ -540,7 +540,7 @@ def test_minutes_that_are_none_are_refused_as_they_were_given(tmp_path, capsys, 
 @pytest.mark.parametrize("seed", [-1, 2**40, 2**64, -(2**70)])
 def test_a_seed_that_cannot_be_is_refused_before_the_work(tmp_path, capsys, seed):
     assert cli.main(train_command("word", tmp_path / "runs", "--seed", seed)) == 2
-    said = f"Cannot train with seed {seed}. Give one from 0 to {2**40 - 1}."
+    said = f"Cannot train with seed {seed}. Give a seed from 0 to {2**40 - 1}."
     assert said in capsys.readouterr().err
     assert loop.generator_at(2**40, 10**9)  # as judge's second seed at its largest
     assert not (tmp_path / "runs").exists()

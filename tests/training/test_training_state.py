@@ -176,7 +176,7 @@ def test_a_run_of_an_earlier_version_is_refused(good, tmp_path, make):
         learn(tmp_path, steps=4)
     said = str(caught.value)
     assert said.startswith(f"{tmp_path / 'state.pt'} was written by an earlier version of minisd")
-    assert "Train into another folder, or delete" in said and "\n" not in said
+    assert "Train in another folder, or delete" in said and "\n" not in said
     assert (tmp_path / "state.pt").read_bytes() == before
     with pytest.raises(ValueError, match="earlier version"), threads_of(tmp_path):
         pass
