@@ -1,4 +1,4 @@
-"""The grammar of the mini's captions. A caption describes a scene like a prompt.
+"""The grammar of the mini's captions. Captions look like prompts, for example "a flat blue cat".
 
 A caption is always true, but it may be incomplete. For example, a caption may leave out the style
 or the background. One caption in ten is empty, so that the model also learns to draw without a
@@ -110,8 +110,8 @@ class Habits:
 
 
 HABITS = Habits()
-# The tokenizer is trained on captions with fewer styles and synonyms. So these words are rare, and
-# the tokenizer splits them into several tokens. CLIP's tokenizer also splits rare words.
+# The tokenizer is trained on captions with fewer style names and synonyms. So these words are rare,
+# and the tokenizer splits them into several tokens. CLIP's tokenizer also splits rare words.
 PLAIN_HABITS = Habits(names_style=0.50, uses_synonym=0.15)
 
 
@@ -120,7 +120,7 @@ class Scene:
     """What a picture shows: one thing, or two things from left to right.
 
     tints: the colour of each thing; None: the thing has its natural colours
-    spot: if the scene is one small thing, a key of SPOTS. None: the scene is one large thing in the
+    spot: the place of a small thing, a key of SPOTS. None: the scene has one large thing in the
         middle, or two things
     """
 
@@ -148,7 +148,7 @@ def synonym(word: str, rng: np.random.Generator, habits: Habits = HABITS) -> str
 
 
 def noun_phrase(words: list[str], thing: str, rng: np.random.Generator) -> str:
-    """Join words, and put an article before them. For example, return "a flat blue cat".
+    """Join words, and put an article before them: "a flat blue cat".
 
     Sometimes the article is "the", and sometimes there is no article.
 

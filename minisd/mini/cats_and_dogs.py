@@ -1,7 +1,7 @@
 """A small diffusion model that draws only cats and dogs, without a prompt.
 
 The model draws latents for the mini's autoencoder. The model's U-Net has a million parameters.
-On two CPU cores, the model learns to draw blobs in 90 seconds, and faces in 20 minutes. All
+On two CPU cores, the model learns to draw rough shapes in 90 seconds, and faces in 20 minutes. All
 training pictures show a cat or a dog. So every picture that the model draws should also show a cat
 or a dog.
 """

@@ -116,7 +116,7 @@ def adapter_dataset(
     A wider U-Net is a U-Net with more input channels (training/wider_unet.py).
 
     style: a function that changes the style of pictures, b 3 h w; None: the style does not change
-    only: a function that returns whether to use a scene; None: all scenes are used
+    only: a function that takes a scene, and returns whether to use it; None: all scenes are used
     caption: a function that changes a caption; None: the captions do not change
     conditions: a function that makes an extra input of the network for each picture, for example
         the edges of the picture; None: the network has no extra input
@@ -139,7 +139,7 @@ def adapter_dataset(
 
 
 def edges_of(images: Tensor, number: int) -> Tensor:
-    """Find the edges of pictures. They are the extra input of a ControlNet.
+    """Find the edges of pictures. The edges are the extra input of a ControlNet.
 
     images: b 3 h w
     number: the number of the batch. It is not used

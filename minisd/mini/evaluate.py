@@ -174,15 +174,15 @@ def round_trip(sd: StableDiffusion, images: Tensor) -> Tensor:
 def judge_split(
     sd: StableDiffusion, judge: Judge, emoji: Emoji, split: str, count: int, others: int
 ) -> dict[str, list[Judged]]:
-    """Judge pictures of the split's scenes. Returns a dictionary: source -> judged pictures.
+    """Judge pictures of scenes from one split. Returns a dictionary: source -> judged pictures.
 
-    The pictures of the same scenes come from several sources:
+    There are pictures of the same scenes from several sources:
     "real": pictures composed from emoji
     "autoencoder": the composed pictures, encoded and decoded
     "scale 1", "scale 3" …: pictures that the model draws with this guidance scale
 
     split: "train" or "heldout"
-    count: number of pictures from each source, except those with another guidance scale
+    count: number of scenes. "real", "autoencoder" and the config's scale have as many pictures
     others: number of pictures for each guidance scale that is not the config's
     """
     real = batch(emoji, sd.config.size, count, SEED, step=0, split=split)
@@ -213,8 +213,8 @@ def accuracy_per_t(
 ) -> dict[int, float]:
     """Measure the classifier at several timesteps. Returns a dictionary: t -> accuracy.
 
-    The accuracy is the share of latents whose thing the classifier names correctly. The added noise
-    is the same at every t, except for its strength.
+    The accuracy is the share of latents whose thing the classifier names correctly. The same noise
+    is added at every t, but its strength depends on t.
 
     latents: n 4 h w, without noise, multiplied by the VAE's scale. All latents form one batch, so
         pass in a few thousand at most
@@ -283,9 +283,9 @@ def roles(scene: Scene, tokenizer: Tokenizer) -> dict[str, list[int]]:
 
 
 def overlap(weights: Tensor, silhouette: Tensor) -> float:
-    """The intersection over union of two areas: a silhouette, and the k largest weights.
+    """The intersection over union of a silhouette and the places of the k largest weights.
 
-    k is the number of places in the silhouette. So both areas have the same size.
+    k is the number of places in the silhouette.
 
     weights, silhouette: h w
     """
@@ -298,8 +298,8 @@ def overlap(weights: Tensor, silhouette: Tensor) -> float:
 def measure_attention(sd: StableDiffusion, emoji: Emoji, count: int) -> dict[str, dict[str, float]]:
     """Measure how much attention each part of the caption receives, and at which places.
 
-    Returns a dictionary for each of three measures: role -> mean over the pictures. A role is a
-    part of the caption, as in roles(). The measures are:
+    Returns one dictionary for each of three measures: role -> mean over all pictures. A role is a
+    part of the caption, such as "style" (see roles()). The measures are:
     "share": the share of all attention that the role's tokens receive
     "overlap": the overlap of the role's attention map with the silhouette of the drawn thing
     "behind": the overlap of the role "thing" minus the overlap of this role, in the same picture
@@ -343,8 +343,8 @@ def word_vectors(sd: StableDiffusion, words: list[str]) -> dict[str, Tensor]:
     "contexts": the text encoder's output for "a WORD", at the last token of the word
     "contexts less their mean": the contexts, minus the mean of all contexts
 
-    A large part of every context is the same, so any two contexts are similar (Ethayarajh 2019).
-    Subtracting the mean removes this part. The rest differs from word to word.
+    All contexts have a large part in common, so any two contexts are similar (Ethayarajh 2019).
+    Subtracting the mean removes the common part. The rest differs from word to word.
     """
     table = sd.text_encoder.token_embedding.weight
     embeddings = [table[sd.tokenizer.encode(word)].mean(dim=0) for word in words]
@@ -360,14 +360,14 @@ def word_vectors(sd: StableDiffusion, words: list[str]) -> dict[str, Tensor]:
 
 
 def likeness(vectors: Tensor, words: list[str], things: tuple[str, ...]) -> dict[str, float]:
-    """Measure how similar the vectors of synonyms are, compared with those of different things.
+    """Measure how similar the vectors of synonyms are, compared with vectors of different things.
 
     Returns a dictionary with three numbers:
-    "synonyms": the mean cosine similarity of two synonyms
-    "unrelated": the mean cosine similarity of two different things
+    "synonyms": the mean cosine similarity of pairs of synonyms
+    "unrelated": the mean cosine similarity of pairs of different things
     "gap": "synonyms" minus "unrelated"
 
-    vectors: n c, one for each word
+    vectors: n c, one for each of n words
     """
     unit = dict(zip(words, F.normalize(vectors.float(), dim=1), strict=True))
     pairs = [(word, other) for word in SYNONYMS if word in unit for other in SYNONYMS[word]]
@@ -426,8 +426,8 @@ def evaluate(
 
     count: number of pictures with the guidance scale of the config
     others: number of pictures with each other guidance scale
-    fine_tuned: a second autoencoder to measure: the model's own, but with a better decoder. None:
-        only the model's own autoencoder is measured
+    fine_tuned: the model's autoencoder with a better decoder. Its PSNR is measured as well. None:
+        only the PSNR of the model's own autoencoder is measured
     """
     unseen = batch(emoji, sd.config.size, 1024, SEED, step=0, split="heldout").images
     vaes = {"model": sd.vae} | ({"fine-tuned": fine_tuned} if fine_tuned else {})

@@ -82,7 +82,7 @@ def train_vocabulary(emoji: Emoji) -> Tokenizer:
 
 
 def mini_tokenizer(folder: Path) -> Tokenizer:
-    """Read the tokenizer from the folder. If the folder has none yet, train a tokenizer first.
+    """Read the tokenizer from the folder. If the folder has no tokenizer yet, train one first.
 
     Raises ValueError if the tokenizer's file is damaged.
     """
@@ -134,8 +134,8 @@ def ema_network(network: Model, folder: Path) -> Model:
 def training_notes(name: str, folder: Path) -> dict:
     """Notes on a training: command, commit, seed, threads, and the last line of the log.
 
-    The notes do not contain the time that the training took. So the file with the notes is the same
-    whether the training was interrupted or not.
+    The notes do not contain the time that the training took. So the notes
+    are the same, whether the training was interrupted or not.
     """
     run = (last_state(folder / name) or {}).get("run", {})
     command = f"minisd train {name} --steps {run.get('hyperparameters.steps', 'unknown')}"

@@ -103,8 +103,8 @@ def through_windows(images: Tensor, windows: Tensor) -> Tensor:
     If a window reaches beyond the picture, the colours of the picture's border continue there.
 
     images: b 3 h w
-    windows: b 2 3, for each picture an affine map from the window to the picture. In both, the
-        sides are at -1 and 1
+    windows: b 2 3, for each picture an affine map from the window to the picture. In the
+        coordinates of both, the sides are at -1 and 1
     returns: b 3 64 64
     """
     grid = F.affine_grid(windows, [len(images), 3, CROP_SIDE, CROP_SIDE], align_corners=False)
@@ -114,7 +114,7 @@ def through_windows(images: Tensor, windows: Tensor) -> Tensor:
 def crops(images: Tensor, scenes: list[Scene]) -> Tensor:
     """Cut out one crop for each thing of each scene, in the order of the scenes.
 
-    The middle of a crop is the place where the scene puts the thing. If a picture shows only one
+    The middle of a crop is the place where the thing should be. If a picture should show only one
     large thing, the crop is the whole picture.
 
     images: b 3 h w
@@ -159,9 +159,9 @@ def accuracy(
 ) -> dict[str, float]:
     """Measure how often the judge is right about composed pictures.
 
-    Returns a dictionary: "thing", "style" or "tint" -> the share of right answers. The tint counts
-    only for tinted things. By default, the pictures show (thing, background) pairs that training
-    never shows.
+    Returns a dictionary: "thing", "style" or "tint" -> the share of right answers. Tints are
+    compared only for tinted things. By default, the pictures show (thing, background) pairs that
+    training never shows.
     """
     real = batch(emoji, MINI.size, count, seed, step=0, split=split)
     right: dict[str, list[bool]] = {name: [] for name in Seen._fields}

@@ -25,11 +25,11 @@ def check_minutes(minutes: float) -> None:
 def fit_to_minutes(
     settings: Hyperparameters, minutes: float, folder: Path, train_in: TrainIn
 ) -> Hyperparameters:
-    """Choose a number of steps that takes about `minutes`. Returns settings with this number.
+    """Choose how many steps to train in `minutes` minutes. Returns settings with this number.
 
-    A short trial in a temporary folder measures the seconds per step. The time of the trial comes
-    on top of the minutes. If `folder` already holds a run, there is no trial, and the number of
-    steps is that of the run. So the run can be resumed.
+    A short trial in a temporary folder measures the seconds per step. The minutes do not include
+    the trial. If `folder` already holds a run, there is no trial. Then the settings get the number
+    of steps of this run, so that the run can be resumed.
 
     folder: the folder of the run
     train_in: a function (settings, folder) that trains

@@ -27,22 +27,22 @@ NEW_PARTS = ("hint.", "zero.", "zero_mid.")  # the parts of a ControlNet that no
 def copy_mini_next_to(output: Path) -> None:
     """Copy the shipped mini into the folder of `output`, if the mini is not there yet.
 
-    The file `output` will hold only the weights that differ from the mini. To load the model, one
-    needs both files in the same folder.
+    The file `output` will hold only the weights that differ from the mini. To load the model,
+    load() needs both files in the same folder.
 
     Raises ValueError if the folder holds another model with the name mini.safetensors.
     """
     shipped, base = WEIGHTS / "mini.safetensors", output.with_name("mini.safetensors")
     if base.exists() and file_sha256(base) != file_sha256(shipped):
         raise ValueError(
-            f"{output} needs the shipped mini next to it, but {base} is another model. Choose "
-            "another folder with -o."
+            f"{output} needs the shipped mini in the same folder, but {base} is another model. "
+            "Choose another folder with -o."
         )
     if not base.exists():
         with written_whole(base) as unfinished:
             shutil.copyfile(shipped, unfinished)
         warnings.warn(
-            f"The mini was copied to {base}, because {output.name} can only be used next to it.",
+            f"The mini was copied to {base}, because {output.name} needs it in the same folder.",
             stacklevel=2,
         )
 
@@ -86,7 +86,7 @@ def freeze_copied_parts(controlnet: ControlNet) -> ControlNet:
 
 
 def save_new_parts(path: Path, controlnet: ControlNet, notes: dict[str, str]) -> None:
-    """Write only the new parts of a ControlNet, without the encoder copied from the U-Net.
+    """Write only the new parts of a ControlNet, without its copy of the U-Net's encoder.
 
     Raises ValueError if the file cannot be written.
     """

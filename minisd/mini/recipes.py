@@ -135,9 +135,9 @@ def prepare_diffusion(job: Job) -> tuple[TrainIn, Save]:
 def prepare_decoder(job: Job) -> tuple[TrainIn, Save]:
     """Prepare the training of the decoder.
 
-    Every second picture shows one of FINE_THINGS, so that the decoder learns thin lines, such as
-    whiskers. The training of vae-ft-mse was similar: every second picture showed people, so that
-    the decoder learnt faces.
+    Every second picture shows one of FINE_THINGS, so that the decoder learns to draw thin lines,
+    such as whiskers. The training of vae-ft-mse was similar: every second picture showed people, so
+    that the decoder learnt to draw faces.
     """
     emoji = Emoji.load()
     fine_things = emoji.only(FINE_THINGS)

@@ -4,7 +4,7 @@ A batch depends only on the seed and the step. So no picture is stored, and a tr
 resumed gets the same batches as a training without a break.
 
 About one in twelve (thing, background) pairs is held out: no training picture shows the pair. If
-the model can draw these pairs, it has learnt more than its training pictures by heart.
+the model can draw these pairs, it has not only memorized its training pictures.
 """
 
 import hashlib
@@ -165,7 +165,7 @@ def compose_scene(
     for thing, tint, middle in zip(scene.things, scene.tints, middles(scene), strict=True):
         tile = tiles[emoji.things.index(thing), style].astype(np.float32) / 255
         tile = tint_tile(tile, tint) if tint else tile
-        if mirror and rng.random() < 0.5:  # without `mirror`, nothing is drawn
+        if mirror and rng.random() < 0.5:  # without mirror, no random number is drawn
             tile = tile[:, ::-1]
         shifted = np.array(middle) + SHIFT * rng.uniform(-1, 1, 2)
         left, top = (round(at * size - pixels / 2) for at in shifted)
@@ -179,7 +179,7 @@ def compose_scene(
 def random_stream(seed: int, step: int, split: str, use: int) -> np.random.Generator:
     """Create one of the two generators of random numbers for a batch.
 
-    use: COMPOSE or ALTER
+    use: COMPOSE (the numbers are used to compose pictures) or ALTER (to alter the pictures)
 
     Raises ValueError if the split is unknown.
     """

@@ -1,6 +1,6 @@
 """Run one stage of `minisd train`: lock the folder, set the threads, choose the output file.
 
-The name of the stage follows the command, for example `minisd train vae`.
+A stage is the word after `minisd train`, for example `vae`.
 """
 
 import signal
@@ -67,7 +67,7 @@ def run_stage(stage: str, job: Job) -> None:
 
 
 def resume_message(run: Path) -> str:
-    """The message for a stage that was stopped outside the steps of its training."""
+    """The message for a stage that was stopped before the first step or after the last step."""
     if (run / "state.pt").exists():
         return f"Stopped. The last checkpoint is in {run}. Give the same command again to go on."
     return "Stopped before the first checkpoint. Give the same command again to start over."

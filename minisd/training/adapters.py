@@ -52,7 +52,7 @@ class AdapterDataset:
 
 
 class TrainableLoRA(nn.Module):
-    """A LoRA for the four projections of every attention in the U-Net.
+    """A LoRA for the projections (to_q, to_k, to_v, to_out) of every attention layer in the U-Net.
 
     The matrices in `up` start at zero, so at first the LoRA does not change the U-Net's output.
     """
@@ -92,13 +92,13 @@ class TrainableLoRA(nn.Module):
 
 
 class TrainableWord(nn.Module):
-    """One or more vectors for a new word. Each vector starts at the mean of known words' vectors.
+    """One or more vectors for a new word. They start at the mean of the vectors of known words.
 
     The mean is shorter than the vectors of the known words, and a short vector would train slowly.
     So the mean is scaled to the usual length of a word's vector.
 
     word: the new word
-    like: the known words, with a meaning that is similar to that of the new word
+    like: the known words. Their meaning should be similar to the meaning of the new word
     count: the number of vectors for the new word
     """
 
@@ -118,7 +118,7 @@ class TrainableWord(nn.Module):
         return Word(sd, self.word, self.vectors)
 
     def save(self, path: Path, notes: dict[str, str]) -> None:
-        """Write the vectors in the format of diffusers: one tensor, named like the word.
+        """Write the vectors in the format of diffusers: one tensor, whose name is the word.
 
         notes: more entries for the file's header
         """
@@ -126,7 +126,7 @@ class TrainableWord(nn.Module):
 
 
 class TrainableHypernetwork(nn.Module):
-    """A hypernetwork: two small networks for each width of context that attention reads.
+    """A hypernetwork: two small networks for each width that a context of attention can have.
 
     One network changes the context for the keys, and the other changes the context for the values.
     The last layer of each network starts at zero, so at first the context does not change.
@@ -166,7 +166,7 @@ class TrainableHypernetwork(nn.Module):
         return hypernetwork.apply_networks(sd.unet, nets, 1.0)
 
     def save(self, path: Path, notes: dict[str, str]) -> None:
-        """Write a file like the AUTOMATIC1111 web UI does: a pickle of tensors and plain values.
+        """Write the file that the AUTOMATIC1111 web UI would write: tensors and values in a pickle.
 
         notes: more entries for the pickle
         """

@@ -11,7 +11,8 @@ from minisd.depth.small import SmallDepthEstimator
 from minisd.tasks.canny import brightness
 from minisd.training.loop import Draw, Hyperparameters, train
 
-# The height of a thing's rim, and the heights that its middle and its lightest parts have on top
+# RIM: the height of a thing's rim. DOME and SHADING: how much higher the middle and the lightest
+# parts of a thing are.
 RIM, DOME, SHADING = 0.4, 0.4, 0.2
 
 
@@ -41,7 +42,7 @@ def train_estimator(
     batch_size: int = 32,
     seed: int = 0,
 ) -> SmallDepthEstimator:
-    """Train an estimator on pictures and their depths. Returns it with its EMA weights.
+    """Train an estimator on pictures and depth maps. Returns the estimator with its EMA weights.
 
     If the folder holds a run, the run is resumed. Raises what train() raises.
 

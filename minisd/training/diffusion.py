@@ -60,7 +60,7 @@ class EncodedPictures:
     The encoder returns a Gaussian for each picture. The latent is the mode of this Gaussian. Stable
     Diffusion is trained on samples instead of modes, but its Gaussians are narrower. The mini's
     Gaussians have a standard deviation of 0.16. If the mini's U-Net is trained on samples, it also
-    generates latents with this much noise. The noise costs 1 dB after decoding.
+    generates latents with this much noise. This noise makes decoded pictures 1 dB worse.
 
     latents: n 4 h w, multiplied by the VAE's scale
     tokens: n 77
@@ -118,7 +118,7 @@ def min_snr_noise_loss(
     generator: torch.Generator,
     max_snr: float,
 ) -> Tensor:
-    """Like noise_loss(), but errors count less if a latent has little noise.
+    """Compute noise_loss(), but with less weight for latents with little noise.
 
     If the signal-to-noise ratio of a noisy latent is above max_snr, the error is multiplied by
     max_snr / ratio (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting

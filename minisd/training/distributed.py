@@ -68,7 +68,7 @@ def mean_over_processes(value: Tensor) -> Tensor:
 
 
 def any_process(*flags: bool) -> list[bool]:
-    """Combine the flags of all processes. A flag is true if it is true in at least one process."""
+    """Combine the flags of all processes. A flag becomes true if one process has set it."""
     return (mean_over_processes(torch.tensor(flags, dtype=torch.float32)) > 0).tolist()
 
 

@@ -45,8 +45,8 @@ Model = TypeVar("Model", bound=nn.Module)
 class Hyperparameters:
     """How long and how fast to train.
 
-    There are two learning rates: `rate` and `adam_rate`. Both first rise linearly from zero. Then
-    both fall along half a cosine wave.
+    There are two learning rates: `rate` and `adam_rate`. Both first rise linearly. Then both fall
+    along half a cosine wave.
     """
 
     steps: int
@@ -85,8 +85,7 @@ class Draw:
 class LossModule(nn.Module):
     """A module whose forward pass computes the loss of a model.
 
-    DistributedDataParallel needs this module, because it can only share the gradients of a module
-    whose forward() it calls itself.
+    DistributedDataParallel can only share the gradients if it calls the forward pass itself.
     """
 
     def __init__(self, model: nn.Module, loss_at: Callable[[Draw], dict[str, Tensor]]):
@@ -112,7 +111,7 @@ def train(
     If the folder holds a checkpoint, the training continues from the checkpoint. Writes state.pt,
     log.jsonl and loss.png into the folder.
 
-    loss_at: a function that computes the loss of the model on the part of the batch in a Draw. It
+    loss_at: a function that takes a Draw, and computes the loss of the model for this Draw. It
         returns a dictionary: name -> term of the loss
     batch_size: the number of examples in a batch, for all processes together
     about: name -> plain value, such as the sizes of the network. A run can only be resumed with the
@@ -228,8 +227,8 @@ class Run(Generic[Model]):
     about: name -> plain value, everything that defines this run
     steps: a progress bar that yields the numbers of the steps that are left
     done: the number of steps that are done
-    began: the value of time.monotonic() when the run began. If the run was resumed, `began` is the
-        value at the resume, minus the seconds of training before the resume
+    began: the value of time.monotonic() when the run began. After a resume, `began` is the
+        value at the resume, minus the seconds of training before it
     saved: the value of time.monotonic() when the last checkpoint was written
     cost: the number of seconds that it took to write the last checkpoint
     request: records a signal that asks the training to stop

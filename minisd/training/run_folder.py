@@ -156,7 +156,7 @@ def check_state(state: dict) -> None:
 
 @contextmanager
 def report_damage(path: Path) -> Iterator[None]:
-    """Turn every error inside the `with` block into a ValueError: the file is damaged.
+    """Turn every error inside the `with` block into a ValueError that says the file is damaged.
 
     A damaged state can cause errors of many types.
     """
@@ -171,7 +171,7 @@ def report_damage(path: Path) -> Iterator[None]:
 def state_of(
     step: int, seconds: float, about: dict, model: nn.Module, ema: nn.Module, optimizers: list
 ) -> dict:
-    """Collect everything that is needed to resume a run. Returns a dictionary: see STATE."""
+    """Collect the state: everything that is needed to resume a run. STATE lists the entries."""
     return {
         "format": FORMAT,
         "step": step,
@@ -215,7 +215,7 @@ def fill_network(network: nn.Module, weights: dict, path: Path) -> None:
 
     path: the path of state.pt, for error messages
 
-    Raises ValueError if the weights are damaged, or if they have other shapes than the network's.
+    Raises ValueError if the weights are damaged, or if their shapes do not fit the network.
     """
     own = network.state_dict()
     with report_damage(path):

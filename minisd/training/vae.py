@@ -35,8 +35,8 @@ def edges(image: Tensor) -> Tensor:
 def vae_loss(vae: VAE, image: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     """The squared errors of pixels and edges, and the KL divergence from a unit Gaussian.
 
-    Absolute errors would allow blur. In a trial with absolute errors, the training also took much
-    longer until the colours were right.
+    Absolute errors would allow blur. In a trial with absolute errors, it also took much longer
+    until the colours were right.
 
     image: b 3 h w in [-1, 1]
     returns: a dictionary: name -> term of the loss
@@ -122,7 +122,7 @@ def train_decoder(
     batch_size: int = 32,
     seed: int = 0,
 ) -> VAE:
-    """Train only the decoder further, so that it draws the same latents better.
+    """Train only the decoder further. It learns to make better pictures of the same latents.
 
     Returns the VAE with the new decoder.
 
@@ -179,4 +179,4 @@ def decibels(drawn: Tensor, real: Tensor) -> float:
     drawn, real: b 3 h w in [-1, 1]
     """
     error = (drawn - real).square().flatten(1).mean(dim=1)
-    return (10 * torch.log10(4 / error)).mean().item()  # 4 = peak²: from -1 to 1
+    return (10 * torch.log10(4 / error)).mean().item()  # the peak is 2: from -1 to 1

@@ -1,4 +1,4 @@
-"""Train a U-Net with more input channels: a mask and the picture around the mask, or the depth.
+"""Train a U-Net with more input channels, for a mask and the picture around the mask, or the depth.
 
 Stable Diffusion's inpainting and depth models were made in this way (Rombach et al. 2022, section
 4.5). The first convolution gets more input channels. The weights of these channels start at zero.
