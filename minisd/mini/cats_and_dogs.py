@@ -110,7 +110,8 @@ def train_unprompted(
 ) -> Unprompted:
     """Train a new network. Returns the network with its EMA weights.
 
-    If the folder holds an earlier run, the training resumes that run. Raises what train() raises.
+    If the folder holds an earlier run, the training resumes that run. Raises the same errors as
+    train().
 
     latents: n 4 h w, without noise, multiplied by the VAE's scale
     """
@@ -158,5 +159,5 @@ def load_unprompted(path: Path = WEIGHTS / "cats-and-dogs.safetensors") -> Unpro
         fill_whole(network, read_tensors(path), "it")
     except ValueError as error:
         reason = str(error).rstrip(".")
-        raise ValueError(f"{path} is damaged ({reason}). Get the file again.") from error
+        raise ValueError(f"{path} is damaged ({reason}). Get another copy.") from error
     return network.eval().requires_grad_(False)

@@ -51,8 +51,8 @@ class Judged:
     scene: what the picture should show
     seen: the judge's answers, one for each thing of the scene
     background: the name of the background colour that was found in the picture
-    right: a dictionary: aspect (see ASPECTS) -> verdicts, True for right. The list of verdicts is
-        empty if the scene does not have the aspect. For example, a scene may have no tint
+    right: aspect (see ASPECTS) -> list of verdicts. A verdict is True if the aspect is right. If
+        the scene does not have the aspect, for example a tint, the list is empty
     """
 
     image: Tensor

@@ -99,7 +99,10 @@ def mini_tokenizer(folder: Path) -> Tokenizer:
 
 
 def unseen_pictures(emoji: Emoji) -> Tensor:
-    """Compose pictures with (thing, background) pairs that training never shows: 256 3 64 64."""
+    """Compose pictures with (thing, background) pairs that training never shows.
+
+    returns: 256 3 64 64
+    """
     return batch(emoji, MINI.size, 256, seed=1, step=0, split="heldout").images
 
 

@@ -60,7 +60,7 @@ def seconds_per_step(settings: Hyperparameters, train_in: TrainIn) -> float:
         try:
             train_in(replace(settings, steps=TRIAL, log_every=1), Path(scratch))
         except Interrupted as stop:
-            sentence = "Stopped while the speed was measured. Nothing has been trained yet."
+            sentence = "Stopped during the trial. Nothing has been trained yet."
             raise Interrupted(sentence, stop.number) from None
         at = [record["seconds"] for record in log_records(Path(scratch))]
     return broadcast(max((at[-1] - at[1]) / (len(at) - 2), 1e-4) if at else 0.0)

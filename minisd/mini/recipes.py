@@ -90,7 +90,7 @@ def train_recipe(name: str, job: Job) -> nn.Module:
 
     name: a key of RECIPES
 
-    Raises what train() raises: ValueError and Interrupted.
+    Raises the same errors as train(): ValueError and Interrupted.
     """
     recipe = RECIPES[name]
     train_in, save = recipe.prepare(job)

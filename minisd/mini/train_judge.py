@@ -171,11 +171,12 @@ def train_judge(
 ) -> Judge:
     """Train a judge. Returns the judge with its EMA weights.
 
-    If the folder holds an earlier run, the training resumes that run. Raises what train() raises.
+    If the folder holds an earlier run, the training resumes that run. Raises the same errors as
+    train().
 
     decoded: what decoded_crops() returns
     encoded_by: the fingerprint of the VAE that made the crops. The run records the fingerprint,
-        and cannot be resumed with another one
+        and cannot be resumed with another fingerprint
     """
     torch.manual_seed(seed)
     judge = Judge(emoji.things, emoji.styles, tuple(NAMED_COLOURS))

@@ -126,10 +126,11 @@ class TrainableWord(nn.Module):
 
 
 class TrainableHypernetwork(nn.Module):
-    """A hypernetwork: two small networks for each width that a context of attention can have.
+    """A hypernetwork: two small networks for each width of the context.
 
-    One network changes the context for the keys, and the other changes the context for the values.
-    The last layer of each network starts at zero, so at first the context does not change.
+    Attention makes keys and values from the context. One network changes the context for the keys,
+    and the other network changes the context for the values. The last layer of each network starts
+    at zero, so at first the context does not change.
     """
 
     def __init__(self, sd: StableDiffusion, expand: int = 2):
@@ -234,7 +235,7 @@ def train_on(
 ) -> Model:
     """Train a model (an adapter or a U-Net) on a dataset. Returns the model with its EMA weights.
 
-    If the folder holds a run, the run is resumed. Raises what train() raises.
+    If the folder holds a run, the run is resumed. Raises the same errors as train().
 
     model: the network or vectors that are trained
     predict: a function (x, t, context, condition) that uses `model`, and returns the predicted

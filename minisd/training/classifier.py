@@ -45,7 +45,7 @@ def train_classifier(
 ) -> LatentClassifier:
     """Train a classifier. Returns the classifier with its EMA weights.
 
-    If the folder holds a run, the run is resumed. Raises what train() raises.
+    If the folder holds a run, the run is resumed. Raises the same errors as train().
 
     latents: n 4 h w, without noise, multiplied by the VAE's scale
     labels: n, indices of config.things

@@ -42,9 +42,11 @@ def train_estimator(
     batch_size: int = 32,
     seed: int = 0,
 ) -> SmallDepthEstimator:
-    """Train an estimator on pictures and depth maps. Returns the estimator with its EMA weights.
+    """Train an estimator. Returns the estimator with its EMA weights.
 
-    If the folder holds a run, the run is resumed. Raises what train() raises.
+    The estimator learns the depth maps that relief() computes from the pictures and their masks.
+
+    If the folder holds a run, the run is resumed. Raises the same errors as train().
 
     draw_pictures: a function (count, number) that returns `count` pictures, b 3 h w, and their
         masks, b 1 h w. If the number is the same, the pictures are the same

@@ -143,7 +143,7 @@ def train_diffusion(
 ) -> TextAndUNet:
     """Train the text transformer and the U-Net. Returns both with their EMA weights.
 
-    If the folder holds a run, the run is resumed. Raises what train() raises.
+    If the folder holds a run, the run is resumed. Raises the same errors as train().
     """
     torch.manual_seed(seed)
     network = TextAndUNet(config)

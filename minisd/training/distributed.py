@@ -29,7 +29,7 @@ def barrier() -> None:
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """The rank of this process, and the world size, which is the number of processes.
+    """The rank of this process, and the world size (the number of processes).
 
     If there is only one process, its rank is 0 and the world size is 1.
     """

@@ -72,7 +72,7 @@ class Hyperparameters:
 class Draw:
     """The part of a batch that one process draws in one step.
 
-    number: the number of this part. No other part of any step has the same number
+    number: the number of this part. Each part of each step has its own number
     batch_size: the number of examples in this part
     generator: the source of all random numbers for this part
     """
@@ -227,8 +227,8 @@ class Run(Generic[Model]):
     about: name -> plain value, everything that defines this run
     steps: a progress bar that yields the numbers of the steps that are left
     done: the number of steps that are done
-    began: the value of time.monotonic() when the run began. After a resume, `began` is the
-        value at the resume, minus the seconds of training before it
+    began: the value of time.monotonic() when this process began the run or resumed it, minus the
+        seconds of training in earlier processes
     saved: the value of time.monotonic() when the last checkpoint was written
     cost: the number of seconds that it took to write the last checkpoint
     request: records a signal that asks the training to stop

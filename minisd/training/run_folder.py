@@ -97,8 +97,8 @@ def acquire(lock: FileLock) -> bool:
 def save_state(folder: Path, state: dict) -> None:
     """Replace state.pt by a file with the new state.
 
-    If a kill or an error interrupts this, state.pt holds the complete old state or the complete new
-    state.
+    If the process is killed, or if an error occurs, state.pt holds the complete old state or the
+    complete new state.
 
     Raises ValueError if state.pt cannot be written.
     """
@@ -120,10 +120,10 @@ def last_state(folder: Path) -> dict | None:
     with report_damage(path):
         with zipfile.ZipFile(path) as file:
             if file.testzip():  # torch.load does not check checksums
-                raise ValueError("its bytes have changed")
+                raise ValueError("the bytes do not fit their checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
-            raise ValueError("it holds no dictionary")
+            raise ValueError("the file does not hold a dictionary")
         version = state.get("format", 1 if state.keys() >= FORMAT_1 else FORMAT)
         if not isinstance(version, int) or version == FORMAT:
             check_state(state)
@@ -220,7 +220,7 @@ def fill_network(network: nn.Module, weights: dict, path: Path) -> None:
     own = network.state_dict()
     with report_damage(path):
         if weights.keys() != own.keys() or not all(map(torch.is_tensor, weights.values())):
-            raise ValueError("a weight is missing, unknown or no tensor")
+            raise ValueError("a weight is missing, unknown or not a tensor")
     if any(weights[name].shape != tensor.shape for name, tensor in own.items()):
         raise ValueError(
             f"The weights in {path} have other shapes than those of this model. Train in another "
@@ -238,7 +238,7 @@ def fill_optimizer(optimizer: Optimizer, saved: dict) -> None:
     """
     groups = optimizer.state_dict()["param_groups"]
     if [group["params"] for group in saved["param_groups"]] != [g["params"] for g in groups]:
-        raise ValueError("the optimizer has other parameters")
+        raise ValueError("the saved optimizer has other parameters")
     optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
     parameters = set(optimizer.param_groups[0]["params"])
     for parameter, moments in optimizer.state.items():
@@ -246,7 +246,7 @@ def fill_optimizer(optimizer: Optimizer, saved: dict) -> None:
             raise ValueError("a moment is missing or unknown")
         for name, value in moments.items():
             if value.shape != (() if name == "step" else parameter.shape):
-                raise ValueError(f"{name} has another shape than its parameter")
+                raise ValueError(f"{name} and its parameter have different shapes")
 
 
 def refuse_another_run(folder: Path, before: dict, now: dict) -> None:
@@ -287,7 +287,8 @@ def commit() -> str:
 def log(folder: Path, record: dict) -> None:
     """Append one record to log.jsonl, as one line.
 
-    If a full disk or a kill cut off the last line, the new record still starts on a new line.
+    The last line is incomplete if the disk was full, or if the process was killed. Even then, the
+    new record starts on a new line.
 
     record: name -> number
 
@@ -315,7 +316,7 @@ def log_records(folder: Path) -> list[dict]:
     path, records = folder / "log.jsonl", {}
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for line in text.splitlines():
-        with suppress(ValueError):  # a full disk or a kill cut this line off
+        with suppress(ValueError):  # the disk was full, or the process was killed
             record = parse_json(line)
             if isinstance(record, dict):
                 check_value("step", record.get("step"), int, (0, 10**9))

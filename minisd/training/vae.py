@@ -61,7 +61,7 @@ def train_vae(
 ) -> VAE:
     """Train a VAE. Returns the VAE with its EMA weights.
 
-    If the folder holds a run, the run is resumed. Raises what train() raises.
+    If the folder holds a run, the run is resumed. Raises the same errors as train().
     """
     torch.manual_seed(seed)
     vae = VAE(config)
@@ -133,7 +133,7 @@ def train_decoder(
     The training has two parts. In the first part, errors in thin lines count more. In the second
     part, all errors count equally. The second part has a fifth of the steps and a quarter of the
     learning rates of the first part. It has its own folder: "alike" inside `folder`. If the folders
-    hold runs, the runs are resumed. Raises what train() raises.
+    hold runs, the runs are resumed. Raises the same errors as train().
     """
 
     def train_part(vae: VAE, thin_weight: float, settings: Hyperparameters, folder: Path) -> VAE:
