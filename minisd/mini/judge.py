@@ -66,9 +66,9 @@ class Block(nn.Module):
 class Judge(nn.Module):
     """A network that gives three answers about one crop: a thing, its style and its tint.
 
-    Each pair of a thing and a style is a class, because a style changes each thing differently. The
-    probability of a thing is the sum over all styles. The probability of a style is the sum over
-    all things.
+    Each pair of a thing and a style is one class of the classifier, because a style changes each
+    thing differently. The probability of a thing is the sum over all styles. The probability of a
+    style is the sum over all things.
 
     crop: b 3 64 64 in [-1, 1]
     returns: three tensors of logits: of the thing, of the style, and of the tint

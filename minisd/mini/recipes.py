@@ -71,7 +71,7 @@ DECODED = 6000  # pictures that the autoencoder encodes and decodes for the judg
 class Recipe:
     """How one file is trained.
 
-    settings: the settings of the training, unless the user wants another number of steps
+    settings: the settings of the training. The user can choose another number of steps
     prepare: a function that takes the job and makes the datasets. It returns two functions: the
         first function trains the network, and the second function saves the network
     work: the steps of all parts of the training, divided by settings.steps. For example, 1.2 if a

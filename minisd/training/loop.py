@@ -157,7 +157,7 @@ def draw_at(step: int, own_size: int, seed: int) -> Draw:
 
 
 def generator_at(seed: int, number: int) -> torch.Generator:
-    """Create a random generator. Its numbers depend only on the seed and on `number`.
+    """Create a random generator. The random numbers depend only on `seed` and `number`.
 
     number: the number of a batch, or of a part of a batch (see Draw)
     """
