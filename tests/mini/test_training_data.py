@@ -625,7 +625,8 @@ def test_the_script_says_what_it_lacks(tmp_path):
 
 
 def test_a_missing_file_says_how_to_get_it(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere.safetensors cannot be read .* Restore it"):
+    said = r"Cannot read the emoji cut-outs from .*nowhere.safetensors .* Restore the file"
+    with pytest.raises(ValueError, match=said):
         Emoji.load(tmp_path / "nowhere.safetensors")
 
 
