@@ -32,13 +32,15 @@ def load(
     source: "mini", a .safetensors or .ckpt file, or a folder in the layout of diffusers
     dtype: the dtype of the weights in memory: torch.float32, bfloat16, float16 or float64. None:
         float32, even if the file has another dtype. With float16, the autoencoder stays in float32
-    prediction: what the U-Net predicts, "eps" or "v", for files that do not say it
-    ema: whether to load the EMA weights (model_ema.*) that some training checkpoints also hold
+    prediction: what the U-Net predicts, "eps" or "v". None: minisd reads this from the file, or
+        runs the U-Net to find out
+    ema: whether to load the EMA weights (model_ema.*) instead of the last weights. Some training
+        checkpoints hold both
     vae: a VAE file, a folder with a VAE file, or the published name of a VAE. This VAE replaces the
-        model's own VAE. It is needed if the model's file has no VAE
+        model's own VAE. If the model's file has no VAE, you must give one
 
-    Raises ValueError if the file is not a model, if it is cut off, or if its tensors do not fit.
-    The message says what to do.
+    Raises ValueError if the file is not a model, if it is cut off, or if its tensors have wrong
+    names or shapes. The message says what to do.
     """
     import torch  # imported here, because importing torch takes seconds
 

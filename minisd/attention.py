@@ -1,4 +1,4 @@
-"""Attention: the one operation by which the picture reads the prompt, and reads itself."""
+"""Attention: how each place of a picture reads the prompt and the picture's other places."""
 
 import torch.nn.functional as F
 from einops import einsum, rearrange
@@ -6,24 +6,26 @@ from torch import Tensor, nn
 
 
 def is_watched(tap: nn.Module) -> bool:
-    """Whether a hook reads or replaces what passes through this module (trace.py, adapters/)."""
+    """Whether a hook reads or changes the input or output of this module (trace.py, adapters/)."""
     return bool(tap._forward_hooks or tap._forward_pre_hooks)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, tap: nn.Identity, mask: Tensor | None = None) -> Tensor:
-    """Mix the values v by how well each query matches each key (Vaswani et al. 2017, eq. 1).
+    """For each query in q, compute a weighted average of the values v (Vaswani et al. 2017, eq. 1).
+
+    The better a key matches the query, the more its value counts.
 
     q: b heads n d    k, v: b heads m d    returns: b heads n d
-    mask: n m, added to the scores. -inf hides a key from a query
+    mask: n m, numbers that are added to the scores. -inf hides a key from a query
     tap: an identity module. The attention weights (b heads n m) pass through this module, so that
         a hook can read them
 
-    The explicit softmax is the definition. If no hook is on the tap, torch's fused kernel computes
-    the same result and does not store the n x m map. In self-attention at 64x64, this map would
-    take 1 GB.
+    If a hook is on the tap, the code follows the definition, with softmax(). Otherwise, torch's
+    fused kernel computes the same result without storing the attention weights. In self-attention
+    at 64x64, these weights would take 1 GB.
     """
     if is_watched(tap):
-        q = q * q.shape[-1] ** -0.5  # before the product, which would overflow in half precision
+        q = q * q.shape[-1] ** -0.5  # scaled first: q times k could overflow in half precision
         scores = einsum(q, k, "b heads n d, b heads m d -> b heads n m")
         if mask is not None:
             scores = scores + mask
@@ -57,9 +59,9 @@ class Attention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """Feed-forward layer: one half of its channels gates the other half (Shazeer 2020).
+    """A feed-forward layer. It multiplies one half of its channels by the gelu of the other half.
 
-    x: b n c    returns: b n c
+    x: b n c    returns: b n c    (Shazeer 2020)
     """
 
     def __init__(self, width: int, expand: int = 4):
@@ -85,9 +87,9 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         # 1e-6 here, although the U-Net's other group norms keep torch's 1e-5 (docs/numerics.md)
         self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
-        # v1 files store both projections as 1x1 convolutions, v2 files as Linear. Either way, one
-        # matrix is applied at each place, so Linear can be used for both kinds of file. The loader
-        # reshapes the weights.
+        # In v1 files, both projections are 1x1 convolutions. In v2 files, they are Linear layers.
+        # Both kinds of layer apply one matrix at each place, so this class always uses Linear. The
+        # loader reshapes the weights of v1 files.
         self.proj_in = nn.Linear(channels, channels)
         self.norm_self = nn.LayerNorm(channels)
         self.self_attention = Attention(channels, channels, heads)

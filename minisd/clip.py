@@ -1,4 +1,4 @@
-"""The text transformer: token ids to context, the vectors that cross-attention reads."""
+"""The text transformer turns token ids into the context: the vectors that cross-attention reads."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from minisd.config import TextConfig
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """OpenAI's approximation of the gelu. Only OpenAI's own transformers were trained with it."""
+    """OpenAI's approximation of the gelu. OpenAI trained its CLIP with this function."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -53,7 +53,7 @@ class CausalSelfAttention(nn.Module):
 
 
 class Layer(nn.Module):
-    """One transformer layer: attention to the other tokens, then an MLP for each token alone.
+    """One transformer layer: attention between the tokens, then an MLP for each token alone.
 
     x: b n c    returns: b n c
     """
@@ -79,9 +79,9 @@ class TextTransformer(nn.Module):
 
     tokens: b n, n <= 77    returns: context, b n width    (Radford et al. 2021, section 2.4)
 
-    In SD v1, this is CLIP ViT-L/14 with its final norm. In SD v2, it is OpenCLIP ViT-H/14 without
-    the last of its 24 layers, but with its final norm ("penultimate"). So v2's config has 23
-    layers, and the code is the same for both.
+    In SD v1, this is OpenAI's CLIP ViT-L/14 with its final norm. In SD v2, it is OpenCLIP ViT-H/14.
+    SD v2 leaves out the last of the 24 layers, but keeps the final norm ("penultimate"). So the
+    config of v2 has 23 layers, and the same code works for v1 and v2.
     """
 
     def __init__(self, config: TextConfig):

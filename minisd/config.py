@@ -1,13 +1,13 @@
-"""Every size and constant of a model, as data. A variant is made with `replace(SD15, ...)`."""
+"""Every size and constant of a model, as data. `replace(SD15, ...)` makes a variant of SD15."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 
 def shipped_folder(name: str) -> Path:
-    """The path of a folder of this project.
+    """The path of a folder that comes with this project, for example "weights".
 
-    In a checkout, the folder is next to the package. In a wheel, the folder is inside the package.
+    In a git checkout, the folder is next to the package. In a wheel, it is inside the package.
     """
     inside = Path(__file__).parent / name
     return inside if inside.is_dir() else Path(__file__).parents[1] / name
@@ -26,8 +26,8 @@ class TextConfig:
     heads: int = 12
     activation: str = "quick_gelu"  # x * sigmoid(1.702 x), or the exact "gelu"
     max_length: int = 77  # begin mark + 75 tokens + end mark
-    pad_token: int | None = None  # None: fill with the end mark (v1); v2 fills with 0
-    mlp_width: int | None = None  # between a layer's two linear maps. None: 4 * width
+    pad_token: int | None = None  # fills the row after the end mark. None: more end marks. v2: 0
+    mlp_width: int | None = None  # the width inside the MLP of a layer. None: 4 * width
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class UNetConfig:
 
     in_channels: int = 4  # 4 for the latent; 5 with depth; 9 with a mask and the masked picture
     out_channels: int = 4
-    # the width of each resolution. Each resolution has half the size of the one before
+    # the number of channels at each resolution. Each resolution is half as large as the one before
     channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    attention: tuple[bool, ...] = (True, True, True, False)  # which resolutions look at the text
+    attention: tuple[bool, ...] = (True, True, True, False)  # which resolutions read the prompt
     res_blocks: int = 2  # per resolution in the encoder; one more in the decoder
     context_dim: int = 768
     heads: int = 8
-    head_width: int | None = None  # v2: 64 channels per head everywhere, instead of `heads`
-    linear_projection: bool = False  # in files: v2 has Linear layers, v1 has 1x1 convolutions
+    head_width: int | None = None  # channels per head; `heads` is then ignored. v1: None, v2: 64
+    linear_projection: bool = False  # True: Linear layers in files (v2). False: 1x1 convolutions
     norm_groups: int = 32
 
 
@@ -54,7 +54,7 @@ class VAEConfig:
     channels: tuple[int, ...] = (128, 256, 512, 512)
     latent_channels: int = 4
     res_blocks: int = 2  # per resolution in the encoder; one more in the decoder
-    scale: float = 0.18215  # 1 / spread of the first training batch's latents (v1-inference.yaml)
+    scale: float = 0.18215  # 1 / standard deviation of a batch of latents (v1-inference.yaml)
     norm_groups: int = 32
 
     @property
@@ -71,18 +71,18 @@ class ScheduleConfig:
     beta_start: float = 0.00085
     beta_end: float = 0.012
     prediction: str = "eps"  # or "v" (Salimans & Ho 2022), as SD 2.1 at 768 pixels
-    zero_terminal_snr: bool = False  # True: rescale, so that nothing of x0 is left at the last t
+    zero_terminal_snr: bool = False  # True: the levels are rescaled, so the last t is pure noise
     beta_schedule: str = "scaled_linear"  # or "linear", "squaredcos_cap_v2"
-    betas: tuple[float, ...] | None = None  # the beta of every t, if no rule computes them
-    # The fields below say how to sample, if the model comes from a diffusers folder. They do not
-    # change the network, so comparing two configs ignores them.
-    # spacing: diffusers' "leading", "linspace" or "trailing", or "default", whose meaning depends
-    #   on the sampler. None: the levels of the original code
+    betas: tuple[float, ...] | None = None  # the beta of every t. None: beta_schedule computes it
+    # The fields below say how to sample. Only a model from a diffusers folder has such settings.
+    # They do not change the network. So when two configs are compared, these fields are ignored.
+    # spacing: diffusers' rule that chooses the t: "leading", "linspace" or "trailing". "default":
+    #   the rule that diffusers uses for the sampler. None: the levels of the original code
     # set_alpha_to_one: whether the last step of DDIM and PLMS ends without noise
-    # final: where the last step of Euler and DPM++ ends: "zero" or "sigma_min"
+    # final: the noise after the last step of Euler and DPM++: "zero" (none) or "sigma_min" (t = 0)
     # karras: whether LMS, Euler, Heun and DPM++ use the levels of Karras et al. 2022
     spacing: str | None = field(default=None, compare=False)
-    steps_offset: int = field(default=1, compare=False)  # the last t of "leading"
+    steps_offset: int = field(default=1, compare=False)  # the last and smallest t of "leading"
     set_alpha_to_one: bool | None = field(default=None, compare=False)
     final: str | None = field(default=None, compare=False)
     karras: bool = field(default=False, compare=False)
@@ -90,33 +90,33 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole model: its parts, its native picture size in pixels, its default way of sampling."""
+    """A whole model: the sizes of its parts, and its usual picture size, cfg_scale and sampler."""
 
     name: str = "sd15"
     text: TextConfig = field(default_factory=TextConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    size: int = 512
+    size: int = 512  # pixels
     cfg_scale: float = 7.5
     sampler: str = "ddim"
-    # True: single files name the tensors of the text transformer as open_clip does (SD v2). False:
-    # they name them as transformers does (SD v1). None: the value of unet.linear_projection
+    # The names of the text transformer's tensors in single files. True: the names of open_clip (SD
+    # v2). False: the names of transformers (SD v1). None: the value of unet.linear_projection
     open_clip_text: bool | None = None
 
     @property
     def size_multiple(self) -> int:
-        """The smallest side, in pixels, that the U-Net halves without rounding (SD: 64).
+        """The smallest picture side, in pixels, that the U-Net can halve without rounding (SD: 64).
 
-        Multiples of this number are halved without rounding, too. A side may also be another
-        multiple of 8. Then the U-Net rounds up when it halves an odd size.
+        The U-Net also halves the multiples of this number without rounding. The side may be any
+        other multiple of 8, too. But then the U-Net meets odd sizes. It halves them and rounds up.
         """
         return self.vae.factor * 2 ** (len(self.unet.channels) - 1)
 
 
 OPENCLIP_H = TextConfig(
     width=1024,
-    layers=23,  # the original has 24. SD v2 leaves out the last layer, but keeps the final norm
+    layers=23,  # OpenCLIP has 24. SD v2 leaves out the last layer, but keeps the final norm
     heads=16,
     activation="gelu",
     pad_token=0,

@@ -1,4 +1,4 @@
-"""From network to denoiser: what eps or v says about the picture, and classifier-free guidance."""
+"""Turn a network into a denoiser: convert eps or v to x0, and apply classifier-free guidance."""
 
 from collections.abc import Callable
 
@@ -34,20 +34,23 @@ def guided_denoiser(
     uncond_context: Tensor | None = None,
     cfg_scale: float = 1.0,
 ) -> Denoiser:
-    """The denoiser that a sampler calls, with classifier-free guidance (Ho & Salimans 2022, eq. 6).
+    """Make the function that a sampler calls: a denoiser with classifier-free guidance.
 
-    guided = uncond + cfg_scale (cond - uncond), for every scale. Here, uncond is the network's
-    answer to uncond_context, and cond is its answer to context. Scale 1 needs only cond, and
-    scale 0 needs only uncond. For other scales, the network runs once on 2b samples. The b samples
-    with uncond_context come first. If a network needs more than x, t and context, wrap the network
-    in a function that adds the other inputs.
+    The formula is guided = uncond + cfg_scale (cond - uncond) (Ho & Salimans 2022, eq. 6). Here,
+    uncond is the network's output for uncond_context, and cond is its output for context. Scale 1
+    needs only cond, and scale 0 needs only uncond. For other scales, the network runs once on 2b
+    samples: b samples with uncond_context, then b samples with context.
+
+    If a network needs more inputs than x, t and context, wrap the network in a function that adds
+    these inputs.
 
     objective: what the network was trained to predict, "eps" or "v"
     context: b m c, the embedded prompts
-    uncond_context: b m c, the embedded negative prompts (often ""). None: for cfg_scale 1
+    uncond_context: b m c, the embedded negative prompts (often ""). It may be None if cfg_scale is
+        1
 
-    Raises ValueError if the objective is unknown. Also raises ValueError if cfg_scale is not 1 and
-    uncond_context is missing or has another shape than context.
+    Raises ValueError if the objective is unknown. If cfg_scale is not 1, also raises ValueError if
+    uncond_context is None, or if its shape differs from that of context.
     """
     check_objective(objective)
     check_contexts(context, uncond_context, cfg_scale)
@@ -70,12 +73,12 @@ def guided_denoiser(
 def run_network(
     network: Network, x: Tensor, level: Level, context: Tensor, free: int = 0
 ) -> Tensor:
-    """Run the network once in the context's precision. The answer has the precision of x.
+    """Run the network once, in the precision of the context. The result has the precision of x.
 
-    t is never rounded to half precision, so that it keeps its fraction.
+    t stays in float32 or float64, because half precision would round it.
 
-    free: the number of samples at the start of the batch that have no prompt. The context carries
-        this number to the network, because some ControlNets treat these samples differently
+    free: how many samples at the start of the batch have no prompt. This number is stored in the
+        context, so that the network can read it. Some ControlNets treat these samples differently
     """
     context = context[:]  # a new tensor for this call, because other threads may set another number
     vars(context)["unconditional"] = free
@@ -85,9 +88,9 @@ def run_network(
 
 
 def unconditional_rows(context: Tensor) -> int:
-    """The number of samples without a prompt. They are the first samples of a context.
+    """The number of samples in a context that have no prompt. These samples come first.
 
-    The number is 0 if run_network() has not set a number.
+    run_network() stores this number in the context. If it did not, the number is 0.
     """
     return getattr(context, "unconditional", 0)
 
@@ -95,7 +98,10 @@ def unconditional_rows(context: Tensor) -> int:
 def run_network_twice(
     network: Network, x: Tensor, level: Level, uncond_context: Tensor, context: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Run the network on the same x with and without the prompt, as one batch of two halves."""
+    """Run the network once on a batch of two halves: x without the prompt, x with the prompt.
+
+    returns: the two halves of the output, b c h w each
+    """
     twice = repeat(x, "b c h w -> (half b) c h w", half=2)
     contexts = torch.cat([uncond_context, context])
     both = run_network(network, twice, level, contexts, free=len(x))
@@ -111,7 +117,7 @@ def interpret(
     uncond: Tensor | None,
     cond: Tensor | None,
 ) -> Prediction:
-    """Convert the network's answers to x0 and eps. All tensors are b c h w."""
+    """Convert the network's outputs (eps or v) to x0 and eps. All tensors are b c h w."""
     if objective == "eps":
         return Prediction(x0_from_eps(x, guided, level), guided, uncond, cond)
     return Prediction(
@@ -129,17 +135,17 @@ def check_objective(objective: str) -> None:
 
 
 def check_contexts(context: Tensor, uncond_context: Tensor | None, cfg_scale: float) -> None:
-    """Raise ValueError if cfg_scale needs two contexts, but one is missing or the shapes differ."""
+    """If cfg_scale needs two contexts: raise ValueError if one is missing or the shapes differ."""
     if cfg_scale == 1:
         return
     if uncond_context is None:
         raise ValueError(
-            f"cfg_scale {cfg_scale} needs an uncond_context. Embed the negative prompt or an empty "
-            "one, or use cfg_scale 1."
+            f"cfg_scale {cfg_scale} needs an uncond_context. Give the embedded negative prompt or "
+            'the embedded empty prompt "", or use cfg_scale 1.'
         )
     if uncond_context.shape != context.shape:
         raise ValueError(
             f"The contexts must have the same shape, got {tuple(context.shape)} for the prompt and "
-            f"{tuple(uncond_context.shape)} for the negative prompt. Embed as many prompts as "
-            "negative prompts, with the same number of chunks."
+            f"{tuple(uncond_context.shape)} for the negative prompt. Give one negative prompt for "
+            "each prompt, and embed both with the same number of chunks."
         )

@@ -1,4 +1,4 @@
-"""The parts put together: a prompt becomes a picture."""
+"""Put the parts of a model together, and turn prompts into pictures."""
 
 from collections.abc import Callable, Iterator
 from math import isfinite
@@ -24,7 +24,7 @@ from minisd.unet import UNet
 from minisd.vae import VAE
 
 SEEDS = range(-(2**63), 2**64)  # what torch.Generator.manual_seed takes
-ROWS_AT_ONCE = 32  # of a long prompt. More rows at once might not fit into the memory
+ROWS_AT_ONCE = 32  # chunks of a long prompt in one batch. More might not fit into the memory
 LARGE_SIGMA = 20.0  # the largest sigma is 14.6 in SD's own schedule, and up to 4096 in others
 
 
@@ -33,10 +33,10 @@ class StableDiffusion:
 
     The networks are frozen: no gradient is kept for their weights.
 
-    guides: functions that take the denoiser of a new picture and return another denoiser. They are
-        called one after another
-    swaps: the handles of autoencoders that replace the model's own autoencoder. A handle removes
-        its autoencoder again (adapters/vae_file.py)
+    guides: functions that change the denoiser of each new picture. They are called one after
+        another. Each takes a denoiser and returns another denoiser
+    swaps: one handle for each autoencoder that replaces the model's own autoencoder. The handle
+        takes its autoencoder out again (adapters/vae_file.py)
     """
 
     def __init__(
@@ -67,22 +67,24 @@ class StableDiffusion:
     def sampling_dtype(self, level: Level) -> torch.dtype:
         """The dtype of x if sampling starts at this level.
 
-        If sigma is very large, half precision would lose x0 in the sum x0 + sigma eps.
+        If sigma is very large, half precision would lose x0 in the sum x0 + sigma eps. So x is then
+        float32, even in a model of half precision.
         """
         wide = torch.promote_types(self.dtype, torch.float32)
         return wide if level.sigma > LARGE_SIGMA else self.dtype
 
     def embed(self, prompts: str | list[str], clip_skip: int = 0, extended: bool = False) -> Tensor:
-        """Embed prompts as the context that cross-attention reads: b 77 context_dim.
+        """Turn prompts into the context that cross-attention reads.
 
         clip_skip: the number of layers to leave out at the end of the text transformer
-        extended: whether to read "(word:1.2)" as a weight, and to split prompts of any length into
-            chunks of 75 tokens. Each chunk goes through the transformer alone. The result is
-            b 77*chunks context_dim. The longest prompt sets the number of chunks. Shorter prompts
-            get empty chunks at their end. So the picture of a short prompt changes if a long prompt
-            is drawn together with it.
+        extended: whether to read "(word:1.2)" as a weight, and to split long prompts into chunks of
+            75 tokens. Each chunk goes through the transformer alone
+        returns: b 77 context_dim. If extended: b 77*chunks context_dim
 
-        Raises ValueError if clip_skip is out of range, or if the context is not finite.
+        The longest prompt sets the number of chunks. Shorter prompts get empty chunks at their end.
+        So the picture of a short prompt changes if a long prompt is drawn together with it.
+
+        Raises ValueError if clip_skip is out of range, or if a number of the context is not finite.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         layers = self.config.text.layers
@@ -115,8 +117,8 @@ class StableDiffusion:
         """Encode pictures as latents with a standard deviation of about 1.
 
         image: b 3 h w in [-1, 1]    returns: b 4 h/8 w/8
-        generator: one generator, or one for each sample, to draw from the encoder's Gaussian. None:
-            the latent is the mode of the Gaussian, and nothing is drawn
+        generator: one generator, or a list with one for each sample. The latents are drawn at
+            random from the encoder's Gaussian. None: the latents are the mean of the Gaussian
 
         Raises ValueError if the image has another shape or range, or if the latent is not finite.
         """
@@ -131,8 +133,8 @@ class StableDiffusion:
 
         latent: b 4 h w    returns: b 3 8h 8w, about [-1, 1]
 
-        Raises ValueError if the latent or the image is not finite. The message names the part of
-        the model that failed.
+        Raises ValueError if a number of the latent or of the image is not finite. The message names
+        the part of the model that failed.
         """
         self.check_finite(latent, "U-Net")
         z = latent / self.vae.config.scale
@@ -157,8 +159,8 @@ class StableDiffusion:
     ) -> Iterator[Step]:
         """Yield the steps from noise to a latent, one by one. The arguments are those of txt2img.
 
-        Each Step holds x (b 4 h w) and the network's prediction. `decode` turns x or prediction.x0
-        into a picture.
+        Each Step holds x (b 4 h w) and the network's prediction. decode() turns x or prediction.x0
+        into pictures.
 
         Raises ValueError if a setting is out of range. Also raises what embed() raises.
         """
@@ -186,10 +188,10 @@ class StableDiffusion:
         extended: bool = False,
         network: Network | None = None,
     ) -> Denoiser:
-        """The function that a sampler calls: the U-Net, guided by these prompts.
+        """Make the function that a sampler calls: the U-Net, guided by these prompts.
 
-        network: a network to use instead of the U-Net. The tasks whose U-Net reads more than the
-            latent need such a network (tasks/). None: the U-Net
+        network: a network to use instead of the U-Net. Inpainting, for example, gives a network
+            that also passes the mask to the U-Net (tasks/). None: the U-Net
         The other arguments are those of txt2img.
 
         Raises ValueError if cfg_scale is not finite. Also raises what embed() raises.
@@ -230,16 +232,17 @@ class StableDiffusion:
         steps: the number of steps, 1 to 1000
         cfg_scale: the strength of the prompt. 0 ignores the prompt. None: the config's value
         sampler: a key of samplers.SAMPLERS. None: the config's sampler
-        seed: one number, or a list. Sample i uses seed + i, or the i-th number of the list
+        seed: one number, or a list of numbers. Sample i uses seed + i, or the i-th number of the
+            list
         width, height: the size in pixels, multiples of 8. None: the config's size
-        latent: unit noise to start from, b 4 h/8 w/8. None: noise that is drawn from the seed
+        latent: the noise to start from (variance 1), b 4 h/8 w/8. None: noise drawn from the seed
         progress: whether to show a progress bar
-        spacing: how to space the noise levels, a key of sampling.SPACINGS. None: the sampler's
-            usual spacing
-        clip_skip, extended: arguments for embed()
+        spacing: how to space the noise levels, a key of sampling.SPACINGS. None: the usual spacing
+            of the sampler (see sampling.sampler_levels)
+        clip_skip, extended: see embed()
 
-        Raises ValueError if a setting is out of range, before anything is computed. Also raises
-        ValueError if the context, the latent or the picture is not finite.
+        Raises ValueError if a setting is out of range. Nothing is computed in this case. Also
+        raises ValueError if a number of the context, the latent or the picture is not finite.
         """
         drawing = self.txt2img_steps(
             prompt,
@@ -262,7 +265,7 @@ class StableDiffusion:
     def noise(
         self, generators: list[torch.Generator], width: int | None, height: int | None
     ) -> Tensor:
-        """Draw unit noise for all samples, on the CPU, one sample at a time: b 4 h/8 w/8."""
+        """Draw unit noise (variance 1) on the CPU, one sample at a time. returns: b 4 h/8 w/8"""
         vae = self.config.vae
         height = self.config.size if height is None else height
         width = self.config.size if width is None else width
@@ -280,7 +283,7 @@ class StableDiffusion:
         check_size(wide, high, self.config)
         if (len(latent), wide, high) != (count, width or wide, height or high):
             size = f"{wide} x {high} pixels, and its batch size is {len(latent)}"
-            way = f"Leave out width and height, or match them: give {unit_noise}"
+            way = f"Leave out width and height, or make them fit the latent. Give {unit_noise}"
             raise ValueError(f"the latent is for {size}. {way}.")
 
     def check_finite(self, tensor: Tensor, part: str) -> None:
@@ -305,18 +308,18 @@ class StableDiffusion:
 
 
 def list_prompts(prompt: str | list[str]) -> list[str]:
-    """The prompts as a list. Raises ValueError if there is no prompt."""
+    """Return the prompts as a list. Raises ValueError if there is no prompt."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
-        raise ValueError("there is no prompt. Give one or more.")
+        raise ValueError("there is no prompt. Give one prompt, or a list of prompts.")
     return prompts
 
 
 def check_seeds(seed: int | list[int], count: int) -> list[int]:
-    """The seeds of `count` samples as integers: seed, seed + 1, … or the seeds of a list.
+    """Return one seed for each of `count` samples: seed, seed + 1, … or the seeds of the list.
 
-    Raises ValueError if a seed is not a whole number of 64 bits, or if a list does not have `count`
-    seeds.
+    Raises ValueError if a seed is not a whole number of at most 64 bits, or if the list does not
+    have `count` seeds.
     """
     seed = seed.tolist() if isinstance(seed, np.generic | np.ndarray | Tensor) else seed
     single = not isinstance(seed, list | tuple | range)
@@ -325,7 +328,7 @@ def check_seeds(seed: int | list[int], count: int) -> list[int]:
         raise ValueError(f"a seed must be a whole number, got {seed!r}.")
     seeds = [int(seeds[0]) + i for i in range(count)] if single else [int(each) for each in seeds]
     if len(seeds) != count:
-        raise ValueError(f"{count} prompts need {count} seeds, got {len(seeds)}.")
+        raise ValueError(f"{count} prompts need {count} seeds, got {len(seeds)}. Or give one.")
     if outside := [each for each in seeds if each not in SEEDS]:
         where = f"is not in {SEEDS[0]} … {SEEDS[-1]}"
         raise ValueError(f"the seed {outside[0]} {where}. Choose another. Sample i uses seed + i.")
@@ -333,14 +336,14 @@ def check_seeds(seed: int | list[int], count: int) -> list[int]:
 
 
 def make_generators(seed: int | list[int], count: int) -> list[torch.Generator]:
-    """Create one generator per sample. The seeds are seed, seed + 1, … or those of a list."""
+    """Create one random generator for each sample. check_seeds() says which seed it gets."""
     return [torch.Generator().manual_seed(each) for each in check_seeds(seed, count)]
 
 
 def pictures_for(prompt: str | list[str], images: Tensor) -> Image.Image | list[Image.Image]:
-    """The picture of one prompt, or the pictures of a list of prompts as a list.
+    """Convert images to PIL. Returns one picture for one prompt, a list for a list of prompts.
 
-    images: the tensor that to_pil() converts
+    images: b 3 h w in [-1, 1]
     """
     pictures = to_pil(images)
     return pictures[0] if isinstance(prompt, str) else pictures

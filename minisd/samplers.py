@@ -1,12 +1,13 @@
 """The samplers: eight ways from noise to a picture, one generator function each.
 
 All samplers are called in the same way. sampler(denoise, x, levels, generators) yields one Step for
-each interval of `levels`, so S steps for S + 1 levels. The x that goes in and the x of each Step
-are variance-preserving. A sampler may therefore start anywhere: at pure noise, at
-add_noise(x0, …), or where another sampler stopped.
+each pair of neighbouring levels, so S steps for S + 1 levels. The x that goes in and the x of each
+Step are variance-preserving. So a sampler may start anywhere: at pure noise, at add_noise(x0, …),
+or where another sampler stopped.
 
 DDPM, DDIM and PLMS compute with this x. The other five are the sigma samplers. They compute with
-x0 + sigma eps, whose derivative dx/dsigma is simply eps. `on_sigma_scale` converts x for them.
+x = x0 + sigma eps. The derivative dx/dsigma of this x is simply eps. `on_sigma_scale` converts the
+variance-preserving x for them.
 
 levels: the noise levels that sampling.sampler_levels chooses, the noisiest first. The network does
     not run at the last level. The last level is CLEAN, or the least noisy level of training
@@ -28,7 +29,7 @@ from minisd.schedule import Denoiser, Level, Prediction
 
 Levels = list[Level]
 Generators = list[torch.Generator] | None
-Moves = Iterator[tuple[Prediction, Tensor]]  # the network's prediction, and the next x
+Moves = Iterator[tuple[Prediction, Tensor]]  # for each step: the network's prediction, the next x
 Sampler = Callable[..., Iterator["Step"]]  # (denoise, x, levels, generators)
 
 
@@ -43,7 +44,7 @@ class Step(NamedTuple):
 
 
 def in_steps(sampler: Callable[..., Moves]) -> Sampler:
-    """Turn the pairs (prediction, next x) that a sampler yields into Steps."""
+    """Wrap a sampler that yields pairs (prediction, next x), so that it yields Steps instead."""
 
     @wraps(sampler)
     def steps(
@@ -57,9 +58,10 @@ def in_steps(sampler: Callable[..., Moves]) -> Sampler:
 
 
 def on_sigma_scale(sampler: Callable[..., Moves]) -> Sampler:
-    """Let a sampler compute with x0 + sigma eps, by converting every x that goes in or comes out.
+    """Wrap a sampler that computes with x0 + sigma eps: convert every x that goes in or comes out.
 
-    A variance-preserving x, divided by the signal rate, is x0 + sigma eps (schedule.py).
+    Outside the sampler, x is variance-preserving. This x, divided by the signal rate, is
+    x0 + sigma eps (schedule.py).
     """
 
     @in_steps
@@ -78,11 +80,12 @@ def on_sigma_scale(sampler: Callable[..., Moves]) -> Sampler:
 
 
 def unit_noise(x: Tensor, generators: Generators) -> Tensor:
-    """Draw unit noise in the shape of x, one sample at a time, in float32 on the CPU.
+    """Draw unit noise (variance 1) in the shape of x.
 
-    So a sample's noise does not depend on the device or on the other samples.
+    The noise is drawn in float32 on the CPU, one sample at a time. So a sample's noise does not
+    depend on the device or on the other samples.
 
-    Raises ValueError if there is not one generator for each of the b samples.
+    Raises ValueError if the number of generators is not the number of samples.
     """
     if generators is None or len(generators) != len(x):
         count = 0 if generators is None else len(generators)
@@ -97,11 +100,11 @@ def unit_noise(x: Tensor, generators: Generators) -> Tensor:
 
 @in_steps
 def ddpm(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators) -> Moves:
-    """Undo the noise at random, as it was added: draw the next x from its posterior.
+    """Draw the next, less noisy x at random: from its distribution, given x and the guess x0.
 
-    Ho et al. 2020, eq. 6-7 and algorithm 2, with the smaller of the two variances. The levels may
-    be any distance apart. The guess x0 is not clipped, because a latent has no limits. The network
-    runs once per step.
+    Ho et al. 2020, eq. 6-7 and algorithm 2, with the smaller of the paper's two variances. The
+    levels may be any distance apart. The guess x0 is not clipped, because a latent has no limits.
+    The network runs once per step.
     """
     for level, next_level in pairwise(levels):
         prediction = denoise(x, level)
@@ -120,15 +123,16 @@ def ddpm(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators) -
 def ddim(
     denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None, eta: float = 0.0
 ) -> Moves:
-    """Keep the guess, and put back a little less of the same noise.
+    """Keep the guess x0, and add the predicted noise again, but a little less of it.
 
-    Song et al. 2021, eq. 12 and 16. eta is the share of the noise that is drawn again. With eta 0,
-    no noise is drawn. With eta 1, the sampler is DDPM. The network runs once per step.
+    Song et al. 2021, eq. 12 and 16. eta says how much of the predicted noise is replaced by new
+    random noise. At eta 0, nothing is replaced. At eta 1, the sampler is DDPM. The network runs
+    once per step.
 
     Raises ValueError if eta is outside 0 … 1.
     """
     if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be 0 (DDIM) to 1 (DDPM), got {eta}. Choose a value between.")
+        raise ValueError(f"eta is {eta}. Choose a value from 0 (DDIM) to 1 (DDPM).")
     for level, next_level in pairwise(levels):
         prediction = denoise(x, level)
         beta = 1 - level.alpha_bar / next_level.alpha_bar
@@ -151,11 +155,12 @@ PLMS_WEIGHTS = {
 
 @in_steps
 def plms(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None) -> Moves:
-    """DDIM with foresight: extrapolate eps from its last four values, then step.
+    """Extrapolate eps from its last four values, then step as DDIM does.
 
-    Liu et al. 2022, eq. 12, in CompVis' form without the Runge-Kutta start. The first step tries
-    DDIM, computes eps where the trial ends, and then steps with the mean of both eps. The network
-    runs once per step, and twice in the first step. If there is only one step, PLMS is DDIM.
+    Liu et al. 2022, eq. 12, in CompVis' form without the Runge-Kutta start. The first step knows no
+    earlier eps. So it tries a step of DDIM, computes eps again where the trial ends, and then steps
+    with the mean of both eps. The network runs once per step, but twice in the first step. If there
+    is only one step, PLMS is the same as DDIM.
     """
     history = []
     for level, next_level in pairwise(levels):
@@ -170,7 +175,10 @@ def plms(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = 
 
 
 def ddim_move(x: Tensor, eps: Tensor, level: Level, next_level: Level) -> Tensor:
-    """DDIM's step along a given eps. On the sigma scale, x0 + sigma eps, it is a straight line."""
+    """Move x along a given eps to the next level, as DDIM does.
+
+    If x is written as x0 + sigma eps, x moves on a straight line.
+    """
     on_sigmas = x / level.signal_rate
     on_sigmas = on_sigmas + (next_level.sigma - level.sigma) * eps
     return on_sigmas * next_level.signal_rate
@@ -184,9 +192,10 @@ def weighted_sum(weights: tuple[float, ...] | list[float], tensors: list[Tensor]
 
 @on_sigma_scale
 def euler(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None) -> Moves:
-    """Follow the straight line towards the guess, a little way at a time.
+    """In each step, go a little way along the straight line from x to the guess x0.
 
-    Karras et al. 2022, algorithm 2 without churn or correction. The network runs once per step.
+    Karras et al. 2022, algorithm 2 without churn (extra noise) and without the correction. The
+    network runs once per step.
     """
     for level, next_level in pairwise(levels):
         prediction = denoise(x, level)
@@ -196,11 +205,12 @@ def euler(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators =
 
 @on_sigma_scale
 def euler_ancestral(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators) -> Moves:
-    """Euler that goes below the next noise level, and comes back up to it with fresh noise.
+    """Step with Euler to less noise than the next level has, then add fresh noise up to that level.
 
-    This is DDPM's rule on the sigma scale: below² + spread² = sigma² of the next level, where
-    spread is the strength of the fresh noise. It matches k-diffusion's sample_euler_ancestral with
-    eta 1. The network runs once per step.
+    The Euler step ends at a sigma called `below`. The fresh noise has the standard deviation
+    `spread`, with below² + spread² = sigma² of the next level. This is DDPM's rule on the sigma
+    scale. It matches k-diffusion's sample_euler_ancestral with eta 1. The network runs once per
+    step.
     """
     for level, next_level in pairwise(levels):
         prediction = denoise(x, level)
@@ -215,10 +225,10 @@ def euler_ancestral(denoise: Denoiser, x: Tensor, levels: Levels, generators: Ge
 
 @on_sigma_scale
 def heun(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None) -> Moves:
-    """Try an Euler step, look at the slope where it lands, and step again with the mean of both.
+    """Try an Euler step, compute the slope where it ends, and step with the mean of both slopes.
 
-    Karras et al. 2022, algorithm 2 without churn. The network runs twice per step, but only once in
-    a step to sigma 0, because the network was never trained without noise.
+    Karras et al. 2022, algorithm 2 without churn (extra noise). The network runs twice per step. It
+    runs only once in a step to sigma 0, because the network was never trained without noise.
     """
     for level, next_level in pairwise(levels):
         prediction = denoise(x, level)
@@ -234,9 +244,9 @@ def heun(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = 
 def lms(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None) -> Moves:
     """Fit a curve to the last four slopes, and add the area under the curve to x.
 
-    This is linear multistep (Adams-Bashforth) for uneven strides, like k-diffusion's sample_lms.
-    k-diffusion integrates numerically, but the integral here is exact. The network runs once per
-    step.
+    This is the linear multistep method (Adams-Bashforth) for uneven strides, like k-diffusion's
+    sample_lms. k-diffusion computes the area numerically. Here, the area is exact. The network runs
+    once per step.
     """
     slopes, sigmas = [], []
     for level, next_level in pairwise(levels):
@@ -248,13 +258,13 @@ def lms(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = N
 
 
 def lms_weights(sigmas: list[float], next_sigma: float) -> list[float]:
-    """The weight of each known slope in the integral from sigmas[0] to next_sigma.
+    """The weight of each known slope in the area under the curve, from sigmas[0] to next_sigma.
 
     sigmas: the sigmas of the known slopes, the newest first
 
-    The integral is that of a polynomial through all known slopes. The weight of one slope is the
-    integral of the polynomial that is 1 at this slope's sigma and 0 at the other sigmas (Lagrange's
-    basis).
+    The curve is a polynomial through all known slopes. Each slope also has a polynomial of its own,
+    with the value 1 at the slope's sigma and 0 at the other sigmas (Lagrange's basis). The weight
+    of the slope is the area under this polynomial.
     """
     points = [sigma - sigmas[0] for sigma in sigmas]  # start at 0, so that powers stay small
     weights = []
@@ -268,15 +278,15 @@ def lms_weights(sigmas: list[float], next_sigma: float) -> list[float]:
 
 @on_sigma_scale
 def dpmpp_2m(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None) -> Moves:
-    """Extrapolate the guess from the last two guesses, and blend x with the result.
+    """Extrapolate the guess x0 from the last two guesses, and blend x with the result.
 
-    DPM-Solver++(2M), Lu et al. 2022, algorithm 2. If the guess stays constant, the blend is exact.
-    As in the authors' code, a step to sigma 0 does not extrapolate. If there are fewer than 15
-    steps, the last step does not extrapolate either, because guesses that are far apart extrapolate
-    badly. The network runs once per step.
+    DPM-Solver++(2M), Lu et al. 2022, algorithm 2. If the guess is the same in all steps, the blend
+    is exact. As in the authors' code, a step to sigma 0 does not extrapolate. If there are fewer
+    than 15 steps, the last step does not extrapolate either, because the last two guesses are too
+    far apart. The network runs once per step.
     """
     steps = len(levels) - 1
-    before = None  # the level and the guess of the last step
+    before = None  # the level and the guess of the step before
     for index, (level, next_level) in enumerate(pairwise(levels)):
         prediction = denoise(x, level)
         guess = prediction.x0
@@ -293,7 +303,7 @@ def dpmpp_2m(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generator
 
 
 def log_fall(level: Level, next_level: Level) -> float:
-    """How far log sigma falls between two levels. DPM-Solver measures time in this unit."""
+    """How far log sigma falls between two levels. In DPM-Solver, this is the length of a step."""
     return log(level.sigma / next_level.sigma)
 
 

@@ -1,4 +1,4 @@
-"""Choose a sampler by its name, the noise levels that it visits, and the x from which it starts."""
+"""Choose a sampler by its name, then its noise levels and the x from which it starts."""
 
 from collections.abc import Iterator
 from math import isinf
@@ -17,16 +17,16 @@ SPACINGS = {spacing.__name__: spacing for spacing in (*EVEN_IN_T, Schedule.karra
 def sampler_levels(
     name: str, schedule: Schedule, steps: int, spacing: str | None = None, final: str | None = None
 ) -> list[Level]:
-    """The noise levels that the sampler `name` visits. Their number is steps + 1.
+    """The steps + 1 noise levels that the sampler `name` visits.
 
-    spacing: a key of SPACINGS, for the levels where the network runs. None: the spacing that the
-        model's folder asks for, or else that of the original code. For DDPM, DDIM and PLMS, this is
-        "leading" ("trailing" if the last level of training is pure noise). For the sigma samplers,
-        it is "uniform". "karras" is also usual with them
-    final: the noise level where the last step ends. "zero" is no noise, and "sigma_min" is the
-        level of t = 0. None: the end that the folder asks for, or else that of the original code.
-        For DDIM and PLMS, this is "sigma_min" (set_alpha_to_one=False). For the others, it is
-        "zero". If the spacing reaches t = 0 by itself, the last step to "sigma_min" changes nothing
+    spacing: the rule that chooses the first `steps` levels, a key of SPACINGS. None: the rule in
+        the settings of the model's diffusers folder. Without such settings, DDPM, DDIM and PLMS use
+        "leading" ("trailing" if the last level of training is pure noise), and the sigma samplers
+        use "uniform". Many people use "karras" with the sigma samplers
+    final: the last level, where the last step ends: "zero" (no noise) or "sigma_min" (the level of
+        t = 0). None: the level in the folder's settings. Without such settings, DDIM and PLMS use
+        "sigma_min" (set_alpha_to_one=False), and the other samplers use "zero". If the level before
+        is already that of t = 0, a last step to "sigma_min" changes nothing
 
     Raises ValueError if a name is unknown, or if steps is outside 1 … timesteps.
     """
@@ -43,7 +43,7 @@ def sampler_levels(
         check_known("spacing", spacing, SPACINGS)
         levels = SPACINGS[spacing](schedule, steps)
     levels = [*levels, ends[final]]
-    if name not in ("ddpm", "ddim"):  # other samplers divide by the signal rate: it must not be 0
+    if name not in ("ddpm", "ddim"):  # the others divide by the signal rate. It must not be 0
         levels = [one._replace(sigma=LARGEST_SIGMA) if isinf(one.sigma) else one for one in levels]
     return levels
 
@@ -51,11 +51,13 @@ def sampler_levels(
 def from_noise(
     name: str, denoise: Denoiser, noise: Tensor, levels: list[Level], generators: Generators = None
 ) -> Iterator[Step]:
-    """Run the sampler `name` from unit noise, b c h w. Yields all steps.
+    """Run the sampler `name` from unit noise. Yields all steps.
+
+    noise: unit noise (variance 1), b c h w
 
     The sigma samplers start at sigma_max * noise, on the scale x0 + sigma eps (k-diffusion). DDPM,
-    DDIM and PLMS start at the noise itself, on the variance-preserving scale (CompVis). On the same
-    scale, the two starts differ by 0.2 %.
+    DDIM and PLMS start at the noise itself, on the variance-preserving scale (CompVis). If both
+    starts are converted to one scale, they differ by 0.2 %.
 
     Raises ValueError if the name is unknown.
     """
@@ -65,12 +67,18 @@ def from_noise(
 
 
 def sampler_for(name: str, levels: list[Level]) -> Sampler:
-    """The sampler `name`, in diffusers' version if a diffusers folder chose the levels."""
+    """The function of the sampler `name`.
+
+    If the levels come from the settings of a diffusers folder, the function is diffusers' version.
+    """
     return (FOLDER_SAMPLERS if levels[0].diffusers else {}).get(name, SAMPLERS[name])
 
 
 def starting_x(name: str, noise: Tensor, level: Level) -> Tensor:
-    """The x from which the sampler `name` starts: unit noise, scaled for this level. b c h w"""
+    """The x from which the sampler `name` starts at this level, made from unit noise.
+
+    noise: unit noise (variance 1), b c h w    returns: b c h w
+    """
     unit = name not in SIGMA_SAMPLERS or (level.diffusers and level.diffusers.starts_at_unit_noise)
     return noise if unit else level.noise_rate * noise
 

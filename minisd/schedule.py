@@ -1,8 +1,8 @@
 """How much noise there is at each t: betas -> alpha_bar -> sigmas, and which t a sampler visits.
 
-A noisy picture x can be written on two scales. The network reads the variance-preserving x:
-x = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps. The sigma samplers compute with this x divided by
-sqrt(alpha_bar). The result is x0 + sigma eps, with sigma² = (1 - alpha_bar) / alpha_bar.
+A noisy picture can be written on two scales. The network reads the variance-preserving x:
+x = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps. The sigma samplers divide this x by
+sqrt(alpha_bar). They get x0 + sigma eps, with sigma² = (1 - alpha_bar) / alpha_bar.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,13 +18,13 @@ from minisd.config import ScheduleConfig
 
 
 class DiffusersRules(NamedTuple):
-    """Rules of diffusers for one level. The original code does not have these rules."""
+    """What diffusers does differently from the original code at one noise level."""
 
-    starts_at_unit_noise: bool  # sigma samplers that start at this level start at unit noise
-    plain_last_step: bool  # a last step of DPM++ from this level does not extrapolate
-    averages_v: bool  # PNDM averages the v of a v network, not its eps
-    end_sigma: float  # where a step of DDIM or PNDM ends: not always at the next level
-    retry_sigma: float  # where PNDM's second try starts: not always at this level
+    starts_at_unit_noise: bool  # a sigma sampler starts with unit noise, if it starts at this level
+    plain_last_step: bool  # if the last step of DPM++ starts at this level, it does not extrapolate
+    averages_v: bool  # if the network predicts v, PNDM averages v instead of eps
+    end_sigma: float  # where a step of DDIM or PNDM ends. It may differ from the next level's sigma
+    retry_sigma: float  # PNDM computes its first step twice. The second try starts at this sigma
 
 
 class Level(NamedTuple):
@@ -32,7 +32,8 @@ class Level(NamedTuple):
 
     t: the time that the network reads
     sigma: the strength of eps in x0 + sigma eps
-    diffusers: set only if the settings of a diffusers folder chose this level
+    diffusers: diffusers' rules for this level. None: the rules of the original code. Only a level
+        that was chosen by the settings of a diffusers folder has diffusers' rules
 
     t and sigma are plain Python numbers, so that they never change the precision or device of x.
     """
@@ -59,11 +60,11 @@ class Level(NamedTuple):
 
 LARGEST_SIGMA = 2.0**12  # used instead of an infinite sigma (diffusers' Euler: alpha_bar 2^-24)
 
-CLEAN = Level(t=-1, sigma=0.0)  # no noise. Even at t = 0, a little noise is left
+CLEAN = Level(t=-1, sigma=0.0)  # no noise at all. The level of t = 0 still has a little noise
 
 
 class Prediction(NamedTuple):
-    """What the network predicts for x. Each tensor is b c h w.
+    """The network's prediction for a noisy x. Each tensor is b c h w.
 
     x0 and eps hold the same information, because x = signal_rate x0 + noise_rate eps.
     """
@@ -79,11 +80,11 @@ Denoiser = Callable[[Tensor, Level], Prediction]
 
 
 def with_zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
-    """Stretch the signal rates, so that the last rate is 0 (pure noise) and the first stays.
+    """Stretch the signal rates: the last rate becomes 0 (pure noise), the first stays the same.
 
-    SD's own last level still holds 7 % of the picture, so SD never learnt to start at pure noise
-    (Lin et al. 2024, algorithm 1). Only a v network can learn to start there, because at pure
-    noise, eps says nothing about x0.
+    In SD's own table, 7 % of the picture is left at the last level. So SD was never trained on pure
+    noise (Lin et al. 2024, algorithm 1). Only a network that predicts v can be trained on it: if x
+    is pure noise, eps says nothing about x0.
 
     alpha_bar: timesteps    returns: the same shape
     """
@@ -93,7 +94,9 @@ def with_zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
 
 
 def other_betas(config: ScheduleConfig) -> Tensor:
-    """The betas of a model that does not use SD's own rule. A beta is the noise that one t adds.
+    """The betas of a model that does not use SD's own rule.
+
+    A beta is the variance of the noise that one t adds.
 
     returns: timesteps, float64
     """
@@ -109,7 +112,7 @@ def other_betas(config: ScheduleConfig) -> Tensor:
 
 
 class Schedule:
-    """The table of noise levels that a model was trained on, and ways to choose levels from it."""
+    """The noise levels that a model was trained on, and rules to choose levels for a sampler."""
 
     def __init__(self, config: ScheduleConfig):
         self.config = config
@@ -150,7 +153,7 @@ class Schedule:
         return [Level(t, sigma) for t, sigma in zip(ts, sigmas, strict=True)]
 
     def levels_of_sigmas(self, sigmas: Sequence[float]) -> list[Level]:
-        """The level of each sigma. Its t is usually a fraction, and never outside the table."""
+        """The level of each sigma. Its t is usually not a whole number. It is 0 … timesteps - 1."""
         ts = np.interp(np.log(sigmas), np.log(self.finite_sigmas), np.arange(len(self.sigmas)))
         return [Level(t, sigma) for t, sigma in zip(ts.tolist(), sigmas, strict=True)]
 
@@ -171,7 +174,10 @@ class Schedule:
         return signal_rate * noise - noise_rate * x0
 
     def _rates(self, t: float | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Signal rate and noise rate at t, 1 1 1 or b 1 1 1, with device and dtype of `like`."""
+        """The signal rate and the noise rate at t: two tensors, 1 1 1 or b 1 1 1.
+
+        like: a tensor. The results get its device and its dtype
+        """
         sigma = rearrange(self.sigma(t), "... -> ... 1 1 1")
         signal_rate = (1 + sigma**2) ** -0.5
         noise_rate = (1 + sigma**-2) ** -0.5
@@ -180,18 +186,18 @@ class Schedule:
     def leading(self, steps: int) -> list[Level]:
         """The levels of SD's DDIM and PLMS: t = 1, 1 + stride, 1 + 2 stride …, the largest first.
 
-        The stride is timesteps // steps, so the first level may be well below the noisiest level.
-        If steps = timesteps, the largest t would be outside the table. In this case, t goes from
-        timesteps - 1 to 0.
+        The stride is timesteps // steps. So the largest t may be much smaller than timesteps - 1.
+        If steps = timesteps, this rule would give the t `timesteps`, which does not exist. In this
+        case, t goes from timesteps - 1 to 0.
         """
         stride = self.config.timesteps // self.check_steps(steps)
         first = 0 if steps == self.config.timesteps else 1
         return self.levels([first + stride * k for k in reversed(range(steps))])
 
     def linspace(self, steps: int) -> list[Level]:
-        """The levels of whole t, evenly spaced up to rounding, from the noisiest t to t = 0.
+        """The levels of evenly spaced t, rounded to whole numbers, from timesteps - 1 to 0.
 
-        If there is only one step, its t is the noisiest one.
+        If there is only one step, its t is timesteps - 1.
         """
         top = self.config.timesteps - 1
         ramp = np.linspace(0 if steps > 1 else top, top, self.check_steps(steps))
@@ -203,13 +209,13 @@ class Schedule:
         The stride is timesteps / steps (Lin et al. 2024).
         """
         stride = self.config.timesteps / self.check_steps(steps)
-        ramp = np.arange(self.config.timesteps, 0, -stride)[:steps]  # rounding may add a number
+        ramp = np.arange(self.config.timesteps, 0, -stride)[:steps]  # arange may add one number
         return self.levels([int(t) - 1 for t in ramp.round()])
 
     def uniform(self, steps: int) -> list[Level]:
-        """The levels of evenly spaced t, from the noisiest t to t = 0, as in k-diffusion.
+        """The levels of evenly spaced t from timesteps - 1 to 0, like k-diffusion's get_sigmas.
 
-        Most of these t are fractions. The function in k-diffusion is get_sigmas.
+        Most of these t are not whole numbers.
         """
         ramp = np.linspace(self.config.timesteps - 1, 0, self.check_steps(steps))
         return self.levels(ramp.tolist())
@@ -217,9 +223,9 @@ class Schedule:
     def karras(self, steps: int, ends: tuple[float, float] | None = None) -> list[Level]:
         """Levels that are evenly spaced in sigma^(1/7) (Karras et al. 2022, eq. 5, rho = 7).
 
-        So the strides in sigma are small at the end.
+        So neighbouring sigmas are close to each other near the end of sampling.
 
-        ends: the lowest and the highest sigma. None: the lowest and the highest of the table
+        ends: the lowest and the highest sigma. None: the sigmas of t = 0 and t = timesteps - 1
         """
         table_ends = self.sigma(torch.tensor([0, self.config.timesteps - 1]))
         low, high = ends or table_ends.clamp(max=LARGEST_SIGMA).tolist()
@@ -227,7 +233,7 @@ class Schedule:
         return self.levels_of_sigmas((ramp**7).clip(low, high).tolist())
 
     def check_steps(self, steps: int) -> int:
-        """Return `steps`. Raises ValueError if the number is less than 1 or more than timesteps."""
+        """Return the number of steps. Raises ValueError if it is not 1 … timesteps."""
         if not 1 <= steps <= self.config.timesteps:
             raise ValueError(f"steps must be 1 to {self.config.timesteps}, got {steps}.")
         return steps

@@ -13,13 +13,14 @@ from minisd.config import UNetConfig
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
-    """Write each t as cosines and sines of falling frequency. Close t get similar vectors.
+    """Turn each t into a vector of cosines and sines. If two t are close, so are their vectors.
 
-    t: b, integer or float, never rounded    returns: b width, float32: [cos | sin]
+    t: b, integer or float. Fractions are kept
+    returns: b width, float32. The cosines come first, then the sines
 
-    Frequencies are 10000^(-i / half) for i = 0 … half-1, and the cosines come first, as in CompVis
-    ldm/modules/diffusionmodules/util.py. (The DDPM code divides by half - 1 and puts sines first.)
-    The result is always float32, even for a float64 network, because the original code rounds to
+    Let half be width / 2. The frequencies are 10000^(-i / half) for i = 0 … half - 1, as in CompVis
+    ldm/modules/diffusionmodules/util.py. (The DDPM code divides by half - 1 and puts the sines
+    first.) The result is float32 even for a float64 network, because the original code rounds to
     float32 here.
     """
     half = width // 2
@@ -48,7 +49,7 @@ class TimeEmbedding(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions, with a shift between them that depends on t. Their result is added to x.
+    """Two convolutions. Between them, a shift that depends on t. The result is added to x.
 
     x: b c_in h w    time: b time_dim    returns: b c_out h w
     """
@@ -74,10 +75,10 @@ class Upsample(nn.Module):
     """Doubles height and width by repeating pixels, then smooths with a convolution.
 
     x: b c h w
-    skips: the feature maps of the encoder that have not been used yet (skip connections). The next
-        one to use is the last of the list
-    returns: b c h' w' in the size of the next skip, or b c 2h 2w if no skip is left. If the encoder
-        halved an odd size, h' or w' is one pixel smaller than 2h or 2w
+    skips: the feature maps of the encoder that the decoder has not used yet (skip connections). The
+        decoder uses the last one of the list next
+    returns: b c h' w', as large as the last skip, or b c 2h 2w if no skip is left. If the encoder
+        rounded up when it halved h', then h' is 2h - 1. The same is true for w'
     """
 
     def __init__(self, channels: int):
@@ -93,8 +94,9 @@ class Down(nn.Module):
     """One resolution of the encoder: residual blocks, each followed by attention to the text.
 
     x: b c_in h w
-    returns: x, b c_out h/2 w/2, rounded up (b c_out h w at the last resolution), and a list of all
-        intermediate x. The decoder reads these x through the skip connections
+    returns: the new x, and the list of the x after every block and after the change of size. The
+        decoder reads this list through the skip connections. The new x is b c_out h/2 w/2, rounded
+        up. At the last resolution, it is b c_out h w
     """
 
     def __init__(self, c_in: int, c_out: int, config: UNetConfig, attends: bool, last: bool):
@@ -139,8 +141,10 @@ class Up(nn.Module):
     """One resolution of the decoder: like Down, but each block also reads a skip connection.
 
     x: b c_in h w
-    skips: the feature maps of the encoder. Each block takes one from the end of the list
-    returns: b c_out h' w' in the size of the next skip (b c_out h w at the last resolution)
+    skips: the feature maps of the encoder. Each block takes the last one and removes it from the
+        list
+    returns: b c_out h' w', as large as the last skip that is left. At the last resolution, b c_out
+        h w
     """
 
     def __init__(
@@ -153,8 +157,8 @@ class Up(nn.Module):
         last: bool,
     ):
         super().__init__()
-        widths = [c_in] + [c_out] * config.res_blocks  # of x, before each block
-        self.skip = nn.ModuleList(nn.Identity() for _ in c_skips)  # taps: what is concatenated
+        widths = [c_in] + [c_out] * config.res_blocks  # the channels of x before each block
+        self.skip = nn.ModuleList(nn.Identity() for _ in c_skips)  # taps: the skips of the blocks
         self.res = nn.ModuleList(
             res_block(width + skip, c_out, config)
             for width, skip in zip(widths, c_skips, strict=True)
@@ -184,13 +188,13 @@ def spatial_transformer(channels: int, config: UNetConfig) -> SpatialTransformer
 
 
 class UNet(nn.Module):
-    """Predicts the noise in a latent from how noisy it is (t) and what it should show (context).
+    """Predicts the noise in a latent, given how noisy the latent is (t) and the prompt (context).
 
     x: b in_channels h w    t: b, integer or float    context: b m context_dim
     returns: b out_channels h w, eps or v    (Rombach et al. 2022, section 3.3)
 
-    control: tensors of a ControlNet: one for each skip connection, then one for the middle. They
-        are added to the skip connections and to the middle. None: nothing is added
+    control: the outputs of a ControlNet, a list of tensors. They are added to the skip connections,
+        one to each, and the last one to the output of the middle. None: nothing is added
     """
 
     def __init__(self, config: UNetConfig):
@@ -201,7 +205,7 @@ class UNet(nn.Module):
         self.time = TimeEmbedding(channels[0])
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
 
-        c_in = [channels[0], *channels]  # what each resolution of the encoder receives
+        c_in = [channels[0], *channels]  # the input channels of each resolution of the encoder
         self.down = nn.ModuleList(
             Down(c_in[i], channels[i], config, config.attention[i], last=i == last) for i in levels
         )

@@ -15,12 +15,12 @@ from minisd.config import VAEConfig
 NORM_EPS = 1e-6
 
 
-# unet.py also has a ResBlock, an Upsample and a Mid, with the same purpose. They are written again
-# here, so that each network can be read alone. In the VAE, they read no time and no text.
+# unet.py also has a ResBlock, an Upsample and a Mid, with the same purpose. This file has its own
+# versions, so that each network can be read alone. These versions read no time and no text.
 
 
 class ResBlock(nn.Module):
-    """Two convolutions, whose result is added to x. Unlike in the U-Net, they read no time.
+    """Two convolutions, whose result is added to x. Unlike the U-Net's block, it reads no time.
 
     x: b c_in h w    returns: b c_out h w
     """
@@ -65,7 +65,7 @@ class SpatialAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width, with padding on the right and at the bottom only.
+    """Halves height and width. It pads only on the right and at the bottom.
 
     x: b c h w    returns: b c h/2 w/2
 
@@ -131,7 +131,7 @@ class Mid(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Turns a picture into the mean and the log-variance of its latent, 8 times smaller per side.
+    """Turns a picture into its latent: the mean and the log-variance of each of its numbers.
 
     image: b 3 h w in [-1, 1]    returns: b 2*latent_channels h/8 w/8
     """
@@ -191,9 +191,9 @@ class Decoder(nn.Module):
 
 
 class DiagonalGaussian:
-    """The encoder's answer: for each number of the latent a mean and a standard deviation.
+    """The encoder's output: a mean and a standard deviation for each number of the latent.
 
-    moments: b 2c h w, first the channels of the mean, then those of the log-variance
+    moments: b 2c h w. The first c channels are the mean, the other c channels the log-variance
 
     (Kingma & Welling 2014)
     """
@@ -208,31 +208,36 @@ class DiagonalGaussian:
 
         generator: one generator for all samples, or a list with one for each sample
 
-        The noise is drawn on the CPU in float32, one sample at a time. So the other samples do not
-        change a sample's noise if each sample has its own generator.
+        The noise is drawn on the CPU in float32, one sample at a time. If each sample has its own
+        generator, a sample's noise does not depend on the other samples.
 
-        Raises ValueError if a list does not have one generator for each sample.
+        Raises ValueError if the length of a list is not the number of samples.
         """
         generators = generator if isinstance(generator, list) else [generator] * len(self.mean)
         if len(generators) != len(self.mean):
             count = len(self.mean)
-            raise ValueError(f"{count} samples need as many generators. Give {count}, or just one.")
+            raise ValueError(f"{count} samples need {count} generators. Give a list of {count}.")
         shape = (1, *self.mean.shape[1:])
         noise = torch.cat([torch.randn(shape, generator=each) for each in generators])
         return self.mean + self.std * noise.to(self.mean)
 
     def mode(self) -> Tensor:
-        """The likeliest latent, b c h w: the mean."""
+        """The most likely latent, b c h w. It is the mean."""
         return self.mean
 
     def kl(self) -> Tensor:
-        """The KL divergence from unit noise, in nats per picture: b. Training keeps it small."""
+        """The KL divergence from noise of mean 0 and variance 1, in nats per picture.
+
+        Training keeps this number small.
+
+        returns: b
+        """
         nats = 0.5 * (self.mean**2 + self.std**2 - 1 - self.logvar)
         return nats.flatten(1).sum(dim=1)
 
 
 class VAE(nn.Module):
-    """The whole autoencoder. Its latents are unscaled. The pipeline scales them by config.scale."""
+    """The whole autoencoder. Its latents are unscaled: the pipeline multiplies by config.scale."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()

@@ -1,9 +1,9 @@
 """The depth estimator of the official depth models: DPT-hybrid, also called MiDaS 3.0.
 
 A ResNet sees small details, and a vision transformer sees the whole picture at once. A pyramid of
-convolutions joins the feature maps of both and brings them back to the picture's size (Ranftl et
-al. 2021, "Vision Transformers for Dense Prediction", figure 1). The ResNet is that of BiT
-(Kolesnikov et al. 2020).
+convolutions combines the feature maps of both networks, and enlarges them to the picture's size
+(Ranftl et al. 2021, "Vision Transformers for Dense Prediction", figure 1). The ResNet has the
+layers of BiT (Kolesnikov et al. 2020).
 """
 
 from collections.abc import Sequence
@@ -30,15 +30,15 @@ MULTIPLE = 32  # px, because the network halves the size five times
 class DepthConfig:
     """Sizes of the estimator. The defaults are DPT-hybrid's."""
 
-    stem: int = 64
-    stages: tuple[int, ...] = (256, 512, 1024)  # of the ResNet. Each stage halves the size
-    blocks: tuple[int, ...] = (3, 4, 9)
-    width: int = 768  # of the transformer
+    stem: int = 64  # channels of the ResNet's first layer
+    stages: tuple[int, ...] = (256, 512, 1024)  # channels of the ResNet's stages
+    blocks: tuple[int, ...] = (3, 4, 9)  # number of blocks in each stage
+    width: int = 768  # channels of the transformer
     layers: int = 12
     heads: int = 12
     readout_layers: tuple[int, int] = (8, 11)  # the layers whose output the pyramid reads
-    features: int = 256  # of the pyramid
-    grid: int = 24  # positions per side that have trained vectors
+    features: int = 256  # channels of the pyramid
+    grid: int = 24  # places per side in training. Each place has a position vector
     norm_groups: int = 32
 
 
@@ -49,9 +49,9 @@ DPT_HYBRID = DepthConfig()
 
 
 def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """Pad with zeros, so that a convolution returns ceil(size / stride).
+    """Pad x with zeros, so that the output of a convolution has the size ceil(size / stride).
 
-    If the padding is odd, the right and the bottom get one zero more.
+    If the number of zeros is odd, the right side and the bottom get one zero more.
     """
     width_first = x.shape[:1:-1]
     totals = [max((n - 1) // stride * stride + kernel - n, 0) for n in width_first]
@@ -59,7 +59,7 @@ def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
 
 
 class StandardisedConv(nn.Conv2d):
-    """A convolution that first scales its weights to mean 0 and spread 1 (Qiao et al. 2019)."""
+    """A convolution that first scales its weights to mean 0 and variance 1 (Qiao et al. 2019)."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1):
         super().__init__(c_in, c_out, kernel, stride, bias=False)
@@ -72,7 +72,7 @@ class StandardisedConv(nn.Conv2d):
 
 
 class Bottleneck(nn.Module):
-    """Three convolutions, the middle one narrow. Their result is added to the input.
+    """Three convolutions. The second one has fewer channels. The result is added to the input.
 
     x: b c_in h w    returns: b c_out h/stride w/stride
     """
@@ -97,7 +97,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Feature maps of the picture, each coarser than the one before.
+    """Computes feature maps of the picture. Each map is coarser than the map before it.
 
     image: b 3 h w    returns: one map per stage, with 1/4, 1/8 and 1/16 of the size
     """
@@ -117,7 +117,7 @@ class ResNet(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         x = F.relu(self.norm(self.stem(image)))
-        x = F.max_pool2d(pad_same(x, kernel=3, stride=2), 3, stride=2)  # no x is below 0
+        x = F.max_pool2d(pad_same(x, kernel=3, stride=2), 3, stride=2)  # zeros do no harm: x >= 0
         maps = []
         for stage in self.stages:
             assert isinstance(stage, nn.ModuleList)
@@ -156,7 +156,7 @@ class DPTLayer(nn.Module):
 
 
 class Readout(nn.Module):
-    """Tells every place what the class token knows about the whole picture, and returns a map.
+    """Combines every place with the class token, which describes the whole picture.
 
     x: b 1+n c, the class token first
     size: h w of the map, with h * w = n
@@ -179,7 +179,10 @@ class Readout(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """Two convolutions, whose result is added to x. x: b c h w    returns: b c h w"""
+    """Two convolutions, whose result is added to x.
+
+    x: b c h w    returns: b c h w
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -191,9 +194,11 @@ class ResidualUnit(nn.Module):
 
 
 class Fusion(nn.Module):
-    """One level of the pyramid: add the finer map, then double the size.
+    """One level of the pyramid: add the finer map to x, then double the size.
 
     x, finer: b c h w    returns: b c 2h 2w
+
+    The coarsest level has no finer map.
     """
 
     def __init__(self, channels: int, takes_finer: bool):
@@ -209,7 +214,10 @@ class Fusion(nn.Module):
 
 
 def double_size(x: Tensor) -> Tensor:
-    """Double height and width: b c h w -> b c 2h 2w. The corner pixels keep their values."""
+    """Double height and width. The pixels in the corners keep their values.
+
+    x: b c h w    returns: b c 2h 2w
+    """
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
 
 
@@ -217,7 +225,8 @@ class DepthEstimator(nn.Module):
     """Estimates how near every point of a picture is.
 
     image: b 3 h w in [-1, 1], of any size
-    returns: b 1 h' w', the inverse of the depth, with an unknown scale and shift. Large = near
+    returns: b 1 h' w', the inverse of the distance. Large values mean near. The scale and the shift
+        of the values are unknown
     """
 
     def __init__(self, config: DepthConfig = DPT_HYBRID):
@@ -260,7 +269,10 @@ class DepthEstimator(nn.Module):
         return F.relu(self.head3(x))
 
     def look_around(self, x: Tensor) -> list[Tensor]:
-        """Run the transformer. x: b c h w    returns: two maps, b width h w and b width h/2 w/2"""
+        """Run the transformer on the coarsest map of the ResNet.
+
+        x: b c h w    returns: two maps, b width h w and b width h/2 w/2
+        """
         size = x.shape[2:]
         places = rearrange(self.patch(x), "b c h w -> b (h w) c")
         token = self.class_token.expand(len(x), -1, -1)
@@ -271,7 +283,10 @@ class DepthEstimator(nn.Module):
         return [finer, self.shrink(coarser)]
 
     def positions(self, size: Sequence[int]) -> Tensor:
-        """Stretch the position vectors to another grid. size: h w    returns: 1 1+h*w c"""
+        """Stretch the grid of position vectors to another size.
+
+        size: h w    returns: 1 1+h*w c, first the vector of the class token
+        """
         first, others = self.position_embedding[:, :1], self.position_embedding[:, 1:]
         grid = rearrange(others, "1 (h w) c -> 1 c h w", h=self.config.grid)
         stretched = F.interpolate(grid, tuple(size), mode="bilinear")
@@ -295,7 +310,8 @@ def estimator_size(size: Sequence[int]) -> tuple[int, int]:
     """The size to which a picture is scaled for the estimator: h w, both multiples of 32.
 
     The side that is closer to 384 becomes about 384. The other side is multiplied by the same
-    factor, so that the aspect ratio nearly stays (MiDaS transforms.py, resize_method "minimal").
+    factor, so the aspect ratio stays nearly the same (MiDaS transforms.py, resize_method
+    "minimal").
     """
     scale = min((SIDE / length for length in size), key=lambda scale: abs(1 - scale))
     height, width = (max(1, round(scale * length / MULTIPLE)) * MULTIPLE for length in size)

@@ -1,7 +1,8 @@
 """The names of DPT-hybrid's tensors in minisd, in MiDaS files and in transformers' DPT files.
 
-The table has a `Row` for each module, like the tables in checkpoints/names.py. The "original" name
-in a row is the name in MiDaS files. The "diffusers" name is the name in transformers' files.
+This table of names has a `Row` for each module, like the tables in checkpoints/names.py. The
+"original" name in a row is the name in MiDaS files. The "diffusers" name in a row is the name in
+transformers' files.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from minisd.depth.dpt import DepthConfig, DepthEstimator
 
 INSIDE_DEPTH_MODEL = "depth_model.model."  # before the estimator's keys in an official depth model
-# The depth does not depend on these parts of the published files. The first is the classifier. The
-# second is in the coarsest level of the pyramid: layers for a finer map, but this level gets none.
+# These tensors of the published files do not change the depth. Some belong to a classifier. The
+# others are in the coarsest level of the pyramid. They would read a finer map, but this level has
+# none.
 UNUSED_DPT_KEYS = (
     *("pretrained.model.norm.", "pretrained.model.head.", "scratch.refinenet4.resConfUnit1."),
     *("dpt.layernorm.", "dpt.pooler.", "neck.fusion_stage.layers.0.residual_layer1."),
@@ -50,7 +52,7 @@ FUSION = (
 
 
 def dpt_rows(config: DepthConfig) -> list[Row]:
-    """The rows of the table for a whole estimator, with full names."""
+    """The table of names for a whole estimator: one row for each module."""
     model, embeddings = "pretrained.model", "dpt.embeddings"
     layers = [
         Row(f"layers.{i}", f"{model}.blocks.{i}", f"dpt.encoder.layer.{i}", DPT_LAYER)
@@ -85,8 +87,8 @@ def resnet_rows(config: DepthConfig) -> Iterator[Row]:
 def pyramid_rows() -> Iterator[Row]:
     """The rows of the table for the pyramid.
 
-    minisd and MiDaS count levels from the finest one. transformers counts the levels of the fusion
-    from the coarsest one.
+    minisd and MiDaS number the levels from the finest to the coarsest. transformers numbers the
+    fusion levels from the coarsest to the finest.
     """
     stage = "neck.reassemble_stage"
     for i in range(2):
@@ -102,11 +104,12 @@ def pyramid_rows() -> Iterator[Row]:
 
 
 def to_ours(tensors: Mapping[str, Tensor], network: DepthEstimator, name: str) -> dict[str, Tensor]:
-    """Rename the tensors of a file. Returns a dictionary: our name -> tensor.
+    """Rename the tensors of a file. Returns a dictionary: minisd's name -> tensor.
 
-    name: the file's name in an error
+    name: the file's name, for error messages
 
-    Raises ValueError if the file lacks a tensor of the network, or has an unknown tensor.
+    Raises ValueError if a tensor of the network is missing in the file, or if the file has an
+    unknown tensor.
     """
     own = {
         key.removeprefix(INSIDE_DEPTH_MODEL): tensor
@@ -117,7 +120,7 @@ def to_ours(tensors: Mapping[str, Tensor], network: DepthEstimator, name: str) -
         refuse_other_kinds(name, tensors, "depth estimator")
     tensors = with_joined_attention(own or tensors)
     if not any(key.startswith(("dpt.", "pretrained.")) for key in tensors):
-        raise ValueError(f"{name} holds no depth estimator: give a depth model or DPT-hybrid.")
+        raise ValueError(f"{name} holds no depth estimator. Give a depth model or DPT-hybrid.")
     used = [item for item in tensors.items() if not item[0].startswith(UNUSED_DPT_KEYS)]
     our_names = {
         row.key(layout, leaf): row.key("ours", leaf)
@@ -131,12 +134,12 @@ def to_ours(tensors: Mapping[str, Tensor], network: DepthEstimator, name: str) -
         raise ValueError(f"{name} {error}.") from error
     needed = network.state_dict()
     unknown = [key for key in ours if key not in needed]
-    check_cover(name, ours, needed, unknown, "It is no DPT-hybrid: get another file.")
+    check_cover(name, ours, needed, unknown, "It is not DPT-hybrid. Get another file.")
     return ours
 
 
 def with_joined_attention(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Join the matrices of q, k and v into one, as in MiDaS. transformers has three matrices."""
+    """Join the three matrices of q, k and v in transformers' files into one matrix, as in MiDaS."""
     joined = dict(tensors)
     for key in tensors:
         three = [key.replace(".query.", f".{one}.") for one in ("query", "key", "value")]

@@ -1,7 +1,8 @@
-"""The mini's depth estimator, for pictures of 64 pixels. It can replace the estimator in dpt.py.
+"""The mini's depth estimator, for pictures of 64 x 64 pixels. It is used like the one in dpt.py.
 
-It is a small U-Net. It halves the size of the picture three times and doubles it again three times,
-with a skip connection at each size (Ronneberger et al. 2015, figure 1, but without the crops).
+The network is a small U-Net. It halves the size of the picture three times, then doubles the size
+three times. There is a skip connection at each size (Ronneberger et al. 2015, figure 1, but without
+the crops).
 """
 
 from collections.abc import Callable
@@ -55,13 +56,13 @@ class SmallDepthEstimator(nn.Module):
     def load(cls, path: str | Path) -> "SmallDepthEstimator":
         """Read the small depth estimator from mini-depth.safetensors.
 
-        Raises ValueError if the file holds no such estimator.
+        Raises ValueError if the file does not hold this estimator.
         """
         path = local_path(path)
         with torch.device("meta"):
             network = cls()
         if not holds_small_estimator(path):
-            raise ValueError(f"{path.name} holds no small depth estimator: give mini-depth's file.")
+            raise ValueError(f"{path.name} holds no small depth estimator. Give mini-depth's file.")
         tensors = read_tensors(path)
         state = {name: tensors[DEPTH_PREFIX + name] for name in network.state_dict()}
         fill_whole(network, state, path.name)
@@ -69,7 +70,7 @@ class SmallDepthEstimator(nn.Module):
 
 
 def holds_small_estimator(path: Path) -> bool:
-    """Whether a file holds the mini's estimator. Files can be large, so only the header is read."""
+    """Whether a file holds the mini's estimator. Only the file's header is read, to save time."""
     names = read_header(path) if is_safetensors(path) else {}
     with torch.device("meta"):
         needed = SmallDepthEstimator().state_dict()
@@ -77,9 +78,9 @@ def holds_small_estimator(path: Path) -> bool:
 
 
 def load_estimator(path: str | Path) -> Callable[[Tensor], Tensor]:
-    """Load the depth estimator of a depth model's file: the mini's estimator, or DPT-hybrid.
+    """Load the depth estimator that a file holds: the mini's estimator, or DPT-hybrid.
 
-    Raises ValueError if the file holds neither of the two.
+    Raises ValueError if the file holds neither of these estimators.
     """
     path = local_path(path)
     small = holds_small_estimator(path)

@@ -1,9 +1,9 @@
-"""Find the edges of a picture: thin white lines where its brightness changes.
+"""Draw the edges of a picture: thin white lines where its brightness changes.
 
-Such a picture of edges is a common hint (the picture that a ControlNet reads).
+A ControlNet often reads such a drawing as its hint.
 
-The four steps of Canny 1986: blur, find the slopes, thin the ridges to one pixel, and keep the weak
-edges that touch a strong one.
+The method has four steps (Canny 1986). Blur the picture. Find the slopes of its brightness. Make
+each edge one pixel thin. Keep the weak edges that are connected to a strong edge.
 """
 
 import math
@@ -22,8 +22,8 @@ def canny(image: Tensor, low: float = 0.1, high: float = 0.2, blur: float = 1.0)
     """Find the edges of pictures. Returns 1 at an edge and 0 elsewhere, in all three channels.
 
     image: b 3 h w in [-1, 1]    returns: b 3 h w
-    low: the smallest slope of a pixel that may be an edge. 1 is a sharp step from black to white
-    high: the smallest slope of a pixel that is certainly an edge
+    low: the smallest slope of a weak edge. A sharp step from black to white has slope 1
+    high: the smallest slope of a strong edge. All strong edges are kept
     blur: the standard deviation of the blur, in pixels
 
     Raises ValueError if the image has another shape or range.
@@ -45,7 +45,7 @@ def brightness(image: Tensor) -> Tensor:
 
 
 def gaussian_blur(x: Tensor, spread: float) -> Tensor:
-    """Blur rows, then columns.
+    """Blur a picture along its rows, then along its columns.
 
     x: b 1 h w    returns: b 1 h w
     spread: the standard deviation of the blur, in pixels
@@ -62,14 +62,23 @@ def gaussian_blur(x: Tensor, spread: float) -> Tensor:
 
 
 def slopes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Sobel's slopes to the right and downwards, each from -1 to 1. x: b 1 h w"""
+    """Compute the slope of each pixel with Sobel's filters.
+
+    x: b 1 h w
+    returns: the slopes to the right and the slopes downwards, each b 1 h w, from -1 to 1
+    """
     sobel = torch.tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], dtype=x.dtype, device=x.device) / 4
     padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
     return F.conv2d(padded, sobel[None, None]), F.conv2d(padded, sobel.T[None, None])
 
 
 def is_ridge(steepness: Tensor, across: Tensor, down: Tensor) -> Tensor:
-    """Whether a pixel is at least as steep as its two neighbours in the slope's direction."""
+    """Whether each pixel is at least as steep as its two neighbours in the slope's direction.
+
+    All tensors are b 1 h w.
+
+    across, down: the slopes of each pixel, as slopes() returns them
+    """
     padded = F.pad(steepness, (1, 1, 1, 1))
     height, width = steepness.shape[2:]
 
@@ -90,6 +99,8 @@ def hysteresis(possible: Tensor, sure: Tensor) -> Tensor:
     """Keep the possible edge pixels that are connected to a sure edge pixel.
 
     The connection may go through other possible edge pixels.
+
+    possible, sure: b 1 h w, true or false    returns: b 1 h w
     """
     sure = sure & possible
     while True:

@@ -23,8 +23,8 @@ from minisd.tasks.img2img import (
 )
 from minisd.tasks.inpaint import with_extra_channels
 
-FLAT = 0.001  # added to the range, which may be 0. The original adds it, diffusers does not
-NARROW = 0.1  # a smaller range is stretched first, because FLAT would be more than 1 % of it
+FLAT = 0.001  # added to the range of a depth map, which may be 0. diffusers does not add it
+NARROW = 0.1  # smaller ranges are stretched first: FLAT would be more than 1 % of them
 DEPTH_CHANNELS = 5  # 4 latent + 1 depth
 Estimator = Callable[[Tensor], Tensor]  # image b 3 h w in [-1, 1] -> depth b 1 h' w', near = large
 
@@ -56,7 +56,7 @@ def depth2img_steps(
         given = estimator(picture_tensor(image))
     assert given is not None, "given_depth raises if there is no estimator either"
     if len(given) not in (1, len(prompts)):
-        raise ValueError(f"there are {len(given)} depths. Give 1 or {len(prompts)}.")
+        raise ValueError(f"there are {len(given)} depth maps. Give 1, or one for each prompt.")
     channel = depth_channel(given.to(sd.device).float(), start.z.shape[2:]).to(start.z)
     network = with_extra_channels(sd.unet, channel.expand(len(prompts), -1, -1, -1))
     return start.sample(sd.denoiser(prompts, negative_prompt, cfg_scale, network=network))
@@ -81,14 +81,14 @@ def depth2img(
 
     A list of prompts gives a list of pictures.
 
-    depth: a grey picture, or a tensor 1 1 h w or b 1 h w. It may have any range and size. Large
-        (bright) values mean near
-    estimator: a function that estimates the depth if `depth` is None, such as
+    depth: a depth map: a grey picture, or a tensor 1 1 h w or b 1 h w. Its values may have any
+        range. Large (bright) values mean near. Its size may differ from the picture's
+    estimator: a function that estimates the depth map if `depth` is None, for example
         DepthEstimator.load(…)
     The other arguments are those of tasks.img2img.
 
-    Raises ValueError if the model reads no depth, or if there is neither a depth nor an estimator.
-    Also raises what img2img() raises.
+    Raises ValueError if the model does not read depth, or if neither a depth map nor an estimator
+    is given. Also raises what img2img() raises.
     """
     drawing = depth2img_steps(
         sd,
@@ -108,9 +108,9 @@ def depth2img(
 
 
 def depth_channel(depth: Tensor, size: Sequence[int]) -> Tensor:
-    """Scale a depth to the latent's size, and its values to [-1, 1], for each sample alone.
+    """Convert depth maps to the form that the U-Net reads: the latent's size, from -1 to 1.
 
-    The U-Net reads the depth in this form.
+    The values of each map are scaled separately.
 
     depth: b 1 h w    size: h w of the latent    returns: b 1 h w
     """
@@ -123,14 +123,17 @@ def depth_channel(depth: Tensor, size: Sequence[int]) -> Tensor:
 def given_depth(
     sd: StableDiffusion, depth: Picture | None, estimator: Estimator | None
 ) -> Tensor | None:
-    """The given depth, b 1 h w. None: no depth is given, so the estimator has to estimate it.
+    """Check the given depth map, and return it as a tensor b 1 h w.
 
-    Raises ValueError if there is neither a depth nor an estimator, if the U-Net reads no depth, or
-    if the depth is not finite.
+    Returns None if there is no depth map, because the estimator then estimates one. A depth map
+    with a range below NARROW is stretched to the range 1.
+
+    Raises ValueError if neither a depth map nor an estimator is given, if the U-Net does not read
+    depth, or if a number of the depth map is not finite.
     """
     if sd.config.unet.in_channels != DEPTH_CHANNELS:
         raise ValueError(
-            f"{sd.config.name} reads {sd.config.unet.in_channels} channels and no depth. Load a "
+            f"{sd.config.name} reads {sd.config.unet.in_channels} channels, but no depth. Load a "
             "depth model, such as sd20-depth."
         )
     if depth is None and estimator is None:

@@ -1,7 +1,7 @@
-"""Image-to-image: start from a noised picture instead of pure noise.
+"""Image-to-image: start from a picture with noise instead of pure noise.
 
-SDEdit (Meng et al. 2022, algorithm 1). The steps keep what the noise left visible, such as rough
-shapes and colours. The prompt decides the rest.
+This method is called SDEdit (Meng et al. 2022, algorithm 1). The noise leaves rough shapes and
+colours of the picture visible, so the result keeps them. The prompt decides the rest.
 """
 
 import warnings
@@ -25,7 +25,7 @@ Picture = Image.Image | Tensor  # a Tensor: 1 3 h w or b 3 h w in [-1, 1]
 
 
 class SamplingSettings(NamedTuple):
-    """The arguments of img2img that choose noise, levels and sampler."""
+    """The arguments of img2img that choose the noise, the noise levels and the sampler."""
 
     strength: float
     steps: int
@@ -45,14 +45,14 @@ class Start(NamedTuple):
     generators: list[torch.Generator]
 
     def sample(self, denoise: Denoiser) -> "TaskSteps":
-        """Sample from this start. Yields the steps."""
+        """Run the sampler from this start. Returns an iterator of its steps."""
         sampler = sampler_for(self.sampler, self.levels)
         return TaskSteps(self, sampler(denoise, self.x, self.levels, self.generators))
 
 
 @dataclass
 class TaskSteps(Iterator[Step]):
-    """The steps of a task, one after another, and their start."""
+    """An iterator of a task's steps, which also holds their start."""
 
     start: Start
     steps: Iterator[Step]
@@ -61,9 +61,9 @@ class TaskSteps(Iterator[Step]):
         return next(self.steps)
 
     def draw(self, sd: StableDiffusion, progress: bool) -> Tensor:
-        """Run all steps and decode the last x: b 3 h w.
+        """Run all steps, and decode the x of the last step. If there is no step, decode start.z.
 
-        If there is no step, the picture's own latent is decoded.
+        returns: b 3 h w
         """
         latent = self.start.z
         for step in tqdm(self.steps, total=len(self.start.levels) - 1, disable=not progress):
@@ -83,7 +83,7 @@ def img2img_steps(
     seed: int | list[int] = 0,
     spacing: str | None = None,
 ) -> TaskSteps:
-    """Yield the steps from the noised picture to a new latent, one by one.
+    """Yield the steps from the picture with noise to a new latent, one by one.
 
     The arguments are those of img2img.
 
@@ -111,15 +111,15 @@ def img2img(
 ) -> Image.Image | list[Image.Image]:
     """Draw the picture again as the prompt says. A list of prompts gives a list of pictures.
 
-    image: a picture, or a tensor b 3 h w in [-1, 1]. A tensor has one picture for all prompts, or
+    image: a picture, or a tensor b 3 h w in [-1, 1]. A tensor holds one picture for all prompts, or
         one picture for each prompt
-    strength: the share of the steps to run, 0 to 1. 0 returns the picture as the autoencoder
-        reconstructs it. 1 starts at the noisiest level. At this level, a little of the picture is
-        still visible (8 % with 50 DDIM steps), so the result differs a little from txt2img.
-    The other arguments are those of StableDiffusion.txt2img. The seed of sample i is used for all
-    noise of the sample: in the encoder, at the start and in the steps.
+    strength: the share of the steps to run, 0 to 1. At 0, no step is run: the picture is only
+        encoded and decoded. At 1, all steps are run. The first noise level still leaves a little of
+        the picture visible (8 % with 50 DDIM steps), so the result differs a little from txt2img
+    The other arguments are those of StableDiffusion.txt2img. All noise of a sample comes from the
+    sample's seed: the noise in the encoder, at the start and in the steps.
 
-    Raises ValueError if a setting is out of range, or if the picture's size does not fit.
+    Raises ValueError if a setting is out of range, or if the picture's size does not fit the model.
     """
     drawing = img2img_steps(
         sd,
@@ -139,12 +139,13 @@ def img2img(
 def start_from_picture(
     sd: StableDiffusion, image: Picture, count: int, settings: SamplingSettings, encode: bool = True
 ) -> Start:
-    """Encode the picture `count` times, and add the noise of the start to each latent.
+    """Encode the picture once for each sample, and add noise to each latent.
 
-    settings: the strength chooses the level of the start
+    count: the number of samples
+    settings: settings.strength decides how much noise is added
     encode: whether to encode the picture. False: noise is used instead of the picture's latent
 
-    Raises ValueError if a setting is out of range, or if the picture's size does not fit.
+    Raises ValueError if a setting is out of range, or if the picture's size does not fit the model.
     """
     sampler = settings.sampler or sd.config.sampler
     levels = sampler_levels(sampler, sd.schedule, settings.steps, settings.spacing)
@@ -160,9 +161,9 @@ def start_from_picture(
 
 
 def remaining_levels(levels: list[Level], strength: float) -> list[Level]:
-    """The levels of the steps to run: the last strength * S of S steps, rounded down.
+    """Leave out the first levels. The last `strength` times S of the S steps remain, rounded down.
 
-    At strength 0, only the last level is left, and no step is run.
+    At strength 0, only the last level remains, and no step is run.
 
     Raises ValueError if strength is outside 0 … 1.
     """
@@ -185,13 +186,15 @@ def add_noise(z: Tensor, noise: Tensor, level: Level) -> Tensor:
 def picture_batch(sd: StableDiffusion, image: Picture, count: int) -> Tensor:
     """Convert a picture to a tensor with one picture for each sample: b 3 h w in [-1, 1].
 
+    count: the number of samples
+
     Raises ValueError if the picture's size does not fit the model, or if the number of pictures is
     neither 1 nor `count`.
     """
     image = picture_tensor(image)
     if len(image) not in (1, count):
-        wanted = f"Give a PIL image, or 1 3 h w or {count} 3 h w in [-1, 1]"
-        raise ValueError(f"the picture has shape {tuple(image.shape)}. {wanted}.")
+        wanted = f"Give a PIL image, or a tensor 1 3 h w or {count} 3 h w in [-1, 1]"
+        raise ValueError(f"the picture has the shape {tuple(image.shape)}. {wanted}.")
     check_size(image.shape[3], image.shape[2], sd.config)
     return image if len(image) == count else repeat(image, "1 c h w -> b c h w", b=count)
 
@@ -206,8 +209,8 @@ def picture_tensor(image: Picture) -> Tensor:
     check_tensor(image, "picture", 3, -1, 1)
     if image.min() >= 0 and image.min() < image.max():
         warnings.warn(
-            "No value of the picture is below 0, so the picture is very pale. If 0 is black in it, "
-            "give 2 * image - 1.",
+            "No value of the picture is below 0, so the picture is very pale. If 0 means black and "
+            "1 means white, give 2 * image - 1.",
             stacklevel=2,
         )
     return image

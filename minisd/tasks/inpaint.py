@@ -1,10 +1,14 @@
 """Inpainting: draw again what a mask covers, and keep the rest.
 
-There are two ways. Any model can inpaint by blending: at every level, the part outside the mask is
-replaced by the picture with the noise of this level (Lugmayr et al. 2022, "RePaint", eq. 8, but
-without resampling). A model that was trained for inpainting reads five more channels: the mask, and
-the latent of the picture with a grey hole (Rombach et al. 2022, section 4.5). So the model sees
-what surrounds the hole.
+There are two ways.
+
+Any model can inpaint by blending. At every noise level, the part of x outside the mask is replaced
+by the picture with the noise of this level (Lugmayr et al. 2022, "RePaint", eq. 8, but without
+resampling).
+
+A model that was trained for inpainting reads five more channels: the mask, and the latent of the
+picture with a grey hole (Rombach et al. 2022, section 4.5). So the model sees what surrounds the
+hole.
 """
 
 from collections.abc import Iterator
@@ -33,7 +37,7 @@ from minisd.tasks.img2img import (
     start_from_picture,
 )
 
-INPAINTING_CHANNELS = 9  # 4 latent + 1 mask + 4 latent of the picture with its hole
+INPAINTING_CHANNELS = 9  # the latent (4), the mask (1), the latent of the picture with a hole (4)
 
 
 def inpaint_steps(
@@ -91,14 +95,16 @@ def inpaint(
 ) -> Image.Image | list[Image.Image]:
     """Draw again what the mask covers. A list of prompts gives a list of pictures.
 
-    A model with nine input channels reads the mask and the picture. Any other model blends.
+    If the model has nine input channels, it reads the mask and the picture. If not, blending is
+    used.
 
-    mask: a picture of the image's size, or a tensor 1 1 h w in 0 … 1. What is white (1) is drawn
-        again. Blending keeps the soft edges of a mask. For a model with nine channels, soft edges
-        are rounded to 0 or 1. White or coloured paint on a transparent layer is a mask, too
+    mask: a picture of the image's size, or a tensor 1 1 h w in 0 … 1. The white part (1) is drawn
+        again. Instead of black and white, a mask may also have white or coloured paint on a
+        transparent layer. Blending keeps the soft edges of a mask. For a model with nine channels,
+        soft edges are rounded to 0 or 1
     strength: the share of the steps to run. At 1, the covered part starts as pure noise
-    paste: whether to put the original pixels back outside the mask. False: the pixels outside the
-        mask are as the autoencoder reconstructs them
+    paste: whether to put the original pixels back outside the mask. False: these pixels were
+        encoded and decoded, so they differ a little from the original pixels
     The other arguments are those of tasks.img2img.
 
     Raises ValueError if a setting is out of range, if the mask and the picture differ in size, or
@@ -128,9 +134,11 @@ def inpaint(
 def start_inpainting(
     sd: StableDiffusion, image: Picture, count: int, settings: SamplingSettings
 ) -> Start:
-    """Start as img2img does. But at strength 1, start with pure noise.
+    """Start from the picture with noise, as img2img does. At strength 1, start with pure noise.
 
     Pure noise hides everything that the mask covers.
+
+    count: the number of samples
     """
     pure_noise = settings.strength >= 1
     encode = not (pure_noise and reads_a_mask(sd))
@@ -146,15 +154,15 @@ def reads_a_mask(sd: StableDiffusion) -> bool:
 
 
 def blend_steps(sampler: Sampler, denoise: Denoiser, start: Start, keep: Tensor) -> Iterator[Step]:
-    """Run a sampler, and put the picture back into the part to keep at every level.
+    """Run a sampler. At every level, put the picture back into the part that is kept.
 
     Yields the steps of the sampler.
 
     keep: b 1 h w, 1 where the picture is kept
 
-    The part to keep is replaced by the picture's latent, with the noise of each level. This noise
-    is the same at all levels. At the first level, nothing is replaced. At the last level, the part
-    to keep is the picture's clean latent.
+    The kept part of x is replaced by the picture's latent, with as much noise as the level has. The
+    same random noise is used at all levels. At the first level, nothing is replaced. After the last
+    step, the kept part is the picture's latent without noise.
     """
 
     def blend(x: Tensor, level: Level) -> Tensor:
@@ -163,7 +171,7 @@ def blend_steps(sampler: Sampler, denoise: Denoiser, start: Start, keep: Tensor)
     def denoise_blend(x: Tensor, level: Level) -> Prediction:
         blended = x if level == start.levels[0] else blend(x, level)
         prediction = denoise(blended, level)
-        eps = (x - level.signal_rate * prediction.x0) / level.noise_rate  # the noise of x itself
+        eps = (x - level.signal_rate * prediction.x0) / level.noise_rate  # of x, not of the blend
         return prediction._replace(eps=eps)
 
     last = len(start.levels) - 2
@@ -174,7 +182,7 @@ def blend_steps(sampler: Sampler, denoise: Denoiser, start: Start, keep: Tensor)
 
 
 def with_extra_channels(network: Network, extra: Tensor) -> Network:
-    """A network that reads the channels of `extra` after those of the latent.
+    """Wrap a network: after the channels of the latent, it also reads the channels of `extra`.
 
     extra: b c h w. If guidance runs the network on 2b samples, both halves read the same `extra`
     """
@@ -189,7 +197,7 @@ def with_extra_channels(network: Network, extra: Tensor) -> Network:
 def picture_with_hole(image: Tensor, covered: Tensor) -> Tensor:
     """Make the covered part of the picture grey (0).
 
-    image: b 3 h w in [-1, 1]    covered: 1 1 h w    returns: b 3 h w
+    image: b 3 h w in [-1, 1]    covered: 1 1 h w in 0 … 1, the mask    returns: b 3 h w
     """
     return image.to(covered) * (covered < 0.5)
 
@@ -204,12 +212,13 @@ def latent_mask(mask: Tensor, z: Tensor) -> Tensor:
 
 
 def mask_tensor(mask: Picture, image: Picture) -> Tensor:
-    """Convert a mask to a tensor 1 1 h w in 0 … 1. The part with 1 is drawn again.
+    """Convert a mask to a tensor 1 1 h w in 0 … 1. The part where it is 1 is drawn again.
 
-    mask: a picture, or 1 1 h w of numbers or booleans
+    mask: a picture, or a tensor 1 1 h w of numbers or booleans
+    image: the picture that the mask covers
 
     Raises ValueError if the mask and the picture differ in size, or if a number is outside 0 … 1.
-    Also raises ValueError if the mask is transparent in places, and its colours do not say which
+    If parts of the mask are transparent, also raises ValueError if its colours do not show which
     part is covered (pictures.mask_shades).
     """
     if isinstance(mask, Image.Image):
@@ -220,7 +229,7 @@ def mask_tensor(mask: Picture, image: Picture) -> Tensor:
     check_tensor(mask, "mask", 1, 0, 1)
     size = tuple(picture_tensor(image).shape[2:])
     if len(mask) != 1 or tuple(mask.shape[2:]) != size:
-        sizes = f"has shape {tuple(mask.shape)} and the picture is {size[1]} x {size[0]} pixels"
-        wanted = "Give a mask of the picture's size, white in the part to draw again"
+        sizes = f"has shape {tuple(mask.shape)}, but the picture has {size[1]} x {size[0]} pixels"
+        wanted = "Give a mask of the picture's size. Make it white in the part to draw again"
         raise ValueError(f"the mask {sizes}. {wanted}.")
-    return mask.clamp(0, 1)  # a rounding error may lie outside
+    return mask.clamp(0, 1)  # after a rounding error, a number may be slightly outside

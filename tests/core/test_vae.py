@@ -113,5 +113,5 @@ def test_one_generator_serves_a_batch_in_turn():
 
 def test_a_batch_wants_a_generator_for_each_or_one_for_all():
     gaussian = DiagonalGaussian(torch.zeros(3, 8, 4, 4))
-    with pytest.raises(ValueError, match="3 samples need as many generators"):
+    with pytest.raises(ValueError, match="3 samples need 3 generators"):
         gaussian.sample([torch.Generator()])
