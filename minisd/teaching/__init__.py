@@ -4,19 +4,19 @@ import os
 
 
 def is_quick() -> bool:
-    """Whether a lesson should take fewer steps and samples. MINISD_QUICK=1 asks for this."""
+    """Whether the environment has MINISD_QUICK=1. Lessons then use fewer steps and samples."""
     return os.environ.get("MINISD_QUICK", "0") not in ("", "0")
 
 
 def is_headless() -> bool:
-    """Whether a program runs the notebook, so no widgets are needed. MINISD_HEADLESS=1 says so."""
+    """Whether the environment has MINISD_HEADLESS=1. Lessons then show no buttons or sliders."""
     return os.environ.get("MINISD_HEADLESS", "0") not in ("", "0")
 
 
 def official(*names: str) -> str | None:
-    """The first of these published models that is on this machine, or None.
+    """The first of these published models that is on this machine. None: none of them is.
 
-    names: names of `minisd download`, such as "sd15", "sd21"
+    names: names that `minisd download` knows, for example "sd15", "sd21"
     """
     from minisd.checkpoints.registry import local_path
 

@@ -1,4 +1,4 @@
-"""Puts pictures into a grid on one sheet, for the figures of the lessons and for saved sheets."""
+"""Paste pictures side by side onto one sheet, for figures in lessons and for picture files."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,10 @@ def paste_grid(
 ) -> tuple[Image.Image, list[tuple[int, int]]]:
     """Paste pictures onto a white sheet, row by row from the left.
 
-    columns: number of pictures in a row; None: all pictures are in one row
-    gap: number of free pixels at the right side of every picture and below every picture
-    above, below: number of more free pixels above and below every picture, for words
-    returns: the sheet; for each picture, the pixels from the sheet's left and top to the picture
+    columns: the number of pictures in a row. None: all pictures are in one row
+    gap: the width of the empty space to the right of every picture and below it, in pixels
+    above, below: the height of additional space above and below every picture for words, in pixels
+    returns: the sheet, and the place (x, y) of each picture's upper left corner on the sheet
     """
     columns = columns or len(pictures)
     width = max(picture.width for picture in pictures) + gap

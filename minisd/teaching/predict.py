@@ -1,4 +1,4 @@
-"""Questions that a student answers before the output is shown. People remember a wrong guess.
+"""Questions that a student answers before seeing the output. People remember their wrong guesses.
 
 guess = predict("At cfg_scale 0, what does the prompt draw?", a="a faint cat", b="anything")
 ...                                                     # the cell that shows the output
@@ -12,17 +12,20 @@ from minisd.teaching.plot.canvas import display, find_widgets, say
 
 
 class Guess:
-    """A question, its options by letter, and the letter that was chosen (None at first)."""
+    """A question, its options, and the letter that the student chose (None: not yet).
+
+    options: letter -> text of the option
+    """
 
     def __init__(self, question: str, options: dict[str, str]):
         self.question, self.options = question, options
         self.chosen: str | None = None
 
     def choose(self, letter: str) -> None:
-        """Choose an option where there are no buttons. Raises ValueError for an unknown letter."""
+        """Choose an option by its letter. Raises ValueError if no option has this letter."""
         if letter not in self.options:
             raise ValueError(
-                f"there is no option {letter!r}: choose one of {', '.join(self.options)}."
+                f"there is no option {letter!r}. Choose one of {', '.join(self.options)}."
             )
         self.chosen = letter
 
@@ -35,13 +38,14 @@ class Guess:
         """The text that reveal() shows, as Markdown.
 
         answer: the letter of the right option
-        sentences: for every letter, why its option is right or wrong
+        sentences: letter -> a sentence that says why this option is right or wrong
+
         Raises ValueError if an option has no sentence, or if the answer is not an option.
         """
         if sentences.keys() != self.options.keys() or answer not in self.options:
             raise ValueError(
-                f"the options are {', '.join(self.options)}: one of them is the answer (got "
-                f"{answer!r}), and each needs a sentence (got {', '.join(sentences) or 'none'})."
+                f"each option ({', '.join(self.options)}) needs a sentence, and one of them is the "
+                f"answer. Got sentences for {', '.join(sentences) or 'none'}, answer {answer!r}."
             )
         whole = {
             letter: f"**{letter}) {text.rstrip('.')}.** {sentences[letter]}"
@@ -55,21 +59,24 @@ class Guess:
         return "\n".join([f"The answer is {whole[answer]}", "", *others])
 
     def reveal(self, answer: str, **sentences: str) -> None:
-        """Show whether the guess was right. Without a guess, explain every option.
+        """Show whether the guess was right. If there is no guess, explain every option.
 
-        The answer may be computed: `"a" if near > far else "b"`. See verdict() for the arguments.
+        The arguments are those of verdict(). The answer may be computed, for example
+        `"a" if near > far else "b"`.
         """
         say(self.verdict(answer, **sentences))
 
 
 def predict(question: str, **options: str) -> Guess:
-    """Ask a question and keep the student's answer.
+    """Show a question. Returns a Guess, which keeps the student's answer.
 
-    A notebook shows buttons. Elsewhere the question is text, and `.choose("a")` answers it.
-    options: letter -> text of the option, as in a="…", b="…"
+    A notebook shows the question with buttons. Elsewhere, the question is printed, and the student
+    answers with guess.choose("a").
+
+    options: letter -> text of the option, for example a="…", b="…"
     """
     if len(options) < 2:
-        raise ValueError("a question needs two options or more: give a=…, b=….")
+        raise ValueError("a question needs two options or more. Give a=…, b=….")
     guess = Guess(question, options)
     if widgets := find_widgets():
         display(buttons(guess, widgets))
@@ -79,7 +86,7 @@ def predict(question: str, **options: str) -> Guess:
 
 
 def buttons(guess: Guess, ipywidgets: Any) -> object:
-    """The question with radio buttons. A button sets guess.chosen."""
+    """A widget: the question with radio buttons. A click on a button sets guess.chosen."""
     labelled = [(f"{letter}) {text}", letter) for letter, text in guess.options.items()]
     radio = ipywidgets.RadioButtons(
         options=labelled, value=None, layout=ipywidgets.Layout(width="max-content")

@@ -1,9 +1,10 @@
-"""The primer's twelve one-line puzzles, which check themselves.
+"""The primer's twelve one-line puzzles, and one example. check() tells whether an answer is right.
 
     check("tokens", lambda x: rearrange(x, "b c h w -> b (h w) c"))
 
-Each function below is a solution, and its docstring is the question. check() tries an answer on
-random tensors. All axes of a tensor have different lengths, so a wrong axis changes the shape.
+The functions from row_mean() to noise_rate() are the solutions. The docstring of each is the
+question. check() tries an answer on random tensors. All axes of a tensor have different lengths, so
+a wrong axis changes the shape.
 """
 
 import inspect
@@ -24,12 +25,12 @@ def row_mean(x):
 
 
 def red_channel(image):
-    """The red channel alone. image: b 3 h w    returns: b h w"""
+    """The red channel of every picture. image: b 3 h w    returns: b h w"""
     return image[:, 0]
 
 
 def count_numbers(x):
-    """How many numbers are in one sample of x. x: b c h w    returns: one int"""
+    """How many numbers one sample of x has. x: b c h w    returns: one int"""
     return x[0].numel()
 
 
@@ -39,37 +40,41 @@ def tokens(x):
 
 
 def heads(x):
-    """Each row of channels cut into 4 heads. x: b n c    returns: b heads n d, c = heads * d"""
+    """Cut the channels of each token into 4 heads. x: b n c    returns: b 4 n d, with c = 4 * d"""
     return rearrange(x, "b n (heads d) -> b heads n d", heads=4)
 
 
 def mix(x0, noise, share):
-    """share * x0 + (1 - share) * noise, one share per sample. x0, noise: b c h w    share: b"""
+    """Compute share * x0 + (1 - share) * noise. x0, noise: b c h w    share: b, one per sample"""
     return noise + rearrange(share, "b -> b 1 1 1") * (x0 - noise)
 
 
 def distances(x, y):
-    """Every x minus every y. x: n    y: m    returns: n m"""
+    """Each number of x minus each number of y. x: n    y: m    returns: n m"""
     return rearrange(x, "n -> n 1") - y
 
 
 def size(h, k, stride, padding):
-    """The height after a convolution of height h: kernel size k, stride, padding. One int"""
+    """The height of a convolution's output, one int.
+
+    h: the height of the input
+    k: the kernel size
+    """
     return (h + 2 * padding - k) // stride + 1
 
 
 def edge_kernel():
-    """The kernel, 3 3, that computes each pixel minus its left neighbour. No arguments"""
+    """The kernel that computes each pixel minus its left neighbour. No arguments    returns: 3 3"""
     return torch.tensor([[0.0, 0, 0], [-1, 1, 0], [0, 0, 0]])
 
 
 def layer_norm(x):
-    """Each row scaled to mean 0 and variance 1. Add 1e-5 to the variance. x: b n c"""
+    """Scale each token to mean 0 and variance 1. Add 1e-5 to the variance first. x: b n c"""
     return (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
 
 
 def group_norm(x):
-    """Each of 2 groups of channels scaled to mean 0 and variance 1, over all places. x: b c h w"""
+    """Scale each of 2 groups of channels to mean 0 and variance 1, over all places. x: b c h w"""
     grouped = rearrange(x, "b (g c) h w -> b g (c h w)", g=2)
     return rearrange(layer_norm(grouped), "b g (c h w) -> b (g c) h w", h=x.shape[2], w=x.shape[3])
 
@@ -81,7 +86,7 @@ def softmax(scores):
 
 
 def noise_rate(signal_rate):
-    """The r for which signal_rate * x + r * noise has variance 1. x, noise: variance 1"""
+    """The r that gives signal_rate * x + r * noise the variance 1. x and noise have variance 1."""
     return (1 - signal_rate**2) ** 0.5
 
 
@@ -90,9 +95,9 @@ class Puzzle:
     """A puzzle: its solution, its arguments, and what to say about an answer.
 
     solve: the solution, a function
-    draw: a function that makes the tuple of arguments from a generator
-    right: the sentence after a right answer
-    mistakes: the sentence that explains a common mistake -> a function that makes this mistake
+    draw: a function that draws the tuple of arguments with a random generator
+    right: the sentence to show after a right answer
+    mistakes: a sentence that explains a common mistake -> a function that makes this mistake
     """
 
     solve: Callable
@@ -102,12 +107,12 @@ class Puzzle:
 
 
 def normal(*shape: int) -> Callable[[torch.Generator], tuple]:
-    """A function that draws one random tensor of this shape, in double precision."""
+    """Make a function for Puzzle.draw. It draws one random tensor of this shape, in float64."""
     return lambda generator: (torch.randn(shape, generator=generator, dtype=torch.float64),)
 
 
 def two_and_share(generator: torch.Generator) -> tuple:
-    """The arguments of the puzzle mix: x0, noise and share."""
+    """Draw the arguments of the puzzle "mix": x0, noise and share."""
     x0, noise = torch.randn(2, 3, 2, 4, 5, generator=generator, dtype=torch.float64)
     return x0, noise, torch.rand(3, generator=generator, dtype=torch.float64)
 
@@ -122,13 +127,13 @@ PUZZLES = [
     Puzzle(
         red_channel,
         normal(2, 3, 4, 5),
-        "An index removes its axis. `image[:, 0:1]` would keep it, with length 1.",
+        "An index removes its axis. `image[:, 0:1]` would keep this axis, with length 1.",
         {"You kept the channel axis: index it with 0, not with 0:1.": lambda i: i[:, 0:1]},
     ),
     Puzzle(
         count_numbers,
         normal(2, 3, 4, 5),
-        "It is c times h times w. By this count, a latent is 48 times smaller than its picture.",
+        "The answer is c times h times w. A latent has 48 times fewer numbers than its picture.",
         {"This counts the numbers of the whole batch: take one sample.": lambda x: x.numel()},
     ),
     Puzzle(
@@ -149,7 +154,7 @@ PUZZLES = [
         normal(2, 3, 20),
         "(heads d) means that the first d channels are head 0.",
         {
-            "(d heads) gives every fourth channel to head 0, which should have the first d.": (
+            "(d heads) gives every fourth channel to head 0. It should get the first d channels.": (
                 lambda x: rearrange(x, "b n (d heads) -> b heads n d", heads=4)
             ),
         },
@@ -157,9 +162,9 @@ PUZZLES = [
     Puzzle(
         mix,
         two_and_share,
-        "An axis of length 1 stretches. So each sample of a batch can get noise for its own t.",
+        "An axis of length 1 stretches. So each sample of a batch can have its own share of noise.",
         {
-            "You gave the share to the noise: at share 1, only x0 should be left.": (
+            "You multiplied the noise by share. At share 1, the result should be x0.": (
                 lambda x, n, s: x + rearrange(s, "b -> b 1 1 1") * (n - x)
             ),
         },
@@ -167,7 +172,7 @@ PUZZLES = [
     Puzzle(
         distances,
         lambda g: (torch.randn(4, generator=g), torch.randn(3, generator=g)),
-        "n 1 minus m gives n m, because both stretch.",
+        "A tensor n 1 minus a tensor m is a tensor n m, because both stretch.",
         {"This is y minus x.": lambda x, y: y - rearrange(x, "n -> n 1")},
     ),
     Puzzle(
@@ -175,7 +180,7 @@ PUZZLES = [
         lambda g: (20, 5, 2, 4),
         "With kernel 3 and padding 1, stride 1 keeps the size and stride 2 halves it.",
         {
-            "Padding is on both sides: it counts twice.": lambda h, k, s, p: (h + p - k) // s + 1,
+            "Padding is on both sides. Count it twice.": lambda h, k, s, p: (h + p - k) // s + 1,
             "Add 1: the first position counts too.": lambda h, k, s, p: (h + 2 * p - k) // s,
         },
     ),
@@ -210,30 +215,30 @@ PUZZLES = [
         normal(2, 6, 4, 5),
         "The U-Net does this before every convolution. Samples do not affect each other.",
         {
-            "This takes each channel alone (instance norm): take the 3 channels of a group.": (
+            "This scales each channel alone (instance norm). Scale 3 channels together.": (
                 lambda x: F.group_norm(x, x.shape[1])
             ),
-            "This is one group of all channels: take 2 groups.": lambda x: F.group_norm(x, 1),
+            "This puts all channels into one group. Use 2 groups.": lambda x: F.group_norm(x, 1),
         },
     ),
     Puzzle(
         softmax,
         lambda g: (500 * torch.randn(4, 5, generator=g, dtype=torch.float64),),
-        "Subtracting the largest score changes no share, and it keeps exp() finite.",
+        "If you subtract the largest score, the softmax stays the same, and exp() stays finite.",
         {
-            "exp() of a large score is infinite: subtract the largest of its row.": lambda s: (
+            "exp() of a large score is infinite. First subtract the largest score.": lambda s: (
                 s.exp() / s.exp().sum(dim=1, keepdim=True)
             ),
-            "These are shares of columns: each row should add up to 1.": lambda s: s.softmax(0),
+            "Here, each column adds up to 1. Each row should add up to 1.": lambda s: s.softmax(0),
         },
     ),
     Puzzle(
         noise_rate,
         lambda g: (0.3,),
-        "Variances add up, standard deviations do not. This is the schedule's other rate.",
+        "Variances add up, standard deviations do not. In the schedule, r is the noise rate.",
         {
-            "Here the standard deviations add up to 1, but the variances should.": lambda a: 1 - a,
-            "This is the variance of the noise part: r is its square root.": lambda a: 1 - a**2,
+            "Make the variances add up to 1, not the standard deviations.": lambda a: 1 - a,
+            "This is the variance of r * noise. Take the square root.": lambda a: 1 - a**2,
         },
     ),
 ]
@@ -241,14 +246,14 @@ BY_NAME = {puzzle.solve.__name__: puzzle for puzzle in PUZZLES}
 
 
 def check(name: str, answer: Callable) -> None:
-    """Try an answer to a puzzle, and show whether it is right. answer: a function"""
+    """Try an answer to a puzzle, and show whether it is right. answer: a function."""
     say(check_verdict(name, answer))
 
 
 def check_verdict(name: str, answer: Callable) -> str:
     """The text that check() shows. Raises ValueError if no puzzle has this name."""
     if name not in BY_NAME:
-        raise ValueError(f"there is no puzzle {name!r}: choose one of {', '.join(BY_NAME)}.")
+        raise ValueError(f"there is no puzzle {name!r}. Choose one of {', '.join(BY_NAME)}.")
     puzzle = BY_NAME[name]
     label = f"**{list(BY_NAME).index(name)} · {name}**"
     arguments = puzzle.draw(torch.Generator().manual_seed(0))
@@ -270,7 +275,7 @@ def check_verdict(name: str, answer: Callable) -> str:
 
 
 def find_difference(got: object, wanted: Tensor | float) -> str | None:
-    """The first difference of type, shape or number, as a sentence. None if everything is equal."""
+    """A sentence about the first difference in type, shape or number. None: no difference."""
     try:
         found, wanted = torch.as_tensor(got).double(), torch.as_tensor(wanted).double()
     except (TypeError, ValueError, RuntimeError):
@@ -281,15 +286,15 @@ def find_difference(got: object, wanted: Tensor | float) -> str | None:
     if close.all():
         return None
     place = tuple((~close).nonzero()[0].tolist())
-    where = f"At {list(place)} there" if place else "There"
+    where = f"The number at {list(place)}" if place else "The number"
     return f"{where} is {found[place]:.4f}, expected {wanted[place]:.4f}."
 
 
 def shape_text(shape: torch.Size) -> str:
-    """The lengths of the axes, separated by spaces, as in docstrings."""
+    """A shape as text, as in docstrings: the lengths of the axes with spaces between them."""
     return " ".join(map(str, shape)) or "that of one number"
 
 
 def solution(name: str) -> None:
-    """Show the line that solves the puzzle."""
+    """Show the code that solves the puzzle."""
     say(f"```python\n{inspect.getsource(BY_NAME[name].solve).rstrip()}\n```")

@@ -1,4 +1,4 @@
-"""The self-test before the primer. It shows which parts of the primer a student needs."""
+"""The self-test before the primer. It shows which parts of the primer a student should read."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from minisd.teaching.plot.canvas import say
 
 @dataclass(frozen=True)
 class Question:
-    """One question of the self-test, with its options and its answer by letter."""
+    """One question of the self-test, with its options (letter -> text) and the right letter."""
 
     part: str  # the part of the primer that explains the answer
     needed: str  # the first lesson that builds on this part
@@ -94,19 +94,19 @@ def advice(answers: str) -> str:
     """The text that where_to_start() shows. Raises ValueError if a question has no letter."""
     if len(answers) != len(SELF_TEST):
         raise ValueError(
-            f"write {len(SELF_TEST)} letters, with ? for what you do not know (got {len(answers)})."
+            f"write {len(SELF_TEST)} letters, got {len(answers)}. Write ? for an unknown answer."
         )
     missed = [
         pair for pair in enumerate(SELF_TEST, start=1) if answers[pair[0] - 1] != pair[1].answer
     ]
     score = f"{len(SELF_TEST) - len(missed)} of {len(SELF_TEST)} are right."
     if not missed:
-        return f"{score} Start with lesson 01; the puzzles here are for fun."
+        return f"{score} Start with lesson 01. The puzzles here are only for fun."
     missed.sort(key=lambda pair: pair[1].needed)
     lines = [
-        f"- part {number}, *{question.part}*, which lesson {question.needed} needs"
+        f"- part {number}, *{question.part}*, which lesson {question.needed} builds on"
         for number, question in missed
     ]
     first = missed[0][1].needed
-    others = "" if first == "01" else f" Lesson 01 needs none of them; lesson {first} does."
-    return "\n".join([f"{score} Start with these parts of the primer:{others}", "", *lines])
+    others = "" if first == "01" else f" Lesson 01 needs none of them. Lesson {first} does."
+    return "\n".join([f"{score} Start with these parts of the primer.{others}", "", *lines])

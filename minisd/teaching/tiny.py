@@ -1,9 +1,10 @@
 """A tiny model in the layout of Stable Diffusion, for lessons and tests without 4 GB of weights.
 
-The model's weights are random, so its pictures mean nothing. But its files have the official names,
-shapes and quirks, and diffusers can run the model. weights/tiny-by-diffusers.safetensors holds
-numbers that diffusers computed with this model. Where diffusers is not installed, the tests
-compare minisd's numbers with the numbers in this file. tests/tools/make_tiny.py writes the file.
+The model's weights are random, so its pictures mean nothing. But its files have the same form and
+the same names of tensors as the official files, and diffusers can run the model. The file
+weights/tiny-by-diffusers.safetensors holds numbers that diffusers computed with this model. If
+diffusers is not installed, the tests compare minisd's numbers with the numbers in this file.
+tests/tools/make_tiny.py writes the file.
 """
 
 import json
@@ -22,8 +23,8 @@ from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
 from minisd.vae import VAE
 
-# Some settings, such as the number of heads, do not change the shape of any tensor. The number of
-# heads and all other such settings are the published models' own.
+# Some settings do not change the shape of any tensor, for example how attention is divided into
+# heads. For these settings, the tiny models follow the published models.
 TINY = ModelConfig(
     name="tiny",
     text=TextConfig(width=64, layers=2, heads=1),
@@ -45,8 +46,8 @@ RECORDED = 64  # numbers per tensor: enough to see whether two tensors are the s
 def model(config: ModelConfig = TINY, gain: float = 0.3) -> StableDiffusion:
     """Build the tiny model. Its random weights are the same on every call.
 
-    gain: the scale of the weights. At 1, activations stay near variance 1. At 0.3, activations are
-        so small that the epsilon of the norms matters
+    gain: the scale of the weights. At 1, the activations have a variance near 1. At 0.3, the
+        activations are so small that the eps of the norms changes the output
     """
     networks = [TextTransformer(config.text), UNet(config.unet), VAE(config.vae)]
     for seed, network in enumerate(networks):
@@ -72,9 +73,9 @@ def randomise(network: nn.Module, gain: float, seed: int) -> None:
 
 
 def inputs(sd: StableDiffusion) -> dict[str, list[Tensor]]:
-    """The inputs of each network: two samples.
+    """Draw inputs for each network, two samples each. Returns a dictionary: network -> its inputs.
 
-    The heights differ from the widths, and one t is not an integer.
+    The heights differ from the widths, and one t is not a whole number.
     """
     generator = torch.Generator().manual_seed(1)
 
@@ -98,14 +99,14 @@ def run_networks(sd: StableDiffusion) -> None:
 
 
 def sample_numbers(tensor: Tensor) -> Tensor:
-    """64 numbers of a tensor, picked at even distances."""
+    """64 numbers of a tensor, at even distances. If it has fewer numbers, all of them."""
     numbers = tensor.detach().float().flatten()
     places = torch.linspace(0, len(numbers) - 1, min(RECORDED, len(numbers)), dtype=torch.float64)
     return numbers[places.round().long()]
 
 
 def golden_latent(size: int) -> Tensor:
-    """The noise that the tests of diffusers start from. This noise is the same on every machine.
+    """The noise from which the tests of diffusers start. It is the same on every machine.
 
     size: the picture's size, in pixels
     returns: 1 4 size/8 size/8
@@ -115,11 +116,11 @@ def golden_latent(size: int) -> Tensor:
 
 
 def by_diffusers() -> tuple[dict[str, Tensor], dict]:
-    """Read what diffusers computed. Returns two dictionaries: the numbers and the notes.
+    """Read the file of numbers that diffusers computed. Returns two dictionaries.
 
-    numbers: minisd's name of a tensor -> 64 numbers of the tensor
-    notes: "versions" -> versions of the packages; "picture" -> nine numbers of a picture that was
-        drawn in three steps
+    The first one: minisd's name of a tensor -> 64 numbers of the tensor
+    The second one: "versions" -> versions of the packages; "picture" -> nine numbers of a picture
+        that was drawn in three steps
     """
     with safe_open(BY_DIFFUSERS, framework="pt") as file:
         notes = {key: json.loads(text) for key, text in file.metadata().items()}

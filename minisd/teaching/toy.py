@@ -1,9 +1,9 @@
-"""Toy datasets for the lessons: points instead of pictures, so that every answer is known.
+"""Toy datasets for the lessons: points instead of pictures, so that exact results are known.
 
 A point is a picture of one pixel, b d 1 1 with d = 1 or 2. The schedule, the guidance and the
-samplers take points in the same way as latents. A Mixture knows its exact density, score and best
-guess at every noise level. A PointNetwork learns such answers in seconds. The learnt answers can be
-compared with the exact answers.
+samplers take points in the same way as latents. A Mixture is a dataset of points. It computes its
+density, its score and the best guess of x0 exactly, at every noise level. A PointNetwork can be
+trained on the same points in seconds. Then its predictions can be compared with the exact results.
 """
 
 import math
@@ -25,15 +25,16 @@ from minisd.unet import timestep_embedding
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """A dataset of round Gaussian bumps. Its density, score and best guess are known exactly.
+    """A dataset whose density is a sum of round Gaussian bumps.
 
-    A bump with noise is still a bump. Its centre is multiplied by the signal rate, and its variance
-    becomes signal_rate² spread² + noise_rate². So every answer is a sum over the bumps.
+    If noise is added to a bump, the result is again a bump. The centre is multiplied by the signal
+    rate, and the variance becomes signal_rate² spread² + noise_rate². So the density, the score and
+    the best guess of x0 are known exactly at every noise level.
 
     names: the names of the groups
-    groups: k, the group of each bump
+    groups: k, the index of each bump's group
     centres: k c h w, the centre of each bump
-    spread: the standard deviation of every bump. At 0, the dataset is the list of centres
+    spread: the standard deviation of every bump. At 0, all points are at the centres
     """
 
     names: tuple[str, ...]
@@ -42,23 +43,26 @@ class Mixture:
     spread: float
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw random pictures, b c h w, and the group of each picture, b."""
+        """Draw random pictures. returns: the pictures, b c h w, and the group of each picture, b"""
         picks = torch.randint(len(self.centres), (count,), generator=generator)
         shape = (count, *self.centres.shape[1:])
         x0 = self.centres[picks] + self.spread * torch.randn(shape, generator=generator)
         return x0, self.groups[picks]
 
     def only(self, name: str) -> "Mixture":
-        """The dataset of one group alone, as a perfect prompt would select it."""
+        """The part of the dataset that belongs to one group.
+
+        name: the name of the group
+        """
         kept = self.groups == self.names.index(name)
         return replace(self, groups=self.groups[kept], centres=self.centres[kept])
 
     def variance(self, level: Level) -> float:
-        """The variance of a bump with noise."""
+        """The variance of a bump with the noise of this level."""
         return (level.signal_rate * self.spread) ** 2 + level.noise_rate**2
 
     def bumps(self, x: Tensor, level: Level) -> Tensor:
-        """The log of what each bump adds to the density at x. x: b c h w    returns: b k"""
+        """The log of each bump's part in the density at x. x: b c h w    returns: b k"""
         centres = level.signal_rate * rearrange(self.centres, "k c h w -> k (c h w)")
         away = rearrange(x, "b c h w -> b 1 (c h w)") - centres
         square = reduce(away**2, "b k d -> b k", "sum")
@@ -67,40 +71,56 @@ class Mixture:
         return -square / (2 * variance) - volume - math.log(len(centres))
 
     def log_density(self, x: Tensor, level: Level = CLEAN) -> Tensor:
-        """log p(x). Here p is the density of pictures with noise of this level. returns: b"""
+        """log p(x), where p is the density of pictures with the noise of this level.
+
+        x: b c h w    returns: b
+        """
         return self.bumps(x, level).logsumexp(dim=1)
 
     def group_log_probs(self, x: Tensor, level: Level = CLEAN) -> Tensor:
-        """log p(group | x): how likely x came from each group. Returns b groups."""
+        """log p(group | x): the log of the probability that x comes from each group.
+
+        x: b c h w    returns: b groups
+        """
         bumps = self.bumps(x, level)
         sums = [bumps[:, self.groups == i].logsumexp(dim=1) for i in range(len(self.names))]
         return F.log_softmax(torch.stack(sums, dim=1), dim=1)
 
     def centre_guess(self, x: Tensor, level: Level) -> Tensor:
-        """The mean of the centres, weighted by how likely x came from each centre. b c h w"""
+        """The mean of the centres, weighted by the probability that x comes from each centre.
+
+        x: b c h w    returns: b c h w
+        """
         shares = self.bumps(x, level).softmax(dim=1)
         return torch.einsum("bk,kchw->bchw", shares, self.centres.to(x))
 
     def score(self, x: Tensor, level: Level = CLEAN) -> Tensor:
-        """The gradient of log p(x): the direction to more likely pictures. b c h w"""
+        """The gradient of log p(x). It points to more likely pictures. x, returns: b c h w"""
         centre = level.signal_rate * self.centre_guess(x, level)
         return (centre - x) / self.variance(level)
 
     def x0(self, x: Tensor, level: Level) -> Tensor:
-        """The mean of all pictures that x may come from: the best possible guess. b c h w"""
+        """The best possible guess of x0: the mean of all pictures that x may come from.
+
+        x: b c h w    returns: b c h w
+        """
         guess = self.centre_guess(x, level)
         gain = level.signal_rate * self.spread**2 / self.variance(level)
         return guess + gain * (x - level.signal_rate * guess)
 
     def denoise(self, x: Tensor, level: Level) -> Prediction:
-        """The perfect denoiser: eps is -noise_rate times the score (Vincent 2011; Song 2021)."""
+        """Predict x0 and eps exactly. eps is -noise_rate times the score.
+
+        Vincent 2011; Song 2021
+        """
         eps = -level.noise_rate * self.score(x, level)
         return Prediction(self.x0(x, level), eps, None, None)
 
     def log_prob(self, name: str, schedule: Schedule) -> LogProb:
-        """A function that returns the exact log p(name | x) of noisy x, for classifier guidance.
+        """Make a function (x, t) for classifier guidance. It returns the exact log p(name | x).
 
-        All t must be equal.
+        x: b c h w, noisy    t: b equal numbers
+        name: the name of a group
         """
         index = self.names.index(name)
 
@@ -114,13 +134,13 @@ class Mixture:
 
 
 def two_peaks() -> Mixture:
-    """All pictures of cats and dogs, if a picture were one number: cats near -1, dogs near 1."""
+    """Cats and dogs, as if a picture were only one number: cats are near -1, dogs are near 1."""
     centres = rearrange(torch.tensor([-1.0, 1.0]), "k -> k 1 1 1")
     return Mixture(("cat", "dog"), torch.arange(2), centres, spread=0.2)
 
 
 def three_groups() -> Mixture:
-    """Cats, dogs and humans in the plane, so close that some pictures fit two labels."""
+    """Cats, dogs and humans as points in the plane. Some points could belong to two groups."""
     angles = torch.tensor([210.0, 330.0, 90.0]).deg2rad()
     centres = rearrange([angles.cos(), angles.sin()], "d k -> k d 1 1")
     return Mixture(("cat", "dog", "human"), torch.arange(3), centres, spread=0.42)
@@ -135,10 +155,10 @@ def ink() -> Mixture:
 def faces(emoji: Emoji, count: int = 600) -> Mixture:
     """The faces of a cat and a dog as points in the plane.
 
-    The points are places of bright, opaque pixels in two drawings.
+    The points are the places of bright, opaque pixels in two emoji.
 
-    count: number of points in a face
-    returns: a mixture about as wide as noise of variance 1
+    count: the number of points in a face
+    returns: a Mixture. It is about as wide as noise of variance 1
     """
     rng, names, side = np.random.default_rng(0), ("cat", "dog"), emoji.tiles.shape[2]
     points = []
@@ -154,12 +174,12 @@ def faces(emoji: Emoji, count: int = 600) -> Mixture:
 
 
 def line(reach: float, count: int) -> Tensor:
-    """Evenly spaced points on a line from -reach to reach: count 1 1 1."""
+    """Evenly spaced points on a line from -reach to reach. returns: count 1 1 1"""
     return rearrange(torch.linspace(-reach, reach, count), "b -> b 1 1 1")
 
 
 def grid(reach: float, count: int) -> Tensor:
-    """Evenly spaced points in a square, row by row from the lower left: count² 2 1 1."""
+    """Evenly spaced points in a square, row by row from the lower left. returns: count² 2 1 1"""
     ticks = torch.linspace(-reach, reach, count)
     up, across = torch.meshgrid(ticks, ticks, indexing="ij")
     return rearrange([across, up], "d h w -> (h w) d 1 1")
@@ -183,7 +203,7 @@ def small_steps(x0: Tensor, schedule: Schedule, generator: torch.Generator) -> I
 
 
 class PointNetwork(nn.Module):
-    """Four layers that read noisy points and t. They predict the noise, or classify the points.
+    """A network of four layers. It reads noisy points and t, and predicts the noise or the group.
 
     x: b d 1 1    t: b, integer or float    context: ignored
     returns: b c_out 1 1: eps or v if c_out = d, logits if c_out is the number of groups
@@ -217,7 +237,8 @@ def train_predictor(
     """Train a network to predict the noise in points. Returns the network and each step's loss.
 
     Each step is algorithm 1 of Ho et al. 2020: draw points, add the noise of a random t, let the
-    network predict, and correct its weights.
+    network predict the noise, and update its weights.
+
     objective: what the network predicts: "eps", or "v" (schedule.velocity)
     """
     d = data.centres.shape[1]
@@ -251,7 +272,9 @@ def train_point_classifier(
 
 @torch.enable_grad()
 def descend(d: int, c_out: int, loss_of, steps: int, seed: int) -> tuple[PointNetwork, list[float]]:
-    """Train a PointNetwork with Adam. The learning rate falls like half a cosine.
+    """Train a PointNetwork with Adam. Returns the network and each step's loss.
+
+    The learning rate falls to 0, along half a cosine wave.
 
     loss_of: a function (network, generator) that returns the loss, one number
     """
@@ -267,7 +290,7 @@ def descend(d: int, c_out: int, loss_of, steps: int, seed: int) -> tuple[PointNe
         loss = loss_of(network, generator)
         if not loss.isfinite():
             raise ValueError(
-                f"the loss is {loss.item()} at step {step}: check loss_of and its data."
+                f"the loss is {loss.item()} at step {step}. Check loss_of and its data."
             )
         loss.backward()
         adam.step()
@@ -277,12 +300,15 @@ def descend(d: int, c_out: int, loss_of, steps: int, seed: int) -> tuple[PointNe
 
 
 def point_denoiser(network: Network, objective: str = "eps") -> Denoiser:
-    """The denoiser for a sampler: the network alone, because points have no prompts."""
+    """Make the function that a sampler calls. There is no guidance, as points have no prompts."""
     return guided_denoiser(network, objective, context=torch.zeros(1, 0, 0))
 
 
 def log_prob_of(classifier: PointNetwork, data: Mixture, name: str) -> LogProb:
-    """A function that returns log p(name | x), computed by a trained classifier, for guidance."""
+    """Make a function (x, t) for guidance. It returns the classifier's log p(name | x).
+
+    name: the name of a group
+    """
     index = data.names.index(name)
 
     def log_prob(x: Tensor, t: Tensor) -> Tensor:
@@ -301,7 +327,7 @@ def loss_per_t(
     count: int = 4000,
     seed: int = 1,
 ) -> list[float]:
-    """The mean squared error of the predicted noise at each t, for the same pictures at each t."""
+    """The mean squared error of the predicted noise at each t. All t get the same pictures."""
     generator = torch.Generator().manual_seed(seed)
     x0, _ = data.draw(count, generator)
     noise = torch.randn(x0.shape, generator=generator)

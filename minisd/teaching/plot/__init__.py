@@ -1,4 +1,4 @@
-"""The figures of the lessons. Most functions return a figure, and `show` shows it.
+"""The figures of the lessons. Most functions return a figure. show() then shows this figure.
 
     plot.show(plot.pictures(images, titles), alt="Four cats, sharper from left to right.")
 
@@ -7,12 +7,16 @@ say(text)                        shows text
 source(thing)                    shows the code of a function or class
 listing(columns, rows)           shows a table of words and numbers
 slider                           shows a figure with a slider for one setting
-pictures, table                  pictures in rows; a table of pictures with named rows
-channels                         the channels of a latent, each as a map
-attention                        the places of the picture at which each word acts
-lines, bars, heat                curves, bars, a matrix
-embedding_map, vectors           words in a plane; arrows with their lengths and angles
-boxes, bricks                    a diagram of boxes; texts cut into pieces
+pictures                         pictures in rows
+table                            a table of pictures, with names for its rows and columns
+channels                         the channels of a latent, each as a picture
+attention                        the places of a picture that pay attention to each word
+lines, bars                      curves, bars
+heat                             a matrix as colours
+embedding_map                    words as points in a plane
+vectors                          arrows with their lengths and angles
+boxes                            a diagram of boxes and arrows
+bricks                           texts cut into pieces
 unet                             the U-Net with its modules and shapes
 """
 

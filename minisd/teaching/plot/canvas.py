@@ -1,7 +1,8 @@
 """What all figures of the lessons have in common: colours, size, and how they are shown.
 
 Each figure is a matplotlib Figure made without pyplot, so there is no global state and no backend
-to choose. `show` puts a figure into the notebook, with a description for readers who cannot see it.
+to choose. show() puts a figure into the notebook, with a description for readers who cannot see the
+figure.
 """
 
 import base64
@@ -20,11 +21,12 @@ from PIL import Image
 
 from minisd.teaching import is_headless
 
-# Okabe & Ito 2008: distinct for every kind of colour blindness. Yellow is last: faint on white.
+# People with any kind of colour blindness can tell these colours apart (Okabe & Ito 2008). Yellow
+# is the last one, because it is hard to see on white.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442"]
 INK, PALE = "#222222", "#DDDDDD"
 
-DPI, WIDTH = 80, 512  # px: readable at 480 and on a projector
+DPI, WIDTH = 80, 512  # pixels per inch, pixels. Readable at a width of 480, and on a projector
 STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.titlesize": 12,
@@ -47,22 +49,26 @@ STYLE: dict[Any, Any] = {
 
 
 def with_style(function):
-    """Wrap a function that draws, so that it draws in the lessons' style.
+    """Wrap a function that draws a figure, so that the figure has the lessons' style.
 
-    After each call, matplotlib has its former settings again.
+    After each call, matplotlib has its earlier settings again.
     """
     return matplotlib.rc_context(STYLE)(function)
 
 
 @with_style
 def blank_figure(height: int, width: int = WIDTH) -> Figure:
-    """An empty figure. height, width: in pixels"""
+    """An empty figure. height, width: the size in pixels"""
     return Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
 
 
 @with_style
 def panels(count: int = 1, height: int = 260, **sharing: Any) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` axes side by side. sharing: sharex and sharey of matplotlib"""
+    """A figure with `count` empty axes side by side. Returns the figure and its axes.
+
+    height: the figure's height in pixels
+    sharing: sharex and sharey, as in matplotlib's subplots()
+    """
     figure = blank_figure(height)
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
     axes = figure.subplots(1, count, squeeze=False, **sharing)
@@ -70,7 +76,10 @@ def panels(count: int = 1, height: int = 260, **sharing: Any) -> tuple[Figure, l
 
 
 def png(figure: Figure, colours: int = 256) -> bytes:
-    """The figure as a PNG with few colours. Such a PNG has a third of the usual number of bytes."""
+    """The figure as a PNG file with few colours. This makes the file three times smaller.
+
+    colours: the number of colours
+    """
     small = io.BytesIO()
     as_image(figure).quantize(colours).save(small, format="png", optimize=True)
     return small.getvalue()
@@ -78,14 +87,14 @@ def png(figure: Figure, colours: int = 256) -> bytes:
 
 @with_style
 def as_image(figure: Figure) -> Image.Image:
-    """The figure as a PIL image, pixel for pixel."""
+    """Draw the figure as a PIL image."""
     plain = io.BytesIO()
     figure.savefig(plain, format="png", facecolor="white")
     return Image.open(plain).convert("RGB")
 
 
 class Shown:
-    """A picture and its description. The program that shows a notebook chooses one of the two."""
+    """A picture (the bytes of a PNG file) and its description. A notebook shows one of them."""
 
     def __init__(self, content: bytes, alt: str):
         self.content, self.alt = content, alt
@@ -100,7 +109,7 @@ def show(figure: Figure, alt: str) -> None:
     alt: one sentence that describes the figure, for readers who cannot see it
     """
     if not alt.strip():
-        raise ValueError("`alt` is empty: describe the figure for readers who cannot see it.")
+        raise ValueError("`alt` is empty. Describe the figure for readers who cannot see it.")
     if in_notebook():
         display(Shown(png(figure), alt))
     else:
@@ -108,7 +117,7 @@ def show(figure: Figure, alt: str) -> None:
 
 
 def say(text: str) -> None:
-    """Show text with Markdown and $maths$ below the cell. Outside a notebook, print it."""
+    """Show a text with Markdown and $maths$ below the cell. Outside a notebook, print the text."""
     if in_notebook():
         from IPython.display import Markdown
 
@@ -118,14 +127,18 @@ def say(text: str) -> None:
 
 
 def listing(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Show a table below the cell. Python's str() turns every entry into text."""
+    """Show a table below the cell. The entries may be of any type: str() turns them into text.
+
+    columns: the heading of each column
+    rows: the entries of each row
+    """
     lines = [list(columns), ["---"] * len(columns), *rows]
     cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
     say("\n".join(f"| {' | '.join(line)} |" for line in cells))
 
 
 def source(thing: Any) -> None:
-    """Show the code of a function, class or method of the package."""
+    """Show the code of a function, class or method, with the name of its file."""
     code = textwrap.dedent(inspect.getsource(thing)).rstrip()
     path = Path(inspect.getsourcefile(inspect.unwrap(thing)) or "")
     package = Path(__file__).parents[2]
@@ -143,7 +156,7 @@ def in_notebook() -> bool:
 
 
 def find_widgets() -> Any:
-    """The module ipywidgets. None if it is not installed, or if no person uses the notebook."""
+    """The module ipywidgets. None: it is not installed, or no person is using the notebook."""
     if is_headless() or not in_notebook():
         return None
     try:
@@ -154,7 +167,7 @@ def find_widgets() -> Any:
 
 
 def display(thing: object) -> None:
-    """Show an object below the cell, as a notebook shows it."""
+    """Show an object below the cell of a notebook."""
     from IPython.display import display as ipython_display
 
     ipython_display(thing)

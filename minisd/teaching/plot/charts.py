@@ -1,4 +1,4 @@
-"""Figures made of numbers: curves, bars, heat maps, words in a plane, arrows."""
+"""Figures that show numbers: curves, bars, heat maps, words in a plane, arrows."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -27,11 +27,11 @@ def lines(
     marks: bool = False,
     height: int = 280,
 ) -> Figure:
-    """Curves with their names at their right ends: a loss, the noise levels, errors.
+    """Curves, each with its name at its right end. For example: a loss, the noise levels, errors.
 
-    curves: name -> the y of all points, or a pair (x, y) of all points
-    log: the logarithmic axes: "", "x", "y" or "xy"
-    marks: whether every point gets a dot and a tick. This suits curves of few points
+    curves: name of a curve -> the y of its points, or a pair: the x and the y of its points
+    log: the axes that are logarithmic: "", "x", "y" or "xy"
+    marks: whether every point gets a dot and a tick. Use this for curves with few points
     """
     figure, (axes,) = canvas.panels(1, height)
     if "x" in log:
@@ -56,15 +56,15 @@ def lines(
     axes.set_ylabel(y_label)
     axes.grid(color=PALE, linewidth=0.8)
     if len(ends) > 1:
-        figure.draw_without_rendering()  # now it is known where the curves end
+        figure.draw_without_rendering()  # matplotlib now knows where the curves end
         name_ends(axes, ends)
     return figure
 
 
 def name_ends(axes: Axes, ends: list[tuple[str, float, str]]) -> None:
-    """Write each curve's name next to its end. Names that would overlap are moved apart.
+    """Write the name of each curve next to its right end. Names that would overlap are moved apart.
 
-    ends: for each curve, its name, the y of its end, and its colour
+    ends: for each curve: its name, the y of its end, and its colour
     """
     tall, left = axes.bbox.height, axes.get_xlim()[0]
     pixels = [axes.transData.transform((left, value))[1] for _, value, _ in ends]
@@ -85,10 +85,11 @@ def bars(
     parts: Sequence[str] = (),
     form: str = "{:.2f}",
 ) -> Figure:
-    """Horizontal bars with their names. A bar shows one number, or several parts.
+    """Horizontal bars with their names. A bar shows one number, or is divided into parts.
 
-    values: name -> one number, or one number for each of `parts`
-    parts: the names of the parts
+    values: name of a bar -> its number, or one number for each part
+    label: the label of the number axis
+    parts: the names of the parts. (): the bars have no parts
     form: the format of the number next to a bar
     """
     figure, (axes,) = canvas.panels(1, 60 + 24 * len(values) + 24 * bool(parts))
@@ -122,11 +123,16 @@ def heat(
     numbers: bool | None = None,
     form: str = "{:.2f}",
 ) -> Figure:
-    """A matrix as colours: similar words, attention weights, differences of two tensors.
+    """A matrix as a grid of coloured squares, one for each number.
 
-    signed: whether negative numbers are blue, 0 is white, and positive numbers are red. Otherwise
-        the smallest number is dark, and the largest number is yellow
-    numbers: whether to write the numbers into the squares; None: only if there is room
+    For example: the similarity of words, attention weights, the difference of two tensors.
+
+    rows, columns: the names of the rows and columns
+    label: the label of the colour scale
+    signed: True: negative numbers are blue, 0 is white, and positive numbers are red. False: the
+        smallest number is dark, and the largest number is yellow
+    numbers: whether to write the numbers into the squares. None: only if there is room
+    form: the format of these numbers
     """
     values = matrix.detach().float().cpu().numpy()
     n, m = values.shape
@@ -145,7 +151,7 @@ def heat(
 
 
 def write_numbers(axes: Axes, values: np.ndarray, image: AxesImage, form: str) -> None:
-    """Write each value into its square: white on a dark colour, black on a light one."""
+    """Write each number into its square: white on a dark square, black on a light square."""
     for (row, column), value in np.ndenumerate(values):
         light = np.dot(image.to_rgba(value)[:3], (0.3, 0.6, 0.1)) > 0.5
         colour = "black" if light else "white"
@@ -153,10 +159,11 @@ def write_numbers(axes: Axes, values: np.ndarray, image: AxesImage, form: str) -
 
 
 def principal_components(vectors: Tensor, dimensions: int = 2) -> Tensor:
-    """The coordinates of vectors along their principal axes. The vectors differ most along them.
+    """The coordinates of vectors along their principal axes: the directions of largest variance.
 
-    The largest component of each axis is made positive, to fix the signs of the coordinates.
+    An axis could also point the opposite way. So its largest component is always made positive.
 
+    dimensions: the number of axes
     vectors: n d    returns: n dimensions
     """
     centred = vectors.detach().double().cpu() - vectors.detach().double().cpu().mean(dim=0)
@@ -170,9 +177,9 @@ def principal_components(vectors: Tensor, dimensions: int = 2) -> Tensor:
 def embedding_map(
     vectors: Tensor, words: Sequence[str], groups: Sequence[int] | None = None, height: int = 380
 ) -> Figure:
-    """Words as points in a plane. Similar vectors are near each other, as far as this is possible.
+    """Words as points in a plane. The points of similar words are close, as far as possible.
 
-    vectors: n d
+    vectors: n d, the vectors of the words
     groups: a number for each word. Words with the same number have the same colour
     """
     figure, (axes,) = canvas.panels(1, height)
@@ -182,7 +189,7 @@ def embedding_map(
     axes.margins(0.15)
     axes.set_xticks([])
     axes.set_yticks([])
-    figure.draw_without_rendering()  # now it is known where the points are
+    figure.draw_without_rendering()  # matplotlib now knows where the points are
     taken: list[tuple[float, float, int]] = []
     for word, point, colour in zip(words, points, colours, strict=True):
         x, y = axes.transData.transform(point)
@@ -203,7 +210,8 @@ def project_arrows(arrows: dict[str, Arrow]) -> dict[str, np.ndarray]:
 
     Arrows in this plane keep their lengths and angles. 2-D arrows stay as they are.
 
-    returns: a dictionary: name -> tail and head, 2 2
+    arrows: name -> a vector from the origin, or a pair (tail, head)
+    returns: a dictionary: name -> 2 2, the tail and the head in the plane
     """
     pairs = {
         name: arrow if isinstance(arrow, tuple) else (torch.zeros_like(arrow), arrow)
@@ -228,10 +236,12 @@ def project_arrows(arrows: dict[str, Arrow]) -> dict[str, np.ndarray]:
 def vectors(
     arrows: dict[str, Arrow], x_label: str = "", y_label: str = "", height: int = 320
 ) -> Figure:
-    """Arrows with their names, lengths and angles, such as the three vectors of guidance.
+    """Arrows with their names, for example the three vectors of guidance.
 
-    arrows: name -> a vector from the origin, or a pair (tail, head). Tensors may have any shape.
-        The figure shows the plane that the first two arrows span
+    The figure shows the plane that the first two arrows span. Arrows in this plane have their true
+    lengths and angles.
+
+    arrows: name -> a vector from the origin, or a pair (tail, head). The tensors may have any shape
     """
     figure, (axes,) = canvas.panels(1, height)
     ends = project_arrows(arrows)

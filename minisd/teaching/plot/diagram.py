@@ -1,4 +1,4 @@
-"""Diagrams of boxes and arrows: the map of the course, a network with its shapes."""
+"""Diagrams of boxes and arrows, for example a map of the course, or a network with its shapes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,7 +16,10 @@ Shape = tuple[int, ...]
 
 
 class Box(NamedTuple):
-    """A box of a diagram. x, y: the box's centre, in pixels from the left and from the top"""
+    """A box of a diagram, with words in it.
+
+    x, y: the centre of the box, in pixels from the left and from the top of the figure
+    """
 
     x: float
     y: float
@@ -32,8 +35,8 @@ def boxes(
 ) -> Figure:
     """A figure of boxes, with arrows between the boxes.
 
-    nodes: key -> box
-    arrows: pairs of keys (from, to), or (from, to, words for the arrow)
+    nodes: key of a box -> the box
+    arrows: for each arrow: the keys of two boxes (from, to), or (from, to, words for the arrow)
     height: the figure's height in pixels
     """
     figure = canvas.blank_figure(height)
@@ -88,9 +91,11 @@ def draw_box(axes: Axes, box: Box) -> FancyBboxPatch:
 def bricks(
     rows: dict[str, Sequence[str]], marked: dict[str, Sequence[int]] | None = None
 ) -> Figure:
-    """Texts cut into pieces, one row for each text. All letters are equally wide.
+    """Texts cut into pieces: one row for each text, one box for each piece.
 
-    rows: name of a row -> its pieces. A piece is as wide as its longest line
+    All letters are equally wide. A box is as wide as the longest line of its piece.
+
+    rows: name of a row -> its pieces
     marked: name of a row -> the indices of the pieces that get the second colour
     """
     marked, margin = marked or {}, 16 + 7.5 * max(map(len, rows))
@@ -119,10 +124,10 @@ def shape_words(value: Tensor | Shape | list) -> str:
 
 
 def last_output(values: dict, level: str) -> Tensor | list | Shape:
-    """The output of a level's last block. The change of size after this block is left out.
+    """The output of the last block at one resolution, before the change of size.
 
-    values: name -> tensor
-    level: the beginning of the names of the level's outputs, such as "unet.down.0"
+    values: name of a module -> its output
+    level: the name of the resolution, for example "unet.down.0"
     """
     inside = [name for name in values if name.startswith((f"{level}.res.", f"{level}.attn."))]
     direct = [name for name in inside if name.count(".") == level.count(".") + 2]
@@ -137,8 +142,8 @@ def last_output(values: dict, level: str) -> Tensor | list | Shape:
 def unet(network: UNet, values: dict[str, Tensor | list | Shape], prefix: str = "unet.") -> Figure:
     """A diagram of the U-Net in the shape of a U. It shows modules and the shapes of their outputs.
 
-    values: name -> tensor, from a trace of at least one run
-    prefix: the beginning of these names. Give "" if the network was traced alone
+    values: name of a module -> its output, from a trace of at least one run
+    prefix: the beginning of these names. Give "" if only the U-Net was traced
     """
     count, row = len(network.down), 74
     nodes, arrows = {}, []

@@ -1,12 +1,12 @@
-"""Figures of diffusion where pictures are points: densities, paths, clouds of points, arrows.
+"""Figures of the diffusion of points: densities, paths, clouds of points, arrows.
 
 flow(states, ts)          1-D: where all points are at every t, and the paths of some points
 peaks(places, panels)     1-D: the density of each group at a few t
 groups(panels, names)     2-D: clouds of points, coloured by group
-field(panels)             2-D: an arrow for the direction at each place
+field(panels)             2-D: the direction at each place, as an arrow
 
-Points are tensors b 1 1 1 or b 2 1 1, as minisd.teaching.toy makes them, or tensors of any shape
-with the same numbers in the same order.
+Points are tensors b 1 1 1 (1-D) or b 2 1 1 (2-D), like those of minisd.teaching.toy. Tensors of
+another shape, such as b 2, can be used if their numbers are in the same order.
 """
 
 from collections.abc import Sequence
@@ -23,13 +23,13 @@ from torch import Tensor
 from minisd.teaching.plot import canvas
 from minisd.teaching.plot.canvas import COLOURS, INK, PALE
 
-BINS = 90  # how many places along x a density has
-PATHS = 14  # how many paths are drawn
+BINS = 90  # number of places along x at which a density is estimated
+PATHS = 14  # number of paths that are drawn
 GREY = "#999999"
 
 
 def as_rows(points: Tensor, d: int) -> np.ndarray:
-    """Points as rows: b d."""
+    """Points as an array with one row for each point. returns: b d"""
     return rearrange(points.detach().cpu().numpy().ravel(), "(b d) -> b d", d=d)
 
 
@@ -47,12 +47,13 @@ def flow(
 
     A darker grey means more points.
 
-    states: s b, one row for each of ts; or a dictionary: title -> such a tensor, for several panels
-        side by side
-    ts: the times of the rows. The figure shows them from left to right, in this order
-    groups: b, the group of each point, for the colours of the paths
-    density: s places, the exact density at evenly spaced places of the span; None: the density is
+    states: s b, the places of b points at s times. Or a dictionary: title -> places, for several
+        panels side by side
+    ts: the s times, from left to right in the figure
+    groups: b, the group of each point, for the colours of the paths. None: one colour
+    density: s places, the exact density at evenly spaced places of the span. None: the density is
         estimated from the points
+    span: the lowest and the highest place that the figure shows
     labels: the labels of the two axes
     """
     panels = states if isinstance(states, dict) else {"": states}
@@ -72,7 +73,10 @@ def flow(
 
 
 def draw_density(plane: Axes, density: np.ndarray, span: tuple[float, float]) -> None:
-    """Draw densities, s places, in grey. Each moment has its own scale, to show its peaks."""
+    """Draw the densities at s times in grey. At each time, the largest density is the darkest grey.
+
+    density: s places
+    """
     shades = density / density.max(axis=1, keepdims=True)
     extent = (0, len(density) - 1, *span)
     look = {"cmap": "Greys", "vmin": 0, "vmax": 1.6, "aspect": "auto", "origin": "lower"}
@@ -80,7 +84,10 @@ def draw_density(plane: Axes, density: np.ndarray, span: tuple[float, float]) ->
 
 
 def count_points(states: np.ndarray, span: tuple[float, float]) -> np.ndarray:
-    """How many points are near each place, slightly smoothed: s b -> s places."""
+    """Count the points near each place, and smooth the counts slightly.
+
+    states: s b    returns: s places
+    """
     edges = np.linspace(*span, BINS + 1)
     rows = [np.histogram(row, edges)[0] for row in states]
     soft = np.array([1, 4, 6, 4, 1]) / 16
@@ -96,11 +103,13 @@ def peaks(
     x_label: str = "x",
     height: int = 230,
 ) -> Figure:
-    """The density of each group along a line, and their sum, in one panel for each moment.
+    """The density of each group along a line, and the sum of these densities, in several panels.
 
     places: p, the places on the line
-    panels: title -> the density of each group, groups p
-    samples: title -> points. Their histogram is drawn behind the densities; None: no histograms
+    panels: title of a panel -> the densities of the groups at these places, groups p
+    names: the names of the groups
+    samples: title of a panel -> points, whose histogram is drawn behind the densities. None: there
+        are no histograms
     """
     figure, axes = canvas.panels(len(panels), height, sharex=True, sharey=True)
     x = places.detach().cpu().numpy().ravel()
@@ -137,13 +146,15 @@ def groups(
     ring: float | None = None,
     columns: int | None = None,
 ) -> Figure:
-    """Clouds of points in the plane, coloured by group, in one panel for each title.
+    """Clouds of points in the plane, coloured by group, in several panels.
 
-    unsure: title -> which points fit no group, b, true or false. These points get a black ring
-    ways: title -> the paths of b points, drawn behind the points, s b 2
-    reach: the ends of the axes. They go from -reach to reach
-    ring: the radius of a circle to draw; None: no circle
-    columns: number of panels in a row; None: all panels are in one row
+    panels: title of a panel -> its points, and the group of each point
+    names: the names of the groups
+    unsure: title of a panel -> whether each point gets a black ring because it fits no group, b
+    ways: title of a panel -> the paths of b points, s b 2. They are drawn behind the points
+    reach: how far the axes go: from -reach to reach
+    ring: the radius of a circle to draw. None: no circle
+    columns: the number of panels in a row. None: all panels are in one row
     """
     columns = columns or len(panels)
     rows = -(-len(panels) // columns)
@@ -175,15 +186,15 @@ def field(
     reach: float = 2.4,
     longest: float = 0.4,
 ) -> Figure:
-    """Arrows in the plane. Each arrow shows the direction at its place.
+    """Arrows in the plane, in several panels. Each arrow shows the direction at its place.
 
-    panels: title -> the places where the arrows begin, and their directions, both p 2 1 1
-    points: points to draw in a pale colour behind the arrows, b 2 1 1, for all panels; or a
-        dictionary: title -> points
-    marks: names, and the places to write them, n 2 1 1
-    reach: the ends of the axes, as in groups()
-    longest: the length of the longest arrow of each panel. Short arrows are drawn longer than in
-        proportion, so that readers can see their directions
+    panels: title of a panel -> the places where the arrows begin, and the directions, both p 2 1 1
+    points: b 2 1 1, points to draw in a pale colour behind the arrows of all panels. Or a
+        dictionary: title of a panel -> its points. None: no points
+    marks: names, and the places where they are written, n 2 1 1. None: no names
+    reach: how far the axes go: from -reach to reach
+    longest: the length of the longest arrow in each panel. Short arrows are drawn a little longer
+        than they should be, so that readers can see their directions
     """
     side = (canvas.WIDTH - 16) // max(2, len(panels))
     figure, planes = canvas.panels(len(panels), side + 24)
@@ -207,7 +218,11 @@ def field(
 
 
 def frame_panel(plane: Axes, title: str, reach: float, ring: float | None = None) -> None:
-    """Make the panel a square without ticks, with a circle of radius `ring` if it is given."""
+    """Make the panel a square without ticks, and write its title.
+
+    reach: how far the axes go: from -reach to reach
+    ring: the radius of a circle to draw. None: no circle
+    """
     if ring is not None:
         turn = np.linspace(0, 2 * np.pi, 100)
         plane.plot(ring * np.cos(turn), ring * np.sin(turn), color=GREY, linewidth=1)
@@ -218,7 +233,7 @@ def frame_panel(plane: Axes, title: str, reach: float, ring: float | None = None
 
 
 def name_groups(figure: Figure, names: Sequence[str]) -> None:
-    """Write the names of the groups in their colours above the panels."""
+    """Write the names of the groups above the panels, each next to a dot in the group's colour."""
     if names:
         dots = [figure.axes[0].scatter([], [], color=COLOURS[i], s=60) for i in range(len(names))]
         figure.legend(dots, names, loc="outside upper center", ncols=len(names), frameon=False)

@@ -1,6 +1,7 @@
 """Figures made of pictures: rows, tables, latents, attention over a picture, a slider.
 
-A picture is a tensor 3 h w or 1 3 h w in [-1, 1], a grey one h w in [-1, 1], or a PIL image.
+A picture is a PIL image or a tensor in [-1, 1]. The tensor is 3 h w or 1 3 h w, or h w if the
+picture is grey.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,12 +22,13 @@ from minisd.teaching.picture_grid import paste_grid
 from minisd.teaching.plot import canvas
 
 AnyPicture = Tensor | Image.Image
-GAP, LINE, LETTER_WIDTH = 6, 17, 7.5  # px: between pictures, height of a line, width of a letter
-SMOOTH_FROM = 32  # px: a smaller picture is enlarged in squares, so that each number shows
+# pixels: the space between pictures, the height of a line, the width of a letter
+GAP, LINE, LETTER_WIDTH = 6, 17, 7.5
+SMOOTH_FROM = 32  # pixels. In smaller pictures, each pixel becomes a square that can be seen
 
 
 def as_pil(picture: AnyPicture) -> Image.Image:
-    """A picture as a PIL image. The start of this file lists the forms of pictures."""
+    """Convert a picture to a PIL image. The top of this file says what a picture may be."""
     if isinstance(picture, Image.Image):
         return picture.convert("RGB")
     if picture.ndim == 2:
@@ -39,7 +41,7 @@ def as_pil(picture: AnyPicture) -> Image.Image:
 
 
 def enlarge(picture: Image.Image, width: int) -> Image.Image:
-    """Enlarge the picture to this width: a small picture in squares, other pictures smoothly."""
+    """Enlarge a picture to this width. In a small picture, each pixel becomes a sharp square."""
     height = round(picture.height * width / picture.width)
     small = max(picture.size) < SMOOTH_FROM
     how = Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC
@@ -47,7 +49,10 @@ def enlarge(picture: Image.Image, width: int) -> Image.Image:
 
 
 def place_picture(figure: Figure, picture: Image.Image, left: int, top: int) -> None:
-    """Put a picture on a figure, pixel by pixel. left, top: the picture's corner, in pixels"""
+    """Put a picture on a figure in its own size.
+
+    left, top: the place of the picture's upper left corner, in pixels from the left and the top
+    """
     width, height = figure.get_size_inches() * canvas.DPI
     corner = left / width, 1 - (top + picture.height) / height
     axes = figure.add_axes((*corner, picture.width / width, picture.height / height))
@@ -56,7 +61,11 @@ def place_picture(figure: Figure, picture: Image.Image, left: int, top: int) -> 
 
 
 def write_words(figure: Figure, words: str, x: float, y: float, ha="center", va="bottom") -> None:
-    """Write words on a figure. x, y: the place, in pixels from the left and from the top"""
+    """Write words on a figure.
+
+    x, y: the place, in pixels from the left and from the top of the figure
+    ha, va: the alignment of the words at this place, as in matplotlib
+    """
     width, height = figure.get_size_inches() * canvas.DPI
     figure.text(x / width, 1 - y / height, words, ha=ha, va=va)
 
@@ -71,8 +80,9 @@ def pictures(
     """Pictures in rows, each below its title.
 
     images: b 3 h w, or a list of pictures
-    columns: number of pictures in a row; None: all pictures are in one row
-    size: the width of one picture in pixels; None: the width that fits, at most 160
+    titles: one title for each picture. (): no titles
+    columns: the number of pictures in a row. None: all pictures are in one row
+    size: the width of one picture in pixels. None: the width that fits, at most 160
     """
     shown = [as_pil(image) for image in images]
     if titles and len(titles) != len(shown):
@@ -92,10 +102,10 @@ def pictures(
 
 @canvas.with_style
 def table(rows: dict[str, Tensor | Sequence[AnyPicture]], columns: Sequence[str] = ()) -> Figure:
-    """Pictures in a table, with the names of rows at the left and of columns at the top.
+    """Pictures in a table. The names of the rows are at the left, those of the columns at the top.
 
     rows: name of a row -> its pictures
-    columns: the name of each column
+    columns: the name of each column. (): no names
     """
     shown = {name: [as_pil(image) for image in images] for name, images in rows.items()}
     count = max(map(len, shown.values()))
@@ -119,12 +129,12 @@ def table(rows: dict[str, Tensor | Sequence[AnyPicture]], columns: Sequence[str]
 def channels(
     latent: Tensor, titles: Sequence[str] = (), picture: AnyPicture | None = None, label: str = ""
 ) -> Figure:
-    """Every channel of a latent as a map: blue is negative, red is positive, white is zero.
+    """Every channel of a latent as a picture: blue is negative, red is positive, white is zero.
 
     latent: c h w or 1 c h w
-    titles: the titles of the maps. If there are no titles: channel 0, channel 1, …
-    picture: a picture to show first, for comparison
-    label: the label of the colour scale. All maps have the same scale
+    titles: the titles of the channels. (): channel 0, channel 1, …
+    picture: a picture to show before the channels, for comparison. None: no picture
+    label: the label of the colour scale. All channels have the same scale
     """
     latent = latent.detach().float().squeeze(0).cpu()
     peak = latent.abs().max().item() or 1.0
@@ -137,7 +147,11 @@ def channels(
 
 
 def with_scale(figure: Figure, cmap: str, low: float, high: float, label: str) -> Figure:
-    """Add a colour scale below the figure. The scale has ticks at both ends and in the middle."""
+    """Add a colour scale below a figure, with ticks at both ends and in the middle.
+
+    cmap: the name of matplotlib's colour map
+    low, high: the numbers at the ends of the scale
+    """
     below = 46
     width, height = figure.get_size_inches() * canvas.DPI
     taller = height + below
@@ -158,10 +172,10 @@ def with_scale(figure: Figure, cmap: str, low: float, high: float, label: str) -
 
 
 def overlay(picture: AnyPicture, weights: Tensor, peak: float | None = None) -> Image.Image:
-    """The picture in grey under an attention map: dark blue is 0, and yellow is the most.
+    """Colour a picture by an attention map: from dark blue (no attention) to yellow (the most).
 
-    weights: h w, the map, with any resolution and without negative numbers
-    peak: the weight that is yellow; None: the largest weight of the map
+    weights: h w, the attention map, 0 or more. Its resolution may differ from the picture's
+    peak: the weight that is shown as yellow. None: the largest weight of the map
     """
     grey = as_pil(picture).convert("L").resize((128, 128), Image.Resampling.BICUBIC)
     share = (weights.detach().float().cpu() / (peak or weights.max())).clamp(0, 1)
@@ -178,10 +192,13 @@ def attention(
     columns: int | None = None,
     together: bool = False,
 ) -> Figure:
-    """The picture, then one overlay for each word: the picture under the word's attention map.
+    """The picture, and a copy of it for each word, coloured by the word's attention map.
 
-    maps: for each word, the attention that each place pays to the word, h w
-    together: whether all maps have the same scale, so that words with little attention are dark
+    maps: one attention map for each word, h w: the attention that each place pays to the word
+    words: the words, as titles
+    columns: the number of pictures in a row. None: as many as there are, at most 5
+    together: True: all maps have the same scale, so a word with little attention is dark. False:
+        each map has its own scale
     """
     peak = max(each.max().item() for each in maps) if together else None
     overlays = [overlay(picture, each, peak) for each in maps]
@@ -190,7 +207,7 @@ def attention(
 
 
 def stack_figures(figures: Sequence[Figure]) -> Figure:
-    """Join several figures into one, from top to bottom."""
+    """Join several figures into one figure, one below the other."""
     shots = [canvas.as_image(figure) for figure in figures]
     sheet, _ = paste_grid(shots, columns=1)
     figure = canvas.blank_figure(sheet.height, sheet.width)
@@ -205,12 +222,13 @@ def slider(
     alt: str,
     shown: Sequence | None = None,
 ) -> None:
-    """Show a slider for one setting. Without widgets, show the figures of a few values instead.
+    """Show a figure with a slider for one setting. If there are no widgets, show a few figures.
 
-    draw: a function that makes the figure of a value
+    draw: a function that returns the figure for a value of the setting
     label: the name of the setting
-    alt: a sentence that describes the figures, as for canvas.show()
-    shown: the values to show without widgets; None: the first, the middle and the last value
+    values: all values that the slider offers
+    alt: a sentence that describes the figures, for readers who cannot see them
+    shown: the values to show if there are no widgets. None: the first, the middle and the last one
     """
     values = list(values)
     if widgets := canvas.find_widgets():
@@ -222,7 +240,7 @@ def slider(
 def show_slider(
     draw: Callable[[object], Figure], label: str, values: list, ipywidgets: Any
 ) -> None:
-    """Show the slider below the cell, with the figure of the chosen value."""
+    """Show the slider below the cell, and below it the figure for the chosen value."""
     drawn: dict = {}
     choice = ipywidgets.SelectionSlider(options=values, description=label, continuous_update=False)
     screen = ipywidgets.Image(format="png")
