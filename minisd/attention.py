@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def is_watched(tap: nn.Module) -> bool:
-    """Whether a hook reads or changes the input or output of this module (trace.py, adapters/)."""
+    """Whether this module has a hook. trace.py and adapters/ read or change tensors with hooks."""
     return bool(tap._forward_hooks or tap._forward_pre_hooks)
 
 
@@ -77,8 +77,8 @@ class GEGLU(nn.Module):
 class SpatialTransformer(nn.Module):
     """Lets every place of a feature map look at all other places, then at the prompt's words.
 
-    It is one transformer block between two projections. Stable Diffusion v1 and v2 never stack
-    several blocks (Rombach et al. 2022, appendix E.2.2; CompVis ldm/modules/attention.py).
+    This module is one transformer block between two projections. Stable Diffusion v1 and v2 never
+    stack several blocks (Rombach et al. 2022, appendix E.2.2; CompVis ldm/modules/attention.py).
 
     x: b c h w    context: b m c_context    returns: b c h w
     """

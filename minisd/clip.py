@@ -93,7 +93,10 @@ class TextTransformer(nn.Module):
         self.norm_out = nn.LayerNorm(config.width)
 
     def forward(self, tokens: Tensor, clip_skip: int = 0) -> Tensor:
-        """clip_skip: the number of layers to leave out at the end, before the final norm."""
+        """Compute the context.
+
+        clip_skip: the number of layers to leave out at the end, before the final norm
+        """
         n = tokens.shape[1]
         x = self.token_embedding(tokens) + self.position_embedding[:n]
         for layer in self.layers[: len(self.layers) - clip_skip]:

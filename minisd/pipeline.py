@@ -35,8 +35,8 @@ class StableDiffusion:
 
     guides: functions that change the denoiser of each new picture. They are called one after
         another. Each takes a denoiser and returns another denoiser
-    swaps: one handle for each autoencoder that replaces the model's own autoencoder. The handle
-        takes its autoencoder out again (adapters/vae_file.py)
+    swaps: one handle for each autoencoder that was swapped in instead of the model's own. remove()
+        of a handle puts the previous autoencoder back (adapters/vae_file.py)
     """
 
     def __init__(
@@ -328,7 +328,7 @@ def check_seeds(seed: int | list[int], count: int) -> list[int]:
         raise ValueError(f"a seed must be a whole number, got {seed!r}.")
     seeds = [int(seeds[0]) + i for i in range(count)] if single else [int(each) for each in seeds]
     if len(seeds) != count:
-        raise ValueError(f"{count} prompts need {count} seeds, got {len(seeds)}. Or give one.")
+        raise ValueError(f"{count} prompts need {count} seeds, got {len(seeds)}. Give one each.")
     if outside := [each for each in seeds if each not in SEEDS]:
         where = f"is not in {SEEDS[0]} … {SEEDS[-1]}"
         raise ValueError(f"the seed {outside[0]} {where}. Choose another. Sample i uses seed + i.")
@@ -336,12 +336,12 @@ def check_seeds(seed: int | list[int], count: int) -> list[int]:
 
 
 def make_generators(seed: int | list[int], count: int) -> list[torch.Generator]:
-    """Create one random generator for each sample. check_seeds() says which seed it gets."""
+    """Create one random generator for each sample, with the seeds that check_seeds() returns."""
     return [torch.Generator().manual_seed(each) for each in check_seeds(seed, count)]
 
 
 def pictures_for(prompt: str | list[str], images: Tensor) -> Image.Image | list[Image.Image]:
-    """Convert images to PIL. Returns one picture for one prompt, a list for a list of prompts.
+    """Convert images to PIL images. Returns one image if `prompt` is a string, otherwise a list.
 
     images: b 3 h w in [-1, 1]
     """

@@ -185,7 +185,7 @@ def ddim_move(x: Tensor, eps: Tensor, level: Level, next_level: Level) -> Tensor
 
 
 def weighted_sum(weights: tuple[float, ...] | list[float], tensors: list[Tensor]) -> Tensor:
-    """weights[0] tensors[0] + weights[1] tensors[1] …"""
+    """The sum weights[0] * tensors[0] + weights[1] * tensors[1] + …"""
     first, *others = [weight * tensor for weight, tensor in zip(weights, tensors, strict=True)]
     return sum(others, start=first)
 
@@ -244,9 +244,9 @@ def heun(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = 
 def lms(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None) -> Moves:
     """Fit a curve to the last four slopes, and add the area under the curve to x.
 
-    This is the linear multistep method (Adams-Bashforth) for uneven strides, like k-diffusion's
-    sample_lms. k-diffusion computes the area numerically. Here, the area is exact. The network runs
-    once per step.
+    This is the linear multistep method (Adams-Bashforth) for steps of unequal length, like
+    k-diffusion's sample_lms. k-diffusion computes the area numerically. Here, the area is exact.
+    The network runs once per step.
     """
     slopes, sigmas = [], []
     for level, next_level in pairwise(levels):

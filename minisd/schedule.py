@@ -44,12 +44,12 @@ class Level(NamedTuple):
 
     @property
     def signal_rate(self) -> float:
-        """sqrt(alpha_bar): how much of x0 is in x."""
+        """sqrt(alpha_bar): the factor of x0 in the noisy x."""
         return (1 + self.sigma**2) ** -0.5
 
     @property
     def noise_rate(self) -> float:
-        """sqrt(1 - alpha_bar): how much of eps is in x. The rate is 1 if sigma is infinite."""
+        """sqrt(1 - alpha_bar): the factor of eps in the noisy x. It is 1 if sigma is infinite."""
         return (1 + self.sigma**-2) ** -0.5 if self.sigma else 0.0
 
     @property
@@ -83,8 +83,8 @@ def with_zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
     """Stretch the signal rates: the last rate becomes 0 (pure noise), the first stays the same.
 
     In SD's own table, 7 % of the picture is left at the last level. So SD was never trained on pure
-    noise (Lin et al. 2024, algorithm 1). Only a network that predicts v can be trained on it: if x
-    is pure noise, eps says nothing about x0.
+    noise (Lin et al. 2024, algorithm 1). Only a network that predicts v can be trained on pure
+    noise, because there, eps says nothing about x0.
 
     alpha_bar: timesteps    returns: the same shape
     """
@@ -153,7 +153,10 @@ class Schedule:
         return [Level(t, sigma) for t, sigma in zip(ts, sigmas, strict=True)]
 
     def levels_of_sigmas(self, sigmas: Sequence[float]) -> list[Level]:
-        """The level of each sigma. Its t is usually not a whole number. It is 0 … timesteps - 1."""
+        """The levels of several sigmas. Their t are interpolated, so most of them are not whole.
+
+        A sigma outside the table gets the first or the last t of the table.
+        """
         ts = np.interp(np.log(sigmas), np.log(self.finite_sigmas), np.arange(len(self.sigmas)))
         return [Level(t, sigma) for t, sigma in zip(ts.tolist(), sigmas, strict=True)]
 

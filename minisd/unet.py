@@ -1,4 +1,4 @@
-"""The U-Net: looks at a noisy latent, the time and the prompt, and predicts the noise (or v)."""
+"""The U-Net: reads a noisy latent, the timestep t and the prompt, and predicts the noise (or v)."""
 
 import math
 from itertools import pairwise
@@ -49,7 +49,9 @@ class TimeEmbedding(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions. Between them, a shift that depends on t. The result is added to x.
+    """Two convolutions, whose result is added to x.
+
+    Between the convolutions, each channel is shifted by a number that is computed from t.
 
     x: b c_in h w    time: b time_dim    returns: b c_out h w
     """
@@ -75,8 +77,8 @@ class Upsample(nn.Module):
     """Doubles height and width by repeating pixels, then smooths with a convolution.
 
     x: b c h w
-    skips: the feature maps of the encoder that the decoder has not used yet (skip connections). The
-        decoder uses the last one of the list next
+    skips: the feature maps of the encoder that the decoder has not used yet (skip connections).
+        Next, the decoder will use the last one of this list
     returns: b c h' w', as large as the last skip, or b c 2h 2w if no skip is left. If the encoder
         rounded up when it halved h', then h' is 2h - 1. The same is true for w'
     """
@@ -138,7 +140,7 @@ class Mid(nn.Module):
 
 
 class Up(nn.Module):
-    """One resolution of the decoder: like Down, but each block also reads a skip connection.
+    """One resolution of the decoder: like Down, but it doubles the size and reads skip connections.
 
     x: b c_in h w
     skips: the feature maps of the encoder. Each block takes the last one and removes it from the
@@ -193,8 +195,8 @@ class UNet(nn.Module):
     x: b in_channels h w    t: b, integer or float    context: b m context_dim
     returns: b out_channels h w, eps or v    (Rombach et al. 2022, section 3.3)
 
-    control: the outputs of a ControlNet, a list of tensors. They are added to the skip connections,
-        one to each, and the last one to the output of the middle. None: nothing is added
+    control: the outputs of a ControlNet. The last tensor is added to the output of the middle. Each
+        other tensor is added to one skip connection. None: nothing is added
     """
 
     def __init__(self, config: UNetConfig):
@@ -255,7 +257,7 @@ class UNet(nn.Module):
 
 
 def skip_channels(config: UNetConfig) -> list[int]:
-    """The channels of the skip connections, in the order in which encode() makes them.
+    """The number of channels of each skip connection, in the order in which encode() makes them.
 
     >>> skip_channels(UNetConfig(channels=(320, 640), res_blocks=2))
     [320, 320, 320, 320, 640, 640]

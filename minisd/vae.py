@@ -1,4 +1,4 @@
-"""The autoencoder: pictures to latents 48 times smaller, and back."""
+"""The autoencoder: turns pictures into latents that are 48 times smaller, and back."""
 
 from itertools import pairwise
 
@@ -20,7 +20,7 @@ NORM_EPS = 1e-6
 
 
 class ResBlock(nn.Module):
-    """Two convolutions, whose result is added to x. Unlike the U-Net's block, it reads no time.
+    """Two convolutions, whose result is added to x. Unlike in the U-Net, nothing depends on t.
 
     x: b c_in h w    returns: b c_out h w
     """

@@ -43,7 +43,7 @@ def depth2img_steps(
     seed: int | list[int] = 0,
     spacing: str | None = None,
 ) -> TaskSteps:
-    """Yield the steps from the noised picture to a new latent, one by one.
+    """Yield the steps from the noisy picture to a new latent, one by one.
 
     The arguments are those of depth2img.
 
@@ -108,7 +108,7 @@ def depth2img(
 
 
 def depth_channel(depth: Tensor, size: Sequence[int]) -> Tensor:
-    """Convert depth maps to the form that the U-Net reads: the latent's size, from -1 to 1.
+    """Convert depth maps to what the U-Net reads: the latent's size, with values from -1 to 1.
 
     The values of each map are scaled separately.
 

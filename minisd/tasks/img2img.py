@@ -1,4 +1,4 @@
-"""Image-to-image: start from a picture with noise instead of pure noise.
+"""Image-to-image: start from a noisy picture instead of pure noise.
 
 This method is called SDEdit (Meng et al. 2022, algorithm 1). The noise leaves rough shapes and
 colours of the picture visible, so the result keeps them. The prompt decides the rest.
@@ -45,14 +45,14 @@ class Start(NamedTuple):
     generators: list[torch.Generator]
 
     def sample(self, denoise: Denoiser) -> "TaskSteps":
-        """Run the sampler from this start. Returns an iterator of its steps."""
+        """Run the sampler from this start. Returns an iterator over its steps."""
         sampler = sampler_for(self.sampler, self.levels)
         return TaskSteps(self, sampler(denoise, self.x, self.levels, self.generators))
 
 
 @dataclass
 class TaskSteps(Iterator[Step]):
-    """An iterator of a task's steps, which also holds their start."""
+    """An iterator over the steps of a task. It also holds the start of these steps."""
 
     start: Start
     steps: Iterator[Step]
@@ -83,7 +83,7 @@ def img2img_steps(
     seed: int | list[int] = 0,
     spacing: str | None = None,
 ) -> TaskSteps:
-    """Yield the steps from the picture with noise to a new latent, one by one.
+    """Yield the steps from the noisy picture to a new latent, one by one.
 
     The arguments are those of img2img.
 
@@ -161,9 +161,9 @@ def start_from_picture(
 
 
 def remaining_levels(levels: list[Level], strength: float) -> list[Level]:
-    """Leave out the first levels. The last `strength` times S of the S steps remain, rounded down.
+    """The levels of the steps to run. Of S steps, only the last int(strength * S) are run.
 
-    At strength 0, only the last level remains, and no step is run.
+    At strength 0, only the last level is left, and no step is run.
 
     Raises ValueError if strength is outside 0 … 1.
     """

@@ -134,7 +134,7 @@ def inpaint(
 def start_inpainting(
     sd: StableDiffusion, image: Picture, count: int, settings: SamplingSettings
 ) -> Start:
-    """Start from the picture with noise, as img2img does. At strength 1, start with pure noise.
+    """Start from the noisy picture, as img2img does. At strength 1, start from pure noise instead.
 
     Pure noise hides everything that the mask covers.
 
@@ -218,7 +218,7 @@ def mask_tensor(mask: Picture, image: Picture) -> Tensor:
     image: the picture that the mask covers
 
     Raises ValueError if the mask and the picture differ in size, or if a number is outside 0 … 1.
-    If parts of the mask are transparent, also raises ValueError if its colours do not show which
+    Also raises ValueError if parts of the mask are transparent, and the colours do not show which
     part is covered (pictures.mask_shades).
     """
     if isinstance(mask, Image.Image):

@@ -44,8 +44,8 @@ class Guess:
         """
         if sentences.keys() != self.options.keys() or answer not in self.options:
             raise ValueError(
-                f"each option ({', '.join(self.options)}) needs a sentence, and one of them is the "
-                f"answer. Got sentences for {', '.join(sentences) or 'none'}, answer {answer!r}."
+                f"each option ({', '.join(self.options)}) needs a sentence, and the answer must be "
+                f"an option. Got sentences for {', '.join(sentences) or 'none'}, answer {answer!r}."
             )
         whole = {
             letter: f"**{letter}) {text.rstrip('.')}.** {sentences[letter]}"

@@ -109,9 +109,9 @@ class Mixture:
         return guess + gain * (x - level.signal_rate * guess)
 
     def denoise(self, x: Tensor, level: Level) -> Prediction:
-        """Predict x0 and eps exactly. eps is -noise_rate times the score.
+        """Predict x0 and eps exactly. eps is -noise_rate times the score (Vincent 2011; Song 2021).
 
-        Vincent 2011; Song 2021
+        x: b c h w, with the noise of this level
         """
         eps = -level.noise_rate * self.score(x, level)
         return Prediction(self.x0(x, level), eps, None, None)
@@ -327,7 +327,7 @@ def loss_per_t(
     count: int = 4000,
     seed: int = 1,
 ) -> list[float]:
-    """The mean squared error of the predicted noise at each t. All t get the same pictures."""
+    """The mean squared error of the predicted noise at each t, for the same pictures and noise."""
     generator = torch.Generator().manual_seed(seed)
     x0, _ = data.draw(count, generator)
     noise = torch.randn(x0.shape, generator=generator)

@@ -104,7 +104,7 @@ def test_a_question_must_be_answerable():
         guess().choose("d")
     with pytest.raises(ValueError, match="needs a sentence"):
         guess().verdict("b", a="Too few.", b="Just so.")
-    with pytest.raises(ValueError, match="one of them is the answer"):
+    with pytest.raises(ValueError, match="the answer must be an option"):
         guess().verdict("d", **SENTENCES)
 
 

@@ -150,7 +150,7 @@ def groups(
 
     panels: title of a panel -> its points, and the group of each point
     names: the names of the groups
-    unsure: title of a panel -> whether each point gets a black ring because it fits no group, b
+    unsure: title of a panel -> b, true for the points that fit no group. They get a black ring
     ways: title of a panel -> the paths of b points, s b 2. They are drawn behind the points
     reach: how far the axes go: from -reach to reach
     ring: the radius of a circle to draw. None: no circle
