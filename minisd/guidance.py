@@ -46,8 +46,7 @@ def guided_denoiser(
 
     objective: what the network was trained to predict, "eps" or "v"
     context: b m c, the embedded prompts
-    uncond_context: b m c, the embedded negative prompts (often ""). It may be None if cfg_scale is
-        1
+    uncond_context: b m c, the embedded negative prompts (often ""). It may be None at cfg_scale 1
 
     Raises ValueError if the objective is unknown. If cfg_scale is not 1, also raises ValueError if
     uncond_context is None, or if its shape differs from that of context.

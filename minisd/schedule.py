@@ -153,7 +153,7 @@ class Schedule:
         return [Level(t, sigma) for t, sigma in zip(ts, sigmas, strict=True)]
 
     def levels_of_sigmas(self, sigmas: Sequence[float]) -> list[Level]:
-        """The levels of several sigmas. Their t are interpolated, so most of them are not whole.
+        """The levels of several sigmas. Their t are interpolated, and usually not whole numbers.
 
         A sigma outside the table gets the first or the last t of the table.
         """

@@ -145,8 +145,8 @@ class Up(nn.Module):
     x: b c_in h w
     skips: the feature maps of the encoder. Each block takes the last one and removes it from the
         list
-    returns: b c_out h' w', as large as the last skip that is left. At the last resolution, b c_out
-        h w
+    returns: b c_out h' w', as large as the last skip that is left. Or b c_out h w if this is the
+        last resolution
     """
 
     def __init__(

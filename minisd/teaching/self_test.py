@@ -94,7 +94,7 @@ def advice(answers: str) -> str:
     """The text that where_to_start() shows. Raises ValueError if a question has no letter."""
     if len(answers) != len(SELF_TEST):
         raise ValueError(
-            f"write {len(SELF_TEST)} letters, got {len(answers)}. Write ? if you do not know an answer."
+            f"write {len(SELF_TEST)} letters, got {len(answers)}. Write ? where you do not know."
         )
     missed = [
         pair for pair in enumerate(SELF_TEST, start=1) if answers[pair[0] - 1] != pair[1].answer

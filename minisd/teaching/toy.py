@@ -43,7 +43,10 @@ class Mixture:
     spread: float
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw random pictures. returns: the pictures, b c h w, and the group of each picture, b"""
+        """Draw random pictures.
+
+        returns: the pictures, b c h w, and the group of each picture, b
+        """
         picks = torch.randint(len(self.centres), (count,), generator=generator)
         shape = (count, *self.centres.shape[1:])
         x0 = self.centres[picks] + self.spread * torch.randn(shape, generator=generator)
@@ -95,7 +98,10 @@ class Mixture:
         return torch.einsum("bk,kchw->bchw", shares, self.centres.to(x))
 
     def score(self, x: Tensor, level: Level = CLEAN) -> Tensor:
-        """The gradient of log p(x). It points to more likely pictures. x, returns: b c h w"""
+        """The gradient of log p(x). It points to more likely pictures.
+
+        x: b c h w    returns: b c h w
+        """
         centre = level.signal_rate * self.centre_guess(x, level)
         return (centre - x) / self.variance(level)
 

@@ -89,7 +89,7 @@ def bars(
 
     values: name of a bar -> its number, or one number for each part
     label: the label of the number axis
-    parts: the names of the parts. (): the bars have no parts
+    parts: the names of the parts. If this is empty, the bars have no parts
     form: the format of the number next to a bar
     """
     figure, (axes,) = canvas.panels(1, 60 + 24 * len(values) + 24 * bool(parts))

@@ -80,7 +80,7 @@ def pictures(
     """Pictures in rows, each below its title.
 
     images: b 3 h w, or a list of pictures
-    titles: one title for each picture. (): no titles
+    titles: one title for each picture. If this is empty, there are no titles
     columns: the number of pictures in a row. None: all pictures are in one row
     size: the width of one picture in pixels. None: the width that fits, at most 160
     """
@@ -105,7 +105,7 @@ def table(rows: dict[str, Tensor | Sequence[AnyPicture]], columns: Sequence[str]
     """Pictures in a table. The names of the rows are at the left, those of the columns at the top.
 
     rows: name of a row -> its pictures
-    columns: the name of each column. (): no names
+    columns: the name of each column. If this is empty, the columns have no names
     """
     shown = {name: [as_pil(image) for image in images] for name, images in rows.items()}
     count = max(map(len, shown.values()))
@@ -132,7 +132,7 @@ def channels(
     """Every channel of a latent as a picture: blue is negative, red is positive, white is zero.
 
     latent: c h w or 1 c h w
-    titles: the titles of the channels. (): channel 0, channel 1, …
+    titles: the titles of the channels. If this is empty: channel 0, channel 1, …
     picture: a picture to show before the channels, for comparison. None: no picture
     label: the label of the colour scale. All channels have the same scale
     """
