@@ -67,8 +67,8 @@ class StableDiffusion:
     def sampling_dtype(self, level: Level) -> torch.dtype:
         """The dtype of x if sampling starts at this level.
 
-        If sigma is very large, half precision would lose x0 in the sum x0 + sigma eps. So x is then
-        float32, even in a model of half precision.
+        If sigma is very large, half precision would lose x0 in the sum x0 + sigma eps. So x then
+        has at least float32, even if the model has half precision.
         """
         wide = torch.promote_types(self.dtype, torch.float32)
         return wide if level.sigma > LARGE_SIGMA else self.dtype

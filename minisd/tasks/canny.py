@@ -22,7 +22,7 @@ def canny(image: Tensor, low: float = 0.1, high: float = 0.2, blur: float = 1.0)
     """Find the edges of pictures. Returns 1 at an edge and 0 elsewhere, in all three channels.
 
     image: b 3 h w in [-1, 1]    returns: b 3 h w
-    low: the smallest slope of a weak edge. Weak edges are kept if a strong edge continues them
+    low: the smallest slope of a weak edge. A weak edge is kept if it is connected to a strong one
     high: the smallest slope of a strong edge. A sharp step from black to white has the slope 1
     blur: the standard deviation of the blur, in pixels
 
