@@ -132,7 +132,7 @@ def ddim(
     Raises ValueError if eta is outside 0 … 1.
     """
     if not 0 <= eta <= 1:
-        raise ValueError(f"eta is {eta}. Choose a value from 0 (DDIM) to 1 (DDPM).")
+        raise ValueError(f"eta must be 0 (DDIM) to 1 (DDPM), got {eta}. Choose from 0 to 1.")
     for level, next_level in pairwise(levels):
         prediction = denoise(x, level)
         beta = 1 - level.alpha_bar / next_level.alpha_bar

@@ -756,7 +756,7 @@ def test_a_rounding_error_is_no_reason_to_refuse(sd):
 
 def test_a_picture_that_is_pale_because_its_black_is_0_gets_a_hint(sd):
     pale = (IMAGE + 1) / 2
-    with pytest.warns(UserWarning, match=r"If 0 is black in it, give 2 \* image - 1"):
+    with pytest.warns(UserWarning, match=r"1 means white, give 2 \* image - 1"):
         img2img_steps(sd, "a cat", pale)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
