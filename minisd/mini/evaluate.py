@@ -246,8 +246,7 @@ def word_maps(sd: StableDiffusion, prompts: list[str]) -> tuple[Tensor, Tensor]:
     total, added = torch.zeros(()), 0
     with trace(sd, "unet.*.cross.weights") as seen:
         for step in sd.txt2img_steps(prompts, "", DDIM_STEPS, sampler="ddim"):
-            for weights in seen.values():
-                assert isinstance(weights, Tensor), "each step calls each layer once"
+            for (weights,) in seen.values():  # each step calls each layer once
                 # the half without the prompt comes first
                 with_prompt = weights[-len(prompts) :].mean(dim=1)
                 height = isqrt(weights.shape[2])

@@ -69,7 +69,7 @@ def test_each_level_of_an_odd_size_is_rounded_up_and_comes_back():
     unet = UNet(config).requires_grad_(False)
     with trace(unet, "down.*.downsample", "up.*.upsample") as seen:
         unet(torch.randn(1, 4, 13, 9), torch.tensor([5]), torch.randn(1, 7, 64))
-    sizes = [tuple(tensor.shape[2:]) for tensor in seen.values()]
+    sizes = [tuple(tensor.shape[2:]) for (tensor,) in seen.values()]
     assert sizes == [(7, 5), (4, 3), (2, 2), (4, 3), (7, 5), (13, 9)]
 
 

@@ -36,8 +36,9 @@ def inputs():
 def test_a_map_has_a_row_of_weights_for_every_place(sd, inputs):
     with trace(sd) as t:
         sd.unet(*inputs)
-    assert t[CROSS].shape == (2, 4, 8 * 12, 5)
-    assert torch.allclose(t[CROSS].sum(dim=-1), torch.ones(2, 4, 96), atol=1e-5)
+    (weights,) = t[CROSS]
+    assert weights.shape == (2, 4, 8 * 12, 5)
+    assert torch.allclose(weights.sum(dim=-1), torch.ones(2, 4, 96), atol=1e-5)
 
 
 def test_every_block_is_named(sd, inputs):
@@ -49,8 +50,8 @@ def test_every_block_is_named(sd, inputs):
     lists = {"text_encoder.layers"} | {name for name in missing if name.endswith(".skip")}
     # the shortcut of equal widths is an Identity that runs; the VAE itself is called by its halves
     assert missing - containers - lists == {"vae"}
-    assert t["unet"].shape == (1, 4, 16, 16)
-    assert t["unet.up.0.skip.0"].shape == (1, 128, 8, 8)
+    assert t["unet"][0].shape == (1, 4, 16, 16)
+    assert t["unet.up.0.skip.0"][0].shape == (1, 128, 8, 8)
 
 
 def test_watching_changes_nothing(sd, inputs):
@@ -58,16 +59,48 @@ def test_watching_changes_nothing(sd, inputs):
     with trace(sd, "*") as t:
         watched = sd.unet(*inputs)
     assert torch.allclose(watched, plain, atol=FUSED)
-    assert t["unet.down.0.attn.0.self_attention.weights"].shape == (2, 4, 96, 96)
+    assert t["unet.down.0.attn.0.self_attention.weights"][0].shape == (2, 4, 96, 96)
     assert torch.equal(sd.unet(*inputs), plain)  # and nothing is left behind
 
 
-def test_a_module_that_runs_often_gives_a_list(sd, inputs):
-    with trace(sd, "unet.mid") as t:
-        for _ in range(3):
-            sd.unet(*inputs)
-    assert list(t) == ["unet.mid"]
-    assert len(t["unet.mid"]) == 3
+@pytest.mark.parametrize("runs", [1, 3])
+def test_a_value_is_a_list_with_one_entry_per_call_in_order(sd, inputs, runs):
+    x, t, context = inputs
+    with trace(sd, "unet.conv_out") as seen:
+        outputs = [sd.unet(x + i, t, context) for i in range(runs)]
+    assert list(seen) == ["unet.conv_out"]
+    recorded = seen["unet.conv_out"]
+    assert type(recorded) is list and len(recorded) == runs
+    assert all(torch.equal(one, output) for one, output in zip(recorded, outputs, strict=True))
+
+
+def test_several_tensors_are_a_tuple_of_all_of_them(sd, inputs):
+    with trace(sd, "unet.down.0", "unet.down.0.attn.*", "unet.down.0.downsample", "unet.mid") as t:
+        sd.unet(*inputs)
+    (entry,) = t["unet.down.0"]  # Down returns x and a list of skips
+    assert type(entry) is tuple and all(type(one) is torch.Tensor for one in entry)
+    attn = [t[f"unet.down.0.attn.{i}"][0] for i in range(len(sd.unet.down[0].attn))]
+    downsample = t["unet.down.0.downsample"][0]
+    expected = [downsample, *attn, downsample]
+    assert all(torch.equal(one, other) for one, other in zip(entry, expected, strict=True))
+
+
+def test_what_is_recorded_holds_no_graph(sd, inputs):
+    x, *others = inputs
+    with trace(sd, "unet.mid", "unet.down.0") as t:
+        assert sd.unet(x.requires_grad_(True), *others).requires_grad
+    entries = [entry for calls in t.values() for entry in calls]
+    tensors = [one for entry in entries for one in (entry if type(entry) is tuple else [entry])]
+    assert len(tensors) > 3 and not any(tensor.requires_grad for tensor in tensors)
+
+
+def test_nothing_large_is_recorded_unless_requested(sd, inputs):
+    with trace(sd) as t:
+        sd.unet(*inputs)
+    assert "unet.down.0.attn.0.self_attention" in t
+    assert not [
+        name for name in t if "self_attention.weights" in name or "mid.attn.weights" in name
+    ]
 
 
 def test_a_network_alone_is_traced_without_its_name(sd, inputs):
@@ -84,7 +117,7 @@ def test_a_replaced_map_reaches_the_output(sd, inputs):
 
     with trace(sd, CROSS, replace={CROSS: only_the_first_word}) as t:
         changed = sd.unet(*inputs)
-    assert torch.equal(t[CROSS][..., 0], torch.ones(2, 4, 96))
+    assert torch.equal(t[CROSS][0][..., 0], torch.ones(2, 4, 96))
     assert not torch.allclose(changed, plain, atol=1e-3)
     assert torch.equal(sd.unet(*inputs), plain)
 
@@ -93,10 +126,19 @@ def test_a_tensor_put_in_place_is_what_the_next_module_reads(sd, inputs):
     plain = sd.unet(*inputs)
     with trace(sd, "unet.mid") as t:
         sd.unet(*inputs)
-    with trace(sd, replace={"unet.mid": t["unet.mid"]}):
+    (mid,) = t["unet.mid"]
+    with trace(sd, replace={"unet.mid": mid}):
         assert torch.allclose(sd.unet(*inputs), plain, atol=FUSED)
-    with trace(sd, replace={"unet.mid": torch.zeros_like(t["unet.mid"])}):
+    with trace(sd, replace={"unet.mid": torch.zeros_like(mid)}):
         assert not torch.allclose(sd.unet(*inputs), plain, atol=1e-3)
+
+
+def test_a_pattern_replaces_every_tensor_that_it_matches(sd, inputs):
+    names = [name for name in named_modules(sd) if name.endswith(".cross.weights")]
+    with trace(sd, *names, replace={"unet.*.cross.weights": torch.zeros_like}) as t:
+        sd.unet(*inputs)
+    assert len(names) > 1
+    assert all(torch.equal(t[name][0], torch.zeros_like(t[name][0])) for name in names)
 
 
 def test_the_hooks_go_even_when_the_run_fails(sd, inputs):
@@ -112,7 +154,7 @@ def test_unknown_names_are_told_with_the_nearest(sd, inputs):
     ):
         pass
     with (
-        pytest.raises(ValueError, match="nothing is called 'unet\\.middle'"),
+        pytest.raises(ValueError, match=r"nothing matches 'unet\.middle'.*unet\.mid"),
         trace(sd, replace={"unet.middle": torch.zeros(1)}),
     ):
         pass
@@ -120,7 +162,9 @@ def test_unknown_names_are_told_with_the_nearest(sd, inputs):
 
 def test_a_replacement_of_another_shape_is_refused(sd, inputs):
     with (
-        pytest.raises(ValueError, match=r"shape \(1,\). Give it the shape of the original"),
+        pytest.raises(
+            ValueError, match=r"unet\.mid has shape \(1,\)\. Give it the old shape, \(2, "
+        ),
         trace(sd, replace={"unet.mid": torch.zeros(1)}),
     ):
         sd.unet(*inputs)

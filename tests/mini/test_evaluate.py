@@ -252,11 +252,11 @@ def test_word_maps_are_the_averaged_weights_of_the_half_with_the_prompt(sd, monk
         level = sd.schedule.leading(1)[0]
         run_network(sd.unet, noise, level, sd.embed(prompts))
     layers = []
-    for of_layer in weights.values():
+    for (of_layer,) in weights.values():
         side = round(of_layer.shape[2] ** 0.5)
         grid = of_layer.mean(dim=1).transpose(1, 2).reshape(2, 77, side, side)
         layers.append(interpolate(grid, scale_factor=4 // side, mode="nearest"))
-    assert {round(of.shape[2] ** 0.5) for of in weights.values()} == {2, 4}
+    assert {round(of.shape[2] ** 0.5) for (of,) in weights.values()} == {2, 4}
     assert torch.allclose(found, torch.stack(layers).mean(dim=0), atol=1e-5)
     assert torch.allclose(found.sum(dim=1), torch.ones(2, 4, 4), atol=1e-5)
 

@@ -12,8 +12,6 @@ from minisd.teaching.plot import canvas
 from minisd.teaching.plot.canvas import COLOURS, INK
 from minisd.unet import UNet
 
-Shape = tuple[int, ...]
-
 
 class Box(NamedTuple):
     """A box of a diagram, with words in it.
@@ -117,17 +115,16 @@ def bricks(
     return figure
 
 
-def shape_words(value: Tensor | Shape | list) -> str:
-    """The shape of a tensor as text: "2 96 8 8". For a list, the shape of the first tensor."""
-    value = value[0] if isinstance(value, list) else value
-    return " ".join(map(str, getattr(value, "shape", value)))
+def shape_words(calls: list[Tensor]) -> str:
+    """The shape of what a module returned when it first ran, as text: "2 96 8 8"."""
+    return " ".join(map(str, calls[0].shape))
 
 
-def last_output(values: dict, level: str) -> Tensor | list | Shape:
-    """The output of the last block at one resolution, before the change of size.
+def last_output(values: dict[str, list], level: str) -> list[Tensor]:
+    """The outputs of a level's last block. The change of size after this block is left out.
 
-    values: name of a module -> its output
-    level: the name of the resolution, for example "unet.down.0"
+    values: a trace
+    level: the beginning of the names of the level's outputs, such as "unet.down.0"
     """
     inside = [name for name in values if name.startswith((f"{level}.res.", f"{level}.attn."))]
     direct = [name for name in inside if name.count(".") == level.count(".") + 2]
@@ -139,11 +136,11 @@ def last_output(values: dict, level: str) -> Tensor | list | Shape:
     )
 
 
-def unet(network: UNet, values: dict[str, Tensor | list | Shape], prefix: str = "unet.") -> Figure:
+def unet(network: UNet, values: dict[str, list], prefix: str = "unet.") -> Figure:
     """A diagram of the U-Net in the shape of a U. It shows modules and the shapes of their outputs.
 
-    values: name of a module -> its output, from a trace of at least one run
-    prefix: the beginning of these names. Give "" if only the U-Net was traced
+    values: a trace of at least one run
+    prefix: the beginning of these names. Give "" if the network was traced alone
     """
     count, row = len(network.down), 74
     nodes, arrows = {}, []
