@@ -23,13 +23,16 @@ Trace = dict[str, list]
 
 
 @contextmanager
-def trace(model: object, *patterns: str, replace: dict[str, Edit] | None = None) -> Iterator[Trace]:
+def trace(
+    model: object, *patterns: str, inputs: bool = False, replace: dict[str, Edit] | None = None
+) -> Iterator[Trace]:
     """Record the outputs of all modules whose names match a pattern, and replace some outputs.
 
     model: a network, or an object that holds networks as attributes. A module's name then begins
         with the attribute's name, as in "unet.mid"
     patterns: such as "unet.mid.*" or "*.cross.weights". If you give none, everything is recorded
         except the largest maps (ON_REQUEST)
+    inputs: whether to record also what goes into each module, as "unet.mid.inputs"
     replace: a dictionary: name or pattern -> the new tensor, or a function that turns the old
         tensor into the new one
 
@@ -50,7 +53,8 @@ def trace(model: object, *patterns: str, replace: dict[str, Edit] | None = None)
             for name in select(modules, pattern):
                 hooks.enter_context(modules[name].register_forward_hook(replacer(name, new)))
         for name in watched:
-            hooks.enter_context(modules[name].register_forward_hook(recorder(name, values)))
+            hook = recorder(name, values, inputs)
+            hooks.enter_context(modules[name].register_forward_hook(hook, with_kwargs=True))
         yield values
 
 
@@ -72,11 +76,13 @@ def did_you_mean(name: str, names: Collection[str]) -> str:
     return f"Did you mean {', '.join(close)}?" if close else "named_modules() lists the names."
 
 
-def recorder(name: str, values: Trace) -> Callable:
-    """A hook that records the module's output under this name."""
+def recorder(name: str, values: Trace, inputs: bool) -> Callable:
+    """A hook that records the module's output under this name, and its inputs if asked."""
 
-    def hook(module: nn.Module, inputs: tuple, output: object) -> None:
+    def hook(module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
         values.setdefault(name, []).append(detach_tensors(output))
+        if inputs:
+            values.setdefault(f"{name}.inputs", []).append(detach_tensors((args, kwargs)))
 
     return hook
 

@@ -87,20 +87,45 @@ def test_several_tensors_are_a_tuple_of_all_of_them(sd, inputs):
 
 def test_what_is_recorded_holds_no_graph(sd, inputs):
     x, *others = inputs
-    with trace(sd, "unet.mid", "unet.down.0") as t:
+    with trace(sd, "unet.mid", "unet.down.0", inputs=True) as t:
         assert sd.unet(x.requires_grad_(True), *others).requires_grad
     entries = [entry for calls in t.values() for entry in calls]
     tensors = [one for entry in entries for one in (entry if type(entry) is tuple else [entry])]
-    assert len(tensors) > 3 and not any(tensor.requires_grad for tensor in tensors)
+    assert len(tensors) > 4 and not any(tensor.requires_grad for tensor in tensors)
+
+
+def test_inputs_are_recorded_on_request(sd, inputs):
+    x, _, context = inputs
+    names = "unet.conv_in", "unet.down.0.attn.0.norm_cross", "unet.down.0.attn.0.cross"
+    with trace(sd, *names, inputs=True) as t:
+        sd.unet(*inputs)
+        sd.unet(2 * x, *inputs[1:])
+    assert set(t) == {*names, *(f"{name}.inputs" for name in names)}
+    assert torch.equal(t["unet.conv_in.inputs"][0], x)
+    assert torch.equal(t["unet.conv_in.inputs"][1], 2 * x)
+    tokens, read = t["unet.down.0.attn.0.cross.inputs"][0]
+    assert torch.equal(tokens, t["unet.down.0.attn.0.norm_cross"][0])
+    assert torch.equal(read, context)
+
+
+def test_inputs_given_by_keyword_are_recorded_too(sd, inputs):
+    name = "unet.down.0.attn.0.self_attention"  # is called as (tokens, context=tokens)
+    with trace(sd, name, inputs=True) as t:
+        sd.unet(*inputs)
+    tokens, context = t[f"{name}.inputs"][0]
+    assert torch.equal(tokens, context)
 
 
 def test_nothing_large_is_recorded_unless_requested(sd, inputs):
-    with trace(sd) as t:
+    with trace(sd, inputs=True) as t:
         sd.unet(*inputs)
-    assert "unet.down.0.attn.0.self_attention" in t
+    assert "unet.mid.inputs" in t and "unet.down.0.attn.0.self_attention" in t
     assert not [
         name for name in t if "self_attention.weights" in name or "mid.attn.weights" in name
     ]
+    with trace(sd) as t:
+        sd.unet(*inputs)
+    assert not [name for name in t if name.endswith(".inputs")]
 
 
 def test_a_network_alone_is_traced_without_its_name(sd, inputs):
