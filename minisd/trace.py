@@ -19,7 +19,34 @@ from torch.utils._pytree import tree_flatten
 ON_REQUEST = ("*self_attention.weights", "*mid.attn.weights")
 
 Edit = Tensor | Callable[[Tensor], Tensor]  # a new tensor, or a function of the old tensor
-Trace = dict[str, list]
+
+
+class MissingTensor(KeyError):
+    """A name that the trace did not record. The message says why, and what to do."""
+
+    __str__ = Exception.__str__  # KeyError would put the message in quotes
+
+
+class Trace(dict[str, list]):
+    """What a trace recorded: name -> list with one entry per call of the module, in order.
+
+    An entry is the tensor that the module returned. If the module returned several tensors, the
+    entry is a tuple of them.
+
+    Raises MissingTensor, a KeyError, if you read a name that was not recorded.
+    """
+
+    def __init__(self, names: Collection[str], watched: Collection[str]):
+        self.names, self.watched = names, watched
+
+    def __missing__(self, name: str) -> list:
+        module = name.removesuffix(".inputs")
+        if module not in self.names:
+            raise MissingTensor(f"nothing is called {name!r}. {did_you_mean(module, self.names)}")
+        if module not in self.watched or module in self:  # in self: only its outputs were recorded
+            request = repr(module) if module == name else f"{module!r}, inputs=True"
+            raise MissingTensor(f"{name!r} was not recorded. Ask for it: trace(model, {request}).")
+        raise MissingTensor(f"{module!r} never ran. Run it in the `with` block, or read its parts.")
 
 
 @contextmanager
@@ -36,8 +63,8 @@ def trace(
     replace: a dictionary: name or pattern -> the new tensor, or a function that turns the old
         tensor into the new one
 
-    Yields a dictionary: name -> list, with one entry per call of the module, in order. An entry is
-    the tensor that the module returned. If it returned several tensors, it is a tuple of them.
+    Yields a Trace: name -> list, with one entry per call of the module. Most modules return one
+    tensor, so t["unet.mid"][0] is what the module returned when it ran first.
 
     Raises ValueError if a pattern or a name fits no module, or if a replacement has another shape.
     """
@@ -47,7 +74,7 @@ def trace(
             raise ValueError(f"nothing matches {pattern!r}. {did_you_mean(pattern, modules)}")
     watched = select(modules, *patterns) or modules.keys() - select(modules, *ON_REQUEST)
 
-    values: Trace = {}
+    values = Trace(list(modules), watched)
     with ExitStack() as hooks:
         for pattern, new in replace.items():
             for name in select(modules, pattern):

@@ -1,5 +1,7 @@
 """Looking inside a model while it runs, and changing what is there."""
 
+import pickle
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from minisd.clip import TextTransformer
 from minisd.pipeline import StableDiffusion
 from minisd.tokenizer import Tokenizer
-from minisd.trace import named_modules, trace
+from minisd.trace import MissingTensor, named_modules, trace
 from minisd.unet import UNet
 from minisd.vae import VAE
 from tests.helpers.tiny_models import V1
@@ -170,6 +172,73 @@ def test_the_hooks_go_even_when_the_run_fails(sd, inputs):
     with pytest.raises(RuntimeError, match="stop"), trace(sd, "*"):
         raise RuntimeError("stop")
     assert not any(module._forward_hooks for module in sd.unet.modules())
+
+
+def why_missing(t, name):
+    """The message of the error when this name is read from a trace."""
+    with pytest.raises(KeyError) as error:
+        t[name]
+    assert isinstance(error.value, MissingTensor)
+    return str(error.value)
+
+
+def test_an_unknown_name_suggests_similar_names(sd, inputs):
+    with trace(sd, "unet.*") as t:
+        sd.unet(*inputs)
+    similar = r"^nothing is called 'unet.down.0.atn.0'. Did you mean (.+)\?$"
+    said = re.match(similar, why_missing(t, "unet.down.0.atn.0"))
+    assert "unet.down.0.attn.0" in said[1].split(", ")
+    said = why_missing(t, "unet.down.0.atn.0.inputs")
+    assert said.startswith("nothing is called 'unet.down.0.atn.0.inputs'. Did you mean unet.down.0")
+    said = why_missing(t, "?")
+    assert said == "nothing is called '?'. named_modules() lists the names."
+
+
+def test_a_name_that_no_pattern_matched_says_how_to_record_it(sd, inputs):
+    with trace(sd, "unet.mid") as t:
+        sd.unet(*inputs)
+    said = "'unet.conv_in' was not recorded. Ask for it: trace(model, 'unet.conv_in')."
+    assert why_missing(t, "unet.conv_in") == said
+
+
+def test_a_map_on_request_says_how_to_record_it(sd, inputs):
+    name = "unet.down.0.attn.0.self_attention.weights"
+    with trace(sd) as t:
+        sd.unet(*inputs)
+    assert why_missing(t, name) == f"'{name}' was not recorded. Ask for it: trace(model, '{name}')."
+
+
+@pytest.mark.parametrize("name", ["unet.mid", "unet.conv_in"])
+def test_inputs_that_were_not_requested_say_how_to_record_them(sd, inputs, name):
+    with trace(sd, "unet.mid") as t:
+        sd.unet(*inputs)
+    said = f"'{name}.inputs' was not recorded. Ask for it: trace(model, '{name}', inputs=True)."
+    assert why_missing(t, f"{name}.inputs") == said
+
+
+def test_a_name_that_did_not_run_yet_says_what_to_do(sd, inputs):
+    with trace(sd, inputs=True) as t:
+        said = "'unet.mid' never ran. Run it in the `with` block, or read its parts."
+        assert why_missing(t, "unet.mid") == said
+        assert why_missing(t, "unet.mid.inputs") == said
+        sd.unet(*inputs)
+        assert t["unet.mid"] and t["unet.mid.inputs"]
+    assert "read its parts" in why_missing(t, "unet.down")  # a list of modules is never called
+
+
+def test_a_missing_name_is_not_added_by_reading_it(sd, inputs):
+    with trace(sd, "unet.mid") as t:
+        why_missing(t, "unet.mid")
+        assert "unet.mid" not in t and t.get("unet.mid") is None and not t
+
+
+def test_a_trace_is_small_when_it_is_saved(sd, inputs):
+    with trace(sd, "unet.conv_out") as t:
+        sd.unet(*inputs)
+    again = pickle.loads(pickle.dumps(t))
+    assert torch.equal(again["unet.conv_out"][0], t["unet.conv_out"][0])
+    assert why_missing(again, "unet.conv_in") == why_missing(t, "unet.conv_in")
+    assert len(pickle.dumps(t)) < 100_000  # the names of the model's modules, not their weights
 
 
 def test_unknown_names_are_told_with_the_nearest(sd, inputs):
