@@ -8,30 +8,26 @@ from minisd.cli.messages import print_message, print_results
 
 def add_compare(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("reference", help="a model: FILE, FOLDER or NAME")
-    add("port", help="another model, diffusers:FOLDER, module.py:FUNCTION, or a trace FILE")
-    add("--rtol", type=float, help="the allowed error of one operation (what rounding explains)")
-    add("--seed", type=int, default=0, help="seed of the inputs that both models get (0)")
+    kinds = "a FILE, FOLDER or NAME of a model, diffusers:FOLDER, module.py:FUNCTION or a trace FILE"
+    add("reference", help=kinds)
+    add("port", help="what to judge: one of the same kinds")
+    add("--rtol", type=float, help="the allowed error of one module (what rounding explains)")
+    add("--atol", type=float, default=0.0, help="an error that is allowed in addition (0)")
+    add("--seed", type=int, default=0, help="seed of the inputs that both sides get (0)")
     add("--json", type=Path, metavar="FILE", help="also write the report for other programs")
     add("--html", type=Path, metavar="FILE", help="also write the report as a web page")
     command.set_defaults(run=compare_command)
 
 
 def compare_command(options: argparse.Namespace) -> int:
-    """Compare a model with its port and print the report. Returns 0 if they are equal, else 1."""
-    import minisd
+    """Compare the two sides and print the report. Returns 0 if they are equal, else 1."""
+    from minisd.compare.hunt import Limits
     from minisd.compare.run import compare_sides
-    from minisd.compare.run_trace import compare_trace
-    from minisd.compare.sides import make_inputs, open_port
-    from minisd.compare.trace_file import is_trace, read_trace
+    from minisd.compare.sides import open_side
     from minisd.files.whole_files import write_text
 
-    sd = minisd.load(options.reference)
-    if is_trace(options.port):
-        report = compare_trace(sd, options.reference, read_trace(options.port), options.rtol)
-    else:
-        port, inputs = open_port(options.port, sd), make_inputs(sd, options.seed)
-        report = compare_sides(sd, options.reference, port, inputs, options.rtol)
+    sides = open_side(options.reference), open_side(options.port)
+    report = compare_sides(*sides, options.seed, Limits(options.rtol, options.atol))
     print_results(*str(report).split("\n"))
     if options.json:
         write_text(options.json, report.to_json())

@@ -20,7 +20,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from minisd import unet
-from minisd.compare.hunt import Case, errors, run_module
+from minisd.compare.hunt import Case, run_module
+from minisd.compare.layouts import errors
 from minisd.compare.replacements import OTHER_ACTIVATIONS, REPLACED, Change
 
 Attempt = tuple[str, Callable[[], Tensor]]  # a mistake in words, and our output with this mistake
@@ -87,7 +88,7 @@ def find_cause(case: Case, tolerance: float) -> tuple[str, float] | None:
         except Exception:  # the change does not fit this module
             continue
         if output.shape == case.output.shape:
-            left = errors(case.output, output)[0]
+            left = errors(case.output, output).error
             if left <= tolerance and (best is None or left < best[1] / 2):
                 best = what, left
     return best

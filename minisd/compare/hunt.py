@@ -8,6 +8,7 @@ module got. The difference between these two outputs contains no error of earlie
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import permutations
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from minisd.compare.align import Alignment
 from minisd.compare.calls import Call, tensors_in, watch_calls
-from minisd.compare.layouts import Layout, find_layout
+from minisd.compare.layouts import errors, find_layout
 
 # The relative rounding error of one number in each precision.
 ROUNDING_UNITS = {
@@ -24,6 +25,7 @@ ROUNDING_UNITS = {
     torch.float16: 2**-11,
     torch.bfloat16: 2**-8,
 }
+LONG = 4096  # the number of products in a sum of a module that is not known
 COMPOSITE = 5  # rounding in a module of many layers may be this many times that of one layer
 MOST_CASES = 8  # for how many modules the data to try causes on is kept
 MOST_INPUTS = 4  # inputs are tried in every order if a module has at most this many
@@ -31,6 +33,20 @@ GROWTH = 10  # a whole error up to this many times the tolerance may be rounding
 JUMP = 8  # an error is a new one if it is this many times as large as every error before it
 NOISE = 6  # an own error up to this many times the change by random rounding counts as rounding
 VISIBLE = 0.2  # the whole error must be at least this share of the own error
+
+
+class Limits(NamedTuple):
+    """Which errors are accepted.
+
+    rtol: the largest error of a module, relative to the spread. None: what rounding explains
+    atol: an error of this size is accepted in addition, whatever the spread
+    """
+
+    rtol: float | None = None
+    atol: float = 0.0
+
+
+ROUNDING = Limits()  # only what rounding explains
 
 
 @dataclass(frozen=True)
@@ -102,11 +118,10 @@ class Case:
         return run_module(module or self.module, self.args, self.kwargs, self.inner)
 
 
-def record(network: nn.Module, run: Callable[[], object]) -> dict[str, list[Call]]:
-    """Run our network. Returns a dictionary: module -> its calls, in order."""
-    calls: dict[str, list[Call]] = {}
-    watcher = lambda call: calls.setdefault(call.name, []).append(call)  # noqa: E731
-    with torch.no_grad(), watch_calls(network, watcher, copy=False):
+def record(network: nn.Module, run: Callable[[], object]) -> list[Call]:
+    """Run our network. Returns every call, in running order."""
+    calls: list[Call] = []
+    with torch.no_grad(), watch_calls(network, calls.append, copy=False):
         run()
     return calls
 
@@ -114,62 +129,63 @@ def record(network: nn.Module, run: Callable[[], object]) -> dict[str, list[Call
 class Hunt:
     """Compares the calls of their modules, one after another, with the calls of our modules.
 
-    calls: our module's name -> its calls, as record() returns them
-    rtol: the largest error that is accepted. None: what rounding explains
+    modules: our module's name -> our module. Empty: there is only a trace of our network
+    calls: the calls of our modules, as record() returns them
     """
 
     def __init__(
         self,
-        ours: nn.Module,
-        calls: dict[str, list[Call]],
+        modules: dict[str, nn.Module],
+        calls: list[Call],
         alignment: Alignment,
-        rtol: float | None = None,
+        limits: Limits,
     ):
-        self.modules = dict(ours.named_modules())
-        self.calls = calls
-        self.alignment = alignment
+        self.modules, self.alignment, self.limits = modules, alignment, limits
+        self.calls: dict[str, list[Call]] = {}
+        for call in calls:
+            self.calls.setdefault(call.name, []).append(call)
         self.rows: list[Comparison] = []
         self.outputs: dict[int, Tensor] = {}  # row -> their output, of the first that differs
         self.cases: dict[int, Case] = {}  # row -> what to try causes on, for the first sources
-        self.rtol = rtol
 
     def judge(self, call: Call) -> None:
         """Compare one call of their module with our call, if our network has a matching one."""
         name = self.alignment.modules.get(call.name)
         if name is None or call.number >= len(self.calls.get(name, ())) or not call.outputs:
             return
-        reference, module = self.calls[name][call.number], self.modules[name]
+        reference, module = self.calls[name][call.number], self.modules.get(name)
         layout, _ = find_layout(call.outputs[0], reference.outputs[0])
         if layout is None:
             return
         output, ours = layout.apply(call.outputs[0]), reference.outputs[0]
         whole, unit = errors(output, ours), coarser_unit(output.dtype, ours.dtype)
-        tolerance, own = self.rtol or rounding(module, unit), None
+        extra, own, arguments = self.limits.atol / whole.spread, None, None
+        tolerance = extra + (self.limits.rtol or rounding(module, unit))
         # a module of many layers takes long to run, so it runs again only if its output differs
-        needed = whole[0] > tolerance or not any(True for _ in module.children())
-        arguments = self.as_ours(reference, call) if needed else None
-        if arguments is not None:
+        if module and (whole.error > tolerance or not any(True for _ in module.children())):
+            arguments = self.as_ours(reference, call)
+        if module and arguments is not None:
             made = run_module(module, *arguments)
-            own = errors(output, made)[0]
-            if own > tolerance and self.rtol is None:
-                tolerance = max(tolerance, NOISE * rounding_of(module, *arguments, made, unit))
+            own = errors(output, made).error
+            if own > tolerance and self.limits.rtol is None:
+                moved = rounding_of(module, *arguments, made, unit)
+                tolerance = max(tolerance, extra + NOISE * moved)
             # if the whole error is much smaller, our module needs an input that theirs did not get
-            own = None if own > tolerance and whole[0] < VISIBLE * own else own
-        shape = tuple(ours.shape)
-        row = Comparison(name, call.name, call.number, shape, *whole, own=own, tolerance=tolerance)
+            own = None if own > tolerance and whole.error < VISIBLE * own else own
+        shape, found = tuple(ours.shape), whole[:3]
+        row = Comparison(name, call.name, call.number, shape, *found, own=own, tolerance=tolerance)
         if row.differs and not self.outputs:
             self.outputs[len(self.rows)] = output
-        if row.is_source and len(self.cases) < MOST_CASES:
+        if module and row.is_source and len(self.cases) < MOST_CASES:
             # if their inputs are unknown, use ours: at the first error, the two are still the same
             given = arguments or (reference.args, reference.kwargs)
-            innocent = self.innocent_in(name)
+            innocent = [self.modules[one.name] for one in self.inside(name) if not one.is_source]
             self.cases[len(self.rows)] = Case(module, *given, output, innocent=innocent)
         self.rows.append(row)
 
-    def innocent_in(self, name: str) -> list[nn.Module]:
-        """The submodules of a module that were compared and make no error of their own."""
-        inside = [row for row in self.rows if row.name.startswith(f"{name}." if name else "")]
-        return [self.modules[row.name] for row in inside if not row.is_source]
+    def inside(self, name: str) -> list[Comparison]:
+        """The comparisons of the submodules of a module."""
+        return [row for row in self.rows if row.name.startswith(f"{name}." if name else "")]
 
     def as_ours(self, reference: Call, call: Call) -> tuple[tuple, dict] | None:
         """Their inputs in our order and layout. None if one of our inputs is not among them."""
@@ -209,14 +225,13 @@ class Hunt:
         arises in the innermost of our modules that the port does not have and whose submodules
         are right.
         """
-        inside = [
-            one for one in self.rows if one.name.startswith(f"{row.name}." if row.name else "")
-        ]
         own = row.own is None or row.is_source
-        entered = next((one for one in inside if one.differs), row) if own else row
+        inside = self.inside(row.name) if own else []
+        entered = next((one for one in inside if one.differs), row)
         place = self.rows.index(entered)
         name = self.around(entered, row.name if own else "")
-        if name == row.name or place not in self.outputs or entered.number >= len(self.calls[name]):
+        known = place in self.outputs and entered.number < len(self.calls[name])
+        if name == row.name or not known or not self.modules:
             return row.name, self.cases.get(self.rows.index(row))
         given = self.calls[name][entered.number]
         inner = entered.name.removeprefix(name).lstrip(".")
@@ -248,19 +263,20 @@ def coarser_unit(a: torch.dtype, b: torch.dtype) -> float:
     return max(ROUNDING_UNITS.get(one, ROUNDING_UNITS[torch.float32]) for one in (a, b))
 
 
-def rounding(module: nn.Module, unit: float) -> float:
+def rounding(module: nn.Module | None, unit: float) -> float:
     """The root mean square error, relative to the spread, that rounding alone may cause.
 
+    module: None: a large module is assumed
     unit: the relative rounding error of one number
 
     The rounding error of a sum of n products grows like the square root of n (like a random walk).
     In half precision, sums are computed in float32, and only the result is rounded.
     """
-    weights = [one for one in module.parameters() if one.ndim > 1]
-    longest = max((one[0].numel() for one in weights), default=0)
+    sizes = [one[0].numel() for one in module.parameters() if one.ndim > 1] if module else [LONG]
     half = unit > ROUNDING_UNITS[torch.float32]
-    layer = 3 * unit if half else unit * (6 + longest**0.5 / 2)
-    return layer * COMPOSITE if any(True for _ in module.children()) else layer
+    layer = 3 * unit if half else unit * (6 + max(sizes, default=0) ** 0.5 / 2)
+    composite = module is None or any(True for _ in module.children())
+    return layer * COMPOSITE if composite else layer
 
 
 def rounding_of(module: nn.Module, args: tuple, kwargs: dict, output: Tensor, unit: float) -> float:
@@ -279,7 +295,7 @@ def rounding_of(module: nn.Module, args: tuple, kwargs: dict, output: Tensor, un
         return leaf * (1 + unit * noise).to(leaf.dtype)
 
     args, kwargs = tree_map(move_leaf, (args, kwargs))
-    return errors(run_module(module, args, kwargs), output)[0]
+    return errors(run_module(module, args, kwargs), output).error
 
 
 def assign(ours: list[Tensor], theirs: list[Tensor]) -> list[Tensor] | None:
@@ -290,28 +306,17 @@ def assign(ours: list[Tensor], theirs: list[Tensor]) -> list[Tensor] | None:
     Returns None if one of our inputs has no partner.
     """
     fits = [[find_layout(their, our) for their in theirs] for our in ours]
+    near = tuple(
+        min(range(len(theirs)), key=lambda j, fit=fit: fit[j][1], default=-1) for fit in fits
+    )
     if len(ours) == len(theirs) <= MOST_INPUTS:
-        orders = [
-            order
-            for order in permutations(range(len(theirs)))
-            if all(fits[i][j][0] for i, j in enumerate(order))
-        ]
-        if orders:
-            total = {order: sum(fits[i][j][1] for i, j in enumerate(order)) for order in orders}
-            best = min(orders, key=lambda order: total[order] - (order == orders[0]) * 1e-6)
-            return [layout_of(fits[i][j]).apply(theirs[j]) for i, j in enumerate(best)]
-    found = []
-    for fit in fits:
-        near = min(range(len(theirs)), key=lambda j, fit=fit: fit[j][1], default=None)
-        if near is None or fit[near][0] is None:
-            return None
-        found.append(layout_of(fit[near]).apply(theirs[near]))
-    return found
-
-
-def layout_of(fit: tuple[Layout | None, float]) -> Layout:
-    assert fit[0] is not None
-    return fit[0]
+        orders = permutations(range(len(theirs)))
+        fitting = [one for one in orders if all(fits[i][j][0] for i, j in enumerate(one))]
+        total = {one: sum(fits[i][j][1] for i, j in enumerate(one)) for one in fitting}
+        near = min(total, key=total.__getitem__, default=near)
+    layouts = [fits[i][j][0] if j >= 0 else None for i, j in enumerate(near)]
+    found = [one.apply(theirs[j]) for one, j in zip(layouts, near, strict=True) if one]
+    return found if len(found) == len(ours) else None
 
 
 def run_module(module: nn.Module, args: tuple, kwargs: dict, inner: str = "") -> Tensor:
@@ -325,18 +330,3 @@ def run_module(module: nn.Module, args: tuple, kwargs: dict, inner: str = "") ->
     finally:
         hook.remove()
     return tensors_in(seen[0])[0]
-
-
-def errors(theirs: Tensor, ours: Tensor) -> tuple[float, float, float]:
-    """Measure how two tensors differ.
-
-    Returns the root mean square difference, the largest difference and the cosine. The first two
-    are relative to the spread of our tensor.
-    """
-    a, b = theirs.double().flatten(), ours.double().flatten()
-    same = torch.isinf(a) & (a == b)
-    a, b = a.masked_fill(same, 0), b.masked_fill(same, 0)
-    spread = b.pow(2).mean().sqrt().item() or 1.0
-    gap = (a - b).abs()
-    cosine = torch.nn.functional.cosine_similarity(a, b, dim=0).item()
-    return gap.pow(2).mean().sqrt().item() / spread, gap.max().item() / spread, cosine

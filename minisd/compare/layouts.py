@@ -99,6 +99,33 @@ def difference(theirs: Tensor, ours: Tensor) -> float:
     return (theirs.double() - ours.double()).pow(2).mean().sqrt().item() / spread
 
 
+class Errors(NamedTuple):
+    """How two tensors differ.
+
+    error: the root mean square of the difference, relative to the spread
+    largest: the largest difference, relative to the spread
+    cosine: the cosine of the two tensors
+    spread: the root mean square of our tensor
+    """
+
+    error: float
+    largest: float
+    cosine: float
+    spread: float
+
+
+def errors(theirs: Tensor, ours: Tensor) -> Errors:
+    """Measure how two tensors of the same shape differ. Equal infinite values count as equal."""
+    a, b = theirs.double().flatten(), ours.double().flatten()
+    same = torch.isinf(a) & (a == b)
+    a, b = a.masked_fill(same, 0), b.masked_fill(same, 0)
+    spread, gap = b.pow(2).mean().sqrt().item() or 1.0, (a - b).abs()
+    cosine = torch.nn.functional.cosine_similarity(a, b, dim=0).item()
+    return Errors(
+        gap.pow(2).mean().sqrt().item() / spread, gap.max().item() / spread, cosine, spread
+    )
+
+
 def find_layout(theirs: Tensor, ours: Tensor, enough: float = 1e-6) -> tuple[Layout | None, float]:
     """Find the layout that brings their tensor nearest to ours.
 

@@ -1,23 +1,14 @@
 """Record a whole drawing: the outputs of every block, and the inputs of every network."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
 from minisd.compare.calls import Call, watch_calls
-from minisd.compare.report import join_names
-from minisd.compare.trace_file import statistics
+from minisd.compare.sides import our_side
+from minisd.compare.trace_file import INPUT_NAMES, statistics
 from minisd.pipeline import StableDiffusion
-
-NETWORKS = ("text_encoder", "unet", "vae.encoder", "vae.decoder")
-INPUT_NAMES = {
-    "text_encoder": ("tokens",),
-    "unet": ("x", "t", "context"),
-    "vae.encoder": ("image",),
-    "vae.decoder": ("z",),
-}
 
 
 def record_run(
@@ -38,44 +29,33 @@ def record_run(
     """
     calls: list[Call] = []
     inputs: dict[str, Tensor] = {}
+    whole = nn.ModuleDict(our_side(sd, "").networks)
+    chosen = choose(whole, patterns)
 
-    def keep(network: str, call: Call, names: set[str]) -> None:
-        if not call.name:
-            # strict=False: a ControlNet gives the U-Net more inputs
-            for name, tensor in zip(INPUT_NAMES[network], call.inputs, strict=False):
-                inputs[f"{name}.{call.number}"] = tensor
-        if call.name in names:
-            call.name = join_names(network, call.name)
-            if not with_inputs:
-                call.args, call.kwargs = (), {}
-            if stats:
-                call.stats = True
-                call.outputs = [statistics(call.name, one) for one in call.outputs]
-            calls.append(call)
+    def keep(call: Call) -> None:
+        # strict=False: a ControlNet gives the U-Net more inputs
+        for name, tensor in zip(INPUT_NAMES.get(call.name, ()), call.inputs, strict=False):
+            inputs[f"{name}.{call.number}"] = tensor
+        if call.name not in chosen:
+            return
+        if not with_inputs:
+            call.args, call.kwargs = (), {}
+        if stats:
+            call.stats = True
+            call.outputs = [statistics(call.name, one) for one in call.outputs]
+        calls.append(call)
 
-    with ExitStack() as stack:
-        chosen = {name: choose(name, part_of(sd, name), patterns) for name in NETWORKS}
-        if not any(chosen.values()):
-            raise ValueError(f"nothing matches {', '.join(patterns)}. Try unet.mid.* or *.cross.*")
-        for name, names in chosen.items():
-            watcher = lambda call, name=name, names=names: keep(name, call, names)  # noqa: E731
-            watch = watch_calls(part_of(sd, name), watcher, copy=False, names={*names, ""})
-            stack.enter_context(watch)
+    with watch_calls(whole, keep, copy=False, names={*chosen, *INPUT_NAMES}):
         draw()
     return calls, inputs
 
 
-def part_of(sd: StableDiffusion, name: str) -> nn.Module:
-    part, _, within = name.partition(".")
-    return getattr(sd, part).get_submodule(within)
-
-
-def choose(part: str, network: nn.Module, patterns: tuple[str, ...]) -> set[str]:
-    """The names of the modules to record in one network."""
-    names = {name: join_names(part, name) for name, _ in network.named_modules()}
-    if patterns:
-        return {name for name, full in names.items() if any(fnmatchcase(full, p) for p in patterns)}
-    ours = [
-        name for name, one in network.named_modules() if type(one).__module__.startswith("minisd")
-    ]
-    return set(ours)
+def choose(whole: nn.Module, patterns: tuple[str, ...]) -> set[str]:
+    """The names of the modules to record. Raises ValueError if no module has such a name."""
+    modules = {name: one for name, one in whole.named_modules() if name}
+    if not patterns:
+        return {name for name, one in modules.items() if type(one).__module__.startswith("minisd")}
+    chosen = {name for name in modules if any(fnmatchcase(name, p) for p in patterns)}
+    if not chosen:
+        raise ValueError(f"nothing matches {', '.join(patterns)}. Try unet.mid.* or *.cross.*")
+    return chosen

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -120,12 +121,10 @@ class Report:
 
     def to_json(self) -> str:
         """The whole report as JSON, for other programs."""
-        content = {
-            **asdict(self),
-            "equal": self.is_equal,
-            "first_divergence": self.first_divergence,
-        }
-        return json.dumps(content, indent=1)
+        summary = {"equal": self.is_equal, "first_divergence": self.first_divergence}
+        text = json.dumps(asdict(self) | summary)
+        # standard JSON knows neither NaN nor Infinity: they become null
+        return json.dumps(json.loads(text, parse_constant=lambda _: None), indent=1)
 
     def to_html(self) -> str:
         """The whole report as one self-contained HTML page."""
@@ -150,20 +149,19 @@ def row_texts(row: Comparison) -> tuple[str, ...]:
     return (call_label(row), row.theirs, " ".join(map(str, row.shape)), *numbers, *parts)
 
 
-def place_of(network: nn.Module, name: str) -> str | None:
+def place_of(modules: Mapping[str, nn.Module], name: str) -> str | None:
     """The file and the line of a module's class. None if there is no source file.
 
+    modules: name -> module
     For a module of torch, such as nn.Linear, it is the class of the module that contains it.
     """
-    module = network.get_submodule(name)
-    while name and type(module).__module__.startswith("torch."):
+    while name and type(modules[name]).__module__.startswith("torch."):
         name = name.rpartition(".")[0]
-        module = network.get_submodule(name)
+    kind = type(modules[name])
     try:
-        file, (_, line) = inspect.getsourcefile(type(module)), inspect.getsourcelines(type(module))
+        return f"{kind.__name__}: {inspect.getsourcefile(kind)}:{inspect.getsourcelines(kind)[1]}"
     except (OSError, TypeError):
         return None
-    return f"{type(module).__name__}: {file}:{line}"
 
 
 def neighbourhood(theirs: Tensor, ours: Tensor) -> dict:
@@ -172,7 +170,7 @@ def neighbourhood(theirs: Tensor, ours: Tensor) -> dict:
     Returns a dictionary: "place" -> the indices of the largest difference, "centre" -> its row and
     column among the 3 x 5 values, "ours" and "theirs" -> the values.
     """
-    ours, theirs = (each.float().reshape(-1, *each.shape[-2:]) for each in (ours, theirs))
+    ours, theirs = (each.float().reshape(-1, *(1, *each.shape)[-2:]) for each in (ours, theirs))
     gap = (ours - theirs).abs().nan_to_num(float("inf"))
     plane, row, column = (int(i) for i in torch.unravel_index(gap.argmax(), gap.shape))
     top, left = max(row - 1, 0), max(column - 2, 0)

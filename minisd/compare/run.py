@@ -1,23 +1,27 @@
-"""Compare two networks, or the same parts of two models."""
+"""Compare two networks, or two sides: models, ports and traces."""
 
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from minisd.compare.align import align
+from minisd.compare.align import align, align_weights
+from minisd.compare.align_by_values import align_by_values
 from minisd.compare.calls import Call, watch_calls
 from minisd.compare.causes import find_cause
-from minisd.compare.hunt import Case, Hunt, record
-from minisd.compare.layouts import has_no_nan
+from minisd.compare.hunt import ROUNDING, Hunt, Limits, record
+from minisd.compare.layouts import has_no_nan, same_numbers
 from minisd.compare.report import Report, join_names, neighbourhood, place_of, powers_of_ten
-from minisd.compare.sides import Inputs, Side, our_side
-from minisd.pipeline import StableDiffusion
+from minisd.compare.sides import Side, make_inputs
+from minisd.compare.trace_file import INPUT_NAMES, TraceFile
+from minisd.compare.weights import weights_of
+from minisd.compare.whole_run import compare_run
 
-Caller = Callable[[nn.Module], object]
+Runner = Callable[[nn.Module], object]
 
 
 def compare(
@@ -25,6 +29,7 @@ def compare(
     port: nn.Module,
     inputs: tuple,
     rtol: float | None = None,
+    atol: float = 0.0,
     call: Callable | None = None,
 ) -> Report:
     """Run two networks on the same inputs. Report where the port first differs, and why.
@@ -34,6 +39,7 @@ def compare(
     inputs: the arguments for the reference, such as (x, t, context)
     rtol: the largest root mean square error of a module, relative to the spread of its output, that
         is accepted. None: what rounding explains in the coarser precision of the two
+    atol: an error of this size is accepted in addition, whatever the spread of the output
     call: a function call(port, *inputs) that runs the port. It is needed if the port takes other
         arguments than the reference.
 
@@ -41,7 +47,8 @@ def compare(
     """
     report = Report()
     run_theirs = (lambda port: call(port, *inputs)) if call else (lambda port: port(*inputs))
-    compare_part(report, "", reference, port, lambda ours: ours(*inputs), run_theirs, rtol)
+    limits = Limits(rtol, atol)
+    compare_part(report, "", reference, port, lambda ours: ours(*inputs), run_theirs, limits)
     return report
 
 
@@ -50,21 +57,21 @@ def compare_part(
     part: str,
     reference: nn.Module,
     port: nn.Module,
-    run_ours: Caller,
-    run_theirs: Caller,
-    rtol: float | None = None,
+    run_ours: Runner,
+    run_theirs: Runner,
+    limits: Limits = ROUNDING,
 ) -> None:
     """Compare one network, and add the results to the report."""
     calls = record(reference, lambda: run_ours(reference))
     order = cache(lambda: running_order(port, run_theirs))
-    alignment = align(reference, port, list(calls), order, align_tolerance(reference, port))
+    tolerance = align_tolerance(reference, port)
+    alignment = align(reference, port, [call.name for call in calls], order, tolerance)
     if not alignment.modules:
         raise ValueError(
             f"{part or 'the port'} shares no weights with the reference, so nothing can be "
             "compared. Load the same weights into both."
         )
-    hunt = Hunt(reference, calls, alignment, rtol)
-    last = []
+    hunt, last = Hunt(dict(reference.named_modules()), calls, alignment, limits), []
 
     def judge(call: Call) -> None:
         last[:] = [call.name]
@@ -80,7 +87,7 @@ def compare_part(
     conclude(report, part, hunt, port)
 
 
-def running_order(network: nn.Module, run: Caller) -> list[str]:
+def running_order(network: nn.Module, run: Runner) -> list[str]:
     """The modules that returned, in the order in which each returned for the first time.
 
     If the network raises an error, the list ends there.
@@ -111,22 +118,15 @@ def conclude(report: Report, part: str, hunt: Hunt, port: nn.Module | None = Non
     if first is not None and report.first is None:
         name, case = hunt.locate(first)
         report.first = replace(first, name=join_names(part, name))
-        explain(report, case, first.tolerance)
-        places = [place_of(hunt.modules[""], name)]
-        places += [place_of(port, first.theirs)] if port is not None else []
+        if case is not None:
+            report.cause, report.left = find_cause(case, first.tolerance) or (None, None)
+            ours = case.run()
+            report.worst = neighbourhood(case.output, ours)
+            report.histogram = powers_of_ten(case.output, ours)
+        places = [place_of(hunt.modules, name)] if hunt.modules else []
+        places += [place_of(dict(port.named_modules()), first.theirs)] if port is not None else []
         report.sources[report.first.name] = [one for one in places if one]
     report.add(part, hunt.alignment, rows)
-
-
-def explain(report: Report, case: Case | None, tolerance: float) -> None:
-    """Find the cause of a module's error. Add the cause and the worst values to the report."""
-    if case is None:
-        return
-    found = find_cause(case, tolerance)
-    report.cause, report.left = found or (None, None)
-    ours = case.run()
-    report.worst = neighbourhood(case.output, ours)
-    report.histogram = powers_of_ten(case.output, ours)
 
 
 def align_tolerance(a: nn.Module, b: nn.Module) -> float:
@@ -140,70 +140,165 @@ def align_tolerance(a: nn.Module, b: nn.Module) -> float:
     return 1e-3 if torch.float16 in dtypes else 1e-5
 
 
+# ---- two sides ---------------------------------------------------------------------------------
+
+
 def compare_sides(
-    sd: StableDiffusion, label: str, port: Side, inputs: Inputs, rtol: float | None = None
+    reference: Side | TraceFile,
+    port: Side | TraceFile,
+    seed: int = 0,
+    limits: Limits = ROUNDING,
 ) -> Report:
-    """Compare every part that the port has with the same part of the model `sd`.
+    """Compare every part that two sides have in common.
+
+    Both sides run on the same inputs: those of a trace, or inputs drawn from the seed. If only the
+    port is a whole model, the two sides swap places, because the reference runs each module alone.
 
     Raises ValueError if nothing can be compared.
     """
-    report = Report(labels=(label, port.label))
-    ours = our_side(sd, label)
-    for part, network in port.networks.items():
-        check_device(network, sd, port.label)
-        if part in ours.networks:
-            given = inputs.of(part)
-            compare_part(
-                report,
-                part,
-                ours.networks[part],
-                network,
-                lambda one, part=part, given=given: ours.run(part, one, given),
-                lambda one, part=part, given=given: port.run(part, one, given),
-                rtol,
-            )
-        else:
-            compare_anywhere(report, ours, port, part, inputs, rtol)
+    ours, theirs = sorted((reference, port), key=completeness, reverse=True)  # equal ones stay
+    if isinstance(theirs, TraceFile):
+        return compare_trace(ours, theirs, limits)
+    if isinstance(ours, TraceFile) or ours.load is None:
+        what = f"neither {ours.label} nor {theirs.label} is a whole model, so there are no inputs"
+        raise ValueError(f"{what}. Give a model or a trace as one of the two.")
+    report, inputs = Report(labels=(ours.label, theirs.label)), make_inputs(ours.load(), seed)
+    for part in theirs.networks:
+        compare_network(report, ours, theirs, part, inputs, limits)
     return report
 
 
-def compare_anywhere(
-    report: Report, ours: Side, port: Side, part: str, inputs: Inputs, rtol: float | None
+def compare_network(
+    report: Report,
+    ours: Side,
+    theirs: Side,
+    part: str,
+    inputs: dict[str, tuple[Tensor, ...]],
+    limits: Limits,
 ) -> None:
-    """Find our module that holds the same weights as the port, and compare the two.
+    """Compare one network of theirs with the same part of ours, or with the module it fits.
 
-    Our whole network runs first, to get this module's inputs. The port then runs on these inputs.
+    inputs: as make_inputs() returns them
     """
-    network = port.networks[part]
-    tolerance = align_tolerance(network, ours.networks["unet"])
-    best, name, found = None, "", 0
-    for candidate, whole in ours.networks.items():
-        alignment = align(whole, network, tolerance=tolerance)
-        if "" in alignment.modules and len(alignment.parameters) > found:
-            best, name, found = candidate, alignment.modules[""], len(alignment.parameters)
-    if best is None:
-        raise ValueError(
-            f"{port.label} shares no weights with {ours.label}, so nothing can be compared. Load "
-            "the same weights into both."
-        )
-    whole, given = ours.networks[best], inputs.of(best)
-    calls = record(whole, lambda: ours.run(best, whole, given))
-    args, kwargs = calls[name][0].args, calls[name][0].kwargs
-    same = (*args, *kwargs.values())
-    compare_part(
-        report,
-        join_names(best, name),
-        whole.get_submodule(name),
-        network,
-        lambda one: one(*args, **kwargs),
-        lambda one: port.run(part, one, same),
-        rtol,
-    )
+    network = theirs.networks[part]
+    check_device(ours, network, theirs.label)
+    where, name = (part, "") if part in ours.networks else find_module(ours, theirs, network)
+    whole, given = ours.networks[where], inputs[where]
+    run_ours = lambda one: ours.run(where, one, inputs[where])  # noqa: E731
+    if name:  # our whole network runs first, to get the inputs of this module
+        call = next(call for call in record(whole, lambda: run_ours(whole)) if call.name == name)
+        given = (*call.args, *call.kwargs.values())
+        run_ours = lambda one: one(*call.args, **call.kwargs)  # noqa: E731
+    run_theirs = lambda one: theirs.run(part, one, given)  # noqa: E731
+    module, label = whole.get_submodule(name), join_names(where, name)
+    compare_part(report, label, module, network, run_ours, run_theirs, limits)
 
 
-def check_device(network: nn.Module, sd: StableDiffusion, label: str) -> None:
+def completeness(side: Side | TraceFile) -> int:
+    """A trace cannot run. A function of a port has no inputs. A whole model has all."""
+    return 0 if isinstance(side, TraceFile) else 1 if side.load is None else 2
+
+
+def find_module(ours: Side, theirs: Side, network: nn.Module) -> tuple[str, str]:
+    """Find our module that holds the same weights as their network.
+
+    Returns the part of our model, and the module's name in it.
+    Raises ValueError if there is none.
+    """
+    found, most = None, 0
+    for part, whole in ours.networks.items():
+        alignment = align(whole, network, tolerance=align_tolerance(network, whole))
+        if "" in alignment.modules and len(alignment.parameters) > most:
+            found, most = (part, alignment.modules[""]), len(alignment.parameters)
+    if found is None:
+        what = f"{theirs.label} shares no weights with {ours.label}, so nothing can be compared"
+        raise ValueError(f"{what}. Load the same weights into both.")
+    return found
+
+
+def check_device(ours: Side, network: nn.Module, label: str) -> None:
     """Raise ValueError if the port is on another device than the reference."""
-    devices = {str(one.device.type) for one in network.parameters()} - {sd.device.type}
-    if devices:
-        there = f"{label} is on {devices.pop()}, and the reference on {sd.device.type}"
-        raise ValueError(f"{there}. Move the port with .to({sd.device.type!r}).")
+    here = next(one.device for net in ours.networks.values() for one in net.parameters()).type
+    for there in {one.device.type for one in network.parameters()} - {here}:
+        what = f"{label} is on {there}, and the reference on {here}"
+        raise ValueError(f"{what}. Move the port with .to({here!r}).")
+
+
+# ---- a side and a trace ------------------------------------------------------------------------
+
+
+def compare_trace(ours: Side | TraceFile, trace: TraceFile, limits: Limits = ROUNDING) -> Report:
+    """Compare a trace with our networks, which run on the inputs in it, or with another trace.
+
+    Raises ValueError if the trace has no inputs for any network, if it holds only statistics, or if
+    it fits nothing of ours.
+    """
+    report = Report(labels=(ours.label, trace.label))
+    for one in (ours, trace):
+        if isinstance(one, TraceFile) and one.stats:
+            raise ValueError(f"{one.label} holds statistics only. Write it without --stats.")
+    if isinstance(ours, TraceFile):
+        check_inputs(ours, trace)
+        whole, calls = nn.ModuleDict(), ours.calls
+    else:
+        whole = nn.ModuleDict(ours.networks)  # one tree of all networks, so that a name is a path
+        calls = replay(whole, ours, trace)
+    if trace.weights and len(whole):
+        names = {call.name for call in trace.calls}
+        alignment = align_weights(whole, weights_of(whole), trace.weights, names)
+    else:
+        alignment = align_by_values(calls, trace.calls)
+    hunt = Hunt(dict(whole.named_modules()) if len(whole) else {}, calls, alignment, limits)
+    for call in trace.calls:
+        judge_call(report, "", hunt, call)
+    conclude(report, "", hunt)
+    for row, cause, left in compare_run(ours, trace):
+        report.rows.append(row)
+        if report.first is None and not row.error <= row.tolerance:
+            report.first, report.cause, report.left = row, cause, left
+    if not report.rows:
+        raise ValueError(f"no output in {trace.label} fits one of {ours.label}. Check the model.")
+    return report
+
+
+def check_inputs(ours: TraceFile, theirs: TraceFile) -> None:
+    """Raise ValueError if two traces were recorded on different inputs."""
+    for name in ours.inputs.keys() & theirs.inputs.keys():
+        if name[-2:] in ("", ".0") and not same_numbers(theirs.inputs[name], ours.inputs[name]):
+            what = f"{ours.label} and {theirs.label} have different inputs ({name})"
+            raise ValueError(f"{what}. Record both on the same inputs.")
+
+
+def replay(whole: nn.Module, ours: Side, trace: TraceFile) -> list[Call]:
+    """Run our networks on the inputs of a trace. Returns every call, in order."""
+    runs = [(part, given) for part in ours.networks for given in inputs_of(part, ours, trace)]
+    if not runs:
+        names = ", ".join(f"inputs/{one}.0" for names in INPUT_NAMES.values() for one in names)
+        what = f"{trace.label} does not say what it was run on"
+        raise ValueError(f"{what}. Add the inputs of at least one network: {names}.")
+    try:
+        return record(
+            whole, lambda: [ours.run(part, ours.networks[part], given) for part, given in runs]
+        )
+    except (RuntimeError, TypeError, IndexError) as error:
+        what = f"{ours.label} cannot run on the inputs of {trace.label} ({error})"
+        raise ValueError(f"{what}. Compare the trace with the model that it came from.") from error
+
+
+def inputs_of(part: str, ours: Side, trace: TraceFile) -> list[tuple]:
+    """The inputs of one part for each of its calls. In the trace, "x" counts as "x.0"."""
+    names = [n for path, all_ in INPUT_NAMES.items() if path.split(".")[0] == part for n in all_]
+    like, enough = next(ours.networks[part].parameters()), all if part == "unet" else any
+    found = []
+    for number in range(len(trace.inputs)):
+        row: dict[str, Any] = {}
+        for name in names:
+            one = trace.inputs.get(f"{name}.{number}", None if number else trace.inputs.get(name))
+            wide = one is not None and one.is_floating_point() and name != "t"  # t stays exact
+            row[name] = one if one is None else one.to(like.device, like.dtype if wide else None)
+        if not enough(one is not None for one in row.values()):
+            break
+        if part == "unet":
+            row["t"] = row["t"].reshape(-1).expand(len(row["x"]))
+        found.append(tuple(row.values()))
+    return found

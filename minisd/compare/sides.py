@@ -1,4 +1,4 @@
-"""What can be compared: a model that minisd loads, a diffusers folder, or a function of a port."""
+"""What can be compared: a trace, a model that minisd loads, a diffusers folder, or a function."""
 
 import importlib.util
 import inspect
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import minisd
+from minisd.compare.trace_file import TraceFile, is_trace, read_trace
 from minisd.pipeline import StableDiffusion
 
 MODEL_PARTS = ("text_encoder", "unet", "vae")
@@ -20,45 +21,21 @@ EARLY_T = 981.0  # an early level, where nearly all is noise
 LARGEST_PICTURE = 256  # per side, of the picture for the VAE: it costs more than the U-Net
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """The inputs of all networks.
-
-    tokens: b m    x: b 4 h w    t: b    context: b m c
-    image: a picture for the VAE's encoder, b 3 h w, from -1 to 1
-    z: a latent for the VAE's decoder, b 4 h w
-    """
-
-    tokens: Tensor
-    x: Tensor
-    t: Tensor
-    context: Tensor
-    image: Tensor
-    z: Tensor
-
-    def of(self, part: str) -> tuple[Tensor, ...]:
-        """The inputs of one part, in the order in which our network takes them."""
-        each = {
-            "text_encoder": (self.tokens,),
-            "unet": (self.x, self.t, self.context),
-            "vae": (self.image, self.z),
-        }
-        return each[part]
-
-
 @dataclass
 class Side:
-    """One side of a comparison.
+    """A program that can run, as one side of a comparison.
 
     label: the name of this side in the report
     networks: part -> network
     calls: part -> a function call(network, *inputs) that runs the network. A part without such a
         function is run as network(*inputs).
+    load: a function that returns minisd's model with the same weights. None: there is none
     """
 
     label: str
     networks: dict[str, nn.Module]
     calls: dict[str, Callable] = field(default_factory=dict)
+    load: Callable[[], StableDiffusion] | None = None
 
     def run(self, part: str, network: nn.Module, inputs: tuple) -> object:
         """Run one part on our inputs."""
@@ -66,53 +43,59 @@ class Side:
         return call(network, *inputs) if call else network(*inputs)
 
 
-def our_side(sd: StableDiffusion, label: str) -> Side:
-    networks = {part: getattr(sd, part) for part in MODEL_PARTS}
-    return Side(label, networks, {"vae": run_our_vae})
+def open_side(source: str) -> Side | TraceFile:
+    """Open one side of a comparison.
 
-
-def run_our_vae(vae: Any, image: Tensor, z: Tensor) -> list[Tensor]:
-    return [vae.encoder(image), vae.decoder(z)]
-
-
-def make_inputs(sd: StableDiffusion, seed: int = 0) -> Inputs:
-    """Make the inputs for both sides: a prompt, noise at an early level, and a picture of noise."""
-    config = sd.config
-    draw = torch.Generator().manual_seed(seed)
-    side = config.size // config.vae.factor
-    small = min(config.size, LARGEST_PICTURE)
-    tokens = sd.tokenizer(COMPARED_PROMPT)
-    with torch.no_grad():
-        context = sd.text_encoder(tokens.to(sd.device))
-    x = torch.randn(1, config.unet.in_channels, side, side, generator=draw)
-    z = torch.randn(
-        1,
-        config.vae.latent_channels,
-        small // config.vae.factor,
-        small // config.vae.factor,
-        generator=draw,
-    )
-    image = torch.rand(1, 3, small, small, generator=draw) * 2 - 1
-    x, z, image = (each.to(sd.device, sd.dtype) for each in (x, z, image))
-    t = torch.full((1,), EARLY_T, device=sd.device)
-    return Inputs(tokens.to(sd.device), x, t, context, image, z)
-
-
-def open_port(source: str, sd: StableDiffusion) -> Side:
-    """Open the port.
-
-    source: "diffusers:PATH", "module.py:function", or a file, folder or name that minisd can load
+    source: a trace file, "diffusers:FOLDER", "module.py:function", or a file, folder or name that
+        minisd can load
     Raises ValueError if the source does not exist, or if a library that it needs is missing.
     """
-    if source.startswith("diffusers:"):
-        return diffusers_side(source.removeprefix("diffusers:"), sd)
-    path, _, function = source.rpartition(":")
+    path, _, rest = source.rpartition(":")
+    if path == "diffusers":
+        return diffusers_side(rest)
     if path.endswith(".py"):
-        return function_side(Path(path), function, source)
-    return our_side(minisd.load(source, device=sd.device, dtype=sd.dtype), source)
+        return function_side(Path(path), rest, source)
+    return read_trace(source) if is_trace(source) else our_side(minisd.load(source), source)
 
 
-def diffusers_side(path: str, sd: StableDiffusion) -> Side:
+def our_side(sd: StableDiffusion, label: str) -> Side:
+    networks = {part: getattr(sd, part) for part in MODEL_PARTS}
+    return Side(label, networks, {"vae": run_our_vae}, lambda: sd)
+
+
+def run_our_vae(vae: Any, image: Tensor | None, z: Tensor | None) -> list[Tensor]:
+    """Run the encoder, the decoder, or both. None: there is no input for it"""
+    runs = ((vae.encoder, image), (vae.decoder, z))
+    return [run(given) for run, given in runs if given is not None]
+
+
+def run_diffusers_vae(vae: Any, image: Tensor | None, z: Tensor | None) -> list[object]:
+    runs = ((lambda image: vae.encode(image).latent_dist.parameters, image), (vae.decode, z))
+    return [run(given) for run, given in runs if given is not None]
+
+
+def make_inputs(sd: StableDiffusion, seed: int = 0) -> dict[str, tuple[Tensor, ...]]:
+    """Make the inputs for both sides: a prompt, noise at an early level, and a picture of noise.
+
+    Returns a dictionary: part -> the inputs of our network, in order.
+    """
+    factor, small = sd.config.vae.factor, min(sd.config.size, LARGEST_PICTURE)
+    draw = torch.Generator().manual_seed(seed)
+
+    def noise(channels: int, size: int) -> Tensor:
+        return torch.randn(1, channels, size, size, generator=draw).to(sd.device, sd.dtype)
+
+    tokens = sd.tokenizer(COMPARED_PROMPT).to(sd.device)
+    with torch.no_grad():
+        context = sd.text_encoder(tokens)
+    x = noise(sd.config.unet.in_channels, sd.config.size // factor)
+    z = noise(sd.config.vae.latent_channels, small // factor)
+    t = torch.full((1,), EARLY_T, device=sd.device)
+    image = noise(3, small).tanh()
+    return {"text_encoder": (tokens,), "unet": (x, t, context), "vae": (image, z)}
+
+
+def diffusers_side(path: str) -> Side:
     """Open the three networks of a diffusers folder with diffusers and transformers."""
     try:
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -126,17 +109,14 @@ def diffusers_side(path: str, sd: StableDiffusion) -> Side:
     kinds = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
     try:
         networks = {
-            part: kind.from_pretrained(path, subfolder=part).to(sd.device, sd.dtype).eval()
+            part: kind.from_pretrained(path, subfolder=part, torch_dtype=torch.float32).eval()
             for part, kind in kinds.items()
         }
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"diffusers cannot open {path} ({reason}). Check the path.") from error
-    return Side(f"diffusers:{path}", networks, {"vae": run_diffusers_vae})
-
-
-def run_diffusers_vae(vae: Any, image: Tensor, z: Tensor) -> list[Tensor]:
-    return [vae.encode(image).latent_dist.parameters, vae.decode(z).sample]
+    calls = {"vae": run_diffusers_vae}
+    return Side(f"diffusers:{path}", networks, calls, lambda: minisd.load(path))
 
 
 def function_side(path: Path, function: str, label: str) -> Side:
@@ -150,7 +130,7 @@ def function_side(path: Path, function: str, label: str) -> Side:
     """
     returned = call_function(path, function)
     parts = returned if isinstance(returned, Mapping) else {"": returned}
-    side = Side(label, {}, {})
+    side = Side(label, {})
     for part, one in parts.items():
         network, call = one if isinstance(one, tuple) else (one, None)
         if not isinstance(network, nn.Module):

@@ -36,6 +36,12 @@ from minisd.files.whole_files import written_whole
 TRACE_FORMAT = "minisd-trace 1"
 KEY = re.compile(r"(\d+)/(.*)/(in|out|stats)(\d+)")
 KEPT_VALUES = 8  # how many values of a tensor are part of its statistics
+INPUT_NAMES = {  # module -> the names of its inputs in a trace
+    "text_encoder": ("tokens",),
+    "unet": ("x", "t", "context"),
+    "vae.encoder": ("image",),
+    "vae.decoder": ("z",),
+}
 
 
 @dataclass
@@ -180,10 +186,13 @@ def statistics(name: str, tensor: Tensor) -> Tensor:
     returns: rows 4+KEPT_VALUES. Attention weights give one row for each head, others one row.
     """
     is_map = name.endswith("weights") and tensor.ndim == 4
-    rows = tensor.double().transpose(0, 1).flatten(1) if is_map else tensor.double().reshape(1, -1)
-    few = rows[:, torch.linspace(0, rows.shape[1] - 1, KEPT_VALUES).long()]
-    ends = [rows.mean(1), rows.std(1, correction=0), rows.amin(1), rows.amax(1)]
-    return torch.cat([torch.stack(ends, dim=1), few], dim=1).float()
+    rows = []
+    for head in tensor.unbind(1) if is_map else [tensor]:  # one by one, because maps are large
+        values = head.double().flatten()
+        ends = values.mean(), values.std(correction=0), values.amin(), values.amax()
+        few = values[torch.linspace(0, len(values) - 1, KEPT_VALUES).long()]
+        rows.append(torch.cat([torch.stack(ends), few]))
+    return torch.stack(rows).float()
 
 
 def fingerprints(networks: Mapping[str, nn.Module]) -> dict[str, Fingerprint]:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import minisd
 from minisd.checkpoints.registry import OFFICIAL, local_path
-from minisd.compare.record_run import NETWORKS
-from minisd.compare.run_trace import replay
-from minisd.compare.trace_file import KEPT_VALUES, read_trace, statistics
+from minisd.compare.run import replay
+from minisd.compare.sides import our_side
+from minisd.compare.trace_file import INPUT_NAMES, KEPT_VALUES, read_trace, statistics
 from minisd.pipeline import StableDiffusion
 
 GOLDENS = json.loads(Path(__file__).with_name("goldens.json").read_text(encoding="utf-8"))
@@ -49,12 +49,13 @@ class Check:
 
 def verify_mini(sd: StableDiffusion, label: str) -> list[Check]:
     """Run the mini on the inputs of its recorded run. Returns one check for each network."""
-    trace = read_trace(MINI_RUN)
-    ours: dict[tuple[str, int], Tensor] = {}
-    for call in replay(sd, trace):
-        ours[call.name, call.number] = statistics(call.name, call.outputs[0])
+    trace, side = read_trace(MINI_RUN), our_side(sd, label)
+    ours = {
+        (call.name, call.number): statistics(call.name, call.outputs[0])
+        for call in replay(nn.ModuleDict(side.networks), side, trace)
+    }
     checks = []
-    for network in NETWORKS:
+    for network in INPUT_NAMES:
         errors = [
             statistics_error(ours[call.name, call.number], call.outputs[0])
             for call in trace.calls

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from minisd.compare.hunt import Comparison, errors
+from minisd.compare.hunt import Comparison
+from minisd.compare.layouts import errors
+from minisd.compare.sides import Side
 from minisd.compare.trace_file import TraceFile
 from minisd.guidance import guided_denoiser
 from minisd.pipeline import StableDiffusion
@@ -21,7 +23,7 @@ MOST_T_ERROR = 1e-3  # the largest error of a timestep, which need not be a whol
 Finding = tuple[Comparison, str | None, float | None]  # result, cause, difference that is left
 
 
-def compare_run(sd: StableDiffusion, trace: TraceFile) -> Iterator[Finding]:
+def compare_run(ours: Side | TraceFile, trace: TraceFile) -> Iterator[Finding]:
     """Compare the timesteps and the steps of a trace, if the trace states its settings.
 
     The settings are steps, cfg_scale and sampler. The steps are compared only for DDIM and Euler.
@@ -29,8 +31,10 @@ def compare_run(sd: StableDiffusion, trace: TraceFile) -> Iterator[Finding]:
     compared for PLMS and Heun, which call the network twice in some steps.
     """
     settings, xs = trace.settings, states(trace.inputs)
-    if not isinstance(settings.get("steps"), int) or len(xs) < 2:
+    known = isinstance(settings.get("steps"), int) and len(xs) > 1
+    if not known or isinstance(ours, TraceFile) or ours.load is None:
         return
+    sd = ours.load()
     name = settings.get("sampler") or sd.config.sampler
     if name in ("plms", "heun"):
         return
@@ -60,7 +64,7 @@ def compare_times(
 ) -> Finding:
     """Compare the timesteps. If they differ, find the spacing or the offset that explains this."""
     theirs, ours = torch.tensor(ts), torch.tensor(expected, dtype=torch.float32)
-    _, largest, cosine = errors(theirs, ours)
+    _, largest, cosine, _ = errors(theirs, ours)
     gap = (theirs - ours).abs().max().item()
     shape = (len(ts),)
     row = Comparison("timesteps", "inputs/t", 0, shape, gap, largest, cosine, gap, MOST_T_ERROR)
@@ -116,7 +120,7 @@ def compare_step(
             (made,) = sampler_for(name, pair)(denoise, x, pair, None)
         return made.x
 
-    shape, measured = tuple(x.shape), errors(target, step(scale))
+    shape, measured = tuple(x.shape), errors(target, step(scale))[:3]
     theirs = f"inputs/{keys[2]}"
     row = Comparison(
         f"step {number}", theirs, number, shape, *measured, measured[0], STEP_TOLERANCE

@@ -17,9 +17,8 @@ import torch
 from torch import nn
 
 from minisd.compare.report import Report
-from minisd.compare.run import compare_part
-from minisd.compare.run_trace import compare_trace
-from minisd.compare.sides import MODEL_PARTS
+from minisd.compare.run import compare_part, compare_trace
+from minisd.compare.sides import MODEL_PARTS, Side, run_our_vae
 from minisd.compare.trace_file import read_trace
 from tests.compare import nhwc_port, shuffled
 from tests.compare.bugs import Bug, change_module, read_bugs
@@ -111,9 +110,8 @@ def hunt_trace(bug: Bug) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         tape.save(f"{folder}/port.safetensors", given)
         trace = read_trace(f"{folder}/port.safetensors")
-    sd = types.SimpleNamespace(**{name: networks(name).ours for name in MODEL_PARTS})
-    sd.device, sd.dtype = torch.device("cpu"), torch.float32
-    report = compare_trace(sd, "ours", trace)
+    side = Side("ours", {name: networks(name).ours for name in MODEL_PARTS}, {"vae": run_our_vae})
+    report = compare_trace(side, trace)
     if report.first:
         report.first = replace(
             report.first, name=report.first.name.removeprefix(f"{bug.part}").lstrip(".")

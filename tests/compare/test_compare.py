@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-import minisd
 from minisd.compare import compare
 from minisd.compare.report import Report
 from minisd.compare.run import compare_part
@@ -158,9 +157,9 @@ def test_other_weights_cannot_be_compared():
 
 @pytest.mark.parametrize("bad", ["missing.py:make", "port.py:other", "port.py:number"])
 def test_a_bad_function_is_one_sentence(bad, tmp_path, monkeypatch):
-    from minisd.compare.sides import open_port
+    from minisd.compare.sides import open_side
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "port.py").write_text("def number():\n    return 3\n")
     with pytest.raises(ValueError, match=r"no file|no function|should return"):
-        open_port(bad, minisd.load("mini"))
+        open_side(bad)

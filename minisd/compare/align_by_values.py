@@ -1,0 +1,57 @@
+"""Match the modules of two recorded runs by their inputs and outputs."""
+
+from torch import Tensor
+
+from minisd.compare.align import Alignment
+from minisd.compare.calls import Call
+from minisd.compare.layouts import find_layout
+
+CLOSE = 0.02  # two outputs that differ by less than this come from the same module
+FAR = 0.7  # two outputs that differ by more than this come from different modules
+UNRELATED = 1.2  # inputs that differ more are two different tensors
+CALLS_AHEAD = 60  # how many of our next calls are searched if no output is close
+
+
+def align_by_values(ours: list[Call], theirs: list[Call]) -> Alignment:
+    """Match their modules with ours by the values of inputs and outputs.
+
+    A module of theirs and one of ours belong together if their outputs are nearly equal. After an
+    error, no outputs are equal. Modules then belong together if they got the same inputs, or else
+    if their outputs are the most similar among our next calls.
+
+    ours, theirs: calls in running order
+    """
+    matched: dict[str, str] = {}
+    place = 0
+    for call in theirs:
+        if not call.outputs or call.name in matched:
+            continue
+        gaps = {
+            i: (gap(call.outputs[0], one.outputs[0]), input_gap(call, one))
+            for i, one in enumerate(ours[place:])
+            if one.outputs and one.outputs[0].numel() == call.outputs[0].numel()
+        }
+        same = [i for i in gaps if call.inputs and gaps[i][1] < CLOSE]
+        close = [i for i in gaps if gaps[i][0] < CLOSE]
+        both = [i for i in same if i in close]
+        near = both or same or close or [i for i in gaps if i < CALLS_AHEAD]
+        found = min(near, key=lambda i, gaps=gaps: gaps[i], default=None)
+        apart = found is None or gaps[found][0] > FAR or gaps[found][1] > UNRELATED
+        if found is not None and (same or not apart):
+            matched[call.name] = ours[place + found].name
+            place += found + 1
+    return Alignment({}, matched)
+
+
+def gap(theirs: Tensor, ours: Tensor) -> float:
+    return find_layout(theirs, ours, CLOSE / 10)[1]
+
+
+def input_gap(theirs: Call, ours: Call) -> float:
+    """How much our inputs differ from theirs.
+
+    This number decides if several of our outputs are equally similar to their output.
+    """
+    if not theirs.inputs or not ours.inputs:
+        return 0.0
+    return max(min(gap(one, our) for one in theirs.inputs) for our in ours.inputs)
