@@ -7,8 +7,19 @@ and [module, change] for diffusers, whose built network is changed.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import MethodType
 
+import torch.nn.functional as F
 from torch import nn
+
+# forward() of a module of diffusers or transformers, with a bug
+FORWARDS = {
+    "integer t": lambda self, t: type(self).forward(self, t.long()),
+    "edge padding": lambda self, x: self.conv(F.pad(x, (0, 1, 0, 1), mode="replicate")),
+    "no mask": lambda self, hidden_states, attention_mask=None, **others: type(self).forward(
+        self, hidden_states, None, **{**others, "is_causal": False}
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,11 @@ def change_module(network: nn.Module, path: str, change: str | list) -> None:
     module = network.get_submodule(path)
     if isinstance(change, list):
         name, value = change
-        setattr(module, name, nn.GELU() if value == "gelu" else value)
+        if name == "forward":
+            value = MethodType(FORWARDS[value], module)
+        elif value in ("gelu", "identity"):
+            value = nn.GELU() if value == "gelu" else nn.Identity()
+        setattr(module, name, value)
     elif change == "no bias":
         module.bias = None
     elif change == "half the groups":
