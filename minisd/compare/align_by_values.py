@@ -1,9 +1,12 @@
 """Match the modules of two recorded runs by their inputs and outputs."""
 
-from torch import Tensor
+from collections.abc import Mapping
+
+from torch import Tensor, nn
 
 from minisd.compare.align import Alignment
 from minisd.compare.calls import Call
+from minisd.compare.hunt import as_ours, run_module
 from minisd.compare.layouts import find_layout
 
 CLOSE = 0.02  # two outputs that differ by less than this come from the same module
@@ -12,13 +15,17 @@ UNRELATED = 1.2  # inputs that differ more are two different tensors
 CALLS_AHEAD = 60  # how many of our next calls are searched if no output is close
 
 
-def align_by_values(ours: list[Call], theirs: list[Call]) -> Alignment:
+def align_by_values(
+    modules: Mapping[str, nn.Module], ours: list[Call], theirs: list[Call]
+) -> Alignment:
     """Match their modules with ours by the values of inputs and outputs.
 
     A module of theirs and one of ours belong together if their outputs are nearly equal. After an
-    error, no outputs are equal. Modules then belong together if they got the same inputs, or else
-    if their outputs are the most similar among our next calls.
+    error, no outputs are equal. Modules then belong together if they got the same inputs, or if our
+    module returns their output when it runs on their inputs. Otherwise, the next module of ours
+    with the most similar output is taken.
 
+    modules: our module's name -> our module. Empty: our modules cannot run
     ours, theirs: calls in running order
     """
     matched: dict[str, str] = {}
@@ -34,13 +41,25 @@ def align_by_values(ours: list[Call], theirs: list[Call]) -> Alignment:
         same = [i for i in gaps if call.inputs and gaps[i][1] < CLOSE]
         close = [i for i in gaps if gaps[i][0] < CLOSE]
         both = [i for i in same if i in close]
-        near = both or same or close or [i for i in gaps if i < CALLS_AHEAD]
+        near = both or same
+        if not near and call.inputs:
+            near = [i for i in gaps if fits(modules, ours[place + i], call)][:1]
+        same = same or near
+        near = near or close or [i for i in gaps if i < CALLS_AHEAD]
         found = min(near, key=lambda i, gaps=gaps: gaps[i], default=None)
         apart = found is None or gaps[found][0] > FAR or gaps[found][1] > UNRELATED
         if found is not None and (same or not apart):
             matched[call.name] = ours[place + found].name
             place += found + 1
     return Alignment({}, matched)
+
+
+def fits(modules: Mapping[str, nn.Module], ours: Call, theirs: Call) -> bool:
+    """Whether our module returns their output when it runs on their inputs."""
+    arguments = as_ours(ours, theirs) if ours.name in modules else None
+    if arguments is None:
+        return False
+    return gap(theirs.outputs[0], run_module(modules[ours.name], *arguments)) < CLOSE
 
 
 def gap(theirs: Tensor, ours: Tensor) -> float:

@@ -5,7 +5,7 @@ the output of our module in our network. For its own error, our module runs on t
 module got. The difference between these two outputs contains no error of earlier modules.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import permutations
 from typing import NamedTuple
@@ -135,7 +135,7 @@ class Hunt:
 
     def __init__(
         self,
-        modules: dict[str, nn.Module],
+        modules: Mapping[str, nn.Module],
         calls: list[Call],
         alignment: Alignment,
         limits: Limits,
@@ -145,7 +145,8 @@ class Hunt:
         for call in calls:
             self.calls.setdefault(call.name, []).append(call)
         self.rows: list[Comparison] = []
-        self.outputs: dict[int, Tensor] = {}  # row -> their output, of the first that differs
+        # row -> their output and inputs, of the first row that differs
+        self.entry: dict[int, tuple[Tensor, tuple[tuple, dict] | None]] = {}
         self.cases: dict[int, Case] = {}  # row -> what to try causes on, for the first sources
 
     def judge(self, call: Call) -> None:
@@ -163,7 +164,7 @@ class Hunt:
         tolerance = extra + (self.limits.rtol or rounding(module, unit))
         # a module of many layers takes long to run, so it runs again only if its output differs
         if module and (whole.error > tolerance or not any(True for _ in module.children())):
-            arguments = self.as_ours(reference, call)
+            arguments = as_ours(reference, call)
         if module and arguments is not None:
             made = run_module(module, *arguments)
             own = errors(output, made).error
@@ -174,8 +175,8 @@ class Hunt:
             own = None if own > tolerance and whole.error < VISIBLE * own else own
         shape, found = tuple(ours.shape), whole[:3]
         row = Comparison(name, call.name, call.number, shape, *found, own=own, tolerance=tolerance)
-        if row.differs and not self.outputs:
-            self.outputs[len(self.rows)] = output
+        if row.differs and not self.entry:
+            self.entry[len(self.rows)] = output, arguments
         if module and row.is_source and len(self.cases) < MOST_CASES:
             # if their inputs are unknown, use ours: at the first error, the two are still the same
             given = arguments or (reference.args, reference.kwargs)
@@ -186,17 +187,6 @@ class Hunt:
     def inside(self, name: str) -> list[Comparison]:
         """The comparisons of the submodules of a module."""
         return [row for row in self.rows if row.name.startswith(f"{name}." if name else "")]
-
-    def as_ours(self, reference: Call, call: Call) -> tuple[tuple, dict] | None:
-        """Their inputs in our order and layout. None if one of our inputs is not among them."""
-        leaves, structure = tree_flatten((reference.args, reference.kwargs))
-        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        found = assign([leaves[i] for i in places], call.inputs)
-        if found is None:
-            return None
-        for i, tensor in zip(places, found, strict=True):
-            leaves[i] = tensor.to(leaves[i].dtype)
-        return tree_unflatten(leaves, structure)
 
     @property
     def first_source(self) -> Comparison | None:
@@ -229,14 +219,35 @@ class Hunt:
         inside = self.inside(row.name) if own else []
         entered = next((one for one in inside if one.differs), row)
         place = self.rows.index(entered)
+        usual = row.name, self.cases.get(self.rows.index(row))
+        if place not in self.entry or entered.number >= len(self.calls[entered.name]):
+            return usual
+        output, arguments = self.entry[place]
+        maker = self.maker_of_input(entered, arguments) if arguments and not own else None
+        if maker:
+            call, output = maker
+            return call.name, Case(self.modules[call.name], call.args, call.kwargs, output)
         name = self.around(entered, row.name if own else "")
-        known = place in self.outputs and entered.number < len(self.calls[name])
-        if name == row.name or not known or not self.modules:
-            return row.name, self.cases.get(self.rows.index(row))
-        given = self.calls[name][entered.number]
-        inner = entered.name.removeprefix(name).lstrip(".")
-        output = self.outputs[place]
+        if name == row.name or not self.modules or entered.number >= len(self.calls[name]):
+            return usual
+        given, inner = self.calls[name][entered.number], entered.name.removeprefix(name).lstrip(".")
         return name, Case(self.modules[name], given.args, given.kwargs, output, inner)
+
+    def maker_of_input(
+        self, row: Comparison, arguments: tuple[tuple, dict]
+    ) -> tuple[Call, Tensor] | None:
+        """The call of ours that returned the input in which theirs differs, and their input.
+
+        None if no module returned it, or if the port has this module, too, so that it was compared.
+        """
+        theirs, ours = tensors_in(arguments), self.calls[row.name][row.number].inputs
+        pairs = zip(theirs, ours, strict=True)
+        wrong = [(a, b) for a, b in pairs if errors(a, b).error > GROWTH * row.tolerance]
+        for call in [call for calls in self.calls.values() for call in calls] if wrong else ():
+            made = call.outputs and call.outputs[0].data_ptr() == wrong[0][1].data_ptr()
+            if made and call.name not in self.alignment.modules.values():
+                return call, wrong[0][0].reshape(call.outputs[0].shape)
+        return None
 
     def around(self, row: Comparison, most: str) -> str:
         """The innermost of our modules that contains the row's module and has no partner.
@@ -246,16 +257,31 @@ class Hunt:
         other module, the result is `most`.
         """
         matched, call = self.alignment.modules.values(), self.calls[row.name][row.number]
-        outer = row.name
+        outer = whole = row.name
         while outer not in (most, ""):
             outer, _, _ = outer.rpartition(".")
             calls = self.calls.get(outer, [])
-            if outer in matched or row.number >= len(calls):
+            if row.number >= len(calls):
+                continue
+            whole = outer
+            if outer in matched:
                 continue
             given = {one.data_ptr() for one in calls[row.number].inputs}
             if not call.inputs or call.inputs[0].data_ptr() not in given:
                 return outer
-        return most
+        return most if most in self.calls else whole
+
+
+def as_ours(reference: Call, call: Call) -> tuple[tuple, dict] | None:
+    """Their inputs in our order and layout. None if one of our inputs is not among them."""
+    leaves, structure = tree_flatten((reference.args, reference.kwargs))
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    found = assign([leaves[i] for i in places], call.inputs)
+    if found is None:
+        return None
+    for i, tensor in zip(places, found, strict=True):
+        leaves[i] = tensor.to(leaves[i].dtype)
+    return tree_unflatten(leaves, structure)
 
 
 def coarser_unit(a: torch.dtype, b: torch.dtype) -> float:

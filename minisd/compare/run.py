@@ -243,12 +243,13 @@ def compare_trace(ours: Side | TraceFile, trace: TraceFile, limits: Limits = ROU
     else:
         whole = nn.ModuleDict(ours.networks)  # one tree of all networks, so that a name is a path
         calls = replay(whole, ours, trace)
-    if trace.weights and len(whole):
+    modules = dict(whole.named_modules()) if len(whole) else {}
+    if trace.weights and modules:
         names = {call.name for call in trace.calls}
         alignment = align_weights(whole, weights_of(whole), trace.weights, names)
     else:
-        alignment = align_by_values(calls, trace.calls)
-    hunt = Hunt(dict(whole.named_modules()) if len(whole) else {}, calls, alignment, limits)
+        alignment = align_by_values(modules, calls, trace.calls)
+    hunt = Hunt(modules, calls, alignment, limits)
     for call in trace.calls:
         judge_call(report, "", hunt, call)
     conclude(report, "", hunt)

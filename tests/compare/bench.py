@@ -133,7 +133,7 @@ def judged(bug: Bug, report: Report) -> tuple[bool, bool | None, bool]:
 def main() -> None:
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     counts: dict[str, list] = defaultdict(list)
-    for bug in [*read_bugs(), *read_bugs("blind_bugs.jsonl")]:
+    for bug in [*read_bugs(), *read_bugs("blind_bugs.jsonl"), *read_bugs("blind_bugs_2.jsonl")]:
         if wanted not in f"{bug.host} {bug.part} {bug.name}":
             continue
         try:
