@@ -1,14 +1,17 @@
 """Find out why a module of theirs differs, by trying common mistakes on our module.
 
 Our module runs on their inputs with one mistake built in. If its output then agrees with their
-output, this mistake is reported as the cause. Most mistakes replace one operation by another
-(replacements.py). The others edit our module: each is a function of a few lines in EDITS.
+output, this mistake is reported as the cause. There are three kinds of mistakes:
+
+- another operation: replacements.py lists them
+- another wire: an operation, or a submodule without an error of its own, gets another tensor
+- an edit of our module: each is a function of a few lines in EDITS
 """
 
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -17,46 +20,56 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from minisd import unet
+from minisd.compare.calls import tensors_in
 from minisd.compare.hunt import Case, run_module
 from minisd.compare.layouts import errors
 from minisd.compare.replacements import OTHER_ACTIVATIONS, REPLACED, Change
 
 Attempt = tuple[str, Callable[[], Tensor]]  # a mistake in words, and our output with this mistake
+Wire = tuple[int, int, int]  # the numbers of an operation, of its argument, and of a tensor
 
 MOST_SECONDS = 120  # the time that all attempts together may take
 MOST_PLACES = 40  # how many places of one operation are changed one by one
 
 
 class Rewrite(TorchFunctionMode):
-    """Inside the `with` block, replace a torch function: in every call, or only in one call.
+    """Inside the `with` block, count the operations of our module, and change some of them.
 
-    name: the torch function's name, such as "gelu"
+    An operation is a torch function in REPLACED, or a call of an innocent submodule. What happens
+    inside an innocent submodule is neither counted nor changed.
+
+    name: the torch function to replace, such as "gelu"
     change: the function to call instead
     only: the number of the call to replace, counted from 0. None: every call
-    innocent: modules in which nothing is replaced
+    wire: an argument of one operation, and the tensor that it gets instead
     """
 
     def __init__(
         self,
+        case: Case,
         name: str = "",
         change: Change | None = None,
         only: int | None = None,
-        innocent: Iterable[nn.Module] = (),
+        wire: Wire | None = None,
     ):
         super().__init__()
-        self.name, self.change, self.only, self.innocent = name, change, only, innocent
-        self.counts: Counter[str] = Counter()  # function -> its calls so far
+        self.case, self.name, self.change, self.only, self.wire = case, name, change, only, wire
         self.depth = 0  # how many innocent modules are running
+        self.counts: Counter[str] = Counter()  # operation -> its calls so far
+        self.uses: list[tuple[str, list, int]] = []  # operation, arguments, number of tensors yet
+        self.tensors: list[tuple[str, Tensor]] = []  # where a tensor came from, tensor
 
     def __enter__(self):
-        def move(by: int) -> Callable:
-            return lambda *call: setattr(self, "depth", self.depth + by)
-
-        self.hooks = [one.register_forward_pre_hook(move(1)) for one in self.innocent]
-        self.hooks += [one.register_forward_hook(move(-1)) for one in self.innocent]
+        self.found("the input", tensors_in((self.case.args, self.case.kwargs)))
+        names = {one: name for name, one in self.case.module.named_modules()}
+        self.hooks = []
+        for module in self.case.innocent:
+            name = names.get(module, "")
+            self.hooks.append(module.register_forward_pre_hook(partial(self.enter, name)))
+            self.hooks.append(module.register_forward_hook(partial(self.leave, name)))
         return super().__enter__()
 
     def __exit__(self, *error):
@@ -64,13 +77,47 @@ class Rewrite(TorchFunctionMode):
             hook.remove()
         return super().__exit__(*error)
 
+    def enter(self, name: str, module: nn.Module, args: tuple) -> tuple:
+        args = self.use(name, args) if self.depth == 0 else args
+        self.depth += 1
+        return args
+
+    def leave(self, name: str, module: nn.Module, args: tuple, output: object) -> None:
+        self.depth -= 1
+        self.found(f"the output of {name}", tensors_in(output) if self.depth == 0 else [])
+
+    def use(self, name: str, args: tuple) -> tuple:
+        """Count one operation. Returns its arguments, one of them exchanged if `wire` says so."""
+        leaves, structure = tree_flatten(args)
+        self.uses.append((name, leaves, len(self.tensors)))
+        if self.wire is None or self.wire[0] != len(self.uses) - 1:
+            return args
+        leaves = [*leaves]
+        leaves[self.wire[1]] = self.tensors[self.wire[2]][1]
+        return tree_unflatten(leaves, structure)
+
+    def found(self, name: str, tensors: list[Tensor]) -> None:
+        self.tensors += [(name, one) for one in tensors]
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs, name = kwargs or {}, getattr(func, "__name__", "").strip("_")
-        if self.depth == 0:
-            self.counts[name] += 1
-            chosen = name == self.name and self.only in (None, self.counts[name] - 1)
-            func = self.change if self.change and chosen else func
-        return func(*args, **kwargs)
+        name = getattr(func, "__name__", "").strip("_")
+        if self.depth or name not in REPLACED:
+            return func(*args, **(kwargs or {}))
+        chosen = name == self.name and self.only in (None, self.counts[name])
+        self.counts[name] += 1
+        label = f"{name} {self.counts[name]}"
+        args = self.use(label, args)
+        output = (self.change if self.change and chosen else func)(*args, **(kwargs or {}))
+        self.found(f"the output of {label}", tensors_in(output))
+        return output
+
+    def other_wires(self) -> Iterator[tuple[str, Wire]]:
+        """Every tensor of the same shape that an operation could have got instead of its own."""
+        for number, (name, leaves, known) in enumerate(self.uses):
+            for i, leaf in enumerate(leaves):
+                for j, (source, other) in enumerate(self.tensors[:known]):
+                    if isinstance(leaf, Tensor) and other.shape == leaf.shape and other is not leaf:
+                        yield f"{name} from {source}, not from its own input", (number, i, j)
 
 
 def find_cause(case: Case, tolerance: float) -> tuple[str, float] | None:
@@ -81,8 +128,8 @@ def find_cause(case: Case, tolerance: float) -> tuple[str, float] | None:
     """
     best, end = None, time.monotonic() + MOST_SECONDS
     for what, attempt in attempts(case):
-        if time.monotonic() > end:
-            break
+        if time.monotonic() > end or (best and "not from its own" in what):
+            break  # other wires are many, and come last
         try:
             output = attempt()
         except Exception:  # the change does not fit this module
@@ -95,24 +142,26 @@ def find_cause(case: Case, tolerance: float) -> tuple[str, float] | None:
 
 
 def attempts(case: Case) -> Iterator[Attempt]:
-    """All mistakes to try on a case: first the edits, then the replaced operations."""
+    """All mistakes to try on a case: edits, replaced operations and other wires."""
+
+    def run(*mistake, **wire) -> Tensor:
+        with Rewrite(case, *mistake, **wire):
+            return case.run()
+
     for edit in EDITS:
         yield from edit(case)
-    with Rewrite(innocent=case.innocent) as places:  # which replaces nothing, and counts
+    with Rewrite(case) as plain:
         case.run()
     for name in REPLACED:
-        count = places.counts[name]
+        count = plain.counts[name]
         for what, change in REPLACED[name].items() if count else ():
-            yield what, partial(replace_operation, case, name, change)
+            yield what, partial(run, name, change)
             for n in range(min(count, MOST_PLACES) if count > 1 else 0):
-                where = f"{what}, at place {n + 1} of {count}"
-                yield where, partial(replace_operation, case, name, change, n)
-
-
-def replace_operation(case: Case, name: str, change: Change, only: int | None = None) -> Tensor:
-    """Run our module with one operation replaced. Returns its output."""
-    with Rewrite(name, change, only, case.innocent):
-        return case.run()
+                yield f"{what}, at place {n + 1} of {count}", partial(run, name, change, n)
+    for source, tensor in plain.tensors if not case.inner else ():
+        yield f"{source} in place of its own output", lambda tensor=tensor: tensor
+    for what, wire in plain.other_wires():
+        yield what, partial(run, wire=wire)
 
 
 # ---- edits of our module ------------------------------------------------------------------------
@@ -132,11 +181,15 @@ def set_all(module: nn.Module, name: str, value: object) -> None:
 
 
 def time_embedding(case: Case) -> Iterator[Attempt]:
-    def waves(sines_first=False, less=0, period=10000.0, moved=0.0, scale=1.0, whole=False):
+    def waves(
+        sines_first=False, less=0, period=10000.0, moved=0.0, scale=1.0, cast=None, half=None
+    ):
         def wave(t, width):
             steps = torch.arange(width // 2, dtype=torch.float32, device=t.device)
-            frequencies = torch.exp(-math.log(period) * steps / (width // 2 - less))
-            t = (t.float().floor() if whole else t.float()) * scale + moved
+            frequencies = (
+                torch.exp(-math.log(period) * steps / (width // 2 - less)).to(half).float()
+            )
+            t = t.to(cast).float() * scale + moved
             parts = [(t[:, None] * frequencies).cos(), (t[:, None] * frequencies).sin()]
             return torch.cat(parts[::-1] if sines_first else parts, dim=-1)
 
@@ -154,48 +207,58 @@ def time_embedding(case: Case) -> Iterator[Attempt]:
         "t one too large": waves(moved=1),
         "t one too small": waves(moved=-1),
         "t divided by 1000": waves(scale=1 / 1000),
-        "t rounded down": waves(whole=True),
+        "t rounded down": waves(cast=torch.long),
+        "t in half precision": waves(cast=torch.half),
+        "t in bfloat16": waves(cast=torch.bfloat16),
+        "frequencies in half precision": waves(half=torch.half),
+        "frequencies in bfloat16": waves(half=torch.bfloat16),
     }
     if any(isinstance(one, unet.TimeEmbedding) for one in case.module.modules()):
         for what, made in changes.items():
-            yield f"time embedding with {what}", lambda made=made: run(made)
+            yield f"time embedding with {what}", partial(run, made)
 
 
 def text_layers(case: Case) -> Iterator[Attempt]:
-    """Mistakes of a text transformer: left-out last layers, no final norm, other positions."""
+    """Mistakes of a text transformer: other positions, or left-out last layers."""
     if not hasattr(case.module, "position_embedding"):
         return
     text: Any = case.module
-    layers, positions = text.layers, text.position_embedding
-    edits = {
-        "without the final norm": ("norm_out", nn.Identity()),
-        "without positions": ("position_embedding", nn.Parameter(torch.zeros_like(positions))),
-        "with positions counted from 1": (
-            "position_embedding",
-            nn.Parameter(torch.cat([positions[1:], positions[-1:]])),
-        ),
+    known = text.position_embedding
+    positions = {
+        "without positions": torch.zeros_like(known),
+        "with positions counted from 1": torch.cat([known[1:], known[-1:]]),
+        "with positions moved by one": known.roll(1, 0),
     }
-    for n in range(1, min(len(layers), 4)):
-        edits[f"without the last {n} layer{'s' * (n > 1)}"] = ("layers", layers[:-n])
-    for what, (name, value) in edits.items():
-        yield (
-            what,
-            lambda name=name, value=value: with_module(case, lambda m: setattr(m, name, value)),
-        )
+    for what, values in positions.items():
+        edit = lambda m, values=values: setattr(m, "position_embedding", nn.Parameter(values))  # noqa: E731
+        yield what, partial(with_module, case, edit)
+    for n in range(1, min(len(text.layers), 4)):
+        edit = lambda m, n=n: setattr(m, "layers", m.layers[:-n])  # noqa: E731
+        yield f"without the last {n} layer{'s' * (n > 1)}", partial(with_module, case, edit)
 
 
-def activation_of_text(case: Case) -> Iterator[Attempt]:
-    if any(hasattr(one, "activation") for one in case.module.modules()):
-        for name, f in OTHER_ACTIVATIONS.items():
-            edit = lambda module, f=f: set_all(module, "activation", f)  # noqa: E731
-            yield f"{name} as activation", lambda edit=edit: with_module(case, edit)
+def other_attributes(case: Case) -> Iterator[Attempt]:
+    """Another activation of the text transformer, or another number of heads."""
+    numbers = {f"with {n} heads": n for n in (1, 2, 4, 5, 8, 10, 12, 16, 20, 32)}
+    functions = {f"{name} as activation": f for name, f in OTHER_ACTIVATIONS.items()}
+    for attribute, values in (("heads", numbers), ("activation", functions)):
+        if any(hasattr(one, attribute) for one in case.module.modules()):
+            for what, value in values.items():
+                edit = lambda m, name=attribute, value=value: set_all(m, name, value)  # noqa: E731
+                yield what, partial(with_module, case, edit)
 
 
-def other_heads(case: Case) -> Iterator[Attempt]:
-    if any(hasattr(one, "heads") for one in case.module.modules()):
-        for n in (1, 2, 4, 5, 8, 10, 12, 16, 20, 32):
-            edit = lambda module, n=n: set_all(module, "heads", n)  # noqa: E731
-            yield f"with {n} heads", lambda edit=edit: with_module(case, edit)
+def left_out_submodules(case: Case) -> Iterator[Attempt]:
+    def run(module: nn.Module) -> Tensor:
+        hook = module.register_forward_hook(lambda module, args, output: args[0])
+        try:
+            return case.run()
+        finally:
+            hook.remove()
+
+    for name, module in case.module.named_modules():
+        if name and module not in case.innocent and [*module.parameters()]:
+            yield f"without {name}", partial(run, module)
 
 
 def precision(case: Case) -> Iterator[Attempt]:
@@ -205,20 +268,29 @@ def precision(case: Case) -> Iterator[Attempt]:
         return run_module(module, args, case.kwargs, case.inner).to(case.output.dtype)
 
     for dtype in {torch.float16, torch.bfloat16, torch.float32} - {case.output.dtype}:
-        yield f"computing in {str(dtype).removeprefix('torch.')}", lambda dtype=dtype: run(dtype)
+        yield f"computing in {str(dtype).removeprefix('torch.')}", partial(run, dtype)
 
 
 def output_as_a_whole(case: Case) -> Iterator[Attempt]:
-    """Mistakes in the output only: multiplied by a number, mirrored, moved or transposed."""
+    """Mistakes in the output only: multiplied by a number, mirrored, moved, or one step more."""
     ours = case.run()
+    what = "input" if isinstance(case.module, nn.Identity) else "output"
     factor = (ours.double() * case.output.double()).sum() / ours.double().pow(2).sum()
-    yield f"an output that is {factor:.5g} times ours", lambda: ours * factor.to(ours)
+    yield f"an {what} that is {factor:.5g} times ours", lambda: ours * factor.to(ours)
     for axis in range(1, ours.ndim):
-        yield f"an output mirrored along axis {axis}", lambda axis=axis: ours.flip(axis)
+        yield f"an {what} mirrored along axis {axis}", partial(ours.flip, axis)
         for by in (1, -1):
-            moved = f"an output moved by {by} along axis {axis}"
-            yield moved, lambda axis=axis, by=by: ours.roll(by, axis)
-    yield "an output with height and width swapped", lambda: ours.mT
+            yield f"an {what} moved by {by} along axis {axis}", partial(ours.roll, by, axis)
+    yield f"an {what} with height and width swapped", lambda: ours.mT
+    for name, f in OTHER_ACTIVATIONS.items():
+        yield f"the {what} with {name} at the end", partial(f, ours)
 
 
-EDITS = [time_embedding, text_layers, activation_of_text, other_heads, precision, output_as_a_whole]
+EDITS = [
+    time_embedding,
+    text_layers,
+    other_attributes,
+    left_out_submodules,
+    precision,
+    output_as_a_whole,
+]

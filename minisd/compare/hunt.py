@@ -103,6 +103,7 @@ class Case:
     output: their output, in our layout
     inner: the submodule of our module that `output` belongs to, if they have no module for all of
         our module. Empty: `output` belongs to our whole module
+    place: the number of the output, if the module returns several
     innocent: submodules that were compared already and make no error of their own
     """
 
@@ -111,11 +112,12 @@ class Case:
     kwargs: dict
     output: Tensor
     inner: str = ""
+    place: int = 0
     innocent: list[nn.Module] = field(default_factory=list)
 
     def run(self, module: nn.Module | None = None) -> Tensor:
         """Run our module, or an edited copy of it, on their inputs. Returns its output."""
-        return run_module(module or self.module, self.args, self.kwargs, self.inner)
+        return run_module(module or self.module, self.args, self.kwargs, self.inner, self.place)
 
 
 def record(network: nn.Module, run: Callable[[], object]) -> list[Call]:
@@ -155,33 +157,44 @@ class Hunt:
         if name is None or call.number >= len(self.calls.get(name, ())) or not call.outputs:
             return
         reference, module = self.calls[name][call.number], self.modules.get(name)
-        layout, _ = find_layout(call.outputs[0], reference.outputs[0])
-        if layout is None:
+        pairs = [*zip(call.outputs, reference.outputs, strict=False)]  # one side may return more
+        pairs = pairs if len(call.outputs) == len(reference.outputs) else pairs[:1]
+        layouts = [find_layout(*pair)[0] for pair in pairs]
+        both = [(one.apply(a), b) for one, (a, b) in zip(layouts, pairs, strict=True) if one]
+        if len(both) < len(pairs):
             return
-        output, ours = layout.apply(call.outputs[0]), reference.outputs[0]
-        whole, unit = errors(output, ours), coarser_unit(output.dtype, ours.dtype)
+        found = [errors(*pair) for pair in both]
+        place = max(
+            range(len(found)), key=lambda i: (found[i].error != found[i].error, found[i].error)
+        )
+        (output, ours), whole = both[place], found[place]
+        unit = coarser_unit(output.dtype, ours.dtype)
         extra, own, arguments = self.limits.atol / whole.spread, None, None
         tolerance = extra + (self.limits.rtol or rounding(module, unit))
         # a module of many layers takes long to run, so it runs again only if its output differs
         if module and (whole.error > tolerance or not any(True for _ in module.children())):
             arguments = as_ours(reference, call)
         if module and arguments is not None:
-            made = run_module(module, *arguments)
+            made = run_module(module, *arguments, place=place)
             own = errors(output, made).error
             if own > tolerance and self.limits.rtol is None:
-                moved = rounding_of(module, *arguments, made, unit)
+                moved = rounding_of(module, *arguments, made, unit, place)
                 tolerance = max(tolerance, extra + NOISE * moved)
             # if the whole error is much smaller, our module needs an input that theirs did not get
             own = None if own > tolerance and whole.error < VISIBLE * own else own
-        shape, found = tuple(ours.shape), whole[:3]
-        row = Comparison(name, call.name, call.number, shape, *found, own=own, tolerance=tolerance)
+        shape, measured = tuple(ours.shape), whole[:3]
+        row = Comparison(
+            name, call.name, call.number, shape, *measured, own=own, tolerance=tolerance
+        )
         if row.differs and not self.entry:
             self.entry[len(self.rows)] = output, arguments
         if module and row.is_source and len(self.cases) < MOST_CASES:
             # if their inputs are unknown, use ours: at the first error, the two are still the same
             given = arguments or (reference.args, reference.kwargs)
             innocent = [self.modules[one.name] for one in self.inside(name) if not one.is_source]
-            self.cases[len(self.rows)] = Case(module, *given, output, innocent=innocent)
+            self.cases[len(self.rows)] = Case(
+                module, *given, output, place=place, innocent=innocent
+            )
         self.rows.append(row)
 
     def inside(self, name: str) -> list[Comparison]:
@@ -208,8 +221,8 @@ class Hunt:
                 jump = jump or row
         return jump
 
-    def locate(self, row: Comparison) -> tuple[str, Case | None]:
-        """The name of our module in which the error arises, and the case to try causes on.
+    def locate(self, row: Comparison) -> tuple[str, list[Case]]:
+        """The name of our module in which the error arises, and the cases to try causes on.
 
         The port may have one module where our network has several nested modules. Then the error
         arises in the innermost of our modules that the port does not have and whose submodules
@@ -218,36 +231,40 @@ class Hunt:
         own = row.own is None or row.is_source
         inside = self.inside(row.name) if own else []
         entered = next((one for one in inside if one.differs), row)
+        usual = row.name, [self.cases[i] for i in [self.rows.index(row)] if i in self.cases]
         place = self.rows.index(entered)
-        usual = row.name, self.cases.get(self.rows.index(row))
-        if place not in self.entry or entered.number >= len(self.calls[entered.name]):
+        if place not in self.entry or not self.modules:
             return usual
         output, arguments = self.entry[place]
-        maker = self.maker_of_input(entered, arguments) if arguments and not own else None
-        if maker:
-            call, output = maker
-            return call.name, Case(self.modules[call.name], call.args, call.kwargs, output)
+        wrong = self.wrong_input(entered, arguments) if arguments and not own else None
+        makers = self.makers_of(wrong[1]) if wrong else []
+        unknown = [one for one in makers if one.name not in self.alignment.modules.values()]
+        if wrong and unknown:
+            module = self.modules[unknown[0].name]
+            theirs = wrong[0].reshape(unknown[0].outputs[0].shape)
+            return unknown[0].name, [Case(module, unknown[0].args, unknown[0].kwargs, theirs)]
         name = self.around(entered, row.name if own else "")
-        if name == row.name or not self.modules or entered.number >= len(self.calls[name]):
+        if name == row.name or entered.number >= len(self.calls[name]):
             return usual
         given, inner = self.calls[name][entered.number], entered.name.removeprefix(name).lstrip(".")
-        return name, Case(self.modules[name], given.args, given.kwargs, output, inner)
+        cases = [Case(self.modules[name], given.args, given.kwargs, output, inner)]
+        cases += [Case(nn.Identity(), (wrong[1],), {}, wrong[0])] if wrong else []
+        return name, cases
 
-    def maker_of_input(
+    def wrong_input(
         self, row: Comparison, arguments: tuple[tuple, dict]
-    ) -> tuple[Call, Tensor] | None:
-        """The call of ours that returned the input in which theirs differs, and their input.
-
-        None if no module returned it, or if the port has this module, too, so that it was compared.
-        """
+    ) -> tuple[Tensor, Tensor] | None:
+        """The first input in which theirs differs from ours: their tensor and our tensor."""
         theirs, ours = tensors_in(arguments), self.calls[row.name][row.number].inputs
-        pairs = zip(theirs, ours, strict=True)
-        wrong = [(a, b) for a, b in pairs if errors(a, b).error > GROWTH * row.tolerance]
-        for call in [call for calls in self.calls.values() for call in calls] if wrong else ():
-            made = call.outputs and call.outputs[0].data_ptr() == wrong[0][1].data_ptr()
-            if made and call.name not in self.alignment.modules.values():
-                return call, wrong[0][0].reshape(call.outputs[0].shape)
+        for a, b in zip(theirs, ours, strict=True):
+            if a.shape == b.shape and errors(a, b).error > GROWTH * row.tolerance:
+                return a, b
         return None
+
+    def makers_of(self, tensor: Tensor) -> list[Call]:
+        """The calls of ours that returned this tensor, from the innermost module outwards."""
+        calls = [call for calls in self.calls.values() for call in calls]
+        return [one for one in calls if one.outputs and same_memory(one.outputs[0], tensor)]
 
     def around(self, row: Comparison, most: str) -> str:
         """The innermost of our modules that contains the row's module and has no partner.
@@ -266,8 +283,8 @@ class Hunt:
             whole = outer
             if outer in matched:
                 continue
-            given = {one.data_ptr() for one in calls[row.number].inputs}
-            if not call.inputs or call.inputs[0].data_ptr() not in given:
+            given = calls[row.number].inputs
+            if not any(same_memory(one, call.inputs[0]) for one in given if call.inputs):
                 return outer
         return most if most in self.calls else whole
 
@@ -282,6 +299,10 @@ def as_ours(reference: Call, call: Call) -> tuple[tuple, dict] | None:
     for i, tensor in zip(places, found, strict=True):
         leaves[i] = tensor.to(leaves[i].dtype)
     return tree_unflatten(leaves, structure)
+
+
+def same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.numel() == b.numel()
 
 
 def coarser_unit(a: torch.dtype, b: torch.dtype) -> float:
@@ -305,7 +326,9 @@ def rounding(module: nn.Module | None, unit: float) -> float:
     return layer * COMPOSITE if composite else layer
 
 
-def rounding_of(module: nn.Module, args: tuple, kwargs: dict, output: Tensor, unit: float) -> float:
+def rounding_of(
+    module: nn.Module, args: tuple, kwargs: dict, output: Tensor, unit: float, place: int = 0
+) -> float:
     """How much the output changes if every input is rounded once more, at random.
 
     The change is large if a norm subtracts a large mean, because few exact digits then remain.
@@ -321,7 +344,7 @@ def rounding_of(module: nn.Module, args: tuple, kwargs: dict, output: Tensor, un
         return leaf * (1 + unit * noise).to(leaf.dtype)
 
     args, kwargs = tree_map(move_leaf, (args, kwargs))
-    return errors(run_module(module, args, kwargs), output).error
+    return errors(run_module(module, args, kwargs, place=place), output).error
 
 
 def assign(ours: list[Tensor], theirs: list[Tensor]) -> list[Tensor] | None:
@@ -345,8 +368,10 @@ def assign(ours: list[Tensor], theirs: list[Tensor]) -> list[Tensor] | None:
     return found if len(found) == len(ours) else None
 
 
-def run_module(module: nn.Module, args: tuple, kwargs: dict, inner: str = "") -> Tensor:
-    """Run our module. Returns its first output, or that of its submodule `inner`."""
+def run_module(
+    module: nn.Module, args: tuple, kwargs: dict, inner: str = "", place: int = 0
+) -> Tensor:
+    """Run our module. Returns one of its outputs, or of the outputs of its submodule `inner`."""
     args, kwargs = tree_map(lambda leaf: leaf, (args, kwargs))  # a module may empty its lists
     seen: list[object] = []
     hook = module.get_submodule(inner).register_forward_hook(lambda *call: seen.append(call[-1]))
@@ -355,4 +380,4 @@ def run_module(module: nn.Module, args: tuple, kwargs: dict, inner: str = "") ->
             module(*args, **kwargs)
     finally:
         hook.remove()
-    return tensors_in(seen[0])[0]
+    return tensors_in(seen[0])[place]

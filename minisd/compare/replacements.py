@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 Change = Callable[..., object]  # takes the arguments of a torch function, returns another result
 
@@ -19,7 +21,9 @@ OTHER_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "exact gelu": F.gelu,
     "tanh gelu": lambda x: F.gelu(x, approximate="tanh"),
     "quick gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "quick gelu with 1.7 (not 1.702)": lambda x: x * torch.sigmoid(1.7 * x),
     "relu": F.relu,
+    "tanh": torch.tanh,
     "no activation": lambda x: x,
 }
 
@@ -38,8 +42,18 @@ def outside_root(x: Tensor, shape, weight: Tensor, bias: Tensor, eps: float) -> 
     return y * weight.reshape(axes) + bias.reshape(axes)
 
 
-def with_groups(groups: int) -> Change:
-    return lambda x, _, **more: F.group_norm(x, groups, **more)
+def with_groups(groups: int, mixed: bool = False) -> Change:
+    """mixed: whether each group takes every groups-th channel, not neighbouring channels"""
+
+    def change(x, own_groups, weight, bias, eps):
+        n = groups or own_groups
+        y = rearrange(x, "b (d n) ... -> b (n d) ...", n=n) if mixed else x
+        y = F.group_norm(y, n, eps=eps)
+        y = rearrange(y, "b (n d) ... -> b (d n) ...", n=n) if mixed else y
+        axes = (-1, *[1] * (x.ndim - 2))
+        return y * weight.reshape(axes) + bias.reshape(axes)
+
+    return change
 
 
 def sample_variance(x: Tensor, shape, weight, bias, eps) -> Tensor:
@@ -118,18 +132,13 @@ def set_scale(power: float, all_channels: bool = False) -> Change:
     return change
 
 
-def reorder(*places: int) -> Change:
-    """Attention whose queries, keys and values are mixed up.
+def with_mask(diagonal: int, hidden: float = float("-inf")) -> Change:
+    """Attention whose causal mask begins at another diagonal, or hides with another score."""
 
-    places: which of (queries, keys, values) to use as queries, as keys and as values
-    """
-    return lambda *qkv, attn_mask=None: sdpa(*[qkv[i] for i in places], attn_mask=attn_mask)
-
-
-def with_mask(diagonal: int) -> Change:
     def change(q, k, v, attn_mask):
-        mask = torch.full(attn_mask.shape, float("-inf")).to(q).triu(diagonal)
-        return sdpa(q, k, v, attn_mask=mask).nan_to_num()
+        scores = q @ k.mT * q.shape[-1] ** -0.5
+        hides = torch.ones_like(attn_mask, dtype=torch.bool).triu(diagonal)
+        return scores.masked_fill(hides, hidden).softmax(-1).nan_to_num() @ v
 
     return change
 
@@ -139,33 +148,28 @@ def softmax_over_queries(q, k, v, attn_mask=None) -> Tensor:
     return (scores if attn_mask is None else scores + attn_mask).softmax(dim=-2) @ v
 
 
-def deal(x: Tensor, heads: int) -> Tensor:
-    """Give each head every heads-th channel: split the channels as (d heads), not as (heads d).
+def other_order(split: bool, merge: bool) -> Change:
+    """A reshape with another order of axes: split as (d heads), not as (heads d), or merged so."""
 
-    x: b heads n d    returns: b heads n d
-    """
-    b, _, n, d = x.shape
-    return x.transpose(1, 2).reshape(b, n, d, heads).permute(0, 3, 1, 2)
+    def change(x, shape):
+        if split and len(shape) == x.ndim + 1:
+            i = next(i for i, size in enumerate(x.shape) if size != shape[i])
+            return x.unflatten(i, (shape[i + 1], shape[i])).transpose(i, i + 1)
+        if merge and len(shape) == x.ndim - 1:
+            i = next(i for i, size in enumerate(shape) if size != x.shape[i])
+            return x.transpose(i, i + 1).reshape(shape)
+        return x.reshape(shape)
+
+    return change
 
 
-def gather(x: Tensor) -> Tensor:
-    """The reverse of deal(): bring the channels back to their old places. x: b heads n d"""
-    b, heads, n, d = x.shape
-    return x.permute(0, 2, 3, 1).reshape(b, n, heads, d).transpose(1, 2)
+def in_precision(function: Callable, dtype: torch.dtype) -> Change:
+    def cast(leaf, to):
+        return leaf.to(to) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
-
-def deal_heads(dealt_in: str, back: bool) -> Change:
-    """Attention that splits channels into heads as deal() does.
-
-    dealt_in: for which of q, k and v, such as "qk"
-    back: whether gather() brings the channels of the answer back to their places
-    """
-
-    def change(q, k, v, attn_mask=None):
-        given = {"q": q, "k": k, "v": v}
-        q, k, v = (deal(x, x.shape[1]) if name in dealt_in else x for name, x in given.items())
-        answer = sdpa(q, k, v, attn_mask=attn_mask)
-        return gather(answer) if back else answer
+    def change(*args, **kwargs):
+        less = tree_map(lambda leaf: cast(leaf, dtype), (args, kwargs))
+        return function(*less[0], **less[1]).to(args[0].dtype)
 
     return change
 
@@ -174,6 +178,7 @@ REPLACED: dict[str, dict[str, Change]] = {
     "group_norm": {
         **norm_changes(F.group_norm),
         **{f"group norms with {n} groups": with_groups(n) for n in (1, 2, 4, 8, 16, 32, 64)},
+        "group norms with every n-th channel in a group": with_groups(0, mixed=True),
     },
     "layer_norm": {
         **norm_changes(F.layer_norm),
@@ -205,7 +210,8 @@ REPLACED: dict[str, dict[str, Change]] = {
         "padding on all sides": lambda x, old, **_: F.pad(x, (1, 1, 1, 1)),
     },
     "interpolate": {
-        f"{m} upsampling": upsample(m) for m in ("bilinear", "bicubic", "nearest-exact")
+        **{f"{m} upsampling": upsample(m) for m in ("bilinear", "bicubic", "nearest-exact")},
+        "upsampling that tiles the picture": lambda x, **_: x.repeat(1, 1, 2, 2),
     },
     "scaled_dot_product_attention": {
         "attention without the scale": set_scale(0),
@@ -213,29 +219,24 @@ REPLACED: dict[str, dict[str, Change]] = {
         "attention scaled by the width of a head to the power -1/4": set_scale(-0.25),
         "attention multiplied by the root of the width, not divided": set_scale(0.5),
         "attention scaled by the root of all channels, not of one head's": set_scale(-0.5, True),
-        "attention in half precision": lambda *qkv, attn_mask=None: sdpa(
-            *[one.half() for one in qkv], attn_mask=attn_mask and attn_mask.half()
-        ).to(qkv[0]),
-        "attention in bfloat16": lambda *qkv, attn_mask=None: sdpa(
-            *[one.bfloat16() for one in qkv]
-        ).to(qkv[0]),
         "attention without the mask": lambda q, k, v, attn_mask=None: sdpa(q, k, v),
         "attention with the mask turned round": lambda q, k, v, attn_mask: sdpa(
             q, k, v, attn_mask.T
         ),
         "attention with a mask that hides each token from itself": with_mask(0),
         "attention with a mask that shows one token too many": with_mask(2),
+        "attention with a mask that sets scores to 0": with_mask(1, hidden=0.0),
         "attention with the softmax over the queries": softmax_over_queries,
-        "attention with queries and keys swapped": reorder(1, 0, 2),
-        "attention with keys and values swapped": reorder(0, 2, 1),
-        "attention with queries and values swapped": reorder(2, 1, 0),
-        "attention with the channels dealt to the heads in turn": deal_heads("qkv", back=True),
-        "attention that puts its heads together in another order": deal_heads("", back=True),
-        **{
-            f"attention with the channels of {n} dealt to the heads in turn": deal_heads(n, False)
-            for n in "qkv"
-        },
+        "attention with queries and keys swapped": lambda q, k, v, **mask: sdpa(k, q, v, **mask),
+        "attention with keys and values swapped": lambda q, k, v, **mask: sdpa(q, v, k, **mask),
+        "attention with queries and values swapped": lambda q, k, v, **mask: sdpa(v, k, q, **mask),
     },
+    "reshape": {
+        "with an axis split in the other order (d heads)": other_order(True, False),
+        "with two axes merged in the other order (d heads)": other_order(False, True),
+        "with axes split and merged in the other order (d heads)": other_order(True, True),
+    },
+    "permute": {"without a swap of axes": lambda x, axes: x},
     "add": {
         "without the second summand (a residual, a shift)": lambda a, b: a,
         "without the first summand (a residual)": lambda a, b: b + 0 * a,
@@ -264,3 +265,13 @@ REPLACED: dict[str, dict[str, Change]] = {
         ),
     },
 }
+LESS_PRECISE = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "group_norm": F.group_norm,
+    "layer_norm": F.layer_norm,
+}
+LESS_PRECISE |= {"linear": F.linear, "conv2d": F.conv2d, sdpa.__name__: sdpa}
+for name, function in LESS_PRECISE.items():
+    REPLACED[name][f"{name} in half precision"] = in_precision(function, torch.half)
+    REPLACED[name][f"{name} in bfloat16"] = in_precision(function, torch.bfloat16)

@@ -116,13 +116,15 @@ def conclude(report: Report, part: str, hunt: Hunt, port: nn.Module | None = Non
     first = hunt.first_source
     rows = [replace(row, name=join_names(part, row.name)) for row in hunt.rows]
     if first is not None and report.first is None:
-        name, case = hunt.locate(first)
+        name, cases = hunt.locate(first)
         report.first = replace(first, name=join_names(part, name))
-        if case is not None:
-            report.cause, report.left = find_cause(case, first.tolerance) or (None, None)
-            ours = case.run()
-            report.worst = neighbourhood(case.output, ours)
-            report.histogram = powers_of_ten(case.output, ours)
+        for case in cases:
+            found = None if report.cause else find_cause(case, first.tolerance)
+            report.cause, report.left = found or (report.cause, report.left)
+        if cases:
+            ours = cases[0].run()
+            report.worst = neighbourhood(cases[0].output, ours)
+            report.histogram = powers_of_ten(cases[0].output, ours)
         places = [place_of(hunt.modules, name)] if hunt.modules else []
         places += [place_of(dict(port.named_modules()), first.theirs)] if port is not None else []
         report.sources[report.first.name] = [one for one in places if one]
