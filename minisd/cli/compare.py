@@ -8,7 +8,7 @@ from minisd.cli.messages import print_message, print_results
 
 def add_compare(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    kinds = "a FILE, FOLDER or NAME of a model, diffusers:FOLDER, module.py:FUNCTION or a trace FILE"
+    kinds = "FILE, FOLDER or NAME of a model, diffusers:FOLDER, module.py:FUNCTION, or a trace FILE"
     add("reference", help=kinds)
     add("port", help="what to judge: one of the same kinds")
     add("--rtol", type=float, help="the allowed error of one module (what rounding explains)")
@@ -21,13 +21,13 @@ def add_compare(command: argparse.ArgumentParser) -> None:
 
 def compare_command(options: argparse.Namespace) -> int:
     """Compare the two sides and print the report. Returns 0 if they are equal, else 1."""
-    from minisd.compare.hunt import Limits
+    from minisd.compare.hunt import ErrorLimits
     from minisd.compare.run import compare_sides
     from minisd.compare.sides import open_side
     from minisd.files.whole_files import write_text
 
     sides = open_side(options.reference), open_side(options.port)
-    report = compare_sides(*sides, options.seed, Limits(options.rtol, options.atol))
+    report = compare_sides(*sides, options.seed, ErrorLimits(options.rtol, options.atol))
     print_results(*str(report).split("\n"))
     if options.json:
         write_text(options.json, report.to_json())

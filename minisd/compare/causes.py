@@ -63,7 +63,7 @@ class Rewrite(TorchFunctionMode):
         self.tensors: list[tuple[str, Tensor]] = []  # where a tensor came from, tensor
 
     def __enter__(self):
-        self.found("the input", tensors_in((self.case.args, self.case.kwargs)))
+        self.add_tensors("the input", tensors_in((self.case.args, self.case.kwargs)))
         names = {one: name for name, one in self.case.module.named_modules()}
         self.hooks = []
         for module in self.case.innocent:
@@ -84,7 +84,7 @@ class Rewrite(TorchFunctionMode):
 
     def leave(self, name: str, module: nn.Module, args: tuple, output: object) -> None:
         self.depth -= 1
-        self.found(f"the output of {name}", tensors_in(output) if self.depth == 0 else [])
+        self.add_tensors(f"the output of {name}", tensors_in(output) if self.depth == 0 else [])
 
     def use(self, name: str, args: tuple) -> tuple:
         """Count one operation. Returns its arguments, one of them exchanged if `wire` says so."""
@@ -96,7 +96,7 @@ class Rewrite(TorchFunctionMode):
         leaves[self.wire[1]] = self.tensors[self.wire[2]][1]
         return tree_unflatten(leaves, structure)
 
-    def found(self, name: str, tensors: list[Tensor]) -> None:
+    def add_tensors(self, name: str, tensors: list[Tensor]) -> None:
         self.tensors += [(name, one) for one in tensors]
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -108,7 +108,7 @@ class Rewrite(TorchFunctionMode):
         label = f"{name} {self.counts[name]}"
         args = self.use(label, args)
         output = (self.change if self.change and chosen else func)(*args, **(kwargs or {}))
-        self.found(f"the output of {label}", tensors_in(output))
+        self.add_tensors(f"the output of {label}", tensors_in(output))
         return output
 
     def other_wires(self) -> Iterator[tuple[str, Wire]]:

@@ -35,7 +35,7 @@ NOISE = 6  # an own error up to this many times the change by random rounding co
 VISIBLE = 0.2  # the whole error must be at least this share of the own error
 
 
-class Limits(NamedTuple):
+class ErrorLimits(NamedTuple):
     """Which errors are accepted.
 
     rtol: the largest error of a module, relative to the spread. None: what rounding explains
@@ -46,7 +46,7 @@ class Limits(NamedTuple):
     atol: float = 0.0
 
 
-ROUNDING = Limits()  # only what rounding explains
+ROUNDING_ONLY = ErrorLimits()  # only what rounding explains
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Hunt:
         modules: Mapping[str, nn.Module],
         calls: list[Call],
         alignment: Alignment,
-        limits: Limits,
+        limits: ErrorLimits,
     ):
         self.modules, self.alignment, self.limits = modules, alignment, limits
         self.calls: dict[str, list[Call]] = {}

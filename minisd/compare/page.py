@@ -12,7 +12,7 @@ from minisd.compare.hunt import Comparison
 from minisd.compare.report import TABLE_HEAD, Report, call_label, row_texts
 
 TEMPLATE = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-COLOURS = {  # from rounding to the largest errors
+ERROR_COLOURS = {  # from rounding to the largest errors
     "#dfe6ee": "rounding",
     "#fde9c9": "1x",
     "#f9c27f": "30x",
@@ -35,12 +35,12 @@ def page(report: Report) -> str:
         for row in report.rows
     ]
     template = Template(TEMPLATE, autoescape=True)
-    return template.render(report=report, rows=rows, head=TABLE_HEAD, colours=COLOURS)
+    return template.render(report=report, rows=rows, head=TABLE_HEAD, colours=ERROR_COLOURS)
 
 
 def colour(row: Comparison) -> str:
     """The colour of an error: grey within the tolerance; a larger error has a darker colour."""
     if row.error <= row.tolerance:
-        return next(iter(COLOURS))
+        return next(iter(ERROR_COLOURS))
     times = row.error / row.tolerance if math.isfinite(row.error) else math.inf
-    return [*COLOURS][int(min(1 + math.log10(times) / 1.5, len(COLOURS) - 1))]
+    return [*ERROR_COLOURS][int(min(1 + math.log10(times) / 1.5, len(ERROR_COLOURS) - 1))]

@@ -13,7 +13,7 @@ from minisd.compare.align import align, align_weights
 from minisd.compare.align_by_values import align_by_values
 from minisd.compare.calls import Call, watch_calls
 from minisd.compare.causes import find_cause
-from minisd.compare.hunt import ROUNDING, Hunt, Limits, record
+from minisd.compare.hunt import ROUNDING_ONLY, ErrorLimits, Hunt, record
 from minisd.compare.layouts import has_no_nan, same_numbers
 from minisd.compare.report import Report, join_names, neighbourhood, place_of, powers_of_ten
 from minisd.compare.sides import Side, make_inputs
@@ -47,7 +47,7 @@ def compare(
     """
     report = Report()
     run_theirs = (lambda port: call(port, *inputs)) if call else (lambda port: port(*inputs))
-    limits = Limits(rtol, atol)
+    limits = ErrorLimits(rtol, atol)
     compare_part(report, "", reference, port, lambda ours: ours(*inputs), run_theirs, limits)
     return report
 
@@ -59,7 +59,7 @@ def compare_part(
     port: nn.Module,
     run_ours: Runner,
     run_theirs: Runner,
-    limits: Limits = ROUNDING,
+    limits: ErrorLimits = ROUNDING_ONLY,
 ) -> None:
     """Compare one network, and add the results to the report."""
     calls = record(reference, lambda: run_ours(reference))
@@ -149,7 +149,7 @@ def compare_sides(
     reference: Side | TraceFile,
     port: Side | TraceFile,
     seed: int = 0,
-    limits: Limits = ROUNDING,
+    limits: ErrorLimits = ROUNDING_ONLY,
 ) -> Report:
     """Compare every part that two sides have in common.
 
@@ -176,7 +176,7 @@ def compare_network(
     theirs: Side,
     part: str,
     inputs: dict[str, tuple[Tensor, ...]],
-    limits: Limits,
+    limits: ErrorLimits,
 ) -> None:
     """Compare one network of theirs with the same part of ours, or with the module it fits.
 
@@ -229,7 +229,9 @@ def check_device(ours: Side, network: nn.Module, label: str) -> None:
 # ---- a side and a trace ------------------------------------------------------------------------
 
 
-def compare_trace(ours: Side | TraceFile, trace: TraceFile, limits: Limits = ROUNDING) -> Report:
+def compare_trace(
+    ours: Side | TraceFile, trace: TraceFile, limits: ErrorLimits = ROUNDING_ONLY
+) -> Report:
     """Compare a trace with our networks, which run on the inputs in it, or with another trace.
 
     Raises ValueError if the trace has no inputs for any network, if it holds only statistics, or if
