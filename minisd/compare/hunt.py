@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from minisd.compare.align import Alignment
 from minisd.compare.calls import Call, tensors_in, watch_calls
-from minisd.compare.layouts import errors, find_layout
+from minisd.compare.layouts import Errors, errors, find_layout
 
 # The relative rounding error of one number in each precision.
 ROUNDING_UNITS = {
@@ -27,7 +27,7 @@ ROUNDING_UNITS = {
 }
 LONG = 4096  # the number of products in a sum of a module that is not known
 COMPOSITE = 5  # rounding in a module of many layers may be this many times that of one layer
-MOST_CASES = 8  # for how many modules the data to try causes on is kept
+MOST_KEPT = 8  # for how many modules their tensors are kept, to try causes on
 MOST_INPUTS = 4  # inputs are tried in every order if a module has at most this many
 GROWTH = 10  # a whole error up to this many times the tolerance may be rounding of earlier modules
 JUMP = 8  # an error is a new one if it is this many times as large as every error before it
@@ -147,33 +147,23 @@ class Hunt:
         for call in calls:
             self.calls.setdefault(call.name, []).append(call)
         self.rows: list[Comparison] = []
-        # row -> their output and inputs, of the first row that differs
-        self.entry: dict[int, tuple[Tensor, tuple[tuple, dict] | None]] = {}
-        self.cases: dict[int, Case] = {}  # row -> what to try causes on, for the first sources
+        # row -> number of the output, their output, their inputs; for the first rows with an error
+        self.kept: dict[int, tuple[int, Tensor, tuple[tuple, dict] | None]] = {}
 
     def judge(self, call: Call) -> None:
         """Compare one call of their module with our call, if our network has a matching one."""
-        name = self.alignment.modules.get(call.name)
-        if name is None or call.number >= len(self.calls.get(name, ())) or not call.outputs:
+        name = self.alignment.modules.get(call.name, "no such module")
+        ours = self.calls.get(name, [])[call.number : call.number + 1]
+        worst = worst_output(call, ours[0]) if ours else None
+        if worst is None:
             return
-        reference, module = self.calls[name][call.number], self.modules.get(name)
-        pairs = [*zip(call.outputs, reference.outputs, strict=False)]  # one side may return more
-        pairs = pairs if len(call.outputs) == len(reference.outputs) else pairs[:1]
-        layouts = [find_layout(*pair)[0] for pair in pairs]
-        both = [(one.apply(a), b) for one, (a, b) in zip(layouts, pairs, strict=True) if one]
-        if len(both) < len(pairs):
-            return
-        found = [errors(*pair) for pair in both]
-        place = max(
-            range(len(found)), key=lambda i: (found[i].error != found[i].error, found[i].error)
-        )
-        (output, ours), whole = both[place], found[place]
-        unit = coarser_unit(output.dtype, ours.dtype)
-        extra, own, arguments = self.limits.atol / whole.spread, None, None
+        (place, output, measured), module = worst, self.modules.get(name)
+        unit = coarser_unit(output.dtype, ours[0].outputs[place].dtype)
+        extra, own, arguments = self.limits.atol / measured.spread, None, None
         tolerance = extra + (self.limits.rtol or rounding(module, unit))
         # a module of many layers takes long to run, so it runs again only if its output differs
-        if module and (whole.error > tolerance or not any(True for _ in module.children())):
-            arguments = as_ours(reference, call)
+        if module and (measured.error > tolerance or not [*module.children()]):
+            arguments = as_ours(ours[0], call)
         if module and arguments is not None:
             made = run_module(module, *arguments, place=place)
             own = errors(output, made).error
@@ -181,25 +171,31 @@ class Hunt:
                 moved = rounding_of(module, *arguments, made, unit, place)
                 tolerance = max(tolerance, extra + NOISE * moved)
             # if the whole error is much smaller, our module needs an input that theirs did not get
-            own = None if own > tolerance and whole.error < VISIBLE * own else own
-        shape, measured = tuple(ours.shape), whole[:3]
-        row = Comparison(
-            name, call.name, call.number, shape, *measured, own=own, tolerance=tolerance
-        )
-        if row.differs and not self.entry:
-            self.entry[len(self.rows)] = output, arguments
-        if module and row.is_source and len(self.cases) < MOST_CASES:
-            # if their inputs are unknown, use ours: at the first error, the two are still the same
-            given = arguments or (reference.args, reference.kwargs)
-            innocent = [self.modules[one.name] for one in self.inside(name) if not one.is_source]
-            self.cases[len(self.rows)] = Case(
-                module, *given, output, place=place, innocent=innocent
-            )
+            own = None if own > tolerance and measured.error < VISIBLE * own else own
+        shape = tuple(output.shape)
+        row = Comparison(name, call.name, call.number, shape, *measured[:3], own, tolerance)
+        if (row.differs or row.is_source) and len(self.kept) < MOST_KEPT:
+            self.kept[len(self.rows)] = place, output, arguments
         self.rows.append(row)
 
-    def inside(self, name: str) -> list[Comparison]:
-        """The comparisons of the submodules of a module."""
-        return [row for row in self.rows if row.name.startswith(f"{name}." if name else "")]
+    def case_of(self, i: int) -> list[Case]:
+        """What to try causes on for one row. Empty if its tensors were not kept."""
+        row = self.rows[i]
+        if i not in self.kept or not self.modules:
+            return []
+        place, output, arguments = self.kept[i]
+        # if their inputs are unknown, use ours: at the first error, the two are still the same
+        call = self.calls[row.name][row.number]
+        given = arguments or (call.args, call.kwargs)
+        right = [one.name for one in self.inside(row.name, before=i) if not one.is_source]
+        innocent = [self.modules[name] for name in right]
+        return [Case(self.modules[row.name], *given, output, place=place, innocent=innocent)]
+
+    def inside(self, name: str, before: int | None = None) -> list[Comparison]:
+        """The comparisons of the submodules of a module, in all rows or in those before one row."""
+        return [
+            row for row in self.rows[:before] if row.name.startswith(f"{name}." if name else "")
+        ]
 
     @property
     def first_source(self) -> Comparison | None:
@@ -231,18 +227,15 @@ class Hunt:
         own = row.own is None or row.is_source
         inside = self.inside(row.name) if own else []
         entered = next((one for one in inside if one.differs), row)
-        usual = row.name, [self.cases[i] for i in [self.rows.index(row)] if i in self.cases]
-        place = self.rows.index(entered)
-        if place not in self.entry or not self.modules:
+        usual, place = (row.name, self.case_of(self.rows.index(row))), self.rows.index(entered)
+        if place not in self.kept or not self.modules:
             return usual
-        output, arguments = self.entry[place]
+        _, output, arguments = self.kept[place]
         wrong = self.wrong_input(entered, arguments) if arguments and not own else None
-        makers = self.makers_of(wrong[1]) if wrong else []
-        unknown = [one for one in makers if one.name not in self.alignment.modules.values()]
-        if wrong and unknown:
-            module = self.modules[unknown[0].name]
-            theirs = wrong[0].reshape(unknown[0].outputs[0].shape)
-            return unknown[0].name, [Case(module, unknown[0].args, unknown[0].kwargs, theirs)]
+        for call in self.makers_of(wrong[1]) if wrong else ():
+            if wrong and call.name not in self.alignment.modules.values():
+                theirs = wrong[0].reshape(call.outputs[0].shape)
+                return call.name, [Case(self.modules[call.name], call.args, call.kwargs, theirs)]
         name = self.around(entered, row.name if own else "")
         if name == row.name or entered.number >= len(self.calls[name]):
             return usual
@@ -255,10 +248,10 @@ class Hunt:
         self, row: Comparison, arguments: tuple[tuple, dict]
     ) -> tuple[Tensor, Tensor] | None:
         """The first input in which theirs differs from ours: their tensor and our tensor."""
-        theirs, ours = tensors_in(arguments), self.calls[row.name][row.number].inputs
-        for a, b in zip(theirs, ours, strict=True):
-            if a.shape == b.shape and errors(a, b).error > GROWTH * row.tolerance:
-                return a, b
+        ours = self.calls[row.name][row.number].inputs
+        for pair in zip(tensors_in(arguments), ours, strict=True):
+            if errors(*pair).error > GROWTH * row.tolerance:
+                return pair
         return None
 
     def makers_of(self, tensor: Tensor) -> list[Call]:
@@ -287,6 +280,25 @@ class Hunt:
             if not any(same_memory(one, call.inputs[0]) for one in given if call.inputs):
                 return outer
         return most if most in self.calls else whole
+
+
+def worst_output(theirs: Call, ours: Call) -> tuple[int, Tensor, Errors] | None:
+    """Of the outputs that two calls returned, the one with the largest error.
+
+    If the two returned different numbers of outputs, only the first is compared.
+    Returns the number of the output, their output in our layout, and the errors. Returns None if
+    the shape of an output fits in no layout.
+    """
+    worst, same = None, len(theirs.outputs) == len(ours.outputs)
+    for place, output in enumerate(theirs.outputs if same else theirs.outputs[:1]):
+        layout, _ = find_layout(output, ours.outputs[place])
+        if layout is None:
+            return None
+        output = layout.apply(output)
+        measured = errors(output, ours.outputs[place])
+        if worst is None or not measured.error <= worst[2].error:
+            worst = place, output, measured
+    return worst
 
 
 def as_ours(reference: Call, call: Call) -> tuple[tuple, dict] | None:
@@ -322,8 +334,7 @@ def rounding(module: nn.Module | None, unit: float) -> float:
     sizes = [one[0].numel() for one in module.parameters() if one.ndim > 1] if module else [LONG]
     half = unit > ROUNDING_UNITS[torch.float32]
     layer = 3 * unit if half else unit * (6 + max(sizes, default=0) ** 0.5 / 2)
-    composite = module is None or any(True for _ in module.children())
-    return layer * COMPOSITE if composite else layer
+    return layer if module and not [*module.children()] else layer * COMPOSITE
 
 
 def rounding_of(
