@@ -14,19 +14,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
-from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from minisd import unet
+from minisd.clip import TextTransformer
 from minisd.compare.calls import tensors_in
 from minisd.compare.hunt import Case, run_module
 from minisd.compare.layouts import errors
-from minisd.compare.replacements import OTHER_ACTIVATIONS, REPLACED, Change
+from minisd.compare.replacements import OTHER_ACTIVATIONS, REPLACED, Change, cast
 
 Attempt = tuple[str, Callable[[], Tensor]]  # a mistake in words, and our output with this mistake
 Wire = tuple[int, int, int]  # the numbers of an operation, of its argument, and of a tensor
@@ -41,8 +41,7 @@ class Rewrite(TorchFunctionMode):
     An operation is a torch function in REPLACED, or a call of an innocent submodule. What happens
     inside an innocent submodule is neither counted nor changed.
 
-    name: the torch function to replace, such as "gelu"
-    change: the function to call instead
+    change: the torch function to replace, such as "gelu", and the function to call instead
     only: the number of the call to replace, counted from 0. None: every call
     wire: an argument of one operation, and the tensor that it gets instead
     """
@@ -50,26 +49,22 @@ class Rewrite(TorchFunctionMode):
     def __init__(
         self,
         case: Case,
-        name: str = "",
-        change: Change | None = None,
+        change: tuple[str, Change] | None = None,
         only: int | None = None,
         wire: Wire | None = None,
     ):
         super().__init__()
-        self.case, self.name, self.change, self.only, self.wire = case, name, change, only, wire
+        self.case, self.change, self.only, self.wire = case, change, only, wire
         self.depth = 0  # how many innocent modules are running
         self.counts: Counter[str] = Counter()  # operation -> its calls so far
         self.uses: list[tuple[str, list, int]] = []  # operation, arguments, number of tensors yet
-        self.tensors: list[tuple[str, Tensor]] = []  # where a tensor came from, tensor
+        self.tensors = [("the input", one) for one in tensors_in((case.args, case.kwargs))]
 
     def __enter__(self):
-        self.add_tensors("the input", tensors_in((self.case.args, self.case.kwargs)))
-        names = {one: name for name, one in self.case.module.named_modules()}
-        self.hooks = []
-        for module in self.case.innocent:
-            name = names.get(module, "")
-            self.hooks.append(module.register_forward_pre_hook(partial(self.enter, name)))
-            self.hooks.append(module.register_forward_hook(partial(self.leave, name)))
+        innocent = {n: m for n, m in self.case.module.named_modules() if m in self.case.innocent}
+        self.hooks = [m.register_forward_pre_hook(self.enter) for m in innocent.values()]
+        self.hooks += [m.register_forward_hook(partial(self.leave, n)) for n, m in innocent.items()]
+        self.names = {module: name for name, module in innocent.items()}
         return super().__enter__()
 
     def __exit__(self, *error):
@@ -77,38 +72,36 @@ class Rewrite(TorchFunctionMode):
             hook.remove()
         return super().__exit__(*error)
 
-    def enter(self, name: str, module: nn.Module, args: tuple) -> tuple:
-        args = self.use(name, args) if self.depth == 0 else args
+    def enter(self, module: nn.Module, args: tuple) -> tuple:
         self.depth += 1
-        return args
+        return self.use(self.names[module], args) if self.depth == 1 else args
 
     def leave(self, name: str, module: nn.Module, args: tuple, output: object) -> None:
         self.depth -= 1
-        self.add_tensors(f"the output of {name}", tensors_in(output) if self.depth == 0 else [])
+        self.add_tensors(name, output if self.depth == 0 else ())
 
     def use(self, name: str, args: tuple) -> tuple:
         """Count one operation. Returns its arguments, one of them exchanged if `wire` says so."""
         leaves, structure = tree_flatten(args)
-        self.uses.append((name, leaves, len(self.tensors)))
+        self.uses.append((name, [*leaves], len(self.tensors)))
         if self.wire is None or self.wire[0] != len(self.uses) - 1:
-            return args
-        leaves = [*leaves]
+            return args  # the same object, because our networks empty their lists
         leaves[self.wire[1]] = self.tensors[self.wire[2]][1]
         return tree_unflatten(leaves, structure)
 
-    def add_tensors(self, name: str, tensors: list[Tensor]) -> None:
-        self.tensors += [(name, one) for one in tensors]
+    def add_tensors(self, name: str, output: object) -> None:
+        self.tensors += [(f"the output of {name}", one) for one in tensors_in(output)]
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name = getattr(func, "__name__", "").strip("_")
         if self.depth or name not in REPLACED:
             return func(*args, **(kwargs or {}))
-        chosen = name == self.name and self.only in (None, self.counts[name])
+        if self.change and name == self.change[0] and self.only in (None, self.counts[name]):
+            func = self.change[1]
         self.counts[name] += 1
         label = f"{name} {self.counts[name]}"
-        args = self.use(label, args)
-        output = (self.change if self.change and chosen else func)(*args, **(kwargs or {}))
-        self.add_tensors(f"the output of {label}", tensors_in(output))
+        output = func(*self.use(label, args), **(kwargs or {}))
+        self.add_tensors(label, output)
         return output
 
     def other_wires(self) -> Iterator[tuple[str, Wire]]:
@@ -152,12 +145,11 @@ def attempts(case: Case) -> Iterator[Attempt]:
         yield from edit(case)
     with Rewrite(case) as plain:
         case.run()
-    for name in REPLACED:
-        count = plain.counts[name]
-        for what, change in REPLACED[name].items() if count else ():
-            yield what, partial(run, name, change)
+    for name, count in plain.counts.items():
+        for what, change in REPLACED[name].items():
+            yield what, partial(run, (name, change))
             for n in range(min(count, MOST_PLACES) if count > 1 else 0):
-                yield f"{what}, at place {n + 1} of {count}", partial(run, name, change, n)
+                yield f"{what}, at place {n + 1} of {count}", partial(run, (name, change), n)
     for source, tensor in plain.tensors if not case.inner else ():
         yield f"{source} in place of its own output", lambda tensor=tensor: tensor
     for what, wire in plain.other_wires():
@@ -167,85 +159,63 @@ def attempts(case: Case) -> Iterator[Attempt]:
 # ---- edits of our module ------------------------------------------------------------------------
 
 
-def with_module(case: Case, edit: Callable[[nn.Module], object]) -> Tensor:
-    """Edit a copy of our module and run it. Returns its output."""
-    module = deepcopy(case.module)
-    edit(module)
-    return case.run(module)
-
-
-def set_all(module: nn.Module, name: str, value: object) -> None:
-    for one in module.modules():
-        if hasattr(one, name):
-            setattr(one, name, value)
-
-
 def time_embedding(case: Case) -> Iterator[Attempt]:
-    def waves(
-        sines_first=False, less=0, period=10000.0, moved=0.0, scale=1.0, cast=None, half=None
-    ):
-        def wave(t, width):
-            steps = torch.arange(width // 2, dtype=torch.float32, device=t.device)
-            frequencies = (
-                torch.exp(-math.log(period) * steps / (width // 2 - less)).to(half).float()
-            )
-            t = t.to(cast).float() * scale + moved
-            parts = [(t[:, None] * frequencies).cos(), (t[:, None] * frequencies).sin()]
-            return torch.cat(parts[::-1] if sines_first else parts, dim=-1)
-
-        return wave
+    def waves(t, width, less=0, period=10000.0, dtype=torch.float32):
+        steps = torch.arange(width // 2, dtype=torch.float32, device=t.device)
+        frequencies = torch.exp(-math.log(period) * steps / (width // 2 - less)).to(dtype).float()
+        angles = t.float()[:, None] * frequencies
+        return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
     def run(made):
         with patch.object(unet, "timestep_embedding", made):
             return case.run()
 
+    def swap(wave):
+        return torch.cat(wave.chunk(2, dim=-1)[::-1], dim=-1)
+
     changes = {
-        "sines before cosines": waves(sines_first=True),
-        "frequencies divided by half - 1": waves(less=1),
-        "sines first and frequencies divided by half - 1": waves(sines_first=True, less=1),
-        "the period 1000": waves(period=1000.0),
-        "t one too large": waves(moved=1),
-        "t one too small": waves(moved=-1),
-        "t divided by 1000": waves(scale=1 / 1000),
-        "t rounded down": waves(cast=torch.long),
-        "t in half precision": waves(cast=torch.half),
-        "t in bfloat16": waves(cast=torch.bfloat16),
-        "frequencies in half precision": waves(half=torch.half),
-        "frequencies in bfloat16": waves(half=torch.bfloat16),
+        "sines before cosines": lambda t, n: swap(waves(t, n)),
+        "frequencies divided by half - 1": partial(waves, less=1),
+        "sines first and frequencies divided by half - 1": lambda t, n: swap(waves(t, n, less=1)),
+        "the period 1000": partial(waves, period=1000.0),
+        "t one too large": lambda t, n: waves(t + 1, n),
+        "t one too small": lambda t, n: waves(t - 1, n),
+        "t divided by 1000": lambda t, n: waves(t / 1000, n),
+        "t rounded down": lambda t, n: waves(t.long(), n),
     }
+    for name, dtype in (("half precision", torch.half), ("bfloat16", torch.bfloat16)):
+        changes[f"t in {name}"] = lambda t, n, dtype=dtype: waves(t.to(dtype), n)
+        changes[f"frequencies in {name}"] = partial(waves, dtype=dtype)
     if any(isinstance(one, unet.TimeEmbedding) for one in case.module.modules()):
         for what, made in changes.items():
             yield f"time embedding with {what}", partial(run, made)
 
 
-def text_layers(case: Case) -> Iterator[Attempt]:
-    """Mistakes of a text transformer: other positions, or left-out last layers."""
-    if not hasattr(case.module, "position_embedding"):
-        return
-    text: Any = case.module
-    known = text.position_embedding
-    positions = {
-        "without positions": torch.zeros_like(known),
-        "with positions counted from 1": torch.cat([known[1:], known[-1:]]),
-        "with positions moved by one": known.roll(1, 0),
-    }
-    for what, values in positions.items():
-        edit = lambda m, values=values: setattr(m, "position_embedding", nn.Parameter(values))  # noqa: E731
-        yield what, partial(with_module, case, edit)
-    for n in range(1, min(len(text.layers), 4)):
-        edit = lambda m, n=n: setattr(m, "layers", m.layers[:-n])  # noqa: E731
-        yield f"without the last {n} layer{'s' * (n > 1)}", partial(with_module, case, edit)
-
-
 def other_attributes(case: Case) -> Iterator[Attempt]:
-    """Another activation of the text transformer, or another number of heads."""
-    numbers = {f"with {n} heads": n for n in (1, 2, 4, 5, 8, 10, 12, 16, 20, 32)}
-    functions = {f"{name} as activation": f for name, f in OTHER_ACTIVATIONS.items()}
-    for attribute, values in (("heads", numbers), ("activation", functions)):
-        if any(hasattr(one, attribute) for one in case.module.modules()):
-            for what, value in values.items():
-                edit = lambda m, name=attribute, value=value: set_all(m, name, value)  # noqa: E731
-                yield what, partial(with_module, case, edit)
+    """Other heads, and in a text transformer another activation, other positions, fewer layers."""
+
+    def run(name: str, value: object) -> Tensor:
+        module = deepcopy(case.module)
+        for one in module.modules():
+            if hasattr(one, name):
+                setattr(one, name, value)
+        return case.run(module)
+
+    edits = [(f"with {n} heads", "heads", n) for n in (1, 2, 4, 5, 8, 10, 12, 16, 20, 32)]
+    edits += [(f"{name} as activation", "activation", f) for name, f in OTHER_ACTIVATIONS.items()]
+    for text in [one for one in case.module.modules() if isinstance(one, TextTransformer)]:
+        known = text.position_embedding
+        positions = {
+            "without positions": torch.zeros_like(known),
+            "with positions counted from 1": torch.cat([known[1:], known[-1:]]),
+            "with positions moved by one": known.roll(1, 0),
+        }
+        edits += [(what, "position_embedding", nn.Parameter(x)) for what, x in positions.items()]
+        layers = [(n, text.layers[:-n]) for n in range(1, min(len(text.layers), 4))]
+        edits += [(f"without the last {n} layer{'s' * (n > 1)}", "layers", x) for n, x in layers]
+    for what, name, value in edits:
+        if any(hasattr(one, name) for one in case.module.modules()):
+            yield what, partial(run, name, value)
 
 
 def left_out_submodules(case: Case) -> Iterator[Attempt]:
@@ -262,9 +232,8 @@ def left_out_submodules(case: Case) -> Iterator[Attempt]:
 
 
 def precision(case: Case) -> Iterator[Attempt]:
-    def run(dtype):
-        cast = lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x  # noqa: E731
-        args, module = tree_map(cast, case.args), deepcopy(case.module).to(dtype)
+    def run(dtype: torch.dtype) -> Tensor:
+        module, args = deepcopy(case.module).to(dtype), cast(case.args, dtype)
         return run_module(module, args, case.kwargs, case.inner).to(case.output.dtype)
 
     for dtype in {torch.float16, torch.bfloat16, torch.float32} - {case.output.dtype}:
@@ -286,11 +255,4 @@ def output_as_a_whole(case: Case) -> Iterator[Attempt]:
         yield f"the {what} with {name} at the end", partial(f, ours)
 
 
-EDITS = [
-    time_embedding,
-    text_layers,
-    other_attributes,
-    left_out_submodules,
-    precision,
-    output_as_a_whole,
-]
+EDITS = [time_embedding, other_attributes, left_out_submodules, precision, output_as_a_whole]

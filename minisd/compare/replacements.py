@@ -6,6 +6,7 @@ try another mistake, add an entry.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,6 @@ from torch.utils._pytree import tree_map
 
 Change = Callable[..., object]  # takes the arguments of a torch function, returns another result
 
-EPSILONS = (1e-5, 1e-6, 1e-12, 1e-8, 1e-7, 1e-4, 1e-3, 0.0)
 OTHER_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "exact gelu": F.gelu,
@@ -28,93 +28,75 @@ OTHER_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def with_eps(norm: Callable, eps: float) -> Change:
-    return lambda x, shape, weight=None, bias=None, **_: norm(x, shape, weight, bias, eps)
+def other_norm(
+    other_eps: float | None = None,
+    weighted: bool = True,
+    shifted: bool = True,
+    outside: bool = False,
+    less: int = 0,
+    groups: int = 0,
+    mixed: bool = False,
+) -> Change:
+    """A group norm or a layer norm that is computed in another way. The defaults change nothing.
 
+    outside: whether eps is added to the standard deviation, not to the variance
+    less: the variance is the sum of the squares divided by n - less
+    groups: the number of groups
+    mixed: whether a group takes every n-th channel, not neighbouring channels
+    """
 
-def outside_root(x: Tensor, shape, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """A group norm or a layer norm that divides by std + eps, not by the root of (var + eps)."""
-    groups = shape if isinstance(shape, int) else x[..., 0].numel()
-    rows = x.reshape(len(x) * groups, -1) if isinstance(shape, int) else x.reshape(groups, -1)
-    rows = rows - rows.mean(1, keepdim=True)
-    y = (rows / (rows.pow(2).mean(1, keepdim=True).sqrt() + eps)).reshape(x.shape)
-    axes = (-1, *[1] * (x.ndim - 2)) if isinstance(shape, int) else (-1,)
-    return y * weight.reshape(axes) + bias.reshape(axes)
+    def deal(x: Tensor, n: int) -> Tensor:
+        return rearrange(x, "b (d n) ... -> b (n d) ...", n=n) if mixed else x
 
-
-def with_groups(groups: int, mixed: bool = False) -> Change:
-    """mixed: whether each group takes every groups-th channel, not neighbouring channels"""
-
-    def change(x, own_groups, weight, bias, eps):
-        n = groups or own_groups
-        y = rearrange(x, "b (d n) ... -> b (n d) ...", n=n) if mixed else x
-        y = F.group_norm(y, n, eps=eps)
-        y = rearrange(y, "b (n d) ... -> b (d n) ...", n=n) if mixed else y
-        axes = (-1, *[1] * (x.ndim - 2))
-        return y * weight.reshape(axes) + bias.reshape(axes)
+    def change(x, size, weight, bias, eps):
+        is_group_norm = isinstance(size, int)
+        n = groups or (size if is_group_norm else 1)
+        rows = deal(x, n).reshape(len(x), n, -1) if is_group_norm else x
+        rows = rows - rows.mean(-1, keepdim=True)
+        variance = rows.pow(2).sum(-1, keepdim=True) / (rows.shape[-1] - less)
+        added = eps if other_eps is None else other_eps
+        rows = rows / (variance.sqrt() + added if outside else (variance + added).sqrt())
+        y = deal(rows.reshape(x.shape), x.shape[1] // n) if is_group_norm else rows
+        axes = (-1, *[1] * (x.ndim - 2)) if is_group_norm else (-1,)
+        y = y * weight.reshape(axes) if weighted else y
+        return y + bias.reshape(axes) if shifted else y
 
     return change
 
 
-def sample_variance(x: Tensor, shape, weight, bias, eps) -> Tensor:
-    """A layer norm whose variance is the sum of the squares divided by n - 1, not by n."""
-    spread = (x.var(-1, keepdim=True) + eps).sqrt()
-    return (x - x.mean(-1, keepdim=True)) / spread * weight + bias
+NORMS = {
+    **{
+        f"norms with eps = {e:g}": other_norm(e)
+        for e in (1e-5, 1e-6, 1e-12, 1e-8, 1e-7, 1e-4, 1e-3, 0)
+    },
+    "norms without their weights": other_norm(weighted=False, shifted=False),
+    "norms without their gain": other_norm(weighted=False),
+    "norms without their shift": other_norm(shifted=False),
+    "norms with eps outside the root": other_norm(outside=True),
+    "norms with the variance of a sample (n - 1)": other_norm(less=1),
+    "without the norm": lambda x, *_: x,
+}
+ACTIVATIONS = {
+    f"{name} as activation": lambda x, f=f, **_: f(x) for name, f in OTHER_ACTIVATIONS.items()
+}
 
 
-def norm_changes(norm: Callable) -> dict[str, Change]:
-    plain = lambda x, shape, eps=1e-5, **_: norm(x, shape, None, None, eps)  # noqa: E731
-    known = {f"norms with eps = {eps:g}": with_eps(norm, eps) for eps in EPSILONS}
-    return {
-        **known,
-        "norms without their weights": plain,
-        "norms without their gain": lambda x, shape, weight=None, bias=None, eps=1e-5: norm(
-            x, shape, None, bias, eps
-        ),
-        "norms with eps outside the root": outside_root,
-        "without the norm": lambda x, *_, **__: x,
-    }
-
-
-def activation_changes() -> dict[str, Change]:
-    return {
-        f"{name} as activation": lambda x, f=f, **_: f(x) for name, f in OTHER_ACTIVATIONS.items()
-    }
-
-
-def lopsided_conv(pad: tuple[int, ...]) -> Change:
-    """A 3 x 3 convolution that pads only two sides of its input.
+def other_padding(pad: tuple[int, ...], mode: str = "constant", only: int = 0) -> Change:
+    """A 3 x 3 convolution that pads its input in another way.
 
     pad: the padding on the left, right, top and bottom
+    only: the stride of the convolutions that are changed. 0: all are changed
     """
 
     def change(x, weight, bias, stride, padding, *more):
-        assert tuple(stride) == (1, 1) and weight.shape[-1] == 3
-        return F.conv2d(F.pad(x, pad), weight, bias, stride, 0, *more)
+        assert weight.shape[-1] == 3 and only in (0, stride[0])
+        return F.conv2d(F.pad(x, pad, mode), weight, bias, stride, 0, *more)
 
     return change
 
 
-def strided_conv(pad: tuple[int, ...]) -> Change:
-    """A convolution that uses other padding where it halves the height and the width.
-
-    pad: the padding on the left, right, top and bottom
-    """
-
-    def change(x, weight, bias, stride, padding, *more):
-        halves = tuple(stride) == (2, 2)
-        x, padding = (F.pad(x, pad), 0) if halves else (x, padding)
-        return F.conv2d(x, weight, bias, stride, padding, *more)
-
-    return change
-
-
-def padded_conv(mode: str) -> Change:
-    def change(x, weight, bias, stride, padding, *more):
-        x = F.pad(x, (int(padding[0]),) * 4, mode=mode)
-        return F.conv2d(x, weight, bias, stride, 0, *more)
-
-    return change
+def other_weight(function: Callable, edit: Callable[[Tensor], Tensor]) -> Change:
+    return lambda x, weight, *more: function(x, edit(weight), *more)
 
 
 def upsample(mode: str) -> Change:
@@ -132,15 +114,13 @@ def set_scale(power: float, all_channels: bool = False) -> Change:
     return change
 
 
-def with_mask(diagonal: int, hidden: float = float("-inf")) -> Change:
-    """Attention whose causal mask begins at another diagonal, or hides with another score."""
+def other_mask(edit: Callable[[Tensor], Tensor | None]) -> Change:
+    return lambda q, k, v, attn_mask: sdpa(q, k, v, attn_mask=edit(attn_mask))
 
-    def change(q, k, v, attn_mask):
-        scores = q @ k.mT * q.shape[-1] ** -0.5
-        hides = torch.ones_like(attn_mask, dtype=torch.bool).triu(diagonal)
-        return scores.masked_fill(hides, hidden).softmax(-1).nan_to_num() @ v
 
-    return change
+def mask_by_zero(q, k, v, attn_mask) -> Tensor:
+    scores = q @ k.mT * q.shape[-1] ** -0.5
+    return scores.masked_fill(attn_mask < 0, 0).softmax(-1) @ v
 
 
 def softmax_over_queries(q, k, v, attn_mask=None) -> Tensor:
@@ -163,48 +143,51 @@ def other_order(split: bool, merge: bool) -> Change:
     return change
 
 
+def cast(tree: Any, dtype: torch.dtype) -> Any:
+    """Change the precision of all tensors of floats in nested tuples, lists and dictionaries."""
+    floats = lambda x: isinstance(x, Tensor) and x.is_floating_point()  # noqa: E731
+    return tree_map(lambda leaf: leaf.to(dtype) if floats(leaf) else leaf, tree)
+
+
 def in_precision(function: Callable, dtype: torch.dtype) -> Change:
-    def cast(leaf, to):
-        return leaf.to(to) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-
-    def change(*args, **kwargs):
-        less = tree_map(lambda leaf: cast(leaf, dtype), (args, kwargs))
-        return function(*less[0], **less[1]).to(args[0].dtype)
-
-    return change
+    return lambda x, *more, **named: function(*cast((x, *more), dtype), **cast(named, dtype)).to(
+        x.dtype
+    )
 
 
 REPLACED: dict[str, dict[str, Change]] = {
     "group_norm": {
-        **norm_changes(F.group_norm),
-        **{f"group norms with {n} groups": with_groups(n) for n in (1, 2, 4, 8, 16, 32, 64)},
-        "group norms with every n-th channel in a group": with_groups(0, mixed=True),
+        **NORMS,
+        **{f"group norms with {n} groups": other_norm(groups=n) for n in (1, 2, 4, 8, 16, 32, 64)},
+        "group norms with every n-th channel in a group": other_norm(mixed=True),
     },
-    "layer_norm": {
-        **norm_changes(F.layer_norm),
-        "layer norms with the variance of a sample (n - 1)": sample_variance,
-    },
-    "silu": activation_changes(),
-    "gelu": activation_changes(),
+    "layer_norm": NORMS.copy(),
+    "silu": ACTIVATIONS.copy(),
+    "gelu": ACTIVATIONS.copy(),
     "linear": {
         "without the bias": lambda x, weight, bias=None: F.linear(x, weight),
-        "with a transposed weight": lambda x, weight, bias=None: F.linear(x, weight.T, bias),
+        "with a transposed weight": other_weight(F.linear, lambda w: w.T),
     },
     "conv2d": {
         "without the bias": lambda x, w, b, *more: F.conv2d(x, w, None, *more),
-        "with height and width of the kernel swapped": lambda x, w, *more: F.conv2d(x, w.mT, *more),
-        "with a flipped kernel": lambda x, w, *more: F.conv2d(x, w.flip(2, 3), *more),
-        "with input and output channels of the kernel swapped": lambda x, w, *more: F.conv2d(
-            x, w.transpose(0, 1), *more
+        "with height and width of the kernel swapped": other_weight(F.conv2d, lambda w: w.mT),
+        "with a flipped kernel": other_weight(F.conv2d, lambda w: w.flip(2, 3)),
+        "with input and output channels of the kernel swapped": other_weight(
+            F.conv2d, lambda w: w.transpose(0, 1)
         ),
-        "padding on left and top, as on all sides, before it halves": strided_conv((1, 0, 1, 0)),
-        "padding on right and bottom before it halves": strided_conv((0, 1, 0, 1)),
-        "padding on left and top only": lopsided_conv((2, 0, 2, 0)),
-        "padding on right and bottom only": lopsided_conv((0, 2, 0, 2)),
-        **{f"padding by {m}": padded_conv(m) for m in ("reflect", "replicate", "circular")},
+        "padding on left and top, as on all sides, before it halves": other_padding(
+            (1, 0, 1, 0), only=2
+        ),
+        "padding on right and bottom before it halves": other_padding((0, 1, 0, 1), only=2),
+        "padding on left and top only": other_padding((2, 0, 2, 0), only=1),
+        "padding on right and bottom only": other_padding((0, 2, 0, 2), only=1),
+        **{
+            f"padding by {m}": other_padding((1, 1, 1, 1), m)
+            for m in ("reflect", "replicate", "circular")
+        },
     },
     "pad": {
-        "padding on left and top": lambda x, old, **_: F.pad(x, (1, 0, 1, 0)),
+        "padding on left and top, as on all sides": lambda x, old, **_: F.pad(x, (1, 0, 1, 0)),
         "padding on right and bottom": lambda x, old, **_: F.pad(x, (0, 1, 0, 1)),
         "padding that repeats the edge": lambda x, old, **_: F.pad(x, old, mode="replicate"),
         "padding on all sides": lambda x, old, **_: F.pad(x, (1, 1, 1, 1)),
@@ -219,13 +202,15 @@ REPLACED: dict[str, dict[str, Change]] = {
         "attention scaled by the width of a head to the power -1/4": set_scale(-0.25),
         "attention multiplied by the root of the width, not divided": set_scale(0.5),
         "attention scaled by the root of all channels, not of one head's": set_scale(-0.5, True),
-        "attention without the mask": lambda q, k, v, attn_mask=None: sdpa(q, k, v),
-        "attention with the mask turned round": lambda q, k, v, attn_mask: sdpa(
-            q, k, v, attn_mask.T
+        "attention without the mask": other_mask(lambda mask: None),
+        "attention with the mask turned round": other_mask(lambda mask: mask.T),
+        "attention with a mask that hides each token from itself": other_mask(
+            lambda mask: torch.full_like(mask, -1e9).triu(0)
         ),
-        "attention with a mask that hides each token from itself": with_mask(0),
-        "attention with a mask that shows one token too many": with_mask(2),
-        "attention with a mask that sets scores to 0": with_mask(1, hidden=0.0),
+        "attention with a mask that shows one token too many": other_mask(
+            lambda mask: mask.triu(2)
+        ),
+        "attention with a mask that sets scores to 0": mask_by_zero,
         "attention with the softmax over the queries": softmax_over_queries,
         "attention with queries and keys swapped": lambda q, k, v, **mask: sdpa(k, q, v, **mask),
         "attention with keys and values swapped": lambda q, k, v, **mask: sdpa(q, v, k, **mask),
