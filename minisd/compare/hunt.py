@@ -18,13 +18,6 @@ from minisd.compare.align import Alignment
 from minisd.compare.calls import Call, tensors_in, watch_calls
 from minisd.compare.layouts import Errors, errors, find_layout
 
-# The relative rounding error of one number in each precision.
-ROUNDING_UNITS = {
-    torch.float64: 2**-53,
-    torch.float32: 2**-24,
-    torch.float16: 2**-11,
-    torch.bfloat16: 2**-8,
-}
 LONG = 4096  # the number of products in a sum of a module that is not known
 COMPOSITE = 5  # rounding in a module of many layers may be this many times that of one layer
 MOST_KEPT = 8  # for how many modules their tensors are kept, to try causes on
@@ -158,7 +151,7 @@ class Hunt:
         if worst is None:
             return
         (place, output, measured), module = worst, self.modules.get(name)
-        unit = coarser_unit(output.dtype, ours[0].outputs[place].dtype)
+        unit = coarser_unit(output, ours[0].outputs[place])
         extra, own, arguments = self.limits.atol / measured.spread, None, None
         tolerance = extra + (self.limits.rtol or rounding(module, unit))
         # a module of many layers takes long to run, so it runs again only if its output differs
@@ -318,9 +311,10 @@ def same_memory(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() and a.numel() == b.numel()
 
 
-def coarser_unit(a: torch.dtype, b: torch.dtype) -> float:
+def coarser_unit(a: Tensor, b: Tensor) -> float:
     """The relative rounding error of one number, in the coarser of two precisions."""
-    return max(ROUNDING_UNITS.get(one, ROUNDING_UNITS[torch.float32]) for one in (a, b))
+    dtypes = [x.dtype if x.is_floating_point() else torch.float32 for x in (a, b)]
+    return max(torch.finfo(dtype).eps for dtype in dtypes) / 2
 
 
 def rounding(module: nn.Module | None, unit: float) -> float:
@@ -333,7 +327,7 @@ def rounding(module: nn.Module | None, unit: float) -> float:
     In half precision, sums are computed in float32, and only the result is rounded.
     """
     sizes = [one[0].numel() for one in module.parameters() if one.ndim > 1] if module else [LONG]
-    half = unit > ROUNDING_UNITS[torch.float32]
+    half = unit > torch.finfo(torch.float32).eps
     layer = 3 * unit if half else unit * (6 + max(sizes, default=0) ** 0.5 / 2)
     return layer if module and not [*module.children()] else layer * COMPOSITE
 

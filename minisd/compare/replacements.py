@@ -64,11 +64,9 @@ def other_norm(
     return change
 
 
+EPSILONS = (1e-5, 1e-6, 1e-12, 1e-8, 1e-7, 1e-4, 1e-3, 0)
 NORMS = {
-    **{
-        f"norms with eps = {e:g}": other_norm(e)
-        for e in (1e-5, 1e-6, 1e-12, 1e-8, 1e-7, 1e-4, 1e-3, 0)
-    },
+    **{f"norms with eps = {eps:g}": other_norm(eps) for eps in EPSILONS},
     "norms without their weights": other_norm(weighted=False, shifted=False),
     "norms without their gain": other_norm(weighted=False),
     "norms without their shift": other_norm(shifted=False),
@@ -81,7 +79,10 @@ ACTIVATIONS = {
 }
 
 
-def other_padding(pad: tuple[int, ...], mode: str = "constant", only: int = 0) -> Change:
+PADDINGS = ("reflect", "replicate", "circular")
+
+
+def other_padding(pad: tuple[int, ...], only: int = 0, mode: str = "constant") -> Change:
     """A 3 x 3 convolution that pads its input in another way.
 
     pad: the padding on the left, right, top and bottom
@@ -118,6 +119,10 @@ def other_mask(edit: Callable[[Tensor], Tensor | None]) -> Change:
     return lambda q, k, v, attn_mask: sdpa(q, k, v, attn_mask=edit(attn_mask))
 
 
+def hide(mask: Tensor, diagonal: int) -> Tensor:
+    return torch.full_like(mask, -1e9).triu(diagonal)
+
+
 def mask_by_zero(q, k, v, attn_mask) -> Tensor:
     scores = q @ k.mT * q.shape[-1] ** -0.5
     return scores.masked_fill(attn_mask < 0, 0).softmax(-1) @ v
@@ -149,10 +154,8 @@ def cast(tree: Any, dtype: torch.dtype) -> Any:
     return tree_map(lambda leaf: leaf.to(dtype) if floats(leaf) else leaf, tree)
 
 
-def in_precision(function: Callable, dtype: torch.dtype) -> Change:
-    return lambda x, *more, **named: function(*cast((x, *more), dtype), **cast(named, dtype)).to(
-        x.dtype
-    )
+def in_precision(f: Callable, dtype: torch.dtype) -> Change:
+    return lambda *args, **named: cast(f(*cast(args, dtype), **cast(named, dtype)), args[0].dtype)
 
 
 REPLACED: dict[str, dict[str, Change]] = {
@@ -172,19 +175,14 @@ REPLACED: dict[str, dict[str, Change]] = {
         "without the bias": lambda x, w, b, *more: F.conv2d(x, w, None, *more),
         "with height and width of the kernel swapped": other_weight(F.conv2d, lambda w: w.mT),
         "with a flipped kernel": other_weight(F.conv2d, lambda w: w.flip(2, 3)),
-        "with input and output channels of the kernel swapped": other_weight(
-            F.conv2d, lambda w: w.transpose(0, 1)
+        "with the two channels of the kernel swapped": other_weight(
+            F.conv2d, lambda w: w.swapdims(0, 1)
         ),
-        "padding on left and top, as on all sides, before it halves": other_padding(
-            (1, 0, 1, 0), only=2
-        ),
-        "padding on right and bottom before it halves": other_padding((0, 1, 0, 1), only=2),
-        "padding on left and top only": other_padding((2, 0, 2, 0), only=1),
-        "padding on right and bottom only": other_padding((0, 2, 0, 2), only=1),
-        **{
-            f"padding by {m}": other_padding((1, 1, 1, 1), m)
-            for m in ("reflect", "replicate", "circular")
-        },
+        "padding on left and top (or all sides) before it halves": other_padding((1, 0, 1, 0), 2),
+        "padding on right and bottom before it halves": other_padding((0, 1, 0, 1), 2),
+        "padding on left and top only": other_padding((2, 0, 2, 0), 1),
+        "padding on right and bottom only": other_padding((0, 2, 0, 2), 1),
+        **{f"padding by {m}": other_padding((1, 1, 1, 1), mode=m) for m in PADDINGS},
     },
     "pad": {
         "padding on left and top, as on all sides": lambda x, old, **_: F.pad(x, (1, 0, 1, 0)),
@@ -204,12 +202,8 @@ REPLACED: dict[str, dict[str, Change]] = {
         "attention scaled by the root of all channels, not of one head's": set_scale(-0.5, True),
         "attention without the mask": other_mask(lambda mask: None),
         "attention with the mask turned round": other_mask(lambda mask: mask.T),
-        "attention with a mask that hides each token from itself": other_mask(
-            lambda mask: torch.full_like(mask, -1e9).triu(0)
-        ),
-        "attention with a mask that shows one token too many": other_mask(
-            lambda mask: mask.triu(2)
-        ),
+        "attention that hides each token from itself": other_mask(lambda mask: hide(mask, 0)),
+        "attention that shows each token one too many": other_mask(lambda mask: hide(mask, 2)),
         "attention with a mask that sets scores to 0": mask_by_zero,
         "attention with the softmax over the queries": softmax_over_queries,
         "attention with queries and keys swapped": lambda q, k, v, **mask: sdpa(k, q, v, **mask),
@@ -237,26 +231,18 @@ REPLACED: dict[str, dict[str, Change]] = {
     },
     "chunk": {
         "with the two halves swapped": lambda x, n, dim=0: x.chunk(n, dim)[::-1],
-        "with every second channel in place of halves": lambda x, n, dim=0: [
-            x.unflatten(dim, (-1, n)).select(dim, i) for i in range(n)
-        ],
+        "with every n-th channel, not halves": lambda x, n, dim=0: x.unflatten(dim, (-1, n)).unbind(
+            dim
+        ),
     },
     "cat": {
-        "with the joined tensors in the other order": lambda parts, **at: torch.cat(
-            [*parts][::-1], **at
+        "with the joined tensors in the other order": lambda pair, **at: torch.cat(
+            pair[::-1], **at
         ),
-        "with zeros for the second of the joined tensors": lambda parts, **at: torch.cat(
-            [parts[0], *map(torch.zeros_like, parts[1:])], **at
-        ),
+        "with zeros for the second": lambda pair, **at: torch.cat([pair[0], 0 * pair[1]], **at),
     },
 }
-LESS_PRECISE = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "group_norm": F.group_norm,
-    "layer_norm": F.layer_norm,
-}
-LESS_PRECISE |= {"linear": F.linear, "conv2d": F.conv2d, sdpa.__name__: sdpa}
-for name, function in LESS_PRECISE.items():
-    REPLACED[name][f"{name} in half precision"] = in_precision(function, torch.half)
-    REPLACED[name][f"{name} in bfloat16"] = in_precision(function, torch.bfloat16)
+OPERATIONS = ("silu", "gelu", "group_norm", "layer_norm", "linear", "conv2d", sdpa.__name__)
+for name in OPERATIONS:
+    REPLACED[name][f"{name} in half precision"] = in_precision(getattr(F, name), torch.half)
+    REPLACED[name][f"{name} in bfloat16"] = in_precision(getattr(F, name), torch.bfloat16)

@@ -8,11 +8,9 @@ import torch
 from torch import nn
 
 from minisd.compare import compare
-from minisd.compare.report import Report
-from minisd.compare.run import compare_part
 from tests.compare.bench import bench_inputs, hunt, judged, networks
 from tests.compare.bugs import read_bugs
-from tests.helpers.reference_networks import pair
+from tests.compare.false_alarms import compare_pair
 from tests.helpers.tiny_models import V1, V2
 
 BUGS = {f"{bug.host} {bug.part} {bug.name}": bug for bug in read_bugs()}
@@ -38,24 +36,6 @@ def test_the_first_wrong_module_and_the_cause_are_named(name):
     assert cause
 
 
-def comparison(part, config, layout, draw, dtype=torch.float32):
-    both = pair(part, config, layout, draw, dtype)
-    inputs = [
-        one.to(dtype) if one.is_floating_point() and one.ndim > 1 else one
-        for one in bench_inputs(part)
-    ]
-    report = Report()
-    compare_part(
-        report,
-        part,
-        both.ours,
-        both.theirs,
-        lambda one: both.run_ours(one, *inputs),
-        lambda one: both.run_theirs(one, *inputs),
-    )
-    return both, report
-
-
 REFERENCES = [
     (part, layout, config)
     for part in ("unet", "vae", "text_encoder")
@@ -68,7 +48,7 @@ REFERENCES = [
 @pytest.mark.parametrize("draw", ["unit", "small"])
 @pytest.mark.parametrize("part, layout, config", REFERENCES)
 def test_references_are_no_divergence_and_align_without_the_table(part, layout, config, draw):
-    both, report = comparison(part, config, layout, draw)
+    both, report = compare_pair(part, config, layout, draw, torch.float32)
     assert report.is_equal, report.verdict()
     matched = {(row.theirs, row.name) for row in report.rows}
     known = {
@@ -83,7 +63,7 @@ def test_references_are_no_divergence_and_align_without_the_table(part, layout, 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_precisions_are_no_divergence(part, dtype):
-    _, report = comparison(part, V1, "diffusers", "small", dtype)
+    _, report = compare_pair(part, V1, "diffusers", "small", dtype)
     assert report.is_equal, report.verdict()
 
 

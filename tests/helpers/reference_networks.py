@@ -243,10 +243,12 @@ def spelling(theirs: nn.Module, name: str) -> str:
     return name if hasattr(theirs, "text_model") else name.removeprefix("text_model.")
 
 
-def pair(part: str, config: ModelConfig, layout: str, draw: str, dtype: torch.dtype) -> Pair:
+def pair(
+    part: str, config: ModelConfig, layout: str, draw: str, dtype: torch.dtype, seed: int = 0
+) -> Pair:
     """Both networks. They use the same memory for their weights, so that full sizes fit."""
     mine = ours(part, config)
-    randomise(mine, DRAWS[draw], seed=0)
+    randomise(mine, DRAWS[draw], seed)
     mine = mine.to(dtype).eval()
     rows = names.model_rows(config)[part]
     build, run = THEIRS[part, layout]
