@@ -19,18 +19,20 @@ def test_commands_are_found_wherever_they_stand():
         "Run `minisd doctor`, or\n`pip install\nx`; not `--lora FILE`.\n\n    minisd a && pip b\n"
     )
     page += "\n```bash\nminisd c; minisd d\nls\n```\n\n```python\nimport minisd\n```\n"
-    page += "| Linux | `. .venv/bin/activate` | `minisd.load` |\n"
+    page += "```diff\n-old\n+new\n```\n| Linux | `. .venv/bin/activate` | `minisd.load` |\n"
     found = ["minisd doctor", "pip install x", "minisd a", "pip b", "minisd c", "minisd d"]
-    assert commands(page) == [*found, "python\nimport minisd\n", ". .venv/bin/activate"]
+    blocks = ["python\nimport minisd\n", "diff\n-old\n+new\n"]
+    assert commands(page) == [*found, *blocks, ". .venv/bin/activate"]
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_command_is_run_or_listed(name):
-    """A command that is run is Python, or a minisd command that the parser accepts."""
+    """A command that is run is Python, a diff, or a minisd command that the parser accepts."""
     run = [one for one in ALL[name] if not why_not(one)]
-    assert len(run) >= {"README.md": 3, "docs/setup.md": 2, "docs/steering.md": 40}[name]
+    least = {"README.md": 3, "docs/setup.md": 2, "docs/steering.md": 40, "docs/compare.md": 8}
+    assert len(run) >= least[name]
     for command in run:
-        if not command.startswith("python\n"):
+        if not command.startswith(("python\n", "diff\n")):
             words = shlex.split(command)
             assert words[0] == "minisd", f"{command}: run it, or list it with a reason"
             _, extra = build_parser().parse_known_args(words[1:])

@@ -1,10 +1,11 @@
-"""Run every command of README.md, docs/setup.md and docs/steering.md, as a reader copies it.
+"""Run every command of the README and of some pages of docs/, as a reader copies it.
 
-Each page gets an empty folder, and its commands run there in the page's order. They run in a new
-environment that contains only the wheel of minisd; the other packages come from the environment of
-this program. Commands that need the network, another system or a person do not run: they are on a
-list with the reason. The program also checks that the wheel contains the weights, and that
-`pip install -e` does not copy them.
+Each page gets an empty folder, and its commands run there in the page's order. A block of Python
+that begins with the name of a file is saved as this file. A block of diff changes this file. The
+commands run in a new environment that contains only the wheel of minisd; the other packages come
+from the environment of this program. Commands that need the network, another system or a person do
+not run: they are on a list with the reason. The program also checks that the wheel contains the
+weights, and that `pip install -e` does not copy them.
 
     python -m tests.tools.run_docs_commands
 """
@@ -24,7 +25,7 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/setup.md", "docs/steering.md")
+PAGES = ("README.md", "docs/setup.md", "docs/steering.md", "docs/compare.md")
 PROGRAMS = "minisd|pip|python3?|py|pytest|git|conda|sphinx-build|cd|Set-ExecutionPolicy"
 
 INSTALLS = "the wheel is already installed, with all that it needs"
@@ -56,7 +57,7 @@ for line in json.loads(sys.argv[1]):
         status = cli.main(shlex.split(line)[1:])
     except SystemExit as ended:
         status = ended.code
-    if status:
+    if status not in ((0, 1) if line.startswith("minisd compare ") else (0, None)):
         sys.exit(f"FAILED: {line}")
 """
 
@@ -64,13 +65,13 @@ for line in json.loads(sys.argv[1]):
 def commands(page: str) -> list[str]:
     """The commands in the text of a page, in its order: those in blocks and those in sentences.
 
-    A block of Python is one command. It begins with "python\\n".
+    A block of Python or of diff is one command. It begins with "python\\n" or "diff\\n".
     """
     found = []
     fence = r"^```(\w+)\n(.*?)^```$|^((?:    [^\n]+\n)+)|`([^`]+)`"
     for kind, block, indented, span in re.findall(fence, page, flags=re.DOTALL | re.MULTILINE):
-        if kind == "python":
-            found.append(f"python\n{block}")
+        if kind in ("python", "diff"):
+            found.append(f"{kind}\n{block}")
             continue
         words = " ".join(span.split())
         lines = [words] if span else (block or indented).splitlines()
@@ -132,6 +133,15 @@ def check_what_is_installed(work: Path) -> Path:
     return python
 
 
+def apply_diff(block: str, path: Path) -> None:
+    """Replace the lines of a file that the block marks with "-" by those that it marks with "+"."""
+    old, new = ("".join(re.findall(rf"^\{sign}(.*\n)", block, re.MULTILINE)) for sign in "-+")
+    text = path.read_text(encoding="utf-8")
+    if text.count(old) != 1:
+        sys.exit(f"this should stand once in {path.name}: {old}")
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
 def run_page(name: str, folder: Path, python: Path, environment: dict[str, str]) -> int:
     """Run the commands of one page. Returns how many ran."""
     folder.mkdir()
@@ -147,11 +157,19 @@ def run_page(name: str, folder: Path, python: Path, environment: dict[str, str])
             script = python.with_name("minisd")
             first, *rest = waiting
             line = shlex.quote(str(script)) + first.removeprefix("minisd")
-            subprocess.run(line, shell=True, cwd=folder, env=environment, check=True)
+            done = subprocess.run(line, shell=True, cwd=folder, env=environment, check=False)
+            if done.returncode > first.startswith("minisd compare "):  # 1: it found a difference
+                sys.exit(f"this failed, with exit status {done.returncode}: {first}")
             check([python, "-c", RUNNER, json.dumps(rest)], folder, environment)
             waiting = []
-        if command:
-            check([python, "-c", command.removeprefix("python\n")], folder, environment)
+        kind, _, block = (command or "").partition("\n")
+        if kind == "diff":
+            (changed,) = folder.glob("*.py")
+            apply_diff(block, changed)
+        elif named := re.match(r"# (\w+\.py)\n", block):
+            (folder / named[1]).write_text(block, encoding="utf-8")
+        elif kind == "python":
+            check([python, "-c", block], folder, environment)
     return len(wanted)
 
 
