@@ -18,6 +18,8 @@ from minisd.compare.align import Alignment
 from minisd.compare.calls import Call, tensors_in, watch_calls
 from minisd.compare.layouts import Errors, errors, find_layout
 
+Arguments = tuple[tuple, dict]  # of a module: by position, by keyword
+
 LONG = 4096  # the number of products in a sum of a module that is not known
 COMPOSITE = 5  # rounding in a module of many layers may be this many times that of one layer
 MOST_KEPT = 8  # for how many modules their tensors are kept, to try causes on
@@ -121,27 +123,27 @@ def record(network: nn.Module, run: Callable[[], object]) -> list[Call]:
     return calls
 
 
+@dataclass
 class Hunt:
     """Compares the calls of their modules, one after another, with the calls of our modules.
 
     modules: our module's name -> our module. Empty: there is only a trace of our network
-    calls: the calls of our modules, as record() returns them
+    recorded: the calls of our modules, as record() returns them
+    rows: the results so far
+    kept: for the first rows with an error: the number of the output, their output, their inputs
     """
 
-    def __init__(
-        self,
-        modules: Mapping[str, nn.Module],
-        calls: list[Call],
-        alignment: Alignment,
-        limits: ErrorLimits,
-    ):
-        self.modules, self.alignment, self.limits = modules, alignment, limits
+    modules: Mapping[str, nn.Module]
+    recorded: list[Call]
+    alignment: Alignment
+    limits: ErrorLimits
+    rows: list[Comparison] = field(default_factory=list)
+    kept: dict[int, tuple[int, Tensor, Arguments | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
         self.calls: dict[str, list[Call]] = {}
-        for call in calls:
+        for call in self.recorded:
             self.calls.setdefault(call.name, []).append(call)
-        self.rows: list[Comparison] = []
-        # row -> number of the output, their output, their inputs; for the first rows with an error
-        self.kept: dict[int, tuple[int, Tensor, tuple[tuple, dict] | None]] = {}
 
     def judge(self, call: Call) -> None:
         """Compare one call of their module with our call, if our network has a matching one."""
@@ -238,20 +240,19 @@ class Hunt:
         cases += [Case(nn.Identity(), (wrong[1],), {}, wrong[0])] if wrong else []
         return name, cases
 
-    def wrong_input(
-        self, row: Comparison, arguments: tuple[tuple, dict]
-    ) -> tuple[Tensor, Tensor] | None:
+    def wrong_input(self, row: Comparison, given: Arguments) -> tuple[Tensor, Tensor] | None:
         """The first input in which theirs differs from ours: their tensor and our tensor."""
         ours = self.calls[row.name][row.number].inputs
-        for pair in zip(tensors_in(arguments), ours, strict=True):
+        for pair in zip(tensors_in(given), ours, strict=True):
             if errors(*pair).error > GROWTH * row.tolerance:
                 return pair
         return None
 
     def makers_of(self, tensor: Tensor) -> list[Call]:
         """The calls of ours that returned this tensor, from the innermost module outwards."""
-        calls = [call for calls in self.calls.values() for call in calls]
-        return [one for one in calls if one.outputs and same_memory(one.outputs[0], tensor)]
+        return [
+            call for call in self.recorded if call.outputs and same_memory(call.outputs[0], tensor)
+        ]
 
     def around(self, row: Comparison, most: str) -> str:
         """The innermost of our modules that contains the row's module and has no partner.
@@ -295,7 +296,7 @@ def worst_output(theirs: Call, ours: Call) -> tuple[int, Tensor, Errors] | None:
     return worst
 
 
-def as_ours(reference: Call, call: Call) -> tuple[tuple, dict] | None:
+def as_ours(reference: Call, call: Call) -> Arguments | None:
     """Their inputs in our order and layout. None if one of our inputs is not among them."""
     leaves, structure = tree_flatten((reference.args, reference.kwargs))
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
