@@ -47,6 +47,12 @@ def tensors_in(tree: Any) -> list[Tensor]:
     return found
 
 
+def map_floats(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """Apply a function to every tensor of floats in nested tuples, lists and dictionaries."""
+    is_float = lambda x: isinstance(x, Tensor) and x.is_floating_point()  # noqa: E731
+    return tree_map(lambda leaf: function(leaf) if is_float(leaf) else leaf, tree)
+
+
 @contextmanager
 def watch_calls(
     network: nn.Module, watcher: Watcher, copy: bool = True, names: Container[str] | None = None

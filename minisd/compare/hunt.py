@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from minisd.compare.align import Alignment
-from minisd.compare.calls import Call, tensors_in, watch_calls
-from minisd.compare.layouts import Errors, errors, find_layout
+from minisd.compare.calls import Call, map_floats, tensors_in, watch_calls
+from minisd.compare.layouts import Errors, errors, find_layout, has_no_nan
 
 Arguments = tuple[tuple, dict]  # of a module: by position, by keyword
 
@@ -130,6 +130,8 @@ class Hunt:
     modules: our module's name -> our module. Empty: there is only a trace of our network
     recorded: the calls of our modules, as record() returns them
     rows: the results so far
+    last: the name of their module that returned last
+    nan: the name of their first module that returned NaN
     kept: for the first rows with an error: the number of the output, their output, their inputs
     """
 
@@ -138,6 +140,8 @@ class Hunt:
     alignment: Alignment
     limits: ErrorLimits
     rows: list[Comparison] = field(default_factory=list)
+    last: str | None = None
+    nan: str | None = None
     kept: dict[int, tuple[int, Tensor, Arguments | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -147,6 +151,9 @@ class Hunt:
 
     def judge(self, call: Call) -> None:
         """Compare one call of their module with our call, if our network has a matching one."""
+        self.last = call.name
+        if self.nan is None and not all(map(has_no_nan, call.outputs)):
+            self.nan = call.name
         name = self.alignment.modules.get(call.name, "no such module")
         ours = self.calls.get(name, [])[call.number : call.number + 1]
         worst = worst_output(call, ours[0]) if ours else None
@@ -344,13 +351,11 @@ def rounding_of(
     """
     draw = torch.Generator(output.device).manual_seed(0)
 
-    def move_leaf(leaf: object) -> object:
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-            return leaf
-        noise = torch.randn(leaf.shape, generator=draw, dtype=torch.float32, device=leaf.device)
+    def move_leaf(leaf: Tensor) -> Tensor:
+        noise = torch.randn(leaf.shape, generator=draw, device=leaf.device)
         return leaf * (1 + unit * noise).to(leaf.dtype)
 
-    args, kwargs = tree_map(move_leaf, (args, kwargs))
+    args, kwargs = map_floats(move_leaf, (args, kwargs))
     return errors(run_module(module, args, kwargs, place=place), output).error
 
 

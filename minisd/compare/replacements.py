@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
-from torch.utils._pytree import tree_map
+
+from minisd.compare.calls import map_floats
 
 Change = Callable[..., object]  # takes the arguments of a torch function, returns another result
 
@@ -149,9 +150,7 @@ def other_order(split: bool, merge: bool) -> Change:
 
 
 def cast(tree: Any, dtype: torch.dtype) -> Any:
-    """Change the precision of all tensors of floats in nested tuples, lists and dictionaries."""
-    floats = lambda x: isinstance(x, Tensor) and x.is_floating_point()  # noqa: E731
-    return tree_map(lambda leaf: leaf.to(dtype) if floats(leaf) else leaf, tree)
+    return map_floats(lambda x: x.to(dtype), tree)
 
 
 def in_precision(f: Callable, dtype: torch.dtype) -> Change:

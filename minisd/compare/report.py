@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minisd.compare.align import Alignment
-from minisd.compare.hunt import Comparison
+from minisd.compare.hunt import ROUNDING_ONLY, Comparison, ErrorLimits
 
 SHOWN = 12  # names in a list of the text report
 TABLE_HEAD = "module", "in the port", "shape", "rms error", "largest", "cosine", "own", "inherited"
@@ -32,6 +32,7 @@ class Report:
     histogram: pairs of a power of ten and the number of values in the first module's output that
         differ by about this power
     labels: the names of the reference and of the port in the report
+    limits: the errors that were accepted
     """
 
     rows: list[Comparison] = field(default_factory=list)
@@ -47,6 +48,7 @@ class Report:
     worst: dict = field(default_factory=dict)
     histogram: list[tuple[int, int]] = field(default_factory=list)
     labels: tuple[str, str] = ("reference", "port")
+    limits: ErrorLimits = ROUNDING_ONLY
 
     @property
     def is_equal(self) -> bool:

@@ -7,20 +7,21 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from minisd.compare.align import align, align_weights
 from minisd.compare.align_by_values import align_by_values
 from minisd.compare.calls import Call, watch_calls
 from minisd.compare.causes import find_cause
 from minisd.compare.hunt import ROUNDING_ONLY, ErrorLimits, Hunt, record
-from minisd.compare.layouts import has_no_nan, same_numbers
+from minisd.compare.layouts import same_numbers
 from minisd.compare.report import Report, join_names, neighbourhood, place_of, powers_of_ten
 from minisd.compare.sides import Side, make_inputs
 from minisd.compare.trace_file import INPUT_NAMES, TraceFile
 from minisd.compare.weights import weights_of
 from minisd.compare.whole_run import compare_run
 
+NO_WEIGHTS = "{} shares no weights with {}. Load the same weights into both."
 Runner = Callable[[nn.Module], object]
 
 
@@ -45,10 +46,9 @@ def compare(
 
     Raises ValueError if the two share no weights, or if the port raises an error while it runs.
     """
-    report = Report()
+    report = Report(limits=ErrorLimits(rtol, atol))
     run_theirs = (lambda port: call(port, *inputs)) if call else (lambda port: port(*inputs))
-    limits = ErrorLimits(rtol, atol)
-    compare_part(report, "", reference, port, lambda ours: ours(*inputs), run_theirs, limits)
+    compare_part(report, "", reference, port, lambda ours: ours(*inputs), run_theirs)
     return report
 
 
@@ -59,7 +59,6 @@ def compare_part(
     port: nn.Module,
     run_ours: Runner,
     run_theirs: Runner,
-    limits: ErrorLimits = ROUNDING_ONLY,
 ) -> None:
     """Compare one network, and add the results to the report."""
     calls = record(reference, lambda: run_ours(reference))
@@ -67,21 +66,13 @@ def compare_part(
     tolerance = align_tolerance(reference, port)
     alignment = align(reference, port, [call.name for call in calls], order, tolerance)
     if not alignment.modules:
-        raise ValueError(
-            f"{part or 'the port'} shares no weights with the reference, so nothing can be "
-            "compared. Load the same weights into both."
-        )
-    hunt, last = Hunt(dict(reference.named_modules()), calls, alignment, limits), []
-
-    def judge(call: Call) -> None:
-        last[:] = [call.name]
-        judge_call(report, part, hunt, call)
-
+        raise ValueError(NO_WEIGHTS.format(part or "the port", "the reference"))
+    hunt = Hunt(dict(reference.named_modules()), calls, alignment, report.limits)
     try:
-        with torch.no_grad(), watch_calls(port, judge):
+        with torch.no_grad(), watch_calls(port, hunt.judge):
             run_theirs(port)
     except Exception as error:
-        where = f"after {last[0]}" if last else "before any module ended"
+        where = "before any module ended" if hunt.last is None else f"after {hunt.last}"
         what = f"the port broke {where}: {type(error).__name__}: {error}"
         raise ValueError(what) from error
     conclude(report, part, hunt, port)
@@ -99,13 +90,6 @@ def running_order(network: nn.Module, run: Runner) -> list[str]:
     return list(names)
 
 
-def judge_call(report: Report, part: str, hunt: Hunt, call: Call) -> None:
-    """Compare one call of theirs, and report the first module that returns NaN."""
-    if report.nan is None and not all(map(has_no_nan, call.outputs)):
-        report.nan = join_names(part, call.name)
-    hunt.judge(call)
-
-
 def conclude(report: Report, part: str, hunt: Hunt, port: nn.Module | None = None) -> None:
     """Add the results of one network to the report.
 
@@ -114,6 +98,8 @@ def conclude(report: Report, part: str, hunt: Hunt, port: nn.Module | None = Non
     port: their network. None: there is only a trace of it
     """
     first = hunt.first_source
+    if report.nan is None and hunt.nan is not None:
+        report.nan = join_names(part, hunt.nan)
     rows = [replace(row, name=join_names(part, row.name)) for row in hunt.rows]
     if first is not None and report.first is None:
         name, cases = hunt.locate(first)
@@ -136,10 +122,8 @@ def align_tolerance(a: nn.Module, b: nn.Module) -> float:
 
     It depends on the precisions of the two networks, because half precision rounds the weights.
     """
-    dtypes = {t.dtype for network in (a, b) for t in network.parameters()}
-    if torch.bfloat16 in dtypes:
-        return 8e-3
-    return 1e-3 if torch.float16 in dtypes else 1e-5
+    known = {torch.bfloat16: 8e-3, torch.float16: 1e-3}
+    return max(known.get(t.dtype, 1e-5) for network in (a, b) for t in network.parameters())
 
 
 # ---- two sides ---------------------------------------------------------------------------------
@@ -164,20 +148,14 @@ def compare_sides(
     if isinstance(ours, TraceFile) or ours.load is None:
         what = f"neither {ours.label} nor {theirs.label} is a whole model, so there are no inputs"
         raise ValueError(f"{what}. Give a model or a trace as one of the two.")
-    report, inputs = Report(labels=(ours.label, theirs.label)), make_inputs(ours.load(), seed)
+    inputs = make_inputs(ours.load(), seed)
+    report = Report(labels=(ours.label, theirs.label), limits=limits)
     for part in theirs.networks:
-        compare_network(report, ours, theirs, part, inputs, limits)
+        compare_network(report, ours, theirs, part, inputs)
     return report
 
 
-def compare_network(
-    report: Report,
-    ours: Side,
-    theirs: Side,
-    part: str,
-    inputs: dict[str, tuple[Tensor, ...]],
-    limits: ErrorLimits,
-) -> None:
+def compare_network(report: Report, ours: Side, theirs: Side, part: str, inputs: dict) -> None:
     """Compare one network of theirs with the same part of ours, or with the module it fits.
 
     inputs: as make_inputs() returns them
@@ -193,7 +171,7 @@ def compare_network(
         run_ours = lambda one: one(*call.args, **call.kwargs)  # noqa: E731
     run_theirs = lambda one: theirs.run(part, one, given)  # noqa: E731
     module, label = whole.get_submodule(name), join_names(where, name)
-    compare_part(report, label, module, network, run_ours, run_theirs, limits)
+    compare_part(report, label, module, network, run_ours, run_theirs)
 
 
 def completeness(side: Side | TraceFile) -> int:
@@ -213,8 +191,7 @@ def find_module(ours: Side, theirs: Side, network: nn.Module) -> tuple[str, str]
         if "" in alignment.modules and len(alignment.parameters) > most:
             found, most = (part, alignment.modules[""]), len(alignment.parameters)
     if found is None:
-        what = f"{theirs.label} shares no weights with {ours.label}, so nothing can be compared"
-        raise ValueError(f"{what}. Load the same weights into both.")
+        raise ValueError(NO_WEIGHTS.format(theirs.label, ours.label))
     return found
 
 
@@ -237,7 +214,7 @@ def compare_trace(
     Raises ValueError if the trace has no inputs for any network, if it holds only statistics, or if
     it fits nothing of ours.
     """
-    report = Report(labels=(ours.label, trace.label))
+    report = Report(labels=(ours.label, trace.label), limits=limits)
     for one in (ours, trace):
         if isinstance(one, TraceFile) and one.stats:
             raise ValueError(f"{one.label} holds statistics only. Write it without --stats.")
@@ -255,7 +232,7 @@ def compare_trace(
         alignment = align_by_values(modules, calls, trace.calls)
     hunt = Hunt(modules, calls, alignment, limits)
     for call in trace.calls:
-        judge_call(report, "", hunt, call)
+        hunt.judge(call)
     conclude(report, "", hunt)
     for row, cause, left in compare_run(ours, trace):
         report.rows.append(row)
@@ -269,7 +246,8 @@ def compare_trace(
 def check_inputs(ours: TraceFile, theirs: TraceFile) -> None:
     """Raise ValueError if two traces were recorded on different inputs."""
     for name in ours.inputs.keys() & theirs.inputs.keys():
-        if name[-2:] in ("", ".0") and not same_numbers(theirs.inputs[name], ours.inputs[name]):
+        first = name.partition(".")[2] in ("", "0")
+        if first and not same_numbers(theirs.inputs[name], ours.inputs[name]):
             what = f"{ours.label} and {theirs.label} have different inputs ({name})"
             raise ValueError(f"{what}. Record both on the same inputs.")
 
