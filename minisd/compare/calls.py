@@ -1,14 +1,15 @@
 """Record what goes into every module of a network and what comes out, call by call."""
 
+from collections import defaultdict
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
-
-Watcher = Callable[["Call"], None]
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 
 @dataclass
@@ -37,14 +38,11 @@ class Call:
 
 def tensors_in(tree: Any) -> list[Tensor]:
     """All tensors in nested tuples, lists, dictionaries and output objects, in order."""
+    if isinstance(tree, Tensor):
+        return [tree]
     if hasattr(tree, "to_tuple"):  # transformers' and diffusers' outputs
         tree = tree.to_tuple()
-    leaves, _ = tree_flatten(tree)
-    found: list[Tensor] = []
-    for leaf in leaves:
-        found += tensors_in(leaf) if hasattr(leaf, "to_tuple") else []
-        found += [leaf] if isinstance(leaf, Tensor) else []
-    return found
+    return [one for leaf in tree_leaves(tree) if leaf is not tree for one in tensors_in(leaf)]
 
 
 def map_floats(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
@@ -55,7 +53,7 @@ def map_floats(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
 
 @contextmanager
 def watch_calls(
-    network: nn.Module, watcher: Watcher, copy: bool = True, names: Container[str] | None = None
+    network: nn.Module, watcher: Callable, copy: bool = True, names: Container[str] | None = None
 ) -> Iterator[None]:
     """Inside the `with` block, pass every call to the watcher as soon as the module returns.
 
@@ -65,35 +63,23 @@ def watch_calls(
     names: the modules to watch. None: all modules except nn.Identity. minisd marks tensors to watch
         with nn.Identity, and a watched attention map would have to be computed and kept.
     """
-    counts: dict[str, int] = {}
-    waiting: dict[str, list[tuple]] = {}
+    numbers: dict[str, count] = defaultdict(count)
+    waiting: dict[str, list[tuple]] = defaultdict(list)
 
-    def keep(tree: object) -> Any:
-        same = (lambda t: t.detach().clone()) if copy else (lambda t: t.detach())
-        return tree_map(lambda leaf: same(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+    same = (lambda t: t.detach().clone()) if copy else Tensor.detach
+    keep = partial(tree_map_only, Tensor, same)
 
-    def before(name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            waiting.setdefault(name, []).append(keep((args, kwargs)))
+    def before(name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        waiting[name].append(keep((args, kwargs)))
 
-        return hook
+    def after(name: str, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+        args, kwargs = waiting[name].pop()
+        watcher(Call(name, next(numbers[name]), args, kwargs, keep(tensors_in(output))))
 
-    def after(name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
-            args, kwargs = waiting[name].pop()
-            number = counts[name] = counts.get(name, -1) + 1
-            watcher(Call(name, number, args, kwargs, keep(tensors_in(output))))
-
-        return hook
-
-    handles = []
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Identity) if names is None else name not in names:
-            continue
-        handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
-        handles.append(module.register_forward_hook(after(name), with_kwargs=True))
-    try:
+    with ExitStack() as hooks:
+        for name, module in network.named_modules():
+            if not isinstance(module, nn.Identity) if names is None else name in names:
+                start, end = partial(before, name), partial(after, name)
+                hooks.enter_context(module.register_forward_pre_hook(start, with_kwargs=True))
+                hooks.enter_context(module.register_forward_hook(end, with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
