@@ -6,7 +6,9 @@ c), with merged axes (b n c), or with the heads as a part of the batch.
 
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import permutations
+from itertools import accumulate, permutations
+from math import prod
+from operator import mul
 from typing import NamedTuple
 
 import torch
@@ -31,48 +33,31 @@ class Layout(NamedTuple):
     def apply(self, tensor: Tensor) -> Tensor:
         return tensor.reshape(self.split).permute(self.order).reshape(self.shape)
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether only the shape changes, not the order of the numbers."""
-        return self.order == tuple(range(len(self.order)))
-
 
 @lru_cache(maxsize=4096)
 def possible_layouts(theirs: Sizes, ours: Sizes) -> tuple[Layout, ...]:
-    """All layouts that turn their shape into ours. Those that only change the shape come first."""
-    found: dict[tuple, Layout] = {}
-    for layout in [*split_theirs(theirs, ours), *merge_theirs(theirs, ours)]:
-        found.setdefault((layout.split, layout.order), layout)
-    return tuple(sorted(found.values(), key=lambda one: not one.is_plain))
+    """All layouts that turn their shape into ours. Those that only change the shape come first.
 
-
-def split_theirs(theirs: Sizes, ours: Sizes) -> Iterator[Layout]:
-    """The layouts if their tensor has our axes in some order, perhaps merged.
-
-    An example: their b (h w) c for our b c h w.
+    Either our axes, in another order, can be merged to theirs: their b (h w) c for our b c h w. Or
+    their axes, in another order, can be merged to ours: their b h w c for our b (h w) c.
     """
-    axes = [i for i, size in enumerate(ours) if size > 1]
-    if len(axes) > MOST_AXES:
-        return
-    for order in permutations(axes):
-        split = tuple(ours[i] for i in order)
-        if merges_to(split, theirs):
-            back = tuple(order.index(i) for i in axes)
-            yield Layout(split, back, ours)
+    found = []
+    for sizes, order in orders_that_merge(ours, theirs):
+        back = tuple(order.index(i) for i in range(len(order)))
+        found.append(Layout(tuple(sizes[i] for i in order), back, ours))
+    found += [Layout(sizes, order, ours) for sizes, order in orders_that_merge(theirs, ours)]
+    return tuple(sorted(dict.fromkeys(found), key=lambda one: [*one.order] != sorted(one.order)))
 
 
-def merge_theirs(theirs: Sizes, ours: Sizes) -> Iterator[Layout]:
-    """The layouts if our tensor has their axes in some order, perhaps merged.
+def orders_that_merge(fine: Sizes, coarse: Sizes) -> Iterator[tuple[Sizes, Sizes]]:
+    """Yield the axes of the shape `fine`, and each order in which they can be merged to `coarse`.
 
-    An example: their b h w c for our b (h w) c.
+    Axes of size 1 are left out.
     """
-    axes = [i for i, size in enumerate(theirs) if size > 1]
-    if len(axes) > MOST_AXES:
-        return
-    for order in permutations(range(len(axes))):
-        sizes = tuple(theirs[axes[i]] for i in order)
-        if merges_to(sizes, ours):
-            yield Layout(tuple(theirs[i] for i in axes), order, ours)
+    sizes = tuple(size for size in fine if size > 1)
+    for order in permutations(range(len(sizes))) if len(sizes) <= MOST_AXES else ():
+        if merges_to(tuple(sizes[i] for i in order), coarse):
+            yield sizes, order
 
 
 def merges_to(fine: Sizes, coarse: Sizes) -> bool:
@@ -83,20 +68,12 @@ def merges_to(fine: Sizes, coarse: Sizes) -> bool:
     >>> merges_to((2, 8, 8, 3), (2, 64, 3)), merges_to((2, 3), (3, 2))
     (True, False)
     """
-    rest = [size for size in fine if size > 1]
-    for size in coarse:
-        product = 1
-        while product < size and rest:
-            product *= rest.pop(0)
-        if product != size:
-            return False
-    return not rest
+    ends = set(accumulate(fine, mul, initial=1))  # how many numbers the first axes hold together
+    return prod(fine) == prod(coarse) and ends.issuperset(accumulate(coarse, mul))
 
 
-def difference(theirs: Tensor, ours: Tensor) -> float:
-    """The root mean square of the difference, relative to the root mean square of our tensor."""
-    spread = ours.double().pow(2).mean().sqrt().item() or 1.0
-    return (theirs.double() - ours.double()).pow(2).mean().sqrt().item() / spread
+def rms(tensor: Tensor) -> float:
+    return tensor.double().pow(2).mean().sqrt().item()
 
 
 class Errors(NamedTuple):
@@ -119,11 +96,8 @@ def errors(theirs: Tensor, ours: Tensor) -> Errors:
     a, b = theirs.double().flatten(), ours.double().flatten()
     same = torch.isinf(a) & (a == b)
     a, b = a.masked_fill(same, 0), b.masked_fill(same, 0)
-    spread, gap = b.pow(2).mean().sqrt().item() or 1.0, (a - b).abs()
-    cosine = torch.nn.functional.cosine_similarity(a, b, dim=0).item()
-    return Errors(
-        gap.pow(2).mean().sqrt().item() / spread, gap.max().item() / spread, cosine, spread
-    )
+    spread, cosine = rms(b) or 1.0, torch.nn.functional.cosine_similarity(a, b, dim=0).item()
+    return Errors(rms(a - b) / spread, (a - b).abs().max().item() / spread, cosine, spread)
 
 
 def find_layout(theirs: Tensor, ours: Tensor, enough: float = 1e-6) -> tuple[Layout | None, float]:
@@ -132,11 +106,9 @@ def find_layout(theirs: Tensor, ours: Tensor, enough: float = 1e-6) -> tuple[Lay
     enough: the search stops at a difference of this size or less
     Returns the layout and the difference that is left. The layout is None if none fits the shapes.
     """
-    if theirs.numel() != ours.numel():
-        return None, float("inf")
-    best, least = None, float("inf")
+    best, least, spread = None, float("inf"), rms(ours) or 1.0
     for layout in possible_layouts(tuple(theirs.shape), tuple(ours.shape)):
-        left = difference(layout.apply(theirs), ours)
+        left = rms(layout.apply(theirs).double() - ours.double()) / spread
         if left < least or best is None:
             best, least = layout, left
         if least <= enough:
@@ -146,9 +118,4 @@ def find_layout(theirs: Tensor, ours: Tensor, enough: float = 1e-6) -> tuple[Lay
 
 def same_numbers(a: Tensor, b: Tensor, tolerance: float = 1e-6) -> bool:
     """Whether two weights are equal in some layout."""
-    return a.numel() == b.numel() and find_layout(a, b)[1] <= tolerance
-
-
-def has_no_nan(tensor: Tensor) -> bool:
-    """Whether no number is NaN. Infinity is allowed, because masks contain it."""
-    return not torch.isnan(tensor).any().item()
+    return find_layout(a, b)[1] <= tolerance
