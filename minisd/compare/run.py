@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from minisd.compare.align import align, align_weights
+from minisd.compare.align import align
 from minisd.compare.align_by_values import align_by_values
 from minisd.compare.calls import Call, watch_calls
 from minisd.compare.causes import find_cause
@@ -18,7 +18,6 @@ from minisd.compare.layouts import same_numbers
 from minisd.compare.report import Report, join_names, neighbourhood, place_of, powers_of_ten
 from minisd.compare.sides import Side, make_inputs
 from minisd.compare.trace_file import INPUT_NAMES, TraceFile
-from minisd.compare.weights import weights_of
 from minisd.compare.whole_run import compare_run
 
 NO_WEIGHTS = "{} shares no weights with {}. Load the same weights into both."
@@ -227,7 +226,7 @@ def compare_trace(
     modules = dict(whole.named_modules()) if len(whole) else {}
     if trace.weights and modules:
         names = {call.name for call in trace.calls}
-        alignment = align_weights(whole, weights_of(whole), trace.weights, names)
+        alignment = align(whole, trace.weights, modules=names)
     else:
         alignment = align_by_values(modules, calls, trace.calls)
     hunt = Hunt(modules, calls, alignment, limits)

@@ -5,13 +5,15 @@ parameters can have the same fingerprint: for example, all biases that are 0. al
 them by their neighbours.
 """
 
-from collections.abc import Container, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Container, Iterator, Mapping, Sequence
+from itertools import chain, product
 from math import sqrt
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-THIRDS, HALVES = 3, 2  # one matrix may hold to_q, to_k and to_v, or to_k and to_v
+FUSED = 3, 2  # one matrix may hold to_q, to_k and to_v, or to_k and to_v
 
 
 class Fingerprint(NamedTuple):
@@ -26,6 +28,9 @@ class Fingerprint(NamedTuple):
     total: float
     squares: float
 
+    def numel(self) -> int:
+        return self.count
+
 
 class Piece(NamedTuple):
     """A whole parameter, or one of the equal parts of a fused one (such as q, k and v in one).
@@ -33,13 +38,21 @@ class Piece(NamedTuple):
     name: the parameter's name
     part: the number of this part, counted from 0
     parts: the number of parts. 1: the whole parameter
-    axis: the axis along which the parameter is cut
+    axis: the axis along which the parameter is cut: 0, the first, or -1, the last
     """
 
     name: str
     part: int = 0
     parts: int = 1
     axis: int = 0
+
+    def of(self, whole: Tensor) -> Tensor:
+        """The values of this part of a parameter."""
+        return whole.chunk(self.parts, dim=self.axis)[self.part] if self.parts > 1 else whole
+
+
+Weights = Mapping[str, Tensor | Fingerprint]  # parameter's name -> parameter, or its fingerprint
+Partners = dict[str, Piece]  # our parameter's name -> their parameter, or the part that fits
 
 
 def make_fingerprint(tensor: Tensor) -> Fingerprint:
@@ -49,9 +62,7 @@ def make_fingerprint(tensor: Tensor) -> Fingerprint:
 
 def distance(a: Fingerprint, b: Fingerprint) -> float:
     """The difference of two fingerprints with the same count, relative to the values' size."""
-    norm = sqrt(max(a.squares, b.squares))
-    if norm == 0:
-        return 0.0
+    norm = sqrt(max(a.squares, b.squares)) or 1.0
     return abs(a.total - b.total) / (norm * 2) + abs(a.squares - b.squares) / norm**2
 
 
@@ -60,60 +71,44 @@ def weights_of(network: nn.Module) -> dict[str, Tensor]:
 
     Returns a dictionary: name -> tensor. A tensor with two names is listed once.
     """
-    state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    return {name: tensor.detach() for name, tensor in state.items() if tensor.is_floating_point()}
+    state = chain(network.named_parameters(), network.named_buffers())
+    return {name: tensor.detach() for name, tensor in state if tensor.is_floating_point()}
 
 
-def pieces_of(name: str, tensor: Tensor) -> Iterator[tuple[Piece, Tensor]]:
-    """Yield a parameter as a whole, then its thirds and halves along the first and last axis."""
-    yield Piece(name), tensor
-    for parts in (THIRDS, HALVES):
-        for axis in sorted({0, tensor.ndim - 1} if tensor.ndim else ()):
-            if tensor.shape[axis] % parts == 0 and tensor.shape[axis] > parts:
-                for part, piece in enumerate(tensor.chunk(parts, dim=axis)):
-                    yield Piece(name, part, parts, axis), piece
-
-
-def prints_of(
-    name: str, weight: Tensor | Fingerprint, counts: Container[int]
-) -> Iterator[tuple[Piece, Fingerprint]]:
-    """Yield the fingerprints of a parameter and of its parts.
+def pieces_of(name: str, weight: Tensor | Fingerprint, counts: Container[int]) -> Iterator[Piece]:
+    """Yield a parameter as a whole, then its thirds and halves along the first and last axis.
 
     counts: the numbers of values that our parameters have. A part with another number of values is
         left out.
     """
-    if isinstance(weight, Fingerprint):
-        if weight.count in counts:
-            yield Piece(name), weight
-        return
-    for piece, part in pieces_of(name, weight):
-        if part.numel() in counts:
-            yield piece, make_fingerprint(part)
+    shape = weight.shape if isinstance(weight, Tensor) else ()
+    for parts, axis in [(1, 0), *product(FUSED, (0, -1)[: len(shape)])]:
+        fits = parts == 1 or (shape[axis] % parts == 0 and shape[axis] > parts)
+        if fits and weight.numel() // parts in counts:
+            yield from [Piece(name, part, parts, axis) for part in range(parts)]
 
 
-def match_by_fingerprint(
-    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor | Fingerprint], tolerance: float
-) -> dict[str, Piece]:
-    """Match the parameters whose fingerprint occurs exactly once on each side.
-
-    Returns a dictionary: our name -> their parameter or part of a parameter.
-    """
+def match_by_fingerprint(ours: Mapping[str, Tensor], theirs: Weights, tolerance: float) -> Partners:
+    """Match the parameters whose fingerprint occurs exactly once on each side."""
     known = {name: make_fingerprint(tensor) for name, tensor in ours.items()}
-    by_count: dict[int, list[str]] = {}
-    for name, print_ in known.items():
-        by_count.setdefault(print_.count, []).append(name)
-    claims: dict[str, list[tuple[float, Piece]]] = {}
+    counts = {one.count for one in known.values()}
+    claims: dict[str, list[tuple[float, Piece]]] = defaultdict(list)
     for their_name, weight in theirs.items():
-        for piece, print_ in prints_of(their_name, weight, by_count):
-            near = sorted((distance(known[n], print_), n) for n in by_count[print_.count])
-            alone = len(near) == 1 or near[1][0] > max(4 * near[0][0], tolerance / 4)
-            if near[0][0] <= tolerance and alone:
-                claims.setdefault(near[0][1], []).append((near[0][0], piece))
+        for piece in pieces_of(their_name, weight, counts):
+            mark = weight if isinstance(weight, Fingerprint) else make_fingerprint(piece.of(weight))
+            rivals = [name for name, one in known.items() if one.count == mark.count]
+            near = sorted((distance(known[name], mark), name) for name in rivals)
+            if is_clear(near, tolerance) and near[0][0] <= tolerance:
+                claims[near[0][1]].append((near[0][0], piece))
                 if piece.parts == 1:
                     break
-    found = {}
-    for name, claimed in claims.items():
-        claimed.sort()
-        if len(claimed) == 1 or claimed[1][0] > max(4 * claimed[0][0], tolerance / 4):
-            found[name] = claimed[0][1]
-    return found
+    ranked = {name: sorted(claimed) for name, claimed in claims.items()}
+    return {name: near[0][1] for name, near in ranked.items() if is_clear(near, tolerance)}
+
+
+def is_clear(ranked: Sequence[tuple[float, object]], tolerance: float) -> bool:
+    """Whether the first of some candidates is much nearer than the second.
+
+    ranked: distances and candidates, the nearest first
+    """
+    return len(ranked) == 1 or ranked[1][0] > max(4 * ranked[0][0], tolerance / 4)
