@@ -36,14 +36,10 @@ def record_run(
         # strict=False: a ControlNet gives the U-Net more inputs
         for name, tensor in zip(INPUT_NAMES.get(call.name, ()), call.inputs, strict=False):
             inputs[f"{name}.{call.number}"] = tensor
-        if call.name not in chosen:
-            return
-        if not with_inputs:
-            call.args, call.kwargs = (), {}
-        if stats:
-            call.stats = True
-            call.outputs = [statistics(call.name, one) for one in call.outputs]
-        calls.append(call)
+        if call.name in chosen:
+            given = (call.args, call.kwargs) if with_inputs else ((), {})
+            kept = [statistics(call.name, one) if stats else one for one in call.outputs]
+            calls.append(Call(call.name, call.number, *given, kept, stats))
 
     with watch_calls(whole, keep, copy=False, names={*chosen, *INPUT_NAMES}):
         draw()

@@ -16,13 +16,14 @@ These are names of tensors in it:
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count, groupby
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import minisd
@@ -36,12 +37,9 @@ from minisd.files.whole_files import written_whole
 TRACE_FORMAT = "minisd-trace 1"
 KEY = re.compile(r"(\d+)/(.*)/(in|out|stats)(\d+)")
 KEPT_VALUES = 8  # how many values of a tensor are part of its statistics
-INPUT_NAMES = {  # module -> the names of its inputs in a trace
-    "text_encoder": ("tokens",),
-    "unet": ("x", "t", "context"),
-    "vae.encoder": ("image",),
-    "vae.decoder": ("z",),
-}
+# module -> the names of its inputs in a trace
+INPUT_NAMES = {"text_encoder": ("tokens",), "unet": ("x", "t", "context")}
+INPUT_NAMES |= {"vae.encoder": ("image",), "vae.decoder": ("z",)}
 
 
 @dataclass
@@ -77,53 +75,38 @@ def read_trace(path: str | Path) -> TraceFile:
     """
     path = Path(path)
     metadata = read_metadata(path)
-    if metadata.get("trace") != TRACE_FORMAT:
-        said = metadata.get("trace", "nothing")
-        raise ValueError(
-            f'{path.name} is no trace: its header should say "{TRACE_FORMAT}", not "{said}".'
-        )
-    inputs, calls, stats = read_calls(path)
+    said = metadata.get("trace", "nothing")
+    if said != TRACE_FORMAT:
+        what = f'{path.name} is no trace: its header should say "{TRACE_FORMAT}"'
+        raise ValueError(f'{what}, not "{said}".')
+    inputs, calls = read_calls(path)
     with name_errors(path.name):
         weights = read_fingerprints(parse_json(metadata.get("weights", "{}")))
         settings = parse_json(metadata.get("settings", "{}"))
     settings = settings if isinstance(settings, dict) else {}
-    return TraceFile(path.name, calls, inputs, weights, stats, settings)
+    return TraceFile(path.name, calls, inputs, weights, any(call.stats for call in calls), settings)
 
 
-def read_calls(path: Path) -> tuple[dict[str, Tensor], list[Call], bool]:
-    """Read the tensors of a trace.
-
-    Returns the inputs, the calls, and whether the trace holds only statistics of the outputs.
-    """
-    inputs: dict[str, Tensor] = {}
-    found: dict[tuple[int, str], Call] = {}
-    counts: dict[str, int] = {}
-    with safe_open(path, framework="pt") as file:
-        for key in sorted(file.keys(), key=sort_key):
-            match = KEY.fullmatch(key)
-            if key.startswith("inputs/"):
-                inputs[key.removeprefix("inputs/")] = file.get_tensor(key)
-                continue
-            if match is None:
-                what = f"{path.name} holds {key}, which is not part of a trace"
-                raise ValueError(f"{what}. Names are like 00012/mid.attn/out0 or inputs/x.0.")
-            place, name = (int(match[1]), match[2]), match[2]
-            if place not in found:
-                counts[name] = counts.get(name, -1) + 1
-                found[place] = Call(name, counts[name], (), {}, [])
-            call, tensor = found[place], file.get_tensor(key)
-            call.stats = call.stats or match[3] == "stats"
-            if match[3] == "in":
-                call.args = (*call.args, tensor)
-            else:
-                call.outputs.append(tensor)
-    return inputs, [*found.values()], any(call.stats for call in found.values())
-
-
-def sort_key(key: str) -> tuple:
-    """The key that sorts names of tensors: calls in running order, and in10 after in9."""
-    match = KEY.fullmatch(key)
-    return (int(match[1]), match[3], int(match[4])) if match else (-1, key, 0)
+def read_calls(path: Path) -> tuple[dict[str, Tensor], list[Call]]:
+    """Read the inputs and the calls of a trace."""
+    inputs, rows = {}, []
+    for key, tensor in sorted(load_file(path).items()):
+        if match := KEY.fullmatch(key):
+            rows.append((int(match[1]), match[2], match[3], int(match[4]), tensor))
+        elif key.startswith("inputs/"):
+            inputs[key.removeprefix("inputs/")] = tensor
+        else:
+            what = f"{path.name} holds {key}, which is not part of a trace"
+            raise ValueError(f"{what}. Names are like 00012/mid.attn/out0 or inputs/x.0.")
+    rows.sort(key=lambda row: row[:4])  # calls in running order, and in10 after in9
+    calls, numbers = [], defaultdict(count)
+    for (_, name), parts in groupby(rows, key=lambda row: row[:2]):
+        tensors = defaultdict(list)
+        for _, _, kind, _, tensor in parts:
+            tensors[kind].append(tensor)
+        given, outputs, stats = (tensors[kind] for kind in ("in", "out", "stats"))
+        calls.append(Call(name, next(numbers[name]), (*given,), {}, outputs + stats, bool(stats)))
+    return inputs, calls
 
 
 def read_fingerprints(stored: object) -> dict[str, Fingerprint]:
@@ -142,10 +125,7 @@ def read_fingerprints(stored: object) -> dict[str, Fingerprint]:
 
 
 def write_trace(
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    settings: Mapping[str, object],
-    weights: Mapping[str, Fingerprint],
+    path: Path, tensors: Mapping[str, Tensor], settings: dict, weights: Mapping[str, Fingerprint]
 ) -> None:
     """Write a trace. If this fails, no incomplete file is left.
 
@@ -154,12 +134,9 @@ def write_trace(
     weights: parameter's name -> fingerprint
     Raises ValueError if the file cannot be written.
     """
-    metadata = {
-        "trace": TRACE_FORMAT,
-        "settings": json.dumps(settings),
-        "weights": json.dumps(weights),
-        "versions": json.dumps({"minisd": minisd.__version__, "torch": torch.__version__}),
-    }
+    versions = {"minisd": minisd.__version__, "torch": torch.__version__}
+    parts = {"settings": settings, "weights": weights, "versions": versions}
+    metadata = {name: json.dumps(part) for name, part in parts.items()} | {"trace": TRACE_FORMAT}
     with written_whole(path) as unfinished:
         save_file(dict(tensors), unfinished, metadata)
 
@@ -170,14 +147,12 @@ def trace_tensors(calls: Iterable[Call], inputs: Mapping[str, Tensor]) -> dict[s
     calls: the calls to write. If `stats` is set in a call, its outputs are already statistics.
     Returns a dictionary: name in the file -> tensor.
     """
-    tensors = {f"inputs/{name}": one.clone().contiguous() for name, one in inputs.items()}
+    tensors = {f"inputs/{name}": one for name, one in inputs.items()}
     for number, call in enumerate(calls):
         start, kind = f"{number:05}/{call.name}", "stats" if call.stats else "out"
-        for i, output in enumerate(call.outputs):
-            tensors[f"{start}/{kind}{i}"] = output.clone().contiguous()
-        for i, given in enumerate(call.inputs):
-            tensors[f"{start}/in{i}"] = given.clone().contiguous()
-    return tensors
+        tensors |= {f"{start}/{kind}{i}": one for i, one in enumerate(call.outputs)}
+        tensors |= {f"{start}/in{i}": one for i, one in enumerate(call.inputs)}
+    return {name: one.clone().contiguous() for name, one in tensors.items()}
 
 
 def statistics(name: str, tensor: Tensor) -> Tensor:
@@ -189,9 +164,9 @@ def statistics(name: str, tensor: Tensor) -> Tensor:
     rows = []
     for head in tensor.unbind(1) if is_map else [tensor]:  # one by one, because maps are large
         values = head.double().flatten()
-        ends = values.mean(), values.std(correction=0), values.amin(), values.amax()
+        ends = torch.stack([values.mean(), values.std(correction=0), *values.aminmax()])
         few = values[torch.linspace(0, len(values) - 1, KEPT_VALUES).long()]
-        rows.append(torch.cat([torch.stack(ends), few]))
+        rows.append(torch.cat([ends, few]))
     return torch.stack(rows).float()
 
 
@@ -201,8 +176,5 @@ def fingerprints(networks: Mapping[str, nn.Module]) -> dict[str, Fingerprint]:
     networks: part's name -> network
     Returns a dictionary: parameter's name, with the part's name in front -> fingerprint.
     """
-    return {
-        f"{part}.{name}": make_fingerprint(tensor)
-        for part, network in networks.items()
-        for name, tensor in weights_of(network).items()
-    }
+    weights = weights_of(nn.ModuleDict(networks))
+    return {name: make_fingerprint(tensor) for name, tensor in weights.items()}
