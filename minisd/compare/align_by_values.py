@@ -28,38 +28,31 @@ def align_by_values(
     modules: our module's name -> our module. Empty: our modules cannot run
     ours, theirs: calls in running order
     """
-    matched: dict[str, str] = {}
-    place = 0
+    matched, place = {}, 0
     for call in theirs:
         if not call.outputs or call.name in matched:
             continue
         gaps = {
             i: (gap(call.outputs[0], one.outputs[0]), input_gap(call, one))
-            for i, one in enumerate(ours[place:])
+            for i, one in enumerate(ours[place:], place)
             if one.outputs and one.outputs[0].numel() == call.outputs[0].numel()
         }
         same = [i for i in gaps if call.inputs and gaps[i][1] < CLOSE]
+        same = same or [i for i in gaps if call.inputs and fits(modules, ours[i], call)][:1]
         close = [i for i in gaps if gaps[i][0] < CLOSE]
         both = [i for i in same if i in close]
-        near = both or same
-        if not near and call.inputs:
-            near = [i for i in gaps if fits(modules, ours[place + i], call)][:1]
-        same = same or near
-        near = near or close or [i for i in gaps if i < CALLS_AHEAD]
-        found = min(near, key=lambda i, gaps=gaps: gaps[i], default=None)
-        apart = found is None or gaps[found][0] > FAR or gaps[found][1] > UNRELATED
-        if found is not None and (same or not apart):
-            matched[call.name] = ours[place + found].name
-            place += found + 1
+        near = both or same or close or [i for i in gaps if i < place + CALLS_AHEAD]
+        found = min(near, key=gaps.__getitem__, default=-1)
+        if near and (same or not (gaps[found][0] > FAR or gaps[found][1] > UNRELATED)):
+            matched[call.name] = ours[found].name
+            place = found + 1
     return Alignment({}, matched)
 
 
 def fits(modules: Mapping[str, nn.Module], ours: Call, theirs: Call) -> bool:
     """Whether our module returns their output when it runs on their inputs."""
-    arguments = as_ours(ours, theirs) if ours.name in modules else None
-    if arguments is None:
-        return False
-    return gap(theirs.outputs[0], run_module(modules[ours.name], *arguments)) < CLOSE
+    given = as_ours(ours, theirs) if ours.name in modules else None
+    return bool(given) and gap(theirs.outputs[0], run_module(modules[ours.name], *given)) < CLOSE
 
 
 def gap(theirs: Tensor, ours: Tensor) -> float:
@@ -71,6 +64,5 @@ def input_gap(theirs: Call, ours: Call) -> float:
 
     This number decides if several of our outputs are equally similar to their output.
     """
-    if not theirs.inputs or not ours.inputs:
-        return 0.0
-    return max(min(gap(one, our) for one in theirs.inputs) for our in ours.inputs)
+    near = [min(gap(one, our) for one in theirs.inputs) for our in ours.inputs if theirs.inputs]
+    return max(near, default=0.0)
