@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from minisd.compare.align import Alignment
 from minisd.compare.calls import Call, map_floats, tensors_in, watch_calls
-from minisd.compare.layouts import Errors, errors, find_layout, has_no_nan
+from minisd.compare.layouts import Errors, errors, find_layout
 
 Arguments = tuple[tuple, dict]  # of a module: by position, by keyword
 
@@ -152,7 +152,7 @@ class Hunt:
     def judge(self, call: Call) -> None:
         """Compare one call of their module with our call, if our network has a matching one."""
         self.last = call.name
-        if self.nan is None and not all(map(has_no_nan, call.outputs)):
+        if self.nan is None and any(one.isnan().any() for one in call.outputs):
             self.nan = call.name
         name = self.alignment.modules.get(call.name, "no such module")
         ours = self.calls.get(name, [])[call.number : call.number + 1]

@@ -63,7 +63,9 @@ def compare_part(
     calls = record(reference, lambda: run_ours(reference))
     order = cache(lambda: running_order(port, run_theirs))
     tolerance = align_tolerance(reference, port)
-    alignment = align(reference, port, [call.name for call in calls], order, tolerance)
+    alignment = align(
+        reference, port, [*dict.fromkeys(call.name for call in calls)], order, tolerance
+    )
     if not alignment.modules:
         raise ValueError(NO_WEIGHTS.format(part or "the port", "the reference"))
     hunt = Hunt(dict(reference.named_modules()), calls, alignment, report.limits)
