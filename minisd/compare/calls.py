@@ -47,8 +47,7 @@ def tensors_in(tree: Any) -> list[Tensor]:
 
 def map_floats(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """Apply a function to every tensor of floats in nested tuples, lists and dictionaries."""
-    is_float = lambda x: isinstance(x, Tensor) and x.is_floating_point()  # noqa: E731
-    return tree_map(lambda leaf: function(leaf) if is_float(leaf) else leaf, tree)
+    return tree_map_only(Tensor, lambda x: function(x) if x.is_floating_point() else x, tree)
 
 
 @contextmanager
