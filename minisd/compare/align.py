@@ -1,5 +1,6 @@
 """Find for each module of ours the module of another program that holds the same weights."""
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -121,6 +122,7 @@ def match_by_order(own: Weights, foreign: Weights, found: Partners) -> None:
     names, places = list(foreign), {name: i for i, name in enumerate(foreign)}
     used = {piece.name for piece in found.values()}
     matched = [(i, places[found[name].name]) for i, name in enumerate(own) if name in found]
+    matched = longest_rise(matched)  # a neighbour that ran elsewhere says nothing
     gaps: dict[tuple[int, int, int], list[str]] = defaultdict(list)
     for i, name in enumerate(own):
         if name not in found:
@@ -132,6 +134,19 @@ def match_by_order(own: Weights, foreign: Weights, found: Partners) -> None:
         right = [Piece(name) for name in between if foreign[name].numel() == count]
         if len(left) == len(right):
             found.update(zip(left, right, strict=True))
+
+
+def longest_rise(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The most pairs in which the second number rises from pair to pair.
+
+    >>> longest_rise([(0, 0), (1, 9), (2, 3), (3, 5)])
+    [(0, 0), (2, 3), (3, 5)]
+    """
+    chains: list[list[tuple[int, int]]] = []  # for each length, the chain with the lowest end
+    for pair in pairs:
+        length = bisect_left(chains, pair[1], key=lambda chain: chain[-1][1])
+        chains[length : length + 1] = [[*(chains[length - 1] if length else []), pair]]
+    return chains[-1] if chains else []
 
 
 def in_order(weights: Weights, modules: Sequence[str]) -> Weights:

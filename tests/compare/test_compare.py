@@ -8,9 +8,12 @@ import torch
 from torch import nn
 
 from minisd.compare import compare
+from minisd.compare.report import Report
+from minisd.compare.run import compare_part
 from tests.compare.bench import bench_inputs, hunt, judged, networks
 from tests.compare.bugs import read_bugs
 from tests.compare.false_alarms import compare_pair
+from tests.helpers.reference_networks import pair
 from tests.helpers.tiny_models import V1, V2
 
 BUGS = {f"{bug.host} {bug.part} {bug.name}": bug for bug in read_bugs()}
@@ -67,17 +70,19 @@ def test_precisions_are_no_divergence(part, dtype):
     assert report.is_equal, report.verdict()
 
 
-def test_constant_weights_are_matched_by_their_neighbours():
+@pytest.mark.parametrize("part, layout, config", REFERENCES)
+def test_constant_weights_are_matched_by_their_neighbours(part, layout, config):
     """Fresh networks have biases at 0 and norms at 1, which all look alike."""
-    both = networks("unet")
+    both = pair(part, config, layout, "small", torch.float32)
     ours, theirs = copy.deepcopy(both.ours), copy.deepcopy(both.theirs)
     for network in (ours, theirs):
         for module in network.modules():
             for name, weight in module.named_parameters(recurse=False):
                 if weight.ndim == 1:
                     weight.data.fill_(float(name == "weight"))
-    inputs = bench_inputs("unet")
-    report = compare(ours, theirs, inputs, call=lambda network, *given: network(*given).sample)
+    inputs, report = bench_inputs(part), Report()
+    runs = [lambda one, run=run: run(one, *inputs) for run in (both.run_ours, both.run_theirs)]
+    compare_part(report, "", ours, theirs, *runs)
     assert report.is_equal, report.verdict()
     assert report.matched >= 0.995 * len(list(ours.parameters()))
 
