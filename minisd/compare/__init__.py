@@ -10,7 +10,7 @@ means the other implementation: the port.
 
 Reading order: calls (what is recorded), weights and align (which of their modules is which of
 ours), layouts (the order of axes), hunt (own and inherited errors), causes (why a module differs),
-report and page, sides (what can be compared), trace_file.
+report (page.html is its web page), sides (what can be compared), trace_file.
 """
 
 from minisd.compare.report import Report as Report

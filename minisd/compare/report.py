@@ -1,11 +1,19 @@
-"""The result of a comparison, as plain data, as a table of text and as JSON."""
+"""The result of a comparison, as plain data, as a table of text, as JSON and as a web page.
+
+The page is made from page.html, a template of jinja2. It is readable on a phone and on a wide
+screen.
+"""
 
 import inspect
 import json
+from bisect import bisect
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 import torch
+from jinja2 import Template
 from torch import Tensor, nn
 
 from minisd.compare.align import Alignment
@@ -13,6 +21,8 @@ from minisd.compare.hunt import ROUNDING_ONLY, Comparison, ErrorLimits
 
 SHOWN = 12  # names in a list of the text report
 TABLE_HEAD = "module", "in the port", "shape", "rms error", "largest", "cosine", "own", "inherited"
+ERROR_LEVELS = 1, 30, 1000, 30000, 1000000  # multiples of the tolerance: a new colour begins
+PAGE = Template(Path(__file__).with_name("page.html").read_text("utf-8"), autoescape=True)
 
 
 @dataclass
@@ -61,8 +71,7 @@ class Report:
 
     def is_first(self, row: Comparison) -> bool:
         """Whether a row is that of the first module that differs."""
-        first = self.first
-        return first is not None and (row.theirs, row.number) == (first.theirs, first.number)
+        return self.first is not None and self.first == replace(row, name=self.first.name)
 
     def add(self, part: str, alignment: Alignment, rows: list[Comparison]) -> None:
         """Add the results of one network. `part` is put in front of the names of its modules."""
@@ -75,26 +84,22 @@ class Report:
     def verdict(self) -> list[str]:
         """The findings in sentences, the most important first."""
         _, port = self.labels
-        lines = []
-        if self.nan:
-            lines.append(f"{self.nan} is the first module of {port} that returns NaN.")
-        for name, gap in list(self.values.items())[:3]:
+        lines = [f"{self.nan} is the first module of {port} that returns NaN."] if self.nan else []
+        for name, gap in [*self.values.items()][:3]:
             lines.append(f"{name} has other values in {port}. The largest difference is {gap:.1e}.")
-        if self.first is None:
+        row = self.first
+        if row is None:
             same = "no module differs" if self.rows else "no module could be compared"
             return [*lines, f"{len(self.rows)} outputs compared: {same}."]
-        row = self.first
-        own = f"error is {row.error:.1e}" if row.own is None else f"own error is {row.own:.1e}"
-        where = f"{row.name} ({row.theirs} in {port})"
-        lines.append(f"The first module that differs is {where}.")
-        lines.append(f"Its {own}, relative to the spread of its output.")
+        error = f"error is {row.error:.1e}" if row.own is None else f"own error is {row.own:.1e}"
+        lines.append(f"The first module that differs is {row.name} ({row.theirs} in {port}).")
+        lines.append(f"Its {error}, relative to the spread of its output.")
         if self.cause:
             lines.append(f"Likely cause: {port} computes {self.cause}.")
             lines.append(f"If minisd does the same, the outputs differ by only {self.left:.0e}.")
         else:
             lines.append("No known mistake explains the error. Compare the code of both modules.")
-        lines += [f"  {place}" for place in self.sources.get(row.name, ())]
-        return lines
+        return lines + [f"  {place}" for place in self.sources.get(row.name, ())]
 
     def table(self) -> str:
         """The table as text. It has one line for each output, in running order."""
@@ -102,20 +107,17 @@ class Report:
         for row in self.rows:
             mark = "<- first" if self.is_first(row) else "differs" if row.differs else ""
             lines.append((*row_texts(row), mark))
-        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        return "\n".join(
-            "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        )
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        form = "  ".join(f"{{:<{width}}}" for width in widths)
+        return "\n".join(form.format(*line).rstrip() for line in lines)
 
     def list_unaligned(self) -> list[str]:
         """The parameters that have no partner, in one sentence for each side."""
         lines = []
         for label, names in zip(self.labels, (self.only_reference, self.only_port), strict=True):
-            if names:
-                more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-                shown = f"{', '.join(names[:SHOWN])}{more}"
-                lines.append(f"These parameters are only in {label}: {shown}.")
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            sentence = f"These parameters are only in {label}: {', '.join(names[:SHOWN])}{more}."
+            lines += [sentence] if names else []
         return lines
 
     def __str__(self) -> str:
@@ -130,25 +132,27 @@ class Report:
 
     def to_html(self) -> str:
         """The whole report as one self-contained HTML page."""
-        from minisd.compare.page import page
-
-        return page(self)
+        return PAGE.render(report=self, head=TABLE_HEAD, texts=row_texts, level=error_level)
 
 
 def join_names(part: str, name: str) -> str:
     return ".".join(filter(None, (part, name)))
 
 
-def call_label(row: Comparison) -> str:
-    """The name of the module. The number of the call follows, if it is not the first call."""
-    return f"{row.name} #{row.number}" if row.number else row.name or "(all)"
-
-
 def row_texts(row: Comparison) -> tuple[str, ...]:
-    """The texts of one row, in the order of TABLE_HEAD."""
+    """The texts of one row, in the order of TABLE_HEAD.
+
+    The number of the call follows the name of the module, if it is not the first call.
+    """
+    label = f"{row.name} #{row.number}" if row.number else row.name or "(all)"
     numbers = [f"{row.error:.1e}", f"{row.largest:.1e}", f"{row.cosine:.6f}"]
     parts = ["?" if x is None else f"{x:.1e}" for x in (row.own, row.inherited_error)]
-    return (call_label(row), row.theirs, " ".join(map(str, row.shape)), *numbers, *parts)
+    return (label, row.theirs, " ".join(map(str, row.shape)), *numbers, *parts)
+
+
+def error_level(row: Comparison) -> int:
+    """The level of an error: 0 within the tolerance, 5 for the largest errors and for NaN."""
+    return bisect(ERROR_LEVELS, row.error / row.tolerance)
 
 
 def place_of(modules: Mapping[str, nn.Module], name: str) -> str | None:
@@ -160,10 +164,8 @@ def place_of(modules: Mapping[str, nn.Module], name: str) -> str | None:
     while name and type(modules[name]).__module__.startswith("torch."):
         name = name.rpartition(".")[0]
     kind = type(modules[name])
-    try:
+    with suppress(OSError, TypeError):
         return f"{kind.__name__}: {inspect.getsourcefile(kind)}:{inspect.getsourcelines(kind)[1]}"
-    except (OSError, TypeError):
-        return None
 
 
 def neighbourhood(theirs: Tensor, ours: Tensor) -> dict:
@@ -177,12 +179,8 @@ def neighbourhood(theirs: Tensor, ours: Tensor) -> dict:
     plane, row, column = (int(i) for i in torch.unravel_index(gap.argmax(), gap.shape))
     top, left = max(row - 1, 0), max(column - 2, 0)
     window = (plane, slice(top, row + 2), slice(left, column + 3))
-    return {
-        "place": [plane, row, column],
-        "centre": [row - top, column - left],
-        "ours": ours[window].tolist(),
-        "theirs": theirs[window].tolist(),
-    }
+    values = {"ours": ours[window].tolist(), "theirs": theirs[window].tolist()}
+    return {"place": [plane, row, column], "centre": [row - top, column - left]} | values
 
 
 def powers_of_ten(theirs: Tensor, ours: Tensor) -> list[tuple[int, int]]:
