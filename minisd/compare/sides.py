@@ -1,7 +1,7 @@
 """What can be compared: a trace, a model that minisd loads, a diffusers folder, or a function."""
 
-import importlib.util
 import inspect
+import runpy
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,6 @@ import minisd
 from minisd.compare.trace_file import TraceFile, is_trace, read_trace
 from minisd.pipeline import StableDiffusion
 
-MODEL_PARTS = ("text_encoder", "unet", "vae")
 COMPARED_PROMPT = "a photograph of an astronaut riding a horse"
 EARLY_T = 981.0  # an early level, where nearly all is noise
 LARGEST_PICTURE = 256  # per side, of the picture for the VAE: it costs more than the U-Net
@@ -39,8 +38,7 @@ class Side:
 
     def run(self, part: str, network: nn.Module, inputs: tuple) -> object:
         """Run one part on our inputs."""
-        call = self.calls.get(part)
-        return call(network, *inputs) if call else network(*inputs)
+        return self.calls.get(part, nn.Module.__call__)(network, *inputs)
 
 
 def open_side(source: str) -> Side | TraceFile:
@@ -59,19 +57,18 @@ def open_side(source: str) -> Side | TraceFile:
 
 
 def our_side(sd: StableDiffusion, label: str) -> Side:
-    networks = {part: getattr(sd, part) for part in MODEL_PARTS}
-    return Side(label, networks, {"vae": run_our_vae}, lambda: sd)
+    networks = {"text_encoder": sd.text_encoder, "unet": sd.unet, "vae": sd.vae}
+    return Side(label, networks, {"vae": run_vae}, lambda: sd)
 
 
-def run_our_vae(vae: Any, image: Tensor | None, z: Tensor | None) -> list[Tensor]:
-    """Run the encoder, the decoder, or both. None: there is no input for it"""
-    runs = ((vae.encoder, image), (vae.decoder, z))
-    return [run(given) for run, given in runs if given is not None]
+def run_vae(vae: Any, image: Tensor | None, z: Tensor | None) -> None:
+    """Run the encoder of our VAE or of diffusers', its decoder, or both.
 
-
-def run_diffusers_vae(vae: Any, image: Tensor | None, z: Tensor | None) -> list[object]:
-    runs = ((lambda image: vae.encode(image).latent_dist.parameters, image), (vae.decode, z))
-    return [run(given) for run, given in runs if given is not None]
+    image, z: the inputs of the encoder and of the decoder. None: this one does not run
+    """
+    for run, given in ((vae.encode, image), (vae.decode, z)):
+        if given is not None:
+            run(given)
 
 
 def make_inputs(sd: StableDiffusion, seed: int = 0) -> dict[str, tuple[Tensor, ...]]:
@@ -86,13 +83,10 @@ def make_inputs(sd: StableDiffusion, seed: int = 0) -> dict[str, tuple[Tensor, .
         return torch.randn(1, channels, size, size, generator=draw).to(sd.device, sd.dtype)
 
     tokens = sd.tokenizer(COMPARED_PROMPT).to(sd.device)
-    with torch.no_grad():
-        context = sd.text_encoder(tokens)
     x = noise(sd.config.unet.in_channels, sd.config.size // factor)
     z = noise(sd.config.vae.latent_channels, small // factor)
-    t = torch.full((1,), EARLY_T, device=sd.device)
-    image = noise(3, small).tanh()
-    return {"text_encoder": (tokens,), "unet": (x, t, context), "vae": (image, z)}
+    unet = (x, torch.tensor([EARLY_T], device=sd.device), sd.text_encoder(tokens))
+    return {"text_encoder": (tokens,), "unet": unet, "vae": (noise(3, small).tanh(), z)}
 
 
 def diffusers_side(path: str) -> Side:
@@ -102,21 +96,17 @@ def diffusers_side(path: str) -> Side:
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
         from transformers import CLIPTextModel
     except ImportError as error:
-        raise ValueError(
-            "diffusers: needs the libraries diffusers and transformers. Install them with "
-            "pip install diffusers transformers."
-        ) from error
+        what = "diffusers: needs the libraries diffusers and transformers. Install them with"
+        raise ValueError(f"{what} pip install diffusers transformers.") from error
     kinds = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    networks = {}
     try:
-        networks = {
-            part: kind.from_pretrained(path, subfolder=part, torch_dtype=torch.float32).eval()
-            for part, kind in kinds.items()
-        }
+        for part, kind in kinds.items():
+            networks[part] = kind.from_pretrained(path, subfolder=part, torch_dtype=torch.float32)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"diffusers cannot open {path} ({reason}). Check the path.") from error
-    calls = {"vae": run_diffusers_vae}
-    return Side(f"diffusers:{path}", networks, calls, lambda: minisd.load(path))
+    return Side(f"diffusers:{path}", networks, {"vae": run_vae}, lambda: minisd.load(path))
 
 
 def function_side(path: Path, function: str, label: str) -> Side:
@@ -132,12 +122,11 @@ def function_side(path: Path, function: str, label: str) -> Side:
     parts = returned if isinstance(returned, Mapping) else {"": returned}
     side = Side(label, {})
     for part, one in parts.items():
-        network, call = one if isinstance(one, tuple) else (one, None)
+        network, call = one if isinstance(one, tuple) else (one, nn.Module.__call__)
         if not isinstance(network, nn.Module):
             what = f"{label} returned {type(network).__name__}"
             raise ValueError(f"{what}. It should return a module, or a module and a function.")
-        side.networks[part] = network.eval()
-        side.calls |= {part: call} if call else {}
+        side.networks[part], side.calls[part] = network.eval(), call
     return side
 
 
@@ -148,17 +137,14 @@ def call_function(path: Path, function: str) -> object:
     """
     if not path.is_file():
         raise ValueError(f"There is no file {path}. Check the path before the colon.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None, path
-    module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent.resolve()))  # so that the file can import its neighbours
     try:
-        spec.loader.exec_module(module)
-        if not callable(found := getattr(module, function, None)):
-            names = [name for name, one in vars(module).items() if inspect.isfunction(one)]
-            known = f"It has {', '.join(names)}." if names else "It has no functions."
-            raise ValueError(f"{path} has no function {function!r}. {known}")
-        return found()
+        module = runpy.run_path(str(path))
+        if not callable(module.get(function)):
+            known = ", ".join(name for name, one in module.items() if inspect.isfunction(one))
+            what = f"{path} has no function {function!r}"
+            raise ValueError(f"{what}. It has {known or 'no functions'}.")
+        return module[function]()
     except ValueError:
         raise
     except Exception as error:

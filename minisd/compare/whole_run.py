@@ -4,7 +4,9 @@ Each step is computed again from the x that the trace has before this step. So t
 steps do not add up.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from minisd.schedule import Level
 
 STEP_TOLERANCE = 1e-4  # the largest error of one step, in float32
 MOST_T_ERROR = 1e-3  # the largest error of a timestep, which need not be a whole number
+Tries = Iterable[tuple[str, Tensor]]  # a mistake in words, and our tensor with this mistake
 Finding = tuple[Comparison, str | None, float | None]  # result, cause, difference that is left
 
 
@@ -30,107 +33,82 @@ def compare_run(ours: Side | TraceFile, trace: TraceFile) -> Iterator[Finding]:
     Other samplers use earlier steps or draw noise, so only their timesteps are compared. Nothing is
     compared for PLMS and Heun, which call the network twice in some steps.
     """
-    settings, xs = trace.settings, states(trace.inputs)
-    known = isinstance(settings.get("steps"), int) and len(xs) > 1
-    if not known or isinstance(ours, TraceFile) or ours.load is None:
+    settings, inputs, steps = trace.settings, trace.inputs, trace.settings.get("steps")
+    calls = next(i for i in count() if not {f"x.{i}", f"t.{i}"} <= inputs.keys())
+    if not isinstance(steps, int) or calls < 2 or isinstance(ours, TraceFile) or ours.load is None:
         return
     sd = ours.load()
     name = settings.get("sampler") or sd.config.sampler
     if name in ("plms", "heun"):
         return
-    levels = sampler_levels(name, sd.schedule, settings["steps"], settings.get("spacing"))
-    ts = [trace.inputs[f"t.{i}"].double().flatten()[0].item() for i in range(len(xs))]
-    expected = [level.t for level in levels[: len(ts)]]
-    finding = compare_times(sd, name, settings["steps"], ts, expected)
-    yield finding
-    if name not in ("ddim", "euler") or finding[0].error > MOST_T_ERROR:
-        return
-    scale = settings.get("cfg_scale", settings.get("cfg"))
-    scale = sd.config.cfg_scale if scale is None else float(scale)
-    for i in range(len(xs) - 1):
-        yield compare_step(sd, name, levels[i : i + 2], trace.inputs, i, scale)
+    ts = torch.stack([inputs[f"t.{i}"].flatten()[0].float() for i in range(calls)])
+    yield (finding := compare_times(sd, name, trace, ts))
+    if name in ("ddim", "euler") and not finding[0].error > MOST_T_ERROR:
+        levels = sampler_levels(name, sd.schedule, steps, settings.get("spacing"))
+        for i in range(calls - 1):
+            yield compare_step(sd, name, levels[i : i + 2], trace, i)
 
 
-def states(inputs: Mapping[str, Tensor]) -> list[Tensor]:
-    """The x before each call of the U-Net: x.0, x.1 and so on. It ends at the first missing one."""
-    found = []
-    while f"x.{len(found)}" in inputs and f"t.{len(found)}" in inputs:
-        found.append(inputs[f"x.{len(found)}"])
-    return found
-
-
-def compare_times(
-    sd: StableDiffusion, name: str, steps: int, ts: list[float], expected: list[float]
-) -> Finding:
+def compare_times(sd: StableDiffusion, name: str, trace: TraceFile, theirs: Tensor) -> Finding:
     """Compare the timesteps. If they differ, find the spacing or the offset that explains this."""
-    theirs, ours = torch.tensor(ts), torch.tensor(expected, dtype=torch.float32)
+
+    def times(spacing: str | None) -> Tensor:
+        levels = sampler_levels(name, sd.schedule, trace.settings["steps"], spacing)
+        return torch.tensor([level.t for level in levels[: len(theirs)]]).float()
+
+    ours = times(trace.settings.get("spacing"))
     _, largest, cosine, _ = errors(theirs, ours)
-    gap = (theirs - ours).abs().max().item()
-    shape = (len(ts),)
+    gap, shape = (theirs - ours).abs().max().item(), tuple(theirs.shape)
     row = Comparison("timesteps", "inputs/t", 0, shape, gap, largest, cosine, gap, MOST_T_ERROR)
     tries = {"timesteps one too large": ours + 1, "timesteps one too small": ours - 1}
     tries |= {"timesteps rounded down": ours.floor(), "timesteps rounded": ours.round()}
-    for spacing in SPACINGS:
-        levels = sampler_levels(name, sd.schedule, steps, spacing)[: len(ts)]
-        tries[f"the timesteps of the spacing {spacing}"] = torch.tensor([one.t for one in levels])
-    return row, *explain_gap(
-        row, theirs, {what: lambda t=t: t for what, t in tries.items()}, MOST_T_ERROR
-    )
+    tries |= {f"the timesteps of the spacing {spacing}": times(spacing) for spacing in SPACINGS}
+    return explain_gap(row, theirs, tries.items(), MOST_T_ERROR)
 
 
-def explain_gap(
-    row: Comparison, theirs: Tensor, tries: Mapping[str, Callable[[], Tensor]], most: float
-) -> tuple[str | None, float | None]:
+def explain_gap(row: Comparison, theirs: Tensor, tries: Tries, most: float) -> Finding:
     """Find the first mistake that gives their tensor.
 
-    tries: mistake in words -> function that computes our tensor with this mistake
     most: the largest difference that may be left
-    Returns the mistake and the difference that is left. Both are None if no mistake fits.
     """
-    for what, attempt in tries.items() if row.error > row.tolerance else ():
-        left = (theirs - attempt()).abs().max().item()
+    for what, ours in tries if row.error > row.tolerance else ():
+        left = (theirs - ours).abs().max().item()
         if left <= most:
-            return what, left
-    return None, None
+            return row, what, left
+    return row, None, None
 
 
 def compare_step(
-    sd: StableDiffusion,
-    name: str,
-    pair: list[Level],
-    inputs: Mapping[str, Tensor],
-    number: int,
-    scale: float,
+    sd: StableDiffusion, name: str, pair: list[Level], trace: TraceFile, number: int
 ) -> Finding:
     """Compute one step from their x, and compare the result with their next x.
 
     With guidance, each x in the trace is a batch of two equal halves: one for the empty prompt and
     one for the prompt.
     """
-    keys = (f"x.{number}", f"context.{number}", f"x.{number + 1}")
-    both, context, later = (inputs[key] for key in keys)
-    half = len(both) // 2 if scale not in (0.0, 1.0) else 0
-    x, target, uncond, cond = both[half:], later[half:], context[:half], context[half:]
+    stated = trace.settings.get("cfg_scale", trace.settings.get("cfg"))
+    scale = float(sd.config.cfg_scale if stated is None else stated)
+    keys = f"x.{number}", f"context.{number}", f"x.{number + 1}"
+    guided = scale not in (0.0, 1.0) and len(trace.inputs[keys[0]]) > 1
+    halves = (trace.inputs[key].chunk(2) if guided else [trace.inputs[key]] * 2 for key in keys)
+    (_, x), (uncond, cond), (_, target) = halves
+    usual = {"context": cond, "uncond_context": uncond, "cfg_scale": scale}
 
-    def step(scale: float, swapped: bool = False, pair: list[Level] = pair) -> Tensor:
-        first, second = (cond, uncond) if swapped else (uncond, cond)
-        objective, guided = sd.config.schedule.prediction, scale if half else 1.0
-        denoise = guided_denoiser(sd.unet, objective, second, first if half else None, guided)
-        with torch.no_grad():
-            (made,) = sampler_for(name, pair)(denoise, x, pair, None)
+    def step(end: Level = pair[1], **changes: Any) -> Tensor:
+        denoise = guided_denoiser(sd.unet, sd.config.schedule.prediction, **(usual | changes))
+        (made,) = sampler_for(name, pair)(denoise, x, [pair[0], end], None)
         return made.x
 
-    shape, measured = tuple(x.shape), errors(target, step(scale))[:3]
-    theirs = f"inputs/{keys[2]}"
-    row = Comparison(
-        f"step {number}", theirs, number, shape, *measured, measured[0], STEP_TOLERANCE
-    )
-    clean = [pair[0], pair[1]._replace(sigma=0.0)]
+    measured = errors(target, step())[:3]
+    names = f"step {number}", f"inputs/{keys[2]}"
+    row = Comparison(*names, number, tuple(x.shape), *measured, measured[0], STEP_TOLERANCE)
     tries = {
-        "guidance with the two halves swapped": lambda: step(scale, swapped=True),
-        "guidance with a scale that is one larger": lambda: step(scale + 1),
-        "guidance with a scale that is one smaller": lambda: step(scale - 1),
-        "no guidance": lambda: step(1.0),
-        "a step that leaves no noise (alpha_bar 1)": lambda: step(scale, pair=clean),
+        "guidance with the two halves swapped": {"context": uncond, "uncond_context": cond},
+        "guidance with a scale that is one larger": {"cfg_scale": scale + 1},
+        "guidance with a scale that is one smaller": {"cfg_scale": scale - 1},
+        "no guidance": {"cfg_scale": 1.0},
     }
-    return row, *explain_gap(row, target, tries, 10 * STEP_TOLERANCE * target.std().item())
+    tries = tries if guided else {}
+    tries["a step that leaves no noise (alpha_bar 1)"] = {"end": pair[1]._replace(sigma=0.0)}
+    steps = ((what, step(**changes)) for what, changes in tries.items())
+    return explain_gap(row, target, steps, 10 * STEP_TOLERANCE * target.std().item())
