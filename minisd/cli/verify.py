@@ -12,7 +12,7 @@ def add_verify(command: argparse.ArgumentParser) -> None:
 
 def verify_command(options: argparse.Namespace) -> int:
     """Run and print every check. Returns the exit status: 1 if a check fails, else 0."""
-    from minisd.compare.verify import published_models, run_checks
+    from minisd.cli.known_numbers import published_models, run_checks
 
     known = ["mini", *published_models()]
     if options.model not in (None, *known):

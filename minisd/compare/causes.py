@@ -62,9 +62,10 @@ class Rewrite(TorchFunctionMode):
 
     def __enter__(self):
         innocent = {n: m for n, m in self.case.module.named_modules() if m in self.case.innocent}
-        self.hooks = [m.register_forward_pre_hook(self.enter) for m in innocent.values()]
-        self.hooks += [m.register_forward_hook(partial(self.leave, n)) for n, m in innocent.items()]
-        self.names = {module: name for name, module in innocent.items()}
+        self.hooks = []
+        for name, module in innocent.items():
+            self.hooks.append(module.register_forward_pre_hook(partial(self.enter, name)))
+            self.hooks.append(module.register_forward_hook(partial(self.leave, name)))
         return super().__enter__()
 
     def __exit__(self, *error):
@@ -72,9 +73,9 @@ class Rewrite(TorchFunctionMode):
             hook.remove()
         return super().__exit__(*error)
 
-    def enter(self, module: nn.Module, args: tuple) -> tuple:
+    def enter(self, name: str, module: nn.Module, args: tuple) -> tuple:
         self.depth += 1
-        return self.use(self.names[module], args) if self.depth == 1 else args
+        return self.use(name, args) if self.depth == 1 else args
 
     def leave(self, name: str, module: nn.Module, args: tuple, output: object) -> None:
         self.depth -= 1

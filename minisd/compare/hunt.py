@@ -257,9 +257,7 @@ class Hunt:
 
     def makers_of(self, tensor: Tensor) -> list[Call]:
         """The calls of ours that returned this tensor, from the innermost module outwards."""
-        return [
-            call for call in self.recorded if call.outputs and same_memory(call.outputs[0], tensor)
-        ]
+        return [call for call in self.recorded if holds(call.outputs[:1], tensor)]
 
     def around(self, row: Comparison, most: str) -> str:
         """The innermost of our modules that contains the row's module and has no partner.
@@ -278,8 +276,7 @@ class Hunt:
             whole = outer
             if outer in matched:
                 continue
-            given = calls[row.number].inputs
-            if not any(same_memory(one, call.inputs[0]) for one in given if call.inputs):
+            if not call.inputs or not holds(calls[row.number].inputs, call.inputs[0]):
                 return outer
         return most if most in self.calls else whole
 
@@ -315,8 +312,10 @@ def as_ours(reference: Call, call: Call) -> Arguments | None:
     return tree_unflatten(leaves, structure)
 
 
-def same_memory(a: Tensor, b: Tensor) -> bool:
-    return a.data_ptr() == b.data_ptr() and a.numel() == b.numel()
+def holds(tensors: list[Tensor], tensor: Tensor) -> bool:
+    """Whether one of the tensors has the same memory as another tensor."""
+    wanted = tensor.data_ptr(), tensor.numel()
+    return any((one.data_ptr(), one.numel()) == wanted for one in tensors)
 
 
 def coarser_unit(a: Tensor, b: Tensor) -> float:

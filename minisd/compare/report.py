@@ -20,6 +20,7 @@ from minisd.compare.align import Alignment
 from minisd.compare.hunt import ROUNDING_ONLY, Comparison, ErrorLimits
 
 SHOWN = 12  # names in a list of the text report
+WHOLE = "the whole network"  # in place of an empty name
 TABLE_HEAD = "module", "in the port", "shape", "rms error", "largest", "cosine", "own", "inherited"
 ERROR_LEVELS = 1, 30, 1000, 30000, 1000000  # multiples of the tolerance: a new colour begins
 PAGE = Template(Path(__file__).with_name("page.html").read_text("utf-8"), autoescape=True)
@@ -92,7 +93,8 @@ class Report:
             same = "no module differs" if self.rows else "no module could be compared"
             return [*lines, f"{len(self.rows)} outputs compared: {same}."]
         error = f"error is {row.error:.1e}" if row.own is None else f"own error is {row.own:.1e}"
-        lines.append(f"The first module that differs is {row.name} ({row.theirs} in {port}).")
+        name, theirs = row.name or WHOLE, row.theirs or WHOLE
+        lines.append(f"The first module that differs is {name} ({theirs} in {port}).")
         lines.append(f"Its {error}, relative to the spread of its output.")
         if self.cause:
             lines.append(f"Likely cause: {port} computes {self.cause}.")
@@ -144,10 +146,10 @@ def row_texts(row: Comparison) -> tuple[str, ...]:
 
     The number of the call follows the name of the module, if it is not the first call.
     """
-    label = f"{row.name} #{row.number}" if row.number else row.name or "(all)"
+    label = f"{row.name} #{row.number}" if row.number else row.name or WHOLE
     numbers = [f"{row.error:.1e}", f"{row.largest:.1e}", f"{row.cosine:.6f}"]
     parts = ["?" if x is None else f"{x:.1e}" for x in (row.own, row.inherited_error)]
-    return (label, row.theirs, " ".join(map(str, row.shape)), *numbers, *parts)
+    return (label, row.theirs or WHOLE, " ".join(map(str, row.shape)), *numbers, *parts)
 
 
 def error_level(row: Comparison) -> int:
@@ -156,16 +158,19 @@ def error_level(row: Comparison) -> int:
 
 
 def place_of(modules: Mapping[str, nn.Module], name: str) -> str | None:
-    """The file and the line of a module's class. None if there is no source file.
+    """The file and the line where a module computes its output. None if there is no source file.
 
     modules: name -> module
-    For a module of torch, such as nn.Linear, it is the class of the module that contains it.
+    A module of torch, such as nn.Linear, is described. The place is then that of the module which
+    contains it.
     """
+    module = modules[name]
     while name and type(modules[name]).__module__.startswith("torch."):
         name = name.rpartition(".")[0]
-    kind = type(modules[name])
-    with suppress(OSError, TypeError):
-        return f"{kind.__name__}: {inspect.getsourcefile(kind)}:{inspect.getsourcelines(kind)[1]}"
+    inside = "" if modules[name] is module or [*module.children()] else f"{module} in "
+    with suppress(AttributeError):  # a function that is not written in Python
+        code = inspect.unwrap(type(modules[name]).forward).__code__
+        return f"{inside}{type(modules[name]).__name__}, {code.co_filename}:{code.co_firstlineno}"
 
 
 def neighbourhood(theirs: Tensor, ours: Tensor) -> dict:

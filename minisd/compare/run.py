@@ -112,9 +112,10 @@ def conclude(report: Report, part: str, hunt: Hunt, port: nn.Module | None = Non
             ours = cases[0].run()
             report.worst = neighbourhood(cases[0].output, ours)
             report.histogram = powers_of_ten(cases[0].output, ours)
-        places = [place_of(hunt.modules, name)] if hunt.modules else []
-        places += [place_of(dict(port.named_modules()), first.theirs)] if port is not None else []
-        report.sources[report.first.name] = [one for one in places if one]
+        places = [place_of(hunt.modules, name) if hunt.modules else None]
+        places += [place_of(dict(port.named_modules()), first.theirs) if port else None]
+        named = zip(report.labels, places, strict=True)
+        report.sources[report.first.name] = [f"{label}: {at}" for label, at in named if at]
     report.add(part, hunt.alignment, rows)
 
 
@@ -223,6 +224,9 @@ def compare_trace(
         check_inputs(ours, trace)
         whole, calls = nn.ModuleDict(), ours.calls
     else:
+        if "" in ours.networks:
+            what = f"{ours.label} returned a network, but not which part of a model it is"
+            raise ValueError(f"{what}. Return a dictionary, such as {{'unet': network}}.")
         whole = nn.ModuleDict(ours.networks)  # one tree of all networks, so that a name is a path
         calls = replay(whole, ours, trace)
     modules = dict(whole.named_modules()) if len(whole) else {}

@@ -107,7 +107,7 @@ def test_verify_checks_the_mini(capsys):
 
 
 def test_verify_notices_a_changed_weight(monkeypatch):
-    from minisd.compare.verify import verify_mini
+    from minisd.cli.known_numbers import verify_mini
 
     sd = minisd.load("mini")
     sd.unet.mid.attn.norm.weight.data[3] += 0.1
