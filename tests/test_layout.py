@@ -131,8 +131,9 @@ MACHINERY = {
     "teaching": "what lessons draw and ask with",
     "cli": "the command line",
 }
-# Part of no limit but the one it has here. Its goal is 1,600 together with tests/compare/bench.py.
-LIMITED_ELSEWHERE: dict[str, int] = {"compare": 1860}
+# Part of no limit but the one it has here, which is about compare/ together with its bench.
+LIMITED_ELSEWHERE: dict[str, int] = {"compare": 1600}
+BENCH = Path(__file__).with_name("compare") / "bench.py"
 
 
 def group_of(path: Path) -> str:
@@ -160,7 +161,7 @@ def lines_within_limits() -> dict[str, int]:
         "training": counts["training"],
         "what a student reads": sum(student.values()),
         "the whole package": sum(whole.values()),
-        **{group: counts[group] for group in LIMITED_ELSEWHERE},
+        "compare": counts["compare"] + len(code_lines(BENCH.read_text(encoding="utf-8"))),
     }
 
 

@@ -25,7 +25,7 @@ def trace_command(options: argparse.Namespace) -> None:
     """Draw a picture, print how large the file of its tensors will be, then write the file."""
     import minisd
     from minisd.checkpoints.first_bytes import size_in_words
-    from minisd.compare.record_run import record_run
+    from minisd.cli.record_run import record_run
     from minisd.compare.sides import our_side
     from minisd.compare.trace_file import fingerprints, trace_tensors, write_trace
 

@@ -75,7 +75,7 @@ NORMS = {
     "norms with the variance of a sample (n - 1)": other_norm(less=1),
     "without the norm": lambda x, *_: x,
 }
-ACTIVATIONS = {
+WRONG_ACTIVATIONS = {
     f"{name} as activation": lambda x, f=f, **_: f(x) for name, f in OTHER_ACTIVATIONS.items()
 }
 
@@ -164,8 +164,8 @@ REPLACED: dict[str, dict[str, Change]] = {
         "group norms with every n-th channel in a group": other_norm(mixed=True),
     },
     "layer_norm": NORMS.copy(),
-    "silu": ACTIVATIONS.copy(),
-    "gelu": ACTIVATIONS.copy(),
+    "silu": WRONG_ACTIVATIONS.copy(),
+    "gelu": WRONG_ACTIVATIONS.copy(),
     "linear": {
         "without the bias": lambda x, weight, bias=None: F.linear(x, weight),
         "with a transposed weight": other_weight(F.linear, lambda w: w.T),

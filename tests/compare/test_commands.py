@@ -116,7 +116,7 @@ def test_verify_notices_a_changed_weight(monkeypatch):
 
 def record(tmp_path, said, **settings):
     """A trace of a drawing that was made with `settings`, although its header says `said`."""
-    from minisd.compare.record_run import record_run
+    from minisd.cli.record_run import record_run
     from minisd.compare.trace_file import trace_tensors, write_trace
 
     sd = minisd.load("mini")

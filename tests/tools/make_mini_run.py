@@ -5,7 +5,7 @@ python -m tests.tools.make_mini_run
 
 import minisd
 from minisd.cli.known_numbers import MINI_RUN
-from minisd.compare.record_run import record_run
+from minisd.cli.record_run import record_run
 from minisd.compare.trace_file import trace_tensors, write_trace
 
 SETTINGS = {"prompt": "a cat on a blue background", "steps": 2}
