@@ -3,6 +3,7 @@
 import argparse
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import minisd
 from minisd.cli import doctor, draw, lessons
 from minisd.cli.argument_parser import Parser
 from minisd.cli.compare import add_compare
-from minisd.cli.drawing_options import POSITIONALS, add_drawing_options
+from minisd.cli.drawing_options import DRAWING, add_drawing_options
 from minisd.cli.memory import TOO_LITTLE, check_limits, is_out_of_memory
 from minisd.cli.messages import escape_unprintable, print_message, print_results
 from minisd.cli.picture_files import check_writable, is_picture
@@ -19,14 +20,6 @@ from minisd.cli.verify import add_verify
 from minisd.process.signals import raise_on_signals
 
 # Only the commands that need torch and the models import them, so `minisd --help` is instant.
-
-DRAWING = {
-    "generate": "draw a picture from a prompt",
-    "img2img": "draw a picture again, following a prompt",
-    "inpaint": "draw one part of a picture again",
-    "depth": "draw a picture again and keep its depth",
-    "control": "draw a picture that follows a hint (ControlNet)",
-}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,7 +72,7 @@ def run_command(arguments: list[str]) -> int:
     ours, passed_on = lessons.split_arguments(arguments)
     options, extra = build_parser().parse_known_args(ours)
     check_limits()
-    if options.command in POSITIONALS:
+    if options.command in DRAWING:
         draw.draw_command(options, extra)
     elif options.command == "lessons":
         lessons.lessons_command(options, extra + passed_on)
@@ -102,22 +95,29 @@ def build_parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"minisd {minisd.__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, purpose: str) -> argparse.ArgumentParser:
+    def add(name: str, purpose: str, run: Callable | None = None) -> argparse.ArgumentParser:
         note = " (Defaults in parentheses.)" * (name in DRAWING or name == "train")
-        return commands.add_parser(name, help=purpose, description=f"{purpose}.{note}")
+        command = commands.add_parser(name, help=purpose, description=f"{purpose}.{note}")
+        command.set_defaults(run=run)
+        return command
 
-    for name, purpose in DRAWING.items():
+    for name, (purpose, _) in DRAWING.items():
         add_drawing_options(add(name, purpose), name)
-    add_convert(add("convert", "write a model in another file layout"))
-    add_info(add("info", "show what a checkpoint holds, or how a picture was drawn"))
+    add_convert(add("convert", "write a model in another file layout", convert_command))
+    info = add("info", "show what a checkpoint holds, or how a picture was drawn", info_command)
+    info.add_argument("model", help="a model (FILE, FOLDER or NAME), or a picture")
     add_compare(add("compare", "find the first tensor that a port gets wrong, and why"))
-    add_download(add("download", "download published weights by name"))
+    download = add("download", "download published weights by name", download_command)
+    what = "what to download; without a name, list all names"
+    download.add_argument("name", nargs="?", help=what)
     lessons.add_lessons(add("lessons", "copy the course to a folder and open it"))
-    add_examples(add("examples", "write the pictures that docs/steering.md uses"))
+    examples = add("examples", "write the pictures that docs/steering.md uses", examples_command)
+    place = "where to write (examples)"
+    examples.add_argument("folder", nargs="?", type=Path, default=Path("examples"), help=place)
     check = add("doctor", "check this machine and say what to fix")
     check.set_defaults(run=lambda options: print_results(*doctor.doctor_lines()))
     add_trace(add("trace", "draw a picture and keep every tensor in a file"))
-    add_train(add("train", "train the parts of the mini model"))
+    add_train(add("train", "train the parts of the mini model", train_command))
     add_verify(add("verify", "check models against published numbers"))
     return top
 
@@ -132,7 +132,6 @@ def add_convert(command: argparse.ArgumentParser) -> None:
     add("--ema", action="store_true", help="take the averaged weights of a training checkpoint")
     add("--vae", metavar="FILE", help="use this VAE instead of the model's own")
     add("--keep-unused", action="store_true", help="also copy tensors that the model does not need")
-    command.set_defaults(run=convert_command)
 
 
 def convert_command(options: argparse.Namespace) -> None:
@@ -141,22 +140,11 @@ def convert_command(options: argparse.Namespace) -> None:
 
     from minisd.checkpoints import write
 
-    write.convert(
-        options.model,
-        options.destination,
-        keep_unused=options.keep_unused,
-        dtype=torch.float16 if options.half else None,
-        prediction=options.prediction,
-        ema=options.ema,
-        vae=options.vae,
-    )
+    names = ("keep_unused", "prediction", "ema", "vae")
+    settings = {name: getattr(options, name) for name in names}
+    dtype = torch.float16 if options.half else None
+    write.convert(options.model, options.destination, dtype=dtype, **settings)
     print_results(options.destination)
-
-
-def add_info(command: argparse.ArgumentParser) -> None:
-    """Add the options of `minisd info`."""
-    command.add_argument("model", help="a model (FILE, FOLDER or NAME), or a picture")
-    command.set_defaults(run=info_command)
 
 
 def info_command(options: argparse.Namespace) -> None:
@@ -168,12 +156,6 @@ def info_command(options: argparse.Namespace) -> None:
     picture = path.is_file() and is_picture(path)
     about = describe_picture(path) if picture else str(inspect_source(options.model))
     print_results(*about.split("\n"))
-
-
-def add_download(command: argparse.ArgumentParser) -> None:
-    """Add the options of `minisd download`."""
-    command.add_argument("name", nargs="?", help="what to download; without a name, list all names")
-    command.set_defaults(run=download_command)
 
 
 def download_command(options: argparse.Namespace) -> None:
@@ -193,13 +175,6 @@ def download_command(options: argparse.Namespace) -> None:
         print_results(official.download(options.name))
     else:
         print_message(f"these files came with minisd: {', '.join(official.SHIPPED)}.")
-
-
-def add_examples(command: argparse.ArgumentParser) -> None:
-    """Add the options of `minisd examples`."""
-    add = command.add_argument
-    add("folder", nargs="?", type=Path, default=Path("examples"), help="where to write (examples)")
-    command.set_defaults(run=examples_command)
 
 
 def examples_command(options: argparse.Namespace) -> None:
@@ -222,18 +197,13 @@ def add_train(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     known = f"{', '.join(STAGES)}, in this order. To resume, run the same command again"
     add("stage", choices=STAGES, metavar="STAGE", help=known)
-    add(
-        "--folder",
-        type=Path,
-        default=Path("runs/mini"),
-        help="where to write checkpoints and logs (runs/mini)",
-    )
+    place = "where to write checkpoints and logs (runs/mini)"
+    add("--folder", type=Path, default=Path("runs/mini"), help=place)
     length = command.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="how many training steps (the recipe's)")
     length.add_argument("--minutes", type=float, help="how long to train, instead of --steps")
     add("--seed", type=int, default=0, help="seed of the initial weights and batches (0)")
     add("-o", "--output", type=Path, help="the file to write (STAGE/STAGE.safetensors in --folder)")
-    command.set_defaults(run=train_command)
 
 
 def train_command(options: argparse.Namespace) -> None:
@@ -242,7 +212,8 @@ def train_command(options: argparse.Namespace) -> None:
     from minisd.mini.stages import run_stage, with_default_output
     from minisd.training.distributed import barrier, rank_and_world_size
 
-    if options.output and options.stage in FOLDER_ONLY:
+    left_in_folder = FOLDER_ONLY.get(options.stage)
+    if options.output and left_in_folder:
         raise ValueError(
             f"{options.stage} writes only into --folder: leave out -o. To write a model file, run "
             "`minisd train export -o FILE`."
@@ -252,11 +223,8 @@ def train_command(options: argparse.Namespace) -> None:
     barrier()  # if torchrun started several processes, only rank 0 writes files
     names = ("folder", "output", "steps", "minutes", "seed")
     job = Job(**{name: getattr(options, name) for name in names})
-    if options.stage not in FOLDER_ONLY:
+    if not left_in_folder:
         job = with_default_output(options.stage, job)
     run_stage(options.stage, job)
-    written = job.output
-    if options.stage in FOLDER_ONLY:
-        written = job.folder / FOLDER_ONLY[options.stage]
-    if written and rank_and_world_size()[0] == 0:
-        print_results(written)
+    if rank_and_world_size()[0] == 0:
+        print_results(job.folder / left_in_folder if left_in_folder else job.output)

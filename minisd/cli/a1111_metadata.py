@@ -41,29 +41,22 @@ WEIGHT_PATTERN = re.compile(
 FACTOR = {"(": 1.1, "[": 1 / 1.1}
 DEEPEST_PARENTHESES = 50  # levels of brackets. A word in 50 parentheses has the weight 1.1^50 = 117
 
-WEBUI_SAMPLERS = {  # the web UI's name -> minisd's name
-    "DDIM": "ddim",
-    "PLMS": "plms",
-    "LMS": "lms",
-    "Euler": "euler",
-    "Euler a": "euler_ancestral",
-    "Heun": "heun",
-    "DPM++ 2M": "dpmpp_2m",
-}
+# The web UI's name of a sampler -> minisd's name.
+WEBUI_SAMPLERS = {name: name.lower() for name in ("DDIM", "PLMS", "LMS", "Euler", "Heun")}
+WEBUI_SAMPLERS |= {"Euler a": "euler_ancestral", "DPM++ 2M": "dpmpp_2m"}
 WEBUI_NAMES = {ours: theirs for theirs, ours in WEBUI_SAMPLERS.items()}
 # In the web UI, these samplers always use leading spacing. In minisd, leading spacing is only their
 # default.
 ONE_SPACING = ("DDIM", "PLMS")
-IGNORED_PARAMETERS = {  # a parameter that does not change the picture -> the reason
-    "Version": "the version of the web UI",
-    "User": "the person who drew it",
-    "Batch size": "each picture of a batch has its own seed",
-    "Batch pos": "each picture of a batch has its own seed",
-    "TI hashes": "the prompt holds the words",
-    "Lora hashes": "the prompt names the LoRAs",
-}
+# These parameters do not change the picture. Each picture of a batch has its own seed. The prompt
+# holds the words of textual inversion, and names the LoRAs. "User" is the person who drew it.
+IGNORED_PARAMETERS = {"Version", "User", "Batch size", "Batch pos", "TI hashes", "Lora hashes"}
 KNOWN_PARAMETERS = {"Prompt", "Negative prompt", "Steps", "Sampler", "Schedule type", "CFG scale"}
 KNOWN_PARAMETERS |= {"Seed", "Size", "Clip skip", "RNG", "Model", "Model hash", "VAE", "VAE hash"}
+OTHER_NOISE = (
+    "the web UI drew its noise on a graphics card. A CPU draws other numbers, so the picture "
+    "will be different."
+)
 
 
 # ---- writing ---------------------------------------------------------------------------------
@@ -220,7 +213,8 @@ def settings_from_webui(text: str, given: set[str]) -> tuple[dict[str, Any], lis
     }
     if parameters.get("VAE") and "vae" not in given:
         raise ValueError(f"was drawn with the VAE {parameters['VAE']}: give that file with --vae")
-    return settings | model_of(parameters, given), warnings_for(parameters)
+    warnings = [] if parameters.get("RNG") == "CPU" else [OTHER_NOISE]
+    return settings | model_of(parameters, given), warnings
 
 
 def find_numbers(parameters: dict[str, str], name: str, pattern: str, kind: type = int) -> list:
@@ -372,13 +366,3 @@ def model_hash(text: str) -> str:
     """
     digest = parse_parameters(text).get("Model hash", "")
     return digest if len(digest) == DIGITS else ""
-
-
-def warnings_for(parameters: dict[str, str]) -> list[str]:
-    """A list of 0 or 1 sentences: a warning if the noise came from a graphics card."""
-    if parameters.get("RNG") == "CPU":
-        return []
-    return [
-        "the web UI drew its noise on a graphics card. A CPU draws other numbers, so the picture "
-        "will be different."
-    ]

@@ -55,19 +55,6 @@ def split_hint(given: str) -> tuple[str, str]:
     )
 
 
-def controlnet_hints(options: argparse.Namespace) -> list[tuple[str, str, float]]:
-    """The ControlNets of the command, as triples: path of the network, path of the hint, scale.
-
-    If the command is `minisd control`, its own ControlNet comes first. The ControlNets of the
-    option --control follow.
-    """
-    own = []
-    if options.command == "control":
-        own = [(options.network, options.hint, options.weight)]
-    rest = [split_scale(given) for given in options.control]
-    return own + [(*split_hint(paths), scale) for paths, scale in rest]
-
-
 def split_thing(given: str) -> tuple[str, str, float]:
     """Split FILE:THING[:SCALE] into the classifier's file, what to draw, and the scale.
 
@@ -97,14 +84,20 @@ def named_sources(options: argparse.Namespace) -> dict[str, list[str]]:
 def attach_adapters(sd, options: argparse.Namespace, size: tuple[int, int], hints: list) -> None:
     """Attach all adapters of the command to the model.
 
+    Each hint of a ControlNet is resized to the size of the picture to draw. With --edges, each
+    ControlNet reads the edges of its hint, instead of the hint itself.
+
     size: width and height of the picture to draw
     hints: what read_hints() returns
     """
     from minisd.adapters.classifier import ClassifierGuidance, load_classifier
+    from minisd.adapters.controlnet import ControlNet, control
     from minisd.adapters.hypernetwork import hypernetwork
     from minisd.adapters.lora import lora
     from minisd.adapters.textual_inversion import textual_inversion
     from minisd.adapters.vae_file import swap_vae
+    from minisd.files.pictures import from_pil
+    from minisd.tasks.canny import canny
 
     for path in options.vae:
         swap_vae(sd, path)
@@ -114,7 +107,12 @@ def attach_adapters(sd, options: argparse.Namespace, size: tuple[int, int], hint
         lora(sd, *split_scale(given))
     for given in options.hypernetwork:
         hypernetwork(sd, *split_scale(given))
-    attach_controlnets(sd, options.edges, size, hints)
+    for path, picture, scale in hints:
+        if picture.size != size:
+            report_resize("hint", picture.size, size)
+            picture = picture.resize(size)
+        shown = canny(from_pil(picture)) if options.edges else picture
+        control(sd, ControlNet.load(path), shown, scale)
     for given in options.classifier:
         path, thing, scale = split_thing(given)
         ClassifierGuidance(sd, load_classifier(path), thing, scale)
@@ -123,30 +121,14 @@ def attach_adapters(sd, options: argparse.Namespace, size: tuple[int, int], hint
 def read_hints(options: argparse.Namespace) -> list:
     """Open the hint of every ControlNet. A hint is a picture that the ControlNet follows.
 
+    If the command is `minisd control`, its own ControlNet comes first. The ControlNets of the
+    option --control follow.
+
     returns: (network, picture, scale) for each ControlNet
     """
     from minisd.files.pictures import colours
 
-    return [
-        (network, colours(open_input(Path(hint)), "hint"), scale)
-        for network, hint, scale in controlnet_hints(options)
-    ]
-
-
-def attach_controlnets(sd, edges: bool, size: tuple[int, int], hints: list) -> None:
-    """Attach every ControlNet. Each hint is resized to the size of the picture to draw.
-
-    edges: whether each ControlNet reads the edges of its hint, instead of the hint itself
-    size: width and height of the picture to draw
-    hints: what read_hints() returns
-    """
-    from minisd.adapters.controlnet import ControlNet, control
-    from minisd.files.pictures import from_pil
-    from minisd.tasks.canny import canny
-
-    for path, picture, scale in hints:
-        if picture.size != size:
-            report_resize("hint", picture.size, size)
-            picture = picture.resize(size)
-        shown = canny(from_pil(picture)) if edges else picture
-        control(sd, ControlNet.load(path), shown, scale)
+    rows = [(*split_hint(paths), scale) for paths, scale in map(split_scale, options.control)]
+    if options.command == "control":
+        rows.insert(0, (options.network, options.hint, options.weight))
+    return [(path, colours(open_input(Path(hint)), "hint"), scale) for path, hint, scale in rows]

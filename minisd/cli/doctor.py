@@ -2,7 +2,7 @@
 
 import os
 import sys
-import time
+import timeit
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -31,9 +31,8 @@ def doctor_lines() -> list[str]:
         "mps": "yes" if torch.backends.mps.is_available() else "none",
         "mini model": f"{mini.stat().st_size / 1e6:.0f} MB" if mini.exists() else "missing",
     }
-    facts |= {
-        name: package_version(name) for name in ("diffusers", "transformers", "huggingface_hub")
-    }
+    optional = ("diffusers", "transformers", "huggingface_hub")
+    facts |= {name: package_version(name) for name in optional}
     lines = [f"{name:16}{value}" for name, value in facts.items()]
     advice = advice_on_machine(torch.__version__, speed, mini)
     advice += advice_on_threads(torch.get_num_threads(), usable_cores(), load)
@@ -107,14 +106,11 @@ def advice_on_threads(threads: int, cores: int, load: float | None) -> list[str]
     return []
 
 
-def measure_gigaflops(dtype, size: int = 1024, seconds: float = 0.3) -> float:
+def measure_gigaflops(dtype, size: int = 1024) -> float:
     """Measure how fast this machine multiplies matrices, in 10^9 operations per second."""
     import torch
 
     a = torch.randn(size, size).to(dtype)
     torch.matmul(a, a)  # the first product also starts the threads
-    began, products = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
-        torch.matmul(a, a)
-        products += 1
-    return 2 * size**3 * products / (time.perf_counter() - began) / 1e9
+    products, seconds = timeit.Timer(lambda: torch.matmul(a, a)).autorange()
+    return 2 * size**3 * products / seconds / 1e9

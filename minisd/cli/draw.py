@@ -4,17 +4,17 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from minisd.cli import picture_settings
 from minisd.cli.adapter_options import attach_adapters, read_hints
 from minisd.cli.argument_parser import place_words
-from minisd.cli.drawing_options import POSITIONALS, fill_in_options, given_options
+from minisd.cli.drawing_options import DRAWING, STRENGTHS, fill_in_options, given_options
 from minisd.cli.memory import check_memory, enough_memory
 from minisd.cli.option_checks import check_before_loading
-from minisd.cli.picture_files import fitting_size, open_input, progress_bar, strip_path, write_png
+from minisd.cli.picture_files import fitting_size, open_input, strip_path, write_png
 
 
 def draw_command(options: argparse.Namespace, extra: list[str]) -> None:
@@ -22,7 +22,8 @@ def draw_command(options: argparse.Namespace, extra: list[str]) -> None:
 
     extra: the words of the command line that argparse did not store in `options`
     """
-    place_words(options, extra, POSITIONALS[options.command], needed=options.like is None)
+    _, words = DRAWING[options.command]
+    place_words(options, extra, words, needed=options.like is None)
     given = given_options(options)
     recorded = {} if options.like is None else picture_settings.recorded_options(options, given)
     fill_in_options(options, recorded)
@@ -50,8 +51,10 @@ def use_threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def run_generate(options: argparse.Namespace, outputs: list[Path]) -> None:
+def draw_from_prompt(options: argparse.Namespace, outputs: list[Path]) -> None:
     """Draw the pictures one by one. Each file also holds the settings of its picture."""
+    from tqdm import tqdm
+
     from minisd.files.pictures import to_pil
     from minisd.teaching.picture_grid import paste_grid
 
@@ -71,7 +74,7 @@ def run_generate(options: argparse.Namespace, outputs: list[Path]) -> None:
         guesses = []
         with enough_memory(sd, *size):
             walk = sd.txt2img_steps(options.prompt, seed=seed, **settings)
-            for step in progress_bar(walk, options):
+            for step in tqdm(walk, total=options.steps, disable=not sys.stderr.isatty()):
                 if getattr(options, "every_step", False):
                     guesses += to_pil(sd.decode(step.prediction.x0))
             drawn = to_pil(sd.decode(step.x))[0]
@@ -80,37 +83,24 @@ def run_generate(options: argparse.Namespace, outputs: list[Path]) -> None:
             write_png(paste_grid(guesses)[0], strip_path(path), about | {"seed": seed})
 
 
-def run_img2img(options: argparse.Namespace, outputs: list[Path]) -> None:
-    """Draw the input picture again, following the prompt."""
+def choose_task(options: argparse.Namespace) -> tuple[Callable, dict[str, Any]]:
+    """The function that draws from a picture, and the arguments that only this function has.
+
+    The depth comes from the option --depth. Without this option, a network estimates the depth. The
+    network is read from its file at the first use, after all checks.
+    """
+    from minisd.tasks.depth2img import depth2img
     from minisd.tasks.img2img import img2img
-
-    draw_from_picture(options, outputs, img2img)
-
-
-def run_inpaint(options: argparse.Namespace, outputs: list[Path]) -> None:
-    """Draw the input picture again where the mask is white."""
     from minisd.tasks.inpaint import inpaint
 
-    mask = open_input(Path(options.mask))
-    draw_from_picture(options, outputs, inpaint, mask=mask, paste=options.paste)
-
-
-def run_depth(options: argparse.Namespace, outputs: list[Path]) -> None:
-    """Draw the input picture again and keep its depth.
-
-    The depth comes from the option --depth. Without this option, a network estimates the depth.
-    """
-    from minisd.tasks.depth2img import Estimator, depth2img
-
-    @cache
-    def estimator() -> Estimator:
-        """Read the estimator from its file. This happens at the first use, after all checks."""
-        return read_estimator(options)
-
+    if options.command == "img2img":
+        return img2img, {}
+    if options.command == "inpaint":
+        return inpaint, {"mask": open_input(Path(options.mask)), "paste": options.paste}
     if options.depth:
-        draw_from_picture(options, outputs, depth2img, depth=open_input(options.depth))
-    else:
-        draw_from_picture(options, outputs, depth2img, estimator=lambda image: estimator()(image))
+        return depth2img, {"depth": open_input(options.depth)}
+    estimator = cache(partial(read_estimator, options))
+    return depth2img, {"estimator": lambda image: estimator()(image)}
 
 
 def read_estimator(options: argparse.Namespace):
@@ -123,19 +113,16 @@ def read_estimator(options: argparse.Namespace):
     return load_estimator(inside if inside.exists() else source)
 
 
-def draw_from_picture(
-    options: argparse.Namespace, outputs: list[Path], task: Callable, **more: Any
-) -> None:
-    """Run a task on the input picture, once for every seed, and write the drawn pictures.
+def draw_from_picture(options: argparse.Namespace, outputs: list[Path]) -> None:
+    """Draw the input picture again, once for every seed, and write the drawn pictures.
 
-    task: a function that draws, such as img2img()
-    more: more arguments for the task, such as a mask. The picture and the mask are resized to the
-        size of the picture to draw
+    The input picture and the mask are resized to the size of the picture to draw.
 
     Raises ValueError if the mask does not have the size of the input picture.
     """
     from minisd.files.pictures import colours, mask_shades, size_step
 
+    task, more = choose_task(options)
     image = open_input(Path(options.image))
     if "mask" in more and more["mask"].size != image.size:
         raise ValueError(
@@ -164,8 +151,7 @@ def load_model(options: argparse.Namespace):
     """Load the model. If the model's file has no VAE, also load the VAE of --vae."""
     import minisd
 
-    names = ("device", "prediction", "ema")
-    settings = {name: getattr(options, name) for name in names}
+    settings = {name: getattr(options, name) for name in ("device", "prediction", "ema")}
     try:
         return minisd.load(options.model, **settings)
     except ValueError as error:
@@ -188,10 +174,4 @@ def common_settings(sd, options: argparse.Namespace) -> dict:
     }
 
 
-COMMANDS = {
-    "generate": run_generate,
-    "img2img": run_img2img,
-    "inpaint": run_inpaint,
-    "depth": run_depth,
-    "control": run_generate,
-}
+COMMANDS = {name: draw_from_picture if name in STRENGTHS else draw_from_prompt for name in DRAWING}

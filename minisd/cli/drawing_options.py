@@ -9,12 +9,13 @@ SAMPLER_CHOICES = ("ddpm", "ddim", "plms", "lms", "euler", "euler_ancestral", "h
 SPACING_CHOICES = ("leading", "linspace", "trailing", "uniform", "karras")
 ADAPTERS = ("lora", "embedding", "hypernetwork", "vae", "control", "classifier")
 
-POSITIONALS = {  # the words of each command in order; the prompt comes first
-    "generate": ["prompt"],
-    "img2img": ["prompt", "image"],
-    "inpaint": ["prompt", "image", "mask"],
-    "depth": ["prompt", "image"],
-    "control": ["prompt", "network", "hint"],
+# Each drawing command: its purpose, and its words in order. The prompt comes first.
+DRAWING = {
+    "generate": ("draw a picture from a prompt", ["prompt"]),
+    "img2img": ("draw a picture again, following a prompt", ["prompt", "image"]),
+    "inpaint": ("draw one part of a picture again", ["prompt", "image", "mask"]),
+    "depth": ("draw a picture again and keep its depth", ["prompt", "image"]),
+    "control": ("draw a picture that follows a hint (ControlNet)", ["prompt", "network", "hint"]),
 }
 POSITIONAL_HELP = {
     "prompt": 'in quotes, such as "a cat on a blue background"',
@@ -31,12 +32,9 @@ DEFAULTS = {
     "seed": 0,
     "number": 1,
     "device": "cpu",
-    "ema": False,
-    "edges": False,
-    "extended": False,
     "clip_skip": 0,
-    "paste": False,
     "weight": 1.0,
+    **dict.fromkeys(("ema", "edges", "extended", "paste"), False),
     **{name: [] for name in ADAPTERS},
 }
 STRENGTHS = {"img2img": 0.75, "inpaint": 1.0, "depth": 0.8}
@@ -47,7 +45,7 @@ def add_drawing_options(command: argparse.ArgumentParser, name: str) -> None:
 
     An option that the user does not give is None at first. fill_in_options() sets its value later.
     """
-    words = POSITIONALS[name]
+    _, words = DRAWING[name]
     command.usage = " ".join(["minisd", name, *(word.upper() for word in words), "[options]"])
     for word in words:
         command.add_argument(word, nargs="?", metavar=word.upper(), help=POSITIONAL_HELP[word])
@@ -93,9 +91,8 @@ def add_command_options(command: argparse.ArgumentParser, name: str) -> None:
     if name == "inpaint":
         add("--paste", action=switch, help="put the original pixels back outside the mask")
     if name == "depth":
-        add(
-            "--depth", type=Path, metavar="PICTURE", help="grey picture, near is bright (estimated)"
-        )
+        meaning = "grey picture, near is bright (estimated)"
+        add("--depth", type=Path, metavar="PICTURE", help=meaning)
         add("--estimator", metavar="FILE", help="a depth estimator: FILE or NAME (the model's)")
     if name == "control":
         add("--weight", type=float, metavar="X", help="how closely to follow the hint (1)")

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,18 +30,10 @@ TOO_LITTLE = "there is too little memory: close other programs"
 
 # Words in torch's error messages when memory runs out on the CPU (Linux and Windows), on CUDA or on
 # MPS, when a size overflows, or when a file cannot be mapped into memory.
-OUT_OF_MEMORY_WORDS = (
-    "can't allocate memory",
-    "Cannot allocate memory",
-    "not enough memory",
-    "out of memory",
-    "bad_alloc",
-    "bad allocation",
-    "ALLOC_FAILED",
-    "could not create a primitive",
-    "unable to mmap",
-    "Invalid buffer size",
-    "Storage size calculation overflowed",
+OUT_OF_MEMORY_WORDS = re.compile(
+    "can't allocate memory|Cannot allocate memory|not enough memory|out of memory|bad_alloc"
+    "|bad allocation|ALLOC_FAILED|could not create a primitive|unable to mmap|Invalid buffer size"
+    "|Storage size calculation overflowed"
 )
 
 
@@ -53,10 +46,8 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     if error is None:
         return False
     own = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
-    said = isinstance(error, RuntimeError | OSError) and any(
-        word in str(error) for word in OUT_OF_MEMORY_WORDS
-    )
-    return own or said or is_out_of_memory(error.__cause__)
+    says_so = isinstance(error, RuntimeError | OSError) and OUT_OF_MEMORY_WORDS.search(str(error))
+    return bool(own or says_so) or is_out_of_memory(error.__cause__)
 
 
 # ---- how much memory there is ----------------------------------------------------------------
@@ -131,10 +122,8 @@ def container_limits() -> list[int]:
     """The memory limits, in bytes, of the control groups (cgroups) that contain this process."""
     limits = []
     for path in {CONTAINER, CONTAINER_V1, *own_group_files()}:
-        try:
+        with suppress(OSError, ValueError):  # no such file, or "max", which means no limit
             limits.append(int(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError):  # no such file, or "max", which means no limit
-            continue
     return limits
 
 

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -60,13 +59,6 @@ def report_resize(what: str, old: tuple[int, int], new: tuple[int, int]) -> None
     """
     sizes = " to ".join(f"{width} x {height}" for width, height in (old, new))
     print_message(f"the {what} is resized from {sizes}.")
-
-
-def progress_bar(walk, options: argparse.Namespace):
-    """Yield the steps of a sampler. Show a progress bar if messages go to a terminal."""
-    from tqdm import tqdm
-
-    return tqdm(walk, total=options.steps, disable=not sys.stderr.isatty())
 
 
 def output_paths(output: Path, number: int, every_step: bool, force: bool = False) -> list[Path]:

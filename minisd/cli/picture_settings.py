@@ -6,47 +6,34 @@ such as a date. So if the same picture is drawn again, the new file has the same
 """
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from minisd.cli import a1111_metadata
 from minisd.cli.adapter_options import named_sources
+from minisd.cli.drawing_options import ADAPTERS
 from minisd.cli.file_hashes import hash_of
 from minisd.cli.messages import LONGEST_RESULT, print_message
 from minisd.cli.picture_files import open_input
 from minisd.files.json_files import parse_json
 from minisd.files.one_line import one_line
 
-# The name of a setting in the file -> the name of its option, and its type.
-PICTURE_SETTINGS = {
-    "prompt": ("prompt", str),
-    "negative_prompt": ("negative", str),
-    "seed": ("seed", int),
-    "steps": ("steps", int),
-    "cfg_scale": ("scale", float),
-    "sampler": ("sampler", str),
-    "spacing": ("spacing", str),
-    "width": ("width", int),
-    "height": ("height", int),
-    "clip_skip": ("clip_skip", int),
-    "extended": ("extended", bool),
-    "strength": ("strength", float),
-    "paste": ("paste", bool),
-    "image": ("image", str),
-    "mask": ("mask", str),
-    "depth": ("depth", Path),
-    "estimator": ("estimator", str),
-    "network": ("network", str),
-    "hint": ("hint", str),
-    "weight": ("weight", float),
-    "edges": ("edges", bool),
-    "model": ("model", str),
-    "prediction": ("prediction", str),
-    "ema": ("ema", bool),
-    "device": ("device", str),
-    **{name: (name, list) for name in ("lora", "embedding", "hypernetwork", "vae")},
-    **{name: (name, list) for name in ("control", "classifier")},
+# The settings, in the order in which the file holds them.
+SETTINGS = ("prompt", "negative_prompt", "seed", "steps", "cfg_scale", "sampler", "spacing")
+SETTINGS += ("width", "height", "clip_skip", "extended", "strength", "paste", "image", "mask")
+SETTINGS += ("depth", "estimator", "network", "hint", "weight", "edges", "model", "prediction")
+SETTINGS += ("ema", "device", *ADAPTERS)
+OTHER_NAMES = {"negative_prompt": "negative", "cfg_scale": "scale"}  # a setting -> its option
+TYPES = {  # a setting -> its type. All other settings are strings
+    **dict.fromkeys(("seed", "steps", "width", "height", "clip_skip"), int),
+    **dict.fromkeys(("cfg_scale", "strength", "weight"), float),
+    **dict.fromkeys(("extended", "paste", "edges", "ema"), bool),
+    **dict.fromkeys(ADAPTERS, list),
+    "depth": Path,
 }
+# The name of a setting in the file -> the name of its option, and its type.
+PICTURE_SETTINGS = {name: (OTHER_NAMES.get(name, name), TYPES.get(name, str)) for name in SETTINGS}
 THREADS = range(1, 1025)  # the valid numbers of threads in a file
 # The stored settings that are not options. "schedule" is the spacing that the model's folder
 # states. It is stored only if --spacing is not given.
@@ -96,12 +83,9 @@ def read_settings(path: Path) -> dict[str, Any] | None:
     text = open_input(path).info.get("minisd")
     if text is None:
         return None
-    try:
-        about = parse_json(text)
-    except ValueError:
-        about = None
-    if isinstance(about, dict):
-        hashes = about.get("hashes", {})
+    with suppress(ValueError):
+        about: Any = parse_json(text)
+        hashes = about.get("hashes", {}) if isinstance(about, dict) else None
         if isinstance(hashes, dict) and all(isinstance(digest, str) for digest in hashes.values()):
             return about
     raise ValueError(f"{path} has damaged settings: give another picture.")

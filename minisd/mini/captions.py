@@ -25,40 +25,19 @@ NAMED_COLOURS = {  # sRGB, 0..255
     "cyan": (70, 210, 225),
 }
 
+# Each entry: a word, and its synonyms.
+SYNONYM_ENTRIES = """
+cat: kitty, kitten, cat face; dog: puppy, doggy, dog face; rabbit: bunny, bunny rabbit; pig: piggy;
+monkey: ape; horse: pony; turtle: tortoise; ladybug: ladybird; palm tree: palm; eggplant: aubergine;
+hamburger: burger; doughnut: donut; ice cream: ice cream cone; coffee: cup of coffee;
+man: guy, gentleman; woman: lady; man with a beard: bearded man; man with red hair: red-haired man;
+woman with red hair: red-haired woman; santa: santa claus; smiley: smiling face; house: home;
+car: automobile; airplane: plane; sailboat: boat; earth: globe; football: soccer ball, ball;
+basketball: ball; gift: present; lamp: light bulb; grey: gray; purple: violet; cyan: turquoise
+"""
 SYNONYMS = {
-    "cat": ("kitty", "kitten", "cat face"),
-    "dog": ("puppy", "doggy", "dog face"),
-    "rabbit": ("bunny", "bunny rabbit"),
-    "pig": ("piggy",),
-    "monkey": ("ape",),
-    "horse": ("pony",),
-    "turtle": ("tortoise",),
-    "ladybug": ("ladybird",),
-    "palm tree": ("palm",),
-    "eggplant": ("aubergine",),
-    "hamburger": ("burger",),
-    "doughnut": ("donut",),
-    "ice cream": ("ice cream cone",),
-    "coffee": ("cup of coffee",),
-    "man": ("guy", "gentleman"),
-    "woman": ("lady",),
-    "man with a beard": ("bearded man",),
-    "man with red hair": ("red-haired man",),
-    "woman with red hair": ("red-haired woman",),
-    "santa": ("santa claus",),
-    "smiley": ("smiling face",),
-    "house": ("home",),
-    "car": ("automobile",),
-    "airplane": ("plane",),
-    "sailboat": ("boat",),
-    "earth": ("globe",),
-    "football": ("soccer ball", "ball"),
-    "basketball": ("ball",),
-    "gift": ("present",),
-    "lamp": ("light bulb",),
-    "grey": ("gray",),
-    "purple": ("violet",),
-    "cyan": ("turquoise",),
+    word.strip(): tuple(others.strip().split(", "))
+    for word, others in (entry.split(":") for entry in SYNONYM_ENTRIES.split(";"))
 }
 
 WITHOUT_ARTICLE = {"grapes", "cherries", "corn", "broccoli", "cheese", "fries"}

@@ -202,13 +202,12 @@ def random_mask(size: int, rng: np.random.Generator) -> Tensor:
     kind = pick(("box", "ellipse", "side"), rng)
     if kind == "side":
         cut = int(rng.integers(size // 4, size * 3 // 4))
-        left, top, right, bottom = pick(
-            ((0, 0, cut, size), (cut, 0, size, size), (0, 0, size, cut), (0, cut, size, size)), rng
-        )
+        sides = ((0, 0, cut, size), (cut, 0, size, size), (0, 0, size, cut), (0, cut, size, size))
+        box = pick(sides, rng)
     else:
         left, top = (int(edge) for edge in rng.integers(-size // 8, size * 5 // 8, 2))
         width, height = (int(length) for length in rng.integers(size // 4, size * 7 // 8, 2))
-        right, bottom = left + width, top + height
+        box = (left, top, left + width, top + height)
     draw = pen.ellipse if kind == "ellipse" else pen.rectangle
-    draw((left, top, right, bottom), fill=1)
+    draw(box, fill=1)
     return rearrange(torch.from_numpy(np.array(mask, np.float32)), "h w -> 1 h w")

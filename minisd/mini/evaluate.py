@@ -4,7 +4,7 @@ docs/make/mini_report.py writes the numbers that evaluate() returns into docs/mi
 """
 
 import io
-import time
+import timeit
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -158,9 +158,8 @@ def draw_prompts(sd: StableDiffusion, prompts: list[str], cfg_scale: float) -> T
     firsts = range(0, len(prompts), DRAWN_AT_ONCE)
     for first in tqdm(firsts, desc=row_name(cfg_scale), mininterval=5):
         some = prompts[first : first + DRAWN_AT_ONCE]
-        for step in sd.txt2img_steps(some, "", DDIM_STEPS, cfg_scale, "ddim", seed=first):
-            latent = step.x
-        images.append(sd.decode(latent).clamp(-1, 1))
+        *_, step = sd.txt2img_steps(some, "", DDIM_STEPS, cfg_scale, "ddim", seed=first)
+        images.append(sd.decode(step.x).clamp(-1, 1))
     return torch.cat(images)
 
 
@@ -186,10 +185,8 @@ def judge_split(
     others: number of pictures for each guidance scale that is not the config's
     """
     real = batch(emoji, sd.config.size, count, SEED, step=0, split=split)
-    rows = {
-        "real": examine(judge, real.images, real.scenes),
-        "autoencoder": examine(judge, round_trip(sd, real.images), real.scenes),
-    }
+    rows = {"real": examine(judge, real.images, real.scenes)}
+    rows["autoencoder"] = examine(judge, round_trip(sd, real.images), real.scenes)
     for scale in sorted({*CFG_SCALES, sd.config.cfg_scale}):
         scenes = real.scenes[: count if scale == sd.config.cfg_scale else others]
         rows[row_name(scale)] = examine(judge, draw_scenes(sd, scenes, scale), scenes)
@@ -350,12 +347,8 @@ def word_vectors(sd: StableDiffusion, words: list[str]) -> dict[str, Tensor]:
     phrases = [f"a {word}" for word in words]
     last = [len(sd.tokenizer.encode(phrase)) for phrase in phrases]  # position 0: begin token
     contexts = sd.embed(phrases)[torch.arange(len(words)), last]
-    centred = contexts - contexts.mean(dim=0)
-    return {
-        "embeddings": torch.stack(embeddings),
-        "contexts": contexts,
-        "contexts less their mean": centred,
-    }
+    vectors = {"embeddings": torch.stack(embeddings), "contexts": contexts}
+    return vectors | {"contexts less their mean": contexts - contexts.mean(dim=0)}
 
 
 def likeness(vectors: Tensor, words: list[str], things: tuple[str, ...]) -> dict[str, float]:
@@ -391,12 +384,7 @@ def measure_synonyms(sd: StableDiffusion, emoji: Emoji) -> dict[str, dict[str, f
 
 def fastest_of_three(action: Callable[[], object]) -> float:
     """Run the action once to warm up, then three times. Returns the seconds of the fastest run."""
-    spent = []
-    for _ in range(4):
-        began = time.perf_counter()
-        action()
-        spent.append(time.perf_counter() - began)
-    return min(spent[1:])
+    return min(timeit.repeat(action, number=1, repeat=4)[1:])
 
 
 def seconds_per_picture(sd: StableDiffusion, count: int) -> float:

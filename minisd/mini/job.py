@@ -143,8 +143,8 @@ def training_notes(name: str, folder: Path) -> dict:
     run = (last_state(folder / name) or {}).get("run", {})
     command = f"minisd train {name} --steps {run.get('hyperparameters.steps', 'unknown')}"
     notes = {"command": f"{command} --seed {run.get('seed', 0)}", "seed": run.get("seed", 0)}
-    notes["commit"] = run.get("commit", "unknown")  # of the code when the training began
-    notes["threads"] = run.get("threads", "unknown")
+    # the commit is that of the code when the training began
+    notes |= {name: run.get(name, "unknown") for name in ("commit", "threads")}
     last = (log_records(folder / name) or [{}])[-1]
     return notes | {name: number for name, number in last.items() if name != "seconds"}
 

@@ -149,9 +149,8 @@ def look(judge: Judge, images: Tensor, scenes: list[Scene]) -> list[list[Seen]]:
 
 def nearest_colour(rgb: np.ndarray) -> str:
     """The name of the colour in NAMED_COLOURS that is closest to rgb. rgb: three numbers, 0..255"""
-    return min(
-        NAMED_COLOURS, key=lambda name: np.square(np.subtract(NAMED_COLOURS[name], rgb)).sum()
-    )
+    distances = np.square(np.subtract(tuple(NAMED_COLOURS.values()), rgb)).sum(axis=1)
+    return tuple(NAMED_COLOURS)[distances.argmin()]
 
 
 def accuracy(

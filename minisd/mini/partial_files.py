@@ -41,19 +41,12 @@ def copy_mini_next_to(output: Path) -> None:
     if not base.exists():
         with written_whole(base) as unfinished:
             shutil.copyfile(shipped, unfinished)
-        warnings.warn(
-            f"The mini was copied to {base}, because {output.name} needs it in the same folder.",
-            stacklevel=2,
-        )
+        text = f"The mini was copied to {base}, because {output.name} needs it in the same folder."
+        warnings.warn(text, stacklevel=2)
 
 
 def save_wider(
-    path: Path,
-    sd: StableDiffusion,
-    unet: UNet,
-    name: str,
-    notes: dict,
-    others: dict[str, Tensor],
+    path: Path, sd: StableDiffusion, unet: UNet, name: str, notes: dict, others: dict[str, Tensor]
 ) -> None:
     """Write the trained weights of a wider U-Net, in half precision.
 

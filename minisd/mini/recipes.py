@@ -28,6 +28,7 @@ minisd train cats-and-dogs -o weights/cats-and-dogs.safetensors
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,6 @@ from minisd.mini import cats_and_dogs, datasets, judge, partial_files, train_jud
 from minisd.mini.emoji import FINE_THINGS, Emoji
 from minisd.mini.evaluate import accuracy_per_t
 from minisd.mini.job import Job, mini_tokenizer, trained_vae, training_notes, unseen_pictures
-from minisd.mini.minutes import TrainIn
 from minisd.mini.scenes import batch, vae_batch
 from minisd.mini.styles import blueprint, sepia
 from minisd.pipeline import StableDiffusion
@@ -57,6 +57,7 @@ from minisd.training.diffusion import train_diffusion
 from minisd.training.loop import Hyperparameters
 from minisd.training.vae import psnr, train_decoder, train_vae
 
+Train = Callable[..., nn.Module]  # called with folder=… and settings=…
 Save = Callable[[Path, Any, dict], None]  # (path, network, notes)
 
 NEW_WORD, WORD_MEANING = "<blorp>", "fox"  # captions say <blorp> instead of fox
@@ -79,7 +80,7 @@ class Recipe:
     """
 
     settings: Hyperparameters
-    prepare: Callable[[Job], tuple[TrainIn, Save]]
+    prepare: Callable[[Job], tuple[Train, Save]]
     work: float = 1.0
 
 
@@ -93,7 +94,11 @@ def train_recipe(name: str, job: Job) -> nn.Module:
     Raises the same errors as train(): ValueError and Interrupted.
     """
     recipe = RECIPES[name]
-    train_in, save = recipe.prepare(job)
+    train, save = recipe.prepare(job)
+
+    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
+        return train(folder=folder, settings=settings)
+
     settings = job.fit(recipe.settings, name, train_in, recipe.work)
     network = train_in(settings, job.folder / name).eval().requires_grad_(False)
     if job.output:
@@ -108,31 +113,24 @@ def save_nothing(path: Path, network: nn.Module, notes: dict) -> None:
 # ---- the mini itself -----------------------------------------------------------------------------
 
 
-def prepare_vae(job: Job) -> tuple[TrainIn, Save]:
+def prepare_vae(job: Job) -> tuple[Train, Save]:
     emoji = Emoji.load()
 
     def draw_pictures(count: int, number: int) -> Tensor:
         return vae_batch(emoji, MINI.size, count, job.seed, number).images
 
-    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
-        return train_vae(draw_pictures, MINI.vae, folder, settings, seed=job.seed)
-
-    return train_in, save_nothing
+    return partial(train_vae, draw_pictures, MINI.vae, seed=job.seed), save_nothing
 
 
-def prepare_diffusion(job: Job) -> tuple[TrainIn, Save]:
+def prepare_diffusion(job: Job) -> tuple[Train, Save]:
     emoji = Emoji.load()
     vae, config = trained_vae(job.folder, emoji)
     given = emoji, vae, mini_tokenizer(job.folder), config
     pictures = datasets.encode_pictures(*given, job.pictures, job.seed)
-
-    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
-        return train_diffusion(pictures, config, folder, settings, seed=job.seed)
-
-    return train_in, save_nothing
+    return partial(train_diffusion, pictures, config, seed=job.seed), save_nothing
 
 
-def prepare_decoder(job: Job) -> tuple[TrainIn, Save]:
+def prepare_decoder(job: Job) -> tuple[Train, Save]:
     """Prepare the training of the decoder.
 
     Every second picture shows one of FINE_THINGS, so that the decoder learns to draw thin lines,
@@ -150,35 +148,29 @@ def prepare_decoder(job: Job) -> tuple[TrainIn, Save]:
         made = [vae_batch(kind, MINI.size, n, job.seed, number) for kind, n in counts if n]
         return torch.cat([each.images for each in made])
 
-    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
-        return train_decoder(vae, draw_pictures, folder, settings, seed=job.seed)
-
     def save(path: Path, network: Any, notes: dict) -> None:
         notes["psnr of unseen pairs"] = round(psnr(network, unseen_pictures(emoji)), 2)
         save_vae(path, network, {"notes": json.dumps(notes)})
 
-    return train_in, save
+    return partial(train_decoder, vae, draw_pictures, seed=job.seed), save
 
 
-def prepare_classifier(job: Job) -> tuple[TrainIn, Save]:
+def prepare_classifier(job: Job) -> tuple[Train, Save]:
     emoji = Emoji.load()
     vae, config = trained_vae(job.folder, emoji)
     schedule, sizes = Schedule(config.schedule), ClassifierConfig(emoji.things)
     labelled = datasets.labelled_latents(emoji, vae, config, job.pictures, job.seed)
-
-    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
-        more = {"seed": job.seed, "encoded_by": datasets.fingerprint(vae)}
-        return train_classifier(*labelled, sizes, schedule, folder, settings, **more)
+    given, encoded_by = (*labelled, sizes, schedule), datasets.fingerprint(vae)
 
     def save(path: Path, network: LatentClassifier, notes: dict) -> None:
         unseen = datasets.labelled_latents(emoji, vae, config, 1000, seed=1, split="heldout")
         accuracy = accuracy_per_t(network, *unseen, schedule, range(0, 1000, 100))
         save_classifier(path, network, notes | {"accuracy": accuracy})
 
-    return train_in, save
+    return partial(train_classifier, *given, seed=job.seed, encoded_by=encoded_by), save
 
 
-def prepare_judge(job: Job) -> tuple[TrainIn, Save]:
+def prepare_judge(job: Job) -> tuple[Train, Save]:
     """Prepare the training of the judge.
 
     The trained VAE encodes and decodes half of the judge's training pictures.
@@ -187,15 +179,12 @@ def prepare_judge(job: Job) -> tuple[TrainIn, Save]:
     vae, _ = trained_vae(job.folder, emoji)
     count = min(DECODED, job.pictures)  # a short run has no time for DECODED pictures
     decoded = train_judge.decoded_crops(vae, emoji, count, job.seed)
-
-    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
-        more = {"seed": job.seed, "encoded_by": datasets.fingerprint(vae)}
-        return train_judge.train_judge(emoji, decoded, folder, settings, **more)
+    given = {"seed": job.seed, "encoded_by": datasets.fingerprint(vae)}
 
     def save(path: Path, network: judge.Judge, notes: dict) -> None:
         judge.save_judge(path, network, notes | {"accuracy": judge.accuracy(network, emoji)})
 
-    return train_in, save
+    return partial(train_judge.train_judge, emoji, decoded, **given), save
 
 
 # ---- what starts from the shipped mini -----------------------------------------------------------
@@ -205,7 +194,23 @@ def save_with_notes(path: Path, network: Any, notes: dict) -> None:
     network.save(path, {"notes": json.dumps(notes)})
 
 
-def prepare_adapter(start: Callable, job: Job, **which: Any) -> tuple[TrainIn, Save]:
+def create_trainer(
+    job: Job, sd: StableDiffusion, start: Callable, train: Train, dataset: adapters.AdapterDataset
+) -> Train:
+    """Create the function that creates a network and trains it on the dataset.
+
+    start: a function that takes the model and creates the network
+    train: a function that trains the network, such as train_adapter()
+    """
+
+    def train_new(folder: Path, settings: Hyperparameters) -> nn.Module:
+        torch.manual_seed(job.seed)
+        return train(sd, start(sd), dataset, folder, settings, seed=job.seed)
+
+    return train_new
+
+
+def prepare_adapter(start: Callable, job: Job, **which: Any) -> tuple[Train, Save]:
     """Prepare the training of an adapter on a few pictures.
 
     start: a function that takes the model and creates the adapter
@@ -213,23 +218,18 @@ def prepare_adapter(start: Callable, job: Job, **which: Any) -> tuple[TrainIn, S
     """
     sd = minisd.load("mini")
     dataset = datasets.adapter_dataset(sd, Emoji.load(), FEW, job.seed, **which)
-
-    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
-        torch.manual_seed(job.seed)
-        return adapters.train_adapter(sd, start(sd), dataset, folder, settings, seed=job.seed)
-
-    return train_in, save_with_notes
+    return create_trainer(job, sd, start, adapters.train_adapter, dataset), save_with_notes
 
 
-def prepare_lora(job: Job) -> tuple[TrainIn, Save]:
+def prepare_lora(job: Job) -> tuple[Train, Save]:
     return prepare_adapter(adapters.TrainableLoRA, job, style=blueprint)
 
 
-def prepare_hypernetwork(job: Job) -> tuple[TrainIn, Save]:
+def prepare_hypernetwork(job: Job) -> tuple[Train, Save]:
     return prepare_adapter(adapters.TrainableHypernetwork, job, style=sepia)
 
 
-def prepare_word(job: Job) -> tuple[TrainIn, Save]:
+def prepare_word(job: Job) -> tuple[Train, Save]:
     return prepare_adapter(
         lambda sd: adapters.TrainableWord(sd, NEW_WORD, LIKE),
         job,
@@ -238,28 +238,22 @@ def prepare_word(job: Job) -> tuple[TrainIn, Save]:
     )
 
 
-def prepare_on_edges(start: Callable, job: Job, count: int, save: Save) -> tuple[TrainIn, Save]:
+def prepare_on_edges(start: Callable, job: Job, count: int) -> Train:
     """Prepare the training of a ControlNet on pictures and their edges.
 
     start: a function that takes the model and creates the ControlNet
     count: number of pictures
-    save: a function that saves the ControlNet
     """
     sd = minisd.load("mini")
     dataset = datasets.edge_dataset(sd, Emoji.load(), count, job.seed)
-
-    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
-        torch.manual_seed(job.seed)
-        return adapters.train_controlnet(sd, start(sd), dataset, folder, settings, seed=job.seed)
-
-    return train_in, save
+    return create_trainer(job, sd, start, adapters.train_controlnet, dataset)
 
 
-def prepare_controlnet(job: Job) -> tuple[TrainIn, Save]:
-    return prepare_on_edges(adapters.copied_controlnet, job, MANY, save_with_notes)
+def prepare_controlnet(job: Job) -> tuple[Train, Save]:
+    return prepare_on_edges(adapters.copied_controlnet, job, MANY), save_with_notes
 
 
-def prepare_half_controlnet(job: Job) -> tuple[TrainIn, Save]:
+def prepare_half_controlnet(job: Job) -> tuple[Train, Save]:
     """Prepare a short training of a ControlNet's new parts. The copied encoder is not trained.
 
     The training ends so early that the ControlNet has not yet learnt to follow the edges.
@@ -271,12 +265,12 @@ def prepare_half_controlnet(job: Job) -> tuple[TrainIn, Save]:
     def save(path: Path, network: Any, notes: dict) -> None:
         partial_files.save_new_parts(path, network, {"notes": json.dumps(notes)})
 
-    return prepare_on_edges(start, job, FEW, save)
+    return prepare_on_edges(start, job, FEW), save
 
 
 def prepare_wider(
     job: Job, channels: int, name: str, conditions: Callable, others: dict
-) -> tuple[TrainIn, Save]:
+) -> tuple[Train, Save]:
     """Prepare the training of a U-Net that reads an extra input, such as a mask or a depth map.
 
     channels: number of the U-Net's input channels, including the channels of the extra input
@@ -289,63 +283,50 @@ def prepare_wider(
     sd = minisd.load("mini")
     dataset = datasets.adapter_dataset(sd, Emoji.load(), MANY, job.seed, conditions=conditions(sd))
 
-    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
-        unet = wider_unet.widen(sd.unet, channels)
-        return wider_unet.train_wider(sd, unet, dataset, folder, settings, seed=job.seed)
+    def start(sd: StableDiffusion) -> nn.Module:
+        return wider_unet.widen(sd.unet, channels)
 
     def save(path: Path, network: Any, notes: dict) -> None:
         partial_files.save_wider(path, sd, network, name, notes, others)
 
-    return train_in, save
+    return create_trainer(job, sd, start, wider_unet.train_wider, dataset), save
 
 
-def prepare_inpaint(job: Job) -> tuple[TrainIn, Save]:
-    def conditions(sd: StableDiffusion) -> datasets.Conditions:
-        return datasets.masks_and_surroundings(sd, job.seed)
-
+def prepare_inpaint(job: Job) -> tuple[Train, Save]:
+    conditions = partial(datasets.masks_and_surroundings, seed=job.seed)
     return prepare_wider(job, INPAINTING_CHANNELS, "mini-inpaint", conditions, {})
 
 
-def prepare_estimator(job: Job) -> tuple[TrainIn, Save]:
+def prepare_estimator(job: Job) -> tuple[Train, Save]:
     emoji = Emoji.load()
 
     def draw_pictures(count: int, number: int) -> tuple[Tensor, Tensor]:
         made = batch(emoji, MINI.size, count, job.seed, number)
         return made.images, made.masks
 
-    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
-        return train_estimator(draw_pictures, folder, settings, seed=job.seed)
-
-    return train_in, save_nothing
+    return partial(train_estimator, draw_pictures, seed=job.seed), save_nothing
 
 
-def prepare_depth(job: Job) -> tuple[TrainIn, Save]:
+def prepare_depth(job: Job) -> tuple[Train, Save]:
     """Train the depth estimator. Then prepare the training of a U-Net that reads depth maps."""
     estimator = train_recipe("estimator", replace(job, output=None))
     others = {DEPTH_PREFIX + name: tensor for name, tensor in estimator.state_dict().items()}
-
-    def conditions(sd: StableDiffusion) -> datasets.Conditions:
-        return datasets.estimated_depth(sd, estimator)
-
-    train_in, save_unet = prepare_wider(job, DEPTH_CHANNELS, "mini-depth", conditions, others)
+    conditions = partial(datasets.estimated_depth, estimator=estimator)
+    train, save_unet = prepare_wider(job, DEPTH_CHANNELS, "mini-depth", conditions, others)
 
     def save(path: Path, network: Any, notes: dict) -> None:
         save_unet(path, network, notes | {"estimator": training_notes("estimator", job.folder)})
 
-    return train_in, save
+    return train, save
 
 
-def prepare_cats_and_dogs(job: Job) -> tuple[TrainIn, Save]:
+def prepare_cats_and_dogs(job: Job) -> tuple[Train, Save]:
     """Prepare the training of a small model without prompts, on latents of the shipped mini."""
     sd = minisd.load("mini")
     count = cats_and_dogs.PORTRAITS
     latents, _ = cats_and_dogs.latent_portraits(sd, Emoji.load(), count, job.seed)
-
-    def train_in(settings: Hyperparameters, folder: Path) -> nn.Module:
-        given = latents, sd.schedule, folder, settings
-        return cats_and_dogs.train_unprompted(*given, seed=job.seed)
-
-    return train_in, cats_and_dogs.save_unprompted
+    train = partial(cats_and_dogs.train_unprompted, latents, sd.schedule, seed=job.seed)
+    return train, cats_and_dogs.save_unprompted
 
 
 BRIEF = {"ema": 0.98, "warmup": 20, "save_every": 10, "log_every": 10}

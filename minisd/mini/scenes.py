@@ -18,15 +18,8 @@ from einops import rearrange
 from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
-from minisd.mini.captions import (
-    NAMED_COLOURS,
-    PLAIN_HABITS,
-    SPOTS,
-    Scene,
-    caption,
-    full_caption,
-    pick,
-)
+from minisd.mini import captions as grammar
+from minisd.mini.captions import NAMED_COLOURS, SPOTS, Scene, pick
 from minisd.mini.emoji import Emoji
 
 SPLITS = ("train", "heldout")
@@ -106,10 +99,8 @@ def draw_scene(emoji: Emoji, split: str, rng: np.random.Generator) -> Scene:
     background = pick(tuple(NAMED_COLOURS), rng)
     things = allowed_things(emoji, split)[background]
     count = 2 if rng.random() < TWO_THINGS_SHARE else 1
-    other_colours = tuple(colour for colour in NAMED_COLOURS if colour != background)
-    tints = [
-        pick(other_colours, rng) if rng.random() < TINTED_SHARE else None for _ in range(count)
-    ]
+    others = tuple(colour for colour in NAMED_COLOURS if colour != background)
+    tints = [pick(others, rng) if rng.random() < TINTED_SHARE else None for _ in range(count)]
     shown = tuple(things[index] for index in rng.choice(len(things), count, replace=False))
     spot = pick(tuple(SPOTS), rng) if count == 1 and rng.random() < SMALL_SHARE else None
     return Scene(shown, tuple(tints), pick(emoji.styles, rng), background, spot)
@@ -214,10 +205,11 @@ def batch(
     """
     rng = random_stream(seed, step, split, COMPOSE)
     pictures, silhouettes, texts, scenes = [], [], [], []
+    train = split == "train"
     for _ in range(batch_size):
         scene = draw_scene(emoji, split, rng)
         picture, silhouette = compose_scene(emoji, scene, size, rng, mirror)
-        texts.append(caption(scene, rng) if split == "train" else full_caption(scene))
+        texts.append(grammar.caption(scene, rng) if train else grammar.full_caption(scene))
         scenes.append(scene)
         pictures.append(picture)
         silhouettes.append(silhouette)
@@ -229,7 +221,7 @@ def captions(emoji: Emoji, count: int, seed: int = 0) -> Iterator[str]:
     """Yield random captions, to train the tokenizer."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
-        yield caption(draw_scene(emoji, "train", rng), rng, PLAIN_HABITS)
+        yield grammar.caption(draw_scene(emoji, "train", rng), rng, grammar.PLAIN_HABITS)
 
 
 # The autoencoder is also trained on pictures like the inputs of img2img and inpainting.
