@@ -165,7 +165,7 @@ def statistics(name: str, tensor: Tensor) -> Tensor:
     for head in tensor.unbind(1) if is_map else [tensor]:  # one by one, because maps are large
         values = head.double().flatten()
         ends = torch.stack([values.mean(), values.std(correction=0), *values.aminmax()])
-        few = values[torch.linspace(0, len(values) - 1, KEPT_VALUES).long()]
+        few = values[torch.linspace(0, len(values) - 1, KEPT_VALUES, dtype=torch.float64).long()]
         rows.append(torch.cat([ends, few]))
     return torch.stack(rows).float()
 

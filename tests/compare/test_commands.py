@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import minisd
 from minisd.cli import main
+from minisd.compare.trace_file import statistics
 
 PORT = """
 import minisd
@@ -147,3 +148,10 @@ def test_another_guidance_is_found(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "The first module that differs is step 0" in printed
     assert "guidance with a scale that is one larger" in printed
+
+
+def test_statistics_of_a_large_tensor():
+    """float32 cannot count to the last of 2^25 values."""
+    few = statistics("any", torch.arange(2**25) % 7)
+    assert few[0, 4] == 0
+    assert few[0, -1] == (2**25 - 1) % 7

@@ -78,7 +78,7 @@ def test_it_learns_and_what_is_written_is_what_is_read(sd, emoji, tmp_path, kind
 
 def test_a_file_without_its_base_says_which_it_needs(sd, tmp_path):
     save_wider(tmp_path / "own.safetensors", sd, widen(sd.unet, 5), "own", {}, {})
-    with pytest.raises(ValueError, match=r"differs from mini\.safetensors: put mini\.saf"):
+    with pytest.raises(ValueError, match=r"differ from mini\.safetensors: put mini\.saf"):
         minisd.load(tmp_path / "own.safetensors")
 
 
