@@ -202,7 +202,7 @@ REPLACED: dict[str, dict[str, Change]] = {
         "attention without the mask": other_mask(lambda mask: None),
         "attention with the mask turned round": other_mask(lambda mask: mask.T),
         "attention that hides each token from itself": other_mask(lambda mask: hide(mask, 0)),
-        "attention that shows each token one too many": other_mask(lambda mask: hide(mask, 2)),
+        "attention that shows one token too many": other_mask(lambda mask: hide(mask, 2)),
         "attention with a mask that sets scores to 0": mask_by_zero,
         "attention with the softmax over the queries": softmax_over_queries,
         "attention with queries and keys swapped": lambda q, k, v, **mask: sdpa(k, q, v, **mask),
