@@ -451,9 +451,9 @@ class Tokenizer:
 
 
 def ids_beyond(groups: list[list[int]], places: int) -> list[int]:
-    """List the ids that do not fit into a row for `places` ids.
+    """List the ids that do not fit into a row with room for only `places` ids.
 
-    If only some ids of a group fit into the row, all ids of this group are returned.
+    If the row has room for only some ids of a group, all ids of this group are listed.
     """
     ends = accumulate(map(len, groups))
     return [

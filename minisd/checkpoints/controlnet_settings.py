@@ -30,7 +30,7 @@ CONTROLNET_JSON = settings_tables()["config.json (ControlNet)"]
 CONTROLNET_YAML = settings_tables()[".yaml (ControlNet)"]
 # The settings under "control_stage_config: params:" in the same .yaml: every parameter of the
 # original code's ControlNet
-STAGE_YAML = settings_tables()["control_stage_config in the .yaml (ControlNet)"]
+STAGE_YAML = settings_tables()[".yaml under control_stage_config (ControlNet)"]
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def settings_from_yaml(path: Path) -> SizesAndHint:
         raise ValueError(f"{what}: move {path.name} to another folder")
     said: dict[str, Any] = CONTROLNET_YAML.read(params)
     stage = said["control_stage_config"].get("params")
-    check_value("params", stage, dict, where=" of its control_stage_config")
+    check_value("params", stage, dict, where=" in its .yaml under control_stage_config")
     sizes: dict[str, Any] = STAGE_YAML.read(stage)
     multiples, split = sizes["channel_mult"], sizes["num_head_channels"]
     config = UNetConfig(

@@ -76,8 +76,8 @@ def size_in_words(size: int, whole: int = 0) -> str:
     """A number of bytes as text.
 
     size: the number of bytes
-    whole: the size of the whole file, if `size` is only the size of a part of this file. 0: `size`
-        is not the size of a part
+    whole: if `size` counts only a part of a file: the size of the whole file. 0: `size` counts a
+        whole file, or the size of the whole file is not known
 
     >>> size_in_words(4_265_380_512), size_in_words(500_000, 1_200_000)
     ('4.27 GB', '0.5 of 1.2 MB')

@@ -71,16 +71,20 @@ def diffusers_pndm(
 
 
 def network_answer(prediction: Prediction, level: Level) -> Tensor:
-    """The v of a prediction if diffusers averages v, otherwise its eps."""
+    """What PNDMScheduler averages over several steps: the v or the eps of each prediction.
+
+    It averages v if the network predicts v. Otherwise, it averages eps.
+    """
     v = level.signal_rate * prediction.eps - level.noise_rate * prediction.x0
     return v if diffusers_rules(level).averages_v else prediction.eps
 
 
 def eps_from_answer(answer: Tensor, x: Tensor, level: Level) -> Tensor:
-    """Convert an answer of network_answer() to eps.
+    """Convert a v to eps. If the answer is already eps, return it unchanged.
 
-    answer: v if diffusers averages v, otherwise eps
-    x: the input of the network at this level
+    answer: a tensor from network_answer(), or a mean of such tensors. It is v if the network
+        predicts v, and eps otherwise
+    x: the noisy latent at this level
     """
     eps = level.noise_rate * x + level.signal_rate * answer
     return eps if diffusers_rules(level).averages_v else answer

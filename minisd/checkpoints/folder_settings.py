@@ -112,7 +112,7 @@ def native_size(stored: Mapping, vae: VAEConfig) -> int:
     side = one_value(stored.get("sample_size"))
     side = 64 if side is None else side
     if isinstance(side, list):
-        raise ValueError(f"has sample_size = {side} in its unet: minisd knows only square sizes")
+        raise ValueError(f"has sample_size = {side} for its unet: minisd knows only square sizes")
     version = re.match(r"(\d{1,4})\.(\d{1,4})", str(stored.get("_diffusers_version", "1.0")))
     old = version and (int(version[1]), int(version[2])) < (0, 9)
     return (max(side, 64) if old else side) * vae.factor
@@ -152,7 +152,7 @@ def unet_config(stored: Mapping) -> UNetConfig:
         raise ValueError(f"has {heads} heads for levels of width {channels}: {rule}")
     for name in ("layers_per_block", "cross_attention_dim"):
         if isinstance(settings[name], list):
-            what = f"has {name} = {settings[name]} in its unet"
+            what = f"has {name} = {settings[name]} in the config.json of the unet"
             raise ValueError(f"{what}: minisd needs one value for all levels")
     return UNetConfig(
         **our_fields("unet", settings),
@@ -173,11 +173,11 @@ def attention_by_level(settings: Mapping, levels: int) -> tuple[bool, ...]:
     down, up = settings["down_block_types"], settings["up_block_types"]
     for block in down:
         if block not in BLOCK_ATTENDS:
-            what = f"has the block {shorten(block)} in its unet's down_block_types"
+            what = f"has the block {shorten(block)} in the down_block_types of the unet"
             raise ValueError(f"{what}: minisd knows only {' and '.join(BLOCK_ATTENDS)}")
     mirrored = [block.replace("Down", "Up") for block in reversed(down)]
     if len(down) == levels and list(up) != mirrored:
-        raise ValueError(f"has up_block_types = {shorten(up)} in its unet: it must be {mirrored}")
+        raise ValueError(f"has up_block_types = {shorten(up)} for its unet: it must be {mirrored}")
     return tuple(BLOCK_ATTENDS[block] for block in down)
 
 
@@ -193,7 +193,7 @@ def vae_config(stored: Mapping) -> VAEConfig:
     for name, block in (("down", "DownEncoderBlock2D"), ("up", "UpDecoderBlock2D")):
         blocks, fitting = list(settings[f"{name}_block_types"]), [block] * levels
         if blocks != fitting:
-            wrong = f"{name}_block_types = {shorten(blocks)} in its vae for {levels} levels"
+            wrong = f"{name}_block_types = {shorten(blocks)} for {levels} levels of the vae"
             raise ValueError(f"has {wrong}: minisd needs {fitting}")
     settings["layers_per_block"] = one_value(settings["layers_per_block"])
     return VAEConfig(**our_fields("vae", settings))

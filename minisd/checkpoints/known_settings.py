@@ -52,28 +52,28 @@ class KnownSettings:
         Raises ValueError if a required setting is missing, if a setting is unknown, if a value has
         the wrong type, or if a fixed setting has a value that minisd does not know.
         """
-        part = self.file.removesuffix("/config.json")
+        folder, ending, _ = self.file.partition("/config.json")
+        where = f"in the config.json of the {folder}" if ending else f"in its {folder}"
         for name, (allowed, absent) in self.fixed.items():
             value = stored.get(name, absent)
             if not any(equal_values(value, one) for one in allowed):
                 known = " or ".join(repr(one) for one in allowed)
                 found = f"{name} = {shorten(value)}{'' if name in stored else ' (the default)'}"
-                raise ValueError(f"has {found} in its {part}: minisd knows only {known}")
+                raise ValueError(f"has {found} {where}: minisd knows only {known}")
         for name, value in stored.items():
             known = name in self.obeyed or name in self.fixed or name in self.ignored
             if not known and not name.startswith("_") and value is not None:
-                found = f"{shorten(name)[1:-1]} = {shorten(value)} in its {self.file}"
+                found = f"{shorten(name)[1:-1]} = {shorten(value)} {where}"
                 advice = "delete the setting if the model does not need it"
                 raise ValueError(f"has the unknown setting {found}: {advice}")
         values = {name: stored.get(name, default) for name, default in self.obeyed.items()}
         for name, value in values.items():
             if value is REQUIRED:
-                raise ValueError(f"lacks the setting {name!r} in its {self.file}: get another copy")
+                raise ValueError(f"lacks the setting {name!r} {where}: get another copy")
             default = 0 if self.obeyed[name] is REQUIRED else self.obeyed[name]
-            limits = None
-            if type(default) is int and default < 1:  # such as -1 for "none"
-                limits = (default, USUAL_RANGE[int][1])
-            check_value(name, value, setting_type(name, default), limits, f" in its {part}")
+            low = type(default) is int and default < 1  # such as -1 for "none"
+            limits = (default, USUAL_RANGE[int][1]) if low else None
+            check_value(name, value, setting_type(name, default), limits, f" {where}")
         return values
 
 

@@ -137,10 +137,12 @@ def broken_downloads(path: Path) -> list[Path]:
 
 
 def is_note(left: Path) -> bool:
-    """Whether a file is a complete note that still has its temporary name.
+    """Whether an unfinished file is a complete note: the source and the sha256 of a download.
 
-    A note states the source and the sha256 of a download. If fetch() is killed before it renames
-    the note to NOTE_FILE, the note keeps its temporary name.
+    fetch() writes the note under a temporary name, and renames it to NOTE_FILE at the end. If
+    fetch() is killed before that, the note keeps its temporary name.
+
+    left: a file that broken_downloads() lists
     """
     return left.suffix == ".mark" and left.read_bytes().startswith(b"{")
 

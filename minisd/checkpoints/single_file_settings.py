@@ -246,11 +246,11 @@ def part_params(settings: Mapping[str, object], name: str) -> dict:
     """The settings under "params:" of one part of the model. {}: the part has no such settings.
 
     settings: the settings under "model: params:"
-    name: the name of the part in the .yaml, such as "unet_config"
+    name: the name of the part in "model: params:", such as "unet_config"
     """
     part = settings.get(name)
     params = part.get("params") if isinstance(part, dict) else None
-    check_value("params", params, dict | None, where=f" of {name} in its .yaml")
+    check_value("params", params, dict | None, where=f" in its .yaml under {name}")
     return params or {}
 
 

@@ -11,11 +11,11 @@ LARGEST_YAML = 100_000  # bytes. Published files have 4,000; PyYAML reads about 
 
 
 def read_yaml(path: Path) -> object:
-    """Read a .yaml file. Only the types of values that JSON also has are allowed.
+    """Read a .yaml file. Its values must have types that JSON also has.
 
     Raises ValueError if the file is not valid YAML, if it is too large, if it has too many nested
-    levels, or if it holds other types of values. The caller puts the name of the checkpoint before
-    the message.
+    levels, or if a value has a type that JSON does not have. The caller puts the name of the
+    checkpoint before the message.
     """
     try:
         text = read_at_most(path, LARGEST_YAML).decode("utf-8-sig")

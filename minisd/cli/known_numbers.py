@@ -1,7 +1,7 @@
 """Check a model against numbers that were published or recorded before.
 
-For the mini, these are statistics of a recorded run. For official weights, they are slices of
-pictures from the tests of diffusers.
+For the mini, the numbers are statistics of a recorded run. For official weights, the numbers are
+small parts of pictures. They come from the tests of diffusers.
 """
 
 import json
@@ -29,7 +29,7 @@ class Check(NamedTuple):
     """The result of one check.
 
     name: what was checked
-    error: the largest difference. For statistics, it is relative to the tensor's spread.
+    error: the largest difference. For statistics, it is relative to the spread of the tensor
     tolerance: the largest error that is accepted
     """
 
@@ -55,15 +55,15 @@ def verify_mini(sd: StableDiffusion, label: str) -> list[Check]:
     for network in INPUT_NAMES:
         calls = [call for call in trace.calls if call.name.startswith(network)]
         errors = [statistics_error(ours[call.name, call.number], call.outputs[0]) for call in calls]
-        if errors:  # the largest is NaN if one is
+        if errors:  # if one error is NaN, np.max is NaN, too
             checks.append(Check(f"{network}, {label}", float(np.max(errors)), TOLERANCES[sd.dtype]))
     return checks
 
 
 def statistics_error(ours: Tensor, recorded: Tensor) -> float:
-    """The largest difference between two sets of statistics, relative to the spread.
+    """The largest difference between two sets of statistics, relative to the tensor's spread.
 
-    Differences of the smallest and of the largest value are divided by 4.
+    The difference of the smallest values and that of the largest values are divided by 4.
     """
     gap = (ours - recorded).abs() / recorded[:, 1:2].clamp(min=1e-6)
     gap[:, 2:4] /= 4  # the smallest and the largest value vary most
@@ -71,7 +71,7 @@ def statistics_error(ours: Tensor, recorded: Tensor) -> float:
 
 
 def verify_published(sd: StableDiffusion, name: str) -> list[Check]:
-    """Draw with an official model, and compare slices of the pictures with published ones.
+    """Draw with an official model, and compare a part of each picture with published numbers.
 
     name: the name that `minisd download` uses for the model
     """
@@ -81,7 +81,7 @@ def verify_published(sd: StableDiffusion, name: str) -> list[Check]:
         sampler = golden["sampler"]
         *_, last = sd.txt2img_steps(**GOLDENS["settings"], sampler=sampler, latent=latent)
         image = (sd.decode(last.x) / 2 + 0.5).clamp(0, 1)
-        found = image[0, -1, -3:, -3:].flatten().cpu().numpy()  # the last channel, as diffusers'
+        found = image[0, -1, -3:, -3:].flatten().cpu().numpy()  # the last channel, as in diffusers
         error = float(np.abs(found - golden["slice"]).max())
         checks.append(Check(f"diffusers' {golden['name']}", error, golden["tolerance"]))
     return checks
@@ -92,7 +92,10 @@ def published_models() -> list[str]:
 
 
 def mini_ways() -> list[tuple[str, torch.dtype]]:
-    """The devices and precisions in which the mini is checked. Other devices need only float32."""
+    """The devices and precisions in which the mini is checked.
+
+    On the CPU, the mini is checked in every precision. On other devices, only float32 is checked.
+    """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     others = [(device, torch.float32) for device, is_present in present.items() if is_present]
     return [*(("cpu", dtype) for dtype in TOLERANCES), *others]
@@ -101,7 +104,7 @@ def mini_ways() -> list[tuple[str, torch.dtype]]:
 def run_checks(name: str | None) -> list[Check]:
     """Run the checks of one model.
 
-    name: the model. None: the mini, and all official models that were downloaded
+    name: the name of the model. None: the mini, and all official models that were downloaded
     """
     checks = []
     for device, dtype in mini_ways() if name in (None, "mini") else ():

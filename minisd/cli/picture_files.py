@@ -64,9 +64,10 @@ def report_resize(what: str, old: tuple[int, int], new: tuple[int, int]) -> None
 def output_paths(output: Path, number: int, every_step: bool, force: bool = False) -> list[Path]:
     """The paths of the pictures to draw: the output itself, or output-1, output-2, …
 
-    If `force` is false, no existing file is overwritten. Suppose that cat.png exists. Then one
-    picture gets the first free name of cat-2.png, cat-3.png and so on. Several pictures get numbers
-    in a row, all of them free, such as cat-4.png to cat-6.png. A message states the new names.
+    If `force` is false, no existing file is overwritten. For example, suppose that cat.png exists.
+    Then a single picture is saved as cat-2.png, or as cat-3.png if cat-2.png exists, and so on.
+    Several pictures get consecutive numbers that are all free, such as cat-4.png to cat-6.png. A
+    message states the new names.
 
     All paths are checked before the first picture is drawn, so that no work is lost.
 
@@ -104,7 +105,7 @@ def numbered_paths(output: Path, number: int, first: int) -> list[Path]:
 def all_outputs(paths: list[Path], every_step: bool) -> list[Path]:
     """All files to write: the pictures, and also their strips if `every_step` is true.
 
-    The strip of a picture is another picture: it shows the guesses of all steps in one row.
+    A strip is a second file for each picture. It shows the guesses of all steps in one row.
     """
     return paths + [strip_path(path) for path in paths if every_step]
 

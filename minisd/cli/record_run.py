@@ -20,11 +20,11 @@ def record_run(
 ) -> tuple[list[Call], dict[str, Tensor]]:
     """Run draw(), and record the calls of the chosen modules.
 
-    patterns: the modules to record, such as "unet.mid.*" or "*.cross.weights". Empty: every block,
-        but neither the single layers in it nor the attention maps
+    patterns: patterns for the names of the modules to record, such as "unet.mid.*" or
+        "*.cross.weights". Empty: every block, but no single layers and no attention maps
     with_inputs: whether to keep each module's inputs
     stats: whether to keep only a few numbers for each output
-    Returns the calls in order, and a dictionary: name of a network's input -> tensor, as in "x.0".
+    Returns the calls in order, and a dictionary: name of an input, such as "x.0" -> tensor.
     Raises ValueError if no pattern matches any module.
     """
     calls: list[Call] = []
@@ -47,7 +47,7 @@ def record_run(
 
 
 def choose(whole: nn.Module, patterns: tuple[str, ...]) -> set[str]:
-    """The names of the modules to record. Raises ValueError if no module has such a name."""
+    """The names of the modules to record. Raises ValueError if no module matches."""
     modules = {name: one for name, one in whole.named_modules() if name}
     if not patterns:
         return {name for name, one in modules.items() if type(one).__module__.startswith("minisd")}

@@ -8,9 +8,10 @@
 Two words are used everywhere in this folder. "Ours" means minisd's network: the reference. "Theirs"
 means the other implementation: the port.
 
-Reading order: calls (what is recorded), weights and align (which of their modules is which of
-ours), layouts (the order of axes), hunt (own and inherited errors), causes (why a module differs),
-report (page.html is its web page), sides (what can be compared), trace_file.
+Read the files in this order: calls (what is recorded), weights and align (which module of theirs
+belongs to which module of ours), layouts (the order of axes), hunt (own and inherited errors),
+causes (why a module differs), report (the result, and page.html for the web page), sides (what can
+be compared), trace_file (recorded runs).
 """
 
 from minisd.compare.report import Report as Report

@@ -1,4 +1,4 @@
-"""Find for each module of ours the module of another program that holds the same weights."""
+"""For each of our modules, find the module of another program that holds the same weights."""
 
 from bisect import bisect_left
 from collections import defaultdict
@@ -13,12 +13,12 @@ from minisd.compare.weights import Partners, Piece, Weights, match_by_fingerprin
 
 @dataclass
 class Alignment:
-    """Pairs of parameters and of modules: one of the port ("theirs"), and one of minisd ("ours").
+    """Pairs of parameters, and pairs of modules. In each pair, one is ours and one is theirs.
 
-    parameters: our parameter's name -> their parameter, or the part of it that holds our values
+    parameters: our parameter's name -> their parameter, or the part of it that matches ours
     modules: their module's name -> our module's name
-    other_values: our parameter's name -> largest difference from their parameter. It lists only
-        partners whose values differ.
+    other_values: our parameter's name -> largest difference from their parameter. Only pairs with
+        different values are listed
     only_ours, only_theirs: the names of parameters that have no partner
     """
 
@@ -41,11 +41,11 @@ def align(
 
     theirs: their network, or the fingerprints of its parameters
     our_order: our modules in running order
-    their_order: a function that returns their modules in running order. It is called only if
-        fingerprints do not match all parameters.
-    tolerance: the largest relative difference between two fingerprints of the same weight. It has
-        to be larger if one side has half precision.
-    modules: the names of those of their modules that ran, if `theirs` are fingerprints
+    their_order: a function that returns their modules in running order. It is called only if some
+        of our parameters cannot be matched without this order
+    tolerance: the largest relative difference at which two fingerprints belong to the same weight.
+        It has to be larger if one network has half precision
+    modules: if `theirs` are fingerprints: the names of their modules that ran
     """
     if isinstance(theirs, nn.Module):
         modules, theirs = runnable(theirs), weights_of(theirs)
@@ -69,7 +69,10 @@ def align(
 def other_values(
     own: Mapping[str, Tensor], foreign: Weights, found: Partners, tolerance: float
 ) -> dict[str, float]:
-    """The largest difference from its partner, for each parameter whose values differ."""
+    """Find the pairs of parameters with different values.
+
+    Returns a dictionary: our parameter's name -> largest difference from their parameter.
+    """
     values = {}
     for name, piece in found.items():
         weight = foreign[piece.name]
@@ -80,13 +83,13 @@ def other_values(
 
 
 def runnable(network: nn.Module) -> set[str]:
-    """The names of all modules except the containers that never run."""
+    """The names of all modules except containers. Containers (such as nn.ModuleList) never run."""
     lists = (nn.ModuleList, nn.ModuleDict, nn.ParameterList)
     return {name for name, one in network.named_modules() if not isinstance(one, lists)}
 
 
 def owner(name: str) -> str:
-    """The module that a parameter belongs to.
+    """The name of the module that a parameter belongs to.
 
     >>> owner("mid.attn.to_q.weight")
     'mid.attn.to_q'
@@ -95,9 +98,10 @@ def owner(name: str) -> str:
 
 
 def match_in_modules(own: Mapping[str, Tensor], foreign: Weights, found: Partners) -> None:
-    """Match the other parameters of modules that have a matched parameter.
+    """If a module has a matched parameter, match the other parameters of this module, too.
 
-    For example, the bias of a matched weight. The values of the bias do not matter.
+    For example, if the weights of two layers are matched, their biases are matched, too. The values
+    of the biases may differ, but their sizes must fit.
     """
     partners = {owner(name): piece for name, piece in found.items()}
     for name in [name for name in own if name not in found and owner(name) in partners]:
@@ -111,18 +115,19 @@ def match_in_modules(own: Mapping[str, Tensor], foreign: Weights, found: Partner
 
 
 def match_by_order(own: Weights, foreign: Weights, found: Partners) -> None:
-    """Match parameters by their place between two matched neighbours.
+    """Match parameters by their order.
 
-    Take the unmatched parameters between two matched neighbours, and of these, all that have the
-    same number of values. If both sides have equally many of them, they are matched in order: the
-    first with the first, and so on. Otherwise, they stay unmatched.
+    The function looks at all unmatched parameters that lie between the same two matched parameters
+    and have the same number of values. If both networks have equally many of these parameters, the
+    first is matched with the first, the second with the second, and so on. Otherwise, these
+    parameters stay unmatched.
 
     own, foreign: the parameters in running order
     """
     names, places = list(foreign), {name: i for i, name in enumerate(foreign)}
     used = {piece.name for piece in found.values()}
     matched = [(i, places[found[name].name]) for i, name in enumerate(own) if name in found]
-    matched = longest_rise(matched)  # a neighbour that ran elsewhere says nothing
+    matched = longest_rise(matched)  # pairs in another order do not help
     gaps: dict[tuple[int, int, int], list[str]] = defaultdict(list)
     for i, name in enumerate(own):
         if name not in found:
@@ -137,12 +142,12 @@ def match_by_order(own: Weights, foreign: Weights, found: Partners) -> None:
 
 
 def longest_rise(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The most pairs in which the second number rises from pair to pair.
+    """Leave out as few pairs as possible, so that the second number rises from pair to pair.
 
     >>> longest_rise([(0, 0), (1, 9), (2, 3), (3, 5)])
     [(0, 0), (2, 3), (3, 5)]
     """
-    chains: list[list[tuple[int, int]]] = []  # for each length, the chain with the lowest end
+    chains: list[list[tuple[int, int]]] = []  # for each length, the chain that ends lowest
     for pair in pairs:
         length = bisect_left(chains, pair[1], key=lambda chain: chain[-1][1])
         chains[length : length + 1] = [[*(chains[length - 1] if length else []), pair]]
@@ -150,7 +155,7 @@ def longest_rise(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def in_order(weights: Weights, modules: Sequence[str]) -> Weights:
-    """Sort parameters by the order in which the modules that hold them ran.
+    """Sort parameters in the order in which their modules ran.
 
     Parameters of modules that never ran come last.
     """
@@ -167,8 +172,8 @@ def match_modules(ours: set[str], theirs: Collection[str], found: Partners) -> d
     foreign = contents(theirs, [(piece.name, name) for name, piece in found.items()])
     matched: dict[str, str] = {}
     for content in dict.fromkeys(own.values()):
-        # modules with the same weights lie inside one another: pair from the innermost outwards.
-        # strict=False: one side may have more modules inside one another than the other
+        # modules with the same weights are nested: pair the two innermost modules first.
+        # strict=False: one network may have more nested modules than the other
         our_names = [name for name in own if own[name] == content]
         their_names = [name for name in foreign if foreign[name] == content]
         matched |= zip(their_names, our_names, strict=False)
@@ -176,9 +181,9 @@ def match_modules(ours: set[str], theirs: Collection[str], found: Partners) -> d
 
 
 def contents(modules: Collection[str], names: list[tuple[str, str]]) -> dict[str, frozenset[str]]:
-    """Collect which matched parameters each module holds, inside it and in its submodules.
+    """For each module, collect the matched parameters that it and its submodules hold.
 
-    names: the name of a parameter on this side, and our name of it
+    names: pairs of two names of one parameter: the name in this network, and our name
     Returns a dictionary: module -> our names of its parameters. Inner modules come first.
     """
     found: dict[str, set[str]] = defaultdict(set)

@@ -11,7 +11,7 @@ from minisd.compare.layouts import find_layout
 
 CLOSE = 0.02  # two outputs that differ by less than this come from the same module
 FAR = 0.7  # two outputs that differ by more than this come from different modules
-UNRELATED = 1.2  # inputs that differ more are two different tensors
+UNRELATED = 1.2  # inputs that differ by more than this are unrelated
 CALLS_AHEAD = 60  # how many of our next calls are searched if no output is close
 
 
@@ -20,10 +20,11 @@ def align_by_values(
 ) -> Alignment:
     """Match their modules with ours by the values of inputs and outputs.
 
-    A module of theirs and one of ours belong together if their outputs are nearly equal. After an
-    error, no outputs are equal. Modules then belong together if they got the same inputs, or if our
-    module returns their output when it runs on their inputs. Otherwise, the next module of ours
-    with the most similar output is taken.
+    Two modules are partners if their outputs are nearly equal. After an error, the outputs are no
+    longer equal. Then two modules are partners if their inputs are nearly equal. They are also
+    partners if our module, run on the inputs of their module, returns the output of their module.
+    If no module of ours fits in one of these ways, the module with the most similar output among
+    our next calls is the partner, unless even this output is very different.
 
     modules: our module's name -> our module. Empty: our modules cannot run
     ours, theirs: calls in running order
@@ -50,7 +51,7 @@ def align_by_values(
 
 
 def fits(modules: Mapping[str, nn.Module], ours: Call, theirs: Call) -> bool:
-    """Whether our module returns their output when it runs on their inputs."""
+    """Whether our module, run on the inputs of their module, returns the output of their module."""
     given = as_ours(ours, theirs) if ours.name in modules else None
     return bool(given) and gap(theirs.outputs[0], run_module(modules[ours.name], *given)) < CLOSE
 
@@ -62,7 +63,8 @@ def gap(theirs: Tensor, ours: Tensor) -> float:
 def input_gap(theirs: Call, ours: Call) -> float:
     """How much our inputs differ from theirs.
 
-    This number decides if several of our outputs are equally similar to their output.
+    Each of our inputs is compared with the most similar input of theirs. The largest difference
+    counts.
     """
     near = [min(gap(one, our) for one in theirs.inputs) for our in ours.inputs if theirs.inputs]
     return max(near, default=0.0)

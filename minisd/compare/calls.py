@@ -18,7 +18,7 @@ class Call:
 
     name: the module's name in its network
     number: how often the module was called before
-    args, kwargs: the arguments of the call. watch_calls() says whether they are copies.
+    args, kwargs: the arguments of the call. watch_calls() can copy their tensors
     outputs: every tensor that the module returned, in order
     stats: whether `outputs` holds only statistics of the tensors, not the tensors themselves
     """
@@ -46,7 +46,7 @@ def tensors_in(tree: Any) -> list[Tensor]:
 
 
 def map_floats(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """Apply a function to every tensor of floats in nested tuples, lists and dictionaries."""
+    """Apply a function to every floating-point tensor in nested tuples, lists and dictionaries."""
     return tree_map_only(Tensor, lambda x: function(x) if x.is_floating_point() else x, tree)
 
 
@@ -54,13 +54,14 @@ def map_floats(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
 def watch_calls(
     network: nn.Module, watcher: Callable, copy: bool = True, names: Container[str] | None = None
 ) -> Iterator[None]:
-    """Inside the `with` block, pass every call to the watcher as soon as the module returns.
+    """During the `with` block, pass each call of a module to the watcher when the module returns.
 
     An inner module returns before the module around it, so its call is passed on first.
 
-    copy: whether to copy all tensors, in case the network changes some of them in place
-    names: the modules to watch. None: all modules except nn.Identity. minisd marks tensors to watch
-        with nn.Identity, and a watched attention map would have to be computed and kept.
+    watcher: a function that gets a Call
+    copy: whether to copy all tensors. This is necessary if the network changes tensors in place
+    names: the modules to watch. None: all modules except nn.Identity. In minisd, attention maps go
+        through an nn.Identity. If this were watched, each map would have to be computed and kept
     """
     numbers: dict[str, count] = defaultdict(count)
     waiting: dict[str, list[tuple]] = defaultdict(list)

@@ -4,7 +4,7 @@ Our module runs on their inputs with one mistake built in. If its output then ag
 output, this mistake is reported as the cause. There are three kinds of mistakes:
 
 - another operation: replacements.py lists them
-- another wire: an operation, or a submodule without an error of its own, gets another tensor
+- another wire: an operation, or a submodule without an error of its own, gets a wrong input
 - an edit of our module: each is a function of a few lines in EDITS
 """
 
@@ -29,17 +29,18 @@ from minisd.compare.layouts import errors
 from minisd.compare.replacements import OTHER_ACTIVATIONS, REPLACED, Change, cast
 
 Attempt = tuple[str, Callable[[], Tensor]]  # a mistake in words, and our output with this mistake
-Wire = tuple[int, int, int]  # the numbers of an operation, of its argument, and of a tensor
+Wire = tuple[int, int, int]  # the numbers of an operation, its argument, and the wrong tensor
 
 MOST_SECONDS = 120  # the time that all attempts together may take
-MOST_PLACES = 40  # how many places of one operation are changed one by one
+MOST_PLACES = 40  # how many calls of one operation are changed one by one
 
 
 class Rewrite(TorchFunctionMode):
-    """Inside the `with` block, count the operations of our module, and change some of them.
+    """During the `with` block, count the operations of our module, and change some of them.
 
-    An operation is a torch function in REPLACED, or a call of an innocent submodule. What happens
-    inside an innocent submodule is neither counted nor changed.
+    An operation is a call of a torch function in REPLACED, or a call of an innocent submodule. A
+    submodule is innocent if it makes no error of its own. Operations inside an innocent submodule
+    are neither counted nor changed.
 
     change: the torch function to replace, such as "gelu", and the function to call instead
     only: the number of the call to replace, counted from 0. None: every call
@@ -57,7 +58,7 @@ class Rewrite(TorchFunctionMode):
         self.case, self.change, self.only, self.wire = case, change, only, wire
         self.depth = 0  # how many innocent modules are running
         self.counts: Counter[str] = Counter()  # operation -> its calls so far
-        self.uses: list[tuple[str, list, int]] = []  # operation, arguments, number of tensors yet
+        self.uses: list[tuple[str, list, int]] = []  # operation, arguments, tensors so far
         self.tensors = [("the input", one) for one in tensors_in((case.args, case.kwargs))]
 
     def __enter__(self):
@@ -82,7 +83,10 @@ class Rewrite(TorchFunctionMode):
         self.add_tensors(name, output if self.depth == 0 else ())
 
     def use(self, name: str, args: tuple) -> tuple:
-        """Count one operation. Returns its arguments, one of them exchanged if `wire` says so."""
+        """Count one operation. Returns its arguments.
+
+        If `wire` names this operation, one of the arguments is exchanged.
+        """
         leaves, structure = tree_flatten(args)
         self.uses.append((name, [*leaves], len(self.tensors)))
         if self.wire is None or self.wire[0] != len(self.uses) - 1:
@@ -106,7 +110,11 @@ class Rewrite(TorchFunctionMode):
         return output
 
     def other_wires(self) -> Iterator[tuple[str, Wire]]:
-        """Every tensor of the same shape that an operation could have got instead of its own."""
+        """Yield every mistake in which one operation gets a wrong tensor as an argument.
+
+        The wrong tensor has the same shape as the right one, and exists before the operation runs.
+        Each mistake is a pair: a description, and the Wire.
+        """
         for number, (name, leaves, known) in enumerate(self.uses):
             for i, leaf in enumerate(leaves):
                 for j, (source, other) in enumerate(self.tensors[:known]):
@@ -123,7 +131,7 @@ def find_cause(case: Case, tolerance: float) -> tuple[str, float] | None:
     best, end = None, time.monotonic() + MOST_SECONDS
     for what, attempt in attempts(case):
         if time.monotonic() > end or (best and "not from its own" in what):
-            break  # other wires are many, and come last
+            break  # there are many other wires, and they come last
         try:
             output = attempt()
         except Exception:  # the change does not fit this module
@@ -193,7 +201,10 @@ def time_embedding(case: Case) -> Iterator[Attempt]:
 
 
 def other_attributes(case: Case) -> Iterator[Attempt]:
-    """Other heads, and in a text transformer another activation, other positions, fewer layers."""
+    """Try other numbers of heads. In a text transformer, also change other attributes.
+
+    These are the activation, the positions and the number of layers.
+    """
 
     def run(name: str, value: object) -> Tensor:
         module = deepcopy(case.module)
@@ -242,7 +253,7 @@ def precision(case: Case) -> Iterator[Attempt]:
 
 
 def output_as_a_whole(case: Case) -> Iterator[Attempt]:
-    """Mistakes in the output only: multiplied by a number, mirrored, moved, or one step more."""
+    """Change only the output: multiply it, mirror it, move it, or apply an activation to it."""
     ours = case.run()
     what = "input" if isinstance(case.module, nn.Identity) else "output"
     factor = (ours.double() * case.output.double()).sum() / ours.double().pow(2).sum()

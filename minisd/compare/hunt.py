@@ -1,8 +1,9 @@
 """Run two networks on the same inputs and measure, module by module, where they begin to differ.
 
 Each module of theirs is measured twice. Its whole error is the difference between its output and
-the output of our module in our network. For its own error, our module runs on the input that their
-module got. The difference between these two outputs contains no error of earlier modules.
+the output of our module when our whole network runs. Its own error is the difference between its
+output and the output of our module when our module runs on the input of their module. So the own
+error contains no error of earlier modules.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,23 +19,24 @@ from minisd.compare.align import Alignment
 from minisd.compare.calls import Call, map_floats, tensors_in, watch_calls
 from minisd.compare.layouts import Errors, errors, find_layout
 
-Arguments = tuple[tuple, dict]  # of a module: by position, by keyword
+Arguments = tuple[tuple, dict]  # the arguments of a module by position, and by keyword
 
-LONG = 4096  # the number of products in a sum of a module that is not known
-COMPOSITE = 5  # rounding in a module of many layers may be this many times that of one layer
-MOST_KEPT = 8  # for how many modules their tensors are kept, to try causes on
-MOST_INPUTS = 4  # inputs are tried in every order if a module has at most this many
+LONG = 4096  # if our module is not known, its sums are assumed to have this many products
+COMPOSITE = 5  # a module of many layers may have this many times the rounding error of one
+MOST_KEPT = 8  # for this many modules with an error, tensors are kept to find the cause
+MOST_INPUTS = 4  # if a module has at most this many inputs, they are tried in every order
 GROWTH = 10  # a whole error up to this many times the tolerance may be rounding of earlier modules
-JUMP = 8  # an error is a new one if it is this many times as large as every error before it
+JUMP = 8  # an error counts as new if it is this many times as large as all errors before it
 NOISE = 6  # an own error up to this many times the change by random rounding counts as rounding
-VISIBLE = 0.2  # the whole error must be at least this share of the own error
+VISIBLE = 0.2  # the own error counts only if the whole error is at least this share of it
 
 
 class ErrorLimits(NamedTuple):
     """Which errors are accepted.
 
-    rtol: the largest error of a module, relative to the spread. None: what rounding explains
-    atol: an error of this size is accepted in addition, whatever the spread
+    rtol: the largest error of a module, relative to the spread of its output. None: the largest
+        error that rounding explains
+    atol: an absolute error that is accepted in addition
     """
 
     rtol: float | None = None
@@ -48,14 +50,15 @@ ROUNDING_ONLY = ErrorLimits()  # only what rounding explains
 class Comparison:
     """The result of comparing one call of one module.
 
-    name, theirs: our name and their name of the module
+    name: our module's name
+    theirs: their module's name
     number: how often the module was called before
     shape: the shape of our output
     error: root mean square of the difference, relative to the spread of our output
     largest: the largest difference, relative to the spread of our output
     cosine: the cosine of the two outputs
-    own: the error that arises in this module. None: unknown, because an input that our module needs
-        is not among their inputs
+    own: the error that arises in this module. None: unknown, because their module does not get an
+        input that our module needs
     tolerance: the largest error that counts as rounding
     """
 
@@ -76,14 +79,14 @@ class Comparison:
 
     @property
     def differs(self) -> bool:
-        """Whether rounding, in this and all earlier modules, is too small to explain the error."""
+        """Whether the error is too large to come only from rounding in all modules up to here."""
         return not self.error <= GROWTH * self.tolerance
 
     @property
     def is_source(self) -> bool:
-        """Whether the own error is larger than rounding.
+        """Whether the own error is too large to come only from rounding.
 
-        If the own error is unknown, the whole error counts.
+        If the own error is unknown, the whole error is used instead.
         """
         own = self.error if self.own is None else self.own
         return not own <= self.tolerance
@@ -91,15 +94,15 @@ class Comparison:
 
 @dataclass
 class Case:
-    """What is needed to try causes on one module.
+    """What find_cause() needs to know about one module.
 
     module: our module
     args, kwargs: their inputs, in our layout
     output: their output, in our layout
-    inner: the submodule of our module that `output` belongs to, if they have no module for all of
-        our module. Empty: `output` belongs to our whole module
-    place: the number of the output, if the module returns several
-    innocent: submodules that were compared already and make no error of their own
+    inner: the name of the submodule of `module` that should return `output`. Their network then has
+        no partner for `module` itself. Empty: `module` itself should return `output`
+    place: the number of the output, counted from 0, if there are several
+    innocent: submodules that have been compared, and make no error of their own
     """
 
     module: nn.Module
@@ -125,14 +128,15 @@ def record(network: nn.Module, run: Callable[[], object]) -> list[Call]:
 
 @dataclass
 class Hunt:
-    """Compares the calls of their modules, one after another, with the calls of our modules.
+    """Compares each call of their modules with a call of our modules.
 
     modules: our module's name -> our module. Empty: there is only a trace of our network
     recorded: the calls of our modules, as record() returns them
     rows: the results so far
     last: the name of their module that returned last
     nan: the name of their first module that returned NaN
-    kept: for the first rows with an error: the number of the output, their output, their inputs
+    kept: number of a row -> number of the output, their output, their inputs. Only the first rows
+        with an error are kept
     """
 
     modules: Mapping[str, nn.Module]
@@ -150,7 +154,7 @@ class Hunt:
             self.calls.setdefault(call.name, []).append(call)
 
     def judge(self, call: Call) -> None:
-        """Compare one call of their module with our call, if our network has a matching one."""
+        """Compare one call of their module with the matching call of ours, if there is one."""
         self.last = call.name
         if self.nan is None and any(one.isnan().any() for one in call.outputs):
             self.nan = call.name
@@ -172,7 +176,7 @@ class Hunt:
             if own > tolerance and self.limits.rtol is None:
                 moved = rounding_of(module, *arguments, made, unit, place)
                 tolerance = max(tolerance, extra + NOISE * moved)
-            # if the whole error is much smaller, our module needs an input that theirs did not get
+            # a much smaller whole error shows that our module needs an input that theirs lacks
             own = None if own > tolerance and measured.error < VISIBLE * own else own
         shape = tuple(output.shape)
         row = Comparison(name, call.name, call.number, shape, *measured[:3], own, tolerance)
@@ -182,12 +186,12 @@ class Hunt:
         self.rows.append(row)
 
     def case_of(self, i: int) -> list[Case]:
-        """What to try causes on for one row. Empty if its tensors were not kept."""
+        """The cases for find_cause() from row number i. Empty if its tensors were not kept."""
         row = self.rows[i]
         if i not in self.kept or not self.modules:
             return []
         place, output, arguments = self.kept[i]
-        # if their inputs are unknown, use ours: at the first error, the two are still the same
+        # if their inputs are unknown, use ours: up to the first error, both are equal
         call = self.calls[row.name][row.number]
         given = arguments or (call.args, call.kwargs)
         right = [one.name for one in self.inside(row.name, before=i) if not one.is_source]
@@ -195,18 +199,22 @@ class Hunt:
         return [Case(self.modules[row.name], *given, output, place=place, innocent=innocent)]
 
     def inside(self, name: str, before: int | None = None) -> list[Comparison]:
-        """The comparisons of the submodules of a module, in all rows or in those before one row."""
+        """The rows of all submodules of a module.
+
+        before: only the rows before the row with this number are searched. None: all rows
+        """
         return [
             row for row in self.rows[:before] if row.name.startswith(f"{name}." if name else "")
         ]
 
     @property
     def first_source(self) -> Comparison | None:
-        """The comparison of the first module that makes an error of its own.
+        """The row of the first module that makes an error of its own. None if there is none.
 
         If a module's own error is unknown, the module counts if its whole error is much larger than
         all errors before it. Sometimes outputs differ, although no module makes an error. Then the
-        error arises between two modules, and the result is the first module that inherits it.
+        error arises between two modules, and the result is the row of the first module that
+        inherits this error.
         """
         jump = None
         for i, row in enumerate(self.rows):
@@ -221,11 +229,10 @@ class Hunt:
         return jump
 
     def locate(self, row: Comparison) -> tuple[str, list[Case]]:
-        """The name of our module in which the error arises, and the cases to try causes on.
+        """Find our module in which the error arises. Returns its name, and cases for find_cause().
 
-        The port may have one module where our network has several nested modules. Then the error
-        arises in the innermost of our modules that the port does not have and whose submodules
-        are right.
+        The port may have one module where our network has several nested modules. Then the result
+        is the innermost of our modules that has no partner and whose submodules are all right.
         """
         own = row.own is None or row.is_source
         inside = self.inside(row.name) if own else []
@@ -248,7 +255,7 @@ class Hunt:
         return name, cases
 
     def wrong_input(self, row: Comparison, given: Arguments) -> tuple[Tensor, Tensor] | None:
-        """The first input in which theirs differs from ours: their tensor and our tensor."""
+        """Find the first wrong input. Returns their tensor and ours, or None if all are right."""
         ours = self.calls[row.name][row.number].inputs
         for pair in zip(tensors_in(given), ours, strict=True):
             if errors(*pair).error > GROWTH * row.tolerance:
@@ -260,11 +267,13 @@ class Hunt:
         return [call for call in self.recorded if holds(call.outputs[:1], tensor)]
 
     def around(self, row: Comparison, most: str) -> str:
-        """The innermost of our modules that contains the row's module and has no partner.
+        """The name of our innermost module that contains the row's module and has no partner.
 
         Some modules only pass their own input on to the row's module. These are left out, because
-        the error is already in their input. The search ends at the module `most`. If it finds no
-        other module, the result is `most`.
+        the error is already in their input.
+
+        most: the name of the outermost module to search. It is the result if the search finds no
+            other module
         """
         matched, call = self.alignment.modules.values(), self.calls[row.name][row.number]
         outer = whole = row.name
@@ -282,11 +291,11 @@ class Hunt:
 
 
 def worst_output(theirs: Call, ours: Call) -> tuple[int, Tensor, Errors] | None:
-    """Of the outputs that two calls returned, the one with the largest error.
+    """Compare the outputs of two calls, and find the output with the largest error.
 
-    If the two returned different numbers of outputs, only the first is compared.
-    Returns the number of the output, their output in our layout, and the errors. Returns None if
-    the shape of an output fits in no layout.
+    If one call has more outputs than the other, only the first outputs are compared.
+    Returns the number of the output, their output in our layout, and the errors. Returns None if no
+    layout turns the shape of one of their outputs into ours.
     """
     worst, same = None, len(theirs.outputs) == len(ours.outputs)
     for place, output in enumerate(theirs.outputs if same else theirs.outputs[:1]):
@@ -301,7 +310,7 @@ def worst_output(theirs: Call, ours: Call) -> tuple[int, Tensor, Errors] | None:
 
 
 def as_ours(reference: Call, call: Call) -> Arguments | None:
-    """Their inputs in our order and layout. None if one of our inputs is not among them."""
+    """Their inputs in our order and layout. None if one of our inputs is missing among theirs."""
     leaves, structure = tree_flatten((reference.args, reference.kwargs))
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     found = assign([leaves[i] for i in places], call.inputs)
@@ -313,13 +322,13 @@ def as_ours(reference: Call, call: Call) -> Arguments | None:
 
 
 def holds(tensors: list[Tensor], tensor: Tensor) -> bool:
-    """Whether one of the tensors has the same memory as another tensor."""
+    """Whether one of `tensors` shares its memory with `tensor`."""
     wanted = tensor.data_ptr(), tensor.numel()
     return any((one.data_ptr(), one.numel()) == wanted for one in tensors)
 
 
 def coarser_unit(a: Tensor, b: Tensor) -> float:
-    """The relative rounding error of one number, in the coarser of two precisions."""
+    """The relative rounding error of one number, in the coarser precision of two tensors."""
     dtypes = [x.dtype if x.is_floating_point() else torch.float32 for x in (a, b)]
     return max(torch.finfo(dtype).eps for dtype in dtypes) / 2
 
@@ -327,7 +336,7 @@ def coarser_unit(a: Tensor, b: Tensor) -> float:
 def rounding(module: nn.Module | None, unit: float) -> float:
     """The root mean square error, relative to the spread, that rounding alone may cause.
 
-    module: None: a large module is assumed
+    module: our module. None: it is not known, so a large module is assumed
     unit: the relative rounding error of one number
 
     The rounding error of a sum of n products grows like the square root of n (like a random walk).
@@ -344,7 +353,7 @@ def rounding_of(
 ) -> float:
     """How much the output changes if every input is rounded once more, at random.
 
-    The change is large if a norm subtracts a large mean, because few exact digits then remain.
+    For example, the change is large if a norm subtracts a large mean: few exact digits remain.
 
     unit: the relative rounding error of one number
     """
@@ -359,10 +368,11 @@ def rounding_of(
 
 
 def assign(ours: list[Tensor], theirs: list[Tensor]) -> list[Tensor] | None:
-    """Find their input for each of our inputs, and bring it into our layout.
+    """For each of our inputs, find the matching input of theirs, and bring it into our layout.
 
-    If both sides have the same number of inputs, each is used once, in the order that fits best.
-    Otherwise, each of our inputs gets the most similar input of theirs.
+    If there are equally many inputs of ours and theirs, each is used once, in the order that fits
+    best. Otherwise, or if there are more than MOST_INPUTS, each of our inputs gets the most similar
+    input of theirs.
     Returns None if one of our inputs has no partner.
     """
     fits = [[find_layout(their, our) for their in theirs] for our in ours]
@@ -382,8 +392,11 @@ def assign(ours: list[Tensor], theirs: list[Tensor]) -> list[Tensor] | None:
 def run_module(
     module: nn.Module, args: tuple, kwargs: dict, inner: str = "", place: int = 0
 ) -> Tensor:
-    """Run our module. Returns one of its outputs, or of the outputs of its submodule `inner`."""
-    args, kwargs = tree_map(lambda leaf: leaf, (args, kwargs))  # a module may empty its lists
+    """Run our module. Returns output number `place` of its submodule `inner`.
+
+    inner: the name of the submodule. Empty: the module itself
+    """
+    args, kwargs = tree_map(lambda leaf: leaf, (args, kwargs))  # copied: a module may empty lists
     seen: list[object] = []
     hook = module.get_submodule(inner).register_forward_hook(lambda *call: seen.append(call[-1]))
     try:

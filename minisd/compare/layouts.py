@@ -21,9 +21,9 @@ Sizes = tuple[int, ...]
 class Layout(NamedTuple):
     """How to bring a tensor of theirs into our layout, in three steps.
 
-    split: the shape that the tensor gets first
-    order: the order that its axes get then
-    shape: our shape, which the tensor gets last
+    split: the shape to which the tensor is reshaped in step 1
+    order: the order into which the axes are put in step 2
+    shape: our shape, to which the tensor is reshaped in step 3
     """
 
     split: Sizes
@@ -36,10 +36,12 @@ class Layout(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def possible_layouts(theirs: Sizes, ours: Sizes) -> tuple[Layout, ...]:
-    """All layouts that turn their shape into ours. Those that only change the shape come first.
+    """All layouts that turn their shape into ours. Layouts that keep the order of axes come first.
 
-    Either our axes, in another order, can be merged to theirs: their b (h w) c for our b c h w. Or
-    their axes, in another order, can be merged to ours: their b h w c for our b (h w) c.
+    There are two kinds of layouts. For the first kind, our axes are reordered and merged to theirs:
+    for example, ours are b c h w, and theirs are b (h w) c. The layout does the inverse. For the
+    second kind, their axes are reordered and merged to ours: for example, theirs are b c h w, and
+    ours are b (h w) c.
     """
     found = []
     for sizes, order in orders_that_merge(ours, theirs):
@@ -50,9 +52,10 @@ def possible_layouts(theirs: Sizes, ours: Sizes) -> tuple[Layout, ...]:
 
 
 def orders_that_merge(fine: Sizes, coarse: Sizes) -> Iterator[tuple[Sizes, Sizes]]:
-    """Yield the axes of the shape `fine`, and each order in which they can be merged to `coarse`.
+    """Yield each order in which the axes of the shape `fine` can be merged to the shape `coarse`.
 
-    Axes of size 1 are left out.
+    Each item is a pair: the sizes of the axes of `fine`, and the order. Axes of size 1 are left
+    out.
     """
     sizes = tuple(size for size in fine if size > 1)
     for order in permutations(range(len(sizes))) if len(sizes) <= MOST_AXES else ():
@@ -68,7 +71,7 @@ def merges_to(fine: Sizes, coarse: Sizes) -> bool:
     >>> merges_to((2, 8, 8, 3), (2, 64, 3)), merges_to((2, 3), (3, 2))
     (True, False)
     """
-    ends = set(accumulate(fine, mul, initial=1))  # how many numbers the first axes hold together
+    ends = set(accumulate(fine, mul, initial=1))  # the products of the first 0, 1, 2, … sizes
     return prod(fine) == prod(coarse) and ends.issuperset(accumulate(coarse, mul))
 
 
@@ -81,7 +84,7 @@ class Errors(NamedTuple):
 
     error: the root mean square of the difference, relative to the spread
     largest: the largest difference, relative to the spread
-    cosine: the cosine of the two tensors
+    cosine: the cosine of the angle between the two tensors
     spread: the root mean square of our tensor
     """
 
@@ -104,7 +107,7 @@ def find_layout(theirs: Tensor, ours: Tensor, enough: float = 1e-6) -> tuple[Lay
     """Find the layout that brings their tensor nearest to ours.
 
     enough: the search stops at a difference of this size or less
-    Returns the layout and the difference that is left. The layout is None if none fits the shapes.
+    Returns the layout and the difference that is left. The layout is None if the shapes do not fit.
     """
     best, least, spread = None, float("inf"), rms(ours) or 1.0
     for layout in possible_layouts(tuple(theirs.shape), tuple(ours.shape)):

@@ -1,8 +1,8 @@
-"""Common mistakes of ports: operations that they often get wrong, and what they compute instead.
+"""Common mistakes of ports: operations that ports often get wrong, and what they compute instead.
 
-REPLACED maps the name of a torch function to its mistakes. Each mistake is a description and a
-function. This function takes the same arguments as the torch function, and makes the mistake. To
-try another mistake, add an entry.
+REPLACED maps the name of a torch function to the mistakes that ports make with it. Each mistake has
+a description and a function. The function takes the same arguments as the torch function, and
+returns the wrong result. If compare should try another mistake, add an entry to REPLACED.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minisd.compare.calls import map_floats
 
-Change = Callable[..., object]  # takes the arguments of a torch function, returns another result
+Change = Callable[..., object]  # takes the arguments of a torch function, returns a wrong result
 
 OTHER_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -40,10 +40,13 @@ def other_norm(
 ) -> Change:
     """A group norm or a layer norm that is computed in another way. The defaults change nothing.
 
+    other_eps: the eps. None: the eps of the norm
+    weighted: whether the result is multiplied by the weight
+    shifted: whether the bias is added to the result
     outside: whether eps is added to the standard deviation, not to the variance
-    less: the variance is the sum of the squares divided by n - less
-    groups: the number of groups
-    mixed: whether a group takes every n-th channel, not neighbouring channels
+    less: for the variance, the sum of the n squares is divided by n - less
+    groups: the number of groups. 0: as many as the norm has
+    mixed: whether a group consists of every n-th channel, and not of neighbouring channels
     """
 
     def deal(x: Tensor, n: int) -> Tensor:
@@ -87,7 +90,7 @@ def other_padding(pad: tuple[int, ...], only: int = 0, mode: str = "constant") -
     """A 3 x 3 convolution that pads its input in another way.
 
     pad: the padding on the left, right, top and bottom
-    only: the stride of the convolutions that are changed. 0: all are changed
+    only: the stride of the convolutions to change. 0: convolutions with any stride are changed
     """
 
     def change(x, weight, bias, stride, padding, *more):
@@ -135,7 +138,11 @@ def softmax_over_queries(q, k, v, attn_mask=None) -> Tensor:
 
 
 def other_order(split: bool, merge: bool) -> Change:
-    """A reshape with another order of axes: split as (d heads), not as (heads d), or merged so."""
+    """A reshape that uses the order (d heads) instead of the order (heads d).
+
+    split: whether this concerns reshapes that split an axis in two
+    merge: whether this concerns reshapes that merge two axes
+    """
 
     def change(x, shape):
         if split and len(shape) == x.ndim + 1:

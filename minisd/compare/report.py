@@ -1,7 +1,7 @@
 """The result of a comparison, as plain data, as a table of text, as JSON and as a web page.
 
-The page is made from page.html, a template of jinja2. It is readable on a phone and on a wide
-screen.
+The web page is made from page.html, which is a template for jinja2. The web page is readable on a
+phone and on a wide screen.
 """
 
 import inspect
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from minisd.compare.align import Alignment
 from minisd.compare.hunt import ROUNDING_ONLY, Comparison, ErrorLimits
 
-SHOWN = 12  # names in a list of the text report
-WHOLE = "the whole network"  # in place of an empty name
+SHOWN = 12  # the most names in one list of the text report
+WHOLE = "the whole network"  # shown instead of an empty name
 TABLE_HEAD = "module", "in the port", "shape", "rms error", "largest", "cosine", "own", "inherited"
-ERROR_LEVELS = 1, 30, 1000, 30000, 1000000  # multiples of the tolerance: a new colour begins
+ERROR_LEVELS = 1, 30, 1000, 30000, 1000000  # a new colour begins at this multiple of the tolerance
 PAGE = Template(Path(__file__).with_name("page.html").read_text("utf-8"), autoescape=True)
 
 
@@ -31,19 +31,18 @@ class Report:
     """The result of a comparison.
 
     rows: one for each compared output, in running order
-    first: the row of the first module that makes an error of its own. None: no module makes one
-    cause: the mistake of this module of theirs, in words. None: unknown
-    left: the difference between the two outputs that is left if our module makes this mistake, too
-    values: our parameter's name -> largest difference. It lists only parameters that differ.
+    first: the row of the first module that makes an error of its own. None: there is no such module
+    cause: the mistake that their module in `first` makes, in words. None: unknown
+    left: the difference between the two outputs that remains if our module makes the same mistake
+    values: our parameter's name -> largest difference. Only parameters that differ are listed
     only_reference, only_port: the names of parameters that have no partner
     matched: the number of parameters that have a partner
-    sources: our module's name -> file and line of our module and, if it is known, of their module
-    nan: the name of the first module of theirs that returns NaN. None: no module does
-    worst: our values and their values around the largest difference in the first module's output
-    histogram: pairs of a power of ten and the number of values in the first module's output that
-        differ by about this power
+    sources: our module's name -> the file and line of our module, and of their module if known
+    nan: the name of the first module of theirs that returns NaN. None: there is no such module
+    worst: the values around the largest difference in the output of `first`, from neighbourhood()
+    histogram: how many values in the output of `first` differ by how much, from powers_of_ten()
     labels: the names of the reference and of the port in the report
-    limits: the errors that were accepted
+    limits: which errors were accepted
     """
 
     rows: list[Comparison] = field(default_factory=list)
@@ -67,11 +66,11 @@ class Report:
 
     @property
     def first_divergence(self) -> str | None:
-        """Our name of the first module or parameter that is wrong in the port. None if none is."""
+        """The name of the first module or parameter that is wrong. None if nothing is wrong."""
         return self.first.name if self.first else next(iter(self.values), self.nan)
 
     def is_first(self, row: Comparison) -> bool:
-        """Whether a row is that of the first module that differs."""
+        """Whether a row belongs to the first module that differs."""
         return self.first is not None and self.first == replace(row, name=self.first.name)
 
     def add(self, part: str, alignment: Alignment, rows: list[Comparison]) -> None:
@@ -83,7 +82,7 @@ class Report:
         self.only_port += [join_names(part, name) for name in alignment.only_theirs]
 
     def verdict(self) -> list[str]:
-        """The findings in sentences, the most important first."""
+        """The results as sentences. The most important result comes first."""
         _, port = self.labels
         lines = [f"{self.nan} is the first module of {port} that returns NaN."] if self.nan else []
         for name, gap in [*self.values.items()][:3]:
@@ -114,7 +113,7 @@ class Report:
         return "\n".join(form.format(*line).rstrip() for line in lines)
 
     def list_unaligned(self) -> list[str]:
-        """The parameters that have no partner, in one sentence for each side."""
+        """One sentence for each side that has parameters without a partner."""
         lines = []
         for label, names in zip(self.labels, (self.only_reference, self.only_port), strict=True):
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -144,7 +143,7 @@ def join_names(part: str, name: str) -> str:
 def row_texts(row: Comparison) -> tuple[str, ...]:
     """The texts of one row, in the order of TABLE_HEAD.
 
-    The number of the call follows the name of the module, if it is not the first call.
+    If the row is not about the first call of the module, its number follows the module's name.
     """
     label = f"{row.name} #{row.number}" if row.number else row.name or WHOLE
     numbers = [f"{row.error:.1e}", f"{row.largest:.1e}", f"{row.cosine:.6f}"]
@@ -153,7 +152,7 @@ def row_texts(row: Comparison) -> tuple[str, ...]:
 
 
 def error_level(row: Comparison) -> int:
-    """The level of an error: 0 within the tolerance, 5 for the largest errors and for NaN."""
+    """The level of an error: 0 for errors within the tolerance, 5 for huge errors and for NaN."""
     return bisect(ERROR_LEVELS, row.error / row.tolerance)
 
 
@@ -161,8 +160,9 @@ def place_of(modules: Mapping[str, nn.Module], name: str) -> str | None:
     """The file and the line where a module computes its output. None if there is no source file.
 
     modules: name -> module
-    A module of torch, such as nn.Linear, is described. The place is then that of the module which
-    contains it.
+
+    If the module is one of torch's own, such as nn.Linear, the text describes this module. It then
+    states the file and the line of the module that contains it.
     """
     module = modules[name]
     while name and type(modules[name]).__module__.startswith("torch."):
@@ -176,8 +176,8 @@ def place_of(modules: Mapping[str, nn.Module], name: str) -> str | None:
 def neighbourhood(theirs: Tensor, ours: Tensor) -> dict:
     """The 3 x 5 values around the largest difference, in our tensor and in theirs.
 
-    Returns a dictionary: "place" -> the indices of the largest difference, "centre" -> its row and
-    column among the 3 x 5 values, "ours" and "theirs" -> the values.
+    Returns a dictionary: "place" -> the index of the largest difference in the tensor, "centre" ->
+    its row and its column among the 3 x 5 values, "ours" and "theirs" -> the 3 x 5 values.
     """
     ours, theirs = (each.float().reshape(-1, *(1, *each.shape)[-2:]) for each in (ours, theirs))
     gap = (ours - theirs).abs().nan_to_num(float("inf"))

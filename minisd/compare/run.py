@@ -1,4 +1,4 @@
-"""Compare two networks, or two sides: models, ports and traces."""
+"""Compare two networks, or two sides. A side is a model, a port or a trace."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,13 +37,14 @@ def compare(
     reference: one of minisd's networks, or a module in one of them
     port: the network to judge
     inputs: the arguments for the reference, such as (x, t, context)
-    rtol: the largest root mean square error of a module, relative to the spread of its output, that
-        is accepted. None: what rounding explains in the coarser precision of the two
-    atol: an error of this size is accepted in addition, whatever the spread of the output
+    rtol: the largest root mean square error of a module that is accepted, relative to the spread of
+        its output. None: the largest error that rounding explains. Rounding depends on the coarser
+        of the two precisions
+    atol: an absolute error that is accepted in addition
     call: a function call(port, *inputs) that runs the port. It is needed if the port takes other
-        arguments than the reference.
+        arguments than the reference
 
-    Raises ValueError if the two share no weights, or if the port raises an error while it runs.
+    Raises ValueError if the networks share no weights, or if the port raises an error when it runs.
     """
     report = Report(limits=ErrorLimits(rtol, atol))
     run_theirs = (lambda port: call(port, *inputs)) if call else (lambda port: port(*inputs))
@@ -80,9 +81,9 @@ def compare_part(
 
 
 def running_order(network: nn.Module, run: Runner) -> list[str]:
-    """The modules that returned, in the order in which each returned for the first time.
+    """Run a network. Returns the names of its modules in the order in which they first returned.
 
-    If the network raises an error, the list ends there.
+    If the network raises an error, the list contains only the modules that returned before.
     """
     names: dict[str, None] = {}
     watch = watch_calls(network, lambda call: names.setdefault(call.name))
@@ -94,9 +95,9 @@ def running_order(network: nn.Module, run: Runner) -> list[str]:
 def conclude(report: Report, part: str, hunt: Hunt, port: nn.Module | None = None) -> None:
     """Add the results of one network to the report.
 
-    If no earlier network has an error, also find the first error of this network and its cause.
+    If no earlier network has an error, also find the first error of this network, and its cause.
 
-    port: their network. None: there is only a trace of it
+    port: their network. None: there is only a trace of their network
     """
     first = hunt.first_source
     if report.nan is None and hunt.nan is not None:
@@ -120,7 +121,7 @@ def conclude(report: Report, part: str, hunt: Hunt, port: nn.Module | None = Non
 
 
 def align_tolerance(a: nn.Module, b: nn.Module) -> float:
-    """The largest relative difference between two fingerprints of the same weight.
+    """The largest relative difference at which two fingerprints belong to the same weight.
 
     It depends on the precisions of the two networks, because half precision rounds the weights.
     """
@@ -137,10 +138,10 @@ def compare_sides(
     seed: int = 0,
     limits: ErrorLimits = ROUNDING_ONLY,
 ) -> Report:
-    """Compare every part that two sides have in common.
+    """Compare every part (U-Net, VAE, text encoder) that two sides have in common.
 
-    Both sides run on the same inputs: those of a trace, or inputs drawn from the seed. If only the
-    port is a whole model, the two sides swap places, because the reference runs each module alone.
+    Both sides run on the same inputs: the inputs in a trace, or inputs drawn from the seed. If only
+    the port is a whole model, the two sides swap places, because the inputs come from a model.
 
     Raises ValueError if nothing can be compared.
     """
@@ -158,7 +159,7 @@ def compare_sides(
 
 
 def compare_network(report: Report, ours: Side, theirs: Side, part: str, inputs: dict) -> None:
-    """Compare one network of theirs with the same part of ours, or with the module it fits.
+    """Compare one network of theirs with the same part of ours, or with our module that it fits.
 
     inputs: as make_inputs() returns them
     """
@@ -177,15 +178,18 @@ def compare_network(report: Report, ours: Side, theirs: Side, part: str, inputs:
 
 
 def completeness(side: Side | TraceFile) -> int:
-    """A trace cannot run. A function of a port has no inputs. A whole model has all."""
+    """How complete a side is: 0 for a trace, 1 for a function that returns a port, 2 for a model.
+
+    A trace cannot run. A port can run, but only a whole model also supplies inputs.
+    """
     return 0 if isinstance(side, TraceFile) else 1 if side.load is None else 2
 
 
 def find_module(ours: Side, theirs: Side, network: nn.Module) -> tuple[str, str]:
     """Find our module that holds the same weights as their network.
 
-    Returns the part of our model, and the module's name in it.
-    Raises ValueError if there is none.
+    Returns the name of a part of our model, and the name of the module in this part.
+    Raises ValueError if there is no such module.
     """
     found, most = None, 0
     for part, whole in ours.networks.items():
@@ -211,10 +215,12 @@ def check_device(ours: Side, network: nn.Module, label: str) -> None:
 def compare_trace(
     ours: Side | TraceFile, trace: TraceFile, limits: ErrorLimits = ROUNDING_ONLY
 ) -> Report:
-    """Compare a trace with our networks, which run on the inputs in it, or with another trace.
+    """Compare a trace with another trace or with our networks.
+
+    Our networks run on the inputs that are in the trace.
 
     Raises ValueError if the trace has no inputs for any network, if it holds only statistics, or if
-    it fits nothing of ours.
+    none of its outputs fits an output of ours.
     """
     report = Report(labels=(ours.label, trace.label), limits=limits)
     for one in (ours, trace):
@@ -274,7 +280,11 @@ def replay(whole: nn.Module, ours: Side, trace: TraceFile) -> list[Call]:
 
 
 def inputs_of(part: str, ours: Side, trace: TraceFile) -> list[tuple]:
-    """The inputs of one part for each of its calls. In the trace, "x" counts as "x.0"."""
+    """The inputs of one network in a trace. Returns one tuple for each call of the network.
+
+    The names of the inputs contain the number of the call: "x.0", "x.1" and so on. If the trace has
+    no "x.0", the input "x" (without a number) is used for call 0.
+    """
     names = [n for path, all_ in INPUT_NAMES.items() if path.split(".")[0] == part for n in all_]
     like, enough = next(ours.networks[part].parameters()), all if part == "unet" else any
     found = []

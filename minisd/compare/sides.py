@@ -16,8 +16,8 @@ from minisd.compare.trace_file import TraceFile, is_trace, read_trace
 from minisd.pipeline import StableDiffusion
 
 COMPARED_PROMPT = "a photograph of an astronaut riding a horse"
-EARLY_T = 981.0  # an early level, where nearly all is noise
-LARGEST_PICTURE = 256  # per side, of the picture for the VAE: it costs more than the U-Net
+EARLY_T = 981.0  # the t of an early step, where x is almost only noise
+LARGEST_PICTURE = 256  # pixels per side of the picture for the VAE, which is slower than the U-Net
 
 
 @dataclass
@@ -27,8 +27,8 @@ class Side:
     label: the name of this side in the report
     networks: part -> network
     calls: part -> a function call(network, *inputs) that runs the network. A part without such a
-        function is run as network(*inputs).
-    load: a function that returns minisd's model with the same weights. None: there is none
+        function is run as network(*inputs)
+    load: a function that returns minisd's model with the same weights. None: there is no such model
     """
 
     label: str
@@ -37,7 +37,7 @@ class Side:
     load: Callable[[], StableDiffusion] | None = None
 
     def run(self, part: str, network: nn.Module, inputs: tuple) -> object:
-        """Run one part on our inputs."""
+        """Run a network, which is one part of a model, on our inputs."""
         return self.calls.get(part, nn.Module.__call__)(network, *inputs)
 
 
@@ -62,9 +62,10 @@ def our_side(sd: StableDiffusion, label: str) -> Side:
 
 
 def run_vae(vae: Any, image: Tensor | None, z: Tensor | None) -> None:
-    """Run the encoder of our VAE or of diffusers', its decoder, or both.
+    """Run the encoder of a VAE, its decoder, or both. The VAE is minisd's or diffusers'.
 
-    image, z: the inputs of the encoder and of the decoder. None: this one does not run
+    image: the input of the encoder. None: the encoder does not run
+    z: the input of the decoder. None: the decoder does not run
     """
     for run, given in ((vae.encode, image), (vae.decode, z)):
         if given is not None:
@@ -110,13 +111,13 @@ def diffusers_side(path: str) -> Side:
 
 
 def function_side(path: Path, function: str, label: str) -> Side:
-    """Run a function of a .py file, which returns the port.
+    """Get the port from a function in a .py file.
 
-    The function returns a network, or a tuple of a network and a function call(network, *inputs)
-    that runs the network on our inputs. For several networks, it returns a dictionary: part ->
-    network or tuple.
+    The function in the file returns a network, or a tuple of a network and a function
+    call(network, *inputs) that runs the network on our inputs. If the port has several networks,
+    the function in the file returns a dictionary: part -> network or tuple.
 
-    This runs the code in the file. The file is the user's own, so this is safe.
+    function_side() runs the code in the file. This is safe, because the user wrote the file.
     """
     returned = call_function(path, function)
     parts = returned if isinstance(returned, Mapping) else {"": returned}
@@ -133,11 +134,11 @@ def function_side(path: Path, function: str, label: str) -> Side:
 def call_function(path: Path, function: str) -> object:
     """Run a .py file and call one of its functions.
 
-    Raises ValueError if there is no such file or function, or if its code raises an error.
+    Raises ValueError if the file or the function is missing, or if the code raises an error.
     """
     if not path.is_file():
         raise ValueError(f"There is no file {path}. Check the path before the colon.")
-    sys.path.insert(0, str(path.parent.resolve()))  # so that the file can import its neighbours
+    sys.path.insert(0, str(path.parent.resolve()))  # the file may import files next to it
     try:
         module = runpy.run_path(str(path))
         if not callable(module.get(function)):

@@ -1,15 +1,15 @@
-"""Traces in files: every tensor of a run, so that a port in any language can be compared.
+"""Read and write traces. With a trace, a port in any language can be compared.
 
-A trace is a .safetensors file. docs/compare.md describes it for people who write one themselves.
-These are names of tensors in it:
+A trace is a .safetensors file with the tensors of a run. docs/compare.md describes the format for
+people who write a trace themselves. The tensors in a trace have names such as:
 
     00012/down.0.res.0/out0   the first output of the 13th module that returned. The module can have
                               any name.
     00012/down.0.res.0/in0    the first input of this module. It is optional, but without it, the
                               module's own error is unknown.
     inputs/tokens             the input of the text transformer
-    inputs/x.0                an input of the U-Net in its first call. The others are inputs/t.0 and
-                              inputs/context.0. The next call has inputs/x.1 and so on.
+    inputs/x.0                an input of the U-Net in its first call. The other two inputs are
+                              inputs/t.0 and inputs/context.0. The second call has inputs/x.1.
     inputs/image.0            the input of the VAE's encoder
     inputs/z.0                the input of the VAE's decoder
 """
@@ -48,10 +48,10 @@ class TraceFile:
 
     label: the file's name
     calls: the recorded calls, in running order
-    inputs: name -> tensor, such as "x.0"
-    weights: parameter's name -> fingerprint. It is empty if the file holds no fingerprints.
+    inputs: name of an input, such as "x.0" -> tensor
+    weights: parameter's name -> fingerprint. Empty: the file holds no fingerprints
     stats: whether the trace holds only statistics of the outputs
-    settings: the settings of the drawing, such as steps, as the file states them
+    settings: the settings with which the picture was drawn, such as steps
     """
 
     label: str
@@ -71,7 +71,7 @@ def is_trace(path: str | Path) -> bool:
 def read_trace(path: str | Path) -> TraceFile:
     """Read a trace.
 
-    Raises ValueError if the file is cut off or damaged, or if it has another format.
+    Raises ValueError if the file is cut off or damaged, or if it is not a trace.
     """
     path = Path(path)
     metadata = read_metadata(path)
@@ -130,7 +130,7 @@ def write_trace(
     """Write a trace. If this fails, no incomplete file is left.
 
     tensors: as trace_tensors() returns them
-    settings: the settings of the drawing
+    settings: the settings with which the picture was drawn
     weights: parameter's name -> fingerprint
     Raises ValueError if the file cannot be written.
     """
@@ -142,9 +142,9 @@ def write_trace(
 
 
 def trace_tensors(calls: Iterable[Call], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a trace, in the form in which they are written.
+    """Collect the tensors of a trace under the names that they get in the file.
 
-    calls: the calls to write. If `stats` is set in a call, its outputs are already statistics.
+    calls: the calls to write. If a call has stats=True, its outputs are already statistics
     Returns a dictionary: name in the file -> tensor.
     """
     tensors = {f"inputs/{name}": one for name, one in inputs.items()}
@@ -158,7 +158,8 @@ def trace_tensors(calls: Iterable[Call], inputs: Mapping[str, Tensor]) -> dict[s
 def statistics(name: str, tensor: Tensor) -> Tensor:
     """Mean, standard deviation, smallest value, largest value, and KEPT_VALUES single values.
 
-    returns: rows 4+KEPT_VALUES. Attention weights give one row for each head, others one row.
+    returns: rows n, where n = 4 + KEPT_VALUES. For attention weights, there is one row for each
+        head. For all other tensors, there is only one row
     """
     is_map = name.endswith("weights") and tensor.ndim == 4
     rows = []

@@ -1,8 +1,8 @@
 """Match the parameters of two models by their values, without looking at names.
 
-A fingerprint of a tensor does not change when the tensor is reshaped or transposed. Several
-parameters can have the same fingerprint: for example, all biases that are 0. align.py then matches
-them by their neighbours.
+A fingerprint consists of three numbers, which do not change when the tensor is reshaped or
+transposed. Several parameters can have the same fingerprint: for example, all biases that are 0.
+align.py then matches these parameters by their neighbours.
 """
 
 from collections import defaultdict
@@ -33,12 +33,12 @@ class Fingerprint(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A whole parameter, or one of the equal parts of a fused one (such as q, k and v in one).
+    """A whole parameter, or a part of a fused parameter (such as q in a matrix of q, k and v).
 
     name: the parameter's name
     part: the number of this part, counted from 0
     parts: the number of parts. 1: the whole parameter
-    axis: the axis along which the parameter is cut: 0, the first, or -1, the last
+    axis: the axis along which the parameter is cut: 0 (the first axis) or -1 (the last axis)
     """
 
     name: str
@@ -61,7 +61,7 @@ def make_fingerprint(tensor: Tensor) -> Fingerprint:
 
 
 def distance(a: Fingerprint, b: Fingerprint) -> float:
-    """The difference of two fingerprints with the same count, relative to the values' size."""
+    """The difference of two fingerprints of equal count, relative to the size of the values."""
     norm = sqrt(max(a.squares, b.squares)) or 1.0
     return abs(a.total - b.total) / (norm * 2) + abs(a.squares - b.squares) / norm**2
 

@@ -29,9 +29,10 @@ Finding = tuple[Comparison, str | None, float | None]  # result, cause, differen
 def compare_run(ours: Side | TraceFile, trace: TraceFile) -> Iterator[Finding]:
     """Compare the timesteps and the steps of a trace, if the trace states its settings.
 
-    The settings are steps, cfg_scale and sampler. The steps are compared only for DDIM and Euler.
-    Other samplers use earlier steps or draw noise, so only their timesteps are compared. Nothing is
-    compared for PLMS and Heun, which call the network twice in some steps.
+    The settings must contain the number of steps. They may also contain cfg_scale, sampler and
+    spacing. The steps are compared only for DDIM and Euler. Other samplers use earlier steps or
+    draw noise, so only their timesteps are compared. Nothing is compared for PLMS and Heun, because
+    they call the network twice in some steps.
     """
     settings, inputs, steps = trace.settings, trace.inputs, trace.settings.get("steps")
     calls = next(i for i in count() if not {f"x.{i}", f"t.{i}"} <= inputs.keys())
@@ -50,7 +51,7 @@ def compare_run(ours: Side | TraceFile, trace: TraceFile) -> Iterator[Finding]:
 
 
 def compare_times(sd: StableDiffusion, name: str, trace: TraceFile, theirs: Tensor) -> Finding:
-    """Compare the timesteps. If they differ, find the spacing or the offset that explains this."""
+    """Compare the timesteps. If they differ, find a mistake that explains the difference."""
 
     def times(spacing: str | None) -> Tensor:
         levels = sampler_levels(name, sd.schedule, trace.settings["steps"], spacing)
@@ -67,9 +68,10 @@ def compare_times(sd: StableDiffusion, name: str, trace: TraceFile, theirs: Tens
 
 
 def explain_gap(row: Comparison, theirs: Tensor, tries: Tries, most: float) -> Finding:
-    """Find the first mistake that gives their tensor.
+    """Find the first mistake with which our tensor agrees with theirs.
 
-    most: the largest difference that may be left
+    tries: the mistakes in words, and our tensor with each mistake
+    most: the largest difference between two tensors that agree
     """
     for what, ours in tries if row.error > row.tolerance else ():
         left = (theirs - ours).abs().max().item()

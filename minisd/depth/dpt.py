@@ -285,7 +285,8 @@ class DepthEstimator(nn.Module):
     def positions(self, size: Sequence[int]) -> Tensor:
         """Stretch the grid of position vectors to another size.
 
-        size: h w    returns: 1 1+h*w c, first the vector of the class token
+        size: h w
+        returns: 1 n c, where n = 1 + h * w. The first of the n vectors belongs to the class token.
         """
         first, others = self.position_embedding[:, :1], self.position_embedding[:, 1:]
         grid = rearrange(others, "1 (h w) c -> 1 c h w", h=self.config.grid)

@@ -179,7 +179,7 @@ def build_dataclass(
     the wrong type or is out of range. A field is required if it has no default, or if its type is
     a dataclass. The caller puts the file's name before the message.
     """
-    where, types = f" in its {part}" if part else "", get_type_hints(kind)
+    where, types = f" in the {part} settings" if part else "", get_type_hints(kind)
     if not isinstance(stored, Mapping):
         raise ValueError(f"has {shorten(stored)}{where}, but this should be names with values")
     if unknown := [name for name in stored if name not in types]:
@@ -210,7 +210,7 @@ def check_value(
     kind: the type: int, float, bool, str, dict, tuple, a Literal, a tuple of one of these types
         (tuple[int, ...]), or a union of these types
     limits: the smallest and the largest allowed number. None: the usual range
-    where: the place of the setting for the message, such as " in its unet"
+    where: a text that the message adds to say where the setting is, such as " in the unet settings"
     """
     if not has_type(kind, value, limits):
         found = f"has {name} = {shorten(value)}{where}, a setting of the wrong type"

@@ -1,4 +1,4 @@
-"""Merge the pieces of a very long word quickly. Such a word can be a whole line without spaces."""
+"""Merge the pieces of a very long word fast. A line without spaces is one very long word."""
 
 from collections.abc import Mapping
 from heapq import heapify, heappop, heappush
@@ -12,8 +12,8 @@ def merge_long_word(pieces: list[str], ranks: Mapping[tuple[str, ...], int]) -> 
     pieces: the characters of the word. The last character has the end-of-word mark
     ranks: pair -> its rank. The pair that was learnt first has the rank 0
 
-    A heap finds the next pair to merge quickly. Without a heap, the whole word must be searched
-    before every merge. For a word of 30,000 letters, this would take 15 s.
+    With a heap, it is quick to find the next pair to merge. Without a heap, minisd would have to
+    search the whole word before every merge. For a word of 30,000 letters, this would take 15 s.
     """
     pieces = [*pieces, ""]  # a merge puts both pieces into the left place, and "" into the right
     end = len(pieces) - 1

@@ -331,7 +331,7 @@ def test_a_comment_in_a_yaml_says_nothing(v1, tmp_path):
         ({"n_embed": 8}, "n_embed"),
         ({"use_spatial_transformer": False}, "use_spatial_transformer"),
         ({"disable_middle_self_attn": True}, "disable_middle_self_attn"),
-        ({"num_heads": -1, "num_head_channels": -1}, "heads = -1 in its unet"),
+        ({"num_heads": -1, "num_head_channels": -1}, "heads = -1 in the unet settings"),
         ({"num_heads": 2}, "does not fit the U-Net"),
         ({"model_channels": "wide"}, "model_channels = 'wide' in its"),
         ({"channel_mult": 2}, "a setting of the wrong type"),

@@ -555,7 +555,7 @@ def test_a_folder_without_weights_or_settings_says_so(folders, tmp_path):
 
 # setting -> what the error says of it; None: the setting is taken away
 SETTINGS = {
-    ("unet/config.json", "act_fn", "gelu"): "act_fn = 'gelu' in its unet: minisd knows only",
+    ("unet/config.json", "act_fn", "gelu"): "'gelu' in the config.json of the unet: min",
     (
         "unet/config.json",
         "attention_head_dim",
@@ -567,7 +567,7 @@ SETTINGS = {
         "unet/config.json",
         "attention_head_dim",
         0,
-    ): "attention_head_dim = 0 in its unet",
+    ): "attention_head_dim = 0 in the config.json of the unet",
     (
         "unet/config.json",
         "down_block_types",
@@ -580,7 +580,7 @@ SETTINGS = {
     ("scheduler/scheduler_config.json", "beta_schedule", "laplace"): "beta_schedule = 'laplace'",
     ("scheduler/scheduler_config.json", "prediction_type", "sample"): "type = 'sample'",
     ("text_encoder/config.json", "hidden_size", None): "took their defaults: hidden_s",
-    ("vae/config.json", "block_out_channels", None): "DownEncoderBlock2D'] in its vae for 1 lev",
+    ("vae/config.json", "block_out_channels", None): "DownEncoderBlock2D'] for 1 levels of the vae",
 }
 
 

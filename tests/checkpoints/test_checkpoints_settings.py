@@ -85,7 +85,8 @@ def test_an_unknown_setting_is_refused_by_name(table: KnownSettings):
     ("part", "name"), [(part, name) for part in TABLES for name in TABLES[part].fixed]
 )
 def test_another_value_of_what_is_fixed_is_refused_by_name(part, name):
-    with pytest.raises(ValueError, match=rf"has {name} = 'odd' in its {part}: minisd knows only "):
+    where = f"in the config.json of the {part}"
+    with pytest.raises(ValueError, match=rf"has {name} = 'odd' {where}: minisd knows only "):
         READERS[part]({name: "odd"})
 
 
@@ -149,11 +150,11 @@ def test_settings_that_mean_the_same_otherwise_are_taken(part, n):
         ("unet", {"attention_head_dim": [8, 8, 8]}, "[8, 8, 8] heads for levels of width (32, 64)"),
         ("unet", {"down_block_types": ["CrossAttnX", "DownBlock2D"]}, "the block 'CrossAttnX'"),
         ("unet", {"up_block_types": ["UpBlock2D"] * 2}, "up_block_types = ['UpBlock2D', 'Up"),
-        ("unet", {"mid_block_type": None}, "mid_block_type = None in its unet"),
+        ("unet", {"mid_block_type": None}, "mid_block_type = None in the config.json of the unet"),
         ("unet", {"time_cond_proj_dim": 256}, "time_cond_proj_dim = 256"),
         ("unet", {"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4}"),
         ("unet", {"_class_name": "UNet3DConditionModel"}, "_class_name = 'UNet3DConditionModel'"),
-        ("vae", {"_class_name": "AutoencoderTiny"}, "_class_name = 'AutoencoderTiny' in its vae"),
+        ("vae", {"_class_name": "AutoencoderTiny"}, "_class_name = 'AutoencoderTiny' in the co"),
         ("vae", {"shift_factor": 0.0609}, "shift_factor = 0.0609"),
         ("vae", {"down_block_types": ["DownEncoderBlock2D"]}, "down_block_types = ['DownEncoder"),
         ("vae", {"up_block_types": ["AttnUpDecoderBlock2D"] * 2}, "['AttnUpDecoderBlock2D', "),
@@ -227,7 +228,7 @@ def test_the_size_of_folders_before_diffusers_0_9_is_what_diffusers_makes_of_it(
         (
             "unet/config.json",
             {"down_block_types": 5},
-            "down_block_types = 5 in its unet",
+            "down_block_types = 5 in the config.json of the unet",
         ),
     ],
 )

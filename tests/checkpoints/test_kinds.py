@@ -154,7 +154,7 @@ PEFTS = {
     "OFT or BOFT ": BOFTConfig(boft_block_size=4, **TARGETS),
     "VeRA": VeraConfig(r=2, **TARGETS),
     "AdaLoRA": AdaLoraConfig(init_r=2, target_r=1, total_step=9, **TARGETS),
-    "adapter of another PEFT method": FourierFTConfig(n_frequency=4, **TARGETS),
+    "adapter of a rare PEFT method": FourierFTConfig(n_frequency=4, **TARGETS),
     "LoRA that changes biases": LoraConfig(r=2, lora_bias=True, **TARGETS),
     "LoRA that replaces whole layers or biases (PEFT's bias or modules_to_save)": LoraConfig(
         r=2, bias="all", **TARGETS
@@ -176,7 +176,7 @@ def unet(**settings):
     return diffusers.UNet2DConditionModel(**{**shape, **blocks, **settings})
 
 
-DIT = "another diffusion transformer (PixArt, Lumina, AuraFlow, Hunyuan, Sana, Wan or the like)"
+DIT = "diffusion transformer (PixArt, Lumina, AuraFlow, Hunyuan, Sana, Wan or the like)"
 SDXL = {
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 256,
@@ -219,8 +219,8 @@ THEIRS = {
     "VAE for inpainting (asymmetric)": lambda: diffusers.AsymmetricAutoencoderKL(),
     "VAE with a codebook (VQ)": lambda: diffusers.VQModel(),
     "tiny autoencoder (TAESD)": lambda: diffusers.AutoencoderTiny(),
-    "VAE of another family": lambda: diffusers.AutoencoderKLWan(),
-    "VAE of another family ": lambda: diffusers.AutoencoderKLCogVideoX(),
+    "VAE of Wan, CogVideoX or the like": lambda: diffusers.AutoencoderKLWan(),
+    "VAE of Wan, CogVideoX or the like ": lambda: diffusers.AutoencoderKLCogVideoX(),
     "consistency decoder": lambda: diffusers.ConsistencyDecoderVAE(),
     "text encoder": lambda: transformers.CLIPTextModel(transformers.CLIPTextConfig()),
     "text encoder of SDXL (OpenCLIP bigG)": lambda: transformers.CLIPTextModelWithProjection(

@@ -124,7 +124,7 @@ def test_a_dictionary_becomes_the_dataclass():
     [
         (
             {"size": 1.0},
-            "has size = 1.0 in its inner, a setting of the wrong type: it should be an",
+            "has size = 1.0 in the inner settings, a setting of the wrong type: it should be an",
         ),
         ({"size": True}, "has size = True"),
         ({"size": 0}, "an integer from 1 to 9"),
@@ -145,10 +145,10 @@ def test_a_dictionary_becomes_the_dataclass():
         ({"size": 1, "on": 1}, "it should be true or false"),
         (
             {"size": 1, "colour": 1},
-            "has the unknown setting 'colour' in its inner",
+            "has the unknown setting 'colour' in the inner settings",
         ),
-        ({}, "lacks the setting 'size' in its inner"),
-        ([], "has [] in its inner, but this should be names with values"),
+        ({}, "lacks the setting 'size' in the inner settings"),
+        ([], "has [] in the inner settings, but this should be names with values"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(stored, says):
