@@ -71,8 +71,8 @@ class KnownSettings:
             if value is REQUIRED:
                 raise ValueError(f"lacks the setting {name!r} {where}: get another copy")
             default = 0 if self.obeyed[name] is REQUIRED else self.obeyed[name]
-            low = type(default) is int and default < 1  # such as -1 for "none"
-            limits = (default, USUAL_RANGE[int][1]) if low else None
+            low = default if type(default) is int and default < 1 else None  # such as -1: none
+            limits = None if low is None else (low, USUAL_RANGE[int][1])
             check_value(name, value, setting_type(name, default), limits, f" {where}")
         return values
 

@@ -75,8 +75,15 @@ def merges_to(fine: Sizes, coarse: Sizes) -> bool:
     return prod(fine) == prod(coarse) and ends.issuperset(accumulate(coarse, mul))
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 if it has this precision already."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def rms(tensor: Tensor) -> float:
-    return tensor.double().pow(2).mean().sqrt().item()
+    """The root mean square. The sum is computed in float64."""
+    norm = torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
+    return norm / max(tensor.numel(), 1) ** 0.5
 
 
 class Errors(NamedTuple):
@@ -96,22 +103,24 @@ class Errors(NamedTuple):
 
 def errors(theirs: Tensor, ours: Tensor) -> Errors:
     """Measure how two tensors of the same shape differ. Equal infinite values count as equal."""
-    a, b = theirs.double().flatten(), ours.double().flatten()
-    same = torch.isinf(a) & (a == b)
-    a, b = a.masked_fill(same, 0), b.masked_fill(same, 0)
-    spread, cosine = rms(b) or 1.0, torch.nn.functional.cosine_similarity(a, b, dim=0).item()
-    return Errors(rms(a - b) / spread, (a - b).abs().max().item() / spread, cosine, spread)
+    a, b = wide(theirs), wide(ours)
+    if torch.isinf(b).any():
+        a, b = (one.masked_fill(torch.isinf(a) & (a == b), 0) for one in (a, b))
+    spread, gap = rms(b) or 1.0, a - b
+    cosine = (a * b).mean(dtype=torch.float64).item() / (rms(a) * rms(b) or 1.0)
+    return Errors(rms(gap) / spread, gap.abs().max().item() / spread, cosine, spread)
 
 
-def find_layout(theirs: Tensor, ours: Tensor, enough: float = 1e-6) -> tuple[Layout | None, float]:
+def find_layout(theirs: Tensor, ours: Tensor, enough: float = 1e-3) -> tuple[Layout | None, float]:
     """Find the layout that brings their tensor nearest to ours.
 
     enough: the search stops at a difference of this size or less
     Returns the layout and the difference that is left. The layout is None if the shapes do not fit.
     """
+    ours = wide(ours)
     best, least, spread = None, float("inf"), rms(ours) or 1.0
     for layout in possible_layouts(tuple(theirs.shape), tuple(ours.shape)):
-        left = rms(layout.apply(theirs).double() - ours.double()) / spread
+        left = rms(layout.apply(wide(theirs)) - ours) / spread
         if left < least or best is None:
             best, least = layout, left
         if least <= enough:

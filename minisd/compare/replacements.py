@@ -194,7 +194,6 @@ REPLACED: dict[str, dict[str, Change]] = {
         "padding on left and top, as on all sides": lambda x, old, **_: F.pad(x, (1, 0, 1, 0)),
         "padding on right and bottom": lambda x, old, **_: F.pad(x, (0, 1, 0, 1)),
         "padding that repeats the edge": lambda x, old, **_: F.pad(x, old, mode="replicate"),
-        "padding on all sides": lambda x, old, **_: F.pad(x, (1, 1, 1, 1)),
     },
     "interpolate": {
         **{f"{m} upsampling": upsample(m) for m in ("bilinear", "bicubic", "nearest-exact")},

@@ -212,9 +212,7 @@ def check_device(ours: Side, network: nn.Module, label: str) -> None:
 # ---- a side and a trace ------------------------------------------------------------------------
 
 
-def compare_trace(
-    ours: Side | TraceFile, trace: TraceFile, limits: ErrorLimits = ROUNDING_ONLY
-) -> Report:
+def compare_trace(ours: Side | TraceFile, trace: TraceFile, limits: ErrorLimits) -> Report:
     """Compare a trace with another trace or with our networks.
 
     Our networks run on the inputs that are in the trace.
@@ -272,7 +270,7 @@ def replay(whole: nn.Module, ours: Side, trace: TraceFile) -> list[Call]:
         raise ValueError(f"{what}. Add the inputs of at least one network: {names}.")
     try:
         return record(
-            whole, lambda: [ours.run(part, ours.networks[part], given) for part, given in runs]
+            whole, lambda: [ours.run(key, ours.networks[key], given) for key, given in runs]
         )
     except (RuntimeError, TypeError, IndexError) as error:
         what = f"{ours.label} cannot run on the inputs of {trace.label} ({error})"

@@ -17,7 +17,7 @@ from minisd.pipeline import StableDiffusion
 
 COMPARED_PROMPT = "a photograph of an astronaut riding a horse"
 EARLY_T = 981.0  # the t of an early step, where x is almost only noise
-LARGEST_PICTURE = 256  # pixels per side of the picture for the VAE, which is slower than the U-Net
+LARGEST_PICTURE = 128  # pixels per side of the picture for the VAE, which is slower than the U-Net
 
 
 @dataclass

@@ -11,6 +11,7 @@ from itertools import chain, product
 from math import sqrt
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 FUSED = 3, 2  # one matrix may hold to_q, to_k and to_v, or to_k and to_v
@@ -56,8 +57,8 @@ Partners = dict[str, Piece]  # our parameter's name -> their parameter, or the p
 
 
 def make_fingerprint(tensor: Tensor) -> Fingerprint:
-    values = tensor.detach().double()
-    return Fingerprint(values.numel(), values.sum().item(), values.pow(2).sum().item())
+    squares = torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64).item() ** 2
+    return Fingerprint(tensor.numel(), tensor.detach().sum(dtype=torch.float64).item(), squares)
 
 
 def distance(a: Fingerprint, b: Fingerprint) -> float:

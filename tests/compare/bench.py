@@ -16,6 +16,7 @@ from statistics import fmean
 import torch
 from torch import nn
 
+from minisd.compare.hunt import ROUNDING_ONLY
 from minisd.compare.report import Report
 from minisd.compare.run import compare_part, compare_trace
 from minisd.compare.sides import Side, run_vae
