@@ -75,7 +75,7 @@ def merges_to(fine: Sizes, coarse: Sizes) -> bool:
     return prod(fine) == prod(coarse) and ends.issuperset(accumulate(coarse, mul))
 
 
-def wide(tensor: Tensor) -> Tensor:
+def in_float32(tensor: Tensor) -> Tensor:
     """The tensor in float32, or in float64 if it has this precision already."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
@@ -103,7 +103,7 @@ class Errors(NamedTuple):
 
 def errors(theirs: Tensor, ours: Tensor) -> Errors:
     """Measure how two tensors of the same shape differ. Equal infinite values count as equal."""
-    a, b = wide(theirs), wide(ours)
+    a, b = in_float32(theirs), in_float32(ours)
     if torch.isinf(b).any():
         a, b = (one.masked_fill(torch.isinf(a) & (a == b), 0) for one in (a, b))
     spread, gap = rms(b) or 1.0, a - b
@@ -117,10 +117,10 @@ def find_layout(theirs: Tensor, ours: Tensor, enough: float = 1e-3) -> tuple[Lay
     enough: the search stops at a difference of this size or less
     Returns the layout and the difference that is left. The layout is None if the shapes do not fit.
     """
-    ours = wide(ours)
+    ours = in_float32(ours)
     best, least, spread = None, float("inf"), rms(ours) or 1.0
     for layout in possible_layouts(tuple(theirs.shape), tuple(ours.shape)):
-        left = rms(layout.apply(wide(theirs)) - ours) / spread
+        left = rms(layout.apply(in_float32(theirs)) - ours) / spread
         if left < least or best is None:
             best, least = layout, left
         if least <= enough:

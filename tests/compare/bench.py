@@ -16,7 +16,7 @@ from statistics import fmean
 import torch
 from torch import nn
 
-from minisd.compare.hunt import ROUNDING_ONLY
+from minisd.compare.hunt import ErrorLimits
 from minisd.compare.report import Report
 from minisd.compare.run import compare_part, compare_trace
 from minisd.compare.sides import Side, run_vae
@@ -94,7 +94,7 @@ def hunt_trace(bug: Bug, side: Side) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/port.safetensors"
         tape.save(path, {"z" if bug.part == "vae" else "tokens": given})
-        return compare_trace(side, read_trace(path))
+        return compare_trace(side, read_trace(path), ErrorLimits())
 
 
 def first_name(bug: Bug, report: Report) -> str | None:

@@ -74,7 +74,7 @@ def test_each_bug_of_the_exercise_is_found_and_its_repair_passes(lesson, number)
     report = lesson["compare"](block, second.attention(block), lesson["given"])
     _, theirs = report.sources[report.first.name]
     kind = re.findall(r"^class (\w+)", text[: text.index(right)], flags=re.MULTILINE)[-1]
-    assert theirs.startswith(f"{kind}: ") and report.cause
+    assert f"{kind}, " in theirs and report.cause
     verdict = lesson["verdict"]
     assert verdict(wrong, right).startswith("is right.")
     assert verdict(wrong, wrong).startswith("is not right yet.")
