@@ -157,7 +157,7 @@ def attempts(case: Case) -> Iterator[Attempt]:
         for what, change in REPLACED[name].items():
             yield what, partial(run, (name, change))
             for n in range(count if count > 1 else 0):
-                yield f"{what}, at place {n + 1} of {count}", partial(run, (name, change), n)
+                yield f"{what}, in {name} {n + 1} of {count}", partial(run, (name, change), n)
     for source, tensor in plain.tensors if not case.inner else ():
         yield f"{source} in place of its own output", lambda tensor=tensor: tensor
     for what, wire in plain.other_wires():
