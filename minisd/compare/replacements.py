@@ -25,7 +25,7 @@ OTHER_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick gelu with 1.7 (not 1.702)": lambda x: x * torch.sigmoid(1.7 * x),
     "relu": F.relu,
     "tanh": torch.tanh,
-    "x itself (no activation)": lambda x: x,
+    "the identity (no activation)": lambda x: x,
 }
 
 
