@@ -1,6 +1,6 @@
 """The result of a comparison, as plain data, as a table of text, as JSON and as a web page.
 
-The web page is made from page.html, which is a template for jinja2. The web page is readable on a
+The web page is made from report.html, which is a template for jinja2. The web page is readable on a
 phone and on a wide screen.
 """
 
@@ -23,7 +23,7 @@ SHOWN = 12  # the most names in one list of the text report
 WHOLE = "the whole network"  # shown instead of an empty name
 TABLE_HEAD = "module", "in the port", "shape", "rms error", "largest", "cosine", "own", "inherited"
 ERROR_LEVELS = 1, 30, 1000, 30000, 1000000  # a new colour begins at this multiple of the tolerance
-PAGE = Template(Path(__file__).with_name("page.html").read_text("utf-8"), autoescape=True)
+PAGE = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"), autoescape=True)
 
 
 @dataclass
