@@ -10,7 +10,7 @@ means the other implementation: the port.
 
 Read the files in this order: calls (what is recorded), weights and align (which module of theirs
 belongs to which module of ours), layouts (the order of axes), hunt (own and inherited errors),
-causes (why a module differs), report (the result, and page.html for the web page), sides (what can
+causes (why a module differs), report (the result, and report.html for the web page), sides (what can
 be compared), trace_file (recorded runs).
 """
 
