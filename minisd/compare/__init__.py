@@ -10,8 +10,8 @@ means the other implementation: the port.
 
 Read the files in this order: calls (what is recorded), weights and align (which module of theirs
 belongs to which module of ours), layouts (the order of axes), hunt (own and inherited errors),
-causes (why a module differs), report (the result, and report.html for the web page), sides (what can
-be compared), trace_file (recorded runs).
+causes (why a module differs), report (the result; its web page is report.html), sides (what can be
+compared), trace_file (recorded runs).
 """
 
 from minisd.compare.report import Report as Report
