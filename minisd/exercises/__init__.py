@@ -1,0 +1,16 @@
+"""Exercises: a student writes a part of the model, and check() says at once what is right.
+
+    from minisd.exercises import check, hint
+
+    def attend(q, k, v, mask=None): ...
+
+    check("attend", attend)
+
+specs/ holds one file for each exercise. The other files hold what all exercises need.
+"""
+
+from minisd.exercises.check import check as check
+from minisd.exercises.check import hint as hint
+from minisd.exercises.check import portrait as portrait
+from minisd.exercises.check import solution as solution
+from minisd.exercises.swap import swap as swap

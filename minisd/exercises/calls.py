@@ -1,0 +1,147 @@
+"""How an answer is called. A grader copies this file to where the student's code runs.
+
+So this file imports nothing of minisd, and holds nothing that answers a question.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Made(NamedTuple):
+    """An argument that has to be built before the call.
+
+    kind: the name of a function in BUILDERS    settings: its arguments
+    """
+
+    kind: str
+    settings: dict
+
+
+def build_denoise(gain: float) -> Callable:
+    """A simple denoiser for samplers. Its guess depends on x and on the noise level."""
+
+    def denoise(x: Tensor, level: Any) -> SimpleNamespace:
+        eps = torch.tanh(gain * x) + 0.1 * level.sigma / (1 + level.sigma)
+        x0 = (x - level.noise_rate * eps) / level.signal_rate
+        return SimpleNamespace(x0=x0, eps=eps)
+
+    return denoise
+
+
+def build_sigma_denoise(gain: float) -> Callable:
+    """The same for x = x0 + sigma eps. It returns the guess x0."""
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        eps = torch.tanh(gain * x / (1 + sigma**2) ** 0.5) + 0.1 * sigma / (1 + sigma)
+        return x - sigma * eps
+
+    return denoise
+
+
+def build_network(gain: float) -> Callable:
+    """A simple network(x, t, context) -> eps. Every argument changes its output."""
+
+    def network(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        words = context.mean(dim=(1, 2))
+        share = torch.tanh(gain * words + 0.001 * t.to(x))
+        return torch.sin(x) * share[:, None, None, None] + 0.1 * x
+
+    return network
+
+
+def build_level(sigma: float, t: float = 0.0) -> SimpleNamespace:
+    """A noise level, with the fields of schedule.Level."""
+    signal_rate = (1 + sigma**2) ** -0.5
+    noise_rate = sigma * signal_rate
+    rates = {"signal_rate": signal_rate, "noise_rate": noise_rate, "alpha_bar": signal_rate**2}
+    return SimpleNamespace(t=t, sigma=sigma, **rates)
+
+
+def build_layer(name: str, **settings: Any) -> nn.Module:
+    """A layer of torch.nn without weights, such as nn.Upsample."""
+    return getattr(nn, name)(**settings)
+
+
+def build_generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+BUILDERS: dict[str, Callable] = {
+    "denoise": build_denoise,
+    "sigma_denoise": build_sigma_denoise,
+    "network": build_network,
+    "level": build_level,
+    "layer": build_layer,
+    "generator": build_generator,
+    "namespace": SimpleNamespace,
+}
+
+
+def materialize(data: Any) -> Any:
+    """A copy of the data in which every Made is built."""
+    if isinstance(data, Made):
+        return BUILDERS[data.kind](**materialize(data.settings))
+    if isinstance(data, dict):
+        return {key: materialize(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return type(data)(materialize(value) for value in data)
+    return copy.deepcopy(data)
+
+
+def run_function(answer: Callable, *arguments: Any) -> Any:
+    """Call a function. If it yields, return the list of what it yields."""
+    result = answer(*arguments)
+    return list(result) if isinstance(result, Iterator) else result
+
+
+def run_built_module(answer: Callable, init: dict, weights: dict, *arguments: Any) -> Any:
+    """Build an nn.Module, copy the weights into it by their names, and run it in float64.
+
+    Raises ValueError if the names or the shapes of its parameters differ from those of the weights.
+    """
+    module = answer(**init)
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"the answer must be an nn.Module, got {type(module).__name__}.")
+    copy_weights(module.double(), weights)
+    with torch.no_grad():
+        return module.eval()(*arguments)
+
+
+def copy_weights(module: nn.Module, weights: dict) -> None:
+    """Copy weights into a module by their names. Raises ValueError if one does not fit."""
+    own = module.state_dict()
+    for name in own.keys() ^ weights.keys():
+        kind = "lacks the parameter" if name in weights else "has one parameter too many:"
+        raise ValueError(f"your {type(module).__name__} {kind} {name}.")
+    for name, value in weights.items():
+        if own[name].shape != value.shape:
+            shapes = f"the shape {list(own[name].shape)}, expected {list(value.shape)}"
+            raise ValueError(f"the parameter {name} of your {type(module).__name__} has {shapes}.")
+    module.load_state_dict(weights)
+
+
+def run_object(answer: Callable, init: list, *reads: Any) -> list:
+    """Build an object that is no nn.Module, and read from it.
+
+    reads: the name of an attribute, or a list: the name of a method, and its arguments
+    """
+    thing = answer(*init)
+    results = []
+    for read in reads:
+        name, *arguments = [read] if isinstance(read, str) else read
+        value = getattr(thing, name)
+        results.append(value if isinstance(read, str) else value(*arguments))
+    return results
+
+
+CALLS = {"function": run_function, "module": run_built_module, "object": run_object}
+
+
+def run_answer(answer: Callable, call: str, arguments: list) -> Any:
+    """Call an answer with the arguments of a stage. Raises whatever the answer raises."""
+    return CALLS[call](answer, *materialize(arguments))

@@ -1,0 +1,163 @@
+"""check(): try an answer, show what is right and what is not, and give hints."""
+
+import ast
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from minisd.exercises.exercise import Exercise, find_exercise
+from minisd.exercises.install import install_parts
+from minisd.exercises.judge import Difference, Verdict, judge
+from minisd.exercises.mine import save_answer
+from minisd.teaching import plot
+from minisd.teaching.plot.canvas import in_notebook, say
+
+HEAT_SIZE = 64  # the heat map shows at most this many rows and columns
+
+
+def check(name: str, answer: Callable, student: str | None = None) -> None:
+    """Try an answer on hidden inputs, and show the result.
+
+    A right answer is saved to the student's folder (mine.py), and its picture is shown.
+
+    name: the name of the exercise, for example "attend"
+    answer: the student's function or class
+    student: the student's id, which decides the constants of some exercises. None: student_id()
+
+    Raises ValueError if there is no such exercise.
+    """
+    exercise = find_exercise(name)
+    student = student_id() if student is None else student
+    verdict = judge(exercise, answer, student)
+    say(describe_verdict(verdict))
+    if verdict.has_passed:
+        show_passing(exercise, answer, student)
+    else:
+        show_heat(verdict)
+
+
+def student_id() -> str:
+    """The student's id: the environment's MINISD_STUDENT. An empty text if it is not set."""
+    return os.environ.get("MINISD_STUDENT", "")
+
+
+def hint(name: str, number: int = 1) -> None:
+    """Show hint 1, 2 or 3 of an exercise. Raises ValueError if there is no such hint."""
+    hints = find_exercise(name).hints
+    if number not in (1, 2, 3):
+        raise ValueError(f"there are the hints 1, 2 and 3, not {number}.")
+    say(f"**Hint {number} of 3.** {hints[number - 1]}")
+
+
+def solution(name: str) -> None:
+    """Show the code that solves the exercise."""
+    say(f"```python\n{inspect.getsource(find_exercise(name).solution).rstrip()}\n```")
+
+
+def describe_verdict(verdict: Verdict) -> str:
+    """What check() says about an answer, as Markdown."""
+    exercise = verdict.exercise
+    label = f"**{exercise.name}**"
+    if not verdict.begun:
+        return f"{label} waits for your code in place of the three dots."
+    score = f"{verdict.points} of {exercise.points} points"
+    if verdict.has_passed:
+        return with_prints(f"{label} is right: {score}. {exercise.passing}", verdict)
+    lines = [f"{label} is not right yet: {score}.", ""]
+    for one in verdict.results:
+        lines.append(f"- {'✗' if one.problem else '✓'} {one.stage.title} ({one.stage.points})")
+        if one.problem:
+            lines[-1] += f". {one.problem.sentence}"
+    more = f'`hint("{exercise.name}", 1)` to `3` say more.'
+    lines += ["", f"**{verdict.mistake}** {more}" if verdict.mistake else more]
+    return with_prints("\n".join(lines), verdict)
+
+
+def with_prints(text: str, verdict: Verdict) -> str:
+    """The text, and below it what the answer printed."""
+    printed = verdict.printed.strip()
+    return f"{text}\n\nYour code printed:\n```\n{printed[:2000]}\n```" if printed else text
+
+
+def show_heat(verdict: Verdict) -> None:
+    """Show where the first wrong tensor differs from the right one. Does so only in a notebook."""
+    problems = [one.problem for one in verdict.results]
+    pairs = [one.tensors for one in problems if isinstance(one, Difference) and one.tensors]
+    if not (verdict.begun and in_notebook() and pairs and pairs[0][0].ndim):
+        return
+    got, wanted = pairs[0]
+    figure = plot.heat(as_matrix((got - wanted).abs()), label="error")
+    plot.show(figure, alt="A heat map of the errors: dark where your numbers are right.")
+
+
+def as_matrix(tensor: Tensor) -> Tensor:
+    """A tensor as a matrix: the largest number over all axes but the last two."""
+    tensor = tensor.nan_to_num(posinf=1e6)
+    while tensor.ndim > 2:
+        tensor = tensor.amax(dim=0)
+    tensor = tensor if tensor.ndim == 2 else tensor[None]
+    return tensor[:HEAT_SIZE, :HEAT_SIZE]
+
+
+def show_passing(exercise: Exercise, answer: Callable, student: str) -> None:
+    """Save a right answer, and show the picture that the mini draws with it, next to ours."""
+    if exercise.replaces:
+        say(save_answer(exercise, answer))
+    if exercise.draw and in_notebook():
+        ours, theirs = draw_both(exercise, answer, student)
+        titles = ["with our part", "with your part"]
+        alt = f"Two pictures by the mini: one with our {exercise.name}, one with yours."
+        plot.show(plot.pictures([ours, theirs], titles), alt=alt)
+
+
+def portrait(name: str, answer: Callable, student: str | None = None) -> tuple[Any, Any]:
+    """Draw with an answer, right or wrong, and show the picture next to the right one.
+
+    So a student sees what a mistake does to a picture. Returns both pictures: the right one first.
+
+    Raises ValueError if the exercise has no picture. Also raises what the answer raises.
+    """
+    exercise = find_exercise(name)
+    if exercise.draw is None:
+        raise ValueError(f"{name} has no picture. Choose an exercise that is a part of the model.")
+    right, drawn = draw_both(exercise, answer, student_id() if student is None else student)
+    figure = plot.pictures([right, drawn], ["the right picture", "a portrait of your answer"])
+    plot.show(figure, alt=f"The right picture, and the picture with your {name}.")
+    return right, drawn
+
+
+def draw_both(exercise: Exercise, answer: Callable, student: str) -> tuple[Any, Any]:
+    """The picture with the solution, and the picture with the answer. Both models are new."""
+    right = exercise.with_constants(exercise.solution, student)
+    return draw_with(exercise, right), draw_with(exercise, answer)
+
+
+def draw_with(exercise: Exercise, answer: Callable) -> Image.Image | Tensor:
+    """What the exercise draws with this answer in the mini."""
+    import minisd
+
+    assert exercise.draw is not None, f"{exercise.name} has no picture"
+    targets = exercise.replaces if exercise.in_picture is None else exercise.in_picture
+    with install_parts({name: adapt(answer) for name, adapt in targets.items()}):
+        return exercise.draw(minisd.load("mini"))
+
+
+def draw_cat(sd: Any) -> Image.Image:
+    """The usual picture of an exercise: a blue cat on a red background."""
+    return sd.txt2img("a blue cat on a red background", steps=12, seed=1)
+
+
+def signature_source(exercise: Exercise) -> str:
+    """The stub of an exercise: the solution's signatures and docstrings, with ... as the code."""
+    tree = ast.parse(inspect.getsource(exercise.solution)).body[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            node.args.kwonlyargs, node.args.kw_defaults = [], []
+            keep = node.body[:1] if ast.get_docstring(node) else []
+            starts = [one for one in node.body if ast.unparse(one) == "super().__init__()"]
+            node.body = [*keep, *starts, ast.Expr(ast.Constant(...))]
+    return ast.unparse(tree)

@@ -1,0 +1,287 @@
+"""Judge an answer: run it on hidden inputs, and compare its results with those of the solution."""
+
+import contextlib
+import io
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minisd.exercises.calls import run_answer
+from minisd.exercises.exercise import Exercise, Stage
+
+SECONDS = 20  # for one stage. The solution takes much less
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An answer that gave no result: it raised an error, or ran too long."""
+
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How a result differs from the right one.
+
+    sentence: the difference in words: types and shapes, or the first number that differs
+    tensors: the result and the right result, if their shapes are equal
+    """
+
+    sentence: str
+    tensors: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What one stage gave. problem: None if the result is right."""
+
+    stage: Stage
+    problem: Failure | Difference | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What check() found.
+
+    mistake: a sentence that names the mistake. None: no known mistake gives these results
+    begun: False if the answer is still the stub
+    printed: what the answer printed
+    """
+
+    exercise: Exercise
+    results: list[StageResult]
+    mistake: str | None
+    begun: bool
+    printed: str = ""
+
+    @property
+    def points(self) -> int:
+        return sum(one.stage.points for one in self.results if one.problem is None)
+
+    @property
+    def has_passed(self) -> bool:
+        return all(one.problem is None for one in self.results)
+
+
+def judge(exercise: Exercise, answer: Callable, student: str = "", seed: int = 0) -> Verdict:
+    """Run every stage. The hidden inputs and the student's constants decide what is right.
+
+    seed: chooses the hidden inputs
+    """
+    hidden = draw_inputs(exercise, seed)
+    output = io.StringIO()
+    with catch_output(output):
+        got = [run_on_inputs(answer, *one) for one in zip(exercise.stages, hidden, strict=True)]
+    return judge_results(exercise, hidden, got, student, output.getvalue())
+
+
+def draw_inputs(exercise: Exercise, seed: int) -> list[list]:
+    """The hidden arguments of every stage."""
+    generators = [torch.Generator().manual_seed(seed * 1000 + i) for i in range(99)]
+    return [stage.inputs(g) for stage, g in zip(exercise.stages, generators, strict=False)]
+
+
+def judge_results(
+    exercise: Exercise, hidden: list[list], got: list, student: str, printed: str = ""
+) -> Verdict:
+    """Compare the results of an answer with those of the solution, and name the mistake.
+
+    hidden: the arguments of every stage    got: the result of every stage, or a Failure
+    """
+    right = run_all(exercise, exercise.solution, hidden, student)
+    results = []
+    for stage, mine, wanted in zip(exercise.stages, got, right, strict=True):
+        problem = mine if isinstance(mine, Failure) else None
+        problem = problem or find_difference(mine, wanted, stage.tolerance)
+        results.append(StageResult(stage, problem))
+    begun = not all(is_stub_result(one) for one in got)
+    mistake = None
+    if begun and any(one.problem for one in results):
+        mistake = name_mistake(exercise, hidden, got, results, student)
+    return Verdict(exercise, results, mistake, begun, printed)
+
+
+def run_all(exercise: Exercise, answer: Callable, hidden: list[list], student: str) -> list:
+    """The results of the solution or of a mistake on the hidden arguments."""
+    whole = exercise.with_constants(answer, student)
+    with catch_output(io.StringIO()):
+        return [run_on_inputs(whole, *one) for one in zip(exercise.stages, hidden, strict=True)]
+
+
+def run_on_inputs(answer: Callable, stage: Stage, arguments: list) -> Any:
+    """The result of one stage, or a Failure. A student's code may raise anything."""
+    try:
+        with time_limit(SECONDS):
+            return run_answer(answer, stage.call, arguments)
+    except (Exception, SystemExit) as error:
+        words = str(error).strip() or "no message"
+        return Failure(f"It stopped with {type(error).__name__}: {words}")
+
+
+@contextlib.contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError if the code takes longer. Windows has no SIGALRM: there, it may."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"it ran longer than {seconds} seconds. Look for a loop without an end.")
+
+    try:
+        before = signal.signal(signal.SIGALRM, stop)
+    except (AttributeError, ValueError):  # ValueError: not the main thread
+        yield
+        return
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def catch_output(output: io.StringIO) -> Iterator[None]:
+    """Catch everything that the code prints, and its warnings and progress bars."""
+    out, err = contextlib.redirect_stdout(output), contextlib.redirect_stderr(output)
+    with out, err, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def is_stub_result(result: Any) -> bool:
+    """Whether a stage gave nothing, as the stub does."""
+    if isinstance(result, list):
+        return all(is_stub_result(one) for one in result)
+    lacks = isinstance(result, Failure) and "lacks the parameter" in result.sentence
+    return result is None or result is ... or lacks
+
+
+# ---- comparing -------------------------------------------------------------------------------
+
+
+def find_difference(got: Any, wanted: Any, tolerance: float) -> Difference | None:
+    """The first difference between two results. None: they are equal."""
+    mine, right = list_leaves(got), list_leaves(wanted)
+    if len(mine) != len(right):
+        return Difference(f"It returned {describe(got)}, expected {describe(wanted)}.")
+    for (_, one), (path, other) in zip(mine, right, strict=True):
+        if wrong := leaf_difference(one, other, path, tolerance):
+            return wrong
+    return None
+
+
+def list_leaves(tree: Any, path: str = "") -> list[tuple[str, Any]]:
+    """The tensors, numbers and texts in nested lists, tuples and dictionaries, each with its path.
+
+    A list of numbers counts as one tensor.
+    """
+    if isinstance(tree, np.ndarray | np.generic):
+        tree = torch.as_tensor(tree)
+    if isinstance(tree, list | tuple) and tree and all(type(one) in (int, float) for one in tree):
+        return [(path, torch.tensor(tree, dtype=torch.float64))]
+    if isinstance(tree, dict):
+        pairs = [(f"[{key!r}]", value) for key, value in tree.items()]
+    elif isinstance(tree, list | tuple):
+        pairs = [(f"[{index}]", value) for index, value in enumerate(tree)]
+    else:
+        return [(path, tree)]
+    return [leaf for key, value in pairs for leaf in list_leaves(value, path + key)]
+
+
+def leaf_difference(got: Any, wanted: Any, path: str, tolerance: float) -> Difference | None:
+    """The difference between two tensors, numbers or texts."""
+    place = f"Result {path}: " if path else ""
+    if isinstance(wanted, str | bytes | None) or isinstance(got, str | bytes | None):
+        words = f"{place}got {shorten_repr(got)}, expected {shorten_repr(wanted)}."
+        return None if type(got) is type(wanted) and got == wanted else Difference(words)
+    try:
+        mine, right = torch.as_tensor(got).detach().double(), torch.as_tensor(wanted).double()
+    except (TypeError, ValueError, RuntimeError):
+        return Difference(f"{place}expected numbers, got {describe(got)}.")
+    if mine.shape != right.shape:
+        shapes = f"the shape is {list(mine.shape)}, expected {list(right.shape)}"
+        return Difference(f"{place}{shapes}.")
+    close = torch.isclose(mine, right, rtol=tolerance, atol=tolerance, equal_nan=True)
+    if close.all():
+        return None
+    at = tuple((~close).nonzero()[0].tolist())
+    where = f"the number at {list(at)}" if at else "the number"
+    share = f" {(~close).float().mean():.0%} of the numbers differ." if close.numel() > 1 else ""
+    sentence = (
+        f"{place}{where} is {format_number(mine[at])}, expected {format_number(right[at])}.{share}"
+    )
+    return Difference(sentence, (mine, right))
+
+
+def describe(result: Any) -> str:
+    """A result in a few words, for a message."""
+    if isinstance(result, Tensor):
+        return f"a tensor of shape {list(result.shape)}"
+    if isinstance(result, list | tuple | dict):
+        return f"a {type(result).__name__} of {len(result)}"
+    return shorten_repr(result)
+
+
+def shorten_repr(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def format_number(value: Tensor) -> str:
+    return f"{value.item():.6g}"
+
+
+# ---- naming the mistake ----------------------------------------------------------------------
+
+
+def name_mistake(
+    exercise: Exercise, hidden: list[list], got: list, results: list[StageResult], student: str
+) -> str | None:
+    """The sentence of the mistake that gives the same results. None: no known mistake does.
+
+    A mistake that gives the same results in all stages comes before one that gives the same result
+    only in the first stage that failed.
+    """
+    failed = [i for i, one in enumerate(results) if one.problem]
+    found = {}
+    for sentence, wrong in exercise.mistakes.items():
+        made = run_all(exercise, wrong, hidden, student)
+        same = [are_equal(got[i], made[i], exercise.stages[i].tolerance) for i in failed]
+        found[sentence] = (all(same), same[0])
+    best = max(found.items(), key=lambda one: one[1], default=(None, (False, False)))
+    if any(best[1]):
+        return best[0]
+    return name_relation(results[failed[0]].problem)
+
+
+def are_equal(got: Any, made: Any, tolerance: float) -> bool:
+    if isinstance(got, Failure) or isinstance(made, Failure):
+        return isinstance(got, Failure) and isinstance(made, Failure) and got == made
+    return find_difference(got, made, tolerance) is None
+
+
+def name_relation(problem: Failure | Difference | None) -> str | None:
+    """A sentence about a simple relation between a wrong tensor and the right one."""
+    if not isinstance(problem, Difference) or problem.tensors is None:
+        return None
+    got, wanted = (tensor.flatten() for tensor in problem.tensors)
+    if len(got) < 3:
+        return None
+    if not got.isfinite().all():
+        return "Some numbers are not finite. Look for a division by 0, or a very large exp()."
+    if torch.allclose(got.sort().values, wanted.sort().values, rtol=1e-6):
+        return "These are the right numbers in the wrong places. Check the order of the axes."
+    if torch.allclose(got, wanted, rtol=1e-4, atol=1e-5):
+        return "The numbers are nearly right. Look for float32, a rounding, or a small constant."
+    ratio = (got / wanted).median()
+    if torch.allclose(got, ratio * wanted, rtol=1e-6) and ratio != 0:
+        return f"Each number is {ratio:.4g} times the right one."
+    gap = (got - wanted).median()
+    if torch.allclose(got - gap, wanted, rtol=1e-6):
+        return f"Each number is the right one plus {gap:.4g}."
+    return None

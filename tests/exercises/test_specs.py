@@ -1,0 +1,86 @@
+"""Every exercise: the solution passes, the stub does not, each named mistake is named."""
+
+import inspect
+
+import pytest
+
+from minisd.config import NOTEBOOKS
+from minisd.exercises.check import describe_verdict, signature_source
+from minisd.exercises.exercise import all_exercises
+from minisd.exercises.judge import Failure, judge
+
+EXERCISES = all_exercises()
+each_exercise = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda one: one.name)
+
+
+def build_stub(exercise):
+    """What the student's notebook holds before the student has written anything."""
+    given = f"import torch\nfrom torch import nn\n{exercise.given}\n"
+    space: dict = {}
+    exec(given + signature_source(exercise), space)
+    return space[exercise.solution.__name__]
+
+
+@each_exercise
+@pytest.mark.parametrize("student", ["", "ada"])
+def test_the_solution_passes(exercise, student):
+    answer = exercise.with_constants(exercise.solution, student)
+    for seed in (0, 1):
+        verdict = judge(exercise, answer, student, seed)
+        assert verdict.has_passed, describe_verdict(verdict)
+        assert verdict.points == exercise.points
+
+
+@each_exercise
+def test_the_untouched_stub_gets_no_points(exercise):
+    verdict = judge(exercise, build_stub(exercise))
+    assert verdict.points == 0
+    assert not verdict.begun
+    assert "waits for your code" in describe_verdict(verdict)
+
+
+@each_exercise
+def test_each_mistake_fails_with_its_own_sentence(exercise):
+    assert len(exercise.mistakes) >= 2
+    for sentence, wrong in exercise.mistakes.items():
+        for student in ("", "ada"):
+            verdict = judge(exercise, exercise.with_constants(wrong, student), student)
+            assert not verdict.has_passed
+            assert verdict.mistake == sentence
+
+
+@each_exercise
+def test_the_solution_never_fails_on_its_own(exercise):
+    """A stage that raises an error in the solution would compare nothing."""
+    from minisd.exercises.judge import draw_inputs, run_all
+
+    results = run_all(exercise, exercise.solution, draw_inputs(exercise, 0), "")
+    assert not any(isinstance(one, Failure) or one is None for one in results)
+
+
+@each_exercise
+def test_the_spec_is_complete(exercise):
+    assert 1 <= exercise.difficulty <= 4
+    assert 1 <= exercise.minutes <= 90
+    assert len(set(exercise.hints)) == 3
+    assert exercise.lesson in {path.name.split("_")[0] for path in NOTEBOOKS.glob("*.ipynb")}
+    names = [one.name for one in EXERCISES]
+    for needed in exercise.needs:
+        assert names.index(needed) < names.index(exercise.name)
+    assert len(exercise.stages) >= 2 or exercise.lesson == "0b"
+    assert inspect.getdoc(exercise.solution)
+    assert exercise.question_for("ada")
+
+
+def test_two_students_get_different_questions():
+    for exercise in EXERCISES:
+        if exercise.constants:
+            assert len({exercise.question_for(f"student {i}") for i in range(20)}) > 1
+
+
+def test_no_lesson_asks_for_one_name_twice():
+    """A notebook holds all exercises of a lesson, so their functions need different names."""
+    pairs = [(one.lesson, one.solution.__name__) for one in EXERCISES]
+    assert len(pairs) == len(set(pairs))
+    places = [(one.lesson, one.place) for one in EXERCISES]
+    assert len(places) == len(set(places))
