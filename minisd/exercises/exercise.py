@@ -1,6 +1,6 @@
 """What an exercise consists of. Each file in specs/ holds one Exercise, called EXERCISE."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -131,6 +131,11 @@ def lesson_order(lesson: str) -> tuple[int, str]:
 def normal(generator: torch.Generator, *shape: int) -> Tensor:
     """Random numbers with variance 1, in float64."""
     return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def draw_choice(generator: torch.Generator, choices: Sequence) -> Any:
+    """One of the choices, drawn at random."""
+    return choices[int(torch.randint(len(choices), (), generator=generator))]
 
 
 def as_namespace(config: Any) -> Made:

@@ -15,7 +15,8 @@ def install_parts(replacements: dict[str, Any]) -> Iterator[None]:
         "minisd.schedule.Level.alpha_bar" -> the new function or class
 
     A function that several modules have imported is replaced in all of them, and in the tables that
-    hold it (samplers.SAMPLERS). Models that are built inside the `with` block have the new parts.
+    hold it, such as samplers.SAMPLERS. sampling.SPACINGS holds methods: they are replaced there
+    too. Models that are built inside the `with` block have the new parts.
     """
     undo: list[Callable[[], None]] = []
     try:
@@ -25,7 +26,6 @@ def install_parts(replacements: dict[str, Any]) -> Iterator[None]:
             old = vars(owner)[attribute]
             if isinstance(owner, type):
                 undo.append(set_value(owner, attribute, new))
-                continue
             for holder, key in find_holders(old):
                 undo.append(set_value(holder, key, new))
         yield
