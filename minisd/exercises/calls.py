@@ -115,7 +115,10 @@ def run_built_module(answer: Callable, init: dict, weights: dict, *arguments: An
 def copy_weights(module: nn.Module, weights: dict) -> None:
     """Copy weights into a module by their names. Raises ValueError if one does not fit."""
     own = module.state_dict()
-    for name in own.keys() ^ weights.keys():
+    if weights and not own:
+        raise ValueError(f"your {type(module).__name__} has no parameters yet.")
+    missing, other = weights.keys() - own.keys(), own.keys() - weights.keys()
+    for name in [*sorted(missing), *sorted(other)]:
         kind = "lacks the parameter" if name in weights else "has one parameter too many:"
         raise ValueError(f"your {type(module).__name__} {kind} {name}.")
     for name, value in weights.items():
@@ -134,6 +137,9 @@ def run_object(answer: Callable, init: list, *reads: Any) -> list:
     results = []
     for read in reads:
         name, *arguments = [read] if isinstance(read, str) else read
+        if not hasattr(thing, name):
+            state = f"lacks {name}" if vars(thing) else "has no attributes yet"
+            raise ValueError(f"your {type(thing).__name__} {state}.")
         value = getattr(thing, name)
         results.append(value if isinstance(read, str) else value(*arguments))
     return results

@@ -157,8 +157,9 @@ def is_stub_result(result: Any) -> bool:
     """Whether a stage gave nothing, as the stub does."""
     if isinstance(result, list):
         return all(is_stub_result(one) for one in result)
-    lacks = isinstance(result, Failure) and "lacks the parameter" in result.sentence
-    return result is None or result is ... or lacks
+    empty = ("has no parameters yet.", "has no attributes yet.")
+    stub = isinstance(result, Failure) and result.sentence.endswith(empty)
+    return result is None or result is ... or stub
 
 
 # ---- comparing -------------------------------------------------------------------------------

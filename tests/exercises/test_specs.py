@@ -3,10 +3,11 @@
 import inspect
 
 import pytest
+from torch import nn
 
 from minisd.config import NOTEBOOKS
 from minisd.exercises.check import describe_verdict, signature_source
-from minisd.exercises.exercise import all_exercises
+from minisd.exercises.exercise import all_exercises, find_exercise
 from minisd.exercises.judge import Failure, judge
 
 EXERCISES = all_exercises()
@@ -84,3 +85,16 @@ def test_no_lesson_asks_for_one_name_twice():
     assert len(pairs) == len(set(pairs))
     places = [(one.lesson, one.place) for one in EXERCISES]
     assert len(places) == len(set(places))
+
+
+def test_a_parameter_of_another_name_is_named():
+    """The class is no stub: the message says which name is missing."""
+
+    class Attention(nn.Module):
+        def __init__(self, width, context_dim, heads):
+            super().__init__()
+            self.query = nn.Linear(width, width)
+
+    verdict = judge(find_exercise("attention"), Attention)
+    assert verdict.begun
+    assert "lacks the parameter to_k.weight" in describe_verdict(verdict)
