@@ -170,7 +170,10 @@ def find_difference(got: Any, wanted: Any, tolerance: float) -> Difference | Non
     mine, right = list_leaves(got), list_leaves(wanted)
     if len(mine) != len(right):
         return Difference(f"It returned {describe(got)}, expected {describe(wanted)}.")
-    for (_, one), (path, other) in zip(mine, right, strict=True):
+    for (own_path, one), (path, other) in zip(mine, right, strict=True):
+        if own_path != path:
+            paths = f"{own_path or describe(got)}, expected {path or describe(wanted)}"
+            return Difference(f"It returned {paths}.")
         if wrong := leaf_difference(one, other, path, tolerance):
             return wrong
     return None
@@ -186,7 +189,7 @@ def list_leaves(tree: Any, path: str = "") -> list[tuple[str, Any]]:
     if isinstance(tree, list | tuple) and tree and all(type(one) in (int, float) for one in tree):
         return [(path, torch.tensor(tree, dtype=torch.float64))]
     if isinstance(tree, dict):
-        pairs = [(f"[{key!r}]", value) for key, value in tree.items()]
+        pairs = [(f"[{key!r}]", tree[key]) for key in sorted(tree, key=repr)]
     elif isinstance(tree, list | tuple):
         pairs = [(f"[{index}]", value) for index, value in enumerate(tree)]
     else:
