@@ -85,10 +85,10 @@ def with_prints(text: str, verdict: Verdict) -> str:
 
 
 def show_heat(verdict: Verdict) -> None:
-    """Show where the first wrong tensor differs from the right one. Does so only in a notebook."""
+    """Show where the first wrong matrix differs from the right one. Does so only in a notebook."""
     problems = [one.problem for one in verdict.results]
     pairs = [one.tensors for one in problems if isinstance(one, Difference) and one.tensors]
-    if not (verdict.begun and in_notebook() and pairs and pairs[0][0].ndim):
+    if not (verdict.begun and in_notebook() and pairs and pairs[0][0].ndim > 1):
         return
     got, wanted = pairs[0]
     figure = plot.heat(as_matrix((got - wanted).abs()), label="error")
