@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from minisd.checkpoints.load import load
+import minisd
 from minisd.exercises.exercise import Exercise, find_exercise
 from minisd.exercises.install import install_parts
 from minisd.exercises.judge import Difference, Verdict, judge
@@ -142,7 +142,7 @@ def draw_with(exercise: Exercise, answer: Callable) -> Image.Image | Tensor:
     assert exercise.draw is not None, f"{exercise.name} has no picture"
     targets = exercise.replaces if exercise.in_picture is None else exercise.in_picture
     with install_parts({name: adapt(answer) for name, adapt in targets.items()}):
-        return exercise.draw(load("mini"))
+        return exercise.draw(minisd.load("mini"))
 
 
 def draw_cat(sd: Any) -> Image.Image:

@@ -3,7 +3,12 @@
 import sys
 from types import ModuleType
 
+import numpy as np
+
+import minisd
 from minisd import sampling, schedule, unet
+from minisd.exercises.check import draw_cat, draw_with
+from minisd.exercises.exercise import find_exercise
 from minisd.exercises.install import install_parts
 
 
@@ -23,3 +28,11 @@ def test_a_method_is_also_replaced_in_the_tables_that_hold_it():
         assert schedule.Schedule.leading is len
         assert sampling.SPACINGS["leading"] is len
     assert schedule.Schedule.leading is sampling.SPACINGS["leading"] is old
+
+
+def test_a_picture_is_drawn_with_an_answer():
+    """The solution of attend computes what the core's fused kernel computes."""
+    exercise = find_exercise("attend")
+    picture = np.array(draw_with(exercise, exercise.solution), float)
+    ours = np.array(draw_cat(minisd.load("mini")), float)
+    assert abs(picture - ours).max() <= 1
