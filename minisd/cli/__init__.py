@@ -12,6 +12,7 @@ from minisd.cli import doctor, draw, lessons
 from minisd.cli.argument_parser import Parser
 from minisd.cli.compare import add_compare
 from minisd.cli.drawing_options import DRAWING, add_drawing_options
+from minisd.cli.exercises import add_assignment, add_exercises
 from minisd.cli.memory import TOO_LITTLE, check_limits, is_out_of_memory
 from minisd.cli.messages import escape_unprintable, print_message, print_results
 from minisd.cli.picture_files import check_writable, is_picture
@@ -111,6 +112,8 @@ def build_parser() -> argparse.ArgumentParser:
     what = "what to download; without a name, list all names"
     download.add_argument("name", nargs="?", help=what)
     lessons.add_lessons(add("lessons", "copy the course to a folder and open it"))
+    add_exercises(add("exercises", "copy the exercises to a folder, or show the next one"))
+    add_assignment(add("assignment", "write exercises as assignments for nbgrader"))
     examples = add("examples", "write the pictures that docs/steering.md uses", examples_command)
     place = "where to write (examples)"
     examples.add_argument("folder", nargs="?", type=Path, default=Path("examples"), help=place)

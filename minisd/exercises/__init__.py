@@ -12,5 +12,7 @@ specs/ holds one file for each exercise. The other files hold what all exercises
 from minisd.exercises.check import check as check
 from minisd.exercises.check import hint as hint
 from minisd.exercises.check import portrait as portrait
+from minisd.exercises.check import question as question
 from minisd.exercises.check import solution as solution
+from minisd.exercises.progress import next_exercise as next_exercise
 from minisd.exercises.swap import swap as swap

@@ -1,18 +1,17 @@
 """check(): try an answer, show what is right and what is not, and give hints."""
 
-import ast
 import inspect
-import os
 from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
-import minisd
+from minisd.checkpoints.load import load
 from minisd.exercises.exercise import Exercise, find_exercise
 from minisd.exercises.install import install_parts
 from minisd.exercises.judge import Difference, Verdict, judge
+from minisd.exercises.learner_folder import record_points, student_id
 from minisd.exercises.mine import save_answer
 from minisd.teaching import plot
 from minisd.teaching.plot.canvas import in_notebook, say
@@ -35,15 +34,17 @@ def check(name: str, answer: Callable, student: str | None = None) -> None:
     student = student_id() if student is None else student
     verdict = judge(exercise, answer, student)
     say(describe_verdict(verdict))
+    record_points(name, verdict.points)
     if verdict.has_passed:
         show_passing(exercise, answer, student)
     else:
         show_heat(verdict)
 
 
-def student_id() -> str:
-    """The student's id: the environment's MINISD_STUDENT. An empty text if it is not set."""
-    return os.environ.get("MINISD_STUDENT", "")
+def question(name: str, student: str | None = None) -> None:
+    """Show the question of an exercise, with the constants of this student."""
+    exercise = find_exercise(name)
+    say(exercise.question_for(student_id() if student is None else student))
 
 
 def hint(name: str, number: int = 1) -> None:
@@ -85,10 +86,10 @@ def with_prints(text: str, verdict: Verdict) -> str:
 
 
 def show_heat(verdict: Verdict) -> None:
-    """Show where the first wrong matrix differs from the right one. Does so only in a notebook."""
+    """Show where the first wrong tensor differs from the right one. Does so only in a notebook."""
     problems = [one.problem for one in verdict.results]
     pairs = [one.tensors for one in problems if isinstance(one, Difference) and one.tensors]
-    if not (verdict.begun and in_notebook() and pairs and pairs[0][0].ndim > 1):
+    if not (verdict.begun and in_notebook() and pairs and pairs[0][0].ndim):
         return
     got, wanted = pairs[0]
     figure = plot.heat(as_matrix((got - wanted).abs()), label="error")
@@ -142,21 +143,9 @@ def draw_with(exercise: Exercise, answer: Callable) -> Image.Image | Tensor:
     assert exercise.draw is not None, f"{exercise.name} has no picture"
     targets = exercise.replaces if exercise.in_picture is None else exercise.in_picture
     with install_parts({name: adapt(answer) for name, adapt in targets.items()}):
-        return exercise.draw(minisd.load("mini"))
+        return exercise.draw(load("mini"))
 
 
 def draw_cat(sd: Any) -> Image.Image:
     """The usual picture of an exercise: a blue cat on a red background."""
     return sd.txt2img("a blue cat on a red background", steps=12, seed=1)
-
-
-def signature_source(exercise: Exercise) -> str:
-    """The stub of an exercise: the solution's signatures and docstrings, with ... as the code."""
-    tree = ast.parse(inspect.getsource(exercise.solution)).body[0]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef):
-            node.args.kwonlyargs, node.args.kw_defaults = [], []
-            keep = node.body[:1] if ast.get_docstring(node) else []
-            starts = [one for one in node.body if ast.unparse(one) == "super().__init__()"]
-            node.body = [*keep, *starts, ast.Expr(ast.Constant(...))]
-    return ast.unparse(tree)

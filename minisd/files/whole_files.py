@@ -81,6 +81,18 @@ def write_text(path: Path, text: str) -> None:
         unfinished.write_text(text, encoding="utf-8", newline="\n")
 
 
+def write_new(path: Path, text: str) -> str:
+    """Write a text file and its folder, unless the file exists. Returns a line about it.
+
+    Raises ValueError if the file cannot be written.
+    """
+    if path.exists():
+        return f"{path} exists, and was kept: move it to get a new one"
+    make_folder(path.parent)
+    write_text(path, text)
+    return str(path)
+
+
 def save_picture(picture, path: Path, **settings) -> None:
     """Write a PIL image to a file.
 

@@ -6,9 +6,10 @@ import pytest
 from torch import nn
 
 from minisd.config import NOTEBOOKS
-from minisd.exercises.check import describe_verdict, signature_source
+from minisd.exercises.check import describe_verdict
 from minisd.exercises.exercise import all_exercises, find_exercise
 from minisd.exercises.judge import Failure, judge
+from minisd.exercises.notebooks import LIBRARIES, signature_source
 
 EXERCISES = all_exercises()
 each_exercise = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda one: one.name)
@@ -16,9 +17,8 @@ each_exercise = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda one: o
 
 def build_stub(exercise):
     """What the student's notebook holds before the student has written anything."""
-    given = f"import torch\nfrom torch import nn\n{exercise.given}\n"
     space: dict = {}
-    exec(given + signature_source(exercise), space)
+    exec(f"{LIBRARIES}\n{exercise.given}\n{signature_source(exercise)}", space)
     return space[exercise.solution.__name__]
 
 

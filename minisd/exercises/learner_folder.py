@@ -1,0 +1,90 @@
+"""The student's folder "mine": points, and the answers that have passed."""
+
+import json
+import os
+import sys
+import traceback
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+from minisd.files.whole_files import make_folder, write_text
+
+POINTS, STUDENT = "points.json", "student.txt"
+COPIED = Path("minisd-exercises")  # where `minisd exercises` writes, unless it is told otherwise
+
+
+def learner_folder() -> Path:
+    """The student's folder. It may not exist yet.
+
+    It is MINISD_MINE of the environment, otherwise mine/ here, otherwise minisd-exercises/mine.
+    """
+    if "MINISD_MINE" in os.environ:
+        return Path(os.environ["MINISD_MINE"])
+    usual, copied = Path("mine"), COPIED / "mine"
+    return copied if copied.is_dir() and not usual.is_dir() else usual
+
+
+def student_id() -> str:
+    """The student's id: MINISD_STUDENT or JUPYTERHUB_USER of the environment, or student.txt.
+
+    While nbgrader grades, it is the name of the folder that holds the student's assignment. The id
+    is an empty text if nothing says it.
+    """
+    if os.environ.get("NBGRADER_EXECUTION") == "autograde":
+        return Path.cwd().parent.name
+    named = os.environ.get("MINISD_STUDENT") or os.environ.get("JUPYTERHUB_USER")
+    file = learner_folder() / STUDENT
+    return named or (file.read_text(encoding="utf-8").strip() if file.exists() else "")
+
+
+def start_learner_folder(place: Path, student: str | None) -> None:
+    """Make the folder mine/ at this place, and store the student's id in it, if there is one."""
+    make_folder(place / "mine")
+    if student is not None:
+        write_text(place / "mine" / STUDENT, f"{student}\n")
+
+
+def read_points() -> dict[str, int]:
+    """The best points of each exercise that the student has tried: name -> points.
+
+    Raises ValueError if the file is damaged.
+    """
+    path = learner_folder() / POINTS
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): int(points) for name, points in found.items()}
+    except (ValueError, AttributeError, TypeError, OSError) as error:
+        raise ValueError(f"{path} cannot be read. Delete it to start again.") from error
+
+
+def record_points(name: str, points: int) -> None:
+    """Store the points of an exercise, unless the student already had more."""
+    best = read_points()
+    if points > best.get(name, 0):
+        make_folder(learner_folder())
+        text = json.dumps(best | {name: points}, indent=1)
+        write_text(learner_folder() / POINTS, f"{text}\n")
+
+
+def load_file(path: Path) -> ModuleType:
+    """Run a Python file that the student wrote, as the module mine_NAME.
+
+    Raises ValueError, with the line, if the file raises an error.
+    """
+    name = f"mine_{path.stem}"
+    spec = spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None, path
+    module = sys.modules[name] = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # a student's code may raise anything
+        del sys.modules[name]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [one.lineno for one in frames if Path(one.filename).name == path.name]
+        line = error.lineno if isinstance(error, SyntaxError) else (lines or ["?"])[-1]
+        words = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path}, line {line}, stopped with {words}.") from error
+    return module
