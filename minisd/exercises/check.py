@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from minisd.checkpoints.load import load
+import minisd
 from minisd.exercises.exercise import Exercise, find_exercise
 from minisd.exercises.install import install_parts
 from minisd.exercises.judge import Difference, Verdict, judge
@@ -86,10 +86,10 @@ def with_prints(text: str, verdict: Verdict) -> str:
 
 
 def show_heat(verdict: Verdict) -> None:
-    """Show where the first wrong tensor differs from the right one. Does so only in a notebook."""
+    """Show where the first wrong matrix differs from the right one. Does so only in a notebook."""
     problems = [one.problem for one in verdict.results]
     pairs = [one.tensors for one in problems if isinstance(one, Difference) and one.tensors]
-    if not (verdict.begun and in_notebook() and pairs and pairs[0][0].ndim):
+    if not (verdict.begun and in_notebook() and pairs and pairs[0][0].ndim > 1):
         return
     got, wanted = pairs[0]
     figure = plot.heat(as_matrix((got - wanted).abs()), label="error")
@@ -143,7 +143,7 @@ def draw_with(exercise: Exercise, answer: Callable) -> Image.Image | Tensor:
     assert exercise.draw is not None, f"{exercise.name} has no picture"
     targets = exercise.replaces if exercise.in_picture is None else exercise.in_picture
     with install_parts({name: adapt(answer) for name, adapt in targets.items()}):
-        return exercise.draw(load("mini"))
+        return exercise.draw(minisd.load("mini"))
 
 
 def draw_cat(sd: Any) -> Image.Image:

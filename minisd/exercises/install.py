@@ -1,7 +1,7 @@
 """Put a student's parts into the package for a while, so that the mini is built from them."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from pkgutil import resolve_name
 from typing import Any
@@ -16,14 +16,18 @@ def install_parts(replacements: dict[str, Any]) -> Iterator[None]:
 
     A function that several modules have imported is replaced in all of them, and in the tables that
     hold it, such as samplers.SAMPLERS. sampling.SPACINGS holds methods: they are replaced there
-    too. Models that are built inside the `with` block have the new parts.
+    too. Models that are built inside the `with` block have the new parts. A module that is first
+    imported inside the block gets the new parts, and the old ones at the end.
     """
     undo: list[Callable[[], None]] = []
+    pairs = []
+    known = set(sys.modules)
     try:
         for name, new in replacements.items():
             module, _, attribute = name.rpartition(".")
             owner = resolve_name(module)
             old = vars(owner)[attribute]
+            pairs.append((old, new))
             if isinstance(owner, type):
                 undo.append(set_value(owner, attribute, new))
             for holder, key in find_holders(old):
@@ -32,13 +36,20 @@ def install_parts(replacements: dict[str, Any]) -> Iterator[None]:
     finally:
         for step in reversed(undo):
             step()
+        for old, new in pairs:
+            for holder, key in find_holders(new, skip=known | {getattr(new, "__module__", "")}):
+                set_value(holder, key, old)
 
 
-def find_holders(thing: Any) -> list[tuple[Any, str]]:
-    """Every module of the package that holds this object, and every dictionary in one."""
+def find_holders(thing: Any, skip: Set[str] = frozenset()) -> list[tuple[Any, str]]:
+    """Every module of the package that holds this object, and every dictionary in one.
+
+    skip: the names of modules to leave out
+    """
     holders = []
     packages = ("minisd.", "mine_")
-    for module in [one for name, one in sys.modules.items() if name.startswith(packages)]:
+    found = [(name, one) for name, one in sys.modules.items() if name.startswith(packages)]
+    for module in [one for name, one in found if name not in skip]:
         for key, value in list(vars(module).items()):
             if value is thing:
                 holders.append((module, key))

@@ -199,27 +199,30 @@ def list_leaves(tree: Any, path: str = "") -> list[tuple[str, Any]]:
 
 def leaf_difference(got: Any, wanted: Any, path: str, tolerance: float) -> Difference | None:
     """The difference between two tensors, numbers or texts."""
-    place = f"Result {path}: " if path else ""
     if isinstance(wanted, str | bytes | None) or isinstance(got, str | bytes | None):
-        words = f"{place}got {shorten_repr(got)}, expected {shorten_repr(wanted)}."
-        return None if type(got) is type(wanted) and got == wanted else Difference(words)
+        words = f"got {shorten_repr(got)}, expected {shorten_repr(wanted)}."
+        same = type(got) is type(wanted) and got == wanted
+        return None if same else Difference(add_place(path, words))
     try:
         mine, right = torch.as_tensor(got).detach().double(), torch.as_tensor(wanted).double()
     except (TypeError, ValueError, RuntimeError):
-        return Difference(f"{place}expected numbers, got {describe(got)}.")
+        return Difference(add_place(path, f"expected numbers, got {describe(got)}."))
     if mine.shape != right.shape:
-        shapes = f"the shape is {list(mine.shape)}, expected {list(right.shape)}"
-        return Difference(f"{place}{shapes}.")
+        shapes = f"the shape is {list(mine.shape)}, expected {list(right.shape)}."
+        return Difference(add_place(path, shapes))
     close = torch.isclose(mine, right, rtol=tolerance, atol=tolerance, equal_nan=True)
     if close.all():
         return None
     at = tuple((~close).nonzero()[0].tolist())
     where = f"the number at {list(at)}" if at else "the number"
     share = f" {(~close).float().mean():.0%} of the numbers differ." if close.numel() > 1 else ""
-    sentence = (
-        f"{place}{where} is {format_number(mine[at])}, expected {format_number(right[at])}.{share}"
-    )
-    return Difference(sentence, (mine, right))
+    words = f"{where} is {format_number(mine[at])}, expected {format_number(right[at])}.{share}"
+    return Difference(add_place(path, words), (mine, right))
+
+
+def add_place(path: str, words: str) -> str:
+    """A sentence that names the place in nested results. An empty path: there is one result."""
+    return f"Result {path}: {words}" if path else words[0].upper() + words[1:]
 
 
 def describe(result: Any) -> str:
