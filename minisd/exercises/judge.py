@@ -255,15 +255,21 @@ def name_mistake(
     only in the first stage that failed.
     """
     failed = [i for i, one in enumerate(results) if one.problem]
-    found = {}
+    partly = None
     for sentence, wrong in exercise.mistakes.items():
-        made = run_all(exercise, wrong, hidden, student)
-        same = [are_equal(got[i], made[i], exercise.stages[i].tolerance) for i in failed]
-        found[sentence] = (all(same), same[0])
-    best = max(found.items(), key=lambda one: one[1], default=(None, (False, False)))
-    if any(best[1]):
-        return best[0]
-    return name_relation(results[failed[0]].problem)
+        answer = exercise.with_constants(wrong, student)
+        same = (gives(answer, exercise.stages[i], hidden[i], got[i]) for i in failed)
+        if next(same):
+            if all(same):
+                return sentence
+            partly = partly or sentence
+    return partly or name_relation(results[failed[0]].problem)
+
+
+def gives(answer: Callable, stage: Stage, arguments: list, got: Any) -> bool:
+    """Whether the answer gives this result."""
+    with catch_output(io.StringIO()):
+        return are_equal(got, run_on_inputs(answer, stage, arguments), stage.tolerance)
 
 
 def are_equal(got: Any, made: Any, tolerance: float) -> bool:
