@@ -3,9 +3,13 @@
 If a student's own part is installed, these functions call it (install.py).
 """
 
+from types import SimpleNamespace
+from typing import Any
+
 from torch import Tensor, nn
 
 from minisd import attention
+from minisd.tokenizer import Tokenizer
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -15,3 +19,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     mask: n m, numbers that are added to the scores. None: nothing is added
     """
     return attention.attend(q, k, v, tap=nn.Identity(), mask=mask)
+
+
+def as_tokenizer(**fields: Any) -> Any:
+    """An object with only these fields of a tokenizer."""
+    return SimpleNamespace(**fields)
+
+
+def bpe(word: str, ranks: dict[tuple[str, ...], int]) -> list[str]:
+    """Tokenizer.bpe: split a word into letters, and merge them into pieces.
+
+    ranks: pair of pieces -> when it was learnt. 0 is the earliest
+    """
+    return Tokenizer.bpe(as_tokenizer(ranks=ranks), word)
+
+
+def token_row(ids: list[int], begin: int, end: int, pad: int) -> list[int]:
+    """Tokenizer.row: the begin mark, the first 75 ids, the end mark, padding. 77 ids in all."""
+    sizes = {"places": Tokenizer.places, "max_length": Tokenizer.max_length}
+    return Tokenizer.row(as_tokenizer(begin=begin, end=end, pad_token=pad, **sizes), ids)

@@ -1,8 +1,50 @@
 """The solutions of lessons 03, 05 and 06 compute what the package computes."""
 
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import minisd
+from minisd import tokenizer as module
+from minisd.exercises.check import draw_cat
+from minisd.exercises.exercise import all_exercises, find_exercise
 from minisd.exercises.install import install_parts
 from minisd.sampling import SPACINGS
 from minisd.schedule import Schedule
+from minisd.tokenizer import Tokenizer
+
+PACKAGE = Path(minisd.__file__).parent
+TEXTS = [
+    "a blue cat on a red background",
+    "  It's 12 CATS,\tand\n NO dog!  ",
+    "a CafÃ© &amp;amp; a naïve Ｃａｔ < 猫 🐱",
+    "x" * 30 + " <|endoftext|> y",
+    "",
+    "cat, " * 60,
+]
+
+
+def replacements(*lessons):
+    """Every part of these lessons, made from the solutions."""
+    every = [one for lesson in lessons for one in all_exercises(lesson)]
+    return {name: adapt(one.solution) for one in every for name, adapt in one.replaces.items()}
+
+
+def largest_difference(one, other):
+    return np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max()
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return minisd.load("mini")
+
+
+@pytest.fixture(scope="module")
+def cat(sd):
+    return draw_cat(sd)
 
 
 def test_a_method_is_replaced_in_tables_too():
@@ -15,3 +57,68 @@ def test_a_method_is_replaced_in_tables_too():
         assert Schedule.leading is leading
     assert SPACINGS["leading"] is before
     assert Schedule.leading is before
+
+
+# ---- lesson 05 -------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:the prompt is too long")
+def test_the_tokenizer_of_the_solutions_gives_the_same_ids(sd):
+    ours = sd.tokenizer
+    rows, cleaned = ours(TEXTS), [module.clean(text) for text in TEXTS]
+    words = [module.byte_words(text) for text in cleaned]
+    decoded = [ours.decode(row) for row in rows]
+    with install_parts(replacements("05")):
+        theirs = Tokenizer(ours.merges)
+        assert [module.clean(text) for text in TEXTS] == cleaned
+        assert [module.byte_words(text) for text in cleaned] == words
+        assert torch.equal(theirs(TEXTS), rows)
+        assert [theirs.encode(text) for text in TEXTS] == [ours.encode(text) for text in TEXTS]
+        assert [theirs.decode(row) for row in rows] == decoded
+        assert torch.equal(theirs("a cat"), theirs(["a cat"]))
+
+
+def test_the_solution_refuses_added_words(sd):
+    with install_parts(replacements("05")):
+        theirs = Tokenizer(sd.tokenizer.merges)
+        theirs.add_word("<thing>")
+        with pytest.raises(ValueError, match="does not know added words"):
+            theirs("a <thing>")
+        with pytest.raises(ValueError, match="there is no text"):
+            Tokenizer(sd.tokenizer.merges)([])
+
+
+def test_the_best_pair_is_the_first_merge():
+    counts = {"cat": 5, "hat": 5, "that": 3, "the": 9, "theatre": 2}
+    ids = {piece: index for index, piece in enumerate(module.ALPHABET)}
+    words = [(module.split_letters(word), count) for word, count in counts.items()]
+    merges = []
+    for _ in range(6):
+        merges.append(find_exercise("best_pair").solution(words, ids))
+        ids["".join(merges[-1])] = len(ids)
+        words = [(find_exercise("join_pair").solution(p, merges[-1]), n) for p, n in words]
+    assert merges == module.learn_merges(counts, 6)
+
+
+# ---- the picture -----------------------------------------------------------------------------
+
+
+def test_the_picture_is_the_same_with_all_parts_together(cat):
+    """None of these lessons' functions runs any more, and the picture is the same."""
+    called = set()
+
+    def watch(frame, event, argument):
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and path.parent == PACKAGE:
+            called.add(path.stem)
+
+    with install_parts(replacements("05")):
+        sd = minisd.load("mini")
+        sys.setprofile(watch)
+        try:
+            drawn = draw_cat(sd)
+        finally:
+            sys.setprofile(None)
+    assert largest_difference(drawn, cat) <= 1
+    assert not called & {"tokenizer"}
+    assert "unet" in called
