@@ -1,6 +1,7 @@
 """check(): try an answer, show what is right and what is not, and give hints."""
 
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,8 @@ def check(name: str, answer: Callable, student: str | None = None) -> None:
     Raises ValueError if there is no such exercise.
     """
     exercise = find_exercise(name)
+    if os.environ.get("NBGRADER_EXECUTION") == "autograde":
+        return say("nbgrader is grading. The cell with score() gives the points.")
     student = student_id() if student is None else student
     verdict = judge(exercise, answer, student)
     say(describe_verdict(verdict))
