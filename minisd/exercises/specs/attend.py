@@ -50,7 +50,7 @@ def with_tap(answer):
 EXERCISE = Exercise(
     name="attend",
     lesson="07",
-    place=2,
+    place=3,
     title="Attention in four lines",
     question=(
         "Write `attend(q, k, v, mask=None)`. Compute the scores of all queries with all keys, "

@@ -62,7 +62,7 @@ def inputs(n, m, heads):
 EXERCISE = Exercise(
     name="attention",
     lesson="07",
-    place=4,
+    place=6,
     title="The attention module",
     question=(
         "Write the class `Attention`. `to_q` reads x, `to_k` and `to_v` read the context, all "
