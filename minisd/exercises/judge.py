@@ -6,6 +6,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -222,7 +223,7 @@ def list_leaves(tree: Any, path: str = "") -> list[tuple[str, Any]]:
 def leaf_difference(got: Any, wanted: Any, path: str, tolerance: float) -> Difference | None:
     """The difference between two tensors, numbers or texts."""
     if isinstance(wanted, str | bytes | None) or isinstance(got, str | bytes | None):
-        words = f"got {shorten_repr(got)}, expected {shorten_repr(wanted)}."
+        words = f"got {describe(got)}, expected {describe(wanted)}."
         same = type(got) is type(wanted) and got == wanted
         return None if same else Difference(add_place(path, words))
     try:
@@ -238,7 +239,8 @@ def leaf_difference(got: Any, wanted: Any, path: str, tolerance: float) -> Diffe
     at = tuple((~close).nonzero()[0].tolist())
     where = f"the number at {list(at)}" if at else "the number"
     share = f" {(~close).float().mean():.0%} of the numbers differ." if close.numel() > 1 else ""
-    words = f"{where} is {format_number(mine[at])}, expected {format_number(right[at])}.{share}"
+    one, other = format_numbers(mine[at].item(), right[at].item())
+    words = f"{where} is {one}, expected {other}.{share}"
     return Difference(add_place(path, words), (mine, right))
 
 
@@ -261,8 +263,11 @@ def shorten_repr(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def format_number(value: Tensor) -> str:
-    return f"{value.item():.6g}"
+def format_numbers(one: float, other: float) -> tuple[str, str]:
+    """Two different numbers as texts, with enough digits to see the difference."""
+    digits = next((n for n in (4, 7, 10) if f"{one:.{n}g}" != f"{other:.{n}g}"), 17)
+    first, second = (f"{x:.0f}" if x.is_integer() else f"{x:.{digits}g}" for x in (one, other))
+    return first, second
 
 
 # ---- naming the mistake ----------------------------------------------------------------------
@@ -273,19 +278,18 @@ def name_mistake(
 ) -> str | None:
     """The sentence of the mistake that gives the same results. None: no known mistake does.
 
-    A mistake that gives the same results in all stages comes before one that gives the same result
-    only in the first stage that failed.
+    The stages are compared in order, first those that failed. The mistake that gives the same
+    results in most stages is chosen, but it must do so in the first stage that failed.
     """
-    failed = [i for i, one in enumerate(results) if one.problem]
-    partly = None
+    order = sorted(range(len(results)), key=lambda i: results[i].problem is None)
+    most, best = 0, None
     for sentence, wrong in exercise.mistakes.items():
         answer = exercise.with_constants(wrong, student)
-        same = (gives(answer, exercise.stages[i], hidden[i], got[i]) for i in failed)
-        if next(same):
-            if all(same):
-                return sentence
-            partly = partly or sentence
-    return partly or name_relation(results[failed[0]].problem)
+        same = (gives(answer, exercise.stages[i], hidden[i], got[i]) for i in order)
+        count = len(list(takewhile(bool, same)))
+        if count > most:
+            most, best = count, sentence
+    return best or name_relation(results[order[0]].problem)
 
 
 def gives(answer: Callable, stage: Stage, arguments: list, got: Any) -> bool:
