@@ -253,10 +253,6 @@ SAME_MEANING = {
     "Upsample": "doubles height and width, in the U-Net and in the VAE",
     "Mid": "the lowest part of a U-Net or a VAE",
     "attend": "exercises/parts.py calls the core's, without a tap",
-    "check": "the primer's puzzles have their own until they are exercises",
-    "solution": "as check",
-    "normal": "as check",
-    "find_difference": "as check",
     "load": "minisd.load is checkpoints.load.load, with its import put off",
 }
 

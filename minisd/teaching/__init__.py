@@ -1,4 +1,4 @@
-"""What the lessons need besides the model: figures, questions, puzzles and toy datasets."""
+"""What the lessons need besides the model: figures, questions and toy datasets."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The tools of the lessons: figures, questions, puzzles, and the normal form of notebooks."""
+"""The tools of the lessons: figures, questions, and the normal form of notebooks."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ from minisd import teaching
 from minisd.checkpoints.registry import OFFICIAL
 from minisd.config import UNetConfig
 from minisd.files.pictures import to_pil
-from minisd.teaching import plot, puzzles, self_test
+from minisd.teaching import plot, self_test
 from minisd.teaching.picture_grid import paste_grid
 from minisd.teaching.plot import canvas, charts, diagram
 from minisd.teaching.plot import picture_figures as pictures
@@ -390,55 +390,7 @@ def test_rows_of_the_same_letters_end_at_the_same_place_and_new_pieces_stand_out
     assert {text.get_text() for text in axes.texts} >= {"merge 0", "ca", "t</w>"}
 
 
-# ---- puzzles ----------------------------------------------------------------------------------
-
-NAMES = list(puzzles.BY_NAME)
-
-
-def test_there_are_twelve_puzzles_and_an_example():
-    assert len(NAMES) == 13
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_solution_passes_and_the_stub_does_not(name):
-    puzzle = puzzles.BY_NAME[name]
-    assert f"{name}** is right. {puzzle.right}" in puzzles.check_verdict(name, puzzle.solve)
-    assert "waits for your line" in puzzles.check_verdict(name, lambda *arguments: ...)
-    assert puzzle.solve.__doc__
-
-
-@pytest.mark.parametrize(
-    "name, sentence",
-    [(name, sentence) for name in NAMES for sentence in puzzles.BY_NAME[name].mistakes],
-)
-def test_each_known_mistake_gets_its_own_sentence(name, sentence):
-    words = puzzles.check_verdict(name, puzzles.BY_NAME[name].mistakes[sentence])
-    assert "is not right yet" in words and words.endswith(sentence)
-
-
-def test_the_solutions_agree_with_torch(generator):
-    x = torch.randn(2, 6, 4, 5, generator=generator)
-    functional = torch.nn.functional
-    torch.testing.assert_close(puzzles.group_norm(x), functional.group_norm(x, 2))
-    torch.testing.assert_close(puzzles.layer_norm(x), functional.layer_norm(x, (5,)))
-    torch.testing.assert_close(puzzles.softmax(x[0, 0]), x[0, 0].softmax(1))
-    left = functional.conv2d(x[:1, :1], puzzles.edge_kernel()[None, None], padding=1)
-    torch.testing.assert_close(left[..., 1:-1], (x[:1, :1, :, 1:] - x[:1, :1, :, :-1])[..., :-1])
-    assert functional.conv2d(x, torch.zeros(1, 6, 3, 3), stride=2, padding=1).shape[2] == (
-        puzzles.size(4, 3, 2, 1)
-    )
-
-
-def test_a_verdict_says_what_is_different():
-    assert "The shape is 2 20 3, expected 2 4 3 5" in puzzles.check_verdict(
-        "heads", lambda x: x.transpose(1, 2)
-    )
-    assert "stopped with ZeroDivisionError" in puzzles.check_verdict("size", lambda *a: 1 / 0)
-    assert "Expected numbers, got NoneType" in puzzles.check_verdict(
-        "red_channel", lambda image: None
-    )
-    with pytest.raises(ValueError, match="no puzzle 'blue'"):
-        puzzles.check_verdict("blue", lambda: ...)
+# ---- the self-test -----------------------------------------------------------------------------
 
 
 def test_the_self_test_says_where_to_start():

@@ -1,0 +1,74 @@
+"""The solutions of the lessons 00, 0b, 01 and 02 agree with torch and with the package."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minisd.exercises.check import describe_verdict
+from minisd.exercises.exercise import all_exercises, find_exercise
+from minisd.exercises.judge import format_numbers, judge
+
+
+def solution_of(name):
+    return find_exercise(name).solution
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+# ---- lesson 0b --------------------------------------------------------------------------------
+
+
+def test_the_primer_has_an_example_and_twelve_puzzles():
+    primer = [one for one in all_exercises("0b") if not one.in_lesson]
+    assert [one.place for one in primer] == list(range(13))
+
+
+@pytest.mark.parametrize("exercise", all_exercises("0b"), ids=lambda one: one.name)
+def test_a_lambda_with_three_dots_waits_for_code(exercise):
+    text = describe_verdict(judge(exercise, lambda *arguments: ...))
+    assert "waits for your code" in text and "\n" not in text
+
+
+def test_the_primers_solutions_agree_with_torch(generator):
+    x = torch.randn(2, 6, 4, 5, generator=generator)
+    torch.testing.assert_close(solution_of("group_norm")(x), F.group_norm(x, 2))
+    torch.testing.assert_close(solution_of("layer_norm")(x), F.layer_norm(x, (5,)))
+    torch.testing.assert_close(solution_of("softmax")(x[0, 0]), x[0, 0].softmax(1))
+    left = F.conv2d(x[:1, :1], solution_of("edge_kernel")()[None, None], padding=1)
+    torch.testing.assert_close(left[..., 1:-1], (x[:1, :1, :, 1:] - x[:1, :1, :, :-1])[..., :-1])
+    assert F.conv2d(x, torch.zeros(1, 6, 3, 3), stride=2, padding=1).shape[2] == (
+        solution_of("size")(4, 3, 2, 1)
+    )
+
+
+@pytest.mark.parametrize(
+    "pair, texts",
+    [
+        ((49406.0, 320.0), ("49406", "320")),
+        ((-0.36279069, 0.25), ("-0.3628", "0.25")),
+        ((0.1234567, 0.1234569), ("0.1234567", "0.1234569")),
+        ((1.0, 1 + 2e-16), ("1", "1.0000000000000002")),
+        ((float("nan"), 0.0), ("nan", "0")),
+    ],
+)
+def test_two_numbers_are_shown_with_enough_digits(pair, texts):
+    assert format_numbers(*pair) == texts
+
+
+def verdict_on(name, answer):
+    return describe_verdict(judge(find_exercise(name), answer))
+
+
+def test_a_verdict_says_what_is_different():
+    assert "The shape is [2, 20, 3], expected [2, 4, 3, 5]." in verdict_on(
+        "heads", lambda x: x.transpose(1, 2)
+    )
+    assert "stopped with ZeroDivisionError" in verdict_on("size", lambda *a: 1 / 0)
+    words = "Got 'red', expected a tensor of shape [2, 4, 5]."
+    assert words in verdict_on("red_channel", lambda image: "red")
+    assert "100% of the numbers differ" in verdict_on("row_mean", lambda x: x.mean(dim=1) + 1)
+    with pytest.raises(ValueError, match="no exercise 'blue'"):
+        find_exercise("blue")
