@@ -1,0 +1,46 @@
+"""What the pictures of the exercises of lessons 11 to 15 start from. This file is no exercise."""
+
+from functools import partial
+from typing import Any
+
+from numpy.random import default_rng
+from PIL import Image, ImageDraw
+
+from minisd.files.pictures import to_pil
+from minisd.mini.captions import Scene
+from minisd.mini.emoji import Emoji
+from minisd.mini.examples import crude_apple
+from minisd.mini.scenes import compose_scene, to_tensor
+from minisd.tasks.img2img import img2img
+from minisd.tasks.inpaint import inpaint
+
+APPLE = "a green apple on a white background"
+SANTA = "a santa on a cyan background"
+
+
+def draw_scene(*things: str, style: str = "noto", background: str = "white") -> Image.Image:
+    """A picture as the mini's training has them: one or two things on a background."""
+    scene = Scene(things, (None,) * len(things), style, background)
+    picture, _ = compose_scene(Emoji.load(), scene, 64, default_rng(1))
+    return to_pil(to_tensor([picture]))[0]
+
+
+def cover_hat() -> Image.Image:
+    """A mask over the hat of the santa. Its border lies between the squares of 8 x 8 pixels."""
+    mask = Image.new("L", (64, 64), 0)
+    ImageDraw.Draw(mask).rectangle((11, 0, 52, 20), fill=255)
+    return mask
+
+
+def redraw_apple(sd: Any) -> Any:
+    """img2img: a crude apple becomes a good one."""
+    return img2img(sd, APPLE, crude_apple(), strength=0.7, steps=8, seed=1)
+
+
+def redraw_hat(sd: Any) -> Any:
+    """Inpainting: the mask covers the hat of a santa."""
+    santa = draw_scene("santa", background="cyan")
+    return inpaint(sd, SANTA, santa, cover_hat(), steps=8, seed=1)
+
+
+draw_santa = partial(draw_scene, "santa", background="cyan")

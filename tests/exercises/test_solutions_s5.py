@@ -1,0 +1,70 @@
+"""The solutions of lessons 11 to 17 against the package, and the pictures that they draw."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+import minisd
+from minisd.exercises.check import draw_with
+from minisd.exercises.exercise import all_exercises, find_exercise
+from minisd.tasks import img2img, inpaint
+
+LESSONS = ("11", "12", "13", "14", "15", "16", "17")
+EXERCISES = [one for one in all_exercises() if one.lesson in LESSONS]
+OURS = [one for one in EXERCISES if one.draw and not one.constants]
+OTHERS = [one for one in EXERCISES if one.draw and one.constants]
+
+
+@cache
+def mini():
+    return minisd.load("mini")
+
+
+def as_shades(picture):
+    return np.asarray(picture).astype(int)
+
+
+@pytest.mark.parametrize("exercise", OURS, ids=lambda one: one.name)
+def test_the_solution_draws_our_picture(exercise):
+    assert exercise.draw is not None
+    ours = as_shades(exercise.draw(mini()))
+    theirs = as_shades(draw_with(exercise, exercise.solution))
+    assert np.abs(ours - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("exercise", OTHERS, ids=lambda one: one.name)
+def test_a_student_with_other_constants_gets_another_picture(exercise):
+    assert exercise.constants is not None
+    drawn = {str(exercise.constants_of(f"student {i}")): f"student {i}" for i in range(20)}
+    chosen = [exercise.with_constants(exercise.solution, one) for one in list(drawn.values())[:2]]
+    first, second = (draw_with(exercise, answer).tobytes() for answer in chosen)
+    assert first != second
+
+
+def noise(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def test_remaining_levels():
+    answer = find_exercise("remaining_levels").solution
+    for steps in (1, 7, 50):
+        levels = mini().schedule.linspace(steps)
+        for strength in (0, 0.1, 0.33, 0.5, 0.999, 1):
+            assert answer(levels, strength) == img2img.remaining_levels(levels, strength)
+
+
+def test_noisy_start():
+    answer = find_exercise("noisy_start").solution
+    levels = mini().schedule.linspace(9)
+    z, eps = noise(2, 2, 4, 3, 5)
+    sigmas = [level.sigma for level in levels]
+    ours = img2img.add_noise(z, eps, img2img.remaining_levels(levels, 0.6)[0])
+    torch.testing.assert_close(answer(z, eps, sigmas, 0.6), ours, rtol=1e-12, atol=1e-12)
+
+
+def test_latent_mask():
+    answer = find_exercise("latent_mask").solution
+    mask, z = noise(1, 1, 24, 40).sigmoid(), noise(3, 4, 3, 5)
+    assert torch.equal(answer(mask, z), inpaint.latent_mask(mask, z))
