@@ -9,6 +9,7 @@
 specs/ holds one file for each exercise. The other files hold what all exercises need.
 """
 
+from minisd.exercises.bug_hunt import bug_hunt as bug_hunt
 from minisd.exercises.check import check as check
 from minisd.exercises.check import hint as hint
 from minisd.exercises.check import portrait as portrait
