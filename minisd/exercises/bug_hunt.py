@@ -17,9 +17,7 @@ from minisd.teaching.plot.canvas import say
 
 HUNTS = {1: 1, 2: 1, 3: 1, 4: 1, 5: 2, 6: 2, 7: 2, 8: 3, 9: 3, 10: 3}  # the number -> its level
 HUNT_POINTS, GUESSES = 4, 3  # half of the points for the name, in at most so many guesses
-REPAIR_ERROR = (
-    1e-4  # a repair gives the right output to this error, relative to the output's spread
-)
+REPAIR_ERROR = 1e-4  # the largest error after a repair, relative to the spread of the output
 LEAST_EFFECT = 2e-4  # a bug changes the output by at least this much
 
 
@@ -60,6 +58,10 @@ class BugHunt:
         named = self.has_name and self.guesses <= GUESSES
         return HUNT_POINTS // 2 * named + HUNT_POINTS // 2 * self.has_repair
 
+    @property
+    def score(self) -> str:
+        return f"{self.points} of {HUNT_POINTS} points"
+
     def trace(self, *patterns: str, **settings: Any) -> AbstractContextManager:
         """Record the tensors of the model with the bug. The arguments are those of trace()."""
         return tracing.trace(self.sd, *patterns, **settings)
@@ -74,9 +76,7 @@ class BugHunt:
             self.has_name = path == self._path
         if self.has_name:
             opened = "`hunt.show_code()` and `hunt.compare()` are open now. Write a right forward()"
-            say(
-                f"Yes, {path}. {self.points} of {HUNT_POINTS} points. {opened}: `hunt.repair(forward)`."
-            )
+            say(f"Yes, {path}. {self.score}. {opened}: `hunt.repair(forward)`.")
         elif self._path.startswith(f"{path}."):
             say(f"{path} is not it, but the bug is inside it.")
         else:
@@ -86,7 +86,7 @@ class BugHunt:
         """Show the code that the module with the bug runs. Raises ValueError before it is named."""
         self._check_name()
         code = dedent(inspect.getsource(vars(self._module())["forward"])).rstrip()
-        say(f"```python\n{code}\n```")
+        say(f"```python\n{code}\n```\nHere, `module` is `hunt.module`.")
 
     def compare(self) -> None:
         """Compare the model with the right one. Raises ValueError before the module is named."""
@@ -109,9 +109,7 @@ class BugHunt:
         self.has_repair = self.has_repair or error <= REPAIR_ERROR
         verdict = "It is right" if error <= REPAIR_ERROR else "It is not right yet"
         what = f" The bug was: {self._bug.what}." if self.has_repair else ""
-        say(
-            f"{verdict}: the largest error is {error:.1e}. {self.points} of {HUNT_POINTS} points.{what}"
-        )
+        say(f"{verdict}: the largest error is {error:.1e}. {self.score}.{what}")
 
     @property
     def module(self) -> nn.Module:

@@ -23,47 +23,47 @@ class Bug(NamedTuple):
     what: str
 
 
-def swapped_gate(ff: attention.GEGLU) -> Callable:
+def swapped_gate(module: attention.GEGLU) -> Callable:
     def forward(x: Tensor) -> Tensor:
-        gate, value = ff.widen(x).chunk(2, dim=-1)
-        return ff.narrow(value * F.gelu(gate))
+        gate, value = module.widen(x).chunk(2, dim=-1)
+        return module.narrow(value * F.gelu(gate))
 
     return forward
 
 
-def tanh_gelu(ff: attention.GEGLU) -> Callable:
+def tanh_gelu(module: attention.GEGLU) -> Callable:
     def forward(x: Tensor) -> Tensor:
-        value, gate = ff.widen(x).chunk(2, dim=-1)
-        return ff.narrow(value * F.gelu(gate, approximate="tanh"))
+        value, gate = module.widen(x).chunk(2, dim=-1)
+        return module.narrow(value * F.gelu(gate, approximate="tanh"))
 
     return forward
 
 
-def no_shortcut(block: Any) -> Callable:
+def no_shortcut(module: Any) -> Callable:
     def forward(x: Tensor, time: Tensor) -> Tensor:
-        h = block.conv1(F.silu(block.norm1(x)))
-        h = h + rearrange(block.time(F.silu(time)), "b c -> b c 1 1")
-        return block.conv2(F.silu(block.norm2(h)))
+        h = module.conv1(F.silu(module.norm1(x)))
+        h = h + rearrange(module.time(F.silu(time)), "b c -> b c 1 1")
+        return module.conv2(F.silu(module.norm2(h)))
 
     return forward
 
 
-def no_silu_on_time(block: unet.ResBlock) -> Callable:
+def no_silu_on_time(module: unet.ResBlock) -> Callable:
     def forward(x: Tensor, time: Tensor) -> Tensor:
-        h = block.conv1(F.silu(block.norm1(x)))
-        h = h + rearrange(block.time(time), "b c -> b c 1 1")
-        h = block.conv2(F.silu(block.norm2(h)))
-        return block.shortcut(x) + h
+        h = module.conv1(F.silu(module.norm1(x)))
+        h = h + rearrange(module.time(time), "b c -> b c 1 1")
+        h = module.conv2(F.silu(module.norm2(h)))
+        return module.shortcut(x) + h
 
     return forward
 
 
-def late_time(block: unet.ResBlock) -> Callable:
+def late_time(module: unet.ResBlock) -> Callable:
     def forward(x: Tensor, time: Tensor) -> Tensor:
-        h = block.norm2(block.conv1(F.silu(block.norm1(x))))
-        h = h + rearrange(block.time(F.silu(time)), "b c -> b c 1 1")
-        h = block.conv2(F.silu(h))
-        return block.shortcut(x) + h
+        h = module.norm2(module.conv1(F.silu(module.norm1(x))))
+        h = h + rearrange(module.time(F.silu(time)), "b c -> b c 1 1")
+        h = module.conv2(F.silu(h))
+        return module.shortcut(x) + h
 
     return forward
 
@@ -90,8 +90,8 @@ def unscaled_scores(module: attention.Attention) -> Callable:
     return forward
 
 
-def transposed_places(block: attention.SpatialTransformer) -> Callable:
-    right = block.forward
+def transposed_places(module: attention.SpatialTransformer) -> Callable:
+    right = module.forward
 
     def forward(x: Tensor, context: Tensor) -> Tensor:
         inside = right(x, context) - x
@@ -111,18 +111,18 @@ def future_words(module: clip.CausalSelfAttention) -> Callable:
     return forward
 
 
-def quick_activation(layer: clip.Layer) -> Callable:
+def quick_activation(module: clip.Layer) -> Callable:
     def forward(x: Tensor) -> Tensor:
-        x = x + layer.attn(layer.norm1(x))
-        return x + layer.narrow(clip.quick_gelu(layer.widen(layer.norm2(x))))
+        x = x + module.attn(module.norm1(x))
+        return x + module.narrow(clip.quick_gelu(module.widen(module.norm2(x))))
 
     return forward
 
 
-def post_norm(layer: clip.Layer) -> Callable:
+def post_norm(module: clip.Layer) -> Callable:
     def forward(x: Tensor) -> Tensor:
-        x = layer.norm1(x + layer.attn(x))
-        return layer.norm2(x + layer.narrow(layer.activation(layer.widen(x))))
+        x = module.norm1(x + module.attn(x))
+        return module.norm2(x + module.narrow(module.activation(module.widen(x))))
 
     return forward
 
@@ -154,18 +154,18 @@ def bilinear(module: Any) -> Callable:
     return forward
 
 
-def large_eps(norm: nn.GroupNorm) -> Callable:
+def large_eps(module: nn.GroupNorm) -> Callable:
     def forward(x: Tensor) -> Tensor:
-        return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, eps=1e-2)
+        return F.group_norm(x, module.num_groups, module.weight, module.bias, eps=1e-2)
 
     return forward
 
 
-def unbiased_variance(norm: nn.LayerNorm) -> Callable:
+def unbiased_variance(module: nn.LayerNorm) -> Callable:
     def forward(x: Tensor) -> Tensor:
         centred = x - x.mean(dim=-1, keepdim=True)
         variance = centred.var(dim=-1, keepdim=True)  # torch's var divides by n - 1
-        return centred / (variance + norm.eps).sqrt() * norm.weight + norm.bias
+        return centred / (variance + module.eps).sqrt() * module.weight + module.bias
 
     return forward
 
