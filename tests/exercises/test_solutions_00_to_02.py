@@ -1,10 +1,12 @@
 """The solutions of the lessons 00, 0b, 01 and 02 agree with torch and with the package."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from minisd.exercises.check import describe_verdict
+import minisd
+from minisd.exercises.check import describe_verdict, draw_with
 from minisd.exercises.exercise import all_exercises, find_exercise
 from minisd.exercises.judge import format_numbers, judge
 
@@ -72,3 +74,35 @@ def test_a_verdict_says_what_is_different():
     assert "100% of the numbers differ" in verdict_on("row_mean", lambda x: x.mean(dim=1) + 1)
     with pytest.raises(ValueError, match="no exercise 'blue'"):
         find_exercise("blue")
+
+
+# ---- lesson 00 --------------------------------------------------------------------------------
+
+
+def largest_difference(one, other):
+    """Between two pictures, from 0 to 255."""
+    return np.abs(np.asarray(one, float) - np.asarray(other, float)).max()
+
+
+def picture_with_the_solution(name):
+    exercise = find_exercise(name)
+    return draw_with(exercise, exercise.solution)
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return minisd.load("mini")
+
+
+def test_the_loop_draws_what_ddim_draws(sd):
+    theirs = picture_with_the_solution("denoise_loop")
+    ours = find_exercise("denoise_loop").draw(sd)
+    assert largest_difference(theirs, ours) <= 1
+    assert largest_difference(picture_with_the_solution("smooth_loop"), ours) > 10
+
+
+def test_the_latent_of_the_mini_has_as_many_numbers(sd):
+    picture, latent, ratio = solution_of("compression")(64, 64)
+    image = torch.zeros(1, 3, 64, 64)
+    assert (picture, latent) == (image.numel(), sd.encode(image).numel())
+    assert ratio == 48
