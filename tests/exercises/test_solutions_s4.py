@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import minisd
-from minisd import attention
+from minisd import attention, guidance
 from minisd.exercises.check import draw_cat, draw_with
 from minisd.exercises.exercise import all_exercises, draw_weights, find_exercise, normal
 
@@ -46,7 +46,7 @@ def test_the_picture_with_the_solution_is_ours(exercise, cat):
     assert same_picture(draw_with(exercise, exercise.solution), cat)
 
 
-@pytest.mark.parametrize("name", ["one_head", "split_heads", "join_heads"])
+@pytest.mark.parametrize("name", ["one_head", "split_heads", "join_heads", "apply_cfg"])
 def test_the_picture_with_a_small_step_is_ours(name, cat):
     exercise = find_exercise(name)
     assert same_picture(draw_with(exercise, exercise.solution), cat)
@@ -93,3 +93,68 @@ def test_without_sink_and_temperatures_sink_attend_is_attend(generator):
     plain = find_exercise("sink_attend").solution(q, k, v, temperatures=(1, 1, 1), sink=0)
     by_head = [each.transpose(1, 2) for each in (q, k, v)]
     assert_equal(plain, core_attend(*by_head).transpose(1, 2))
+
+
+# ---- lesson 09 -------------------------------------------------------------------------------
+
+T481 = guidance.Level(481, 1.7)
+
+
+def noted_network(rows):
+    """A network that notes how many samples of each run have no prompt, and the dtype of t."""
+
+    def network(x, t, context):
+        rows.append((len(x), guidance.unconditional_rows(context), t.dtype))
+        return x * context.mean(dim=(1, 2))[:, None, None, None] + 0.001 * t.to(x)[0]
+
+    return network
+
+
+@pytest.mark.parametrize("scale", [0, 1, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_guided_denoiser_of_the_solution_is_the_cores(scale, dtype, generator):
+    exercise = find_exercise("guided_eps")
+    theirs = exercise.replaces["minisd.guidance.guided_denoiser"](exercise.solution)
+    x, contexts = normal(generator, 2, 4, 3, 5), normal(generator, 2, 2, 7, 6).to(dtype)
+    results, rows = [], []
+    for build in (guidance.guided_denoiser, theirs):
+        denoise = build(noted_network(rows), "eps", contexts[0], contexts[1], scale)
+        results.append(denoise(x, T481))
+    assert rows[0] == rows[1]
+    for one, other in zip(*results, strict=True):
+        assert one is other is None or torch.allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_the_network_runs_once_for_both_halves_as_in_the_core(generator):
+    exercise = find_exercise("run_both")
+    theirs = exercise.replaces["minisd.guidance.run_network_twice"](exercise.solution)
+    x, contexts = normal(generator, 2, 4, 3, 5), normal(generator, 2, 2, 7, 6)
+    results, rows = [], []
+    for run in (guidance.run_network_twice, theirs):
+        results.append(run(noted_network(rows), x, T481, *contexts))
+    assert rows[0] == rows[1] == (4, 2, torch.float64)
+    for one, other in zip(*results, strict=True):
+        assert_equal(one, other)
+
+
+def test_the_guidance_of_the_solution_refuses_what_it_cannot_do(generator):
+    exercise = find_exercise("guided_eps")
+    build = exercise.replaces["minisd.guidance.guided_denoiser"](exercise.solution)
+    context = normal(generator, 2, 7, 6)
+    with pytest.raises(ValueError, match='reads eps, but this model predicts "v"'):
+        build(None, "v", context, context, 3.0)
+    with pytest.raises(ValueError, match="needs an uncond_context"):
+        build(None, "eps", context, None, 3.0)
+    build(None, "eps", context)
+
+
+def test_the_formulas_agree_where_they_should(generator):
+    uncond, cond, negative = normal(generator, 3, 2, 4, 3, 5)
+    guided = find_exercise("apply_cfg").solution(uncond, cond, 3.0)
+    assert_equal(find_exercise("rescaled_cfg").solution(uncond, cond, 3.0, phi=0), guided)
+    assert_equal(find_exercise("push_away").solution(uncond, cond, negative, 3.0, 0), guided)
+    t = torch.tensor([100, 400])
+    some = find_exercise("interval_cfg").solution(uncond, cond, t, 3.0, low=200, high=600)
+    assert_equal(some, torch.stack([cond[0], guided[1]]))
+    spread = find_exercise("rescaled_cfg").solution(uncond, cond, 3.0, phi=1).flatten(1).std(dim=1)
+    assert_equal(spread, cond.flatten(1).std(dim=1))
