@@ -112,7 +112,7 @@ EXERCISE = Exercise(
         "After the loop: return x.",
     ),
     mistakes={
-        "Guess and new noise are of one level, so x stays as it was. The rates are the next ones.": (
+        "x stays as it was, because the guess and the new noise use the same level.": (
             walk(
                 lambda guess, level, below: (
                     level.signal_rate * guess.x0 + level.noise_rate * guess.eps
