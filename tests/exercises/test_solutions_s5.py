@@ -9,7 +9,7 @@ import torch
 import minisd
 from minisd.exercises.check import draw_with
 from minisd.exercises.exercise import all_exercises, find_exercise
-from minisd.tasks import img2img, inpaint
+from minisd.tasks import canny, depth2img, img2img, inpaint
 
 LESSONS = ("11", "12", "13", "14", "15", "16", "17")
 EXERCISES = [one for one in all_exercises() if one.lesson in LESSONS]
@@ -68,3 +68,38 @@ def test_latent_mask():
     answer = find_exercise("latent_mask").solution
     mask, z = noise(1, 1, 24, 40).sigmoid(), noise(3, 4, 3, 5)
     assert torch.equal(answer(mask, z), inpaint.latent_mask(mask, z))
+
+
+def test_depth_channel():
+    answer = find_exercise("depth_channel").solution
+    depth = noise(3, 1, 24, 40)
+    ours = depth2img.depth_channel(depth, (3, 5))
+    torch.testing.assert_close(answer(depth, (3, 5)), ours, rtol=1e-12, atol=1e-12)
+
+
+def test_align_depth():
+    depth, truth = noise(2, 3, 1, 5, 4)
+    answer = find_exercise("align_depth").solution(depth, truth)
+    for one, other, mine in zip(depth, truth, answer, strict=True):
+        columns = torch.stack([one.flatten(), torch.ones_like(one.flatten())], dim=1)
+        best = torch.linalg.lstsq(columns, other.flatten()[:, None]).solution
+        torch.testing.assert_close((columns @ best).flatten(), mine.flatten())
+
+
+def test_hysteresis():
+    answer = find_exercise("hysteresis").solution
+    steepness = noise(2, 1, 30, 40).sigmoid()
+    ours = canny.hysteresis(steepness > 0.55, steepness > 0.9)
+    assert torch.equal(answer(steepness, 0.55, 0.9), ours.double())
+
+
+def test_zero_convolution_has_the_gradients_of_torch():
+    x, slope = noise(2, 2, 3, 4, 5)
+    weight, bias = torch.zeros(3, 3).double(), torch.zeros(3).double()
+    leaves = [one.requires_grad_() for one in (weight, bias, x)]
+    output = torch.nn.functional.conv2d(x, weight[:, :, None, None], bias)
+    wanted = torch.autograd.grad(output, leaves, slope)
+    answer = find_exercise("zero_convolution").solution(x, weight, bias, slope)
+    assert not answer[0].any() and not answer[3].any() and answer[1].any()
+    for mine, right in zip(answer[1:], wanted, strict=True):
+        torch.testing.assert_close(mine, right)

@@ -6,15 +6,22 @@ from typing import Any
 from numpy.random import default_rng
 from PIL import Image, ImageDraw
 
-from minisd.files.pictures import to_pil
+import minisd
+from minisd.adapters.controlnet import ControlNet, control
+from minisd.config import WEIGHTS
+from minisd.depth.small import load_estimator
+from minisd.files.pictures import from_pil, to_pil
 from minisd.mini.captions import Scene
 from minisd.mini.emoji import Emoji
 from minisd.mini.examples import crude_apple
 from minisd.mini.scenes import compose_scene, to_tensor
+from minisd.tasks.canny import canny
+from minisd.tasks.depth2img import depth2img
 from minisd.tasks.img2img import img2img
 from minisd.tasks.inpaint import inpaint
 
 APPLE = "a green apple on a white background"
+RABBIT = "a pink rabbit on a black background"
 SANTA = "a santa on a cyan background"
 
 
@@ -23,6 +30,9 @@ def draw_scene(*things: str, style: str = "noto", background: str = "white") -> 
     scene = Scene(things, (None,) * len(things), style, background)
     picture, _ = compose_scene(Emoji.load(), scene, 64, default_rng(1))
     return to_pil(to_tensor([picture]))[0]
+
+
+draw_santa = partial(draw_scene, "santa", background="cyan")
 
 
 def cover_hat() -> Image.Image:
@@ -39,8 +49,20 @@ def redraw_apple(sd: Any) -> Any:
 
 def redraw_hat(sd: Any) -> Any:
     """Inpainting: the mask covers the hat of a santa."""
-    santa = draw_scene("santa", background="cyan")
-    return inpaint(sd, SANTA, santa, cover_hat(), steps=8, seed=1)
+    return inpaint(sd, SANTA, draw_santa(), cover_hat(), steps=8, seed=1)
 
 
-draw_santa = partial(draw_scene, "santa", background="cyan")
+def redraw_pair(sd: Any) -> Any:
+    """Depth-to-image: two lemons where a cat and a dog were."""
+    pair = draw_scene("cat", "dog")
+    depth = load_estimator(WEIGHTS / "mini-depth.safetensors")(from_pil(pair))
+    lemon = "a lemon on a pink background"
+    model = minisd.load("mini-depth")
+    return depth2img(model, lemon, pair, depth=depth, strength=1, steps=8, seed=1)
+
+
+def trace_rabbit(sd: Any) -> Any:
+    """ControlNet: a pink rabbit with the edges of another one."""
+    edges = canny(from_pil(draw_scene("rabbit", style="twemoji")))
+    with control(sd, ControlNet.load(WEIGHTS / "mini-edges.safetensors"), edges):
+        return sd.txt2img(RABBIT, steps=8, seed=1)
