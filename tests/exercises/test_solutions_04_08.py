@@ -11,10 +11,12 @@ import pytest
 import torch
 
 import minisd
-from minisd import unet
-from minisd.config import SD15, UNetConfig
+from minisd import unet, vae
+from minisd.config import SD15, UNetConfig, VAEConfig
 from minisd.exercises.exercise import all_exercises, draw_weights, find_exercise, normal
 from minisd.exercises.install import install_parts
+from minisd.pipeline import make_generators
+from minisd.training.vae import decibels
 
 SMALL = {"context_dim": 6, "heads": 2, "norm_groups": 2}
 NARROW = UNetConfig(channels=(4, 8), attention=(True, False), res_blocks=1, **SMALL)
@@ -38,6 +40,52 @@ def assert_equal_modules(name, core, init, *inputs, adapt=lambda answer: answer)
         with torch.no_grad():
             results.append(module(*lists))
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
+
+
+# ---- lesson 04 -------------------------------------------------------------------------------
+
+
+def test_the_gaussian_equals_the_core():
+    (adapt,) = find_exercise("diagonal_gaussian").replaces.values()
+    moments = 20 * random_numbers(2, 6, 3, 5)
+    theirs = adapt(find_exercise("diagonal_gaussian").solution)(moments)
+    ours = vae.DiagonalGaussian(moments)
+    for generators in (lambda: torch.Generator().manual_seed(1), lambda: make_generators(1, 2)):
+        torch.testing.assert_close(theirs.sample(generators()), ours.sample(generators()))
+    for name in ("mean", "std", "logvar"):
+        torch.testing.assert_close(getattr(theirs, name), getattr(ours, name), rtol=0, atol=0)
+    torch.testing.assert_close(theirs.mode(), ours.mode())
+    torch.testing.assert_close(theirs.kl(), ours.kl(), rtol=1e-12, atol=0)
+
+
+def test_decibels_equal_those_of_training():
+    drawn, real = random_numbers(2, 3, 4, 5).tanh(), random_numbers(2, 3, 4, 6)[..., 1:].tanh()
+    mean = find_exercise("decibels").solution(drawn, real).mean().item()
+    assert mean == pytest.approx(decibels(drawn, real), rel=1e-12)
+
+
+@SIZES
+@pytest.mark.parametrize(("c_in", "c_out"), [(4, 4), (4, 6), (6, 4)])
+def test_the_blocks_of_the_autoencoder_equal_the_core(c_in, c_out, h, w):
+    x = random_numbers(2, c_in, h, w)
+    init = {"c_in": c_in, "c_out": c_out, "norm_groups": 2}
+    assert_equal_modules("vae_res_block", vae.ResBlock, init, x)
+    for resize in (None, torch.nn.Upsample(scale_factor=2)):
+        init = {"c_in": c_in, "c_out": c_out, "blocks": 2, "groups": 2, "resize": resize}
+        assert_equal_modules("vae_resolution", vae.Resolution, init, x)
+    for name, core in {"vae_attention": vae.SpatialAttention, "vae_mid": vae.Mid}.items():
+        assert_equal_modules(name, core, {"channels": c_in, "norm_groups": 2}, x)
+    for name, core in {"vae_downsample": vae.Downsample, "vae_upsample": vae.Upsample}.items():
+        assert_equal_modules(name, core, {"channels": c_in}, x)
+
+
+@SIZES
+@pytest.mark.parametrize("channels", [(4,), (4, 8), (4, 6, 8)])
+def test_encoder_and_decoder_equal_the_core(channels, h, w):
+    config = VAEConfig(channels=channels, latent_channels=3, norm_groups=2)
+    image, z = random_numbers(2, 3, 4 * h, 4 * w), random_numbers(2, 3, h, w)
+    assert_equal_modules("vae_encoder", vae.Encoder, {"config": config}, image)
+    assert_equal_modules("vae_decoder", vae.Decoder, {"config": config}, z)
 
 
 # ---- lesson 08 -------------------------------------------------------------------------------
@@ -140,8 +188,15 @@ def files_that_run(call):
     return ran
 
 
+def copy_small(sd):
+    """A latent of a picture, drawn at random, and the picture that the decoder makes of it."""
+    latent = sd.encode(random_numbers(2, 3, 64, 72).tanh().float(), make_generators(1, 2))
+    return latent, sd.decode(latent)
+
+
 def test_the_mini_draws_with_all_parts_together():
-    ours = draw_small(minisd.load("mini"))
+    sd = minisd.load("mini")
+    ours, copies = draw_small(sd), copy_small(sd)
     parts = {}
     for one in [*all_exercises("04"), *all_exercises("08")]:
         parts |= {name: adapt(one.solution) for name, adapt in one.replaces.items()}
@@ -149,5 +204,6 @@ def test_the_mini_draws_with_all_parts_together():
         sd = minisd.load("mini")
         ran = files_that_run(lambda: draw_small(sd))
         theirs = draw_small(sd)
+        torch.testing.assert_close(copy_small(sd), copies, rtol=1e-4, atol=1e-4)
     assert np.abs(theirs.astype(int) - ours.astype(int)).max() <= 1
-    assert [name for file, name in ran if file == unet.__file__] == []
+    assert [name for file, name in ran if file in (unet.__file__, vae.__file__)] == []
