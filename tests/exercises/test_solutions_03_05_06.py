@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import minisd
+from minisd import clip
 from minisd import tokenizer as module
-from minisd.exercises.check import draw_cat
+from minisd.config import TextConfig
+from minisd.exercises.check import draw_cat, draw_with
 from minisd.exercises.exercise import all_exercises, find_exercise
 from minisd.exercises.install import install_parts
 from minisd.sampling import SPACINGS
@@ -100,6 +102,31 @@ def test_the_best_pair_is_the_first_merge():
     assert merges == module.learn_merges(counts, 6)
 
 
+# ---- lesson 06 -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+def test_the_text_transformer_of_the_solutions_gives_the_same_context(activation):
+    config = TextConfig(50, width=24, layers=3, heads=4, activation=activation, max_length=9)
+    ours = clip.TextTransformer(config).double()
+    tokens = torch.randint(50, (2, 7))
+    with install_parts(replacements("06")), torch.no_grad():
+        theirs = clip.TextTransformer(config).double()
+        assert type(theirs) is find_exercise("text_transformer").solution
+        assert type(theirs.layers[0]) is find_exercise("text_layer").solution
+        theirs.load_state_dict(ours.state_dict())
+        contexts = [theirs(tokens, skip) for skip in (0, 1)]
+    for skip, context in enumerate(contexts):
+        torch.testing.assert_close(context, ours(tokens, skip), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["quick_gelu", "window_mask"])
+def test_another_text_transformer_draws_another_picture(name, cat):
+    one = find_exercise(name)
+    drawn = draw_with(one, one.with_constants(one.solution, "ada"))
+    assert largest_difference(drawn, cat) > 1
+
+
 # ---- the picture -----------------------------------------------------------------------------
 
 
@@ -112,7 +139,7 @@ def test_the_picture_is_the_same_with_all_parts_together(cat):
         if event == "call" and path.parent == PACKAGE:
             called.add(path.stem)
 
-    with install_parts(replacements("05")):
+    with install_parts(replacements("05", "06")):
         sd = minisd.load("mini")
         sys.setprofile(watch)
         try:
@@ -120,5 +147,5 @@ def test_the_picture_is_the_same_with_all_parts_together(cat):
         finally:
             sys.setprofile(None)
     assert largest_difference(drawn, cat) <= 1
-    assert not called & {"tokenizer"}
+    assert not called & {"tokenizer", "clip"}
     assert "unet" in called
