@@ -18,7 +18,7 @@ def cut_depth(depth, *, far=0.05, near=0.95):
     return 2 * share.clamp(0, 1) - 1
 
 
-def between(depth, low, high):
+def stretch_between(depth, low, high):
     return 2 * ((depth - low) / (high - low)).clamp(0, 1) - 1
 
 
@@ -28,12 +28,12 @@ def quantile_of_each(depth, share, interpolation="linear"):
 
 
 def whole_batch(depth, *, far=0.05, near=0.95):
-    return between(depth, depth.quantile(far), depth.quantile(near))
+    return stretch_between(depth, depth.quantile(far), depth.quantile(near))
 
 
 def share_of_range(depth, *, far=0.05, near=0.95):
     low, high = depth.amin(dim=(1, 2, 3), keepdim=True), depth.amax(dim=(1, 2, 3), keepdim=True)
-    return between(depth, low + far * (high - low), low + near * (high - low))
+    return stretch_between(depth, low + far * (high - low), low + near * (high - low))
 
 
 def no_cut(depth, *, far=0.05, near=0.95):
@@ -52,7 +52,7 @@ def near_is_small(depth, *, far=0.05, near=0.95):
 def whole_range(depth, *, far=0.05, near=0.95):
     low, high = depth.amin(dim=(1, 2, 3), keepdim=True), depth.amax(dim=(1, 2, 3), keepdim=True)
     kept = depth.clamp(quantile_of_each(depth, far), quantile_of_each(depth, near))
-    return between(kept, low, high)
+    return stretch_between(kept, low, high)
 
 
 def only_far(depth, *, far=0.05, near=0.95):
@@ -65,12 +65,12 @@ def only_near(depth, *, far=0.05, near=0.95):
 
 def each_row(depth, *, far=0.05, near=0.95):
     low = depth.quantile(far, dim=-1, keepdim=True)
-    return between(depth, low, depth.quantile(near, dim=-1, keepdim=True))
+    return stretch_between(depth, low, depth.quantile(near, dim=-1, keepdim=True))
 
 
 def whole_places(depth, *, far=0.05, near=0.95):
     low = quantile_of_each(depth, far, "lower")
-    return between(depth, low, quantile_of_each(depth, near, "lower"))
+    return stretch_between(depth, low, quantile_of_each(depth, near, "lower"))
 
 
 def cut_to_ends(depth, *, far=0.05, near=0.95):

@@ -114,7 +114,7 @@ def draw_rabbit(sd):
     edges = canny(from_pil(draw_scene("rabbit", style="twemoji")))
     factors = iter(factors_to_draw(steps, len(network.zero) + 1).float())
 
-    def led(x, t, context):
+    def with_control(x, t, context):
         corrections = network(x, t, context, edges.repeat(len(x), 1, 1, 1))
         now = next(factors)
         corrections = [factor * one for factor, one in zip(now, corrections, strict=True)]
@@ -122,7 +122,7 @@ def draw_rabbit(sd):
 
     levels = sampler_levels("ddim", sd.schedule, steps)
     noise = sd.noise(make_generators(1, 1), 64, 64)
-    *_, last = from_noise("ddim", sd.denoiser([RABBIT], network=led), noise, levels)
+    *_, last = from_noise("ddim", sd.denoiser([RABBIT], network=with_control), noise, levels)
     return to_pil(sd.decode(last.x))[0]
 
 
