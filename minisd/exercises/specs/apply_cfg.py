@@ -16,7 +16,7 @@ def apply_cfg(eps_uncond, eps_cond, scale):
     return eps_uncond + scale * (eps_cond - eps_uncond)
 
 
-def swapped(eps_uncond, eps_cond, scale):
+def swap_eps(eps_uncond, eps_cond, scale):
     return apply_cfg(eps_cond, eps_uncond, scale)
 
 
@@ -24,7 +24,7 @@ def start_at_cond(eps_uncond, eps_cond, scale):
     return eps_cond + scale * (eps_cond - eps_uncond)
 
 
-def opposite(eps_uncond, eps_cond, scale):
+def subtract_arrow(eps_uncond, eps_cond, scale):
     return eps_uncond - scale * (eps_cond - eps_uncond)
 
 
@@ -44,7 +44,7 @@ def scale_less_one(eps_uncond, eps_cond, scale):
     return apply_cfg(eps_uncond, eps_cond, scale - 1)
 
 
-def average(eps_uncond, eps_cond, scale):
+def take_average(eps_uncond, eps_cond, scale):
     return (eps_uncond + scale * eps_cond) / (1 + scale)
 
 
@@ -86,16 +86,16 @@ EXERCISE = Exercise(
         "The start plus scale times the arrow. Try it with scale 1: eps_uncond must cancel.",
     ),
     mistakes={
-        "The two eps are swapped: this moves away from the prompt.": swapped,
+        "The two eps are swapped: this moves away from the prompt.": swap_eps,
         "You started at eps_cond. Start at eps_uncond.": start_at_cond,
-        "The sign is wrong: add the arrow, do not subtract it.": opposite,
+        "The sign is wrong: add the arrow, do not subtract it.": subtract_arrow,
         "You added scale * eps_cond. Add scale times the difference of the two eps.": (
             no_difference
         ),
         "The start is missing: add eps_uncond.": only_difference,
         "The scale belongs to the whole difference. Write brackets around it.": no_brackets,
         "You used scale - 1. In this formula, scale 1 gives eps_cond.": scale_less_one,
-        "This is an average, which is never stronger than eps_cond. Do not divide.": average,
+        "This is an average, which is never stronger than eps_cond. Do not divide.": take_average,
     },
     passing="This line makes the picture follow the words. cfg_scale is its scale.",
     difficulty=1,

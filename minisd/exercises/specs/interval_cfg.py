@@ -26,7 +26,7 @@ def choose(inside, eps_uncond, eps_cond, scale):
     return torch.where(inside[:, None, None, None], guided, eps_cond)
 
 
-def outside(eps_uncond, eps_cond, t, scale, *, low=200, high=700):
+def choose_outside(eps_uncond, eps_cond, t, scale, *, low=200, high=700):
     return choose((t < low) | (t >= high), eps_uncond, eps_cond, scale)
 
 
@@ -71,7 +71,7 @@ def by_width(eps_uncond, eps_cond, t, scale, *, low=200, high=700):
     return torch.where((low <= t) & (t < high), guided, eps_cond)
 
 
-def always(eps_uncond, eps_cond, t, scale, *, low=200, high=700):
+def always_guide(eps_uncond, eps_cond, t, scale, *, low=200, high=700):
     return eps_uncond + scale * (eps_cond - eps_uncond)
 
 
@@ -126,7 +126,7 @@ EXERCISE = Exercise(
         "elsewhere.",
     ),
     mistakes={
-        "The guided eps is outside of the interval. It belongs inside.": outside,
+        "The guided eps is outside of the interval. It belongs inside.": choose_outside,
         "The upper end does not belong to the interval: t must be less than it.": with_high,
         "The lower end belongs to the interval: t may be equal to it.": without_low,
         "The ends are swapped: the lower end belongs to the interval, the upper end does not.": (
@@ -138,7 +138,7 @@ EXERCISE = Exercise(
         "Outside of the interval, you returned 0. Return eps_cond.": nothing_outside,
         "The first t decides for all samples. Each sample has its own t.": first_decides,
         "The shape b compares with the last axis, the width. It must be b 1 1 1.": by_width,
-        "There is no interval: all samples are guided.": always,
+        "There is no interval: all samples are guided.": always_guide,
     },
     passing="Outside of the interval, one answer is enough. So this also saves time.",
     difficulty=2,

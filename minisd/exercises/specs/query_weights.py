@@ -37,7 +37,7 @@ def divide_by_sum(q, keys):
     return scores / scores.sum()
 
 
-def overflow(q, keys):
+def let_overflow(q, keys):
     powers = return_powers(q, keys)
     return powers / powers.sum()
 
@@ -91,7 +91,7 @@ EXERCISE = Exercise(
             divide_by_sum
         ),
         "exp() of a large score overflows. Use softmax(), or subtract the largest score first.": (
-            overflow
+            let_overflow
         ),
         "sigmoid() looks at each score alone. The softmax makes them sum to 1.": use_sigmoid,
         "These are cosines. Divide by the square root of d, not by the lengths of the vectors.": (
