@@ -108,17 +108,23 @@ class Rewrite(TorchFunctionMode):
         self.add_tensors(label, output)
         return output
 
-    def other_wires(self) -> Iterator[tuple[str, Wire]]:
-        """Yield every mistake in which one operation gets a wrong tensor as an argument.
+    def other_wires(self) -> Iterator[Attempt]:
+        """All mistakes in which one operation gets a wrong tensor as an argument.
 
         The wrong tensor has the same shape as the right one, and exists before the operation runs.
-        Each mistake is a pair: a description, and the Wire.
         """
         for number, (name, leaves, known) in enumerate(self.uses):
             for i, leaf in enumerate(leaves):
                 for j, (source, other) in enumerate(self.tensors[:known]):
                     if isinstance(leaf, Tensor) and other.shape == leaf.shape and other is not leaf:
-                        yield f"{name} from {source}, not from its own input", (number, i, j)
+                        what = f"{name} from {source}, not from its own input"
+                        yield what, partial(rerun, self.case, wire=(number, i, j))
+
+
+def rerun(case: Case, *change, **wire) -> Tensor:
+    """Run our module again, with one of the mistakes that Rewrite can make. Returns its output."""
+    with Rewrite(case, *change, **wire):
+        return case.run()
 
 
 def find_cause(case: Case, tolerance: float) -> tuple[str, float] | None:
@@ -128,40 +134,39 @@ def find_cause(case: Case, tolerance: float) -> tuple[str, float] | None:
     mistake makes the two outputs agree.
     """
     best, end = None, time.monotonic() + MOST_SECONDS
-    for what, attempt in attempts(case):
-        if time.monotonic() > end or (best and "not from its own" in what):
-            break  # there are many other wires, and they come last
-        try:
-            output = attempt()
-        except Exception:  # the change does not fit this module
-            continue
-        if output.shape == case.output.shape:
-            left = errors(case.output, output).error
-            if left <= tolerance and (best is None or left < best[1] / 2):
-                best = what, left
+    with Rewrite(case) as plain:
+        case.run()
+    # there are many other wires, so they are tried only if no other mistake fits
+    for attempts in (usual_mistakes(case, plain), plain.other_wires()):
+        for what, attempt in attempts if best is None else ():
+            if time.monotonic() > end:
+                return best
+            try:
+                output = attempt()
+            except Exception:  # the change does not fit this module
+                continue
+            if output.shape == case.output.shape:
+                left = errors(case.output, output).error
+                if left <= tolerance and (best is None or left < best[1] / 2):
+                    best = what, left
     return best
 
 
-def attempts(case: Case) -> Iterator[Attempt]:
-    """All mistakes to try on a case: edits, replaced operations and other wires."""
+def usual_mistakes(case: Case, plain: Rewrite) -> Iterator[Attempt]:
+    """All mistakes except other wires: edits and replaced operations.
 
-    def run(*mistake, **wire) -> Tensor:
-        with Rewrite(case, *mistake, **wire):
-            return case.run()
-
+    plain: a Rewrite in which our module ran without a mistake
+    """
     for edit in EDITS:
         yield from edit(case)
-    with Rewrite(case) as plain:
-        case.run()
     for name, count in plain.counts.items():
         for what, change in REPLACED[name].items():
-            yield what, partial(run, (name, change))
+            yield what, partial(rerun, case, (name, change))
             for n in range(count if count > 1 else 0):
-                yield f"{what}, in {name} {n + 1} of {count}", partial(run, (name, change), n)
+                where = f"in {name} {n + 1} of {count}"
+                yield f"{what}, {where}", partial(rerun, case, (name, change), n)
     for source, tensor in plain.tensors if not case.inner else ():
         yield f"{source} in place of its own output", lambda tensor=tensor: tensor
-    for what, wire in plain.other_wires():
-        yield what, partial(run, wire=wire)
 
 
 # ---- edits of our module ------------------------------------------------------------------------

@@ -241,10 +241,8 @@ REPLACED: dict[str, dict[str, Change]] = {
         ),
     },
     "cat": {
-        "with the joined tensors in the other order": lambda pair, **at: torch.cat(
-            pair[::-1], **at
-        ),
-        "with zeros for the second": lambda pair, **at: torch.cat([pair[0], 0 * pair[1]], **at),
+        "with the joined tensors in the other order": lambda two, **at: torch.cat(two[::-1], **at),
+        "with zeros for the second": lambda two, **at: torch.cat([two[0], 0 * two[1]], **at),
     },
 }
 OPERATIONS = ("silu", "gelu", "group_norm", "layer_norm", "linear", "conv2d", sdpa.__name__)
