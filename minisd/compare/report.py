@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from jinja2 import Template
 from torch import Tensor, nn
 
 from minisd.compare.align import Alignment
@@ -23,7 +22,7 @@ SHOWN = 12  # the most names in one list of the text report
 WHOLE = "the whole network"  # shown instead of an empty name
 TABLE_HEAD = "module", "in the port", "shape", "rms error", "largest", "cosine", "own", "inherited"
 ERROR_LEVELS = 1, 30, 1000, 30000, 1000000  # a new colour begins at this multiple of the tolerance
-PAGE = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"), autoescape=True)
+TEMPLATE = Path(__file__).with_suffix(".html")
 
 
 @dataclass
@@ -133,7 +132,10 @@ class Report:
 
     def to_html(self) -> str:
         """The whole report as one self-contained HTML page."""
-        return PAGE.render(report=self, head=TABLE_HEAD, texts=row_texts, level=error_level)
+        from jinja2 import Template  # only here, because only a page needs it
+
+        page = Template(TEMPLATE.read_text(encoding="utf-8"), autoescape=True)
+        return page.render(report=self, head=TABLE_HEAD, texts=row_texts, level=error_level)
 
 
 def join_names(part: str, name: str) -> str:
