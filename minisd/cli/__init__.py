@@ -10,14 +10,14 @@ from pathlib import Path
 import minisd
 from minisd.cli import doctor, draw, lessons
 from minisd.cli.argument_parser import Parser
-from minisd.cli.compare import add_compare
+from minisd.cli.compare import add_compare, compare_command
 from minisd.cli.drawing_options import DRAWING, add_drawing_options
 from minisd.cli.exercises import add_assignment, add_exercises
 from minisd.cli.memory import TOO_LITTLE, check_limits, is_out_of_memory
 from minisd.cli.messages import escape_unprintable, print_message, print_results
 from minisd.cli.picture_files import check_writable, is_picture
-from minisd.cli.trace import add_trace
-from minisd.cli.verify import add_verify
+from minisd.cli.trace import add_trace, trace_command
+from minisd.cli.verify import add_verify, verify_command
 from minisd.process.signals import raise_on_signals
 
 # Only the commands that need torch and the models import them, so `minisd --help` is instant.
@@ -107,7 +107,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_convert(add("convert", "write a model in another file layout", convert_command))
     info = add("info", "show what a checkpoint holds, or how a picture was drawn", info_command)
     info.add_argument("model", help="a model (FILE, FOLDER or NAME), or a picture")
-    add_compare(add("compare", "find the first tensor that a port gets wrong, and why"))
+    purpose = "find the first tensor that a port gets wrong, and why"
+    add_compare(add("compare", purpose, compare_command))
     download = add("download", "download published weights by name", download_command)
     what = "what to download; without a name, list all names"
     download.add_argument("name", nargs="?", help=what)
@@ -119,9 +120,9 @@ def build_parser() -> argparse.ArgumentParser:
     examples.add_argument("folder", nargs="?", type=Path, default=Path("examples"), help=place)
     check = add("doctor", "check this machine and say what to fix")
     check.set_defaults(run=lambda options: print_results(*doctor.doctor_lines()))
-    add_trace(add("trace", "draw a picture and keep every tensor in a file"))
+    add_trace(add("trace", "draw a picture and keep every tensor in a file", trace_command))
     add_train(add("train", "train the parts of the mini model", train_command))
-    add_verify(add("verify", "check models against published numbers"))
+    add_verify(add("verify", "check models against published numbers", verify_command))
     return top
 
 

@@ -16,7 +16,6 @@ def add_compare(command: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="seed of the inputs that both sides get (0)")
     add("--json", type=Path, metavar="FILE", help="also write the report for other programs")
     add("--html", type=Path, metavar="FILE", help="also write the report as a web page")
-    command.set_defaults(run=compare_command)
 
 
 def compare_command(options: argparse.Namespace) -> int:
@@ -29,10 +28,8 @@ def compare_command(options: argparse.Namespace) -> int:
     sides = open_side(options.reference), open_side(options.port)
     report = compare_sides(*sides, options.seed, ErrorLimits(options.rtol, options.atol))
     print_results(*str(report).split("\n"))
-    if options.json:
-        write_text(options.json, report.to_json())
-        print_message(f"wrote {options.json}.")
-    if options.html:
-        write_text(options.html, report.to_html())
-        print_message(f"wrote {options.html}.")
+    for path, make_text in ((options.json, report.to_json), (options.html, report.to_html)):
+        if path:
+            write_text(path, make_text())
+            print_message(f"wrote {path}.")
     return 0 if report.is_equal else 1

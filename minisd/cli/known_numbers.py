@@ -87,10 +87,6 @@ def verify_published(sd: StableDiffusion, name: str) -> list[Check]:
     return checks
 
 
-def published_models() -> list[str]:
-    return list(GOLDENS["models"])
-
-
 def mini_ways() -> list[tuple[str, torch.dtype]]:
     """The devices and precisions in which the mini is checked.
 
@@ -110,7 +106,7 @@ def run_checks(name: str | None) -> list[Check]:
     for device, dtype in mini_ways() if name in (None, "mini") else ():
         label = f"{device}, {str(dtype).removeprefix('torch.')}"
         checks += verify_mini(minisd.load("mini", device=device, dtype=dtype), label)
-    for model in published_models():
+    for model in GOLDENS["models"]:
         if name == model or (name is None and is_there(model)):
             checks += verify_published(minisd.load(model), model)
     return checks

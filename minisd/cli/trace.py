@@ -12,13 +12,18 @@ def add_trace(command: argparse.ArgumentParser) -> None:
     add("-o", "--output", type=Path, default=Path("run.safetensors"), help="(run.safetensors)")
     add("--model", default="mini", help="FILE, FOLDER or NAME (mini)")
     add("--steps", type=int, default=2, help="how many (2): each step makes the file larger")
-    add("--cfg", type=float, help="how strongly the prompt guides (the model's)")
+    add(
+        "--cfg",
+        dest="cfg_scale",
+        type=float,
+        metavar="CFG",
+        help="how strongly the prompt guides (the model's)",
+    )
     add("--sampler", help="name of the sampler (the model's)")
     add("--seed", type=int, default=0, help="seed of the noise (0)")
     add("--only", action="append", default=[], metavar="GLOB", help="like unet.mid.*; repeatable")
     add("--inputs", action="store_true", help="also keep the inputs of each module")
     add("--stats", action="store_true", help="keep a few numbers instead of each tensor")
-    command.set_defaults(run=trace_command)
 
 
 def trace_command(options: argparse.Namespace) -> None:
@@ -30,18 +35,12 @@ def trace_command(options: argparse.Namespace) -> None:
     from minisd.compare.trace_file import fingerprints, trace_tensors, write_trace
 
     sd = minisd.load(options.model)
-    settings = {
-        name: getattr(options, name) for name in ("prompt", "steps", "cfg", "sampler", "seed")
-    }
-    drawing = {"cfg_scale": options.cfg, "sampler": options.sampler}
-
-    def draw() -> None:
-        sd.txt2img(options.prompt, steps=options.steps, seed=options.seed, **drawing)
-
-    calls, inputs = record_run(sd, draw, tuple(options.only), options.inputs, options.stats)
+    names = ("prompt", "steps", "cfg_scale", "sampler", "seed")
+    settings = {name: getattr(options, name) for name in names}
+    kept = (tuple(options.only), options.inputs, options.stats)
+    calls, inputs = record_run(sd, lambda: sd.txt2img(**settings), *kept)
     tensors = trace_tensors(calls, inputs)
     size = sum(tensor.nbytes for tensor in tensors.values())
     print_message(f"writing {len(tensors)} tensors, {size_in_words(size)}, to {options.output}.")
-    weights = fingerprints(our_side(sd, options.model).networks)
-    write_trace(options.output, tensors, settings, weights)
+    write_trace(options.output, tensors, settings, fingerprints(our_side(sd, "").networks))
     print_results(options.output)

@@ -7,14 +7,13 @@ from minisd.cli.messages import print_message, print_results
 
 def add_verify(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", nargs="?", help="NAME (the mini and all downloaded models)")
-    command.set_defaults(run=verify_command)
 
 
 def verify_command(options: argparse.Namespace) -> int:
     """Run and print every check. Returns the exit status: 1 if a check fails, else 0."""
-    from minisd.cli.known_numbers import published_models, run_checks
+    from minisd.cli.known_numbers import GOLDENS, run_checks
 
-    known = ["mini", *published_models()]
+    known = ["mini", *GOLDENS["models"]]
     if options.model not in (None, *known):
         raise ValueError(f"no numbers are known for {options.model!r}: give {' or '.join(known)}.")
     checks = run_checks(options.model)

@@ -159,16 +159,17 @@ def statistics(name: str, tensor: Tensor) -> Tensor:
     """Mean, standard deviation, smallest value, largest value, and KEPT_VALUES single values.
 
     returns: rows n, where n = 4 + KEPT_VALUES. For attention weights, there is one row for each
-        head. For all other tensors, there is only one row
+        head. For all other tensors, there is only one row. If the tensor already holds the rows of
+        attention weights, it is returned unchanged
     """
-    is_map = name.endswith("weights") and tensor.ndim == 4
-    rows = []
-    for head in tensor.unbind(1) if is_map else [tensor]:  # one by one, because maps are large
-        values = head.double().flatten()
-        ends = torch.stack([values.mean(), values.std(correction=0), *values.aminmax()])
-        few = values[torch.linspace(0, len(values) - 1, KEPT_VALUES, dtype=torch.float64).long()]
-        rows.append(torch.cat([ends, few]))
-    return torch.stack(rows).float()
+    if name.endswith("weights") and tensor.ndim == 2:  # the rows were computed during the run
+        return tensor
+    if name.endswith("weights") and tensor.ndim == 4:  # head by head, because maps are large
+        return torch.cat([statistics("one head", head) for head in tensor.unbind(1)])
+    values = tensor.double().flatten()
+    ends = torch.stack([values.mean(), values.std(correction=0), *values.aminmax()])
+    few = values[torch.linspace(0, len(values) - 1, KEPT_VALUES, dtype=torch.float64).long()]
+    return torch.cat([ends, few])[None].float()
 
 
 def fingerprints(networks: Mapping[str, nn.Module]) -> dict[str, Fingerprint]:

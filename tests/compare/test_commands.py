@@ -100,6 +100,29 @@ def test_statistics_are_small(tmp_path):
     assert sd.config.text.heads in {tensor.shape[0] for tensor in maps}
 
 
+def test_maps_are_measured_head_by_head(monkeypatch):
+    """The same numbers as from the whole maps, although no whole map of the U-Net is computed."""
+    from minisd.cli import record_run as module
+
+    sd, only = minisd.load("mini"), ("unet.*.weights",)
+    largest = []
+
+    def measure(name, tensor):
+        largest.append(tensor.shape)
+        return statistics(name, tensor)
+
+    def draw():
+        return sd.txt2img("a cat", steps=2, cfg_scale=3.0)
+
+    whole, _ = module.record_run(sd, draw, only)
+    monkeypatch.setattr(module, "statistics", measure)
+    few, _ = module.record_run(sd, draw, only, stats=True)
+    assert {shape[1] for shape in largest if len(shape) == 4} == {1}
+    assert [(one.name, one.number) for one in few] == [(one.name, one.number) for one in whole]
+    for one, other in zip(few, whole, strict=True):
+        torch.testing.assert_close(one.outputs[0], statistics(one.name, other.outputs[0]))
+
+
 def test_verify_checks_the_mini(capsys):
     assert main(["verify", "mini"]) == 0
     printed = capsys.readouterr().out
