@@ -1,14 +1,21 @@
 """The solutions of the lessons 00, 0b, 01 and 02 agree with torch and with the package."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 import minisd
+from minisd.config import MINI
 from minisd.exercises.check import describe_verdict, draw_with
 from minisd.exercises.exercise import all_exercises, find_exercise
+from minisd.exercises.install import install_parts
 from minisd.exercises.judge import format_numbers, judge
+from minisd.schedule import Level, Schedule, with_zero_terminal_snr
+from minisd.teaching import toy
 
 
 def solution_of(name):
@@ -106,3 +113,76 @@ def test_the_latent_of_the_mini_has_as_many_numbers(sd):
     image = torch.zeros(1, 3, 64, 64)
     assert (picture, latent) == (image.numel(), sd.encode(image).numel())
     assert ratio == 48
+
+
+# ---- lesson 01 --------------------------------------------------------------------------------
+
+
+def close(one, other):
+    torch.testing.assert_close(torch.as_tensor(one), torch.as_tensor(other), rtol=1e-12, atol=1e-12)
+
+
+def test_the_solutions_of_lesson_01_agree_with_the_schedule():
+    table = Schedule(MINI.schedule)
+    config = table.config
+    solve = solution_of("alpha_bar_table")
+    close(solve(config.beta_start, config.beta_end, config.timesteps), table.alpha_bar)
+    close(solution_of("stretch_rates")(table.alpha_bar), with_zero_terminal_snr(table.alpha_bar))
+    ts = torch.tensor([0.0, 0.25, 998.5, 999.0], dtype=torch.float64)
+    close(solution_of("interpolate_sigma")(ts, table.alpha_bar), table.sigma(ts))
+    for sigma in (0.0, 0.03, 1.0, 14.6, math.inf):
+        level = Level(0, sigma)
+        close(solution_of("level_rates")(sigma), [level.signal_rate, level.noise_rate])
+
+
+def test_small_steps_is_the_forward_process_of_the_lesson(generator):
+    x0 = torch.randn(2, 4, 3, 5, generator=generator)
+    table = Schedule(replace(MINI.schedule, timesteps=3, beta_start=0.1, beta_end=0.3))
+    adapt = find_exercise("small_steps").in_picture["minisd.teaching.toy.small_steps"]
+    walks = [
+        walk(x0.double(), table, torch.Generator().manual_seed(1))
+        for walk in (adapt(solution_of("small_steps")), toy.small_steps)
+    ]
+    for theirs, ours in zip(*walks, strict=True):
+        torch.testing.assert_close(theirs, ours)
+
+
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+@pytest.mark.parametrize("betas", ["scaled_linear", "linear"])
+def test_the_parts_of_lesson_01_behave_as_the_core(generator, betas, zero_terminal_snr):
+    """With each part of the schedule replaced by its solution, a model has the same levels."""
+    config = replace(MINI.schedule, beta_schedule=betas, zero_terminal_snr=zero_terminal_snr)
+    x0, noise = torch.randn(2, 3, 4, 2, 5, generator=generator)
+
+    def results():
+        table = Schedule(config)
+        level = table.at(998.5)
+        rates = level.signal_rate, level.noise_rate, level.alpha_bar
+        noisy = [table.add_noise(x0, noise, t) for t in (20, 2.5, torch.tensor([0, 7, 999]))]
+        return [table.alpha_bar, table.sigmas, table.sigma(999), *rates, *noisy]
+
+    ours = results()
+    parts = {
+        name: adapt(exercise.solution)
+        for exercise in all_exercises("01")
+        for name, adapt in exercise.replaces.items()
+    }
+    assert len(parts) == 7
+    with install_parts(parts):
+        theirs = results()
+        with pytest.raises(ValueError, match="t must lie between"):
+            Schedule(config).sigma(1000)
+    for one, other in zip(theirs, ours, strict=True):
+        torch.testing.assert_close(torch.as_tensor(one), torch.as_tensor(other))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [one.name for one in all_exercises("01") + all_exercises("02") if one.replaces and one.draw],
+)
+def test_a_picture_with_a_solution_is_ours(name, sd):
+    exercise = find_exercise(name)
+    table = sd.schedule
+    ours = exercise.draw(sd)
+    sd.schedule = table
+    assert largest_difference(picture_with_the_solution(name), ours) <= 1
