@@ -38,6 +38,22 @@ def no_mask(q, k, v, mask=None):
     return attend(q, k, v)
 
 
+def mask_before_division(q, k, v, mask=None):
+    return attend(q, k, v, None if mask is None else mask / q.shape[-1] ** 0.5)
+
+
+def multiplied_mask(q, k, v, mask=None):
+    scores = einsum(q, k, "b heads n d, b heads m d -> b heads n m") / q.shape[-1] ** 0.5
+    weights = (scores if mask is None else scores * mask).softmax(dim=-1)
+    return einsum(weights, v, "b heads n m, b heads m d -> b heads n d")
+
+
+def mask_after_softmax(q, k, v, mask=None):
+    scores = einsum(q, k, "b heads n d, b heads m d -> b heads n m") / q.shape[-1] ** 0.5
+    weights = scores.softmax(dim=-1) if mask is None else scores.softmax(dim=-1) + mask
+    return einsum(weights, v, "b heads n m, b heads m d -> b heads n d")
+
+
 def triangle(n):
     return torch.full((n, n), float("-inf"), dtype=torch.float64).triu(1)
 
@@ -67,7 +83,7 @@ EXERCISE = Exercise(
             2,
             lambda g: [normal(g, 2, 3, 5, 4), *normal(g, 2, 2, 3, 7, 4)],
         ),
-        Stage("a mask", 1, lambda g: [*normal(g, 3, 2, 2, 6, 4), triangle(6)]),
+        Stage("a mask", 1, lambda g: [*normal(g, 3, 2, 2, 6, 4), normal(g, 6, 6) + triangle(6)]),
     ),
     hints=(
         "Write the shape of each tensor next to its line: the scores are b heads n m.",
@@ -83,11 +99,15 @@ EXERCISE = Exercise(
             softmax_over_queries
         ),
         "The mask is not added to the scores.": no_mask,
+        "The mask is divided by the square root of d, too. Add it after the division.": (
+            mask_before_division
+        ),
+        "The mask is multiplied. It should be added, before the softmax.": multiplied_mask,
+        "The mask is added after the softmax. Add it to the scores.": mask_after_softmax,
     },
     passing="Every attention of the text transformer, the U-Net and the VAE calls this function.",
     difficulty=2,
     minutes=15,
-    given="from einops import einsum",
     replaces={"minisd.attention.attend": with_tap},
     draw=draw_cat,
     in_lesson=True,

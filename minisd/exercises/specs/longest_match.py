@@ -52,6 +52,22 @@ def one_too_short(word, vocabulary, *, mark="##", longest=4):
     return take_pieces(word, vocabulary, mark, range(longest - 1, 0, -1))
 
 
+def mark_counts(word, vocabulary, *, mark="##", longest=4):
+    """The mark counts as letters of the piece."""
+    pieces, at = [], 0
+    while at < len(word):
+        prefix = mark if at else ""
+        for length in range(longest - len(prefix), 0, -1):
+            piece = prefix + word[at : at + length]
+            if at + length <= len(word) and piece in vocabulary:
+                break
+        else:
+            return ["[UNK]"]
+        pieces.append(piece)
+        at += length
+    return pieces
+
+
 def without_mark(word, vocabulary, *, mark="##", longest=4):
     return take_pieces(word, vocabulary, "", range(longest, 0, -1))
 
@@ -139,6 +155,7 @@ EXERCISE = Exercise(
         "Your pieces are one letter shorter than they may be. Check the loop over the lengths.": (
             one_too_short
         ),
+        "The mark does not count as letters of the piece.": mark_counts,
         "The pieces after the first one need the mark.": without_mark,
         "The first piece of a word has no mark.": mark_everywhere,
         "This is not the mark that your question asks for.": usual_mark,
