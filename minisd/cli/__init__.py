@@ -15,6 +15,7 @@ from minisd.cli.drawing_options import DRAWING, add_drawing_options
 from minisd.cli.exercises import add_assignment, add_exercises
 from minisd.cli.memory import TOO_LITTLE, check_limits, is_out_of_memory
 from minisd.cli.messages import escape_unprintable, print_message, print_results
+from minisd.cli.mine import add_mine
 from minisd.cli.picture_files import check_writable, is_picture
 from minisd.cli.trace import add_trace, trace_command
 from minisd.cli.verify import add_verify, verify_command
@@ -114,6 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     download.add_argument("name", nargs="?", help=what)
     lessons.add_lessons(add("lessons", "copy the course to a folder and open it"))
     add_exercises(add("exercises", "copy the exercises to a folder, or show the next one"))
+    add_mine(add("mine", "show which parts of the model are your own"))
     add_assignment(add("assignment", "write exercises as assignments for nbgrader"))
     examples = add("examples", "write the pictures that docs/steering.md uses", examples_command)
     place = "where to write (examples)"

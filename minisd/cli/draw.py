@@ -13,6 +13,7 @@ from minisd.cli.adapter_options import attach_adapters, read_hints
 from minisd.cli.argument_parser import place_words
 from minisd.cli.drawing_options import DRAWING, STRENGTHS, fill_in_options, given_options
 from minisd.cli.memory import check_memory, enough_memory
+from minisd.cli.mine import use_mine_option
 from minisd.cli.option_checks import check_before_loading
 from minisd.cli.picture_files import fitting_size, open_input, strip_path, write_png
 
@@ -30,7 +31,7 @@ def draw_command(options: argparse.Namespace, extra: list[str]) -> None:
     outputs = check_before_loading(options)
     picture_settings.check_hashes(options, recorded.get("hashes", {}), given)
     picture_settings.warn_about_model(options, recorded.get("model_hash", ""))
-    with use_threads(recorded.get("threads")):
+    with use_threads(recorded.get("threads")), use_mine_option(options):
         COMMANDS[options.command](options, outputs)
 
 

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from minisd.cli.mine import add_mine_option
+
 # The names in samplers.py and sampling.py. They are repeated here, because importing those files
 # imports torch. A test checks that the names are the same.
 SAMPLER_CHOICES = ("ddpm", "ddim", "plms", "lms", "euler", "euler_ancestral", "heun", "dpmpp_2m")
@@ -84,6 +86,7 @@ def add_command_options(command: argparse.ArgumentParser, name: str) -> None:
     if name == "generate":
         add("--extended", action=switch, help="read weights like (word:1.2) and long prompts")
         add("--clip-skip", type=int, metavar="N", help="how many last text layers to leave out (0)")
+        add_mine_option(command)
         add("--every-step", action="store_true", help="also write each step's guess, in one row")
     if name in STRENGTHS:
         meaning = f"0 keeps the picture, 1 ignores it ({STRENGTHS[name]:g})"

@@ -36,8 +36,9 @@ TYPES = {  # a setting -> its type. All other settings are strings
 PICTURE_SETTINGS = {name: (OTHER_NAMES.get(name, name), TYPES.get(name, str)) for name in SETTINGS}
 THREADS = range(1, 1025)  # the valid numbers of threads in a file
 # The stored settings that are not options. "schedule" is the spacing that the model's folder
-# states. It is stored only if --spacing is not given.
-FACTS = ("minisd", "command", "hashes", "dtype", "threads", "torch", "schedule")
+# states. It is stored only if --spacing is not given. "own_parts" lists the exercises whose answers
+# the student has drawn with (--mine).
+FACTS = ("minisd", "command", "hashes", "dtype", "threads", "torch", "schedule", "own_parts")
 
 
 def collect_settings(options: argparse.Namespace, sd, settings: dict) -> dict[str, Any]:
@@ -51,6 +52,7 @@ def collect_settings(options: argparse.Namespace, sd, settings: dict) -> dict[st
 
     own = {name: getattr(options, dest, None) for name, (dest, _) in PICTURE_SETTINGS.items()}
     own |= settings | {"prediction": sd.config.schedule.prediction}
+    own["own_parts"] = getattr(options, "own_parts", None)
     own["strength"] = None if own["strength"] is None else str(own["strength"])
     named = {source for group in named_sources(options).values() for source in group}
     levels = sd.config.schedule
@@ -263,7 +265,7 @@ def describe_picture(path: Path) -> str:
     if about is not None:
         rows = [(name, format_value(value)) for name, value in about.items() if name != "hashes"]
         rows += [(f"sha256 of {name}", digest) for name, digest in about.get("hashes", {}).items()]
-        command = about.get("command", "generate")
+        command = about.get("command", "generate") + " --mine" * ("own_parts" in about)
         head, again = f"{size}, drawn by minisd {about.get('minisd', '')}".rstrip(), command
     elif text is not None:
         try:

@@ -107,29 +107,26 @@ def run_function(answer: Callable, *arguments: Any) -> Any:
 
 
 def run_built_module(answer: Callable, init: dict, weights: dict, *arguments: Any) -> Any:
-    """Build an nn.Module, copy the weights into it, and run it in float64.
-
-    A list among the arguments may get shorter. If there is one, its length is returned, too.
+    """Build an nn.Module, copy the weights into it by their names, and run it in float64.
 
     Raises ValueError if the names or the shapes of its parameters differ from those of the weights.
     """
-    return run_built_method(answer, init, weights, "__call__", *arguments)
-
-
-def run_built_method(answer: Callable, init: dict, weights: dict, name: str, *given: Any) -> Any:
-    """The same, but call the method of this name. given: its arguments"""
     module = answer(**init)
     if not isinstance(module, nn.Module):
         raise ValueError(f"the answer must be an nn.Module, got {type(module).__name__}.")
     copy_weights(module.double(), weights)
     with torch.no_grad():
-        result = getattr(module.eval(), name)(*given)
-    lists = [one for one in given if isinstance(one, list)]
-    return {"returned": result, "length of the list": len(lists[0])} if lists else result
+        return module.eval()(*arguments)
 
 
 def copy_weights(module: nn.Module, weights: dict) -> None:
     """Copy weights into a module by their names. Raises ValueError if one does not fit."""
+    check_weights(module, weights)
+    module.load_state_dict(weights)
+
+
+def check_weights(module: nn.Module, weights: dict) -> None:
+    """Raise ValueError if the names or shapes of a module's parameters are not those of weights."""
     own = module.state_dict()
     if weights and not own:
         raise ValueError(f"your {type(module).__name__} has no parameters yet.")
@@ -141,7 +138,6 @@ def copy_weights(module: nn.Module, weights: dict) -> None:
         if own[name].shape != value.shape:
             shapes = f"the shape {list(own[name].shape)}, expected {list(value.shape)}"
             raise ValueError(f"the parameter {name} of your {type(module).__name__} has {shapes}.")
-    module.load_state_dict(weights)
 
 
 def run_object(answer: Callable, init: list, *reads: Any) -> list:
@@ -161,8 +157,7 @@ def run_object(answer: Callable, init: list, *reads: Any) -> list:
     return results
 
 
-CALLS: dict[str, Callable] = {"function": run_function, "object": run_object}
-CALLS |= {"module": run_built_module, "method": run_built_method}
+CALLS = {"function": run_function, "module": run_built_module, "object": run_object}
 
 
 def run_answer(answer: Callable, call: str, arguments: list) -> Any:

@@ -111,7 +111,7 @@ def as_matrix(tensor: Tensor) -> Tensor:
 def show_passing(exercise: Exercise, answer: Callable, student: str) -> None:
     """Save a right answer, and show the picture that the mini draws with it, next to ours."""
     if exercise.replaces:
-        say(save_answer(exercise, answer))
+        say(save_answer(exercise, answer, student))
     if exercise.draw and in_notebook():
         ours, theirs = draw_both(exercise, answer, student)
         titles = ["with our part", "with your part"]

@@ -24,9 +24,7 @@ def install_parts(replacements: dict[str, Any]) -> Iterator[None]:
     known = set(sys.modules)
     try:
         for name, new in replacements.items():
-            module, _, attribute = name.rpartition(".")
-            owner = resolve_name(module)
-            old = vars(owner)[attribute]
+            owner, attribute, old = find_part(name)
             pairs.append((old, new))
             if isinstance(owner, type):
                 undo.append(set_value(owner, attribute, new))
@@ -39,6 +37,13 @@ def install_parts(replacements: dict[str, Any]) -> Iterator[None]:
         for old, new in pairs:
             for holder, key in find_holders(new, skip=known | {getattr(new, "__module__", "")}):
                 set_value(holder, key, old)
+
+
+def find_part(name: str) -> tuple[Any, str, Any]:
+    """The module or class that holds a part of this name now, the part's own name, and the part."""
+    path, _, attribute = name.rpartition(".")
+    owner = resolve_name(path)
+    return owner, attribute, vars(owner)[attribute]
 
 
 def find_holders(thing: Any, skip: Set[str] = frozenset()) -> list[tuple[Any, str]]:

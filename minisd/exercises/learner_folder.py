@@ -4,10 +4,13 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
+from minisd.exercises.exercise import Exercise
 from minisd.files.whole_files import make_folder, write_text
 
 POINTS, STUDENT = "points.json", "student.txt"
@@ -78,13 +81,36 @@ def load_file(path: Path) -> ModuleType:
     spec = spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None, path
     module = sys.modules[name] = module_from_spec(spec)
-    try:
+    with explain_errors(path.parent):
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # a student's code may raise anything
-        del sys.modules[name]
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [one.lineno for one in frames if Path(one.filename).name == path.name]
-        line = error.lineno if isinstance(error, SyntaxError) else (lines or ["?"])[-1]
-        words = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path}, line {line}, stopped with {words}.") from error
     return module
+
+
+@contextmanager
+def explain_errors(folder: Path) -> Iterator[None]:
+    """Turn an error in a file of this folder into a ValueError that names the file and the line."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:  # a student's code may raise anything
+        places = [(one.filename, one.lineno) for one in traceback.extract_tb(error.__traceback__)]
+        if isinstance(error, SyntaxError):
+            places.append((error.filename or "", error.lineno))
+        inside = [
+            (Path(file), line)
+            for file, line in places
+            if Path(file).resolve().parent == folder.resolve()
+        ]
+        if not inside or "memory" in str(error):  # a full memory has its own message
+            raise
+        file, line = inside[-1]
+        words = f"stopped with {type(error).__name__}: {error}"
+        raise ValueError(f"{folder / file.name}, line {line}, {words}.") from error
+
+
+def find_answer(path: Path, exercise: Exercise) -> Callable:
+    """The function or class in a student's file. Raises ValueError if it is not there."""
+    name = exercise.solution.__name__
+    answer = getattr(load_file(path), name, None)
+    if answer is None:
+        raise ValueError(f"{path} has no {name}. Write one, or delete the file.")
+    return answer

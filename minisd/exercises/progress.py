@@ -1,13 +1,12 @@
 """Where the student stands: which exercises have passed, and which one comes next."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from minisd.exercises.check import check
 from minisd.exercises.exercise import Exercise, all_exercises
 from minisd.exercises.learner_folder import (
+    find_answer,
     learner_folder,
-    load_file,
     read_points,
     student_id,
 )
@@ -86,12 +85,3 @@ def work_on_next(lesson: str | None = None) -> None:
             say(f"Write your code in {path}, then run the same command again. {more}")
             return
     say(f"{describe_standing(lesson)}: all are right.")
-
-
-def find_answer(path: Path, exercise: Exercise) -> Callable:
-    """The function or class in a student's file. Raises ValueError if it is not there."""
-    name = exercise.solution.__name__
-    answer = getattr(load_file(path), name, None)
-    if answer is None:
-        raise ValueError(f"{path} has no {name}. Write one, or delete the file to get a new stub.")
-    return answer
