@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +11,16 @@ import torch
 import minisd
 from minisd import clip
 from minisd import tokenizer as module
-from minisd.config import TextConfig
+from minisd.config import MINI, TextConfig
+from minisd.exercises.calls import build_sigma_denoise
 from minisd.exercises.check import draw_cat, draw_with
 from minisd.exercises.exercise import all_exercises, find_exercise
 from minisd.exercises.install import install_parts
-from minisd.sampling import SPACINGS
+from minisd.pipeline import make_generators
+from minisd.samplers import SAMPLERS
+from minisd.sampling import SPACINGS, sampler_levels
 from minisd.schedule import Schedule
+from minisd.teaching.toy import two_peaks
 from minisd.tokenizer import Tokenizer
 
 PACKAGE = Path(minisd.__file__).parent
@@ -59,6 +64,79 @@ def test_a_method_is_replaced_in_tables_too():
         assert Schedule.leading is leading
     assert SPACINGS["leading"] is before
     assert Schedule.leading is before
+
+
+# ---- lesson 03 -------------------------------------------------------------------------------
+
+
+def test_the_levels_of_the_solutions_are_the_same():
+    schedule = Schedule(MINI.schedule)
+    rules = {"leading": (1, 12, 30, 999, 1000), "karras": (1, 2, 9)}
+    ours = {name: [getattr(schedule, name)(n) for n in steps] for name, steps in rules.items()}
+    with install_parts(replacements("03")):
+        for name, steps in rules.items():
+            for count, levels in zip(steps, ours[name], strict=True):
+                mine = getattr(schedule, name)(count)
+                assert np.allclose([one[:2] for one in mine], [one[:2] for one in levels])
+            with pytest.raises(ValueError, match="steps must be"):
+                getattr(schedule, name)(0)
+
+
+@pytest.mark.parametrize("steps", [5, 16])
+@pytest.mark.parametrize("final", ["zero", "sigma_min"])
+@pytest.mark.parametrize(
+    "name", ["ddpm", "ddim", "plms", "euler", "euler_ancestral", "heun", "dpmpp_2m"]
+)
+def test_each_sampler_of_the_solutions_takes_the_same_steps(name, steps, final):
+    world = two_peaks()
+    levels = sampler_levels(name, Schedule(MINI.schedule), steps, final=final)
+    start = torch.randn(2, 1, 1, 1, dtype=torch.float64)
+
+    def walk():
+        return list(SAMPLERS[name](world.denoise, start, levels, make_generators(7, 2)))
+
+    ours = walk()
+    with install_parts(replacements("03")):
+        theirs = walk()
+    for mine, right in zip(theirs, ours, strict=True):
+        assert mine[:3] == right[:3]
+        torch.testing.assert_close(mine.x, right.x, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(mine.prediction.x0, right.prediction.x0, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "plms", "euler", "euler_ancestral", "heun", "dpmpp_2m"])
+def test_each_sampler_of_the_solutions_draws_the_same(sd, name):
+    def latent():
+        *_, last = sd.txt2img_steps("a blue cat", steps=4, sampler=name, seed=1)
+        return last.x
+
+    ours = latent()
+    with install_parts(replacements("03")):
+        torch.testing.assert_close(latent(), ours, rtol=1e-4, atol=1e-4)
+
+
+def test_two_slopes_up_to_the_end_are_heun():
+    sigmas, start = [9.0, 4.0, 2.0, 0.5], torch.randn(1, 2, 3, 3, dtype=torch.float64)
+    denoise = build_sigma_denoise(1.3)
+    mine = list(find_exercise("two_slopes").solution(denoise, start, sigmas, fraction=1))
+    torch.testing.assert_close(mine, list(find_exercise("heun").solution(denoise, start, sigmas)))
+
+
+def test_the_posterior_is_the_step_of_ddpm():
+    posterior, ddpm = (find_exercise(name).solution for name in ("posterior", "ddpm"))
+    level, below = Schedule(MINI.schedule).levels([500, 300])
+    x, x0, noise = torch.randn(3, 1, 2, 3, 3, dtype=torch.float64)
+    mean, variance = posterior(x, x0, level.alpha_bar, below.alpha_bar)
+    guess = SimpleNamespace(x0=x0)
+    (moved,) = ddpm(lambda x, level: guess, x, [level, below], [noise])
+    torch.testing.assert_close(moved, mean + variance**0.5 * noise)
+
+
+def test_the_solution_of_ddim_refuses_eta(sd):
+    with install_parts(replacements("03")):
+        walk = SAMPLERS["ddim"](None, torch.zeros(1), [], eta=0.5)
+        with pytest.raises(ValueError, match="no eta"):
+            next(walk)
 
 
 # ---- lesson 05 -------------------------------------------------------------------------------
@@ -139,7 +217,7 @@ def test_the_picture_is_the_same_with_all_parts_together(cat):
         if event == "call" and path.parent == PACKAGE:
             called.add(path.stem)
 
-    with install_parts(replacements("05", "06")):
+    with install_parts(replacements("03", "05", "06")):
         sd = minisd.load("mini")
         sys.setprofile(watch)
         try:
@@ -147,5 +225,5 @@ def test_the_picture_is_the_same_with_all_parts_together(cat):
         finally:
             sys.setprofile(None)
     assert largest_difference(drawn, cat) <= 1
-    assert not called & {"tokenizer", "clip"}
+    assert not called & {"tokenizer", "clip", "samplers"}
     assert "unet" in called
