@@ -61,6 +61,28 @@ def build_network(gain: float, rows: float = 0.0) -> Callable:
     return network
 
 
+def build_embed(places: int | None = None) -> Callable:
+    """A simple embed(prompts) -> context, b m 3.
+
+    places: m. None: m is one more than the letters of the longest prompt
+    """
+
+    def embed(prompts: str | list[str]) -> Tensor:
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        longest = max(len(text) for text in texts) + 1
+        codes = [[ord(letter) for letter in text.ljust(longest)] for text in texts]
+        angles = torch.tensor(codes, dtype=torch.float64)[:, :places, None]
+        return torch.sin(angles * torch.tensor([1.0, 0.25, 0.5]))
+
+    return embed
+
+
+def build_model(gain: float, alpha_bar: Tensor) -> SimpleNamespace:
+    """What text-to-image needs of a StableDiffusion: embed, unet and schedule.alpha_bar."""
+    schedule = SimpleNamespace(alpha_bar=alpha_bar)
+    return SimpleNamespace(unet=build_network(gain), embed=build_embed(9), schedule=schedule)
+
+
 def build_level(sigma: float, t: float = 0.0) -> SimpleNamespace:
     """A noise level, with the fields of schedule.Level."""
     signal_rate = (1 + sigma**2) ** -0.5
@@ -82,6 +104,8 @@ BUILDERS: dict[str, Callable] = {
     "denoise": build_denoise,
     "sigma_denoise": build_sigma_denoise,
     "network": build_network,
+    "embed": build_embed,
+    "model": build_model,
     "level": build_level,
     "layer": build_layer,
     "generator": build_generator,

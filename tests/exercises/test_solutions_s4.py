@@ -1,5 +1,8 @@
 """The solutions of lessons 07, 09 and 10 compute what the core computes."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,9 @@ import minisd
 from minisd import attention, guidance
 from minisd.exercises.check import draw_cat, draw_with
 from minisd.exercises.exercise import all_exercises, draw_weights, find_exercise, normal
+from minisd.exercises.install import install_parts
+from minisd.pipeline import make_generators
+from tests.helpers.core_calls import core_calls, parts_of_solutions
 
 LESSONS = ("07", "09", "10")
 MINE = [one for lesson in LESSONS for one in all_exercises(lesson)]
@@ -158,3 +164,90 @@ def test_the_formulas_agree_where_they_should(generator):
     assert_equal(some, torch.stack([cond[0], guided[1]]))
     spread = find_exercise("rescaled_cfg").solution(uncond, cond, 3.0, phi=1).flatten(1).std(dim=1)
     assert_equal(spread, cond.flatten(1).std(dim=1))
+
+
+# ---- lesson 10 -------------------------------------------------------------------------------
+
+
+def method_of(name, target):
+    exercise = find_exercise(name)
+    return exercise.replaces[f"minisd.pipeline.StableDiffusion.{target}"](exercise.solution)
+
+
+def test_the_noise_of_the_solution_is_the_cores(small_sd):
+    """Also of generators that were used before, and the generators are left as the core does."""
+    theirs = method_of("starting_noise", "noise")
+    for used in (0, 3):
+        results = []
+        for draw in (type(small_sd).noise, theirs):
+            generators = make_generators([7, -2, 2**40], 3)
+            for each in generators:
+                torch.randn(used, generator=each)
+            results.append(draw(small_sd, generators, 64, 32))
+            results.append(torch.cat([torch.randn(5, generator=each) for each in generators]))
+        assert torch.equal(results[0], results[2])
+        assert torch.equal(results[1], results[3])
+
+
+@pytest.mark.parametrize("settings", [{}, {"cfg_scale": 1, "seed": [5, 3], "width": 48}])
+def test_the_steps_of_the_solution_are_the_cores(settings, small_sd):
+    theirs = method_of("txt2img_latents", "txt2img_steps")
+    arguments = (small_sd, ["a cat", "a red dog"], "a house")
+    ours = list(small_sd.txt2img_steps(*arguments[1:], steps=4, **settings))
+    steps = list(theirs(*arguments, steps=4, **settings))
+    assert len(steps) == 4
+    for one, other in zip(ours, steps, strict=True):
+        assert one[:2] == other[:2]
+        assert one.sigma == pytest.approx(other.sigma, rel=1e-12)
+        torch.testing.assert_close(one.x, other.x, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(one.prediction[:2], other.prediction[:2], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"sampler": "euler"}, "draws with DDIM only. Leave out --sampler"),
+        ({"spacing": "karras"}, "Leave out --spacing"),
+        ({"latent": torch.zeros(1, 4, 8, 8)}, "Leave out latent"),
+        ({"clip_skip": 1}, "Leave out --clip-skip"),
+        ({"extended": True}, "Leave out --extended"),
+        ({"steps": 1000}, "takes 1 to 999 steps"),
+        ({"cfg_scale": float("nan")}, "finite number"),
+        ({"width": 30}, "does not fit"),
+    ],
+)
+def test_the_solution_refuses_what_it_cannot_do(settings, words, small_sd):
+    theirs = method_of("txt2img_latents", "txt2img_steps")
+    with pytest.raises(ValueError, match=re.escape(words)):
+        theirs(small_sd, "a cat", **settings)
+
+
+def test_the_solution_refuses_a_model_with_other_rules(small_sd, monkeypatch):
+    theirs = method_of("txt2img_latents", "txt2img_steps")
+    monkeypatch.setattr(small_sd, "guides", [lambda denoise: denoise])
+    with pytest.raises(ValueError, match="Leave out --classifier"):
+        theirs(small_sd, "a cat")
+    schedule = replace(small_sd.config.schedule, prediction="v")
+    monkeypatch.setattr(small_sd, "config", replace(small_sd.config, schedule=schedule))
+    with pytest.raises(ValueError, match="Use the mini"):
+        theirs(small_sd, "a cat")
+
+
+GLUE = {
+    "config.VAEConfig.factor",
+    *(f"pipeline.StableDiffusion.{name}" for name in ("txt2img", "embed", "decode", "device")),
+    *(f"pipeline.StableDiffusion.{name}" for name in ("dtype", "check_finite", "check_text_only")),
+    *(f"pipeline.{name}" for name in ("list_prompts", "check_seeds", "pictures_for")),
+}
+
+
+def test_with_all_parts_only_glue_of_sampling_and_guidance_runs(cat):
+    """What is left of these files is the data types. The other lessons' parts are installed too."""
+    with install_parts(parts_of_solutions("ada")):
+        sd = minisd.load("mini")
+        pictures = []
+        names = core_calls(lambda: pictures.append(draw_cat(sd)))
+    assert same_picture(pictures[0], cat)
+    files = ("attention.", "guidance.", "pipeline.", "samplers.", "sampling.")
+    left = {name for name in names if name.startswith(files)} - GLUE
+    assert left <= {"guidance.x0_from_eps"}

@@ -43,9 +43,12 @@ def qualified_name(frame) -> str:
 
 
 def parts_of_solutions(student: str = "") -> dict[str, Any]:
-    """What install_parts() takes: every part of the core that an exercise replaces."""
+    """What install_parts() takes: every part of the core that an exercise replaces.
+
+    A method comes before its class, so that it is put into our class, not into the student's.
+    """
     parts = {}
     for exercise in all_exercises():
         answer = exercise.with_constants(exercise.solution, student)
         parts |= {name: adapt(answer) for name, adapt in exercise.replaces.items()}
-    return parts
+    return dict(sorted(parts.items(), key=lambda part: -part[0].count(".")))
