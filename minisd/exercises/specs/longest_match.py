@@ -141,8 +141,8 @@ EXERCISE = Exercise(
         Stage("a letter that is not known", 1, match(9, 50, odd="z")),
     ),
     hints=(
-        "Use a while loop with the place in the word, and inside it a loop over the lengths, the "
-        "longest first.",
+        "Use a while loop with the place in the word. In each round, look for the longest piece "
+        "that fits there.",
         "At place 0, look up the letters alone. Everywhere else, look up the mark and the "
         "letters. Near the end of the word, fewer letters are left.",
         "rest = word[at:]. Of all lengths up to your limit and up to len(rest), collect those for "

@@ -117,7 +117,7 @@ EXERCISE = Exercise(
                 after**0.5 * b / (1 - bar) * x0 + bar**0.5 * (1 - after) / (1 - bar) * x
             )
         ),
-        "The weights have a factor too much: (1 - alpha_bar) has no root here.": vary(
+        "The weights are divided by (1 - alpha_bar) itself, not by its root.": vary(
             lambda x, x0, a, b, bar, after: (
                 (after**0.5 * b * x0 + a**0.5 * (1 - after) * x) / (1 - bar) ** 0.5
             )
