@@ -111,8 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     purpose = "find the first tensor that a port gets wrong, and why"
     add_compare(add("compare", purpose, compare_command))
     download = add("download", "download published weights by name", download_command)
-    what = "what to download; without a name, list all names"
-    download.add_argument("name", nargs="?", help=what)
+    download.add_argument("name", nargs="?", help="what to download; none: list all names")
     lessons.add_lessons(add("lessons", "copy the course to a folder and open it"))
     add_exercises(add("exercises", "copy the exercises to a folder, or show the next one"))
     add_mine(add("mine", "show which parts of the model are your own"))
