@@ -91,12 +91,13 @@ EXERCISE = Exercise(
         ),
     ),
     hints=(
-        "alpha_bar has one axis, x0 has four. Counted from the right, b would meet w.",
+        "alpha_bar has one axis, x0 has four. torch lines up axes from the right, so the axis b "
+        "of alpha_bar would meet the axis w of x0.",
         'Give alpha_bar the shape b 1 1 1: rearrange(alpha_bar, "b -> b 1 1 1").',
         "Then alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise.",
     ),
     mistakes={
-        "b meets w, because axes are counted from the right. Give alpha_bar the shape b 1 1 1.": (
+        "Axes are lined up from the right, so b meets w. Give alpha_bar the shape b 1 1 1.": (
             without_axes
         ),
         "The square roots are missing. alpha_bar is a variance.": (
@@ -111,10 +112,10 @@ EXERCISE = Exercise(
         "This is 1 minus the root of alpha_bar. Take the root of (1 - alpha_bar).": (
             with_rates(lambda alpha_bar: (alpha_bar.sqrt(), 1 - alpha_bar.sqrt()))
         ),
-        "The rates are swapped. alpha_bar is the share of the picture.": (
+        "The rates are swapped. The root of alpha_bar belongs to x0.": (
             with_rates(lambda alpha_bar: ((1 - alpha_bar).sqrt(), alpha_bar.sqrt()))
         ),
-        "Both are multiplied by the same rate.": (
+        "Both have the same rate. The noise needs the square root of (1 - alpha_bar).": (
             with_rates(lambda alpha_bar: (alpha_bar.sqrt(), alpha_bar.sqrt()))
         ),
         "x0 keeps its full size. Multiply it by the square root of alpha_bar.": (

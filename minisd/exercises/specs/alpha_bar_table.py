@@ -61,11 +61,11 @@ EXERCISE = Exercise(
     place=2,
     title="The table of alpha_bar",
     question=(
-        "Write `alpha_bar_table(beta_start, beta_end, timesteps)`. In Stable Diffusion, the square "
-        "roots of the betas are evenly spaced: the first is the root of beta_start, the last is "
-        "the root of beta_end. alpha_bar at t is the product of all 1 - beta up to t, beta of t "
-        "included. Return the table, one number for each t, in float64 "
-        "(`dtype=torch.float64`)."
+        "Write `alpha_bar_table(beta_start, beta_end, timesteps)`. In Stable Diffusion, the "
+        "square roots of the betas are evenly spaced: the first is the root of beta_start, the "
+        "last is the root of beta_end. alpha_bar at t is the product of (1 - beta) over all "
+        "betas up to t. The beta of t is included. Return the table, one number for each t, in "
+        "float64 (`dtype=torch.float64`)."
     ),
     solution=alpha_bar_table,
     stages=(
@@ -85,26 +85,26 @@ EXERCISE = Exercise(
         "You squared evenly spaced betas. Take the roots of both ends first.": (
             from_betas(lambda start, end, count: ramp(start, end, count) ** 2)
         ),
-        "You took the roots of evenly spaced betas. First the roots, then the even spacing.": (
+        "You took the roots of evenly spaced betas. Space the roots evenly, then square them.": (
             from_betas(lambda start, end, count: ramp(start, end, count) ** 0.5)
         ),
-        "These are 1 - beta. alpha_bar is the product of all of them up to t.": (
+        "This is 1 - beta at each t. alpha_bar is the product of all of them up to t.": (
             lambda start, end, count: 1 - right_betas(start, end, count)
         ),
         "These are the betas. alpha_bar is the product of all 1 - beta up to t.": right_betas,
         "This is the product of the betas. Multiply 1 - beta.": (
             lambda start, end, count: right_betas(start, end, count).cumprod(0)
         ),
-        "This is 1 - alpha_bar.": (
+        "This is 1 - alpha_bar. Return alpha_bar.": (
             lambda start, end, count: 1 - alpha_bar_table(start, end, count)
         ),
         "These are the signal rates: the roots of alpha_bar. Leave out the root.": (
             lambda start, end, count: alpha_bar_table(start, end, count).sqrt()
         ),
-        "You added the 1 - beta. Multiply them.": (
+        "You took the sum of all 1 - beta. Take their product.": (
             lambda start, end, count: (1 - right_betas(start, end, count)).cumsum(0)
         ),
-        "You subtracted the sum of the betas. Multiply the 1 - beta.": (
+        "You subtracted the betas one after another. Take the product of all 1 - beta.": (
             lambda start, end, count: 1 - right_betas(start, end, count).cumsum(0)
         ),
         "The table starts one step late: alpha_bar at t = 0 already holds the first beta.": (
@@ -113,7 +113,7 @@ EXERCISE = Exercise(
         "This is one number, the product of all. Return a table: torch.cumprod.": (
             lambda start, end, count: (1 - right_betas(start, end, count)).prod()
         ),
-        "The table is computed in float32. Say dtype=torch.float64.": (
+        "The table is in float32. Pass dtype=torch.float64.": (
             lambda start, end, count: (
                 1 - torch.linspace(start**0.5, end**0.5, count) ** 2
             ).cumprod(0)

@@ -90,8 +90,9 @@ EXERCISE = Exercise(
     title="A cosine schedule",
     question=(
         "Nichol & Dhariwal (2021) define alpha_bar by a cosine: f(t) = cos((t + s) / (1 + s) * "
-        "pi / 2) to the power p, and alpha_bar(t) = f(t) / f(0). Write `cosine_alpha_bar(t)` with "
-        "your own constants s = {offset} and p = {power}. Here, t goes from 0 to 1."
+        "pi / 2) to the power p, and alpha_bar(t) = f(t) / f(0). Write `cosine_alpha_bar(t)` "
+        "with your own constants s = {offset} and p = {power}. Here, t goes from 0 to 1, and it "
+        "is a tensor of any shape."
     ),
     solution=cosine_alpha_bar,
     stages=(
@@ -100,13 +101,13 @@ EXERCISE = Exercise(
     ),
     hints=(
         "Write f first, as a function of t.",
-        "f(0) is not 1, because of s.",
+        "Because of s, f(0) is not 1. So you must divide by it.",
         "torch.cos takes a tensor, math.cos takes a number. The power belongs to f.",
     ),
     mistakes={
         "alpha_bar(0) must be 1: divide by f(0).": not_divided,
-        "f(0) is also a power: cos(...) to the power p.": start_without_power,
-        "alpha_bar(0) is 1, but you added a number. Divide by f(0).": shifted_to_start,
+        "In f(0), too, the cosine has the power p.": start_without_power,
+        "You added a number so that alpha_bar(0) is 1. Divide by f(0) instead.": shifted_to_start,
         "The offset s is missing.": of_another_angle(lambda t, s: t * math.pi / 2),
         "t + s must be divided by 1 + s, so that the cosine ends at 0.": (
             of_another_angle(lambda t, s: (t + s) * math.pi / 2)
@@ -120,7 +121,7 @@ EXERCISE = Exercise(
         "The power p is missing.": without_power,
         "These are the constants of the paper. Use your own s and p.": usual_constants,
         "The power belongs to the cosine, not to the angle.": power_of_the_angle,
-        "This is 1 - alpha_bar.": noise_share,
+        "This is 1 - alpha_bar. Return alpha_bar.": noise_share,
         "This is the sine. Use the cosine, which falls.": of_the_sine,
     },
     passing="This schedule adds noise more slowly at both ends.",

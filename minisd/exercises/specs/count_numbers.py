@@ -29,7 +29,7 @@ EXERCISE = Exercise(
     ),
     mistakes={
         "This counts the numbers of the whole batch: take one sample.": lambda x: x.numel(),
-        "This is the number of samples.": lambda x: x.shape[0],
+        "This is the number of samples. Count the numbers of one sample.": lambda x: x.shape[0],
         "This is the number of channels. Multiply it by the height and the width.": (
             lambda x: x.shape[1]
         ),

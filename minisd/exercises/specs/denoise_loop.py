@@ -93,11 +93,11 @@ EXERCISE = Exercise(
     place=2,
     title="From noise to a latent",
     question=(
-        "Write the loop of this lesson: `denoise_loop(denoise, x, levels)`. For each two "
-        "neighbouring levels, call `denoise(x, level)` with the noisier level. It returns a guess "
-        "with two fields: `guess.x0`, the clean latent, and `guess.eps`, the noise. Mix the two "
-        "again, with the rates of the less noisy level: signal_rate times x0 plus noise_rate times "
-        "eps. This is the next x. Return the last x."
+        "Write the loop of this lesson: `denoise_loop(denoise, x, levels)`. For each pair of "
+        "neighbouring levels, call `denoise(x, level)` with the noisier level. It returns a "
+        "guess with two fields: `guess.x0`, the clean latent, and `guess.eps`, the noise. Mix "
+        "the two again, with the rates of the less noisy level: signal_rate times x0 plus "
+        "noise_rate times eps. This is the next x. Return the last x."
     ),
     solution=denoise_loop,
     stages=(
@@ -108,11 +108,11 @@ EXERCISE = Exercise(
     hints=(
         "pairwise(levels) gives the pairs (level 0, level 1), (level 1, level 2), and so on.",
         "denoise is called with the first level of a pair. The rates come from the second.",
-        "In the loop: guess = denoise(x, level), then x = below.signal_rate * guess.x0 + ... "
-        "After the loop: return x.",
+        "In the loop `for level, below in pairwise(levels)`: guess = denoise(x, level), then x = "
+        "below.signal_rate * guess.x0 + ... After the loop: return x.",
     ),
     mistakes={
-        "x stays as it was, because the guess and the new noise use the same level.": (
+        "Your x does not change. Use the rates of the next level, not those of this level.": (
             walk(
                 lambda guess, level, below: (
                     level.signal_rate * guess.x0 + level.noise_rate * guess.eps
@@ -126,7 +126,7 @@ EXERCISE = Exercise(
                 )
             )
         ),
-        "You took away all noise at once. Add the noise of the next level again.": (
+        "You removed all noise at once. Add the noise of the next level again.": (
             walk(lambda guess, level, below: guess.x0)
         ),
         "x must change in the loop: each guess starts from the x of the step before.": (
@@ -142,7 +142,7 @@ EXERCISE = Exercise(
             lambda denoise, x, levels: denoise_loop(denoise, x, levels[1:])
         ),
         "The return is inside the loop, so there is only one step.": return_in_the_loop,
-        "You went the wrong way. The noisiest level comes first in the list already.": (
+        "You went through the list backwards. The noisiest level already comes first.": (
             lambda denoise, x, levels: denoise_loop(denoise, x, levels[::-1])
         ),
         "This is x0 + sigma * eps. Multiply x0 by the signal rate, and eps by the noise rate.": (

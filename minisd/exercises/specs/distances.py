@@ -26,7 +26,8 @@ EXERCISE = Exercise(
     stages=(Stage("4 and 3 numbers", 1, lambda g: [normal(g, 4), normal(g, 3)]),),
     hints=(
         "You need no loop. Which shapes give n m when they are subtracted?",
-        "n 1 and m give n m, because 1 stretches to m, and the missing axis to n.",
+        "The shapes n 1 and m give n m: the axis of length 1 stretches to m, and the axis that y "
+        "lacks stretches to n.",
         'rearrange(x, "n -> n 1") has one number per row. Subtract y from it.',
     ),
     mistakes={
@@ -44,7 +45,9 @@ EXERCISE = Exercise(
         ),
         "This is the sum. Subtract y.": lambda x, y: rearrange(x, "n -> n 1") + y,
     },
-    passing="A tensor n 1 minus a tensor m is a tensor n m, because both stretch.",
+    passing=(
+        "A tensor of shape n 1 minus a tensor of shape m has the shape n m, because both stretch."
+    ),
     difficulty=1,
     minutes=4,
 )

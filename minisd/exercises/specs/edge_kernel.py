@@ -50,7 +50,7 @@ EXERCISE = Exercise(
         "This is the left neighbour minus the right one. The middle must be 1.": (
             table(EMPTY, (1, 0, -1), EMPTY)
         ),
-        "This does it in three lines. Only the middle row should have weights.": (
+        "All three rows have weights. Only the middle row should have some.": (
             table((-1, 1, 0), (-1, 1, 0), (-1, 1, 0))
         ),
         "The neighbour is added. Subtract it.": table(EMPTY, (1, 1, 0), EMPTY),

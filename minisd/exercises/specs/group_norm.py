@@ -63,9 +63,10 @@ EXERCISE = Exercise(
         Stage("two samples of 6 channels", 1, lambda g: [normal(g, 2, 6, 4, 5) / 10 + 1]),
     ),
     hints=(
-        "Bring all numbers of a group into one axis. Then it is a layer norm.",
+        "Bring all numbers of a group into one axis. Then the rest is a layer norm.",
         'rearrange(x, "b (g c) h w -> b g (c h w)", g=2) has one row for each group.',
-        "After the norm of each row, rearrange back. einops must be given the h and the w of x.",
+        "After the norm of each row, rearrange back. For this, tell einops h and w: "
+        "h=x.shape[2], w=x.shape[3].",
     ),
     mistakes={
         "This scales each channel alone (instance norm). Scale the channels of a group together.": (

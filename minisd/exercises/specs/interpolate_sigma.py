@@ -78,10 +78,11 @@ EXERCISE = Exercise(
     title="Sigma between two timesteps",
     question=(
         "Write `interpolate_sigma(t, alpha_bar)`. alpha_bar is the table, one number for each "
-        "whole t. sigma is the square root of (1 - alpha_bar) / alpha_bar. Some samplers ask for a "
-        "t between two whole numbers: there, interpolate the logarithm of sigma in a straight "
-        "line. For example, log sigma at t = 2.25 is 0.75 times that of 2 plus 0.25 times that of "
-        "3. t is a tensor of any shape. It may hold the last t of the table."
+        "whole t. sigma is the square root of (1 - alpha_bar) / alpha_bar. Some samplers ask for "
+        "sigma at a t between two whole numbers. There, interpolate the logarithm of sigma "
+        "linearly. For example, log sigma at t = 2.25 is 0.75 times log sigma at 2, plus 0.25 "
+        "times log sigma at 3. t is a tensor of any shape. It may contain the last t of the "
+        "table."
     ),
     solution=interpolate_sigma,
     stages=(
@@ -90,7 +91,8 @@ EXERCISE = Exercise(
         Stage("a table of t, up to the last", 2, inputs([[0.0, 6.0, 5.6], [1.2, 3.0, 4.9]])),
     ),
     hints=(
-        "Compute all sigmas first. Which two entries of the table does t lie between?",
+        "Compute the sigma of every entry first. Between which two entries of the table does t "
+        "lie?",
         "lower = t.floor().long() and upper = t.ceil().long() are the two entries. At a whole t, "
         "they are the same. share = t - lower says how far t is from the lower one.",
         "(1 - share) * log of the lower sigma + share * log of the upper sigma. Then .exp().",
@@ -108,13 +110,13 @@ EXERCISE = Exercise(
         "This is the logarithm of sigma. Take exp() at the end.": (
             on_a_line(lambda alpha_bar: sigma_of(alpha_bar).log(), lambda log: log)
         ),
-        "t is rounded down. Between two whole t, interpolate.": (
+        "You rounded t down. Between two whole t, interpolate.": (
             lambda t, alpha_bar: interpolate_sigma(t.floor(), alpha_bar)
         ),
-        "t is rounded to the nearest whole t. Between two whole t, interpolate.": (
+        "You rounded t to the nearest whole number. Between two whole t, interpolate.": (
             lambda t, alpha_bar: interpolate_sigma(t.round(), alpha_bar)
         ),
-        "t is rounded up. Between two whole t, interpolate.": (
+        "You rounded t up. Between two whole t, interpolate.": (
             lambda t, alpha_bar: interpolate_sigma(t.ceil(), alpha_bar)
         ),
         "The two shares are swapped. Close to the lower t, the lower sigma counts more.": (
@@ -126,7 +128,7 @@ EXERCISE = Exercise(
         "The square root is missing: this is sigma squared.": (
             lambda t, alpha_bar: interpolate_sigma(t, alpha_bar) ** 2
         ),
-        "This is 1 / sigma. The noise is above the line: (1 - alpha_bar) / alpha_bar.": (
+        "This is 1 / sigma. Turn the fraction around: (1 - alpha_bar) / alpha_bar.": (
             lambda t, alpha_bar: 1 / interpolate_sigma(t, alpha_bar)
         ),
         "This is the noise rate. sigma is noise rate / signal rate.": (
@@ -136,7 +138,7 @@ EXERCISE = Exercise(
             )
         ),
     },
-    passing="The schedule now knows the noise at every t, also where its table has no entry.",
+    passing="The schedule now gives sigma at every t, also between the entries of its table.",
     difficulty=2,
     minutes=15,
     needs=("alpha_bar_table",),

@@ -65,7 +65,9 @@ EXERCISE = Exercise(
             lambda x: subtract_mean(x) / (spread(x) ** 2 + 1e-5)
         ),
         "The mean is not subtracted.": lambda x: x / (spread(x) ** 2 + 1e-5).sqrt(),
-        "You did not divide by the spread.": subtract_mean,
+        "Only the mean is subtracted. Now divide by the square root of (variance + 1e-5).": (
+            subtract_mean
+        ),
         "Mean and variance go over the tokens. They should go over the channels.": over_tokens,
         "Mean and variance go over the whole sample. Each token has its own.": (
             lambda x: F.layer_norm(x, x.shape[1:])

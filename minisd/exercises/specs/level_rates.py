@@ -57,8 +57,8 @@ EXERCISE = Exercise(
         Stage("nothing but noise: an infinite sigma", 1, lambda g: [math.inf]),
     ),
     hints=(
-        "noise_rate is sigma * signal_rate. Put this into the sum of squares, and solve it for "
-        "signal_rate.",
+        "noise_rate is sigma * signal_rate. Put this into signal_rate squared + noise_rate "
+        "squared = 1, and solve it for signal_rate.",
         "signal_rate is 1 / the square root of (1 + sigma squared).",
         "Infinity times 0 is not a number. So take the noise rate from the sum of squares: the "
         "root of (1 - signal_rate squared).",
@@ -74,7 +74,7 @@ EXERCISE = Exercise(
             lambda sigma: (level_rates(sigma)[0], (1 + 1 / sigma**2) ** -0.5)
         ),
         "These are the squares of the rates. Take the square roots.": variances,
-        "Squares add up to 1, not the rates themselves.": (
+        "Your rates add up to 1. Their squares should add up to 1.": (
             lambda sigma: (1 / (1 + sigma), 1 - 1 / (1 + sigma))
         ),
         "The noise rate is not 1 - signal_rate. The squares add up to 1.": (
@@ -96,7 +96,7 @@ EXERCISE = Exercise(
             lambda sigma: ((1 + sigma**2) ** 0.5, sigma * (1 + sigma**2) ** 0.5)
         ),
     },
-    passing="Every sampler reads these rates at every step, and so does the guess of x0.",
+    passing="Every sampler uses these rates at every step, and so does the formula for x0.",
     difficulty=2,
     minutes=10,
     replaces={

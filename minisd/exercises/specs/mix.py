@@ -38,7 +38,8 @@ EXERCISE = Exercise(
         ),
     ),
     hints=(
-        "share has one axis, x0 has four. Counted from the right, b would meet w.",
+        "share has one axis, x0 has four. torch lines up axes from the right, so the axis b of "
+        "share would meet the axis w of x0.",
         'Give share three more axes of length 1: rearrange(share, "b -> b 1 1 1").',
         "With this share, the formula of the question is right as it stands.",
     ),
@@ -46,10 +47,10 @@ EXERCISE = Exercise(
         "You multiplied the noise by share. At share 1, the result should be x0.": (
             spread_first(lambda x0, noise, share: x0 + share * (noise - x0))
         ),
-        "b meets w, because axes are counted from the right. Give share the shape b 1 1 1.": (
+        "Axes are lined up from the right, so b meets w. Give share the shape b 1 1 1.": (
             lambda x0, noise, share: share * x0 + (1 - share) * noise
         ),
-        "w meets b, because axes are counted from the right. Give share the shape b 1 1 1.": (
+        "Axes are lined up from the right, so w meets b. Give share the shape b 1 1 1.": (
             lambda x0, noise, share: x0 * share + noise * (1 - share)
         ),
         "The noise must be multiplied by 1 - share.": (
@@ -58,7 +59,7 @@ EXERCISE = Exercise(
         "Both are multiplied by share. The noise must be multiplied by 1 - share.": (
             spread_first(lambda x0, noise, share: share * (x0 + noise))
         ),
-        "Here, the shares themselves add up to 1. Leave out the square roots.": (
+        "Leave out the square roots. In this mixture, the shares themselves add up to 1.": (
             spread_first(
                 lambda x0, noise, share: share.sqrt() * x0 + (1 - share).sqrt() * noise,
             )
@@ -70,7 +71,10 @@ EXERCISE = Exercise(
             spread_first(lambda x0, noise, share: share * x0 - (1 - share) * noise)
         ),
     },
-    passing="An axis of length 1 stretches. So each sample of a batch can have its own share.",
+    passing=(
+        "An axis of length 1 stretches to the length of the other tensor. So each sample of a "
+        "batch can have its own share."
+    ),
     difficulty=1,
     minutes=5,
 )

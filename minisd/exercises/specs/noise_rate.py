@@ -39,7 +39,7 @@ EXERCISE = Exercise(
         "Subtract the square of signal_rate from 1. You added it.": (
             lambda rate: (1 + rate**2) ** 0.5
         ),
-        "This is the other way round: 1 comes first.": lambda rate: rate**2 - 1,
+        "You subtracted 1 from the square. Subtract the square from 1.": lambda rate: rate**2 - 1,
         "This is the ratio of the two rates. Return r itself.": (
             lambda rate: (1 - rate**2) ** 0.5 / rate
         ),

@@ -36,11 +36,11 @@ EXERCISE = Exercise(
     place=13,
     title="The colours of patches, down the columns",
     question=(
-        "Cut each picture into patches of {lines} lines and {columns} columns. Write "
-        "`patch_means(x)`. It returns the mean of each patch, one for each channel, as a list of "
-        "patches. The list goes down: first all patches at the left border, from top to bottom, "
-        "then the next column of patches. Your patches are {lines} pixels high and {columns} "
-        "pixels wide. h and w can be divided by these."
+        "Cut each picture into patches. Your patches are {lines} pixels high and {columns} "
+        "pixels wide. Write `patch_means(x)`. It returns the mean of each patch, one for each "
+        "channel, as a list of patches. The list goes down: first all patches at the left "
+        "border, from top to bottom, then the next column of patches. h is a multiple of "
+        "{lines}, and w is a multiple of {columns}."
     ),
     solution=patch_means,
     stages=(
@@ -50,13 +50,13 @@ EXERCISE = Exercise(
     hints=(
         "The part *einops* of lesson 0b cuts a picture into patches. reduce takes their means.",
         'The left side is "b c (h p) (w q)". Then h and w count the patches.',
-        'In "(w h)", the last letter moves fastest: this goes down first. c comes after it.',
+        'In "(w h)", the last letter moves fastest, so the list goes down first. c comes after it.',
     ),
     mistakes={
         "The patches go line by line. They should go down first: (w h).": (
             pattern("b c (h p) (w q) -> b (h w) c")
         ),
-        "The patches have the wrong form: exchange their height and their width.": (
+        "The patches have the wrong shape. Exchange their height and their width.": (
             pattern("b c (h q) (w p) -> b (w h) c")
         ),
         "The patches go line by line, and their height and width are exchanged.": (

@@ -41,7 +41,9 @@ EXERCISE = Exercise(
         "This is the left column of every channel. The channels are the second axis.": (
             lambda image: image[..., 0]
         ),
-        "This is the mean of the three channels: a grey picture.": lambda image: image.mean(dim=1),
+        "This is the mean of the three channels, a grey picture. Take the first channel only.": (
+            lambda image: image.mean(dim=1)
+        ),
         "This is the red channel of the first picture only. Take all pictures of the batch.": (
             lambda image: image[0, 0]
         ),

@@ -18,9 +18,9 @@ EXERCISE = Exercise(
     title="The size after a convolution",
     question=(
         "Write `size(h, k, stride, padding)`. A convolution reads an input of height h with a "
-        "kernel of height k. Padding is added above and below. Return the height of the output: "
-        "the number of places at which the kernel fits into the padded input. It moves by stride "
-        "from one place to the next."
+        "kernel of height k. `padding` lines are added above it, and as many below it. Return "
+        "the height of the output: the number of places at which the kernel fits into the padded "
+        "input. The kernel moves down by `stride` lines from one place to the next."
     ),
     solution=size,
     stages=(

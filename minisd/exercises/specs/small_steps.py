@@ -118,10 +118,15 @@ EXERCISE = Exercise(
         "There is only one step. Loop over all noises and betas.": (
             lambda x0, noises, betas: small_steps(x0, noises[:1], betas[:1])
         ),
-        "This is one jump with one noise. Each step has a noise of its own.": one_jump,
+        "This is one jump with one noise. Loop over the steps: each has a noise of its own.": (
+            one_jump
+        ),
         "Return only the last x, not a list of all.": list_all,
     },
-    passing="Twenty steps or one jump: the lesson shows that both give the same crowd of pictures.",
+    passing=(
+        "Many small steps and one large jump give the same distribution of pictures, as the "
+        "lesson shows."
+    ),
     difficulty=1,
     minutes=8,
     in_picture={"minisd.teaching.toy.small_steps": as_walk},

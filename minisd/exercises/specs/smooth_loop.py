@@ -105,11 +105,12 @@ EXERCISE = Exercise(
     place=3,
     title="A loop with a memory",
     question=(
-        "Write `smooth_loop(denoise, x, levels)`: the loop of the exercise before, but with a "
-        "memory. From the second step on, do not use guess.x0 itself. Use {share} times the x0 of "
-        "the step before plus (1 - {share}) times guess.x0. The x0 of the step before is the one "
-        "that you used there, so it already holds a share of the older ones. The first step uses "
-        "guess.x0. eps has no memory."
+        "Write `smooth_loop(denoise, x, levels)`: the loop of `denoise_loop`, but with a memory. "
+        "From the second step on, do not use guess.x0 itself. Use {share} times the x0 of the "
+        "step before plus (1 - {share}) times guess.x0. The x0 of the step before is the mixed "
+        "one that you used there, not its guess.x0. So it already holds a share of the older "
+        "ones. The first step uses guess.x0 itself. eps has no memory: every step uses its own "
+        "guess.eps."
     ),
     solution=smooth_loop,
     stages=(
@@ -117,14 +118,17 @@ EXERCISE = Exercise(
         Stage("two latents, four steps", 2, inputs([12.0, 4.0, 1.5, 0.6, 0.2], 2, 4, 3, 5)),
     ),
     hints=(
-        "You need a variable that lives longer than one step. Set it to None before the loop.",
+        "You need a variable that keeps its value from step to step. Set it to None before the "
+        "loop.",
         "If it is None, take guess.x0. Otherwise mix it with guess.x0.",
         "x0 = guess.x0 if x0 is None else share * x0 + (1 - share) * guess.x0. The rest of the "
         "loop stays the same.",
     ),
     mistakes={
-        "The x0 of the step before is not used.": without_memory,
-        "The two shares are swapped.": swapped_shares,
+        "The x0 of the step before is not used. Mix it with guess.x0.": without_memory,
+        "The two shares are swapped. Your number belongs to the x0 of the step before.": (
+            swapped_shares
+        ),
         "The first step must use guess.x0 itself. Your memory starts at 0.": start_at_zero,
         "Remember the x0 that you used, not guess.x0.": keep_the_raw_guess,
         "eps has no memory. Use guess.eps.": mix_the_noise,
@@ -133,7 +137,9 @@ EXERCISE = Exercise(
             mix_with_x
         ),
         "You mixed the noisy x of two steps. Mix the two x0.": mix_the_states,
-        "You always mixed in the very first x0. Take the x0 of the step before.": always_the_first,
+        "You always used the x0 of the first step. Use the x0 of the step before.": (
+            always_the_first
+        ),
     },
     passing=(
         "Such a memory makes the walk calmer. The sampler PLMS of lesson 03 uses one too, but to "

@@ -11,7 +11,7 @@ from minisd.schedule import Schedule
 def stretch_rates(alpha_bar):
     """Stretch the signal rates: the last becomes 0, the first stays the same.
 
-    alpha_bar: timesteps, it falls from t to t    returns: timesteps, the new alpha_bar
+    alpha_bar: timesteps numbers that fall with t    returns: timesteps, the new alpha_bar
     """
     rates = alpha_bar.sqrt()
     shifted = rates - rates[-1]
@@ -45,11 +45,11 @@ EXERCISE = Exercise(
     place=7,
     title="A schedule that ends in pure noise",
     question=(
-        "In Stable Diffusion's table, a little of the picture is left at the last t. Write "
-        "`stretch_rates(alpha_bar)`, the cure of Lin et al. (2024). Take the signal rates, the "
-        "square roots of alpha_bar. Subtract the last rate from all of them, so that the last one "
-        "becomes 0. Then multiply all by one factor, so that the first rate is again what it was. "
-        "Return the new alpha_bar, the squares of the new rates."
+        "In Stable Diffusion's table, x still contains a little of the picture at the last t. "
+        "Write `stretch_rates(alpha_bar)`, the solution of Lin et al. (2024). Take the signal "
+        "rates, the square roots of alpha_bar. Subtract the last rate from all of them, so that "
+        "the last one becomes 0. Then multiply all by one factor, so that the first rate is what "
+        "it was before. Return the new alpha_bar, the squares of the new rates."
     ),
     solution=stretch_rates,
     stages=(
@@ -75,8 +75,8 @@ EXERCISE = Exercise(
         "These are the rates. alpha_bar is their square.": (
             lambda alpha_bar: stretch(alpha_bar.sqrt())
         ),
-        "Only the last number changed. Shift and stretch all of them.": zero_at_the_end,
-        "The factor is upside down.": (
+        "You changed only the last number. Shift and stretch all of them.": zero_at_the_end,
+        "The factor is upside down. It is rates[0] / (rates[0] - rates[-1]).": (
             lambda alpha_bar: (
                 stretch(alpha_bar.sqrt(), lambda rates: (rates[0] - rates[-1]) / rates[0]) ** 2
             )
