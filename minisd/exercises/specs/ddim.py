@@ -130,7 +130,7 @@ EXERCISE = Exercise(
         "then yield x inside the loop.",
     ),
     mistakes={
-        "x stays as it was. The rates are those of the next level, where the step ends.": walk(
+        "Your x does not change. Use the rates of the next level, where the step ends.": walk(
             lambda x, guess, level, below: (
                 level.signal_rate * guess.x0 + level.noise_rate * guess.eps
             )
@@ -141,10 +141,10 @@ EXERCISE = Exercise(
         "Yield x after each step, not only at the end.": only_last,
         "The last step is missing. There is one step for each pair of levels.": one_step_less,
         "The levels are already in order: the noisiest comes first.": upwards,
-        "The rate of the guess is signal_rate, the square root of alpha_bar.": walk(
+        "You multiplied the guess by alpha_bar. Multiply it by its root, signal_rate.": walk(
             lambda x, guess, level, below: below.alpha_bar * guess.x0 + below.noise_rate * guess.eps
         ),
-        "Use the two rates, signal_rate and noise_rate. They are square roots.": walk(
+        "You used alpha_bar and 1 - alpha_bar. Use their roots, signal_rate and noise_rate.": walk(
             lambda x, guess, level, below: (
                 below.alpha_bar * guess.x0 + (1 - below.alpha_bar) * guess.eps
             )
@@ -154,7 +154,7 @@ EXERCISE = Exercise(
                 below.signal_rate * guess.x0 + (1 - below.signal_rate) * guess.eps
             )
         ),
-        "sigma belongs to x0 + sigma eps. Here, the rate of the noise is noise_rate.": walk(
+        "You multiplied the noise by sigma. Multiply it by noise_rate.": walk(
             lambda x, guess, level, below: below.signal_rate * guess.x0 + below.sigma * guess.eps
         ),
         "Put the guess x0 and the noise together, not x and the noise.": walk(
@@ -166,13 +166,13 @@ EXERCISE = Exercise(
         "The noise is missing. Add noise_rate of the next level times eps.": walk(
             lambda x, guess, level, below: below.signal_rate * guess.x0
         ),
-        "The two rates are swapped.": walk(
+        "The two rates are swapped: signal_rate belongs to x0, and noise_rate to eps.": walk(
             lambda x, guess, level, below: (
                 below.noise_rate * guess.x0 + below.signal_rate * guess.eps
             )
         ),
     },
-    passing="The mini draws with your sampler now. It is Stable Diffusion's first one.",
+    passing="The mini draws with your sampler now. DDIM was the first sampler of Stable Diffusion.",
     difficulty=2,
     minutes=15,
     needs=("ddim_step",),

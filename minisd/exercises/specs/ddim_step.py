@@ -117,12 +117,14 @@ EXERCISE = Exercise(
         "This is the guess x0. Now add the noise of next_alpha_bar to it.": only_guess,
         "Add the noise to the guess x0, not to x.": x_for_guess,
         "The noise that you add has the old rate. Use next_alpha_bar.": old_noise_rate,
-        "No noise is added after the guess.": without_noise,
-        "The guess x0 also has a factor: the square root of next_alpha_bar.": unit_signal,
+        "The noise is missing: add eps to the guess, with the noise rate of next_alpha_bar.": (
+            without_noise
+        ),
+        "The guess x0 needs a factor, too: the square root of next_alpha_bar.": unit_signal,
         "alpha_bar and next_alpha_bar are swapped.": swap_levels,
         "The noise is added to the guess. You subtracted it.": minus_noise,
     },
-    passing="PLMS makes its steps with this function. The picture is drawn with PLMS.",
+    passing="The sampler PLMS makes its steps with this function. The picture is drawn with PLMS.",
     difficulty=1,
     minutes=10,
     replaces={"minisd.samplers.ddim_move": as_move},

@@ -112,10 +112,10 @@ EXERCISE = Exercise(
     question=(
         "Write the sampler `ddpm(denoise, x, levels, noises)`. It yields the next x after each "
         "step. In each step, `denoise(x, level)` gives a prediction, and `prediction.x0` is the "
-        "guess. Compute the mean and the variance as in `posterior`. The next x is the mean plus "
-        "the noise of this step, times the standard deviation. `noises` holds one tensor for each "
-        "step. A level has `alpha_bar`, `signal_rate` (its root) and `noise_rate` (the root of "
-        "1 - alpha_bar)."
+        "guess. Compute the mean and the variance as in `posterior`. The next x is mean + "
+        "deviation * noise. The deviation is the root of the variance, and the noise of step i "
+        "is `noises[i]`. `noises` holds one tensor for each step. A level has `alpha_bar`, "
+        "`signal_rate` (its root) and `noise_rate` (the root of 1 - alpha_bar)."
     ),
     solution=ddpm,
     stages=(
@@ -131,14 +131,14 @@ EXERCISE = Exercise(
         "denoise(x, level).x0.",
     ),
     mistakes={
-        "The noise is multiplied by the standard deviation, the root of the variance.": walk(
+        "You multiplied the noise by the variance. Multiply it by the root of the variance.": walk(
             lambda mean, variance, beta, noise, guess: mean + variance * noise
         ),
-        "This is only the drift. Add the random part.": walk(
+        "This is only the mean. Add the noise, times the standard deviation.": walk(
             lambda mean, variance, beta, noise, guess: mean
         ),
-        "This is the larger of the paper's two variances. Use the one of the question.": walk(
-            lambda mean, variance, beta, noise, guess: mean + beta**0.5 * noise
+        "Your variance is beta, the larger of the paper's two. Use that of `posterior`.": (
+            walk(lambda mean, variance, beta, noise, guess: mean + beta**0.5 * noise)
         ),
         "Add the given noise, not the predicted noise eps.": walk(
             lambda mean, variance, beta, noise, guess: mean + variance**0.5 * guess.eps
@@ -146,24 +146,24 @@ EXERCISE = Exercise(
         "The noise is added without its factor, the standard deviation.": walk(
             lambda mean, variance, beta, noise, guess: mean + noise
         ),
-        "The noise is added, not subtracted.": walk(
+        "You subtracted the noise. Add it.": walk(
             lambda mean, variance, beta, noise, guess: mean - variance**0.5 * noise
         ),
         "Every step adds the same noise. Step i adds noises[i].": same_noise,
-        "The first step takes the first noise.": last_noise_first,
+        "The first step should take the first noise.": last_noise_first,
         "Each step should go on from the x of the step before.": never_update,
         "denoise should get the level where the step starts: x has the noise of that level.": (
             ask_at_next
         ),
-        "The factor of the noise is the root of the variance, not the noise rate.": (
+        "You multiplied by the noise rate. Multiply the noise by the root of the variance.": (
             noise_by_noise_rate
         ),
         "Do not yield the x from which you start. There is one x for each step.": yield_start,
-        "The mean is that of DDIM, so x gets too much noise. Use the mean of the question.": (
+        "The mean is that of DDIM, so x gets too much noise. Use the mean of `posterior`.": (
             ddim_and_noise
         ),
     },
-    passing="With many steps, this is the sampler that all others are measured against.",
+    passing="With many steps, this sampler is the standard to which all others are compared.",
     difficulty=2,
     minutes=20,
     needs=("posterior",),

@@ -11,7 +11,7 @@ def dpmpp_2m(denoise, x, sigmas):
     """Yield the next x for each step from one sigma to the next.
 
     denoise(x, sigma): returns the guess x0
-    x: b c h w, which is x0 + sigmas[0] eps    sigmas: S + 1 numbers, the largest first
+    x: b c h w, which is x0 + sigmas[0] * eps    sigmas: S + 1 numbers, the largest first
     """
     steps = len(sigmas) - 1
     x0_before = x  # the first step does not read it
@@ -81,12 +81,12 @@ EXERCISE = Exercise(
     title="DPM++ 2M",
     question=(
         "Write the sampler `dpmpp_2m(denoise, x, sigmas)`. It yields the next x after each step. "
-        "A step from sigma to the next sigma blends x with a guess: next x = s x + (1 - s) guess, "
-        "where s = next sigma / sigma. The guess is extrapolated: x0 + h / (2 h_before) times "
-        "(x0 - the x0 of the step before). h is the length of this step, the logarithm of "
-        "(sigma / next sigma), and h_before the length of the step before. Three steps do not "
-        "extrapolate, but use x0 itself: the first step, a step to sigma 0, and the last step if "
-        "there are fewer than 15 steps."
+        "A step from sigma to the next sigma blends x with a guess: next x = s * x + (1 - s) * "
+        "guess, where s = next sigma / sigma. The guess is extrapolated: it is x0 + h / (2 * "
+        "h_before) * (x0 - the x0 of the step before). h is the length of this step, the "
+        "logarithm of (sigma / next sigma), and h_before is the length of the step before. Some "
+        "steps do not extrapolate, but use x0 itself as the guess: the first step, a step to "
+        "sigma 0, and the last step if there are fewer than 15 steps."
     ),
     solution=dpmpp_2m,
     stages=(
@@ -96,23 +96,24 @@ EXERCISE = Exercise(
         Stage("sixteen steps, a batch of 2", 2, inputs(17, (2, 4, 3, 5), [])),
     ),
     hints=(
-        "Write the sampler without extrapolation first: the guess is x0. Then add the rest.",
-        "Keep the x0 of each step for the next step: the guess of the network, not the "
-        "extrapolated one.",
+        "First write the sampler without extrapolation, with x0 as the guess. Then add the "
+        "extrapolation.",
+        "Keep the x0 of each step for the next step. This is what denoise returned, not the "
+        "extrapolated guess.",
         "h = math.log(sigma / next_sigma), h_before = math.log(sigma_before / sigma), guess = x0 + "
         "h / (2 * h_before) * (x0 - x0_before). If next_sigma is 0, the logarithm does not exist.",
     ),
     mistakes={
-        "No step extrapolates, so this is the same as Euler.": walk(lambda x0, before, s: x0),
-        "The extrapolation goes only half of the way: divide h / h_before by 2.": walk(
+        "No step extrapolates, so this is the same as Euler. Use the x0 of the step before.": (
+            walk(lambda x0, before, s: x0)
+        ),
+        "The extrapolation is twice as large as it should be: divide h / h_before by 2.": walk(
             lambda x0, before, s: 2 * extrapolate_right(x0, before, s) - x0
         ),
         "The extrapolation goes backwards: it should be x0 minus the x0 before.": walk(
             lambda x0, before, s: 2 * x0 - extrapolate_right(x0, before, s)
         ),
-        "The fraction is turned over: h / h_before, this step by the step before.": walk(
-            upside_down
-        ),
+        "The fraction is upside down. It should be h / h_before.": walk(upside_down),
         "The length of a step is the logarithm of sigma / next sigma, not the difference.": walk(
             differences
         ),
@@ -129,26 +130,32 @@ EXERCISE = Exercise(
         "Every step should use the x0 of the step directly before it.": walk(
             extrapolate_right, keep=lambda x0, guess, before: x0 if before is None else before
         ),
-        "With fewer than 15 steps, the last step does not extrapolate.": walk(
+        "With fewer than 15 steps, the last step should not extrapolate.": walk(
             extrapolate_right, plain=lambda index, steps, below: below == 0
         ),
-        "With 15 steps or more, the last step extrapolates, too, unless it goes to sigma 0.": walk(
-            extrapolate_right, plain=lambda index, steps, below: below == 0 or index == steps - 1
+        "With 15 steps or more, the last step should extrapolate, unless it goes to sigma 0.": (
+            walk(
+                extrapolate_right,
+                plain=lambda index, steps, below: below == 0 or index == steps - 1,
+            )
         ),
-        "A step to sigma 0 does not extrapolate: the logarithm of sigma / 0 does not exist.": walk(
-            extrapolate_right, plain=lambda index, steps, below: False
+        "A step to sigma 0 should not extrapolate: the logarithm of sigma / 0 does not exist.": (
+            walk(extrapolate_right, plain=lambda index, steps, below: False)
         ),
         "The factors are swapped: x gets next sigma / sigma, the guess gets the rest.": walk(
             extrapolate_right, blend=lambda x, guess, shrink: shrink * guess + (1 - shrink) * x
         ),
-        "x has a factor, too: next sigma / sigma.": walk(
+        "Multiply x by next sigma / sigma.": walk(
             extrapolate_right, blend=lambda x, guess, shrink: x + (1 - shrink) * guess
         ),
-        "The guess has a factor, too: 1 minus next sigma / sigma.": walk(
+        "Multiply the guess by 1 - next sigma / sigma.": walk(
             extrapolate_right, blend=lambda x, guess, shrink: shrink * x + guess
         ),
     },
-    passing="Few steps and one call of the network in each: the default of many programs.",
+    passing=(
+        "It needs few steps, and only one call of the network in each. Many programs use it by "
+        "default."
+    ),
     difficulty=3,
     minutes=25,
     needs=("euler",),

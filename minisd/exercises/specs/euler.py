@@ -14,7 +14,7 @@ def euler(denoise, x, sigmas):
     """Yield the next x for each step from one sigma to the next.
 
     denoise(x, sigma): returns the guess x0
-    x: b c h w, which is x0 + sigmas[0] eps    sigmas: S + 1 numbers, the largest first
+    x: b c h w, which is x0 + sigmas[0] * eps    sigmas: S + 1 numbers, the largest first
     """
     for index in range(len(sigmas) - 1):
         slope = (x - denoise(x, sigmas[index])) / sigmas[index]
@@ -107,10 +107,11 @@ EXERCISE = Exercise(
     place=7,
     title="Euler",
     question=(
-        "On the other scale, the noisy x is x0 + sigma eps. Then eps is the slope of x: it says "
-        "how x changes with sigma. Write the sampler `euler(denoise, x, sigmas)`, which yields the "
-        "next x after each step. Here, `denoise(x, sigma)` returns the guess x0. Compute the slope "
-        "from x, the guess and sigma. Then go along the slope from sigma to the next sigma."
+        "This sampler uses the other scale, on which the noisy x is x0 + sigma * eps. There, eps "
+        "is the slope of x: it says how x changes with sigma. Write the sampler `euler(denoise, "
+        "x, sigmas)`, which yields the next x after each step. Here, `denoise(x, sigma)` returns "
+        "the guess x0. Compute the slope from x, the guess and sigma. Then go along the slope "
+        "from sigma to the next sigma."
     ),
     solution=euler,
     stages=(
@@ -119,8 +120,9 @@ EXERCISE = Exercise(
         Stage("six steps, a batch of 2", 2, inputs(6, (2, 4, 3, 5), [0.0])),
     ),
     hints=(
-        "If x = x0 + sigma eps, what is eps?",
-        "The slope is (x - x0) / sigma. How far does sigma go in this step? It falls.",
+        "Solve x = x0 + sigma * eps for eps.",
+        "The slope is (x - x0) / sigma. By how much does sigma change in this step? The change "
+        "is negative.",
         "x = x + (next_sigma - sigma) * slope, and then yield x inside the loop.",
     ),
     mistakes={
@@ -153,14 +155,14 @@ EXERCISE = Exercise(
         ),
         "denoise should get the sigma where the step starts.": ask_at_next,
         "Each step should go on from the x of the step before.": never_update,
-        "You change x in place, so every x that you yield is one and the same. Write x = x + …": (
+        "You change x in place, so you yield the same tensor every time. Write x = x + …": (
             in_place
         ),
         "You yield x before the step. Yield it after the step.": yield_before,
         "Do not yield the x from which you start. There is one x for each step.": yield_start,
         "The last step is missing. There is one step for each pair of sigmas.": one_step_less,
     },
-    passing="On this scale, DDIM is the same rule. The picture is drawn with your sampler.",
+    passing="On this scale, DDIM is the same as Euler. The picture is drawn with your sampler.",
     difficulty=2,
     minutes=15,
     needs=("ddim",),

@@ -12,7 +12,7 @@ def euler_ancestral(denoise, x, sigmas, noises):
     """Yield the next x for each step from one sigma to the next.
 
     denoise(x, sigma): returns the guess x0
-    x: b c h w, which is x0 + sigmas[0] eps    sigmas: S + 1 numbers, the largest first
+    x: b c h w, which is x0 + sigmas[0] * eps    sigmas: S + 1 numbers, the largest first
     noises: S tensors like x, one for each step, with variance 1
     """
     for index in range(len(sigmas) - 1):
@@ -95,11 +95,11 @@ EXERCISE = Exercise(
     place=10,
     title="Euler ancestral",
     question=(
-        "Write the sampler `euler_ancestral(denoise, x, sigmas, noises)`, which yields the next x "
-        "after each step. A step of Euler goes further than to the next sigma: it ends at "
-        "below = next sigma squared / sigma. Then it adds the noise of this step, `noises[i]`, "
-        "times a spread. The spread brings x up to the next sigma again: below squared plus spread "
-        "squared is next sigma squared."
+        "Write the sampler `euler_ancestral(denoise, x, sigmas, noises)`, which yields the next "
+        "x after each step. Each step has two parts. First, a step of Euler goes further down "
+        "than to the next sigma: it ends at below = (next sigma squared) / sigma. Then add the "
+        "noise of this step, `noises[i]`, times a spread. This brings x up to the next sigma "
+        "again: below squared plus spread squared is next sigma squared."
     ),
     solution=euler_ancestral,
     stages=(
@@ -117,19 +117,19 @@ EXERCISE = Exercise(
         "No noise is added. Add spread times noises[i].": walk(
             right_below, lambda sigma, end, low: 0
         ),
-        "The step of Euler should end at `below`, not at the next sigma. x gets too much noise.": (
+        "The step of Euler should end at `below`, not at the next sigma.": (
             walk(lambda sigma, end: end, right_spread)
         ),
         "Use the spread itself, not its square.": walk(
             right_below, lambda sigma, end, low: right_spread(sigma, end, low) ** 2
         ),
-        "The spread is the root of a difference of squares, not a difference.": walk(
-            right_below, lambda sigma, end, low: end - low
+        "The spread is not next sigma - below. Take the root of the difference of their squares.": (
+            walk(right_below, lambda sigma, end, low: end - low)
         ),
         "The noise is added without its factor, the spread.": walk(
             right_below, lambda sigma, end, low: 1
         ),
-        "The spread brings x up to the next sigma, not up to the old sigma.": walk(
+        "The spread should bring x up to the next sigma, not up to the old sigma.": walk(
             right_below, lambda sigma, end, low: (sigma**2 - low**2) ** 0.5
         ),
         "The spread is not the next sigma: below squared has to be subtracted.": walk(
@@ -139,15 +139,15 @@ EXERCISE = Exercise(
             lambda sigma, end: end / sigma,
             lambda sigma, end, low: max(end**2 - low**2, 0) ** 0.5,
         ),
-        "The noise is added, not subtracted.": walk(
+        "You subtracted the noise. Add it.": walk(
             right_below, lambda sigma, end, low: -right_spread(sigma, end, low)
         ),
-        "First the step of Euler, then the noise.": noise_before,
+        "Make the step of Euler first. Then add the noise.": noise_before,
         "Every step adds the same noise. Step i adds noises[i].": same_noise,
         "Each step should go on from the x of the step before.": never_update,
         "denoise should get the sigma where the step starts.": ask_at_next,
     },
-    passing="This is DDPM on the other scale. With more steps, it never settles on one picture.",
+    passing="This is DDPM on the other scale. If you use more steps, the picture keeps changing.",
     difficulty=2,
     minutes=15,
     needs=("euler", "ddpm"),

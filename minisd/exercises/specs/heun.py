@@ -10,7 +10,7 @@ def heun(denoise, x, sigmas):
     """Yield the next x for each step from one sigma to the next.
 
     denoise(x, sigma): returns the guess x0
-    x: b c h w, which is x0 + sigmas[0] eps    sigmas: S + 1 numbers, the largest first
+    x: b c h w, which is x0 + sigmas[0] * eps    sigmas: S + 1 numbers, the largest first
     """
     for index in range(len(sigmas) - 1):
         sigma, below = sigmas[index], sigmas[index + 1]
@@ -99,9 +99,9 @@ EXERCISE = Exercise(
     question=(
         "Euler uses the slope at the start of a step for the whole step. Heun looks ahead. Write "
         "the sampler `heun(denoise, x, sigmas)`, which yields the next x after each step. First "
-        "try a step of Euler. Compute the slope at the place where the trial ends, with the next "
-        "sigma. Then make the step again from the old x, with the mean of both slopes. If the next "
-        "sigma is 0, make a plain step of Euler, because the second slope would divide by 0."
+        "try a step of Euler. Compute the slope at the x where this trial ends, with the next "
+        "sigma. Then make the step again from the old x, with the mean of both slopes. If the "
+        "next sigma is 0, make a plain step of Euler, because the second slope would divide by 0."
     ),
     solution=heun,
     stages=(
@@ -110,7 +110,8 @@ EXERCISE = Exercise(
         Stage("six steps, a batch of 2", 2, inputs(6, (2, 4, 3, 5), [0.0])),
     ),
     hints=(
-        "The slope at any place is (x - denoise(x, sigma)) / sigma. You need it at two places.",
+        "The slope at any x is (x - denoise(x, sigma)) / sigma. You need it twice: at x and at "
+        "the end of the trial.",
         "The second slope needs the trial x and the next sigma. The trial is used for nothing "
         "else: the step starts from the old x.",
         "trial = x + (next_sigma - sigma) * slope. Then slope = (slope + slope_there) / 2, but "
@@ -129,10 +130,10 @@ EXERCISE = Exercise(
         "The second guess needs the next sigma: denoise(trial, next_sigma).": walk(
             mean, lambda denoise, x, trial, sigma, below: (trial - denoise(trial, sigma)) / below
         ),
-        "The second slope is divided by the next sigma.": walk(
+        "Divide the second slope by the next sigma.": walk(
             mean, lambda denoise, x, trial, sigma, below: (trial - denoise(trial, below)) / sigma
         ),
-        "The second guess reads the trial, not the old x.": walk(
+        "Call denoise with the trial for the second slope, not with the old x.": walk(
             mean, lambda denoise, x, trial, sigma, below: (trial - denoise(x, below)) / below
         ),
         "Subtract the second guess from the trial, not from the old x.": walk(
@@ -142,12 +143,15 @@ EXERCISE = Exercise(
             mean, lambda denoise, x, trial, sigma, below: (x - denoise(x, below)) / below
         ),
         "If the next sigma is 0, make a plain step of Euler. You divided by 0.": also_at_zero,
-        "In the step to sigma 0, the whole first slope counts, not half of it.": half_at_zero,
-        "The step to sigma 0 is missing. It is a plain step of Euler.": nothing_at_zero,
+        "In the step to sigma 0, use the whole first slope, not half of it.": half_at_zero,
+        "The step to sigma 0 is missing. Make a plain step of Euler.": nothing_at_zero,
         "You yield the trial. Yield the x of the step with the mean slope.": yield_trial,
         "The next step should go on from the corrected x, not from the trial.": go_on_from_trial,
     },
-    passing="Twice the work in each step, and much smaller errors if the steps are small.",
+    passing=(
+        "Heun does twice the work in each step. If the steps are small, its errors are much "
+        "smaller."
+    ),
     difficulty=2,
     minutes=15,
     needs=("euler",),

@@ -100,10 +100,9 @@ EXERCISE = Exercise(
     title="Karras' sigmas",
     question=(
         "Samplers do better if they take small steps where little noise is left. Karras et al. "
-        "(2022) take the root of sigma first: between the seventh root of `high` and the seventh "
-        "root of `low`, they go in even steps. Then they take the seventh power again. Write "
-        "`karras(steps, low, high)`, which returns `steps` sigmas. The first is `high`, the last "
-        "is `low`."
+        "(2022) go in even steps from the seventh root of `high` to the seventh root of `low`, "
+        "and then take the seventh power of each number. Write `karras(steps, low, high)`, which "
+        "returns `steps` sigmas in float64. The first is `high`, the last is `low`."
     ),
     solution=karras,
     stages=(
@@ -121,15 +120,15 @@ EXERCISE = Exercise(
     mistakes={
         "These sigmas are evenly spaced. Use the seventh roots.": spread_evenly,
         "These are evenly spaced in the logarithm. Use the seventh roots.": in_the_logarithm,
-        "The largest sigma comes first.": rise,
+        "Return the largest sigma first.": rise,
         "First the root, then the power. You did it the other way round.": powers_swapped,
-        "You stopped at the roots. Take the seventh power in the end.": not_back,
+        "These are the roots. Take the seventh power at the end.": not_back,
         "Take the seventh roots of low and high before you spread them.": ends_not_rooted,
-        "The last sigma should be `low`: both ends belong to the sigmas.": end_left_out,
-        "The question asks for `steps` sigmas. The 0 at the end is added elsewhere.": zero_at_end,
-        "There is one sigma too many.": one_more,
-        "The root belongs to sigma, not to the share.": linear_in_t,
-        "The power belongs to sigma, not to the share.": share_to_the_seventh,
+        "The last sigma should be `low`. Include both ends.": end_left_out,
+        "Leave out the 0 at the end. The question asks for `steps` sigmas.": zero_at_end,
+        "There is one sigma too many. Return `steps` of them.": one_more,
+        "Take the root of low and high, not of the share between them.": linear_in_t,
+        "Take the power of the whole number in the end, not of the share.": share_to_the_seventh,
     },
     passing="The picture is drawn by DPM++ 2M with your sigmas: a common choice in web programs.",
     difficulty=1,

@@ -84,10 +84,10 @@ EXERCISE = Exercise(
     question=(
         "The network was trained on `timesteps` values of t, usually 1000, but a sampler visits "
         "only a few of them. Write `leading(steps, timesteps)`, the rule of Stable Diffusion's "
-        "DDIM. The stride is timesteps divided by steps, rounded down. The t are 1, 1 + stride, "
-        "1 + 2 stride, and so on. Return `steps` of them, the largest first. There is one "
-        "exception: if steps equals timesteps, begin with 0, because the t `timesteps` does not "
-        "exist."
+        "DDIM. The stride is timesteps divided by steps, rounded down. The values of t are 1, 1 "
+        "+ stride, 1 + 2 * stride, and so on. Return `steps` of them, the largest first. There "
+        "is one exception: if steps equals timesteps, begin with 0. Otherwise the largest t "
+        "would be `timesteps`, which does not exist."
     ),
     solution=leading,
     stages=(
@@ -101,18 +101,16 @@ EXERCISE = Exercise(
         "[first + stride * k for k in range(steps)], and then [::-1] turns the list around.",
     ),
     mistakes={
-        "The largest t comes first.": smallest_first,
-        "The smallest t is 1, not 0.": without_one,
-        "If steps equals timesteps, begin with 0: the t `timesteps` does not exist.": one_always,
-        "The stride is rounded down: use //.": broken_stride,
+        "Return the largest t first.": smallest_first,
+        "The smallest t should be 1, not 0.": without_one,
+        "If steps equals timesteps, begin with 0. The largest t is then timesteps - 1.": one_always,
+        "Round the stride down: use //.": broken_stride,
         "Round the stride down first. You rounded after multiplying.": rounded_stride,
-        "The stride is rounded down, not up.": stride_rounded_up,
-        "You went down from timesteps - 1. The rule goes up from 1, then turns around.": (
-            down_from_top
-        ),
-        "The t begin with 1, not with the stride.": begin_at_stride,
+        "You rounded the stride up. Round it down.": stride_rounded_up,
+        "You went down from timesteps - 1. Go up from 1, then reverse the list.": (down_from_top),
+        "The smallest t should be 1, not the stride.": begin_at_stride,
         "There is one t too many. Return `steps` of them.": one_step_more,
-        "You spread the t evenly from 0 to timesteps - 1. The rule begins with 1.": (
+        "You spread the t evenly from 0 to timesteps - 1. Begin with 1, and add the stride.": (
             reach_both_ends
         ),
     },

@@ -57,11 +57,11 @@ EXERCISE = Exercise(
     place=4,
     title="The two parts of a DDPM step",
     question=(
-        "A step of DDPM draws the next x from a Gaussian. Write "
-        "`posterior(x, x0, alpha_bar, next_alpha_bar)`, which returns its mean and its variance. "
-        "With alpha = alpha_bar / next_alpha_bar and beta = 1 - alpha, the mean is a sum of two "
-        "parts: x0 times sqrt(next_alpha_bar) beta / (1 - alpha_bar), and x times sqrt(alpha) "
-        "(1 - next_alpha_bar) / (1 - alpha_bar). The variance is beta (1 - next_alpha_bar) / "
+        "A step of DDPM draws the next x from a Gaussian. Write `posterior(x, x0, alpha_bar, "
+        "next_alpha_bar)`, which returns its mean and its variance. With alpha = alpha_bar / "
+        "next_alpha_bar and beta = 1 - alpha, the mean is x0_weight * x0 + x_weight * x. Here, "
+        "x0_weight is sqrt(next_alpha_bar) * beta / (1 - alpha_bar), and x_weight is sqrt(alpha) "
+        "* (1 - next_alpha_bar) / (1 - alpha_bar). The variance is beta * (1 - next_alpha_bar) / "
         "(1 - alpha_bar)."
     ),
     solution=posterior,
@@ -76,25 +76,25 @@ EXERCISE = Exercise(
     ),
     hints=(
         "Compute alpha and beta first. They belong to the step, not to one level.",
-        "Four numbers come up again and again: alpha, beta, 1 - alpha_bar, 1 - next_alpha_bar. "
-        "Both weights and the variance are divided by 1 - alpha_bar.",
-        "x0_weight = next_alpha_bar ** 0.5 * beta / (1 - alpha_bar) and x_weight = alpha ** 0.5 * "
-        "(1 - next_alpha_bar) / (1 - alpha_bar). Return the mean and the variance with a comma.",
+        "Four numbers occur several times: alpha, beta, 1 - alpha_bar, 1 - next_alpha_bar. Both "
+        "weights and the variance are divided by 1 - alpha_bar.",
+        "x0_weight = next_alpha_bar ** 0.5 * beta / (1 - alpha_bar) and x_weight = alpha ** 0.5 "
+        "* (1 - next_alpha_bar) / (1 - alpha_bar). Return a tuple: the mean, then the variance.",
     ),
     mistakes={
         "The weights of x0 and x are swapped.": lambda x, x0, a, b: (
             posterior(x0, x, a, b)[0],
             posterior(x, x0, a, b)[1],
         ),
-        "alpha is alpha_bar / next_alpha_bar. You turned the fraction over.": alpha_upside_down,
+        "alpha is upside down. It should be alpha_bar / next_alpha_bar.": alpha_upside_down,
         "alpha_bar and next_alpha_bar are swapped.": swapped_levels,
         "This is the standard deviation. Return the variance, without a root.": vary(
             variance=lambda a, b, bar, after: (b * (1 - after) / (1 - bar)) ** 0.5
         ),
-        "beta alone is the larger of the paper's two variances. Use the smaller one.": vary(
+        "beta alone is the larger of the paper's two variances. Use that of the question.": vary(
             variance=lambda a, b, bar, after: b
         ),
-        "The variance has the fraction turned over.": vary(
+        "The fraction in the variance is upside down.": vary(
             variance=lambda a, b, bar, after: b * (1 - bar) / (1 - after) if after < 1 else 0.0
         ),
         "The weight of x0 needs the square root of next_alpha_bar.": vary(
@@ -102,7 +102,7 @@ EXERCISE = Exercise(
                 after * b / (1 - bar) * x0 + a**0.5 * (1 - after) / (1 - bar) * x
             )
         ),
-        "The weight of x0 has the root of next_alpha_bar, not of alpha_bar.": vary(
+        "The weight of x0 needs the root of next_alpha_bar, not of alpha_bar.": vary(
             lambda x, x0, a, b, bar, after: (
                 bar**0.5 * b / (1 - bar) * x0 + a**0.5 * (1 - after) / (1 - bar) * x
             )
@@ -112,7 +112,7 @@ EXERCISE = Exercise(
                 after**0.5 * b / (1 - bar) * x0 + a * (1 - after) / (1 - bar) * x
             )
         ),
-        "The weight of x has the root of alpha, not of alpha_bar.": vary(
+        "The weight of x needs the root of alpha, not of alpha_bar.": vary(
             lambda x, x0, a, b, bar, after: (
                 after**0.5 * b / (1 - bar) * x0 + bar**0.5 * (1 - after) / (1 - bar) * x
             )
@@ -122,12 +122,17 @@ EXERCISE = Exercise(
                 (after**0.5 * b * x0 + a**0.5 * (1 - after) * x) / (1 - bar) ** 0.5
             )
         ),
-        "Both weights are divided by (1 - alpha_bar).": vary(
+        "Divide both weights by (1 - alpha_bar).": vary(
             lambda x, x0, a, b, bar, after: after**0.5 * b * x0 + a**0.5 * (1 - after) * x
         ),
-        "This is the mean of DDIM, which keeps all of the predicted noise.": mean_of_ddim,
+        "This is the mean of DDIM, which keeps all predicted noise. Use the two weights.": (
+            mean_of_ddim
+        ),
     },
-    passing="The lesson calls the mean the drift, and the variance belongs to the random part.",
+    passing=(
+        "The lesson calls the change to the mean the drift. The variance belongs to the random "
+        "part."
+    ),
     difficulty=2,
     minutes=15,
     needs=("ddim_step",),

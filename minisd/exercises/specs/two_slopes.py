@@ -10,7 +10,7 @@ def two_slopes(denoise, x, sigmas, *, fraction=0.6):
     """Yield the next x for each step from one sigma to the next.
 
     denoise(x, sigma): returns the guess x0
-    x: b c h w, which is x0 + sigmas[0] eps    sigmas: S + 1 numbers, the largest first
+    x: b c h w, which is x0 + sigmas[0] * eps    sigmas: S + 1 numbers, the largest first
     """
     weight = 1 / (2 * fraction)
     for index in range(len(sigmas) - 1):
@@ -65,13 +65,14 @@ EXERCISE = Exercise(
     place=11,
     title="A sampler of your own",
     question=(
-        "Heun computes its second slope at the end of the step. Your sampler computes it earlier. "
-        "Write `two_slopes(denoise, x, sigmas)`, which yields the next x after each step. Compute "
-        "the slope at sigma. Then try a step of Euler that goes only {fraction} of the way from "
-        "sigma to the next sigma, and compute the slope there, with the sigma of this place. Make "
-        "the whole step from the old x with a mixture of the slopes: the second slope has the "
-        "weight 1 / (2 * {fraction}), and the first slope has the rest, so that the weights sum to "
-        "1. No step needs a special case, because the second slope is never at sigma 0."
+        "Heun computes its second slope at the end of the step. Your sampler computes it "
+        "earlier. Write `two_slopes(denoise, x, sigmas)`, which yields the next x after each "
+        "step. Compute the slope at sigma. Then try a step of Euler that goes only the fraction "
+        "{fraction} of the way from sigma to the next sigma. Compute the slope at the end of "
+        "this trial, with the sigma there. Make the whole step from the old x with a mixture of "
+        "the slopes: the second slope has the weight 1 / (2 * {fraction}), and the first slope "
+        "has the rest, so that the weights sum to 1. No step needs a special case, because the "
+        "second slope is never at sigma 0."
     ),
     solution=two_slopes,
     stages=(
@@ -82,8 +83,8 @@ EXERCISE = Exercise(
     hints=(
         "Begin with heun(), and change three things: where the trial ends, the weights, and the "
         "special case.",
-        "The trial ends at middle = sigma + fraction * (next_sigma - sigma). The second slope "
-        "needs the trial and this sigma.",
+        "The trial ends at middle = sigma + fraction * (next_sigma - sigma). Compute the second "
+        "slope from the trial x and this sigma.",
         "x = x + (next_sigma - sigma) * ((1 - weight) * slope + weight * slope_there), with "
         "weight = 1 / (2 * fraction).",
     ),
@@ -99,26 +100,28 @@ EXERCISE = Exercise(
             lambda f: 1.0
         ),
         "This is Euler: the second slope is not used.": vary(lambda f: 0.0),
-        "The two weights are swapped.": vary(lambda f: 1 - 1 / (2 * f)),
+        "The two weights are swapped. The second slope gets 1 / (2 fraction).": (
+            vary(lambda f: 1 - 1 / (2 * f))
+        ),
         "The weight of the second slope is 1 / (2 fraction), not the fraction.": vary(lambda f: f),
         "The weight is 1 / (2 fraction), not 1 / fraction.": vary(lambda f: 1 / f),
         "The weight is 1 / (2 fraction), not fraction / 2.": vary(lambda f: f / 2),
-        "You measured the fraction from the next sigma. Measure it from sigma.": vary(
+        "You measured the fraction from the next sigma. The trial starts at sigma.": vary(
             middle=lambda s, b, f: b + f * (s - b)
         ),
         "The trial should go to sigma + fraction * (next sigma - sigma).": vary(
             middle=lambda s, b, f: f * s
         ),
-        "The second guess needs the sigma of its own place.": vary(
+        "Call denoise with the sigma where the trial ends, not with the old sigma.": vary(
             there=lambda denoise, x, trial, s, m: (trial - denoise(trial, s)) / m
         ),
-        "The second slope has its own sigma: divide by the sigma of that place.": vary(
+        "Divide the second slope by the sigma where the trial ends.": vary(
             there=lambda denoise, x, trial, s, m: (trial - denoise(trial, m)) / s
         ),
-        "The trial has less noise than x. Use the sigma of its place.": vary(
+        "The trial has less noise than x. Use the sigma where the trial ends.": vary(
             there=lambda denoise, x, trial, s, m: (trial - denoise(trial, s)) / s
         ),
-        "The second guess reads the trial, not the old x.": vary(
+        "Call denoise with the trial for the second slope, not with the old x.": vary(
             there=lambda denoise, x, trial, s, m: (trial - denoise(x, m)) / m
         ),
         "Subtract the second guess from the trial, not from the old x.": vary(
@@ -130,9 +133,11 @@ EXERCISE = Exercise(
         "The step should start from the old x, not from the end of the trial.": vary(
             combine=lambda x, trial, step: trial + step
         ),
-        "The last part goes the whole step, not only as far as the trial.": up_to_middle,
+        "At the end, go the whole step to the next sigma, not only as far as the trial.": (
+            up_to_middle
+        ),
     },
-    passing="With any fraction, the error falls with the square of the step, as with Heun.",
+    passing="With any fraction, the error falls with the square of the step size, as with Heun.",
     difficulty=3,
     minutes=20,
     needs=("heun",),
