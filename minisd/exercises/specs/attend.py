@@ -54,6 +54,25 @@ def mask_after_softmax(q, k, v, mask=None):
     return einsum(weights, v, "b heads n m, b heads m d -> b heads n d")
 
 
+def only_infinities(q, k, v, mask=None):
+    return attend(q, k, v, None if mask is None else mask.masked_fill(mask.isfinite(), 0))
+
+
+def without_softmax(q, k, v, mask=None):
+    scores = einsum(q, k, "b heads n d, b heads m d -> b heads n m") / q.shape[-1] ** 0.5
+    scores = scores if mask is None else scores + mask
+    return einsum(scores, v, "b heads n m, b heads m d -> b heads n d")
+
+
+def keys_as_values(q, k, v, mask=None):
+    return attend(q, k, k, mask)
+
+
+def return_weights(q, k, v, mask=None):
+    scores = einsum(q, k, "b heads n d, b heads m d -> b heads n m") / q.shape[-1] ** 0.5
+    return (scores if mask is None else scores + mask).softmax(dim=-1)
+
+
 def triangle(n):
     return torch.full((n, n), float("-inf"), dtype=torch.float64).triu(1)
 
@@ -104,6 +123,12 @@ EXERCISE = Exercise(
         ),
         "The mask is multiplied. It should be added, before the softmax.": multiplied_mask,
         "The mask is added after the softmax. Add it to the scores.": mask_after_softmax,
+        "You used only where the mask is -inf. Add all of its numbers to the scores.": (
+            only_infinities
+        ),
+        "The softmax is missing.": without_softmax,
+        "You averaged the keys. The result is an average of the values.": keys_as_values,
+        "These are the weights. Use them to average the values.": return_weights,
     },
     passing="Every attention of the text transformer, the U-Net and the VAE calls this function.",
     difficulty=2,

@@ -39,6 +39,42 @@ class InterleavedHeads(Attention):
         return self.to_out(rearrange(answer, "b heads n d -> b n (d heads)"))
 
 
+class CutTokens(Attention):
+    def forward(self, x, context):
+        b, n, m, d = len(x), x.shape[1], context.shape[1], self.to_q.out_features // self.heads
+        q = self.to_q(x).reshape(b, self.heads, n, d)
+        k = self.to_k(context).reshape(b, self.heads, m, d)
+        v = self.to_v(context).reshape(b, self.heads, m, d)
+        return self.to_out(rearrange(attend(q, k, v), "b heads n d -> b n (heads d)"))
+
+
+class WrongWayBack(Attention):
+    def forward(self, x, context):
+        q = rearrange(self.to_q(x), "b n (heads d) -> b heads n d", heads=self.heads)
+        k = rearrange(self.to_k(context), "b m (heads d) -> b heads m d", heads=self.heads)
+        v = rearrange(self.to_v(context), "b m (heads d) -> b heads m d", heads=self.heads)
+        return self.to_out(rearrange(attend(q, k, v), "b heads n d -> b n (d heads)"))
+
+
+class ReshapeBack(Attention):
+    def forward(self, x, context):
+        q = rearrange(self.to_q(x), "b n (heads d) -> b heads n d", heads=self.heads)
+        k = rearrange(self.to_k(context), "b m (heads d) -> b heads m d", heads=self.heads)
+        v = rearrange(self.to_v(context), "b m (heads d) -> b heads m d", heads=self.heads)
+        return self.to_out(attend(q, k, v).reshape(len(x), x.shape[1], -1))
+
+
+class OneHead(Attention):
+    def forward(self, x, context):
+        self.heads = 1
+        return super().forward(x, context)
+
+
+class WithResidual(Attention):
+    def forward(self, x, context):
+        return x + super().forward(x, context)
+
+
 class SwappedKeysAndValues(Attention):
     def forward(self, x, context):
         self.to_k, self.to_v = self.to_v, self.to_k
@@ -83,6 +119,15 @@ EXERCISE = Exercise(
         "(d heads) gives every third channel to head 0. It should get the first d channels.": (
             InterleavedHeads
         ),
+        "reshape() alone cuts the tokens into pieces. Split the channels, then move the axis.": (
+            CutTokens
+        ),
+        "(d heads) mixes the heads on the way back. It must be (heads d) again.": WrongWayBack,
+        "reshape() alone joins the wrong numbers on the way back. Move the heads first.": (
+            ReshapeBack
+        ),
+        "There is only one head. Split the channels into heads.": OneHead,
+        "You added x. The transformer does this, not the Attention.": WithResidual,
         "The keys and the values are swapped.": SwappedKeysAndValues,
         "to_out is not applied.": NoOutput,
     },

@@ -109,6 +109,28 @@ class CrossFirst(InParts):
         return tokens + self.ff(self.norm_ff(tokens))
 
 
+class NoLayerNorms(InParts):
+    def block(self, tokens, context):
+        tokens = tokens + self.self_attention(tokens, tokens)
+        tokens = tokens + self.cross(tokens, context)
+        return tokens + self.ff(tokens)
+
+
+class OneNorm(InParts):
+    def block(self, tokens, context):
+        normed = self.norm_self(tokens)
+        tokens = tokens + self.self_attention(normed, normed)
+        tokens = tokens + self.cross(self.norm_self(tokens), context)
+        return tokens + self.ff(self.norm_self(tokens))
+
+
+class AllFromTheStart(InParts):
+    def block(self, tokens, context):
+        normed = self.norm_self(tokens)
+        read = self.self_attention(normed, normed) + self.cross(self.norm_cross(tokens), context)
+        return tokens + read + self.ff(self.norm_ff(tokens))
+
+
 class NoFeedForward(InParts):
     def block(self, tokens, context):
         normed = self.norm_self(tokens)
@@ -202,6 +224,11 @@ EXERCISE = Exercise(
         "The context of self_attention must be the normalized tokens, too.": PlainSelfContext,
         "The order is wrong: self_attention comes before cross.": CrossFirst,
         "The step with ff is missing.": NoFeedForward,
+        "The layer norms are not applied.": NoLayerNorms,
+        "You used norm_self three times. Each step has a norm of its own.": OneNorm,
+        "All three steps start from the same tokens. Each should start from the last result.": (
+            AllFromTheStart
+        ),
         "The group norm is not applied.": NoGroupNorm,
         "You added norm(x) at the end. Add x itself.": ResidualOfNormedMap,
         "Height and width are swapped on the way back.": SwappedSides,
