@@ -7,6 +7,9 @@ import pytest
 import torch
 
 import minisd
+from minisd.adapters import textual_inversion
+from minisd.adapters.hypernetwork import HypernetworkMLP
+from minisd.adapters.lora import LowRankUpdate
 from minisd.exercises.check import draw_with
 from minisd.exercises.exercise import all_exercises, find_exercise
 from minisd.tasks import canny, depth2img, img2img, inpaint
@@ -103,3 +106,43 @@ def test_zero_convolution_has_the_gradients_of_torch():
     assert not answer[0].any() and not answer[3].any() and answer[1].any()
     for mine, right in zip(answer[1:], wanted, strict=True):
         torch.testing.assert_close(mine, right)
+
+
+def test_new_word():
+    embedding = torch.nn.Embedding(9, 6).double()
+    vectors, tokens = noise(3, 6), torch.tensor([[0, 11, 12, 13, 8], [13, 2, 11, 5, 11]])
+    handles = textual_inversion.embedding_hooks(embedding, [11, 12, 13], vectors)
+    ours = embedding(tokens)
+    for handle in handles:
+        handle.remove()
+    answer = find_exercise("new_word").solution
+    assert torch.equal(answer(tokens, embedding.weight, 11, vectors), ours)
+
+
+def test_train_word_takes_the_gradient_of_torch():
+    table, tokens = noise(7, 4).requires_grad_(), torch.tensor([[1, 5, 5], [6, 0, 5]])
+    slope = noise(2, 3, 4)
+    gradient = torch.autograd.grad(torch.nn.functional.embedding(tokens, table), table, slope)[0]
+    new = find_exercise("train_word").solution(table.detach(), tokens, slope, [5], 0.1)
+    torch.testing.assert_close(new[5], (table - 0.1 * gradient)[5].detach())
+    assert torch.equal(new[:5], table[:5]) and torch.equal(new[6], table[6])
+
+
+def test_lora_merge():
+    answer = find_exercise("lora_merge").solution
+    down, up = noise(2, 5, 3, 3), noise(4, 2, 1, 1)
+    layer = torch.nn.Conv2d(5, 4, 3, padding=1).double().requires_grad_(False)
+    x = noise(2, 5, 6, 7)
+    ours = layer(x) + 0.7 * LowRankUpdate(down, up, 5.0)(layer, x)
+    layer.weight.copy_(answer(layer.weight, down, up, 5.0, 0.7))
+    torch.testing.assert_close(layer(x), ours)
+
+
+def test_hypernetwork():
+    context, to_k, to_v = noise(2, 5, 4), noise(6, 4), noise(6, 4)
+    nets = [[noise(8, 4), noise(8), noise(4, 8), noise(4)] for _ in range(2)]
+    nets[1] = [-one for one in nets[1]]
+    answer = find_exercise("hypernetwork").solution(context, to_k, to_v, *nets, 0.6)
+    for mine, weight, (w1, b1, w2, b2) in zip(answer, (to_k, to_v), nets, strict=True):
+        net = HypernetworkMLP([(w1, b1), (w2, b2)], "relu", False)
+        torch.testing.assert_close(mine, (context + 0.6 * net(context)) @ weight.T)
