@@ -1,5 +1,6 @@
 """The solutions of lessons 11 to 17 against the package, and the pictures that they draw."""
 
+import re
 from functools import cache
 
 import numpy as np
@@ -7,11 +8,16 @@ import pytest
 import torch
 
 import minisd
+from minisd import guidance
 from minisd.adapters import textual_inversion
 from minisd.adapters.hypernetwork import HypernetworkMLP
 from minisd.adapters.lora import LowRankUpdate
+from minisd.checkpoints import names
+from minisd.checkpoints.cover import empty_networks
+from minisd.config import SD15
 from minisd.exercises.check import draw_with
 from minisd.exercises.exercise import all_exercises, find_exercise
+from minisd.exercises.install import install_parts
 from minisd.tasks import canny, depth2img, img2img, inpaint
 
 LESSONS = ("11", "12", "13", "14", "15", "16", "17")
@@ -146,3 +152,51 @@ def test_hypernetwork():
     for mine, weight, (w1, b1, w2, b2) in zip(answer, (to_k, to_v), nets, strict=True):
         net = HypernetworkMLP([(w1, b1), (w2, b2)], "relu", False)
         torch.testing.assert_close(mine, (context + 0.6 * net(context)) @ weight.T)
+
+
+def test_read_v_and_v_target():
+    level, (x0, eps) = mini().schedule.at(700), noise(2, 3, 4, 5, 6)
+    v = find_exercise("v_target").solution(x0, eps, torch.full((3,), level.alpha_bar).double())
+    torch.testing.assert_close(v, mini().schedule.velocity(x0, eps, 700))
+    x = level.signal_rate * x0 + level.noise_rate * eps
+    guesses = find_exercise("read_v").solution(x, v, level)
+    torch.testing.assert_close(guesses, (x0, eps))
+    torch.testing.assert_close(guesses[0], guidance.x0_from_v(x, v, level))
+    torch.testing.assert_close(guesses[1], guidance.eps_from_v(x, v, level))
+
+
+def test_a_student_can_own_the_velocity():
+    exercise = find_exercise("v_target")
+    parts = {name: adapt(exercise.solution) for name, adapt in exercise.replaces.items()}
+    (x0, eps), schedule = noise(2, 3, 4, 5, 6), mini().schedule
+    for t in (700, torch.tensor([3, 500, 999])):
+        ours = schedule.velocity(x0, eps, t)
+        with install_parts(parts):
+            torch.testing.assert_close(schedule.velocity(x0, eps, t), ours)
+
+
+def test_turn_by_v_is_ddim():
+    before, after = mini().schedule.levels([800, 300])
+    x, v = noise(2, 3, 4, 5, 6)
+    x0, eps = guidance.x0_from_v(x, v, before), guidance.eps_from_v(x, v, before)
+    ours = after.signal_rate * x0 + after.noise_rate * eps
+    torch.testing.assert_close(find_exercise("turn_by_v").solution(x, v, before, after), ours)
+
+
+def test_our_names_are_those_of_the_table():
+    rows = names.model_rows(SD15)["unet"]
+    ours = empty_networks(SD15)["unet"].state_dict()
+    official = names.to_official(ours, rows, "original")
+    known = r"input_blocks\.\d+\.(0\..+|1\.(norm|proj_in|proj_out)\..+)"
+    state = {name: tensor for name, tensor in official.items() if re.fullmatch(known, name)}
+    answer = find_exercise("our_names").solution(state, SD15.unet.res_blocks)
+    right = names.from_official(state, rows, "original")
+    assert len(answer) > 100
+    assert {name: tensor.shape for name, tensor in answer.items()} == {
+        name: tensor.shape for name, tensor in right.items()
+    }
+
+
+def test_round_bits_with_eleven_bits_is_half_precision():
+    x = noise(50)
+    assert torch.equal(find_exercise("round_bits").solution(x, bits=11), x.half().double())
