@@ -1,0 +1,138 @@
+"""Weights with few bits. The number of bits is the student's own."""
+
+import torch
+
+from minisd.exercises.check import draw_cat
+from minisd.exercises.exercise import Exercise, Stage, normal
+
+
+def round_bits(x, *, bits=4):
+    """Round each number to a few significant binary digits.
+
+    x: any shape    returns: the same shape
+    """
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp((mantissa * 2**bits).round() / 2**bits, exponent)
+
+
+def fixed_point(x, *, bits=4):
+    return (x * 2**bits).round() / 2**bits
+
+
+def cut_off(x, *, bits=4):
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp((mantissa * 2**bits).trunc() / 2**bits, exponent)
+
+
+def round_down(x, *, bits=4):
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp((mantissa * 2**bits).floor() / 2**bits, exponent)
+
+
+def one_bit_more(x, *, bits=4):
+    return round_bits(x, bits=bits + 1)
+
+
+def one_bit_less(x, *, bits=4):
+    return round_bits(x, bits=bits - 1)
+
+
+def decimal_digits(x, *, bits=4):
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp((mantissa * 10**bits).round() / 10**bits, exponent)
+
+
+def bits_times_two(x, *, bits=4):
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp((mantissa * 2 * bits).round() / (2 * bits), exponent)
+
+
+def half_precision(x, *, bits=4):
+    return x.half().to(x)
+
+
+def mantissa_only(x, *, bits=4):
+    mantissa, _ = torch.frexp(x)
+    return (mantissa * 2**bits).round() / 2**bits
+
+
+def one_exponent(x, *, bits=4):
+    _, exponent = torch.frexp(x.abs().max())
+    return (x / 2.0**exponent * 2**bits).round() / 2**bits * 2.0**exponent
+
+
+def without_sign(x, *, bits=4):
+    return round_bits(x.abs(), bits=bits)
+
+
+def not_divided(x, *, bits=4):
+    return round_bits(x, bits=bits) * 2**bits
+
+
+def inputs(*shape):
+    def draw(g):
+        sizes = 2.0 ** (3 * normal(g, *shape)).round()
+        return [normal(g, *shape) * sizes]
+
+    return draw
+
+
+def round_to_draw(x):
+    """What the picture calls. check() puts the answer here."""
+    return round_bits(x)
+
+
+@torch.no_grad()
+def draw_with_few_bits(sd):
+    """A cat. Every weight of the U-Net has been rounded."""
+    for parameter in sd.unet.parameters():
+        parameter.copy_(round_to_draw(parameter))
+    return draw_cat(sd)
+
+
+EXERCISE = Exercise(
+    name="round_bits",
+    lesson="17",
+    place=4,
+    title="How many bits does a weight need?",
+    question=(
+        "A floating-point number is m * 2^e. torch.frexp(x) returns m, with 0.5 <= |m| < 1, and "
+        "the whole number e. float32 has 24 binary digits for m, and half precision has 11. Write "
+        "`round_bits(x)`, which keeps {bits}: round m to the nearest multiple of 2^-{bits}, and "
+        "put the number together again. The exponent e stays. Zeros stay zeros."
+    ),
+    solution=round_bits,
+    stages=(
+        Stage("five numbers", 1, inputs(5)),
+        Stage("a weight of 6 x 7", 2, inputs(6, 7)),
+        Stage("zeros", 1, lambda g: [torch.cat([torch.zeros(2).double(), normal(g, 3)])]),
+    ),
+    hints=(
+        "mantissa, exponent = torch.frexp(x). torch.ldexp(mantissa, exponent) gives x again.",
+        "Multiples of 2^-b: multiply by 2**b, round, and divide by 2**b.",
+        "torch.ldexp((mantissa * 2**b).round() / 2**b, exponent)",
+    ),
+    mistakes={
+        "Small numbers lose all their digits: round the mantissa, not x.": fixed_point,
+        "The rest is cut off. Round to the nearest multiple.": cut_off,
+        "You round down. Round to the nearest multiple.": round_down,
+        "There is one binary digit too many.": one_bit_more,
+        "One binary digit is missing.": one_bit_less,
+        "These are decimal digits. Use powers of 2.": decimal_digits,
+        "Multiply by 2 to the power of the number of bits, not by 2 times this number.": (
+            bits_times_two
+        ),
+        "This is half precision, with 11 binary digits.": half_precision,
+        "The exponent is missing: put the number together again with torch.ldexp.": mantissa_only,
+        "Each number has its own exponent.": one_exponent,
+        "The sign is lost.": without_sign,
+        "After rounding, divide by 2 to the power of the number of bits.": not_divided,
+    },
+    passing="The picture was drawn with such weights. Compare it with the usual one: 24 digits.",
+    difficulty=2,
+    minutes=12,
+    constants=lambda rng: {"bits": rng.choice([3, 4, 5, 6])},
+    in_picture={"minisd.exercises.specs.round_bits.round_to_draw": lambda answer: answer},
+    draw=draw_with_few_bits,
+    in_lesson=True,
+)
