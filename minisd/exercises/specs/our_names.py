@@ -43,7 +43,7 @@ def our_names(state, res_blocks):
 def renumber(rule):
     """The right names, but with other numbers. rule: N, res_blocks -> level, j."""
 
-    def wrong(state, res_blocks):
+    def rename(state, res_blocks):
         ours = {}
         for name, tensor in state.items():
             number = int(name.split(".")[1])
@@ -53,7 +53,7 @@ def renumber(rule):
             ours[re.sub(r"(res|attn)\.\d+\.", rf"\g<1>.{j}.", right)] = tensor
         return ours
 
-    return wrong
+    return rename
 
 
 def without_one(number, res_blocks):
@@ -111,11 +111,11 @@ def transpose(state, res_blocks):
 def replace_in(old, new):
     """The right names, with one text replaced by another."""
 
-    def wrong(state, res_blocks):
+    def rename(state, res_blocks):
         ours = our_names(state, res_blocks)
         return {name.replace(old, new): tensor for name, tensor in ours.items()}
 
-    return wrong
+    return rename
 
 
 def without_leaf(state, res_blocks):
