@@ -127,10 +127,10 @@ EXERCISE = Exercise(
     question=(
         "To learn a vocabulary, we join the most frequent pair of neighbouring pieces, again and "
         "again. Write `best_pair(words, ids)`, which chooses this pair. `words` is a list: for "
-        "each word, it holds the pieces and how often the word occurs. A word that occurs 5 times "
-        "counts 5 times. If several pairs are equally frequent, take the pair whose left piece "
-        "has the lowest id. If that is equal, too, the lowest id of the right piece decides. "
-        "Return the pair as a tuple."
+        "each word, it holds the pieces and how often the word occurs. A word that occurs 5 "
+        "times counts 5 times. If several pairs are equally frequent, take the pair whose left "
+        "piece has the lowest id. If the left pieces are equal, too, the lowest id of the right "
+        "piece decides. Return the pair as a tuple."
     ),
     solution=best_pair,
     stages=(
@@ -155,7 +155,7 @@ EXERCISE = Exercise(
         "Of equally frequent pairs, you took the last one. The lowest ids should decide.": (
             last_seen
         ),
-        "Equally frequent pairs are compared by their ids, not by the alphabet.": alphabetical,
+        "Compare equally frequent pairs by their ids, not by the alphabet.": alphabetical,
         "Of equally frequent pairs, you took the highest ids. Take the lowest ones.": highest_ids,
         "Compare the id of the left piece first, then the id of the right piece.": (
             second_id_first
@@ -163,7 +163,10 @@ EXERCISE = Exercise(
         "This is the rarest pair. Choose the most frequent one.": rarest,
         "Return the pair as a tuple of two strings, not joined.": joined_text,
     },
-    passing="Repeat this, join the pair, give the new piece the next id: this learns a vocabulary.",
+    passing=(
+        "If you repeat this, join each pair and give each new piece the next id, you learn a "
+        "vocabulary."
+    ),
     difficulty=2,
     minutes=15,
     needs=("join_pair",),

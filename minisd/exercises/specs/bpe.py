@@ -118,8 +118,8 @@ EXERCISE = Exercise(
             leftmost
         ),
         "You join the pair that was learnt last. Join the pair with the smallest rank.": latest,
-        "You stop after one merge. Go on until no pair is known.": one_merge,
-        "No pair is joined.": no_merge,
+        "You stop after one merge. Go on until no pair is in ranks.": one_merge,
+        "No pair is joined. Join the pair with the smallest rank, again and again.": no_merge,
     },
     passing="The tokenizer now uses your merges for every word of a prompt.",
     difficulty=2,

@@ -71,7 +71,7 @@ EXERCISE = Exercise(
         Stage("letters of several bytes", 2, lambda g: [f"a {thing(g)} in a café, 猫, {cats(g)}"]),
     ),
     hints=(
-        "There are two loops: one over the words, and one over the bytes of a word.",
+        "You need two loops: one over the words, and one over the bytes of a word.",
         '"é".encode() gives two bytes, 195 and 169. Look up each of them in BYTE_TO_CHARACTER.',
         '"".join(BYTE_TO_CHARACTER[byte] for byte in word.encode()) writes one word.',
     ),
@@ -87,7 +87,7 @@ EXERCISE = Exercise(
             byte_of_letter
         ),
         "Join the characters of a word, so that each word is one string.": words_in_lists,
-        "The end-of-word mark comes later, in bpe().": end_marks,
+        "Leave out the end-of-word mark. bpe() adds it later.": end_marks,
         "Return a list with one string for each word, not one long string.": one_string,
     },
     passing="Pieces are merged only inside these words, so no piece ever holds a space.",

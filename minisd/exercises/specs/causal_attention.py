@@ -117,9 +117,10 @@ EXERCISE = Exercise(
     question=(
         "Write the class `CausalSelfAttention`, with the arguments `width` and `heads`. It has "
         "four `nn.Linear(width, width)`, all with a bias: `to_q`, `to_k`, `to_v`, `to_out`. The "
-        "queries, keys and values all come from x. Split the channels into heads (the first d "
-        "channels are head 0), call `attend(q, k, v, mask)` with `causal_mask(x)`, put the heads "
-        "together again, and apply `to_out`. Lesson 07 explains what `attend` does."
+        "queries, keys and values all come from x. Split the channels into heads of d = width / "
+        "heads channels (the first d channels are head 0), call `attend(q, k, v, mask)` with "
+        "`causal_mask(x)`, put the heads together again, and apply `to_out`. Lesson 07 explains "
+        "what `attend` does."
     ),
     solution=CausalSelfAttention,
     stages=(
@@ -127,7 +128,7 @@ EXERCISE = Exercise(
         Stage("three heads", 2, inputs(3), call="module"),
     ),
     hints=(
-        "There are six lines in forward: q, k, v, attend, one rearrange back, to_out.",
+        "Six lines are enough for forward: q, k, v, attend, one rearrange back, to_out.",
         'rearrange(self.to_q(x), "b n (heads d) -> b heads n d", heads=self.heads) gives q. k and '
         "v are made in the same way.",
         'attend(q, k, v, causal_mask(x)), then rearrange(…, "b heads n d -> b n (heads d)"), then '
@@ -141,15 +142,22 @@ EXERCISE = Exercise(
         "(d heads) gives every third channel to head 0. It should get the first d channels.": (
             InterleavedHeads
         ),
-        "On the way back, the heads come first: b n (heads d).": OtherWayBack,
+        "When you join the heads, heads comes before d: b n (heads d).": OtherWayBack,
         "There is only one head. Split the channels into self.heads heads.": OneHead,
         "to_out is not applied.": NoOutput,
-        "The keys and the values are swapped.": SwappedKeysAndValues,
-        "The queries and the keys are swapped.": SwappedQueriesAndKeys,
+        "The keys and the values are swapped: k comes from to_k, v from to_v.": (
+            SwappedKeysAndValues
+        ),
+        "The queries and the keys are swapped: q comes from to_q, k from to_k.": (
+            SwappedQueriesAndKeys
+        ),
         "Do not add x here. The layer around this module adds it.": WithResidual,
-        "The biases of to_q, to_k and to_v are not added.": NoBias,
+        "The biases of to_q, to_k and to_v are not added. Do not remove them.": NoBias,
     },
-    passing="Each layer of the text transformer has one. Here, words learn of earlier words.",
+    passing=(
+        "Each layer of the text transformer has one of these. Only here do words read earlier "
+        "words."
+    ),
     difficulty=2,
     minutes=20,
     needs=("causal_mask",),

@@ -88,8 +88,8 @@ EXERCISE = Exercise(
     ),
     hints=(
         "Draw the mask for three tokens on paper first. Its first row is 0, -inf, -inf.",
-        "torch.full((n, n), float('-inf')) is a square of minus infinity. triu(1) sets everything "
-        "to 0 that is not above the diagonal.",
+        "torch.full((n, n), float('-inf')) is a square of minus infinity. triu(1) sets the "
+        "diagonal and everything below it to 0.",
         "torch.full((n, n), float('-inf'), dtype=x.dtype, device=x.device), then .triu(1).",
     ),
     mistakes={
@@ -97,7 +97,7 @@ EXERCISE = Exercise(
         "You hide the earlier tokens. Hide the later ones, above the diagonal.": hide_earlier,
         "A token still sees the next token. Hide everything above the diagonal.": off_by_one,
         "Use minus infinity, not 1. The mask is added to the scores.": ones,
-        "This mask is multiplied. We need a mask to add: 0 where a token may look, else -inf.": (
+        "This mask is for multiplying. We need one to add: 0 where a token may look, else -inf.": (
             ones_below
         ),
         "0 times infinity is not a number. Fill with -inf first, then use triu(1).": not_a_number,

@@ -78,10 +78,10 @@ EXERCISE = Exercise(
     place=1,
     title="Clean a prompt",
     question=(
-        "Write `clean(text)`. First repair broken letters with `ftfy.fix_text`. Then replace HTML "
-        "entities such as `&lt;` with `html.unescape`. Do this twice, because captions from the "
-        "web are often escaped twice. Then replace each run of spaces, tabs and line ends by one "
-        "space, remove the spaces at both ends, and use lower case."
+        "Write `clean(text)`. First repair broken letters with `ftfy.fix_text`. Then replace "
+        "HTML entities such as `&lt;` with `html.unescape`. Call it twice, because captions from "
+        "the web are often escaped twice. Then replace each run of spaces, tabs and line ends by "
+        "one space, remove the spaces at both ends, and use lower case."
     ),
     solution=clean,
     stages=(
@@ -108,12 +108,10 @@ EXERCISE = Exercise(
         "You used lower case before ftfy.fix_text. Then ftfy cannot repair the letters.": (
             lower_first
         ),
-        "You replaced the spaces before the entities, but &nbsp; becomes a space, too.": (
-            spaces_first
-        ),
+        "Replace the entities before the spaces, because &nbsp; becomes a space.": (spaces_first),
         "The text is not in lower case.": capitals,
         "There are still spaces at the ends. Use strip().": outer_spaces,
-        r"Tabs and line ends are spaces, too. The pattern \s+ finds all of them.": only_spaces,
+        "Replace tabs and line ends, too. The pattern \\s+ finds all of them.": only_spaces,
         r"Each space became one space. Replace a whole run, with the pattern \s+.": one_for_one,
         "You removed all spaces. One space should stay between two words.": no_spaces,
     },

@@ -69,9 +69,9 @@ EXERCISE = Exercise(
     title="How similar are two pictures?",
     question=(
         "Write `decibels(drawn, real)`, the peak signal-to-noise ratio of each picture: 10 times "
-        "the logarithm to the base 10 of peak squared / error. The error is the mean of the "
-        "squared differences over all numbers of one picture. The numbers go from -1 to 1, so the "
-        "peak (the largest possible difference) is 2. Return one number for each picture."
+        "the logarithm to the base 10 of (peak squared / error). The error is the mean of the "
+        "squared differences over all numbers of one picture. The numbers go from -1 to 1, so "
+        "the peak (the largest possible difference) is 2. Return one number for each picture."
     ),
     solution=decibels,
     stages=(
@@ -97,7 +97,7 @@ EXERCISE = Exercise(
         "The differences are not squared.": absolute_error,
         "The logarithm comes before the mean. Take the mean first.": logarithm_of_each,
     },
-    passing="Now you can say how much an autoencoder loses. 10 dB more is a tenth of the error.",
+    passing="Now you can say how much an autoencoder loses. 10 dB more means a tenth of the error.",
     difficulty=1,
     minutes=10,
 )

@@ -100,11 +100,12 @@ EXERCISE = Exercise(
     place=8,
     title="From ids back to text",
     question=(
-        "Write `decode(ids, vocabulary, begin, end)`. Read the pieces of the ids, up to the first "
-        "end mark, and leave out the begin mark. Put the pieces together to one string. Turn each "
-        "of its characters into a byte with `CHARACTER_TO_BYTE`, and all bytes together into text "
-        'with `.decode(errors="replace")`: bytes that are no whole character become U+FFFD. '
-        "Replace each end-of-word mark `</w>` by a space, and remove the spaces at both ends."
+        "Write `decode(ids, vocabulary, begin, end)`. Read the pieces of the ids, up to the "
+        "first end mark, and leave out the begin mark. Join the pieces to one string. Turn each "
+        "of its characters into a byte with `CHARACTER_TO_BYTE`, and all bytes together into "
+        'text with `.decode(errors="replace")`: bytes that do not form a whole character become '
+        "the sign U+FFFD. Replace each end-of-word mark `</w>` by a space, and remove the spaces "
+        "at both ends."
     ),
     solution=decode,
     stages=(
@@ -136,11 +137,9 @@ EXERCISE = Exercise(
         ),
         "The end-of-word marks </w> are still there. Replace each by a space.": marks_stay,
         "There is a space at the end. Use strip().": outer_space,
-        'Bytes that are no whole character stop your code. Use .decode(errors="replace").': (
-            decode_strictly
-        ),
+        'Half a character stops your code. Use .decode(errors="replace").': (decode_strictly),
     },
-    passing="The warning about a prompt that is too long shows its end with this function.",
+    passing="If a prompt is too long, the warning uses this function to show what was cut off.",
     difficulty=2,
     minutes=15,
     needs=("byte_words",),

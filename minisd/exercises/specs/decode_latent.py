@@ -67,7 +67,7 @@ EXERCISE = Exercise(
     ),
     hints=(
         "encode_latent multiplies by the scale. What undoes that?",
-        "The scale belongs to the latent, so it is used before the decoder runs.",
+        "The scale belongs to the latent, so undo it before the decoder runs.",
         "latent / scale goes into decoder(…).",
     ),
     mistakes={

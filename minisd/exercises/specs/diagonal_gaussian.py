@@ -187,16 +187,16 @@ EXERCISE = Exercise(
     place=2,
     title="The Gaussian of a latent",
     question=(
-        "Write the class `DiagonalGaussian(moments)`. The first half of the channels of `moments` "
-        "is the mean, the second half is the logarithm of the variance. Keep them as `mean` and "
-        "`logvar`; clamp logvar to the range from -30 to 20. Also keep the standard deviation as "
-        "`std`.\n\n"
-        "- `sample(generators)` returns mean + std * noise. Draw the noise of each sample alone, "
-        "with its own generator: `torch.randn((1, c, h, w), generator=…)`, in float32 as is "
-        "usual.\n"
+        "Write the class `DiagonalGaussian(moments)`. The first half of the channels of "
+        "`moments` is the mean, the second half is the logarithm of the variance. Keep them "
+        "as the attributes `mean` and `logvar`. Before, clamp logvar to the range from -30 to "
+        "20. Also keep the standard deviation as `std`.\n\n"
+        "- `sample(generators)` returns mean + std * noise. Draw the noise of each sample "
+        "alone, with its own generator: `torch.randn((1, c, h, w), generator=…)`, in torch's "
+        "usual float32.\n"
         "- `mode()` returns the mean.\n"
-        "- `kl()` returns one number for each sample: the sum over all its numbers of "
-        "(mean² + variance - 1 - logvar) / 2."
+        "- `kl()` returns one number for each sample: the sum over all its numbers of (mean² "
+        "+ variance - 1 - logvar) / 2."
     ),
     solution=DiagonalGaussian,
     stages=(
@@ -229,11 +229,11 @@ EXERCISE = Exercise(
     mistakes={
         "std is the variance. Take the square root: exp(logvar / 2).": StdIsVariance,
         "std is the logarithm of the variance. It should be exp(logvar / 2).": LogvarAsStd,
-        "logvar is not clamped to the range from -30 to 20.": NoClamp,
-        "std is clamped, but the logvar that you keep is not.": ClampOnlyForStd,
+        "Clamp logvar to the range from -30 to 20.": NoClamp,
+        "You clamp logvar only for std. Keep the clamped logvar, too.": ClampOnlyForStd,
         "The range of the clamp is from -30 to 20, not from -20 to 30.": ClampIsSwapped,
         "The halves are swapped. The mean comes first.": SwappedHalves,
-        "Mean and logvar take turns. Each should be one half of the channels.": TakeTurns,
+        "You took every second channel. The first half of the channels is the mean.": TakeTurns,
         "You split the width. The halves are halves of the channels, dim=1.": AlongTheWidth,
         "The noise is not multiplied by std.": NoiseAsItIs,
         "Only the first generator is used. Each sample has its own.": OneGenerator,
@@ -241,7 +241,7 @@ EXERCISE = Exercise(
             NoiseAtOnce
         ),
         "All samples get the same noise. Each has its own generator.": SameNoise,
-        "The noise is float64. torch.randn draws other numbers then; keep its usual float32.": (
+        "Draw the noise in torch's usual float32. In float64, torch.randn draws other numbers.": (
             NoiseInFloat64
         ),
         "The noise is multiplied by the variance. It should be multiplied by std.": (
@@ -250,7 +250,7 @@ EXERCISE = Exercise(
         "kl is a mean. It should be the sum over all numbers of a sample.": MeanOfKl,
         "kl is one number for the whole batch. Each sample has its own.": KlOfBatch,
         "The factor 1/2 is missing in kl.": KlTwice,
-        "The sign of kl is wrong. It is never negative.": NegativeKl,
+        "The sign of kl is wrong. kl is never negative.": NegativeKl,
         "The -1 is missing in kl. Without it, noise of variance 1 does not give 0.": KlWithoutOne,
         "kl needs the variance, not std.": KlWithStd,
         "The mean must be squared in kl.": KlWithoutSquare,

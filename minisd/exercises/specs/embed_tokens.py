@@ -92,17 +92,21 @@ EXERCISE = Exercise(
     ),
     mistakes={
         "The positions are missing. Without them, word order does not matter.": no_positions,
-        "The row of positions is chosen by the place of a token, not by its id.": positions_of_ids,
-        "A short row gets the first positions, not the last ones.": last_positions,
-        "The row may be shorter than positions. Use the first n rows.": all_positions,
-        "The two vectors are added, not multiplied.": multiply_both,
+        "You chose the row of positions by the id. Choose it by the token's place.": (
+            positions_of_ids
+        ),
+        "A short row of tokens should get the first positions, not the last ones.": last_positions,
+        "There may be fewer tokens than positions. Use the first n rows of positions.": (
+            all_positions
+        ),
+        "You multiplied the two vectors. Add them.": multiply_both,
         "Places are counted from 0: the first token gets positions[0].": from_one,
         "Each place has its own row of positions. You added positions[0] everywhere.": (
             one_position
         ),
         "These are only the positions. Add the rows of the table.": only_positions,
-        "Only the first sample is there. Return b n c.": tokens_of_first,
-        "The two vectors are added, not put next to each other.": side_by_side,
+        "This is the first sample only. Return all samples: b n c.": tokens_of_first,
+        "You put the two vectors next to each other. Add them.": side_by_side,
     },
     passing="The text transformer begins with this line.",
     difficulty=1,

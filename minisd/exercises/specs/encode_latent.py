@@ -102,7 +102,8 @@ EXERCISE = Exercise(
         Stage("drawn at random", 1, draw_inputs(2, 4, 6, seed=5)),
     ),
     hints=(
-        "The encoder returns moments, not a latent. DiagonalGaussian(moments) knows mean and std.",
+        "The encoder returns moments, not a latent. DiagonalGaussian(moments) holds the mean and "
+        "the std.",
         "`if generator is None` decides between gaussian.mode() and gaussian.sample(generator).",
         "z * scale at the end, in both cases. The moments themselves are not scaled.",
     ),
@@ -118,9 +119,11 @@ EXERCISE = Exercise(
         "Only the mean is scaled. Scale the latent after the noise has been added.": (
             scale_only_the_mean
         ),
-        "These are all moments. The latent has half as many channels.": all_moments,
+        "These are all moments. The latent has half the channels: call mode() or sample().": (
+            all_moments
+        ),
     },
-    passing="Every picture for img2img and inpainting enters the model through this function.",
+    passing="Every picture that img2img or inpainting starts from goes through this function.",
     difficulty=1,
     minutes=10,
     needs=("diagonal_gaussian",),

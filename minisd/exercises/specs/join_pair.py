@@ -131,7 +131,7 @@ EXERCISE = Exercise(
     ),
     mistakes={
         "Only the first pair is joined. Join the pair wherever it occurs.": only_first,
-        "You joined from right to left.": right_to_left,
+        "You joined from right to left. Go from left to right.": right_to_left,
         "One piece is used in two pairs. After a pair, go on by two pieces.": use_twice,
         "The second piece of a pair is still there. After a pair, go on by two pieces.": (
             keep_second

@@ -109,12 +109,13 @@ EXERCISE = Exercise(
     place=13,
     title="A preview without the decoder",
     question=(
-        "User interfaces show a preview of the latent at each step. Write `latent_preview(latent, "
-        "matrix)`. At each place, the four numbers of the latent times the first four rows of the "
-        "matrix, plus the last row, give red, green and blue from -1 to 1. The program that shows "
-        "the preview has its own wishes: the colours in the order {order}; each place as a block "
-        "of {times} x {times} equal pixels; numbers from 0 to 255 instead of from -1 to 1 (not "
-        "rounded, but clamped to this range); and the axes in the order `{axes}`."
+        "User interfaces show a preview of the latent at each step. Write "
+        "`latent_preview(latent, matrix)`. At each place, the four numbers of the latent times "
+        "the first four rows of the matrix, plus the last row, give red, green and blue from -1 "
+        "to 1. The program that shows the preview expects the following. The colours are in the "
+        "order {order}. Each place becomes a block of {times} x {times} equal pixels. -1 becomes "
+        "0 and 1 becomes 255; the numbers are not rounded, but clamped to the range from 0 to "
+        "255. The axes are in the order `{axes}`."
     ),
     solution=latent_preview,
     stages=(
@@ -131,15 +132,15 @@ EXERCISE = Exercise(
     ),
     mistakes={
         "The last row of the matrix is not added.": without_last_row,
-        "The axes are in the order b c h w. Look at your own order.": usual_axes,
+        "The axes are in the order b c h w. Use the order of your question.": usual_axes,
         "Height and width are swapped.": height_and_width_swapped,
-        "The shape is right, but the numbers are in wrong places. Use rearrange, not reshape.": (
+        "The shape is right, but numbers are in the wrong places. Use rearrange, not reshape.": (
             wrong_shape
         ),
-        "The colours are in the order RGB. Look at your own order.": red_green_blue,
+        "The colours are in the order RGB. Use the order of your question.": red_green_blue,
         "The whole picture is repeated. Each place should become a block.": tiles,
-        "The preview is not enlarged.": not_larger,
-        "The pixels of a block are mixed with those of the next. They should be equal.": mix_pixels,
+        "The preview is not enlarged. Each place should become a block of pixels.": not_larger,
+        "You mixed the pixels of neighbouring places. All pixels of a block are equal.": mix_pixels,
         "The numbers are not clamped to the range from 0 to 255.": without_clamp,
         "The numbers go from 0 to 1. They should go from 0 to 255.": from_0_to_1,
         "-1 should become 0 and 1 should become 255: add 1, then multiply by 127.5.": times_255,

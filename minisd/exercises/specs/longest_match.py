@@ -125,10 +125,10 @@ EXERCISE = Exercise(
     title="A tokenizer without merges",
     question=(
         "BERT's tokenizer, WordPiece, has no merges. From the left, it takes the longest piece "
-        "that is in the vocabulary, and goes on with the rest of the word. Every piece except the "
-        "first one of a word has a mark in front, in the vocabulary and in the result. Your mark "
-        "is `{mark}`, and your pieces have at most {longest} letters, the mark not counted. If no "
-        'piece fits somewhere, the whole word becomes `["[UNK]"]`. Write '
+        "that is in the vocabulary, and goes on with the rest of the word. Every piece except "
+        "the first one of a word has a mark in front, in the vocabulary and in the result. Your "
+        "mark is `{mark}`, and your pieces have at most {longest} letters, the mark not counted. "
+        'If no piece fits at some place, the whole word becomes `["[UNK]"]`. Write '
         "`longest_match(word, vocabulary)`."
     ),
     solution=longest_match,
@@ -145,9 +145,9 @@ EXERCISE = Exercise(
         "that fits there.",
         "At place 0, look up the letters alone. Everywhere else, look up the mark and the "
         "letters. Near the end of the word, fewer letters are left.",
-        "rest = word[at:]. Of all lengths up to your limit and up to len(rest), collect those for "
-        "which prefix + rest[:length] is in the vocabulary. Take the largest of them. If there is "
-        "none, return ['[UNK]'].",
+        "rest = word[at:]. Of all lengths up to your limit and up to len(rest), collect those "
+        "for which prefix + rest[:length] is in the vocabulary (prefix is empty at place 0, and "
+        "your mark elsewhere). Take the largest of them. If there is none, return ['[UNK]'].",
     ),
     mistakes={
         "You take the shortest piece. Try the longest one first.": shortest_first,
@@ -155,7 +155,7 @@ EXERCISE = Exercise(
         "Your pieces are one letter shorter than they may be. Check the loop over the lengths.": (
             one_too_short
         ),
-        "The mark does not count as letters of the piece.": mark_counts,
+        "You counted the mark as a letter. Only the letters of the word count.": mark_counts,
         "The pieces after the first one need the mark.": without_mark,
         "The first piece of a word has no mark.": mark_everywhere,
         "This is not the mark that your question asks for.": usual_mark,

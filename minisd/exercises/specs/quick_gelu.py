@@ -71,7 +71,7 @@ EXERCISE = Exercise(
         "The factor 1.702 is missing. This is the SiLU.": silu,
         "This is only the sigmoid. Multiply it by x.": only_gate,
         "The factor 1.702 belongs inside the sigmoid.": factor_outside,
-        "The sign in the sigmoid is wrong: large numbers should stay, negative ones vanish.": minus,
+        "The sign in the sigmoid is wrong: large numbers should stay nearly the same.": minus,
         "This is tanh. Use the sigmoid.": tanh_gate,
         "Multiply x by the sigmoid. You added it.": added_gate,
         "This is the exact gelu. CLIP was trained with the approximation in the question.": (
@@ -82,8 +82,8 @@ EXERCISE = Exercise(
         ),
     },
     passing=(
-        "SD v1 uses it in every layer of its text transformer. The mini uses the exact gelu, so "
-        "its picture with your function is a little different."
+        "SD v1 uses this function in every layer of its text transformer. The mini uses the "
+        "exact gelu, so your function changes its picture a little."
     ),
     difficulty=1,
     minutes=5,

@@ -153,12 +153,12 @@ EXERCISE = Exercise(
     title="A layer of the text transformer",
     question=(
         "Write the class `Layer`, with the argument `config`. Its modules are `norm1`, `norm2` "
-        "(`nn.LayerNorm`), `attn` (a `CausalSelfAttention` of `config.width` and "
-        "`config.heads`), `widen` (`nn.Linear` from width to the width of the MLP) and `narrow` "
-        "(back). The width of the MLP is `config.mlp_width`, or 4 times the width if it is None. "
-        "The activation is `ACTIVATIONS[config.activation]`. First half: x plus the attention of "
-        "norm1 of x. Second half: norm2, widen, activation, narrow, and again the result is added "
-        "to what went in."
+        "(`nn.LayerNorm`), `attn` (`CausalSelfAttention(config.width, config.heads)`), `widen` "
+        "(`nn.Linear` from `config.width` to the width of the MLP) and `narrow` (`nn.Linear` "
+        "back). The width of the MLP is `config.mlp_width`, or 4 times `config.width` if it is "
+        "None. The activation is the function `ACTIVATIONS[config.activation]`. First half: "
+        "apply norm1 and attn to x, and add the result to x. Second half: apply norm2, widen, "
+        "the activation and narrow to this new x, and add the result to it."
     ),
     solution=Layer,
     stages=(
@@ -175,19 +175,23 @@ EXERCISE = Exercise(
         "The attention is not added to x: the first residual is missing.": NoFirstResidual,
         "The MLP is not added to x: the second residual is missing.": NoSecondResidual,
         "Both residuals are missing: x = x + f(norm(x)), twice.": NoResiduals,
-        "The norms come before the attention and the MLP, not after the sum.": NormAfter,
-        "The norms are missing.": NoNorms,
+        "Your norms come after the sums. They should come before the attention and the MLP.": (
+            NormAfter
+        ),
+        "The norms are missing: norm1 before the attention, norm2 before the MLP.": NoNorms,
         "norm2 is missing before the MLP.": NoSecondNorm,
         "You replaced x by norm(x). The norm should change only what f reads.": NormInResidual,
         "norm1 is used twice. The MLP has its own norm, norm2.": SameNorm,
         "The MLP should read the result of the first half, not the layer's input.": SideBySide,
-        "The second half adds to the result of the first half, not to the layer's input.": (
+        "Add the MLP to the result of the first half, not to the layer's input.": (
             FirstInputInResidual
         ),
-        "The attention comes first, then the MLP.": MlpFirst,
+        "Your MLP comes first. The attention should come before it.": MlpFirst,
         "The activation between widen and narrow is missing.": NoActivation,
-        "The activation belongs between widen and narrow.": ActivationAtEnd,
-        "There is only one activation, between widen and narrow.": ActivationTwice,
+        "The activation is in the wrong place. It belongs between widen and narrow.": (
+            ActivationAtEnd
+        ),
+        "You used the activation twice. Use it once, between widen and narrow.": ActivationTwice,
         "The activation is always the gelu. Read it from config.activation.": AlwaysGelu,
         "The activation is always the quick gelu. Read it from config.activation.": AlwaysQuick,
     },

@@ -154,13 +154,14 @@ EXERCISE = Exercise(
     place=6,
     title="The text transformer",
     question=(
-        "Write the class `TextTransformer`, with the argument `config`. Keep it as `self.config`. "
-        "`token_embedding` is an `nn.Embedding` of `config.vocab_size` rows. "
-        "`position_embedding` is an `nn.Parameter` of shape `config.max_length` `config.width` "
-        "with small random numbers. `layers` is an `nn.ModuleList` of `config.layers` times "
-        "`Layer(config)`, and `norm_out` an `nn.LayerNorm`. `forward(tokens, clip_skip=0)`: add "
-        "the first n positions to the embeddings of the tokens, then the layers, but without the "
-        "last `clip_skip` of them, then norm_out."
+        "Write the class `TextTransformer`, with the argument `config`. Keep it as "
+        "`self.config`. `token_embedding` is an `nn.Embedding` with `config.vocab_size` rows of "
+        "`config.width` numbers. `position_embedding` is an `nn.Parameter` of shape "
+        "(`config.max_length`, `config.width`) with small random numbers. `layers` is an "
+        "`nn.ModuleList` with `config.layers` layers `Layer(config)`, and `norm_out` is an "
+        "`nn.LayerNorm`. `forward(tokens, clip_skip=0)` adds the first n rows of "
+        "`position_embedding` to the embeddings of the n tokens. Then it runs the layers, but "
+        "leaves out the last `clip_skip` of them. At the end, it applies norm_out."
     ),
     solution=TextTransformer,
     stages=(
@@ -169,7 +170,8 @@ EXERCISE = Exercise(
         Stage("clip_skip", 1, inputs(2, 6, 1), call="module"),
     ),
     hints=(
-        "forward() is what the lesson drew: table plus position, layers, norm.",
+        "forward() has three parts: add the positions to the embeddings, run the layers, apply "
+        "the norm.",
         "self.position_embedding[:n] has the rows of the first n places. If clip_skip is 0, all "
         "layers run.",
         "for layer in self.layers[: len(self.layers) - clip_skip]: x = layer(x). With "
@@ -178,21 +180,21 @@ EXERCISE = Exercise(
     mistakes={
         "The positions are missing.": NoPositions,
         "A row may be shorter than max_length. Add only the first n positions.": AllPositions,
-        "A short row gets the first positions, not the last ones.": LastPositions,
+        "A short row should get the first positions, not the last ones.": LastPositions,
         "If clip_skip is 0, layers[:-clip_skip] is empty. All layers should run.": MinusZero,
-        "clip_skip has no effect.": SkipNothing,
-        "clip_skip leaves out layers at the end, not at the beginning.": SkipFirst,
+        "clip_skip has no effect. Leave out the last clip_skip layers.": SkipNothing,
+        "You left out the first layers. Leave out the last clip_skip layers.": SkipFirst,
         "clip_skip is the number of layers to leave out, not the number to run.": (
             CountOnlySkipped
         ),
-        "One layer more than clip_skip is left out.": SkipOneMore,
+        "You left out one layer too many. Leave out clip_skip layers.": SkipOneMore,
         "The first layer runs again and again. Each layer has its own weights.": FirstLayerAgain,
-        "The layers run in the reverse order.": ReverseLayers,
+        "The layers run in the reverse order. layers[0] should run first.": ReverseLayers,
         "Each layer should read the result of the layer before it.": LayersReadEmbedding,
-        "norm_out runs even if layers are left out.": NoNormIfSkipped,
+        "norm_out should run even if layers are left out.": NoNormIfSkipped,
         "norm_out is missing at the end.": NoNorm,
         "norm_out belongs at the end, after the layers.": NormFirst,
-        "norm_out runs only once, after the last layer.": NormAfterEachLayer,
+        "norm_out should run only once, after the last layer.": NormAfterEachLayer,
     },
     passing="Everything between the ids and the context is yours now.",
     difficulty=3,

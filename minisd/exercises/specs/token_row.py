@@ -85,7 +85,7 @@ EXERCISE = Exercise(
     name="token_row",
     lesson="05",
     place=6,
-    title="75 + 2",
+    title="A row of 77 ids",
     question=(
         "The text transformer reads rows of 77 ids. Write `token_row(ids, begin, end, pad)`: the "
         "begin mark, at most the first 75 ids, and the end mark. If the row is shorter than 77, "
@@ -108,16 +108,14 @@ EXERCISE = Exercise(
         ),
         "The padding is 0. It should be `pad`.": pad_with_zero,
         "The padding is the end mark. It should be `pad`.": pad_with_end,
-        "The padding comes after the end mark, not before it.": pad_before_end,
-        "The padding comes at the end of the row, not in front.": pad_in_front,
+        "The padding should come after the end mark, not before it.": pad_before_end,
+        "The padding should come at the end of the row, not in front.": pad_in_front,
         "The begin mark is missing.": without_begin,
         "The end mark is missing.": without_end,
         "Keep the first 75 ids of a long prompt, not the last 75.": keep_last_ids,
         "A long prompt is not cut. Keep only its first 75 ids.": without_cut,
         "You cut to 77 ids, and then added two marks. Only 75 ids fit.": cut_to_77,
-        "The marks take two of the 77 places, so there are two ids of padding fewer.": (
-            marks_not_counted
-        ),
+        "There are two ids too many. The marks take two of the 77 places.": (marks_not_counted),
         "The row should have 77 ids in the end, the marks included.": filled_to_75,
     },
     passing="Each prompt reaches the text transformer as such a row.",

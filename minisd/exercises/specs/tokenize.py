@@ -117,10 +117,11 @@ EXERCISE = Exercise(
     title="From texts to rows of ids",
     question=(
         "Put the parts together: write `tokenize(texts, ids, ranks, pad)`. For each text, call "
-        "`clean`, then `byte_words`, then `bpe(word, ranks)` for each word. Look up the numbers of "
-        "all pieces in the dictionary `ids`, and make a row of them with your `token_row`. If a "
-        "word is a mark itself (`BEGIN` or `END`), do not split it: it is one piece. The ids of "
-        "the marks are `ids[BEGIN]` and `ids[END]`. Return a tensor with one row for each text."
+        "`clean`, then `byte_words`, then `bpe(word, ranks)` for each word. Look up the ids of "
+        "all pieces of the text in the dictionary `ids`, and make one row of them with "
+        "`token_row`. If a word is a mark itself (`BEGIN` or `END`), do not split it: it is one "
+        "piece. The ids of the marks are `ids[BEGIN]` and `ids[END]`. Return a tensor with one "
+        "row for each text."
     ),
     solution=tokenize,
     stages=(
@@ -145,7 +146,7 @@ EXERCISE = Exercise(
         "The padding is 0. It should be `pad`.": pad_with_zero,
         "The begin mark and the end mark are swapped.": swapped_marks,
         "Only the first text has a row. There should be one row for each text.": first_text,
-        "There is one row, without a batch axis. Return b 77.": one_row,
+        "This is one row without a batch axis. Return a tensor of shape b 77.": one_row,
         "All texts are in one row. There should be one row for each text.": all_in_one,
         "Return a tensor: torch.tensor(rows).": lists,
         "The ranks are not used, so no pieces are merged.": no_merges,

@@ -167,16 +167,22 @@ EXERCISE = Exercise(
             ReshapedTokens
         ),
         "to_out is not applied.": NoOutput,
-        "The keys and the values are swapped.": SwappedKeysAndValues,
-        "The queries and the keys are swapped.": SwappedQueriesAndKeys,
+        "The keys and the values are swapped: k comes from to_k, v from to_v.": (
+            SwappedKeysAndValues
+        ),
+        "The queries and the keys are swapped: q comes from to_q, k from to_k.": (
+            SwappedQueriesAndKeys
+        ),
         "The values are the tokens themselves. Use to_v.": RawValues,
-        "The scores are not divided by the square root of the channels. attend does it.": (
+        "The scores are not divided by the root of the number of channels. Call attend.": (
             WithoutScale
         ),
         "The channels are the tokens. The places should be.": ChannelsAsTokens,
-        "No place looks at another one: the values are not averaged.": EveryPlaceAlone,
+        "No place looks at another one. Average the values with attend.": EveryPlaceAlone,
     },
-    passing="It is in the middle of the encoder and of the decoder, where the map is smallest.",
+    passing=(
+        "This block is in the middle of the encoder and of the decoder, where the map is smallest."
+    ),
     difficulty=3,
     minutes=25,
     given="from einops import rearrange\n\nfrom minisd.exercises.parts import attend",

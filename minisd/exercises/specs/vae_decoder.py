@@ -128,15 +128,15 @@ EXERCISE = Exercise(
     title="The decoder",
     question=(
         "Write the class `Decoder(config)` from your parts. It is the encoder in the opposite "
-        "order, with one more block at each resolution. The modules, in the order in which they "
-        "run, with c[i] = config.channels[i] and groups = config.norm_groups:\n\n"
+        "order, with one more block at each resolution. The modules, in the order in which "
+        "they run, with c[i] = config.channels[i] and groups = config.norm_groups:\n\n"
         "- `post_quant`: a 1x1 convolution that keeps the config.latent_channels channels.\n"
-        "- `conv_in`: a 3x3 convolution to the last c[i] that keeps the size.\n"
+        "- `conv_in`: a 3x3 convolution to the last c[i] channels that keeps the size.\n"
         "- `mid`: `Mid(channels, groups)` with this number of channels.\n"
-        "- `up`: an nn.ModuleList in the order in which it runs, so from the last c[i] to c[0]: "
-        "`Resolution(c_in, c[i], config.res_blocks + 1, groups, resize)`. c_in is the number of "
-        "channels that come from the module before. resize is `Upsample(c[i])`, but None for c[0]."
-        "\n"
+        "- `up`: an nn.ModuleList in the order in which it runs, so from the last c[i] to "
+        "c[0]: `Resolution(c_in, c[i], config.res_blocks + 1, groups, resize)`. c_in is the "
+        "number of channels that come from the module before. resize is `Upsample(c[i])`, but "
+        "None for c[0].\n"
         "- `norm_out`: a group norm with eps=1e-6, followed by silu.\n"
         "- `conv_out`: a 3x3 convolution to 3 channels that keeps the size. Its output is the "
         "picture; nothing limits its range."
@@ -166,16 +166,16 @@ EXERCISE = Exercise(
     mistakes={
         "post_quant is not applied.": NoPostQuant,
         "The middle is not run.": NoMid,
-        "z is divided by the scale. That is done before the decoder is called.": ScaledLatent,
+        "You divide z by the scale. decode_latent has done that already.": ScaledLatent,
         "norm_out is not applied.": NoNorm,
         "There is no silu between norm_out and conv_out.": NoActivation,
         "The silu comes before norm_out. It should be between norm_out and conv_out.": (
             ActivationFirst
         ),
         "norm_out and silu are missing before conv_out.": NeitherNormNorActivation,
-        "There is a tanh at the end. Return what conv_out makes.": Tanh,
-        "There is a sigmoid at the end. Return what conv_out makes.": Sigmoid,
-        "The picture is clamped. Return what conv_out makes.": Clamp,
+        "There is a tanh at the end. Return the output of conv_out.": Tanh,
+        "There is a sigmoid at the end. Return the output of conv_out.": Sigmoid,
+        "The picture is clamped. Return the output of conv_out.": Clamp,
         "norm_out has torch's own eps, 1e-5. The VAE needs eps=1e-6.": UsualEps,
     },
     passing="Your decoder paints every picture now.",

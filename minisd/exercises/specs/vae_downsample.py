@@ -112,9 +112,9 @@ EXERCISE = Exercise(
         "x is padded on all sides, as in the U-Net. Pad only on the right and at the bottom.": (
             AllSides
         ),
-        "x is padded on the left and at the top. It should be right and bottom.": LeftAndTop,
-        "x is padded at the top. It should be at the bottom.": RightAndTop,
-        "x is padded on the left. It should be on the right.": LeftAndBottom,
+        "x is padded on the left and at the top. Pad on the right and at the bottom.": LeftAndTop,
+        "The row of zeros is at the top. It should be at the bottom.": RightAndTop,
+        "The column of zeros is on the left. It should be on the right.": LeftAndBottom,
         "x is not padded.": NoPadding,
         "Only the width is padded. Pad the height, too.": OnlyTheWidth,
         "The numbers of F.pad are left, right, top, bottom. You padded top and bottom.": (
@@ -126,7 +126,9 @@ EXERCISE = Exercise(
         "The size is halved by averaging. The convolution does it, with stride 2.": Averaged,
         "The convolution has no stride, so the size is not halved.": NoStride,
     },
-    passing="Three of them make the latent 8 times smaller than the picture in both directions.",
+    passing=(
+        "Three of these layers make the latent 8 times smaller than the picture in both directions."
+    ),
     difficulty=1,
     minutes=10,
     replaces={"minisd.vae.Downsample": lambda answer: answer},

@@ -120,16 +120,16 @@ EXERCISE = Exercise(
     place=11,
     title="The encoder",
     question=(
-        "Write the class `Encoder(config)` from your parts. The modules, in the order in which "
-        "they run, with c[i] = config.channels[i] and groups = config.norm_groups:\n\n"
+        "Write the class `Encoder(config)` from your parts. The modules, in the order in "
+        "which they run, with c[i] = config.channels[i] and groups = config.norm_groups:\n\n"
         "- `conv_in`: a 3x3 convolution from 3 to c[0] channels that keeps the size.\n"
-        "- `down`: an nn.ModuleList with one `Resolution(c_in, c[i], config.res_blocks, groups, "
-        "resize)` for each i. c_in is c[0] at first, then the channels of the resolution before. "
+        "- `down`: an nn.ModuleList with one `Resolution(c_in, c[i], config.res_blocks, "
+        "groups, resize)` for each i. For i = 0, c_in is c[0]; after that, it is c[i - 1]. "
         "resize is `Downsample(c[i])`, but None for the last resolution.\n"
         "- `mid`: `Mid(channels, groups)` with the channels of the last resolution.\n"
         "- `norm_out`: a group norm with eps=1e-6, followed by silu.\n"
-        "- `conv_out`: a 3x3 convolution to 2 * config.latent_channels channels that keeps the "
-        "size.\n"
+        "- `conv_out`: a 3x3 convolution to 2 * config.latent_channels channels that keeps "
+        "the size.\n"
         "- `quant`: a 1x1 convolution that keeps the number of channels."
     ),
     solution=Encoder,

@@ -106,7 +106,7 @@ EXERCISE = Exercise(
         ),
         "x is added at the end. The blocks have done that already.": ResidualMid,
     },
-    passing="Only here can a place learn what is at the other end of the picture.",
+    passing="Only here can one place read what is at the other end of the picture.",
     difficulty=2,
     minutes=10,
     needs=("vae_res_block", "vae_attention"),

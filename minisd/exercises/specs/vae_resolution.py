@@ -109,10 +109,10 @@ EXERCISE = Exercise(
     title="One resolution of the autoencoder",
     question=(
         "Write the class `Resolution(c_in, c_out, blocks, groups, resize)`. `res` is an "
-        "nn.ModuleList of as many `ResBlock(c_in, c_out, groups)` as `blocks` says. Only the first "
-        "one reads c_in channels; the others read c_out. `resize` is a module that changes the "
-        "size, or None. Keep it as `resize`. Run the blocks one after another, then resize (if it "
-        "is not None)."
+        "nn.ModuleList of residual blocks. Their number is `blocks`. The first one is "
+        "`ResBlock(c_in, c_out, groups)`. The others read c_out channels. `resize` is a module "
+        "that changes the size, or None. Keep it as `resize`. Run the blocks one after another, "
+        "then `resize` (if it is not None)."
     ),
     solution=Resolution,
     stages=(
@@ -131,10 +131,10 @@ EXERCISE = Exercise(
         "The size is not changed: resize is not called.": NeverResized,
         "The size is changed first. It should be changed after the blocks.": ResizedFirst,
         "The size is changed after each block. It should be changed once.": ResizedAfterEachBlock,
-        "Each block reads x. It should read what the block before it made.": AllBlocksReadX,
+        "Each block reads x. It should read the output of the block before it.": AllBlocksReadX,
         "Only the first block runs.": OnlyTheFirstBlock,
-        "The blocks run in the opposite order.": BlocksReversed,
-        "x is added to what a block makes. The block has done that already.": ResidualAround,
+        "The blocks run in the reverse order. res[0] should run first.": BlocksReversed,
+        "You add x to the output of a block. The block has done that already.": ResidualAround,
     },
     passing="Encoder and decoder are lists of such resolutions.",
     difficulty=2,

@@ -98,15 +98,17 @@ EXERCISE = Exercise(
         "Your window is one token too long. It counts the token itself.": one_more,
         "Your window is one token too short. It counts the token itself once.": one_less,
         "The first tokens of the row are hidden. Every later token should see them.": no_sinks,
-        "There is one token too many at the beginning. Count from 0.": one_sink_more,
-        "The first tokens may be later tokens, too: token 0 should not see token 1.": later_sinks,
+        "One token too many is visible at the beginning of the row. Count from 0.": one_sink_more,
+        "A token must not see later tokens, even the first ones: token 0 does not see token 1.": (
+            later_sinks
+        ),
         "Your window reaches to later tokens, too. A token sees only what is before it.": (
             both_sides
         ),
         "Your window lies after the token. It should lie before it.": only_later,
         "This is the causal mask. Tokens outside the window should be hidden.": plain_causal,
         "You split the row into blocks. The window should move with the token.": blocks,
-        "0 and minus infinity are swapped.": inside_out,
+        "0 and minus infinity are swapped. 0 means that a token may look.": inside_out,
         "Use 0 and minus infinity, not 1 and 0. The mask is added to the scores.": ones,
     },
     passing="The mini never learnt to read with a window. The picture shows what it makes of it.",

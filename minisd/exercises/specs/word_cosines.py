@@ -87,12 +87,12 @@ EXERCISE = Exercise(
     name="word_cosines",
     lesson="06",
     place=7,
-    title="Near words, far words",
+    title="How similar are two words?",
     question=(
-        "Write `word_cosines(vectors)`. The contexts of all words have much in common. So first "
-        "subtract the mean vector of all words from each word. Then compute the cosine of each "
-        "word with each word: multiply the two vectors number by number, sum up, and divide by "
-        "both lengths."
+        "Write `word_cosines(vectors)`. `vectors` holds one vector for each word. All these "
+        "vectors have much in common. So first subtract their mean vector from each of them. "
+        "Then compute the cosine of each word with each word: multiply the two vectors number by "
+        "number, sum up, and divide by both lengths."
     ),
     solution=word_cosines,
     stages=(
@@ -110,9 +110,11 @@ EXERCISE = Exercise(
         "The mean goes over the words (dim=0), not over the numbers of one word.": mean_of_each,
         "Subtract the mean vector of the words, not one number.": mean_number,
         "These are dot products. Divide by both lengths.": dot_products,
-        "You divided by one of the two lengths only.": half_divided,
+        "You divided by one length only. Divide by the lengths of both words.": half_divided,
         "You divided by the squared lengths. Use the lengths themselves.": squared_lengths,
-        "Each word has its own length: norm(dim=1).": length_of_all,
+        "You divided by one length for all words. Each word has its own: norm(dim=1).": (
+            length_of_all
+        ),
         "The length of a word is the norm of its row, norm(dim=1).": lengths_of_columns,
         "You compared the columns. Compare the rows: one row is one word.": columns,
         "Compute the lengths after you have subtracted the mean.": lengths_before_mean,
