@@ -1,5 +1,6 @@
 """The solutions of the lessons 00, 0b, 01 and 02 agree with torch and with the package."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -14,8 +15,10 @@ from minisd.exercises.check import describe_verdict, draw_with
 from minisd.exercises.exercise import all_exercises, find_exercise
 from minisd.exercises.install import install_parts
 from minisd.exercises.judge import format_numbers, judge
+from minisd.guidance import x0_from_eps
 from minisd.schedule import Level, Schedule, with_zero_terminal_snr
 from minisd.teaching import toy
+from minisd.training.loop import update_ema
 
 
 def solution_of(name):
@@ -186,3 +189,52 @@ def test_a_picture_with_a_solution_is_ours(name, sd):
     ours = exercise.draw(sd)
     sd.schedule = table
     assert largest_difference(picture_with_the_solution(name), ours) <= 1
+
+
+# ---- lesson 02 --------------------------------------------------------------------------------
+
+
+def test_the_two_names_of_an_answer_agree_with_the_package(generator):
+    x, eps = torch.randn(2, 3, 4, 2, 5, generator=generator, dtype=torch.float64)
+    level = Level(0, 0.7)
+    x0 = solution_of("x0_from_eps")(x, eps, level)
+    close(x0, x0_from_eps(x, eps, level))
+    close(solution_of("eps_from_x0")(x, x0, level), eps)
+
+
+def test_the_picture_of_eps_from_x0_is_ours(sd):
+    ours = find_exercise("eps_from_x0").draw(sd)
+    assert largest_difference(picture_with_the_solution("eps_from_x0"), ours) <= 1
+
+
+def test_the_losses_agree_with_the_training(generator):
+    """Without weights, both are the mean squared error at the noisy x of the schedule."""
+    table = Schedule(MINI.schedule)
+    x0, noise = torch.randn(2, 3, 4, 2, 5, generator=generator, dtype=torch.float64)
+    t = torch.tensor([3, 500, 999])
+    eps = table.add_noise(x0, noise, t).sin()
+    loss = solution_of("noise_loss")(
+        lambda x, t, context: x.sin(), x0, noise, t, None, table.alpha_bar
+    )
+    close(loss, F.mse_loss(eps, noise))
+    close(solution_of("p2_loss")(eps, noise, table.alpha_bar[t], gamma=0), loss)
+
+
+def test_one_step_and_the_average_agree_with_the_training(generator):
+    x, y = torch.randn(5, 3, generator=generator), torch.randn(5, generator=generator)
+    layer = torch.nn.Linear(3, 1, bias=False)
+    average = copy.deepcopy(layer)
+    weights = layer.weight[0].detach().clone()
+    F.mse_loss(layer(x)[:, 0], y).backward()
+    torch.optim.SGD(layer.parameters(), lr=0.1).step()
+    torch.testing.assert_close(solution_of("sgd_step")(weights, x, y, 0.1), layer.weight[0].data)
+    theirs = solution_of("update_ema")(average.state_dict(), layer.state_dict(), 3, 0.999)
+    update_ema(average, layer, keep=4 / 13)
+    torch.testing.assert_close(theirs["weight"], average.weight.data)
+
+
+def test_the_loss_trains_a_network_that_draws_a_ring():
+    """There are hardly any points in the middle of the picture, where noise would be."""
+    shades = np.asarray(picture_with_the_solution("noise_loss").convert("L"))
+    assert (shades == 0).mean() > 0.03
+    assert (shades[48:80, 48:80] == 0).mean() < 0.02
