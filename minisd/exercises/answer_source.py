@@ -61,8 +61,8 @@ def find_code(name: str, thing: Any, space: dict) -> str:
             ]:
                 return code
     raise ValueError(
-        f"the source of {name} is not known. Define it at the top level of a cell or a file, with "
-        "def, class or =."
+        f"the source of {name} is not known. Define it with def, class or =, at the top level of a "
+        "file or of a cell without %%."
     )
 
 

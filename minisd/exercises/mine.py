@@ -129,11 +129,10 @@ def describe_model(folder: Path | None = None) -> list[str]:
     products = count_products(steps=20)
     shares = {name: count / sum(products.values()) for name, count in products.items()}
     parts = [one for one in all_exercises() if one.name in products]
-    lines = [
-        f"{one.lesson:<3} {one.name:<24} {'yours' if one.name in own else 'ours':<5} "
-        f"{shares[one.name]:>6.1%}"
-        for one in parts
-    ]
+    lines = [f"lesson  {'part':<22} {'':<6} share"]
+    for one in parts:
+        owner = "yours" if one.name in own else "ours"
+        lines.append(f"{one.lesson:<7} {one.name:<22} {owner:<6} {shares[one.name]:>5.1%}")
     others = [name for name in own if name not in products]
     lines += [f"also yours, but not in this picture: {', '.join(others)}"] * bool(others)
     mine = [one.name for one in parts if one.name in own]
