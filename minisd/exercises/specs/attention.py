@@ -101,9 +101,12 @@ EXERCISE = Exercise(
     place=6,
     title="The attention module",
     question=(
-        "Write the class `Attention`. `to_q` reads x, `to_k` and `to_v` read the context, all "
-        "three without a bias. Split the channels into heads (the first d channels are head 0), "
-        "call `attend`, put the heads together again and apply `to_out`."
+        "Write the class `Attention(width, context_dim, heads)`. It has four `nn.Linear` layers: "
+        "`to_q` goes from width to width, `to_k` and `to_v` go from context_dim to width, and "
+        "`to_out` goes from width to width. Only `to_out` has a bias. `to_q` reads x, `to_k` and "
+        "`to_v` read the context. Split the channels of the results into heads of d = width / "
+        "heads channels (the first d channels are head 0), call `attend`, put the heads together "
+        "again and apply `to_out`."
     ),
     solution=Attention,
     stages=(
@@ -128,10 +131,15 @@ EXERCISE = Exercise(
         ),
         "There is only one head. Split the channels into heads.": OneHead,
         "You added x. The transformer does this, not the Attention.": WithResidual,
-        "The keys and the values are swapped.": SwappedKeysAndValues,
-        "to_out is not applied.": NoOutput,
+        "The keys and the values are swapped: k comes from to_k, v from to_v.": (
+            SwappedKeysAndValues
+        ),
+        "to_out is not applied. Call it at the end.": NoOutput,
     },
-    passing="The U-Net has two of them in each of its transformers.",
+    passing=(
+        "Each transformer of the U-Net has two of these: one reads the picture, the other the "
+        "prompt."
+    ),
     difficulty=2,
     minutes=20,
     needs=("attend",),

@@ -83,10 +83,10 @@ EXERCISE = Exercise(
     place=1,
     title="One timestep as waves",
     question=(
-        "Write `embed_number(t, width)`. Let half be width / 2. The frequency number i is 10000 "
-        "to the power -i / half, for i = 0 … half - 1. The angle number i is t times this "
-        "frequency. Return the cosines of all angles, followed by the sines of all angles, as one "
-        "list of numbers. t may have a fraction."
+        "Write `embed_number(t, width)`. Let half be width / 2. Frequency i is 10000 to the "
+        "power -i / half, for i = 0 … half - 1. Angle i is t times frequency i. Return the "
+        "cosines of all angles, followed by the sines of all angles, as one list of numbers. t "
+        "may have a fraction."
     ),
     solution=embed_number,
     stages=(
@@ -96,7 +96,7 @@ EXERCISE = Exercise(
     ),
     hints=(
         "Compute the list of the angles first. The first angle is t itself.",
-        "The frequency number i is 10000 ** (-i / half). Mind the minus sign.",
+        "Frequency i is 10000 ** (-i / half). Do not forget the minus sign.",
         "angles = [t * 10000 ** (-i / half) for i in range(half)]. Then join two lists with +: one "
         "with math.cos of each angle, one with math.sin.",
     ),
@@ -112,7 +112,10 @@ EXERCISE = Exercise(
         "The base is 1000. It should be 10000.": base_1000,
         "t is rounded to a whole number. Keep its fraction.": whole_t,
     },
-    passing="The U-Net reads the timestep in this form. Next, you write it for a whole batch.",
+    passing=(
+        "The U-Net reads the timestep in this form. In the next exercise, you write it for a "
+        "whole batch."
+    ),
     difficulty=1,
     minutes=10,
     given="import math",

@@ -123,13 +123,13 @@ EXERCISE = Exercise(
     title="A block that t scales and shifts",
     question=(
         "Later U-Nets let t do more (Dhariwal & Nichol 2021). Write the class `FilmBlock(c_in, "
-        "c_out, time_dim, norm_groups)`. It is like ResBlock, with three changes. The layer `time` "
-        "has 2 * c_out outputs. One half of them is the scale, the other half is the shift. In "
-        "your block, the {first} is the first half. Both are used after `norm2`: h = norm2(h) * "
-        "(1 + scale) + shift, then come silu and `conv2`. At the end, the shortcut is multiplied "
-        "by {factor}: the result is {factor} * shortcut(x) + h. As in ResBlock, the time vector "
-        "goes through silu before `time`, and the parts are `norm1`, `conv1`, `time`, `norm2`, "
-        "`conv2` and `shortcut`."
+        "c_out, time_dim, norm_groups)`. It is like `ResBlock` of `unet_res_block`, with three "
+        "changes. The layer `time` has 2 * c_out outputs. One half of them is the scale, the "
+        "other half is the shift. In your block, the {first} is the first half. Nothing is added "
+        "before `norm2`. Both halves are used after it: h = norm2(h) * (1 + scale) + shift. Then "
+        "come silu and `conv2`. At the end, the shortcut is multiplied by {factor}: the result "
+        "is {factor} * shortcut(x) + h. As in ResBlock, the time vector goes through silu before "
+        "`time`, and the parts are `norm1`, `conv1`, `time`, `norm2`, `conv2` and `shortcut`."
     ),
     solution=FilmBlock,
     stages=(
@@ -145,11 +145,11 @@ EXERCISE = Exercise(
     ),
     mistakes={
         "norm2(h) is multiplied by scale. It should be multiplied by 1 + scale.": NoOne,
-        "Scale and shift are swapped. Look at which half comes first.": SwappedHalves,
-        "The shift is scaled as well. It should be added after the multiplication.": ShiftIsScaled,
+        "Scale and shift are swapped. The question says which half comes first.": SwappedHalves,
+        "The shift is multiplied, too. Add it after the multiplication.": ShiftIsScaled,
         "Scale and shift come before norm2. They should come after it.": BeforeNorm,
         "norm2 is not applied.": NoNorm,
-        "Scale and shift take turns in the outputs of `time`. Each should be one half.": TakeTurns,
+        "You took every second output of `time`. Scale and shift are halves.": TakeTurns,
         "The time vector does not go through silu before the layer `time`.": RawTime,
         "The shortcut is not multiplied by your number.": NoFactor,
         "Your number multiplies h. It should multiply the shortcut.": FactorOnWrongSide,

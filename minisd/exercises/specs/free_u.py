@@ -7,7 +7,7 @@ from minisd.exercises.exercise import Exercise, Stage, normal
 
 
 def free_u(x, skip, *, gain=1.2, damping=0.6):
-    """Join x with a skip, after both have been weighed.
+    """Join x with a skip, after both have been multiplied by their weights.
 
     x: b c h w    skip: b c_skip h w    returns: b c+c_skip h w
     """
@@ -89,14 +89,14 @@ EXERCISE = Exercise(
     name="free_u",
     lesson="08",
     place=13,
-    title="FreeU: weigh what comes together",
+    title="FreeU: weaker skips, stronger features",
     question=(
-        "FreeU (Si et al. 2023) changes the pictures of a trained U-Net: it makes what comes from "
-        "below stronger, and the coarse part of the skips weaker. Write `free_u(x, skip)`, a "
-        "simple version. Multiply the first half of the channels of x by {gain} and keep the "
-        "others. Split each channel of the skip into its mean over all places and the rest. "
-        "Multiply only the mean by {damping} and add the rest again. Then join both along the "
-        "channels, x first."
+        "FreeU (Si et al. 2023) changes the pictures of a trained U-Net: it makes x, which comes "
+        "from the lower resolutions, stronger, and the coarse part of the skips weaker. Write "
+        "`free_u(x, skip)`, a simple version. Multiply the first half of the channels of x by "
+        "{gain} and keep the others. Split each channel of the skip into its mean over all "
+        "places and the rest. Multiply only the mean by {damping} and add the rest again. Then "
+        "join both along the channels, x first."
     ),
     solution=free_u,
     stages=(
@@ -112,10 +112,10 @@ EXERCISE = Exercise(
         "rest.",
     ),
     mistakes={
-        "All channels of x are multiplied. Only the first half should be.": all_channels,
-        "The second half of x is multiplied. It should be the first half.": other_half,
-        "The whole skip is multiplied. Only its mean should be.": whole_skip,
-        "The rest of the skip is multiplied. It should be the mean.": damps_the_details,
+        "You multiplied all channels of x. Multiply only the first half.": all_channels,
+        "You multiplied the second half of x. Multiply the first half.": other_half,
+        "You multiplied the whole skip. Multiply only its mean.": whole_skip,
+        "You multiplied the rest of the skip. Multiply its mean.": damps_the_details,
         "The mean is lost: only the rest of the skip is left.": mean_is_lost,
         "The mean is over the whole tensor. Take one for each sample and channel.": (
             mean_of_everything
@@ -123,8 +123,8 @@ EXERCISE = Exercise(
         "The mean is over the channels. It should be over all places, the last two axes.": (
             mean_over_channels
         ),
-        "The two numbers are swapped.": swapped_numbers,
-        "Nothing is multiplied.": without_weights,
+        "Your two numbers are swapped. The question says which belongs to x.": swapped_numbers,
+        "Nothing is multiplied. Use your two numbers.": without_weights,
         "The skip comes before x. It should come after x.": skip_before_x,
     },
     passing="Compare both pictures: the network is the same, only the weights of the skips differ.",

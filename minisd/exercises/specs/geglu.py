@@ -121,7 +121,7 @@ EXERCISE = Exercise(
         Stage("a batch of 2, another expand", 2, inputs(6, 3, 2, 5), call="module"),
     ),
     hints=(
-        "There is no residual in this class: the transformer adds x later.",
+        "Do not add x in this class: the transformer does that later.",
         "tensor.chunk(2, dim=-1) cuts the channels into two halves. F.gelu(gate) is the exact "
         "gelu.",
         "value, gate = self.widen(x).chunk(2, dim=-1). The gelu belongs to the gate only.",
@@ -137,11 +137,13 @@ EXERCISE = Exercise(
         "You used relu(gate). Use gelu(gate).": Relu,
         "You took every second channel. Cut the channels in the middle.": EverySecondChannel,
         "You added the halves. Multiply the value by gelu(gate).": SumOfHalves,
-        "The gelu is missing.": NoGelu,
+        "The gelu is missing. Multiply the value by gelu(gate).": NoGelu,
         "You added x. The transformer does this, not the GEGLU.": WithResidual,
         "You applied gelu to both halves. It belongs to the gate only.": GeluOfAll,
     },
-    passing="It is the third part of each transformer in the U-Net, after the two attentions.",
+    passing=(
+        "The GEGLU is the third part of each transformer in the U-Net, after the two attentions."
+    ),
     difficulty=2,
     minutes=12,
     replaces={"minisd.attention.GEGLU": lambda answer: answer},

@@ -94,7 +94,7 @@ EXERCISE = Exercise(
         "The softmax goes over the places. It should go over the tokens, the last axis.": (
             softmax_over_queries
         ),
-        "The softmax is missing.": no_softmax,
+        "The softmax is missing. Apply it to the scores before you average.": no_softmax,
         "You returned the scores. Return the weights, which are the softmax of the scores.": (
             scores_as_weights
         ),
@@ -102,7 +102,7 @@ EXERCISE = Exercise(
         "You averaged the keys. The answer is an average of the values.": keys_as_values,
         "You returned only the answers. Return the weights, too.": only_answers,
     },
-    passing="Several heads and a batch only add axes in front of these three lines.",
+    passing="Several heads and a batch only add axes in front. The three steps stay the same.",
     difficulty=1,
     minutes=10,
     needs=("query_weights",),

@@ -74,8 +74,8 @@ EXERCISE = Exercise(
     ),
     hints=(
         "keys @ q gives all dot products at once, one for each token. d is len(q).",
-        "The softmax takes exp() of each score, and divides by the sum of all these. exp(1000) is "
-        "too large for a float. tensor.softmax() takes care of this.",
+        "The softmax takes exp() of each score, and divides it by the sum of all exp(). "
+        "exp(1000) is too large for a float. tensor.softmax() takes care of this.",
         "scores = keys @ q / len(q) ** 0.5. There is only one axis, so the softmax is "
         "scores.softmax(dim=0).",
     ),
@@ -100,8 +100,8 @@ EXERCISE = Exercise(
         "These are distances. A score is a dot product.": use_distance,
     },
     passing=(
-        "Every place of the picture asks like this, in every head of every attention. Attention "
-        "does it for all of them at once."
+        "Each place of the picture has such weights in each head of each attention. The "
+        "attention computes all of them at once."
     ),
     difficulty=1,
     minutes=8,

@@ -83,7 +83,7 @@ EXERCISE = Exercise(
         "The first skip is used. The decoder needs the last one.": first_skip,
         "The skip's channels come before x. They should come after x.": skip_before_x,
         "The skip stays in the list, so the next block would read it again.": keeps_skip,
-        "The skip is added to x. It should become more channels.": adds_skip,
+        "You added the skip to x. Append its channels to those of x.": adds_skip,
         "The tensors are joined along the width. Channels are the axis 1.": along_the_width,
         "The tensors are joined along the batch. Channels are the axis 1.": along_the_batch,
     },

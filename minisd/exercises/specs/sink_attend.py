@@ -96,14 +96,15 @@ EXERCISE = Exercise(
     place=9,
     title="Temperatures and a sink",
     question=(
-        "With a softmax, the weights of a query always sum to 1, even if no key fits. A *sink* "
-        "changes this: it is one more number in the denominator, so the weights of a query sum to "
-        "less than 1. A *temperature* divides the scores of a head. A low temperature makes the "
-        "head choose more sharply.\n\n"
-        "Write `sink_attend(q, k, v)` for three heads with your temperatures {temperatures} and "
-        "your sink s = {sink}. The scores of a head are divided by the square root of d and by the "
-        "head's temperature. The weight of key m is exp(score_m) / (s + the sum of exp(score_j) "
-        "over all keys j). In q, k, v and in the result, the heads come after the tokens: b n 3 d."
+        "With a softmax, the weights of a query always sum to 1, even if no key fits. A "
+        "*sink* changes this: it is one more number in the denominator, so the weights of a "
+        "query sum to less than 1. A *temperature* divides the scores of a head. With a low "
+        "temperature, the head gives most of the weight to a few keys.\n\n"
+        "Write `sink_attend(q, k, v)` for three heads with your temperatures {temperatures} "
+        "and your sink s = {sink}. The scores of a head are divided by the square root of d "
+        "and by the head's temperature. The weight of key m is exp(score_m) / (s + the sum of "
+        "exp(score_j) over all keys j). In q, k, v and in the result, the heads come after "
+        "the tokens: b n 3 d."
     ),
     solution=sink_attend,
     stages=(
@@ -117,7 +118,7 @@ EXERCISE = Exercise(
         ),
     ),
     hints=(
-        "Let einsum read the axes in their order: b n heads d and b m heads d.",
+        "einsum can read the axes in the order in which they come: b n heads d and b m heads d.",
         "The scores are b heads n m. So the temperatures need the shape 3 1 1. You cannot use "
         "softmax(): write exp(), the sum and the division yourself.",
         "weights = powers / (s + powers.sum(dim=-1, keepdim=True)), where powers = scores.exp(). "
@@ -143,8 +144,9 @@ EXERCISE = Exercise(
         ),
     },
     passing=(
-        "With a sink, a query may read nothing. Some language models have one. Stable Diffusion "
-        "does not: there, the begin mark of the prompt takes the attention that nobody needs."
+        "With a sink, a query can read almost nothing. Some language models have one. Stable "
+        "Diffusion does not: there, the begin mark of the prompt takes the attention that nobody "
+        "needs."
     ),
     difficulty=3,
     minutes=20,

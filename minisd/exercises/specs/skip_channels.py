@@ -60,12 +60,12 @@ EXERCISE = Exercise(
     place=6,
     title="The list of skip connections",
     question=(
-        "Before the decoder can be built, one must know how many channels each skip connection "
-        "has. The encoder makes a skip after conv_in (with channels[0] channels), after each of "
-        "the `config.res_blocks` blocks of a resolution, and after each change of size. The change "
-        "of size is the last layer of a resolution and keeps its channels; the last resolution has "
-        "none. Write `skip_channels(config)`, which returns the channels of all skips in this "
-        "order."
+        "To build the decoder, we must know how many channels each skip connection has. The "
+        "encoder makes a skip connection (a skip) after conv_in (with channels[0] channels), "
+        "after each of the `config.res_blocks` blocks of a resolution, and after each change of "
+        "size. The change of size is the last layer of a resolution and keeps its channels; the "
+        "last resolution has none. Write `skip_channels(config)`, which returns the channels of "
+        "all skips in this order."
     ),
     solution=skip_channels,
     stages=(
@@ -85,9 +85,8 @@ EXERCISE = Exercise(
         "The last resolution has no change of size, so it makes no skip there.": (
             downsamples_at_the_end
         ),
-        "A change of size keeps the channels. The next resolution's first block changes them.": (
-            downsampling_widens
-        ),
+        "A change of size should keep the channels. The next resolution's first block changes "
+        "them.": (downsampling_widens),
         "The encoder has res_blocks blocks at each resolution. Only the decoder has one more.": (
             one_block_too_many
         ),
@@ -95,7 +94,7 @@ EXERCISE = Exercise(
             in_the_order_of_use
         ),
     },
-    passing="The U-Net builds its decoder from this list, from the back to the front.",
+    passing="The U-Net builds its decoder from this list. It reads the list from the end.",
     difficulty=2,
     minutes=10,
     replaces={"minisd.unet.skip_channels": lambda answer: answer},

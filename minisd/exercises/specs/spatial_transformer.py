@@ -188,15 +188,17 @@ EXERCISE = Exercise(
     title="The whole transformer of the U-Net",
     question=(
         "Write the class `SpatialTransformer(channels, context_dim, heads, norm_groups)`. Its "
-        "layers are `norm` (a GroupNorm with eps=1e-6), `proj_in` and `proj_out` (Linear layers), "
-        "`norm_self`, `norm_cross` and `norm_ff` (LayerNorms), `self_attention` and `cross` "
-        "(Attentions), and `ff` (a GEGLU). All but `cross` work on the channels only.\n\n"
-        "`forward(x, context)` applies `norm`, makes one token of each place, row by row (b n c), "
-        "and applies `proj_in`. Then come three steps. Each one normalizes the tokens, applies its "
-        "part, and adds the result to the tokens: first the tokens read each other "
-        "(`self_attention`, the context is the normalized tokens), then they read the context "
-        "(`cross`), then comes `ff`. At the end, apply `proj_out`, give the tokens the form of the "
-        "map again, and add x."
+        "layers are `norm` (a GroupNorm with norm_groups groups and eps=1e-6), `proj_in` and "
+        "`proj_out` (Linear layers from channels to channels), `norm_self`, `norm_cross` and "
+        "`norm_ff` (LayerNorms of the channels), `self_attention` (`Attention(channels, "
+        "channels, heads)`), `cross` (`Attention(channels, context_dim, heads)`), and `ff` "
+        "(`GEGLU(channels)`).\n\n"
+        "`forward(x, context)` applies `norm`, makes one token of each place, row by row (b n "
+        "c), and applies `proj_in`. Then come three steps. Each one normalizes the tokens, "
+        "applies its part, and adds the result to the tokens: first the tokens read each "
+        "other (`self_attention`, the context is the normalized tokens), then they read the "
+        "context (`cross`), then comes `ff`. At the end, apply `proj_out`, turn the tokens "
+        "into a feature map again, and add x."
     ),
     solution=SpatialTransformer,
     stages=(
@@ -214,11 +216,11 @@ EXERCISE = Exercise(
     mistakes={
         "The group norm has torch's eps 1e-5. This one has eps=1e-6.": UsualEps,
         "x is not added at the end.": NoOuterResidual,
-        "The three steps do not add their results to the tokens.": NoInnerResiduals,
+        "Each of the three steps should add its result to the tokens.": NoInnerResiduals,
         "You added to the normalized tokens. Add to the tokens as they were before the norm.": (
             ResidualOfNormed
         ),
-        "The norms come after the steps. They come before: tokens + part(norm(tokens)).": (
+        "Your norms come after the steps. They should come before: tokens + part(norm(tokens)).": (
             NormsAfter
         ),
         "The context of self_attention must be the normalized tokens, too.": PlainSelfContext,

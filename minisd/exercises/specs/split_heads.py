@@ -87,7 +87,7 @@ EXERCISE = Exercise(
         "The heads must come before the tokens: b heads n d.": no_transposition,
         "The heads are the last axis. The order must be b heads n d.": heads_last,
         "The heads come before the batch. The order must be b heads n d.": heads_first,
-        "The last two axes are swapped: n comes before d.": d_before_n,
+        "The last two axes are swapped: n should come before d.": d_before_n,
     },
     passing="An attention does this with its queries, its keys and its values.",
     difficulty=1,

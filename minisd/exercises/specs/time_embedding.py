@@ -103,7 +103,7 @@ EXERCISE = Exercise(
         Stage("three timesteps", 1, draw_inputs(12, 3), call="module", tolerance=FLOAT32),
     ),
     hints=(
-        "Keep the number of channels: forward() needs it for timestep_embedding(t, ...).",
+        "Store the number of channels in self: forward() needs it for timestep_embedding(t, ...).",
         "There is one silu. It is between the two layers.",
         "waves = timestep_embedding(t, self.channels).to(self.linear1.weight.dtype). Then "
         "self.linear2(...) of F.silu(...) of self.linear1(waves).",

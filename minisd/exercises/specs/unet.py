@@ -159,22 +159,23 @@ EXERCISE = Exercise(
     question=(
         "Write the class `UNet(config)` from your parts. The modules, with c[i] = "
         "config.channels[i]:\n\n"
-        "- `time`: `TimeEmbedding(c[0])`. `conv_in`: a 3x3 convolution from config.in_channels to "
-        "c[0] channels that keeps the size.\n"
-        "- `down`: an nn.ModuleList with one `Down(c_in, c[i], config, config.attention[i], last)` "
-        "for each resolution. c_in is c[0] at first, then the channels of the resolution before. "
-        "last is true for the last one.\n"
+        "- `time`: `TimeEmbedding(c[0])`. `conv_in`: a 3x3 convolution from "
+        "config.in_channels to c[0] channels that keeps the size.\n"
+        "- `down`: an nn.ModuleList with one `Down(c_in, c[i], config, config.attention[i], "
+        "last)` for each resolution. For i = 0, c_in is c[0]; after that, it is c[i - 1]. "
+        "last is true for the last resolution.\n"
         "- `mid`: `Mid(channels, config)` with the channels of the last resolution.\n"
-        "- `up`: an nn.ModuleList in the order in which it runs, so from the last resolution to "
-        "the first: `Up(c_in, c[i], c_skips, config, config.attention[i], last)`. c_in is the "
-        "number of channels that come from the module before. For c_skips, remove "
-        "config.res_blocks + 1 entries from the end of the list `skip_channels(config)`, the last "
-        "one first. last is true for resolution 0.\n"
-        "- `norm_out`: a group norm with config.norm_groups groups (torch's own eps). `conv_out`: "
-        "a 3x3 convolution to config.out_channels. Between them is a silu.\n\n"
+        "- `up`: an nn.ModuleList in the order in which it runs, so from the last resolution "
+        "to the first: `Up(c_in, c[i], c_skips, config, config.attention[i], last)`. c_in is "
+        "the number of channels that come from the module before. For c_skips, each `Up` "
+        "removes config.res_blocks + 1 entries from the end of the list "
+        "`skip_channels(config)`, the last entry first. last is true for resolution 0.\n"
+        "- `norm_out`: a group norm with config.norm_groups groups (torch's own eps). "
+        "`conv_out`: a 3x3 convolution to config.out_channels that keeps the size. Between "
+        "them is a silu.\n\n"
         "Keep `self.config = config`. Split the work into `encode(x, time, context)` and "
-        "`decode(x, skips, time, context)`: a ControlNet (lesson 14) calls them. `encode` gets x "
-        "after conv_in, and this x is the first skip."
+        "`decode(x, skips, time, context)`: a ControlNet (lesson 14) calls them. `encode` "
+        "gets x after conv_in, and this x is the first skip."
     ),
     solution=UNet,
     stages=(
@@ -200,8 +201,8 @@ EXERCISE = Exercise(
         ),
     ),
     hints=(
-        "The skips are a stack. The encoder puts them on it, the decoder takes them from the top. "
-        "The constructor does the same with the numbers of skip_channels(config).",
+        "The skips are a stack. The encoder puts them on the stack, and the decoder takes them "
+        "from the top. The constructor does the same with the numbers of skip_channels(config).",
         "c_skips = [skips.pop() for _ in range(config.res_blocks + 1)] takes the channels for one "
         "Up. Each Down returns (x, more), and skips = skips + more.",
         "encode: skips = [x]; run all Down; return self.mid(x, time, context), skips. decode: run "
@@ -222,7 +223,7 @@ EXERCISE = Exercise(
         "norm_out has eps 1e-6, as in the VAE. Here it keeps torch's 1e-5.": SmallEps,
         "The blocks get t itself. They need the time vector self.time(t).": RawTime,
     },
-    passing="This is the network that sees the noise. The mini now draws with yours.",
+    passing="This network predicts the noise. The mini now draws with yours.",
     difficulty=4,
     minutes=45,
     needs=("time_embedding", "skip_channels", "unet_down", "unet_mid", "unet_up"),

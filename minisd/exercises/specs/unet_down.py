@@ -164,17 +164,17 @@ EXERCISE = Exercise(
     place=9,
     title="One resolution of the encoder",
     question=(
-        "Write the class `Down(c_in, c_out, config, attends, last)`. `res` is an nn.ModuleList of "
-        "`config.res_blocks` blocks `ResBlock(c_in, c_out, 4 * config.channels[0], "
-        "config.norm_groups)`. From the second block on, c_out channels come in. `attn` is an "
-        "nn.ModuleList, too. If `attends` is true, it has one `SpatialTransformer(c_out, "
-        "config.context_dim, heads, config.norm_groups)` for each block; otherwise it is empty. "
-        "heads is c_out // config.head_width if config.head_width is set, otherwise config.heads. "
-        "`downsample` is a 3x3 convolution with stride 2 and padding 1, or None if `last` is true."
-        "\n\n"
-        "forward() runs each block and then its transformer (if there is one), and appends the "
-        "result to a list. Then it downsamples (unless this is the last resolution), and appends "
-        "that, too. It returns x and the list."
+        "Write the class `Down(c_in, c_out, config, attends, last)`. `res` is an "
+        "nn.ModuleList of `config.res_blocks` blocks `ResBlock(c_in, c_out, 4 * "
+        "config.channels[0], config.norm_groups)`. From the second block on, a block reads "
+        "c_out channels. `attn` is an nn.ModuleList, too. If `attends` is true, it has one "
+        "`SpatialTransformer(c_out, config.context_dim, heads, config.norm_groups)` for each "
+        "block; otherwise it is empty. heads is c_out // config.head_width if "
+        "config.head_width is set, otherwise config.heads. `downsample` is a 3x3 convolution "
+        "with stride 2 and padding 1 that keeps the c_out channels, or None if `last` is true.\n\n"
+        "forward() runs each block and then its transformer (if there is one), and appends "
+        "the result to a list. Then it downsamples (unless this is the last resolution), and "
+        "appends that, too. It returns x and the list."
     ),
     solution=Down,
     stages=(
@@ -186,7 +186,7 @@ EXERCISE = Exercise(
         Stage("with a width for the heads", 1, draw_inputs(1, 3, 4, True, True, 1), "module"),
     ),
     hints=(
-        "Each skip is the x with which the next layer goes on.",
+        "Each skip is the same x that the next layer reads.",
         "A ModuleList can be filled with append(), and read with self.attn[i]. `if self.attn:` "
         "asks whether it has an entry.",
         "for i, res in enumerate(self.res): x = res(x, time), then x = self.attn[i](x, context) if "
@@ -207,13 +207,13 @@ EXERCISE = Exercise(
         "Only the last block makes a skip. Every block should.": OnlyLastBlock,
         "The x that is returned is not downsampled.": NotDownsampled,
         "The list of the skips is reversed.": SkipsReversed,
-        "The padding is only at the right and the bottom, as in the VAE. Here it is padding=1.": (
+        "You pad only on the right and at the bottom, as in the VAE. Use padding=1 here.": (
             PaddedLikeTheVAE
         ),
         "config.head_width is ignored.": NeverHeadWidth,
         "config.head_width is the width of one head, not the number of heads.": HeadWidthAsHeads,
     },
-    passing="The mini has two of them, Stable Diffusion has four.",
+    passing="The encoder of the mini has two of these, that of Stable Diffusion has four.",
     difficulty=3,
     minutes=30,
     needs=("unet_res_block",),

@@ -129,7 +129,7 @@ EXERCISE = Exercise(
         "config.head_width is ignored.": NeverHeadWidth,
         "config.head_width is the width of one head, not the number of heads.": HeadWidthAsHeads,
     },
-    passing="Here every place sees the whole picture, in the fewest numbers.",
+    passing="The feature map is smallest here, and every place of it reads all others.",
     difficulty=2,
     minutes=10,
     needs=("unet_res_block",),

@@ -147,14 +147,15 @@ EXERCISE = Exercise(
     place=11,
     title="One resolution of the decoder",
     question=(
-        "Write the class `Up(c_in, c_out, c_skips, config, attends, last)`. `c_skips` lists the "
-        "channels of the skips that this resolution reads, in this order, one for each block. "
-        "`res` is an nn.ModuleList of blocks `ResBlock(c + c_skip, c_out, 4 * config.channels[0], "
-        "config.norm_groups)`. c is c_in for the first block, and c_out for the others. `attn` is "
-        "an nn.ModuleList with one `SpatialTransformer(c_out, config.context_dim, heads, "
-        "config.norm_groups)` for each block if `attends` is true; otherwise it is empty. heads is "
-        "c_out // config.head_width if config.head_width is set, otherwise config.heads. "
-        "`upsample` is `Upsample(c_out)`, or None if `last` is true.\n\n"
+        "Write the class `Up(c_in, c_out, c_skips, config, attends, last)`. `c_skips` lists "
+        "the channels of the skips that this resolution reads: one skip for each block, in "
+        "the order of the blocks. `res` is an nn.ModuleList of blocks `ResBlock(c + c_skip, "
+        "c_out, 4 * config.channels[0], config.norm_groups)`. c is c_in for the first block, "
+        "and c_out for the others. `attn` is an nn.ModuleList with one "
+        "`SpatialTransformer(c_out, config.context_dim, heads, config.norm_groups)` for each "
+        "block if `attends` is true; otherwise it is empty. heads is c_out // "
+        "config.head_width if config.head_width is set, otherwise config.heads. `upsample` is "
+        "`Upsample(c_out)`, or None if `last` is true.\n\n"
         "forward() does this for each block: it removes the last tensor from the list `skips` "
         "(`skips.pop()`), puts its channels after those of x, and runs the block and its "
         "transformer. At the end, it calls `upsample` with x and the skips that are left."
@@ -199,7 +200,7 @@ EXERCISE = Exercise(
         "config.head_width is ignored.": NeverHeadWidth,
         "config.head_width is the width of one head, not the number of heads.": HeadWidthAsHeads,
     },
-    passing="The right side of the U is yours. Only the whole network is missing now.",
+    passing="You have all parts of the decoder now. Only the whole network is missing.",
     difficulty=3,
     minutes=30,
     needs=("read_skip", "unet_upsample", "unet_down"),

@@ -84,9 +84,10 @@ EXERCISE = Exercise(
     question=(
         "Write the class `Upsample(channels)`. It repeats pixels (`F.interpolate` with "
         'mode="nearest"), then applies `conv`, a 3x3 convolution that keeps the size and the '
-        "channels. The new size is that of the last skip in the list `skips`, which may be one "
-        "less than the double: an encoder that halves 7 rows makes 4. If the list is empty, height "
-        "and width double. Do not change the list."
+        "channels. The new height and width are those of the last skip in the list `skips`. They "
+        "may be one less than double: the encoder turns 7 rows into 4, and the decoder must turn "
+        "these 4 into 7 again. If the list is empty, height and width double. Do not change the "
+        "list."
     ),
     solution=Upsample,
     stages=(
@@ -103,13 +104,13 @@ EXERCISE = Exercise(
         "2 * x.shape[3]). The convolution comes after it.",
     ),
     mistakes={
-        "The size always doubles. It should become the size of the last skip.": AlwaysDoubles,
+        "Your size always doubles. It should become the size of the last skip.": AlwaysDoubles,
         "The size is that of the first skip. The decoder reads the last one next.": FirstSkip,
         "The size is that of the last skip but one.": SecondToLastSkip,
         "The convolution comes before the change of size.": ConvolutionFirst,
         "The convolution is not applied.": NoConvolution,
         'The pixels are mixed (bilinear). mode="nearest" repeats them.': Bilinear,
-        "The whole picture is repeated. Each pixel should be.": Tiles,
+        "You repeated the whole picture. Repeat each pixel.": Tiles,
         "The skip is added. Here, only its size matters.": AddsSkip,
     },
     passing="With it, the U-Net draws pictures of any size, odd ones too.",
