@@ -131,16 +131,25 @@ def run_function(answer: Callable, *arguments: Any) -> Any:
 
 
 def run_built_module(answer: Callable, init: dict, weights: dict, *arguments: Any) -> Any:
-    """Build an nn.Module, copy the weights into it by their names, and run it in float64.
+    """Build an nn.Module, copy the weights into it, and run it in float64.
+
+    A list among the arguments may get shorter. If there is one, its length is returned, too.
 
     Raises ValueError if the names or the shapes of its parameters differ from those of the weights.
     """
+    return run_built_method(answer, init, weights, "__call__", *arguments)
+
+
+def run_built_method(answer: Callable, init: dict, weights: dict, name: str, *given: Any) -> Any:
+    """The same, but call the method of this name. given: its arguments"""
     module = answer(**init)
     if not isinstance(module, nn.Module):
         raise ValueError(f"the answer must be an nn.Module, got {type(module).__name__}.")
     copy_weights(module.double(), weights)
     with torch.no_grad():
-        return module.eval()(*arguments)
+        result = getattr(module.eval(), name)(*given)
+    lists = [one for one in given if isinstance(one, list)]
+    return {"returned": result, "length of the list": len(lists[0])} if lists else result
 
 
 def copy_weights(module: nn.Module, weights: dict) -> None:
@@ -181,7 +190,8 @@ def run_object(answer: Callable, init: list, *reads: Any) -> list:
     return results
 
 
-CALLS = {"function": run_function, "module": run_built_module, "object": run_object}
+CALLS: dict[str, Callable] = {"function": run_function, "object": run_object}
+CALLS |= {"module": run_built_module, "method": run_built_method}
 
 
 def run_answer(answer: Callable, call: str, arguments: list) -> Any:

@@ -140,12 +140,17 @@ def with_control(answer):
     return UNet
 
 
-def draw_inputs(b, h, w, in_channels=4, **settings):
+def draw_inputs(b, h, w, in_channels=4, method=None, **settings):
+    """method: "encode": only the encoder runs. None: the whole network"""
+
     def draw(g):
         sizes = {"in_channels": in_channels, "context_dim": 6, "heads": 2, "norm_groups": 2}
         config = as_namespace(UNetConfig(**sizes, **settings))
         t = 1000 * normal(g, b).abs()
         given = [normal(g, b, in_channels, h, w), t, normal(g, b, 5, 6)]
+        if method:
+            width = settings["channels"][0]
+            given = [method, normal(g, b, width, h, w), normal(g, b, 4 * width), given[2]]
         return module_inputs(g, UNet, {"config": config}, *given)
 
     return draw
@@ -180,8 +185,16 @@ EXERCISE = Exercise(
     solution=UNet,
     stages=(
         Stage(
-            "one resolution",
+            "encode: two resolutions",
             2,
+            draw_inputs(
+                2, 4, 6, method="encode", channels=(4, 8), attention=(False, True), res_blocks=1
+            ),
+            "method",
+        ),
+        Stage(
+            "one resolution",
+            1,
             draw_inputs(1, 3, 4, channels=(4,), attention=(False,), res_blocks=1),
             "module",
         ),

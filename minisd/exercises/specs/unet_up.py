@@ -68,6 +68,11 @@ class SameSkip(InSteps):
         return torch.cat([x, skips[-1]], dim=1)
 
 
+class KeepsTheList(InSteps):
+    def forward(self, x, skips, time, context):
+        return super().forward(x, list(skips), time, context)
+
+
 class SkipBeforeX(InSteps):
     def join(self, x, skips):
         return torch.cat([skips.pop(), x], dim=1)
@@ -186,6 +191,7 @@ EXERCISE = Exercise(
     mistakes={
         "The first skips are used. The decoder needs the last ones: skips.pop().": FirstSkips,
         "Every block reads the same skip. pop() removes it from the list.": SameSkip,
+        "The skips stay in the list, so the next resolution would read them again.": KeepsTheList,
         "The skip's channels come before x. They should come after x.": SkipBeforeX,
         "The skip is added to x. Its channels should come after those of x.": AddsSkip,
         "upsample does not get the skips that are left, so odd sizes go wrong.": AlwaysDoubles,

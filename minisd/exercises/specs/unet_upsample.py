@@ -62,6 +62,14 @@ class Tiles(Upsample):
         return self.conv(x.repeat(1, 1, 2, 2)[:, :, : size[0], : size[1]])
 
 
+class RemovesSkip(Upsample):
+    def forward(self, x, skips):
+        result = super().forward(x, skips)
+        if skips:
+            skips.pop()
+        return result
+
+
 class AddsSkip(Upsample):
     def forward(self, x, skips):
         x = super().forward(x, skips)
@@ -111,6 +119,7 @@ EXERCISE = Exercise(
         "The convolution is not applied.": NoConvolution,
         'The pixels are mixed (bilinear). mode="nearest" repeats them.': Bilinear,
         "You repeated the whole picture. Repeat each pixel.": Tiles,
+        "The skip is removed from the list. The next block still has to read it.": RemovesSkip,
         "The skip is added. Here, only its size matters.": AddsSkip,
     },
     passing="With it, the U-Net draws pictures of any size, odd ones too.",
