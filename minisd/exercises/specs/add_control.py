@@ -108,7 +108,8 @@ EXERCISE = Exercise(
         "A ControlNet returns one correction for each skip connection of the U-Net, in the order "
         "of the encoder, and a last one for the output of the middle block. Write "
         "`add_control(x, skips, corrections, scale)`. Multiply each correction by the scale, and "
-        "add it to its place. Return the new x and the list of the new skip connections."
+        "add it to its skip connection. Add the last one to x. Return the new x and the list of "
+        "the new skip connections."
     ),
     solution=add_control,
     stages=(
@@ -123,19 +124,21 @@ EXERCISE = Exercise(
         "zip(skips, corrections[:-1]).",
     ),
     mistakes={
-        "The last correction belongs to the middle block, not the first one.": middle_first,
-        "The corrections have the order of the encoder, not of the decoder.": decoder_order,
+        "The correction of the middle block is the last one, not the first one.": middle_first,
+        "You reversed the corrections. They already have the order of the skip connections.": (
+            decoder_order
+        ),
         "The list of corrections is read backwards.": all_backwards,
         "The corrections are not multiplied by the scale.": without_scale,
         "The correction of the middle block is not multiplied by the scale.": scale_skips_only,
         "The corrections of the skip connections are not multiplied by the scale.": (
             scale_middle_only
         ),
-        "Only the corrections are multiplied by the scale, not the sums.": scale_sum,
+        "You multiplied the sums by the scale. Multiply only the corrections.": scale_sum,
         "The correction of the middle block is missing.": no_middle,
         "The corrections of the skip connections are missing.": only_middle,
-        "Add the corrections. They do not replace what the U-Net computed.": instead_of_skips,
-        "Add the corrections. x and the skip connections keep their full weight.": blend,
+        "You replaced what the U-Net computed. Add the corrections to it.": instead_of_skips,
+        "You took an average. x and the skip connections keep their full weight.": blend,
         "The list of skip connections comes back in the wrong order.": skips_backwards,
     },
     passing="At scale 0 nothing is added, and the U-Net draws as without a ControlNet.",

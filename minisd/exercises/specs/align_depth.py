@@ -4,7 +4,7 @@ from minisd.exercises.exercise import Exercise, Stage, normal
 
 
 def align_depth(depth, truth):
-    """scale * depth + shift, as near to the truth as possible.
+    """scale * depth + shift, as close to the truth as possible.
 
     depth, truth: b 1 h w    returns: b 1 h w
     """
@@ -91,12 +91,12 @@ EXERCISE = Exercise(
     place=2,
     title="How good is an estimate of depth?",
     question=(
-        "An estimator knows the depth only up to a scale and a shift. To compare its map with a "
-        "true one, choose for each picture the scale and the shift for which "
+        "An estimator of depth does not know the scale and the shift of its values. To compare "
+        "its map with a true one, choose for each picture the scale and the shift for which "
         "(scale * depth + shift - truth)² is smallest, summed over all pixels. Write "
-        "`align_depth(depth, truth)`, which returns scale * depth + shift. The scale is the sum of "
-        "(depth - its mean) * (truth - its mean), divided by the sum of (depth - its mean)². The "
-        "shift makes the two means equal. The scale may be negative."
+        "`align_depth(depth, truth)`, which returns scale * depth + shift. The scale is the sum "
+        "of (depth - its mean) * (truth - its mean), divided by the sum of (depth - its mean)². "
+        "The shift makes the two means equal. The scale may be negative."
     ),
     solution=align_depth,
     stages=(
@@ -111,16 +111,16 @@ EXERCISE = Exercise(
         "truth_mean + scale * (depth - depth_mean).",
     ),
     mistakes={
-        "The quotient of the two spreads is never negative, and it is too large.": same_spread,
+        "Your scale is a ratio of spreads, which is never negative. Use the two sums.": same_spread,
         "The scale is missing. You only made the means equal.": only_shift,
-        "The shift is missing.": only_scale,
-        "The scale was found before the means were subtracted.": shift_last,
+        "The shift is missing. The result should have the mean of the truth.": only_scale,
+        "You computed the scale first. Subtract the means before you compute it.": shift_last,
         "There is one scale for the whole batch. Each map has its own.": whole_batch,
         "You aligned the truth with the estimate. Do it the other way round.": other_direction,
         "Divide by the squares of the estimate, not by the products.": inverse_scale,
-        "One sum is divided by n, and the other by n - 1.": mixed_counts,
+        "You divided one sum by n and the other by n - 1. Divide neither.": mixed_counts,
         "You matched the smallest and the largest values. Match all pixels.": same_range,
-        "This is the correlation. The scale has only the squares of depth below it.": (
+        "This is the correlation. Divide by the sum of the squares of depth only.": (
             correlation_as_scale
         ),
         "The result should have the mean of the truth.": mean_not_back,

@@ -71,8 +71,8 @@ EXERCISE = Exercise(
         "The network predicts the noise twice: without the prompt (`eps_uncond`) and with it "
         "(`eps_cond`). The difference of the two is an arrow: it shows what the prompt changes. "
         "Write `apply_cfg(eps_uncond, eps_cond, scale)`. It starts at `eps_uncond` and goes "
-        "`scale` times along this arrow. So scale 1 gives `eps_cond`, and scale 0 gives "
-        "`eps_uncond`."
+        "`scale` times along this arrow. So scale 1 gives `eps_cond`, scale 0 gives "
+        "`eps_uncond`, and a larger scale goes beyond `eps_cond`."
     ),
     solution=apply_cfg,
     stages=(
@@ -83,7 +83,7 @@ EXERCISE = Exercise(
     hints=(
         "The arrow is a difference of the two eps. Which of them is at its tip?",
         "The arrow leads from eps_uncond to eps_cond. So it is eps_cond - eps_uncond.",
-        "The start plus scale times the arrow. Try it with scale 1: eps_uncond must cancel.",
+        "Return the start plus scale times the arrow. Try it with scale 1: eps_uncond must cancel.",
     ),
     mistakes={
         "The two eps are swapped: this moves away from the prompt.": swap_eps,
@@ -97,7 +97,10 @@ EXERCISE = Exercise(
         "You used scale - 1. In this formula, scale 1 gives eps_cond.": scale_less_one,
         "This is an average, which is never stronger than eps_cond. Do not divide.": take_average,
     },
-    passing="This line makes the picture follow the words. cfg_scale is its scale.",
+    passing=(
+        "This line makes the picture follow the prompt. The argument cfg_scale of txt2img is its "
+        "scale."
+    ),
     difficulty=1,
     minutes=5,
     in_picture={"minisd.guidance.guided_denoiser": with_formula},

@@ -109,10 +109,11 @@ EXERCISE = Exercise(
     place=3,
     title="A prompt that changes",
     question=(
-        "The context may be another one at every step. Write `changing_context(first, second, "
-        "index, steps)`. Of all steps, the part index / steps is done. Up to {begin}, the context "
-        "is `first`. From {end} on, it is `second`. In between, it is a mix: the share of "
-        "`second` grows evenly from 0 to 1, and the share of `first` is the rest."
+        "The context may change from step to step. Write `changing_context(first, second, index, "
+        "steps)`. Before step `index`, the part index / steps of the run is done. While this "
+        "part is at most {begin}, the context is `first`. From {end} on, it is `second`. In "
+        "between, it is a mix: the share of `second` grows evenly from 0 to 1, and the share of "
+        "`first` is the rest."
     ),
     solution=changing_context,
     stages=(
@@ -128,15 +129,17 @@ EXERCISE = Exercise(
         "max().",
     ),
     mistakes={
-        "The prompts are swapped: begin with `first`.": wrong_way,
+        "The two contexts are swapped: begin with `first`.": wrong_way,
         "The share must stay between 0 and 1.": no_limits,
         "Before the change, the share must be 0. It must not be negative.": no_lower_limit,
         "After the change, the share must be 1. It must not grow further.": no_upper_limit,
         "You divided by steps - 1. The part that is done is index / steps.": steps_less_one,
-        "You counted the steps from 1. The first step has the index 0.": count_from_one,
-        "The context changes at once. It should be a mix for a while.": change_at_once,
-        "The context changes at once, and late. It should be a mix for a while.": change_at_end,
-        "The change goes on all the time. It has a begin and an end.": whole_time,
+        "You added 1 to the index. It is already the number of steps that are done.": (
+            count_from_one
+        ),
+        "The context changes at once. In between, it should be a mix.": change_at_once,
+        "The context changes at once at the end. In between, it should be a mix.": change_at_end,
+        "Your change takes the whole run. It should begin and end at your two numbers.": whole_time,
         "In between, the share must grow from 0 to 1. You used index / steps itself.": (
             jump_to_share
         ),

@@ -90,10 +90,10 @@ EXERCISE = Exercise(
     title="Depth between two quantiles",
     question=(
         "One very near place makes all others look equally far. So cut the depth: write "
-        "`cut_depth(depth)`. For each map, low is its quantile {far}, and high its quantile "
-        "{near}: the share {far} of its values is below low. torch.quantile interpolates between "
-        "two values, and this is what we want. Values below low become low, values above high "
-        "become high. Then stretch the map so that low becomes -1 and high becomes 1."
+        "`cut_depth(depth)`. For each map, low is its quantile {far}: a share of {far} of its "
+        "values lies below low. high is its quantile {near}. Interpolate between two values, as "
+        "torch.quantile does. Values below low become low, values above high become high. Then "
+        "stretch the map so that low becomes -1 and high becomes 1."
     ),
     solution=cut_depth,
     stages=(
@@ -108,13 +108,15 @@ EXERCISE = Exercise(
     ),
     mistakes={
         "The quantiles are those of the whole batch. Each map has its own.": whole_batch,
-        "These are shares of the range. A quantile counts values.": share_of_range,
+        "You took shares of the range. A quantile counts values: use torch.quantile.": (
+            share_of_range
+        ),
         "Values beyond the quantiles are not cut.": no_cut,
         "The values go from 0 to 1. They should go from -1 to 1.": zero_to_one,
         "Near and far are swapped: near should be large.": near_is_small,
         "After the cut, stretch between the quantiles, not between the old ends.": whole_range,
-        "Only the far end is cut.": only_far,
-        "Only the near end is cut.": only_near,
+        "Only the far end is cut. Cut the near end, too.": only_far,
+        "Only the near end is cut. Cut the far end, too.": only_near,
         "Each row has its own quantiles. Take all places of a map together.": each_row,
         "The quantiles are not interpolated between two values.": whole_places,
         "Cut the share to 0 … 1 before you stretch it to -1 … 1.": cut_to_ends,

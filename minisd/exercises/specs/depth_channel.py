@@ -98,12 +98,12 @@ EXERCISE = Exercise(
     place=1,
     title="The fifth channel",
     question=(
-        "Write `depth_channel(depth, size)`. First bring the depth maps to the size of the latent "
-        'with F.interpolate, mode="bicubic" and align_corners=False. Then stretch the values of '
-        "each map: let low be its smallest and high its largest value. "
-        "(x - low) / (high - low + 0.001) goes from 0 to nearly 1. The 0.001 keeps an even map "
-        "from a division by 0. At last bring this share to the range from -1 to 1. Each map of "
-        "the batch has its own low and high."
+        "Write `depth_channel(depth, size)`. First bring the depth maps to the size of the "
+        'latent with F.interpolate, mode="bicubic" and align_corners=False. Then stretch the '
+        "values of each map: let low be its smallest and high its largest value. (x - low) / "
+        "(high - low + 0.001) goes from 0 to nearly 1. The 0.001 prevents a division by 0 if all "
+        "values of a map are equal. Finally, bring the result to the range from -1 to nearly 1. "
+        "Each map of the batch has its own low and high."
     ),
     solution=depth_channel,
     stages=(
@@ -113,7 +113,7 @@ EXERCISE = Exercise(
         Stage("an even map", 1, lambda g: [torch.full((1, 1, 4, 6), 0.5).double(), [2, 3]]),
     ),
     hints=(
-        "Three lines: shrink, stretch to 0 … 1, stretch to -1 … 1.",
+        "Three lines are enough: shrink, stretch to 0 … 1, stretch to -1 … 1.",
         "small.amin(dim=(1, 2, 3), keepdim=True) is the smallest value of each map: b 1 1 1.",
         "2 * (small - low) / (high - low + 0.001) - 1, with low and high of the small map.",
     ),
@@ -134,7 +134,7 @@ EXERCISE = Exercise(
             mean_and_spread
         ),
     },
-    passing="It does not matter in which unit the depth was measured, and from which zero.",
+    passing="So the U-Net does not need to know the unit of the depth, or where its zero is.",
     difficulty=2,
     minutes=12,
     in_picture={"minisd.tasks.depth2img.depth_channel": lambda answer: answer},

@@ -89,9 +89,9 @@ EXERCISE = Exercise(
     place=2,
     title="Two contexts from one run",
     question=(
-        "Guidance needs a context of each prompt, and one of the negative prompt. One run of the "
-        "text transformer computes all of them. It also makes them equally long: if prompts may "
-        "be long, the longest text of a run decides how many tokens every context has. Write "
+        "Guidance needs the context of each prompt, and the context of the negative prompt. One "
+        "run of the text transformer computes all of them. It also gives all of them the same "
+        "number of tokens: the longest text of a run may decide this number. Write "
         "`embed_both(embed, prompts, negative_prompt)`. Call `embed` once, with a list of 2b "
         "texts: b times the negative prompt, then the b prompts. Return the two halves."
     ),
@@ -102,7 +102,7 @@ EXERCISE = Exercise(
         Stage("the negative prompt is the longest", 1, inputs(12, 7, 3)),
     ),
     hints=(
-        "Lists of Python can be multiplied by a number, and added.",
+        "In Python, a list can be multiplied by a number, and two lists can be added.",
         "[negative_prompt] * len(prompts) + prompts is the list of texts.",
         "contexts = embed(texts) has 2b contexts. contexts.chunk(2) cuts them into two halves.",
     ),
@@ -112,7 +112,7 @@ EXERCISE = Exercise(
         "The negative prompt is in the list once. Each prompt needs its own.": negative_once,
         "You embedded the empty text in place of the negative prompt.": empty_prompt,
         "You took every second context. Cut the batch in the middle.": alternate,
-        "Do not join the texts. The negative prompt is a text of its own.": join_texts,
+        "You appended the negative prompt to the prompts. It is a text of its own.": join_texts,
         "All samples have the first prompt.": first_prompt,
         "Return two tensors: the two halves of the contexts.": not_split,
         "You cut the tokens. Cut the batch, which is axis 0.": cut_tokens,

@@ -174,8 +174,8 @@ EXERCISE = Exercise(
         "uncond_context, context, scale)`. Run the network once on 2b samples: first x with "
         "`uncond_context`, then x with `context`. Each of the 2b samples gets the number t. "
         "Combine the two halves: eps_uncond + scale * (eps_cond - eps_uncond).\n\n"
-        "Two scales need only half of the work. If scale is 1, run the network on b samples with "
-        "`context` only. If scale is 0, run it with `uncond_context` only."
+        "With two scales, half of the work is enough. If scale is 1, run the network on b "
+        "samples with `context` only. If scale is 0, run it with `uncond_context` only."
     ),
     solution=guided_eps,
     stages=(
@@ -203,7 +203,7 @@ EXERCISE = Exercise(
             prompt_first
         ),
         "The halves are swapped: the first half of the output is eps_uncond.": swap_halves,
-        "Scale 1 needs context, and scale 0 needs uncond_context. You have it the other way.": (
+        "The two cases are swapped: scale 1 needs context, and scale 0 needs uncond_context.": (
             swap_cases
         ),
         "You started at eps_cond. Start at eps_uncond.": start_at_cond,
@@ -211,7 +211,7 @@ EXERCISE = Exercise(
         "t is too short. The batch has 2b samples, and each needs its t.": short_t,
         "x is repeated sample by sample. Repeat the whole batch: torch.cat([x, x]).": repeat_each,
     },
-    passing="Your own guidance is now in the mini. Every sampler asks it at every step.",
+    passing="Your own guidance is now in the mini. Every sampler calls it at every step.",
     difficulty=3,
     minutes=20,
     needs=("apply_cfg", "run_both"),

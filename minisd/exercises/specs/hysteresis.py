@@ -84,13 +84,13 @@ EXERCISE = Exercise(
     name="hysteresis",
     lesson="14",
     place=1,
-    title="Weak edges on strong ones",
+    title="Weak edges that touch strong ones",
     question=(
-        "Canny's method keeps two kinds of pixels. Strong pixels are steeper than `high`, and they "
-        "are edges. Weak pixels are steeper than `low`. A weak pixel is an edge if it touches an "
-        "edge, with a side or with a corner. So it can be connected to a strong pixel through a "
-        "long chain of weak pixels. Write `hysteresis(steepness, low, high)`, which returns 1 at "
-        "each edge pixel and 0 elsewhere."
+        "Canny's method keeps two kinds of pixels. Strong pixels are steeper than `high`, and "
+        "they are edges. Weak pixels are steeper than `low`. A weak pixel is an edge if it "
+        "touches an edge, at a side or at a corner. So it can be connected to a strong pixel "
+        "through a long chain of weak pixels. Write `hysteresis(steepness, low, high)`, which "
+        "returns 1 at each edge pixel and 0 elsewhere."
     ),
     solution=hysteresis,
     stages=(
@@ -109,7 +109,7 @@ EXERCISE = Exercise(
         "Only the neighbours of strong pixels are added. Repeat until nothing changes.": one_round,
         "These are the strong pixels only.": strong_only,
         "These are all weak pixels, also those that are not connected to a strong one.": all_weak,
-        "A pixel also touches its neighbours at the corners.": without_corners,
+        "Look at the corners, too: a pixel has eight neighbours.": without_corners,
         "The edges grow into pixels that are not even weak.": beyond_weak,
         "The strong pixels themselves are missing.": between_only,
         "The left border touches the right border, because roll() wraps around.": (
@@ -117,7 +117,10 @@ EXERCISE = Exercise(
         ),
         "Return 1 at an edge, not its steepness.": keep_steepness,
     },
-    passing="This makes closed lines without the noise of all weak pixels: the hint of lesson 14.",
+    passing=(
+        "The lines are now closed, without the noise of the other weak pixels. This is the edge "
+        "map that lesson 14 gives to a ControlNet."
+    ),
     difficulty=3,
     minutes=20,
     in_picture={

@@ -137,12 +137,13 @@ EXERCISE = Exercise(
     place=2,
     title="Inpainting with any model",
     question=(
-        "Write `inpaint_ddim(denoise, z, noise, levels, mask)`. Start from x = noise. In each step "
-        "from a level to the next level, do three things. Call denoise(x, level). Compute DDIM's "
-        "new x: the guess x0 times the signal rate of the next level, plus the guess eps times "
-        "its noise rate. Then put the picture back where the mask is 0: z, with the given noise "
-        "at the next level. After the last step, put back z itself, without noise. A soft mask "
-        "blends both parts. Yield x after each step."
+        "Write `inpaint_ddim(denoise, z, noise, levels, mask)`. Start from x = noise. In each "
+        "step from a level to the next level, do three things. Call denoise(x, level). Compute "
+        "DDIM's new x: the guess x0 times the signal rate of the next level, plus the guess eps "
+        "times its noise rate. Then put the picture back where the mask is 0: z with the given "
+        "noise, with the same two rates. After the last step, put back z itself, without noise. "
+        "A soft mask blends both: x = mask * drawn + (1 - mask) * kept, where drawn is the new x "
+        "of DDIM and kept is the picture that is put back. Yield x after each step."
     ),
     solution=inpaint_ddim,
     stages=(
@@ -151,20 +152,21 @@ EXERCISE = Exercise(
         Stage("a soft mask, a batch of 2", 2, inputs((2, 4, 5, 3), [9, 4, 1, 0.4, 0.1], soft=True)),
     ),
     hints=(
-        "zip(levels, levels[1:]) gives each level with the next one.",
+        "pairwise(levels) gives each level with the next one. How do you know which step is the "
+        "last?",
         "drawn = signal_rate * x0 + noise_rate * eps and kept = signal_rate * z + noise_rate * "
         "noise, both with the rates of the next level. Then x = mask * drawn + (1 - mask) * kept.",
         "In the last step, kept = z. After the blend, `yield x`. The next step starts from this x.",
     ),
     mistakes={
-        "The mask is inverted: 1 means that the picture is drawn again.": other_mask,
+        "The mask is inverted: where it is 1, the picture is drawn again.": other_mask,
         "You put back the picture without noise. Give it the noise of the next level.": (
             clean_picture
         ),
         "You put back the picture with the noise of the level before the step.": level_before,
         "You put back the picture with the predicted noise. Use the given noise.": predicted_noise,
         "The kept part is z + sigma noise. Use the signal rate and the noise rate.": sigma_noise,
-        "After the last step, the kept part is z without any noise.": noisy_end,
+        "After the last step, the kept part should be z without any noise.": noisy_end,
         "The picture is put back only at the end. Put it back after every step.": never_put_back,
         "You start from the noisy picture. Start from pure noise.": noisy_picture,
         "denoise() gets the next level. x has the noise of the level before the step.": level_after,

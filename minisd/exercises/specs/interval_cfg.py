@@ -126,10 +126,10 @@ EXERCISE = Exercise(
         "elsewhere.",
     ),
     mistakes={
-        "The guided eps is outside of the interval. It belongs inside.": choose_outside,
-        "The upper end does not belong to the interval: t must be less than it.": with_high,
-        "The lower end belongs to the interval: t may be equal to it.": without_low,
-        "The ends are swapped: the lower end belongs to the interval, the upper end does not.": (
+        "You guide outside of the interval. Guide inside of it.": choose_outside,
+        "You included the upper end. t must be less than it.": with_high,
+        "You left out the lower end. t may be equal to it.": without_low,
+        "Only the lower end belongs to the interval: t >= the lower end, t < the upper end.": (
             without_ends
         ),
         "The upper end of the interval is missing.": only_above,
@@ -137,10 +137,12 @@ EXERCISE = Exercise(
         "Outside of the interval, you returned eps_uncond. Return eps_cond.": uncond_outside,
         "Outside of the interval, you returned 0. Return eps_cond.": nothing_outside,
         "The first t decides for all samples. Each sample has its own t.": first_decides,
-        "The shape b compares with the last axis, the width. It must be b 1 1 1.": by_width,
+        "The choice must have the shape b 1 1 1. With the shape b, it meets the width.": by_width,
         "There is no interval: all samples are guided.": always_guide,
     },
-    passing="Outside of the interval, one answer is enough. So this also saves time.",
+    passing=(
+        "Outside of the interval, one run of the network is enough. So this can also save time."
+    ),
     difficulty=2,
     minutes=12,
     needs=("apply_cfg",),

@@ -74,11 +74,11 @@ EXERCISE = Exercise(
     place=1,
     title="The mask in latent space",
     question=(
-        "Write `latent_mask(mask, z)`. One place of the latent z stands for a square of pixels, of "
-        "8 x 8 pixels in Stable Diffusion. The pixel in the upper left corner of the square "
-        "decides the mask at this place, and the other pixels do not count (nearest neighbour). "
-        "The sizes of the mask and of z say how large the squares are. Return the small mask once "
-        "for each sample of z, with one channel."
+        "Write `latent_mask(mask, z)`. One place of the latent z stands for a square of pixels. "
+        "In Stable Diffusion, the square has 8 x 8 pixels. The pixel in the upper left corner of "
+        "the square decides the mask at this place, and the other pixels do not count (nearest "
+        "neighbour). The sizes of the mask and of z say how large the squares are. Return the "
+        "small mask once for each sample of z, with one channel."
     ),
     solution=latent_mask,
     stages=(
@@ -98,8 +98,8 @@ EXERCISE = Exercise(
         "You take the lower right pixel of each square, not the upper left one.": last_pixel,
         "Bilinear interpolation mixes several pixels. Use the nearest one.": bilinear,
         "The mask is not repeated for every sample of z.": one_sample,
-        "The squares are not always 8 x 8 pixels. Divide the sizes.": eighth,
-        "The mask has one channel, not one for each channel of z.": all_channels,
+        "The squares are not always 8 x 8 pixels. Divide h of the mask by h' of z.": eighth,
+        "Return a mask with one channel, not one for each channel of z.": all_channels,
         "The mask is rounded to 0 and 1. A soft mask stays soft.": hard,
         "Height and width are swapped.": swap_sides,
     },

@@ -93,12 +93,12 @@ EXERCISE = Exercise(
     place=3,
     title="Start between two pictures",
     question=(
-        "img2img can also start between two pictures. A straight mixture of two latents is often "
-        "shorter than both. So go along the arc between them (slerp). Read each latent as one "
-        "long vector, and let w be the angle between the two vectors: cos w is their dot product, "
-        "divided by both lengths. With the share s = {share}, the mixture is sin((1 - s) w) / "
-        "sin(w) * a + sin(s w) / sin(w) * b. Write `mix_latents(a, b)` for n pairs. Each pair has "
-        "its own angle."
+        "img2img can also start between two pictures. As vectors, straight mixtures of two "
+        "latents are often shorter than both. So go along the arc between them (slerp). Read "
+        "each latent as one long vector, and let w be the angle between the two vectors: cos w "
+        "is their dot product, divided by both lengths. With the share s = {share}, the mixture "
+        "is sin((1 - s) w) / sin(w) * a + sin(s w) / sin(w) * b. Write `mix_latents(a, b)` for n "
+        "pairs. Each pair has its own angle."
     ),
     solution=mix_latents,
     stages=(
@@ -115,7 +115,9 @@ EXERCISE = Exercise(
     ),
     mistakes={
         "This is the straight line between a and b. Go along the arc.": straight,
-        "The share belongs to b: a share of 0 should give a.": other_share,
+        "The two shares are swapped. The share belongs to b: a share of 0 should give a.": (
+            other_share
+        ),
         "There is one angle for the whole batch. Each pair needs its own.": batch_angle,
         "Each place has its own angle. Read the whole latent as one vector.": place_angle,
         "Each row has its own angle. Read the whole latent as one vector.": row_angle,

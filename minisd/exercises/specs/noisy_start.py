@@ -85,11 +85,11 @@ EXERCISE = Exercise(
     place=2,
     title="The start of img2img",
     question=(
-        "Write `noisy_start(z, noise, sigmas, strength)`. First find the sigma at which the steps "
-        "start: of S steps, the last int(strength * S) are run. Then add the noise of this level. "
-        "The result has the scale that the network reads: signal_rate * z + noise_rate * noise. "
-        "The squares of the two rates add up to 1, and noise_rate / signal_rate is sigma. So "
-        "signal_rate is 1 / sqrt(1 + sigma²)."
+        "Write `noisy_start(z, noise, sigmas, strength)`. First find the sigma at which the "
+        "steps start: of S steps, the last int(strength * S) are run. Then add noise of this "
+        "level to z, on the scale that the network reads: return signal_rate * z + noise_rate * "
+        "noise. The squares of the two rates add up to 1, and noise_rate / signal_rate is sigma. "
+        "So signal_rate is 1 / sqrt(1 + sigma²)."
     ),
     solution=noisy_start,
     stages=(
@@ -99,7 +99,7 @@ EXERCISE = Exercise(
         Stage("strength 0", 1, inputs((1, 4, 3, 5), 4, 0)),
     ),
     hints=(
-        "Two tasks: which sigma, and then the sum of two terms.",
+        "You have two tasks: find the sigma, and compute the sum of two terms.",
         "sigma = sigmas[steps - int(steps * strength)], with steps = len(sigmas) - 1.",
         "signal_rate = 1 / (1 + sigma**2) ** 0.5, and noise_rate = sigma * signal_rate. At sigma "
         "0 the result is z.",
@@ -110,7 +110,7 @@ EXERCISE = Exercise(
         "The rates need 1 + sigma², not 1 + sigma.": without_square,
         "noise_rate is sigma * signal_rate, not sigma.": full_noise,
         "z is not multiplied by signal_rate.": full_signal,
-        "The two rates are swapped.": other_rates,
+        "The two rates are swapped: signal_rate belongs to z.": other_rates,
         "You always start at the first sigma. The strength decides where to start.": whole_run,
         "You start one level too late.": next_level,
         "You start at 1 - strength: a high strength should mean much noise.": other_end,

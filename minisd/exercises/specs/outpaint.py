@@ -100,12 +100,12 @@ EXERCISE = Exercise(
     place=4,
     title="A wider canvas",
     question=(
-        "Outpainting draws what lies beyond the border of a picture. Write `widen_canvas(image)`. "
-        "The canvas has {left} more columns to the left of the picture and {right} more to the "
-        "right. They are grey (0). The mask is 1 in these new columns. So that no seam is seen, "
-        "it falls in even steps inside the picture: {overlap} columns at each side belong to the "
-        "soft edge, and column number k from the border (k = 1 is the outermost column of the "
-        "picture) has 1 - k / ({overlap} + 1). Elsewhere the mask is 0."
+        "Outpainting draws what lies beyond the border of a picture. Write "
+        "`widen_canvas(image)`. The canvas has {left} more columns to the left of the picture "
+        "and {right} more to the right. They are grey (0). The mask is 1 in these new columns. "
+        "To hide the seam, the mask falls in even steps inside the picture: {overlap} columns at "
+        "each side belong to this soft edge. Column k from the border (k = 1 is the outermost "
+        "column of the picture) has the mask 1 - k / ({overlap} + 1). Elsewhere, the mask is 0."
     ),
     solution=widen_canvas,
     stages=(
@@ -130,7 +130,9 @@ EXERCISE = Exercise(
         "The outermost column of the picture is number 1, so its mask is below 1.": ramp_from_one,
         "The soft edge rises towards the middle of the picture. It should fall.": ramp_upwards,
         "The soft edge lies in the new columns. It should lie inside the picture.": ramp_outside,
-        "The canvas is higher instead of wider.": top_and_bottom,
+        "You added rows at the top and the bottom. Add columns to the left and the right.": (
+            top_and_bottom
+        ),
     },
     passing="Inpainting now draws the margins, and the soft edge hides the seam.",
     difficulty=3,

@@ -86,11 +86,12 @@ EXERCISE = Exercise(
     place=4,
     title="Towards the prompt, away from another",
     question=(
-        "The usual negative prompt takes the place of the empty prompt. There is another way (Liu "
-        "et al. 2022): run the network for three prompts. Two arrows start at `eps_uncond`: one "
-        "leads to `eps_cond`, the other to `eps_negative`. Write `push_away(eps_uncond, eps_cond, "
-        "eps_negative, scale, negative_scale)`. It starts at `eps_uncond`, goes `scale` times "
-        "along the first arrow, and `negative_scale` times against the second arrow."
+        "The usual negative prompt takes the place of the empty prompt. There is another way "
+        "(Liu et al. 2022): run the network for three prompts, the empty prompt, the prompt and "
+        "the negative prompt. Two arrows start at `eps_uncond`: one leads to `eps_cond`, the "
+        "other to `eps_negative`. Write `push_away(eps_uncond, eps_cond, eps_negative, scale, "
+        "negative_scale)`. It starts at `eps_uncond`, goes `scale` times along the first arrow, "
+        "and `negative_scale` times against the second arrow."
     ),
     solution=push_away,
     stages=(
@@ -118,7 +119,7 @@ EXERCISE = Exercise(
         ),
         "eps_uncond is added twice. Add it once, as the start.": two_starts,
     },
-    passing="So a prompt and a negative prompt can have different strengths.",
+    passing="In this way, a prompt and a negative prompt can have different strengths.",
     difficulty=2,
     minutes=8,
     needs=("apply_cfg",),

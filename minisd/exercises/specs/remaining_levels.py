@@ -67,10 +67,10 @@ EXERCISE = Exercise(
     title="From the strength to the steps",
     question=(
         "Write `remaining_levels(levels, strength)`. `levels` holds the noise levels of a whole "
-        "run: S steps go from one level to the next, so there are S + 1 levels. img2img runs only "
-        "the last steps, and strength * S says how many. If this is not a whole number, round it "
-        "down. Return the levels of these steps. At strength 0 no step is run, and the last level "
-        "is left. At strength 1 all levels are left."
+        "run: S steps go from one level to the next, so there are S + 1 levels. img2img runs "
+        "only the last steps, and strength * S says how many. If this is not a whole number, "
+        "round it down. Return the levels of these steps. At strength 0, no step is run, and the "
+        "list holds only the last level. At strength 1, it holds all levels."
     ),
     solution=remaining_levels,
     stages=(
@@ -91,7 +91,7 @@ EXERCISE = Exercise(
         "The number of steps is rounded up. Round it down.": count_above,
         "One level is missing: n steps have n + 1 levels.": one_level_too_few,
         "These are the first levels. img2img runs the last steps, with less noise.": first_levels,
-        "There is one step less than there are levels: S = len(levels) - 1.": count_levels,
+        "You counted the levels. The number of steps is S = len(levels) - 1.": count_levels,
         "The strength is the share of the steps that are run, not of those that are skipped.": (
             skip_this_share
         ),

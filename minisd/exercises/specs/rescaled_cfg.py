@@ -116,12 +116,13 @@ EXERCISE = Exercise(
     place=5,
     title="Guidance that does not saturate",
     question=(
-        "A high scale makes the spread of eps too large, and the picture glaring. Lin et al. "
-        "(2024) scale it back. Write `rescaled_cfg(eps_uncond, eps_cond, scale)`. Compute the "
-        "guided eps with the usual formula. Multiply it by a ratio: the standard deviation of "
-        "`eps_cond`, divided by the standard deviation of the guided eps. Each sample has its own "
-        "standard deviation, over all its channels and places. The result is a mix: phi times this "
-        "rescaled eps, plus 1 - phi times the guided eps. Your phi is {phi}."
+        "A high scale makes the spread of eps too large, and the colours of the picture too "
+        "strong. Lin et al. (2024) make the spread smaller again. Write "
+        "`rescaled_cfg(eps_uncond, eps_cond, scale)`. Compute the guided eps with the usual "
+        "formula. Multiply it by a ratio: the standard deviation of `eps_cond`, divided by the "
+        "standard deviation of the guided eps. Each sample has its own standard deviation, over "
+        "all its channels and places. The result is a mix: phi times this rescaled eps, plus 1 - "
+        "phi times the guided eps. Your phi is {phi}."
     ),
     solution=rescaled_cfg,
     stages=(
@@ -149,15 +150,13 @@ EXERCISE = Exercise(
         "The ratio begins with the standard deviation of eps_cond, not of eps_uncond.": (
             spread_of_uncond
         ),
-        "You used the length. Use the standard deviation, which subtracts the mean first.": (
-            lengths
-        ),
+        "You used the length of the vector. Use the standard deviation, tensor.std().": (lengths),
         "phi and 1 - phi are swapped: phi belongs to the rescaled eps.": swap_phi,
         "The mix is missing: phi times the rescaled eps, plus 1 - phi times the guided eps.": (
             no_phi
         ),
         "You mixed with eps_cond. Mix with the guided eps.": mix_with_cond,
-        "The guided eps is not rescaled.": plain_cfg,
+        "The guided eps is not rescaled. Multiply it by the ratio, then mix.": plain_cfg,
     },
     passing="At a scale of 10, the colours stay milder. Stable Diffusion itself does not do this.",
     difficulty=3,

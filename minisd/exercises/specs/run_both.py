@@ -118,13 +118,13 @@ EXERCISE = Exercise(
     name="run_both",
     lesson="09",
     place=2,
-    title="Two answers in one run",
+    title="Two predictions in one run",
     question=(
-        "Guidance needs two answers of the network at every step. One run on a large batch is "
-        "faster than two runs. Write `run_both(network, x, t, uncond_context, context)`. Run the "
-        "network once on 2b samples: in the first half, x with `uncond_context`; in the second "
-        "half, x again with `context`. Every sample of this batch gets the number t. Return the "
-        "two halves of the result."
+        "Guidance needs two predictions of the network at every step. One run on a large batch "
+        "is faster than two runs. Write `run_both(network, x, t, uncond_context, context)`. Run "
+        "the network once on 2b samples: in the first half, x with `uncond_context`; in the "
+        "second half, x again with `context`. Every sample of this batch gets the number t. "
+        "Return the two halves of the result."
     ),
     solution=run_both,
     stages=(
@@ -148,14 +148,18 @@ EXERCISE = Exercise(
         "The contexts are swapped: uncond_context comes first.": swap_contexts,
         "x is repeated sample by sample. Repeat the whole batch: torch.cat([x, x]).": repeat_each,
         "You returned every second sample. Cut the result in the middle.": alternate,
-        "The two answers to a sample are neighbours in your batch. All samples without the prompt "
-        "come first.": alternate_all,
+        "Your batch alternates. First come all samples without the prompt, then all with it.": (
+            alternate_all
+        ),
         "t is too short. The batch has 2b samples, and each needs its t.": short_t,
         "x must be in the batch twice, because there are two contexts.": short_x,
         "You cut the channels. Cut the batch, which is axis 0.": halves_of_channels,
         "Return two tensors: the two halves of the batch.": not_split,
     },
-    passing="The mini draws with such a batch at every step. On a GPU, this is nearly free.",
+    passing=(
+        "The mini draws with such a batch at every step. On a GPU, one run on the double batch "
+        "is faster than two runs."
+    ),
     difficulty=2,
     minutes=12,
     replaces={"minisd.guidance.run_network_twice": with_level},

@@ -133,12 +133,14 @@ EXERCISE = Exercise(
     title="Softer control",
     question=(
         "Often a ControlNet should not decide everything. Write `control_factors(steps, count)`: "
-        "the factor by which each correction is multiplied in each step, as a table of steps rows "
-        "and count columns. The last correction, that of the middle block, has the factor 1. The "
-        "one before it has {base}, the one before that {base}², and so on: the earlier in the "
-        "encoder, the smaller. The control is on from the share {begin} to the share {end} of the "
-        "steps. Step s (counted from 0) covers the shares from s / steps to (s + 1) / steps, and "
-        "it must lie inside as a whole. In all other steps the factors are 0."
+        "the factor by which each correction is multiplied in each step, as a table of steps "
+        "rows and count columns. The last correction, that of the middle block, has the factor "
+        "1. The one before it has {base}, the one before that {base}², and so on: the earlier a "
+        "correction is in the encoder, the smaller is its factor. The control is on from the "
+        "share {begin} to the share {end} of the steps. Step s (counted from 0) covers the "
+        "shares from s / steps to (s + 1) / steps. The control is on in a step only if the whole "
+        "step lies in this range; it may end exactly at an end of the range. In all other steps, "
+        "the factors are 0."
     ),
     solution=control_factors,
     stages=(
@@ -157,21 +159,23 @@ EXERCISE = Exercise(
             falls_to_the_middle
         ),
         "The power is one too high: the last correction has the factor 1.": one_power_more,
-        "The power is 12 - i, as in Stable Diffusion. Here it depends on count.": twelve,
+        "The power is 12 - i, as in Stable Diffusion. It should be count - 1 - i.": twelve,
         "The last step goes beyond the end. The whole step must lie inside.": starts_in_time,
         "A step is on if a part of it lies inside. The whole step must lie inside.": any_overlap,
-        "A step covers the shares from s / steps to (s + 1) / steps.": last_step_is_one,
+        "You divided by steps - 1. Step s goes from s / steps to (s + 1) / steps.": (
+            last_step_is_one
+        ),
         "The control is on in all steps.": always_on,
         "The control is on where it should be off.": outside,
         "Outside the interval the factor is 0, not 1.": one_outside,
         "All corrections have the factor 1. They should differ.": even_factors,
         "All corrections have the same factor. Take powers of it.": one_factor,
         "The factors fall along a straight line. Take powers.": straight_line,
-        "Steps are rows, and corrections are columns.": other_axes,
-        "The end of the interval does not count.": only_begin,
-        "The beginning of the interval does not count.": only_end,
+        "The axes are swapped. Steps are rows, and corrections are columns.": other_axes,
+        "The end of the interval is ignored. The control must stop there.": only_begin,
+        "The beginning of the interval is ignored. The control must start there.": only_end,
     },
-    passing='AUTOMATIC1111\'s web UI calls a similar table "My prompt is more important".',
+    passing='The web UI of AUTOMATIC1111 offers a similar table as "My prompt is more important".',
     difficulty=2,
     minutes=15,
     needs=("add_control",),

@@ -123,7 +123,7 @@ EXERCISE = Exercise(
         "torch.rand draws between 0 and 1. Use torch.randn.": use_rand,
         "In float64, a generator draws other numbers. Use float32.": in_float64,
         "Height and width are swapped.": swap_sides,
-        "The channels are the last axis. They come right after the batch.": channels_last,
+        "The channels are your last axis. They should come right after the batch.": channels_last,
         "There is only one sample. Draw one for each seed.": only_one,
         "Do not change the mean and the spread of the noise.": standardize,
     },

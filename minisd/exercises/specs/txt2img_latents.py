@@ -201,19 +201,19 @@ EXERCISE = Exercise(
     place=4,
     title="The whole of text-to-image",
     question=(
-        "Write text-to-image from prompts to latents. `sd` holds what training has made: the text "
-        "transformer (`sd.embed`), the U-Net (`sd.unet`) and the table `sd.schedule.alpha_bar`. "
-        "You write all the rest:\n\n"
-        "1. With T entries in the table, stride = T // steps. The network runs at t = 1 + stride * "
-        "k for k = steps - 1 … 0, the largest t first. The last step ends at t = 0, where a little "
-        "noise is left.\n"
+        "Write text-to-image from prompts to latents. `sd` holds what was trained: the text "
+        "transformer (`sd.embed`), the U-Net (`sd.unet`) and the table "
+        "`sd.schedule.alpha_bar`. You write the rest:\n\n"
+        "1. With T entries in the table, stride = T // steps. The network runs at t = 1 + "
+        "stride * k for k = steps - 1 … 0, the largest t first. The last step ends at t = 0, "
+        "where a little noise is left.\n"
         "2. Embed the negative prompt (b times) and the b prompts.\n"
-        "3. Draw x with `starting_noise(seeds, channels, height, width)`. Give it the dtype and "
-        "the device of the contexts: `.to(context)`.\n"
-        "4. In each step, compute eps with `guided_eps(network, x, t, uncond_context, context, "
-        "scale)`, and x0 from x and eps. Then DDIM makes the new x: x0 and eps again, with the two "
-        "rates of the next t. The signal rate is the square root of alpha_bar, and the noise rate "
-        "is the square root of 1 - alpha_bar.\n\n"
+        "3. Draw x with `starting_noise(seeds, channels, height, width)`. Give it the dtype "
+        "and the device of the contexts: `.to(context)`.\n"
+        "4. In each step, compute eps with `guided_eps(network, x, t, uncond_context, "
+        "context, scale)`, and x0 from x and eps. Then DDIM makes the new x: it combines x0 "
+        "and eps again, with the two rates of the next t. The signal rate is the square root "
+        "of alpha_bar, and the noise rate is the square root of 1 - alpha_bar.\n\n"
         "Yield t, x0, eps and the new x in each step: `yield t, x0, eps, x`."
     ),
     solution=txt2img_latents,
@@ -236,16 +236,16 @@ EXERCISE = Exercise(
             end_clean
         ),
         "The last step is missing: it goes from t = 1 to t = 0.": forget_last_step,
-        "The t are too small by 1: they are 1 + stride * k.": vary(
+        "Your t are too small by 1. They should be 1 + stride * k.": vary(
             ts=lambda table, steps: [*(t - 1 for t in leading(table, steps)[:-1]), 0]
         ),
-        "The t begin at T - 1. The largest t is 1 + stride * (steps - 1).": vary(
+        "Your largest t is T - 1. It should be 1 + stride * (steps - 1).": vary(
             ts=lambda table, steps: [
                 *(len(table) - 1 - len(table) // steps * k for k in range(steps)),
                 0,
             ]
         ),
-        "The t rise. Begin with the largest t.": vary(
+        "Your t rise. Begin with the largest t.": vary(
             ts=lambda table, steps: [*reversed(leading(table, steps)[:-1]), 0]
         ),
         "The negative prompt is not used. You embedded the empty text.": vary(
@@ -281,7 +281,7 @@ EXERCISE = Exercise(
         "You subtracted all the noise at every step. Go to the noise of the next t instead.": vary(
             step=lambda x, eps, now, after: (take_step(x, eps, now, after)[0], x - eps)
         ),
-        "The rates are swapped in the new x.": vary(
+        "The rates are swapped in the new x: the signal rate belongs to x0.": vary(
             step=lambda x, eps, now, after: (
                 take_step(x, eps, now, after)[0],
                 take_step(x, eps, now, 1 - after)[1],

@@ -92,15 +92,16 @@ EXERCISE = Exercise(
     name="zero_convolution",
     lesson="14",
     place=2,
-    title="Zero, and still able to learn",
+    title="How a layer of zeros can learn",
     question=(
-        "All weights of a zero convolution start at 0, so its output is 0. Why can it learn? Write "
-        "`zero_convolution(x, weight, bias, slope)`, and compute the gradients by hand. A 1x1 "
-        "convolution applies the matrix `weight` at each place, and adds the bias. `slope` says "
-        "how the loss changes with each number of the output. The gradient of weight[o, i] is the "
-        "sum of slope[:, o] * x[:, i] over all samples and places. The gradient of bias[o] is the "
-        "sum of slope[:, o]. The gradient of x is what comes back through the matrix: at each "
-        "place, the sum of slope[:, o] * weight[o, i] over o. Return the output and these three."
+        "All weights of a zero convolution start at 0, so its output is 0. Why can it learn? "
+        "Write `zero_convolution(x, weight, bias, slope)`, and compute the gradients by hand. A "
+        "1x1 convolution applies the matrix `weight` at each place, and adds the bias. `slope` "
+        "says how the loss changes with each number of the output. The gradient of weight[o, i] "
+        "is the sum of slope[:, o] * x[:, i] over all samples and places. The gradient of "
+        "bias[o] is the sum of slope[:, o]. The gradient of x comes back through the matrix: at "
+        "each place, for channel i, it is the sum of slope[:, o] * weight[o, i] over o. Return "
+        "the output and these three gradients."
     ),
     solution=zero_convolution,
     stages=(
@@ -123,17 +124,17 @@ EXERCISE = Exercise(
         "The gradients of the weight and the bias are sums over the samples, not means.": (
             mean_of_samples
         ),
-        "The weight does not occur in its own gradient. So this is not 0 at the start.": (
-            times_weight
-        ),
+        "The weight does not occur in its own gradient. Multiply slope by x only.": (times_weight),
         "The gradient of the weight has the axes c_in c_out. It should be c_out c_in.": (
             inputs_first
         ),
         "On the way back, sum over c_out: the matrix is transposed.": not_turned,
-        "The slope must pass back through the matrix. A matrix of 0 stops it.": slope_passes,
+        "The gradient of x is not the slope itself. Multiply the slope by the weight.": (
+            slope_passes
+        ),
         "The bias is not added to the output.": no_bias,
         "The gradient of the weight needs the input x, not the output.": output_times_slope,
-        "The bias does not occur in its own gradient.": bias_from_output,
+        "The bias does not occur in its own gradient. Sum the slope.": bias_from_output,
         "The matrix is transposed: weight is c_out c_in.": transposed_weight,
         "This convolution does not add x to its output.": residual,
     },
