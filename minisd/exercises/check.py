@@ -68,7 +68,8 @@ def describe_verdict(verdict: Verdict) -> str:
     exercise = verdict.exercise
     label = f"**{exercise.name}**"
     if not verdict.begun:
-        return f"{label} waits for your code in place of the three dots."
+        waits = f"{label} waits for your code in place of the three dots."
+        return f"{waits} {verdict.mistake}" if verdict.mistake else waits
     score = f"{verdict.points} of {exercise.points} points"
     if verdict.has_passed:
         return with_prints(f"{label} is right: {score}. {exercise.passing}", verdict)

@@ -123,7 +123,7 @@ def judge_results(
         problem = problem or find_difference(mine, wanted, stage.tolerance)
         results.append(StageResult(stage, problem))
     begun = not all(is_stub_result(one) for one in got)
-    mistake = None
+    mistake = "If it is there, end it with `return`." if not begun and got[0] is None else None
     if begun and any(one.problem for one in results):
         mistake = name_mistake(exercise, hidden, got, results, student)
     return Verdict(exercise, results, mistake, begun, printed)
