@@ -125,20 +125,28 @@ EXERCISE = Exercise(
         "merged * (weight.norm(dim=1, keepdim=True) / merged.norm(dim=1, keepdim=True)) ** power",
     ),
     mistakes={
-        "These are the lengths of the columns. Take the rows, dim=1.": columns,
-        "This is the length of the whole matrix. Each row has its own.": whole_matrix,
-        "The lengths lack their square root.": squares,
-        "The length is not the sum of the absolute values.": sums_of_sizes,
-        "The length is not the sum of the row.": plain_sums,
-        "The quotient is upside down: old length / new length.": upside_down,
-        "The power is missing.": without_power,
-        "The power is an exponent, not a factor.": power_as_factor,
-        "The rows are not multiplied by the quotient of their lengths.": no_correction,
-        "The strength is missing.": without_strength,
-        "The new length is there, but the old length is missing.": old_length_missing,
-        "Multiply the whole row by the factor, not only the update.": only_update,
-        "The strength belongs to the update, before the lengths are measured.": strength_last,
-        "There is no division by the rank here.": divide_by_rank,
+        "You took the lengths of the columns. Take those of the rows, dim=1.": columns,
+        "You took the length of the whole matrix. Take that of each row.": whole_matrix,
+        "You used the sums of squares. Take their square roots.": squares,
+        "You took sums of absolute values as lengths. Take roots of sums of squares.": (
+            sums_of_sizes
+        ),
+        "You took the sum of a row as its length. Take the root of its sum of squares.": (
+            plain_sums
+        ),
+        "Your quotient is upside down. Use old length / new length.": upside_down,
+        "The power is missing. Raise the quotient to it.": without_power,
+        "You multiplied by the power. It is an exponent.": power_as_factor,
+        "This is W'. Multiply each row by the quotient of the lengths, to the power.": (
+            no_correction
+        ),
+        "The strength is missing. Multiply by it what is added.": without_strength,
+        "You divided by the new length alone. Multiply by the old length, too.": old_length_missing,
+        "You multiplied only the update by the quotient. Multiply the whole row of W'.": (
+            only_update
+        ),
+        "You used the strength at the end. Multiply the update by it, in W'.": (strength_last),
+        "You divided by the rank. Here there is no such division.": divide_by_rank,
     },
     passing="The style still changes, but the layer's output is about as large as before.",
     difficulty=2,

@@ -145,17 +145,21 @@ EXERCISE = Exercise(
     mistakes={
         "This is the place of the largest error. Find the first difference.": largest_place,
         "This is the last difference. Find the first one.": last_place,
-        "The error is an absolute difference: a negative one counts, too.": without_abs,
-        "The error is the absolute difference. theirs - ours may be negative.": other_signs,
-        "A NaN should count as a difference.": blind_to_nan,
-        "A NaN was replaced by 0. It should count as a difference.": nan_is_zero,
-        "The index needs one number for each axis.": flat_index,
-        "Return the largest error, not the mean.": mean_error,
-        "Return the largest error, not the error at the first difference.": error_at_first,
-        "The error is absolute, not divided by the right number.": relative_error,
-        "The error is absolute, not squared.": squared_error,
-        "Errors up to the tolerance are allowed.": no_tolerance,
-        "The last axis changes fastest: look through the rows, not through the columns.": (
+        "You took ours - theirs, which may be negative. Take its absolute value.": without_abs,
+        "You took theirs - ours, which may be negative. Take its absolute value.": other_signs,
+        "You missed a NaN. It should count as a difference.": blind_to_nan,
+        "You replaced NaN by 0. It should count as a difference.": nan_is_zero,
+        "You counted through the flat tensor. The index needs one number for each axis.": (
+            flat_index
+        ),
+        "You returned the mean error. Return the largest one.": mean_error,
+        "You returned the error at the first difference. Return the largest one.": error_at_first,
+        "You divided the error by the number. Take the absolute difference.": relative_error,
+        "You squared the error. Take the absolute difference.": squared_error,
+        "Every difference counts in your answer. Errors up to the tolerance are allowed.": (
+            no_tolerance
+        ),
+        "You looked down the columns. The last axis changes fastest, so look along the rows.": (
             column_first
         ),
     },

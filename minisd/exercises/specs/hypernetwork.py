@@ -175,22 +175,24 @@ EXERCISE = Exercise(
     ),
     mistakes={
         "The context itself is missing. Add the networks' answers to it.": no_residual,
-        "The two networks are swapped.": swap_nets,
-        "Keys and values come from the same network. Use net_v for the values.": one_net,
-        "Only the keys are made from a changed context.": keys_only,
-        "Only the values are made from a changed context.": values_only,
-        "net_v should read the context itself, not the one that net_k changed.": (
+        "The two networks are swapped. net_k is for the keys.": swap_nets,
+        "You used net_k twice. Use net_v for the values.": one_net,
+        "Only the keys have a changed context. The values need one, too.": keys_only,
+        "Only the values have a changed context. The keys need one, too.": values_only,
+        "net_v reads the context that net_k changed. It should read the context itself.": (
             one_after_the_other
         ),
-        "The strength is missing.": without_strength,
-        "Only the change is multiplied by the strength.": strength_of_all,
-        "The context keeps its full weight, whatever the strength is.": blend,
-        "The networks stand before the projections, not after them.": after_projection,
-        "Add the change to the context, before the projection.": add_after_projection,
-        "The relu is missing.": no_activation,
-        "The activation is a relu, not a gelu.": gelu,
-        "There is no relu after the second layer.": activation_twice,
-        "The biases of the networks are missing.": without_bias,
+        "The strength is missing. Multiply by it what is added.": without_strength,
+        "You multiplied the context by the strength. Multiply only the change.": strength_of_all,
+        "You multiplied the context by 1 - strength. It keeps its full size.": blend,
+        "Your networks read the keys and the values. They should read the context.": (
+            after_projection
+        ),
+        "You added the change after the projection. Add it to the context.": add_after_projection,
+        "The relu is missing. It stands between the two layers.": no_activation,
+        "You used a gelu. Use a relu.": gelu,
+        "You put a relu after the second layer. There is only one, before it.": activation_twice,
+        "The biases are missing. Each layer of a network has one.": without_bias,
     },
     passing="At strength 0 the layer is the old one. Queries are never changed.",
     difficulty=2,

@@ -139,16 +139,18 @@ EXERCISE = Exercise(
             one_vector
         ),
         "The vectors are averaged. Each id has its own vector.": mean_vector,
-        "The vectors have the wrong order.": backwards,
-        "first may be larger than the number of rows. Do not append the vectors to the table.": (
+        "The order of the vectors is reversed. Id first + i gets vectors[i].": backwards,
+        "You appended the vectors to the table. But first may be larger than the number of rows.": (
             append_rows
         ),
-        "The new ids get the last row of the table, not their vectors.": last_row,
-        "The new ids get zeros, not their vectors.": zero_row,
-        "The id decides which vector to take, not the place in the prompt.": count_from_start,
-        "The vectors replace a row of the table. They are not added to one.": add_to_row,
-        "Only the first id of the word gets its vector.": first_id_only,
-        "Only the first sample of the batch gets the new vectors.": one_sample,
+        "The new ids get the last row of the table. They should get their vectors.": last_row,
+        "The new ids get zeros. They should get their vectors.": zero_row,
+        "The place in the prompt decides which vector you take. The id should decide.": (
+            count_from_start
+        ),
+        "You added the vectors to a row of the table. Take them alone.": add_to_row,
+        "Only the first id of the word gets its vector. All its ids should.": first_id_only,
+        "Only the first sample gets the new vectors. All samples should.": one_sample,
     },
     passing="The file of a word holds only these vectors. Nothing else in the model changes.",
     difficulty=2,

@@ -162,7 +162,8 @@ EXERCISE = Exercise(
     question=(
         "The original code has one list for the encoder, input_blocks. Number 0 is conv_in: "
         "input_blocks.0.0.weight becomes conv_in.weight. From number 1 on, each level has "
-        "`res_blocks` entries with a residual block, and then one entry that halves the size. "
+        "`res_blocks` entries with a residual block, and then one entry that halves the size (the "
+        "last level has none). "
         "Residual block j of a level (both counted from 0) becomes down.LEVEL.res.j, from "
         "input_blocks.N.0. RES has the names inside it: input_blocks.1.0.in_layers.2.weight "
         "becomes down.0.res.0.conv1.weight. The transformer in the same entry, input_blocks.N.1, "
@@ -184,30 +185,40 @@ EXERCISE = Exercise(
         "and it is empty for conv_in.",
         "A level has res_blocks + 1 entries, and conv_in is number 0. So divmod(N - 1, "
         "res_blocks + 1) gives the level and j.",
-        'Decide in this order: N is 0, then "op", then place 0 (a residual block), then place 1 (a '
+        'Check in this order: N is 0, then "op", then place 0 (a residual block), then place 1 (a '
         "transformer). tensor[:, :, 0, 0] removes the two axes, only for proj_in and proj_out.",
     ),
     mistakes={
-        "Number 0 is conv_in, so the first level begins at number 1: use N - 1.": (
+        "You counted from number 0. It is conv_in, so the first level begins at 1: use N - 1.": (
             renumber(without_one)
         ),
-        "A level has res_blocks + 1 entries, because the last one halves the size.": (
+        "You counted res_blocks entries for a level. One more halves the size.": (
             renumber(without_downsample)
         ),
-        "j begins at 0 again in each level.": renumber(not_from_zero),
-        "N is not the level. Each level has several entries.": renumber(block_as_level),
-        "The blocks of a level are counted from 0.": renumber(from_one),
-        "The levels are counted from 0.": renumber(levels_from_one),
-        "The weights of proj_in and proj_out still have four axes.": keep_windows,
-        "The shortcut stays a 1x1 convolution. Only proj_in and proj_out change.": squeeze_shortcut,
-        "The weights of proj_in and proj_out are transposed.": transpose,
-        'op becomes "downsample".': replace_in("downsample", "downsample.op"),
-        "The entry that halves the size has no number j.": replace_in("downsample", "downsample.0"),
-        'The transformer is called "attn".': replace_in(".attn.", ".res."),
-        "Number 0 becomes conv_in, without any number.": replace_in("conv_in", "conv_in.0"),
-        "weight or bias is missing at the end of the names.": without_leaf,
+        "Your j goes on from level to level. It begins at 0 in each.": renumber(not_from_zero),
+        "You took N as the level. Each level has several entries.": renumber(block_as_level),
+        "You counted the blocks of a level from 1. Count from 0.": renumber(from_one),
+        "You counted the levels from 1. Count from 0.": renumber(levels_from_one),
+        "The weights of proj_in and proj_out still have four axes. Remove the last two.": (
+            keep_windows
+        ),
+        "You also removed axes of the shortcut. Only proj_in and proj_out change.": (
+            squeeze_shortcut
+        ),
+        "You transposed the weights of proj_in and proj_out. Only remove two axes.": transpose,
+        "You kept op in the name. The path is down.LEVEL.downsample.": replace_in(
+            "downsample", "downsample.op"
+        ),
+        "You gave downsample a number. The path is down.LEVEL.downsample.": replace_in(
+            "downsample", "downsample.0"
+        ),
+        "You named the transformer res. It is attn.": replace_in(".attn.", ".res."),
+        "You kept a number after conv_in. The name is conv_in.weight or conv_in.bias.": replace_in(
+            "conv_in", "conv_in.0"
+        ),
+        "Your names lack their end. Keep weight or bias.": without_leaf,
     },
-    passing="A table of all names is made by the same loops: minisd/checkpoints/names.py.",
+    passing="minisd/checkpoints/names.py makes the table of all names with the same arithmetic.",
     difficulty=3,
     minutes=30,
     given=(

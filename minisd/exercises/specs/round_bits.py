@@ -113,20 +113,20 @@ EXERCISE = Exercise(
         "torch.ldexp((mantissa * 2**b).round() / 2**b, exponent)",
     ),
     mistakes={
-        "Small numbers lose all their digits: round the mantissa, not x.": fixed_point,
-        "The rest is cut off. Round to the nearest multiple.": cut_off,
+        "You rounded x itself, so small numbers vanish. Round the mantissa.": fixed_point,
+        "You cut the rest off. Round to the nearest multiple.": cut_off,
         "You round down. Round to the nearest multiple.": round_down,
-        "There is one binary digit too many.": one_bit_more,
-        "One binary digit is missing.": one_bit_less,
+        "You kept one binary digit too many. The mantissa is below 1.": one_bit_more,
+        "You kept one binary digit too few. All of them come after the point.": one_bit_less,
         "These are decimal digits. Use powers of 2.": decimal_digits,
-        "Multiply by 2 to the power of the number of bits, not by 2 times this number.": (
-            bits_times_two
-        ),
-        "This is half precision, with 11 binary digits.": half_precision,
+        "You multiplied by 2 times the number of bits. Use 2 to its power.": (bits_times_two),
+        "This is half precision, with 11 binary digits. Keep fewer.": half_precision,
         "The exponent is missing: put the number together again with torch.ldexp.": mantissa_only,
-        "Each number has its own exponent.": one_exponent,
-        "The sign is lost.": without_sign,
-        "After rounding, divide by 2 to the power of the number of bits.": not_divided,
+        "All numbers share one exponent. Each has its own.": one_exponent,
+        "The sign is lost. Round x, not its absolute value.": without_sign,
+        "Your numbers are too large. After rounding, divide by 2 to the power of the bits.": (
+            not_divided
+        ),
     },
     passing="The picture was drawn with such weights. Compare it with the usual one: 24 digits.",
     difficulty=2,

@@ -11,7 +11,7 @@ def train_step(table, tokens, slope, new_ids, rate):
     table: vocabulary c    tokens: b n, whole numbers
     slope: b n c, the gradient of the loss with respect to the vector at each place
     new_ids: a list of ids, the only rows that may change    rate: the learning rate
-    returns: vocabulary c, a new tensor
+    returns: vocabulary c
     """
     table = table.clone()
     for index in new_ids:
@@ -106,7 +106,8 @@ EXERCISE = Exercise(
         "the vectors of a new word. Here the new word has rows in the table. `slope` is the "
         "gradient at each place of the prompts. A token may stand at several places, and in "
         "several samples: the gradient of its row is the sum over all of them. Subtract rate times "
-        "this gradient from the rows in new_ids. All other rows stay as they are."
+        "this gradient from the rows in new_ids. All other rows stay as they are. Return the "
+        "whole table."
     ),
     solution=train_step,
     stages=(
@@ -121,20 +122,20 @@ EXERCISE = Exercise(
         "of them counts. Use a loop over new_ids and .sum(dim=0).",
     ),
     mistakes={
-        "All rows changed. Only the rows in new_ids may change.": all_rows,
+        "All rows changed. Change only the rows in new_ids.": all_rows,
         "Only one of a token's places counts, the last one. Sum over its places.": last_place_only,
         "Only one of a token's places counts, the first one. Sum over its places.": (
             first_place_only
         ),
-        "The gradient of a row is the sum over its places, not the mean.": mean_of_places,
-        "The gradient is divided by the number of samples. Take the sum.": mean_of_samples,
+        "You took the mean over a token's places. Take the sum.": mean_of_places,
+        "You divided by the number of samples. Take the sum over all of them.": mean_of_samples,
         "The step goes uphill. Subtract the gradient.": uphill,
-        "The learning rate is missing.": without_rate,
-        "The wrong rows changed: new_ids are those that learn.": old_rows,
-        "Only the first row of new_ids changed.": one_new_id,
-        "Return the new table, not the change.": only_gradient,
-        "Only the first prompt of the batch counts.": one_sample,
-        "Only the places of the row's own token count, not all places.": all_places,
+        "The learning rate is missing. Multiply the gradient by it.": without_rate,
+        "The old rows changed. Change the rows in new_ids instead.": old_rows,
+        "Only the first row of new_ids changed. Change all of them.": one_new_id,
+        "You returned the change. Return the new table.": only_gradient,
+        "You used the first prompt only. Sum over all prompts.": one_sample,
+        "You summed over all places. Only those of the row's own token count.": all_places,
     },
     passing="So the model keeps all that it knew, and the file of the word stays small.",
     difficulty=2,

@@ -106,19 +106,27 @@ EXERCISE = Exercise(
         "alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x0",
     ),
     mistakes={
-        "The two rates are swapped: the noise has the square root of alpha_bar.": swap_rates,
-        "The sign is wrong: x0 is subtracted, not the noise.": other_sign,
-        "This is the noisy latent x, not v.": noisy_latent,
-        "x0 is subtracted, not added.": plus,
-        "x0 and the noise are swapped.": swap_x0_and_noise,
-        "The square roots are missing.": without_roots,
-        "The second factor is the root of 1 - alpha_bar, not 1 minus the root.": one_root,
-        "noise - x0 is the target of another method (flow matching).": flow,
-        "alpha_bar belongs to the first axis, but it was applied to the columns.": along_width,
-        "All samples have the alpha_bar of the first one.": first_level,
+        "The two rates are swapped. The square root of alpha_bar belongs to the noise.": swap_rates,
+        "The sign is wrong. Subtract x0, not the noise.": other_sign,
+        "This is the noisy latent x. In v, the rates are exchanged and x0 is subtracted.": (
+            noisy_latent
+        ),
+        "You added x0. Subtract it.": plus,
+        "x0 and the noise are swapped. The noise comes first, and x0 is subtracted.": (
+            swap_x0_and_noise
+        ),
+        "The square roots are missing. Take those of alpha_bar and of 1 - alpha_bar.": (
+            without_roots
+        ),
+        "You took 1 minus the root of alpha_bar. Take the root of 1 - alpha_bar.": one_root,
+        "This is noise - x0, the target of flow matching. Multiply both by their rates.": flow,
+        "alpha_bar met the columns, the last axis. It belongs to the first axis: b 1 1 1.": (
+            along_width
+        ),
+        "All samples have the alpha_bar of the first one. Each has its own.": first_level,
         "All samples have the mean of alpha_bar. Each has its own.": mean_level,
     },
-    passing="At the noisiest level, v is -x0. So this network can learn from pure noise, too.",
+    passing="In pure noise, v is -x0. So there is something to learn even there.",
     difficulty=1,
     minutes=8,
     replaces={"minisd.schedule.Schedule.velocity": as_velocity},
