@@ -17,7 +17,6 @@ from tests.helpers.commands import run
 from tests.helpers.core_calls import core_calls
 
 PARTS = [one for one in all_exercises() if one.replaces]
-LATER = {"guidance"}  # x0_from_eps has no exercise yet
 PROMPT = "a blue cat on a red background"
 
 WORK = """
@@ -268,15 +267,16 @@ def test_the_picture_with_one_own_part_equals_ours(exercise, solved, sd, ours, t
 
 def test_the_model_is_the_students_if_all_parts_are(solved, sd):
     """No function of the core runs but the pipeline, which is the glue, and the config."""
-    *_, total = describe_model(solved)
     with use_own_parts(solved):
         own = minisd.load("mini")
         calls = core_calls(lambda: own.txt2img(PROMPT, steps=2))
         drawn = draw_latent(own, steps=10)
     assert (drawn - draw_latent(sd, steps=10)).abs().max() < 1e-4
-    left = {call for call in calls if call.split(".")[0] not in ("pipeline", "config", *LATER)}
-    assert left == set()
-    assert LATER or total.endswith(" parts, 100% of the multiplications")
+    assert {call for call in calls if call.split(".")[0] not in ("pipeline", "config")} == set()
+    *parts, total = describe_model(solved)
+    assert not [line for line in parts if " ours " in line]
+    number = len(parts) - 2  # without the heading, and the parts of other drawings
+    assert total == f"{number} of {number} parts, 100% of the multiplications"
 
 
 def test_generate_draws_the_same_picture_if_all_parts_are_the_students(solved, folder):
