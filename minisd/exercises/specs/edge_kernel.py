@@ -57,6 +57,7 @@ EXERCISE = Exercise(
         "Return the table of 3 x 3 weights only. The axes of the channels come later.": (
             lambda: edge_kernel()[None, None]
         ),
+        "This is a list. Make a tensor of it: torch.tensor(...).": lambda: edge_kernel().tolist(),
         "The kernel needs three rows: the first and the last are 0.": lambda: edge_kernel()[1],
     },
     passing="In networks, a convolution does not flip the kernel. In mathematics it does.",
