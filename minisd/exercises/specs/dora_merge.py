@@ -107,12 +107,12 @@ EXERCISE = Exercise(
     place=4,
     title="A LoRA that keeps the lengths",
     question=(
-        "A LoRA turns each row of a weight, and it also makes most rows longer. DoRA (Liu et al. "
-        "2024) separates the two. Write `merge_rows(weight, down, up)`: first merge the LoRA with "
-        "the strength {strength}, W' = W + {strength} * up @ down. Then multiply each row of W' by "
-        "(length of this row in W / length of this row in W') to the power {power}. The length is "
-        "the square root of the sum of squares. With the power 1, all rows would be as long as "
-        "before. There is no alpha here."
+        "A LoRA changes the direction of each row of a weight, and it also makes most rows "
+        "longer. DoRA (Liu et al. 2024) separates the two. Write `merge_rows(weight, down, up)`: "
+        "first merge the LoRA with the strength {strength}, W' = W + {strength} * up @ down. "
+        "Then multiply each row of W' by (length of this row in W / length of this row in W') to "
+        "the power {power}. The length of a row is the square root of the sum of its squares. "
+        "With the power 1, all rows would be as long as before. There is no alpha here."
     ),
     solution=merge_rows,
     stages=(
@@ -148,7 +148,7 @@ EXERCISE = Exercise(
         "You used the strength at the end. Multiply the update by it, in W'.": (strength_last),
         "You divided by the rank. Here there is no such division.": divide_by_rank,
     },
-    passing="The style still changes, but the layer's output is about as large as before.",
+    passing="The LoRA still changes the style, but the layer's output is about as large as before.",
     difficulty=2,
     minutes=15,
     needs=("lora_merge",),

@@ -63,13 +63,13 @@ EXERCISE = Exercise(
     name="drop_prompts",
     lesson="02",
     place=4,
-    title="Train without the prompt now and then",
+    title="Replace some prompts by the empty prompt",
     question=(
-        "A network that is to draw with and without a prompt must be trained both ways. So in each "
-        "batch, some samples get the empty prompt instead of their own. Write "
+        "A network that should draw with and without a prompt must be trained with both. So in "
+        "each batch, some samples get the empty prompt instead of their own. Write "
         "`drop_prompts(context, empty, draws, share)`. draws holds one random number from 0 to 1 "
-        "for each sample. Where it is below share, the whole prompt of this sample is replaced by "
-        "`empty`. Stable Diffusion uses a share of 0.1. Do not change context itself."
+        "for each sample. Where it is below share, the whole prompt of this sample is replaced "
+        "by `empty`. Stable Diffusion uses a share of 0.1. Do not change context itself."
     ),
     solution=drop_prompts,
     stages=(
@@ -86,24 +86,29 @@ EXERCISE = Exercise(
         "The wrong samples lost their prompt: those with a draw above share.": (
             lambda context, empty, draws, share: drop_prompts(context, empty, 1 - draws, 1 - share)
         ),
-        "The dropped samples must get the empty prompt, not zeros.": with_zeros,
+        "The chosen samples must get the empty prompt, not zeros.": with_zeros,
         "Samples are missing. Replace the prompt, and keep the sample.": keep_the_others,
-        "The other prompts must stay as they are. Dropout divides by (1 - share), this does not.": (
+        "The other prompts must stay as they are. Do not divide them, as dropout does.": (
             scale_the_rest
         ),
-        "All samples were treated like the first. Each has its own draw.": all_or_nothing,
-        "You dropped the first samples. Use draws to choose.": first_samples,
+        "You used the draw of the first sample for all. Each has its own draw.": all_or_nothing,
+        "You replaced the prompts of the first samples. Use draws to choose.": first_samples,
         "You mixed the prompts. Each sample gets either its own prompt or the empty one.": blend,
         "The empty prompt is added. It must replace the prompt.": add_the_empty_prompt,
-        "No prompt was dropped.": lambda context, empty, draws, share: context,
-        "Every prompt was dropped.": (
+        "No prompt was replaced. Replace it where the draw is below share.": (
+            lambda context, empty, draws, share: context
+        ),
+        "Every prompt was replaced. Replace it only where the draw is below share.": (
             lambda context, empty, draws, share: empty.expand_as(context)
         ),
-        "The condition needs the shape b 1 1. Axes are counted from the right.": (
+        "The condition needs the shape b 1 1, because axes are lined up from the right.": (
             lambda context, empty, draws, share: torch.where(draws < share, empty, context)
         ),
     },
-    passing="So the network can be asked with and without words, as guidance (lesson 09) does.",
+    passing=(
+        "After such training, the network works with and without a prompt. Guidance (lesson 09) "
+        "needs both."
+    ),
     difficulty=1,
     minutes=8,
 )

@@ -89,7 +89,10 @@ EXERCISE = Exercise(
             lambda x, x0, level: (x - level.signal_rate * x0) / level.noise_rate**2
         ),
     },
-    passing="eps and x0 are two names for one answer. Whoever knows x and one knows the other.",
+    passing=(
+        "So x0 and eps hold the same information: with x and one of them, you can compute the "
+        "other."
+    ),
     difficulty=1,
     minutes=5,
     needs=("x0_from_eps",),

@@ -122,8 +122,8 @@ EXERCISE = Exercise(
     place=3,
     title="Where do two tensors differ?",
     question=(
-        "Write `first_difference(ours, theirs, tolerance)`. The error of a number is the absolute "
-        "difference. Two numbers differ if the error is larger than the tolerance, or if it is "
+        "Write `first_difference(ours, theirs, tolerance)`. The error of two numbers is their "
+        "absolute difference. They differ if the error is larger than the tolerance, or if it is "
         "NaN. Return two things: the index of the first number that differs, as a list with one "
         "number for each axis, and the largest error. First means: in the order in which the "
         "numbers are stored, so the last axis changes fastest. If nothing differs, the list is "
@@ -163,7 +163,7 @@ EXERCISE = Exercise(
             column_first
         ),
     },
-    passing="check() tells you about your own answers in the same way.",
+    passing="check() finds the first wrong number of your answers in the same way.",
     difficulty=2,
     minutes=15,
 )

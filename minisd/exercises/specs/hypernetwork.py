@@ -169,7 +169,7 @@ EXERCISE = Exercise(
     ),
     hints=(
         "Write a function change(net) for one small network, and call it twice.",
-        "F.linear(x, weight, bias) is one layer. Between the two layers stands F.relu.",
+        "F.linear(x, weight, bias) is one layer. F.relu comes between the two layers.",
         "k = F.linear(context + strength * change(net_k), to_k), and the same with net_v and to_v "
         "for v.",
     ),
@@ -194,7 +194,7 @@ EXERCISE = Exercise(
         "You put a relu after the second layer. There is only one, before it.": activation_twice,
         "The biases are missing. Each layer of a network has one.": without_bias,
     },
-    passing="At strength 0 the layer is the old one. Queries are never changed.",
+    passing="At strength 0, the layer works as before. A hypernetwork never changes the queries.",
     difficulty=2,
     minutes=15,
     in_picture={"minisd.adapters.hypernetwork.apply_networks": as_networks},

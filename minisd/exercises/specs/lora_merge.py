@@ -105,10 +105,10 @@ EXERCISE = Exercise(
     title="Merge a LoRA",
     question=(
         "A LoRA can be merged into a weight: W + scale * (alpha / rank) * up @ down. Write "
-        "`merge_lora(weight, down, up, alpha, scale)`. The rank is the length of the first axis of "
-        "`down`. It should work for linear layers and for convolutions. In a convolution, `down` "
-        "has the window of the layer, and `up` is a 1x1 convolution: at each position of the "
-        "window, the update is again up @ down."
+        "`merge_lora(weight, down, up, alpha, scale)`. The rank is the length of the first axis "
+        "of `down`. It should work for linear layers and for convolutions. For a convolution, "
+        "`down` has the kernel size of the layer, and `up` is a 1x1 convolution: at each "
+        "position of the kernel, the update is again up @ down."
     ),
     solution=merge_lora,
     stages=(
@@ -139,7 +139,10 @@ EXERCISE = Exercise(
         "Your product is transposed. up @ down is c_out c_in.": turn,
         "You multiplied the weight by the scale. Multiply only the update.": all_scaled,
     },
-    passing="Programs merge a LoRA in this way to save time. minisd adds the update to the output.",
+    passing=(
+        "Programs merge a LoRA in this way to save time. minisd keeps the weight, and adds the "
+        "update to the layer's output."
+    ),
     difficulty=2,
     minutes=12,
     in_picture={"minisd.adapters.lora.LowRankUpdate.__call__": as_update},

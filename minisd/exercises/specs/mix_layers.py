@@ -112,11 +112,11 @@ EXERCISE = Exercise(
     place=4,
     title="Between the last layer and an earlier one",
     question=(
-        "v1 uses the last layer of its text transformer, and v2 the penultimate one. Why not both? "
-        "Write `mix_layers(x, layers, norm)`. Run all layers, each on the output of the one "
-        "before. Take the output of the last layer and that of the layer {back} before it "
-        "(1 before the last is the penultimate layer). The mixture is {share} times the earlier "
-        "output, and the last output for the rest, so that the two factors add up to 1. At the end "
+        "v1 uses the last layer of its text transformer, and v2 uses the last layer but one. "
+        "Your function uses both. Write `mix_layers(x, layers, norm)`. Run all layers, each on "
+        "the output of the one before. Take the output of the last layer, and the output of the "
+        "layer that is {back} before it (1 before it is the last layer but one). The mixture is "
+        "{share} times the earlier output, plus (1 - {share}) times the last output. At the end "
         "apply the final norm once, to the mixture."
     ),
     solution=mix_layers,
@@ -130,7 +130,7 @@ EXERCISE = Exercise(
     ),
     hints=(
         "Keep the output of every layer in a list.",
-        "outputs[-1] is the output of the last layer, and outputs[-2] that of the penultimate one.",
+        "outputs[-1] is the output of the last layer, and outputs[-2] that of the last but one.",
         "norm((1 - share) * outputs[-1] + share * outputs[-1 - back])",
     ),
     mistakes={
@@ -148,7 +148,9 @@ EXERCISE = Exercise(
         "You applied the norm after every layer. Apply it once, at the end.": norm_in_each,
         "You left out the first layers. The earlier output lacks the last ones.": skip_first_layers,
     },
-    passing="The U-Net was trained with one layer. Your picture shows what it makes of a mixture.",
+    passing=(
+        "The U-Net was trained with one layer only. The picture shows how it draws with a mixture."
+    ),
     difficulty=2,
     minutes=15,
     constants=lambda rng: {

@@ -116,9 +116,9 @@ EXERCISE = Exercise(
     question=(
         "Textual inversion gives a new word `count` vectors. In a prompt, the word stands for "
         "`count` tokens with the ids first, first + 1, and so on. These ids have no rows in the "
-        "table, and they may be much larger than the last row of the table. Write "
-        "`look_up(tokens, table, first, vectors)`: the id first + i gets vectors[i], and "
-        "every other id gets its row of the table."
+        "table, and they may be much larger than its number of rows. Write `look_up(tokens, "
+        "table, first, vectors)`: the id first + i gets vectors[i], and every other id gets its "
+        "row of the table."
     ),
     solution=look_up,
     stages=(
@@ -131,8 +131,9 @@ EXERCISE = Exercise(
         "new word.",
         "table[tokens] fails at these places. So look up another id there, such as 0, and replace "
         "the result.",
-        "torch.where(is_new[..., None], new, old), with new = vectors[tokens - first] and "
-        "old = table[tokens]. In both, use index 0 where the other one counts.",
+        "torch.where(is_new[..., None], new, old), with new = vectors[tokens - first] and old = "
+        "table[tokens]. Replace the indices by 0 where torch.where takes the other one, so that "
+        "no index is outside of its table.",
     ),
     mistakes={
         "All tokens of the new word get the first vector. Id first + i gets vectors[i].": (

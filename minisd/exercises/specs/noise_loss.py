@@ -93,11 +93,11 @@ EXERCISE = Exercise(
     place=3,
     title="The loss of a training step",
     question=(
-        "Write `noise_loss(network, x0, noise, t, context, alpha_bar)`, the heart of the training. "
-        "Look up alpha_bar of each sample at its t. Make the noisy x, as `add_noise` of lesson 01 "
-        "does. Call `network(x, t, context)`, which returns the predicted noise. Return the mean "
-        "of the squared errors over all numbers of the batch, as a tensor, so that its gradient "
-        "can be computed."
+        "Write `noise_loss(network, x0, noise, t, context, alpha_bar)`, the loss of one training "
+        "step. For each sample, look up alpha_bar at its t. Make the noisy x, as `add_noise` of "
+        "lesson 01 does. Call `network(x, t, context)`, which returns the predicted noise. "
+        "Return the mean of the squared errors over all numbers of the batch, as a tensor, so "
+        "that its gradient can be computed."
     ),
     solution=noise_loss,
     stages=(
@@ -111,14 +111,14 @@ EXERCISE = Exercise(
         "eps = network(x, t, context). Then return (eps - noise).square().mean().",
     ),
     mistakes={
-        "The network is compared with x0. Compare it with the noise.": (
+        "You compare the prediction with x0. Compare it with the noise.": (
             with_error(lambda eps, noise, x0, x: (eps - x0).square().mean())
         ),
-        "The network is compared with the noisy x. Compare it with the noise.": (
+        "You compare the prediction with the noisy x. Compare it with the noise.": (
             with_error(lambda eps, noise, x0, x: (eps - x).square().mean())
         ),
-        "The network was shown the clean picture. Show it the noisy x.": show_the_clean_picture,
-        "The network was shown the noise alone. Show it the noisy x.": show_the_noise,
+        "You pass the clean picture to the network. Pass the noisy x.": show_the_clean_picture,
+        "You pass the noise alone to the network. Pass the noisy x.": show_the_noise,
         "This is the sum of the squared errors. Take the mean.": (
             with_error(lambda eps, noise, x0, x: (eps - noise).square().sum())
         ),
@@ -132,7 +132,7 @@ EXERCISE = Exercise(
         "You took the mean before the square. Square each error first.": (
             with_error(lambda eps, noise, x0, x: (eps - noise).mean().square())
         ),
-        "Return one number: the mean over the samples too.": (
+        "Return one number: take the mean over the samples, too.": (
             with_error(lambda eps, noise, x0, x: (eps - noise).square().mean(dim=(1, 2, 3)))
         ),
         "These are the squared errors. Return their mean.": (
@@ -147,7 +147,7 @@ EXERCISE = Exercise(
         "The root is missing in front of the noise.": (
             with_rates(lambda share: (share.sqrt(), 1 - share))
         ),
-        "The rates are swapped. alpha_bar is the share of the picture.": (
+        "The rates are swapped. The root of alpha_bar belongs to x0.": (
             with_rates(lambda share: ((1 - share).sqrt(), share.sqrt()))
         ),
         "x0 and noise are only added. Multiply each by its rate.": (
@@ -156,7 +156,7 @@ EXERCISE = Exercise(
         "This is 1 minus the root of alpha_bar. Take the root of (1 - alpha_bar).": (
             with_rates(lambda share: (share.sqrt(), 1 - share.sqrt()))
         ),
-        "b meets w, as axes are counted from the right. Give alpha_bar[t] the shape b 1 1 1.": (
+        "Axes are lined up from the right, so b meets w. Give alpha_bar[t] the shape b 1 1 1.": (
             without_axes
         ),
         "Every sample got the t of the first sample.": one_t_for_all,
@@ -167,8 +167,8 @@ EXERCISE = Exercise(
         ),
     },
     passing=(
-        "Stable Diffusion was trained on this loss. In the picture, it trained a small network to "
-        "draw the points of a ring."
+        "Stable Diffusion was trained on this loss. For the picture, we trained a small network "
+        "with your loss. It draws the points of a ring."
     ),
     difficulty=2,
     minutes=15,

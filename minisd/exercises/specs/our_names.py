@@ -160,17 +160,17 @@ EXERCISE = Exercise(
     place=2,
     title="Names and shapes of the encoder",
     question=(
-        "The original code has one list for the encoder, input_blocks. Number 0 is conv_in: "
+        "The original code has one list for the encoder, input_blocks. Entry 0 is conv_in: "
         "input_blocks.0.0.weight becomes conv_in.weight. From number 1 on, each level has "
-        "`res_blocks` entries with a residual block, and then one entry that halves the size (the "
-        "last level has none). "
-        "Residual block j of a level (both counted from 0) becomes down.LEVEL.res.j, from "
-        "input_blocks.N.0. RES has the names inside it: input_blocks.1.0.in_layers.2.weight "
-        "becomes down.0.res.0.conv1.weight. The transformer in the same entry, input_blocks.N.1, "
-        "becomes down.LEVEL.attn.j, and the names inside it stay: norm, proj_in, proj_out. "
-        "input_blocks.N.0.op becomes down.LEVEL.downsample. In v1 files, the weights of proj_in "
-        "and proj_out are 1x1 convolutions. We use matrices, so remove the two axes of length 1. "
-        "All other tensors stay as they are. Write `our_names(state, res_blocks)`."
+        "`res_blocks` entries with a residual block, and then one entry that halves the size "
+        "(the last level has none). Residual block j of a level (both counted from 0) becomes "
+        "down.LEVEL.res.j, from input_blocks.N.0. RES has the names of its layers: "
+        "input_blocks.1.0.in_layers.2.weight becomes down.0.res.0.conv1.weight. The transformer "
+        "in the same entry, input_blocks.N.1, becomes down.LEVEL.attn.j, and the names inside it "
+        "stay: norm, proj_in, proj_out. input_blocks.N.0.op becomes down.LEVEL.downsample. In v1 "
+        "files, the weights of proj_in and proj_out are 1x1 convolutions. We use matrices, so "
+        "remove the two axes of length 1. All other tensors stay as they are. Write "
+        "`our_names(state, res_blocks)`."
     ),
     solution=our_names,
     stages=(

@@ -103,12 +103,12 @@ EXERCISE = Exercise(
     place=7,
     title="A loss that weighs the noise levels",
     question=(
-        "Choi et al. (2022) give less weight to samples with little noise, because there the "
-        "network only learns details that nobody sees. Write `p2_loss(eps, noise, alpha_bar)`. "
-        "The error of a sample is the mean of (eps - noise) squared over its numbers. Its weight "
-        "is 1 / (k + SNR) to the power gamma, where SNR = alpha_bar / (1 - alpha_bar). Return the "
-        "mean of weight times error over the b samples. Your constants are k = {k} and gamma = "
-        "{gamma}. Do not divide by the sum of the weights."
+        "Choi et al. (2022) give less weight to samples with little noise, because the network "
+        "learns only invisible details from them. Write `p2_loss(eps, noise, alpha_bar)`. The "
+        "error of a sample is the mean of (eps - noise) squared over its numbers. Its weight is "
+        "1 / (k + SNR)^gamma, where SNR = alpha_bar / (1 - alpha_bar). Return the mean of weight "
+        "times error over the b samples. Your constants are k = {k} and gamma = {gamma}. Do not "
+        "divide by the sum of the weights."
     ),
     solution=p2_loss,
     stages=(
@@ -124,7 +124,7 @@ EXERCISE = Exercise(
         "There are no weights: this is the plain loss.": (
             with_weights(lambda alpha_bar, k, gamma: torch.ones_like(alpha_bar))
         ),
-        "The weight is upside down: less weight for a high SNR.": (
+        "The weight is upside down. A high SNR should give less weight.": (
             with_weights(lambda alpha_bar, k, gamma: (k + snr_of(alpha_bar)) ** gamma)
         ),
         "The SNR is upside down: it is alpha_bar / (1 - alpha_bar).": (
@@ -139,7 +139,7 @@ EXERCISE = Exercise(
         "k and gamma are swapped.": (
             with_weights(lambda alpha_bar, k, gamma: 1 / (gamma + snr_of(alpha_bar)) ** k)
         ),
-        "The power belongs to the whole sum k + SNR.": (
+        "Take the power of the whole sum k + SNR.": (
             with_weights(lambda alpha_bar, k, gamma: 1 / (k + snr_of(alpha_bar) ** gamma))
         ),
         "These are the paper's constants, 1 and 1. Use your own.": (
@@ -157,7 +157,7 @@ EXERCISE = Exercise(
         "You divided by the sum of the weights. Divide by the number of samples.": weighted_mean,
         "The weight is inside the square. Multiply the squared error by it.": weights_squared,
         "This is the sum over the samples. Take the mean.": sum_of_samples,
-        "The error of a sample is a mean over its numbers, not a sum.": sum_of_numbers,
+        "The error of a sample should be the mean over its numbers, not the sum.": sum_of_numbers,
         "Return one number: the mean over the samples.": each_sample,
         "The errors are not squared.": absolute_errors,
     },

@@ -72,10 +72,10 @@ EXERCISE = Exercise(
     place=1,
     title="x0 and eps from v",
     question=(
-        "SD 2.1 at 768 pixels predicts v = signal_rate * eps - noise_rate * x0. The network reads "
-        "x = signal_rate * x0 + noise_rate * eps. The squares of the two rates add up to 1. These "
-        "are two equations with two unknowns. Solve them for x0 and eps, and write "
-        "`read_v(x, v, level)`. No division is needed."
+        "SD 2.1 at 768 pixels predicts v = signal_rate * eps - noise_rate * x0. The network "
+        "reads x = signal_rate * x0 + noise_rate * eps. The squares of the two rates add up to "
+        "1. These are two equations with two unknowns. Solve them for x0 and eps, and write "
+        "`read_v(x, v, level)`. The solution needs no division."
     ),
     solution=read_v,
     stages=(

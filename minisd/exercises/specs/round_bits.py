@@ -97,9 +97,10 @@ EXERCISE = Exercise(
     title="How many bits does a weight need?",
     question=(
         "A floating-point number is m * 2^e. torch.frexp(x) returns m, with 0.5 <= |m| < 1, and "
-        "the whole number e. float32 has 24 binary digits for m, and half precision has 11. Write "
-        "`round_bits(x)`, which keeps {bits}: round m to the nearest multiple of 2^-{bits}, and "
-        "put the number together again. The exponent e stays. Zeros stay zeros."
+        "the whole number e. float32 has 24 binary digits for m, and half precision has 11. "
+        "Write `round_bits(x)`, which keeps {bits} binary digits: round m to the nearest "
+        "multiple of 2^-{bits}, and compute m * 2^e again. The exponent e stays. Zeros stay "
+        "zeros."
     ),
     solution=round_bits,
     stages=(
@@ -109,7 +110,7 @@ EXERCISE = Exercise(
     ),
     hints=(
         "mantissa, exponent = torch.frexp(x). torch.ldexp(mantissa, exponent) gives x again.",
-        "Multiples of 2^-b: multiply by 2**b, round, and divide by 2**b.",
+        "To round to multiples of 2^-b, multiply by 2**b, round, and divide by 2**b.",
         "torch.ldexp((mantissa * 2**b).round() / 2**b, exponent)",
     ),
     mistakes={
@@ -118,7 +119,7 @@ EXERCISE = Exercise(
         "You round down. Round to the nearest multiple.": round_down,
         "You kept one binary digit too many. The mantissa is below 1.": one_bit_more,
         "You kept one binary digit too few. All of them come after the point.": one_bit_less,
-        "These are decimal digits. Use powers of 2.": decimal_digits,
+        "You rounded to decimal digits. Use powers of 2.": decimal_digits,
         "You multiplied by 2 times the number of bits. Use 2 to its power.": (bits_times_two),
         "This is half precision, with 11 binary digits. Keep fewer.": half_precision,
         "The exponent is missing: put the number together again with torch.ldexp.": mantissa_only,
@@ -128,7 +129,7 @@ EXERCISE = Exercise(
             not_divided
         ),
     },
-    passing="The picture was drawn with such weights. Compare it with the usual one: 24 digits.",
+    passing="The picture was drawn with such weights. The usual weights have 24 binary digits.",
     difficulty=2,
     minutes=12,
     constants=lambda rng: {"bits": rng.choice([3, 4, 5, 6])},

@@ -43,11 +43,11 @@ EXERCISE = Exercise(
     place=5,
     title="One step downhill, by hand",
     question=(
-        "The smallest network has only one line: its answer is x @ w. Its loss is the mean of "
+        "The smallest network is a single product: its answer is x @ w. Its loss is the mean of "
         "(answer - y) squared over the n examples. Write `sgd_step(w, x, y, rate)`: one step of "
-        "gradient descent. The gradient is 2 / n times the sum over all examples of "
-        "(answer - y) * x. The new weights are w minus rate times the gradient. Return them. Do "
-        "not change w itself."
+        "gradient descent. The gradient is 2 / n times the sum over all examples of (answer - y) "
+        "* x. The new weights are w minus rate times the gradient. Return them. Do not change w "
+        "itself."
     ),
     solution=sgd_step,
     stages=(
@@ -77,7 +77,7 @@ EXERCISE = Exercise(
         "This is the gradient. Return the new weights.": (
             lambda w, x, y, rate: w - sgd_step(w, x, y, 1.0)
         ),
-        "This is the step. Add w to it.": lambda w, x, y, rate: sgd_step(w, x, y, rate) - w,
+        "This is only the change. Add it to w.": lambda w, x, y, rate: sgd_step(w, x, y, rate) - w,
         "The error is answer - y. You left out y.": (
             lambda w, x, y, rate: sgd_step(w, x, torch.zeros_like(y), rate)
         ),
@@ -95,7 +95,9 @@ EXERCISE = Exercise(
             lambda w, x, y, rate: sgd_step(w, x, y, 1 / rate)
         ),
     },
-    passing="Training does this some thousand times, with millions of weights and a better rule.",
+    passing=(
+        "Training makes many thousands of such steps, with millions of weights and a better rule."
+    ),
     difficulty=2,
     minutes=12,
 )

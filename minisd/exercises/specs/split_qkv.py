@@ -149,7 +149,10 @@ EXERCISE = Exercise(
         "The old names are still in the result. Return the new names only.": keep_old_names,
         "out_proj still has its old name. Call it to_out.": old_out_name,
     },
-    passing="minisd has one attention for both versions, so only the reader of files differs.",
+    passing=(
+        "minisd has one attention class for both versions. Only the code that reads the files "
+        "differs."
+    ),
     difficulty=1,
     minutes=10,
     in_picture={"minisd.exercises.specs.split_qkv.split_to_draw": lambda answer: answer},

@@ -81,13 +81,14 @@ EXERCISE = Exercise(
     name="turn_by_v",
     lesson="16",
     place=3,
-    title="A step is a turn",
+    title="A step of DDIM as a rotation",
     question=(
-        "signal_rate and noise_rate are the cosine and the sine of an angle: the angle of a level "
-        "is atan(sigma). It goes from 0 (a clean picture) towards a right angle (pure noise). v "
-        "says how x changes with the angle. So a step of DDIM only turns: let d be the angle of "
-        "the level, minus the angle of the next level. The new x is cos(d) * x - sin(d) * v. Write "
-        "`turn_by_v(x, v, level, next_level)`. The levels have the field .sigma."
+        "signal_rate and noise_rate are the cosine and the sine of an angle: the angle of a "
+        "level is atan(sigma). This angle goes from 0 (a clean picture) towards a right angle "
+        "(pure noise). v says how x changes with the angle. So a step of DDIM is only a "
+        "rotation. Let d be the angle of the level, minus the angle of the next level. The new x "
+        "is cos(d) * x - sin(d) * v. Write `turn_by_v(x, v, level, next_level)`. A level has the "
+        "field .sigma."
     ),
     solution=turn_by_v,
     stages=(
@@ -115,7 +116,7 @@ EXERCISE = Exercise(
         "You took the tangent. The angle is atan(sigma), its inverse.": tangent,
         "You added the two angles. Subtract that of the next level.": add_angles,
     },
-    passing="This is DDIM, without any x0 or eps. So v needs no division at all.",
+    passing="This is DDIM, without any x0 or eps, and without a division.",
     difficulty=2,
     minutes=12,
     needs=("read_v",),

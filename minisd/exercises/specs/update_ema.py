@@ -61,12 +61,12 @@ EXERCISE = Exercise(
     place=6,
     title="The average of the weights",
     question=(
-        "What is kept of a training is not the last weights, but their average over the last "
-        "steps, the EMA (exponential moving average). Write `update_ema(ema, weights, step, "
-        "most)`. For each name, the new average is keep times the old average plus (1 - keep) "
-        "times the weights of now. keep is usually `most`, such as 0.999. At the start, the old "
-        "average is worth little. So keep is (1 + step) / (10 + step) as long as this is smaller. "
-        "Return a new dictionary."
+        "After training, we do not keep the last weights, but an average over the last steps: "
+        "the EMA (exponential moving average). Write `update_ema(ema, weights, step, most)`. For "
+        "each name, the new average is keep times the old average plus (1 - keep) times the "
+        "current weights. Here, keep is the smaller of two numbers: `most`, such as 0.999, and "
+        "(1 + step) / (10 + step). The second number makes keep small at the start, when the old "
+        "average is still poor. Return a new dictionary."
     ),
     solution=update_ema,
     stages=(
@@ -87,13 +87,17 @@ EXERCISE = Exercise(
         "keep is the smaller of the two numbers, not the larger one.": (
             with_keep(lambda step, most: max(most, warm_up(step)))
         ),
-        "keep is never above `most`.": with_keep(lambda step, most: warm_up(step)),
-        "The weights of now must be multiplied by (1 - keep).": running_sum,
+        "keep must not be larger than `most`. Take the smaller of the two.": (
+            with_keep(lambda step, most: warm_up(step))
+        ),
+        "Multiply the current weights by (1 - keep).": running_sum,
         "This is the mean of both. Use keep and 1 - keep.": with_keep(lambda step, most: 0.5),
-        "These are the weights of now. Keep a part of the old average.": only_the_weights,
-        "The average did not change.": lambda ema, weights, step, most: ema,
+        "These are the current weights. Keep a part of the old average.": only_the_weights,
+        "Your average does not change. Add (1 - keep) times the current weights.": (
+            lambda ema, weights, step, most: ema
+        ),
         "Return a dictionary with the same names.": without_names,
-        "The fraction is (1 + step) / (10 + step).": (
+        "The fraction is wrong. It should be (1 + step) / (10 + step).": (
             with_keep(lambda step, most: min(most, step / (10 + step)))
         ),
         "At the start, you multiplied `most` by the fraction. Take the smaller of the two.": (

@@ -90,9 +90,9 @@ EXERCISE = Exercise(
     place=2,
     title="The target v",
     question=(
-        "Write `v_target(x0, noise, alpha_bar)`: what a network should predict that is trained on "
-        "v. v is the noise times the square root of alpha_bar, minus x0 times the square root of "
-        "1 - alpha_bar. Each sample of the batch has its own alpha_bar."
+        "Write `v_target(x0, noise, alpha_bar)`: the target of a network that predicts v. v is "
+        "the noise times the square root of alpha_bar, minus x0 times the square root of 1 - "
+        "alpha_bar. Each sample of the batch has its own alpha_bar."
     ),
     solution=v_target,
     stages=(

@@ -8,7 +8,7 @@ from minisd.exercises.exercise import Exercise, Stage, normal
 
 
 def x0_from_eps(x, eps, level):
-    """The picture that is left when the noise is taken out of x.
+    """The picture that is left if the noise is removed from x.
 
     x: b c h w, noisy    eps: b c h w, the noise in it
     level: has level.signal_rate and level.noise_rate    returns: b c h w
@@ -54,7 +54,7 @@ EXERCISE = Exercise(
         "The noise is added. Subtract it.": (
             lambda x, eps, level: (x + level.noise_rate * eps) / level.signal_rate
         ),
-        "The two rates are swapped.": (
+        "The two rates are swapped: the noise rate belongs to eps.": (
             lambda x, eps, level: (x - level.signal_rate * eps) / level.noise_rate
         ),
         "eps must be multiplied by the noise rate before you subtract it.": (
@@ -77,7 +77,7 @@ EXERCISE = Exercise(
             lambda x, eps, level: (x - level.sigma * eps) / level.signal_rate
         ),
     },
-    passing="At every step of drawing, this is how the network's answer becomes a picture.",
+    passing="At every step, a sampler turns the network's prediction into x0 in this way.",
     difficulty=1,
     minutes=5,
     replaces={"minisd.guidance.x0_from_eps": lambda answer: answer},
