@@ -24,8 +24,8 @@ from minisd.files.whole_files import write_new
 ABOUT = """\
 # Assignment: exercises of lesson {lesson}
 
-Write your code in place of the three dots. The cell with `check` says at once what is right. The
-cell with `score` is what your teacher's computer runs. It tries other hidden inputs."""
+Write your code in place of the three dots. The cell with `check` says at once what is right. Your
+teacher's computer runs the cell with `score`, which tries other hidden inputs."""
 
 CONFIG = """\
 # Settings for nbgrader.

@@ -28,7 +28,7 @@ def bug_hunt(student: str, number: int = 1) -> "BugHunt":
         with hunt.trace() as t:                # record what you like in hunt.sd
             hunt.sd.txt2img("a cat", steps=1)
         hunt.name("unet.mid.res.0")            # half of the points for the right module
-        hunt.show_code()                       # opens now, and so does hunt.compare()
+        hunt.show_code()                       # works from now on, as hunt.compare() does
         hunt.repair(forward)                   # half of the points for a right forward
 
     student: the student's id. It decides which bug it is, and in which module
@@ -36,7 +36,7 @@ def bug_hunt(student: str, number: int = 1) -> "BugHunt":
     Raises ValueError if there is no hunt of this number.
     """
     if number not in HUNTS:
-        raise ValueError(f"there are the hunts 1 to {max(HUNTS)}, not {number}.")
+        raise ValueError(f"there is no hunt {number}. Choose a number from 1 to {max(HUNTS)}.")
     return BugHunt(student, number)
 
 
@@ -70,12 +70,12 @@ class BugHunt:
         """Guess which module computes something wrong. Raises ValueError if it does not exist."""
         names = tracing.named_modules(self.sd)
         if path not in names:
-            raise ValueError(f"nothing is called {path!r}. {tracing.did_you_mean(path, names)}")
+            raise ValueError(f"there is no module {path!r}. {tracing.did_you_mean(path, names)}")
         if not self.has_name:
             self.guesses += 1
             self.has_name = path == self._path
         if self.has_name:
-            opened = "`hunt.show_code()` and `hunt.compare()` are open now. Write a right forward()"
+            opened = "Now use `hunt.show_code()` and `hunt.compare()`. Then write a right forward()"
             say(f"Yes, {path}. {self.score}. {opened}: `hunt.repair(forward)`.")
         elif self._path.startswith(f"{path}."):
             say(f"{path} is not it, but the bug is inside it.")
@@ -107,7 +107,7 @@ class BugHunt:
         self._module().forward = forward
         error = largest_error(self.sd, self._right, self._path.split(".")[0])
         self.has_repair = self.has_repair or error <= REPAIR_ERROR
-        verdict = "It is right" if error <= REPAIR_ERROR else "It is not right yet"
+        verdict = "The repair is right" if error <= REPAIR_ERROR else "The repair is not right yet"
         what = f" The bug was: {self._bug.what}." if self.has_repair else ""
         say(f"{verdict}: the largest error is {error:.1e}. {self.score}.{what}")
 

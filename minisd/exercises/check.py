@@ -33,7 +33,7 @@ def check(name: str, answer: Callable, student: str | None = None) -> None:
     """
     exercise = find_exercise(name)
     if os.environ.get("NBGRADER_EXECUTION") == "autograde":
-        return say("nbgrader is grading. The cell with score() gives the points.")
+        return say("nbgrader is grading. It takes the points from the cell with score().")
     student = student_id() if student is None else student
     verdict = judge(exercise, answer, student)
     say(describe_verdict(verdict))
@@ -54,7 +54,7 @@ def hint(name: str, number: int = 1) -> None:
     """Show hint 1, 2 or 3 of an exercise. Raises ValueError if there is no such hint."""
     hints = find_exercise(name).hints
     if number not in (1, 2, 3):
-        raise ValueError(f"there are the hints 1, 2 and 3, not {number}.")
+        raise ValueError(f"there is no hint {number}. Choose 1, 2 or 3.")
     say(f"**Hint {number} of 3.** {hints[number - 1]}")
 
 

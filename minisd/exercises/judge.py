@@ -77,7 +77,9 @@ def judge(exercise: Exercise, answer: Callable, student: str = "", seed: int = 0
     seed: chooses the hidden inputs
     """
     if is_from_package(answer):
-        own = Failure("This is minisd's own code. Run the cell with your code again.")
+        own = Failure(
+            "This is minisd's own code. Run the cell with your own code, then check again."
+        )
         results = [StageResult(stage, own) for stage in exercise.stages]
         return Verdict(exercise, results, mistake=None, begun=True)
     hidden = draw_inputs(exercise, seed)
@@ -316,7 +318,7 @@ def name_relation(problem: Failure | Difference | None) -> str | None:
     if torch.allclose(got.sort().values, wanted.sort().values, rtol=1e-6):
         return "These are the right numbers in the wrong places. Check the order of the axes."
     if torch.allclose(got, wanted, rtol=1e-4, atol=1e-5):
-        return "The numbers are nearly right. Look for float32, a rounding, or a small constant."
+        return "The numbers are nearly right. Look for float32, rounding, or a missing eps."
     ratio = (got / wanted).median()
     if torch.allclose(got, ratio * wanted, rtol=1e-6) and ratio != 0:
         return f"Each number is {ratio:.4g} times the right one."

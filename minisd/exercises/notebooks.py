@@ -27,11 +27,12 @@ Write your code in place of the three dots, and run the cell below it. `check` s
 right. It tries your answer on hidden inputs, so your answer must work for every size.
 
 - `hint("{first}", 1)` gives a hint. Hints 2 and 3 say more.
-- `portrait("{first}", answer)` draws with an answer, right or wrong, next to the right picture.
+- `portrait("{first}", answer)` draws with your answer, right or wrong, and shows the right picture
+  next to it. `answer` is your function or class.
 - `next_exercise()` shows where you stand."""
 
 ID_CELL = """\
-# Your id. Some exercises have constants that depend on it.
+# Your student id. The constants of some exercises depend on it.
 STUDENT = {student!r}"""
 
 

@@ -81,7 +81,7 @@ def work_on_next(lesson: str | None = None) -> None:
             say(f"{describe_standing(lesson)}\n\n{question_text(exercise, student)}\n")
             write_new(path, f"{LIBRARIES}\n{answer_code(exercise)}\n")
         if exercise in open_exercises(lesson):
-            more = f"`minisd exercises hint {exercise.name}` helps."
+            more = f"`minisd exercises hint {exercise.name}` gives a hint."
             say(f"Write your code in {path}, then run the same command again. {more}")
             return
-    say(f"{describe_standing(lesson)}: all are right.")
+    say(f"{describe_standing(lesson)}: all exercises have passed.")

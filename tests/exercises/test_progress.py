@@ -128,5 +128,5 @@ def test_wrong_words_are_refused(folder, capsys):
     ):
         assert main(words) == 2, words
         assert capsys.readouterr().err
-    with pytest.raises(ValueError, match="hints 1, 2 and 3"):
+    with pytest.raises(ValueError, match="Choose 1, 2 or 3"):
         hint("attend", 0)
