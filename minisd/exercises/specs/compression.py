@@ -60,7 +60,7 @@ EXERCISE = Exercise(
         "Return a tuple: picture, latent, picture / latent.",
     ),
     mistakes={
-        "The latent is 8 times smaller along both sides, height and width.": (
+        "Divide both height and width by 8. You divided only one of them.": (
             with_latent(lambda height, width: 4 * height * width // 8)
         ),
         "The latent has 4 channels, not 3.": (
@@ -73,7 +73,7 @@ EXERCISE = Exercise(
             with_latent(lambda height, width: 4 * (height // 64) * (width // 64))
         ),
         "The last number is upside down. Divide the larger count by the smaller one.": upside_down,
-        "The picture comes first, then the latent.": latent_first,
+        "Return the count of the picture first, then the count of the latent.": latent_first,
         "You counted only the pixels of the picture. Each pixel has 3 numbers.": without_colours,
         "The ratio compares places. Compare how many numbers there are.": (
             lambda height, width: (*compression(height, width)[:2], 64)

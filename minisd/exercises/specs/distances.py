@@ -31,11 +31,13 @@ EXERCISE = Exercise(
         'rearrange(x, "n -> n 1") has one number per row. Subtract y from it.',
     ),
     mistakes={
-        "This is y minus x.": lambda x, y: y - rearrange(x, "n -> n 1"),
+        "This is y minus x. Subtract y from x.": lambda x, y: y - rearrange(x, "n -> n 1"),
         "The rows must belong to x: give x the shape n 1.": (
             lambda x, y: x - rearrange(y, "m -> m 1")
         ),
-        "This is y minus x, and the rows belong to y.": lambda x, y: rearrange(y, "m -> m 1") - x,
+        "This is y minus x, and the rows belong to y. Give x the shape n 1, and subtract y.": (
+            lambda x, y: rearrange(y, "m -> m 1") - x
+        ),
         "x and y differ in length. Give x a second axis of length 1.": lambda x, y: x - y,
         "Keep the signs: leave out the absolute value.": (
             lambda x, y: (rearrange(x, "n -> n 1") - y).abs()
