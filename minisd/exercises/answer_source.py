@@ -22,7 +22,8 @@ def standalone_source(name: str, answer: Any) -> str:
     """
     own_name = getattr(answer, "__name__", name).replace("<lambda>", name)
     functions = functions_of(answer)
-    space = functions[0].__globals__ if functions else vars(sys.modules[answer.__module__])
+    module = sys.modules.get(answer.__module__)
+    space = functions[0].__globals__ if functions else getattr(module, "__dict__", {})
     pieces = {own_name: ""}
     add_definition(own_name, answer, space, pieces)
     codes = [*dict.fromkeys(pieces.values()), *[f"{name} = {own_name}"] * (own_name != name)]
@@ -56,9 +57,8 @@ def find_code(name: str, thing: Any, space: dict) -> str:
     for file in [*own, space.get("__file__", ""), *reversed(cells)]:
         for code in statements(file):
             symbols = symtable(code, file, "exec").get_symbols()
-            if name in [
-                one.get_name() for one in symbols if one.is_assigned() or one.is_imported()
-            ]:
+            names = [one.get_name() for one in symbols if one.is_assigned() or one.is_imported()]
+            if name in names:
                 return code
     raise ValueError(
         f"the source of {name} is not known. Define it with def, class or =, at the top level of a "
@@ -77,11 +77,10 @@ def statements(file: str) -> list[str]:
     lines, nodes = linecache.getlines(file), []
     with suppress(SyntaxError):
         nodes = [one for one in ast.parse("".join(lines)).body if isinstance(one, DEFINITIONS)]
-    first = [
-        min(part.lineno for part in [one, *getattr(one, "decorator_list", [])]) for one in nodes
-    ]
-    pairs = zip(first, nodes, strict=True)
-    return ["".join(lines[start - 1 : one.end_lineno]).rstrip() for start, one in pairs][::-1]
+    tops = [[one, *getattr(one, "decorator_list", [])] for one in nodes]
+    starts = [min(part.lineno for part in parts) - 1 for parts in tops]
+    pairs = zip(starts, nodes, strict=True)
+    return ["".join(lines[start : one.end_lineno]).rstrip() for start, one in pairs][::-1]
 
 
 def global_names(table: SymbolTable) -> set[str]:
