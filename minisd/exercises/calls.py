@@ -197,3 +197,8 @@ CALLS |= {"module": run_built_module, "method": run_built_method}
 def run_answer(answer: Callable, call: str, arguments: list) -> Any:
     """Call an answer with the arguments of a stage. Raises whatever the answer raises."""
     return CALLS[call](answer, *materialize(arguments))
+
+
+def describe_error(error: BaseException) -> str:
+    """What to say about an error that the student's code raised."""
+    return f"It stopped with {type(error).__name__}: {str(error).strip() or 'no message'}"

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minisd.exercises.calls import run_answer
+from minisd.exercises.calls import describe_error, run_answer
 from minisd.exercises.exercise import Exercise, Stage
 
 SECONDS = 10  # for one stage. The solution takes much less
@@ -144,9 +144,7 @@ def run_on_inputs(answer: Callable, stage: Stage, arguments: list) -> Any:
         with time_limit(SECONDS):
             return run_answer(answer, stage.call, arguments)
     except (Exception, SystemExit) as error:
-        words = str(error).strip() or "no message"
-        sentence = f"It stopped with {type(error).__name__}: {words}"
-        return Failure(sentence, endless=isinstance(error, TimeoutError))
+        return Failure(describe_error(error), endless=isinstance(error, TimeoutError))
 
 
 @contextlib.contextmanager
