@@ -13,6 +13,7 @@ from minisd.cli.argument_parser import Parser
 from minisd.cli.compare import add_compare, compare_command
 from minisd.cli.drawing_options import DRAWING, add_drawing_options
 from minisd.cli.exercises import add_assignment, add_exercises
+from minisd.cli.grade import add_grade
 from minisd.cli.memory import TOO_LITTLE, check_limits, is_out_of_memory
 from minisd.cli.messages import escape_unprintable, print_message, print_results
 from minisd.cli.mine import add_mine
@@ -113,9 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     download = add("download", "download published weights by name", download_command)
     download.add_argument("name", nargs="?", help="what to download; none: list all names")
     lessons.add_lessons(add("lessons", "copy the course to a folder and open it"))
-    add_exercises(add("exercises", "copy the exercises to a folder, or show the next one"))
-    add_mine(add("mine", "show which parts of the model are your own"))
-    add_assignment(add("assignment", "write exercises as assignments for nbgrader"))
+    add_exercise_commands(add)
     examples = add("examples", "write the pictures that docs/steering.md uses", examples_command)
     place = "where to write (examples)"
     examples.add_argument("folder", nargs="?", type=Path, default=Path("examples"), help=place)
@@ -125,6 +124,14 @@ def build_parser() -> argparse.ArgumentParser:
     add_train(add("train", "train the parts of the mini model", train_command))
     add_verify(add("verify", "check models against published numbers", verify_command))
     return top
+
+
+def add_exercise_commands(add: Callable) -> None:
+    """Add the commands for exercises, each with its options."""
+    add_exercises(add("exercises", "copy the exercises to a folder, or show the next one"))
+    add_mine(add("mine", "show which parts of the model are your own"))
+    add_assignment(add("assignment", "write exercises as assignments for nbgrader"))
+    add_grade(add("grade", "grade the exercises of a class"))
 
 
 def add_convert(command: argparse.ArgumentParser) -> None:
