@@ -64,9 +64,14 @@ def usual_constants(t, *, offset=0.008, power=2):
     return cosine_alpha_bar(t, offset=0.008, power=2)
 
 
-def some_t(generator, *ends):
-    drawn = torch.rand(6 - len(ends), generator=generator, dtype=torch.float64)
-    return torch.cat([torch.tensor(ends, dtype=torch.float64), drawn])
+def middle_t(generator):
+    return 0.35 + 0.1 * torch.rand(1, generator=generator, dtype=torch.float64)
+
+
+def six_t(generator):
+    """From 0 to 0.9. Near 1, alpha_bar is so small that a wrong one would pass, too."""
+    drawn = 0.9 * torch.rand(4, generator=generator, dtype=torch.float64)
+    return torch.cat([torch.tensor([0.0, 0.9], dtype=torch.float64), drawn]).reshape(2, 3)
 
 
 def as_method(answer):
@@ -96,13 +101,15 @@ EXERCISE = Exercise(
     ),
     solution=cosine_alpha_bar,
     stages=(
-        Stage("one t", 1, lambda g: [some_t(g)[:1]]),
-        Stage("six t, from 0 to 1", 2, lambda g: [some_t(g, 0.0, 1.0).reshape(2, 3)]),
+        Stage("one t", 1, lambda g: [middle_t(g)]),
+        Stage("six t, from 0 to 0.9", 2, lambda g: [six_t(g)]),
     ),
     hints=(
-        "Write f first, as a function of t.",
-        "Because of s, f(0) is not 1. So you must divide by it.",
-        "torch.cos takes a tensor, math.cos takes a number. The power belongs to f.",
+        "Because of s, f(0) is not 1. So compute f(t) and f(0), and divide.",
+        "torch.cos fails for the plain number 0. For f(0), take math.cos, or let t be "
+        "torch.zeros_like(t).",
+        "f(t) is torch.cos((t + s) / (1 + s) * math.pi / 2) ** p. In f(0), t + s is only s. "
+        "The rest is the same, with its power.",
     ),
     mistakes={
         "alpha_bar(0) must be 1: divide by f(0).": not_divided,
