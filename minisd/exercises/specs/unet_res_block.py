@@ -61,6 +61,41 @@ class NoTime(InSteps):
         return self.shortcut(x) + self.second_half(self.first_half(x))
 
 
+class NoAxes(InSteps):
+    def shift(self, time):
+        return self.time(F.silu(time))
+
+
+class OneAxis(InSteps):
+    def shift(self, time):
+        return self.time(F.silu(time))[:, :, None]
+
+
+class NoPadding(InSteps):
+    def __init__(self, c_in, c_out, time_dim, norm_groups):
+        super().__init__(c_in, c_out, time_dim, norm_groups)
+        self.conv1.padding = self.conv2.padding = (0, 0)
+
+
+class NoPaddingOtherOrder(NoPadding):
+    def forward(self, x, time):
+        return self.second_half(self.first_half(x) + self.shift(time)) + self.shortcut(x)
+
+
+class NoShortcutOtherOrder(InSteps):
+    def forward(self, x, time):
+        return self.second_half(self.first_half(x) + self.shift(time)) + x
+
+
+class LacksShortcut(InSteps):
+    def __init__(self, c_in, c_out, time_dim, norm_groups):
+        super().__init__(c_in, c_out, time_dim, norm_groups)
+        self.shortcut = nn.Identity()
+
+
+LacksShortcut.__name__ = "ResBlock"  # the error's message holds the name of the class
+
+
 class RawTime(InSteps):
     def shift(self, time):
         return self.time(time)[:, :, None, None]
@@ -179,6 +214,16 @@ EXERCISE = Exercise(
     mistakes={
         "x is not added at the end. That is what makes the block residual.": NoResidual,
         "x itself is added. If the channels differ, shortcut(x) must be added.": NoShortcut,
+        "x itself is added at the end. If the channels differ, add shortcut(x).": (
+            NoShortcutOtherOrder
+        ),
+        "The class has no 1x1 convolution `shortcut`. It needs one if c_in and c_out differ.": (
+            LacksShortcut
+        ),
+        "The shift is b c. Give it two more axes, b c 1 1, before you add it to b c h w.": NoAxes,
+        "The shift has one axis too few. It needs the shape b c 1 1.": OneAxis,
+        "The 3x3 convolutions make the picture smaller. They need padding=1.": NoPadding,
+        "The result is smaller than x. The 3x3 convolutions need padding=1.": NoPaddingOtherOrder,
         "The time is not used. Add it between conv1 and norm2.": NoTime,
         "The time vector does not go through silu before the layer `time`.": RawTime,
         "The silu comes after the layer `time`. It should come before it.": SiluAfterTime,
