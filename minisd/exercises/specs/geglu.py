@@ -113,7 +113,7 @@ EXERCISE = Exercise(
         "2 * expand * width, and its layer `narrow` a Linear from expand * width back to width. "
         "Both have a bias. `forward(x)` applies `widen` and cuts the channels into two halves: "
         "the first half is the value, the second half is the gate. It multiplies the value by "
-        "gelu(gate), and applies `narrow`. Use the exact gelu, not the approximation with tanh."
+        "gelu(gate), and applies `narrow`. Use the exact gelu. This is the default of `F.gelu`."
     ),
     solution=GEGLU,
     stages=(

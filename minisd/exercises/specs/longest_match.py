@@ -151,7 +151,7 @@ EXERCISE = Exercise(
     ),
     mistakes={
         "You take the shortest piece. Try the longest one first.": shortest_first,
-        "Your pieces may have more letters than the question allows.": any_length,
+        "Some of your pieces have more letters than the question allows.": any_length,
         "Your pieces are one letter shorter than they may be. Check the loop over the lengths.": (
             one_too_short
         ),

@@ -53,7 +53,7 @@ EXERCISE = Exercise(
         'In "(w h)", the last letter moves fastest, so the list goes down first. c comes after it.',
     ),
     mistakes={
-        "The patches go line by line. They should go down first: (w h).": (
+        "The patches go line by line. They should go down first.": (
             pattern("b c (h p) (w q) -> b (h w) c")
         ),
         "The patches have the wrong shape. Exchange their height and their width.": (
@@ -73,8 +73,10 @@ EXERCISE = Exercise(
         ),
         "The channels must be the last axis.": channels_first,
         "Keep the channels: each has its own mean.": mean_of_channels,
-        "Put h and w together into one axis: (w h).": pattern("b c (h p) (w q) -> b h w c"),
-        "Put h and w together into one axis, (w h), and put the channels last.": (
+        "Put the two axes that count the patches together into one axis.": pattern(
+            "b c (h p) (w q) -> b h w c"
+        ),
+        "Make one axis of the two that count the patches, and put the channels last.": (
             pattern("b c (h p) (w q) -> b c h w")
         ),
     },

@@ -61,6 +61,11 @@ def one_exponent(x, *, bits=4):
     return (x / 2.0**exponent * 2**bits).round() / 2**bits * 2.0**exponent
 
 
+def whole_number_power(x, *, bits=4):
+    mantissa, exponent = torch.frexp(x)
+    return (mantissa * 2**bits).round() / 2**bits * 2**exponent
+
+
 def without_sign(x, *, bits=4):
     return round_bits(x.abs(), bits=bits)
 
@@ -99,8 +104,8 @@ EXERCISE = Exercise(
         "A floating-point number is m * 2^e. torch.frexp(x) returns m, with 0.5 <= |m| < 1, and "
         "the whole number e. float32 has 24 binary digits for m, and half precision has 11. "
         "Write `round_bits(x)`, which keeps {bits} binary digits: round m to the nearest "
-        "multiple of 2^-{bits}, and compute m * 2^e again. The exponent e stays. Zeros stay "
-        "zeros."
+        "multiple of 2^-{bits}, and compute m * 2^e again with torch.ldexp(m, e). The exponent e "
+        "stays. Zeros stay zeros."
     ),
     solution=round_bits,
     stages=(
@@ -123,6 +128,9 @@ EXERCISE = Exercise(
         "You multiplied by 2 times the number of bits. Use 2 to its power.": (bits_times_two),
         "This is half precision, with 11 binary digits. Keep fewer.": half_precision,
         "The exponent is missing: put the number together again with torch.ldexp.": mantissa_only,
+        "In torch, 2**e is 0 for a negative whole number e. Use torch.ldexp(m, e).": (
+            whole_number_power
+        ),
         "All numbers share one exponent. Each has its own.": one_exponent,
         "The sign is lost. Round x, not its absolute value.": without_sign,
         "Your numbers are too large. After rounding, divide by 2 to the power of the bits.": (
