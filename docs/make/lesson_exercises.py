@@ -8,6 +8,7 @@ Only the new cells are run. docs/make/notebooks.py runs whole lessons.
 
 import argparse
 import copy
+import subprocess
 
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -35,11 +36,19 @@ def end_cells(lesson: str) -> list[NotebookNode]:
     for one in exercises:
         text = question_text(one, with_question=not one.constants).replace("## ", "### ", 1)
         cells.append(new_markdown_cell(text))
-        asks = f'question("{one.name}")\n\n' if one.constants else ""
-        cells.append(new_code_cell(f"{asks}{answer_code(one)}\n\n\n{check_line(one)}"))
+        if one.constants:
+            cells.append(new_code_cell(f'question("{one.name}")'))
+        cells.append(new_code_cell(format_code(f"{answer_code(one)}\n\n\n{check_line(one)}")))
     for cell in cells:
         cell.metadata["tags"] = [TAG]
     return cells
+
+
+def format_code(code: str) -> str:
+    """The code as ruff formats it in a cell."""
+    command = ["ruff", "format", "--quiet", "--stdin-filename", "notebooks/cell.py", "-"]
+    done = subprocess.run(command, input=code, capture_output=True, text=True, check=True)
+    return done.stdout.rstrip()
 
 
 def check_line(one: Exercise) -> str:
