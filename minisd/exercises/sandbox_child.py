@@ -37,7 +37,7 @@ PACKAGES += " mpmath networkx jinja2 markupsafe fsspec filelock packaging regex 
 PACKAGES += " PIL pillow.libs"
 # The system calls that start or reach other processes, open sockets, mount, change the modes of
 # files, or take memory that no limit counts
-REFUSED = json.loads(Path(__file__).with_name("refused_calls.json").read_text()).get(
+REFUSED = json.loads(Path(__file__).with_name("refused_calls.json").read_bytes()).get(
     platform.machine()
 )
 
@@ -204,11 +204,11 @@ def set_limits() -> None:
 
         limits = {r.RLIMIT_FSIZE: LARGEST_RESULT, r.RLIMIT_NOFILE: 64, r.RLIMIT_CORE: 0}
         if LINUX:
-            own = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+            own = int(Path("/proc/self/statm").read_bytes().split()[0]) * os.sysconf("SC_PAGE_SIZE")
             limits |= {r.RLIMIT_NPROC: 64, r.RLIMIT_AS: own + MEMORY}
         for name, most in limits.items():
             r.setrlimit(name, (most, most))
-        Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, it ends first
+        Path("/proc/self/oom_score_adj").write_bytes(b"1000")  # if memory runs out, it ends first
 
 
 def call_c(name: str, *arguments: Any) -> int:
@@ -223,9 +223,9 @@ def enter_namespaces() -> None:
     """Let the next fork be in new namespaces: user, mounts, processes, network and IPC."""
     own = {"uid_map": os.getuid(), "gid_map": os.getgid()}
     call_c("unshare", 0x78020000)
-    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/setgroups").write_bytes(b"deny")
     for name, number in own.items():
-        Path("/proc/self", name).write_text(f"{number} {number} 1")
+        Path("/proc/self", name).write_bytes(b"%d %d 1" % (number, number))
 
 
 def show_only(paths: list[str], root: bytes) -> None:
