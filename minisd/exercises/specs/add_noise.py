@@ -33,6 +33,10 @@ def without_axes(x0, noise, alpha_bar):
     return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
 
 
+def without_axes_behind(x0, noise, alpha_bar):
+    return x0 * alpha_bar.sqrt() + noise * (1 - alpha_bar).sqrt()
+
+
 def shares(generator, *values):
     """alpha_bar of a batch: these values, or random ones where a value is None."""
     drawn = torch.rand(len(values), generator=generator, dtype=torch.float64)
@@ -99,6 +103,9 @@ EXERCISE = Exercise(
     mistakes={
         "Axes are lined up from the right, so b meets w. Give alpha_bar the shape b 1 1 1.": (
             without_axes
+        ),
+        "Axes are lined up from the right, so w meets b. Give alpha_bar the shape b 1 1 1.": (
+            without_axes_behind
         ),
         "The square roots are missing. alpha_bar is a variance.": (
             with_rates(lambda alpha_bar: (alpha_bar, 1 - alpha_bar))

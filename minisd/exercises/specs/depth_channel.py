@@ -34,6 +34,12 @@ def whole_batch(depth, size):
     return stretch(small, small.min(), small.max())
 
 
+def without_axes(depth, size):
+    small = shrink(depth, size)
+    values = small.flatten(1)
+    return stretch(small, values.min(dim=1).values, values.max(dim=1).values)
+
+
 def zero_to_one(depth, size):
     return (depth_channel(depth, size) + 1) / 2
 
@@ -119,6 +125,9 @@ EXERCISE = Exercise(
     ),
     mistakes={
         "low and high are those of the whole batch. Each map has its own.": whole_batch,
+        "low and high have the shape b, so they met the width. They need the shape b 1 1 1.": (
+            without_axes
+        ),
         "The values go from 0 to 1. They should go from -1 to 1.": zero_to_one,
         "The 0.001 in the denominator is missing.": nothing_added,
         "Shrink the map with bicubic interpolation, not bilinear.": bilinear,

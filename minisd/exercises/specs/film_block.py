@@ -82,6 +82,12 @@ class TakeTurns(InSteps):
         return (one, other) if self.first == "scale" else (other, one)
 
 
+class NoAxes(InSteps):
+    def read_time(self, time):
+        one, other = self.time(F.silu(time)).chunk(2, dim=1)
+        return (one, other) if self.first == "scale" else (other, one)
+
+
 class RawTime(InSteps):
     def read_time(self, time):
         one, other = self.time(time)[:, :, None, None].chunk(2, dim=1)
@@ -150,6 +156,7 @@ EXERCISE = Exercise(
         "Scale and shift come before norm2. They should come after it.": BeforeNorm,
         "norm2 is not applied.": NoNorm,
         "You took every second output of `time`. Scale and shift are halves.": TakeTurns,
+        "Scale and shift are b c. Give them two more axes, b c 1 1, to fit b c h w.": NoAxes,
         "The time vector does not go through silu before the layer `time`.": RawTime,
         "The shortcut is not multiplied by your number.": NoFactor,
         "Your number multiplies h. It should multiply the shortcut.": FactorOnWrongSide,

@@ -26,6 +26,10 @@ def without_last_row(latent, matrix, *, axes="h w b c", order="BGR", times=3):
     return latent_preview(latent, matrix, axes=axes, order=order, times=times)
 
 
+def row_without_axes(latent, matrix, *, axes="h w b c", order="BGR", times=3):
+    return einsum(latent, matrix[:4], "b c h w, c rgb -> b rgb h w") + matrix[4]
+
+
 def usual_axes(latent, matrix, *, axes="h w b c", order="BGR", times=3):
     return latent_preview(latent, matrix, axes="b c h w", order=order, times=times)
 
@@ -132,6 +136,9 @@ EXERCISE = Exercise(
     ),
     mistakes={
         "The last row of the matrix is not added.": without_last_row,
+        "The last row met the width. Give it two new axes: matrix[4][:, None, None].": (
+            row_without_axes
+        ),
         "The axes are in the order b c h w. Use the order of your question.": usual_axes,
         "Height and width are swapped.": height_and_width_swapped,
         "The shape is right, but numbers are in the wrong places. Use rearrange, not reshape.": (

@@ -49,6 +49,12 @@ def without_axes(network, x0, noise, t, context, alpha_bar):
     return (network(x, t, context) - noise).square().mean()
 
 
+def without_axes_behind(network, x0, noise, t, context, alpha_bar):
+    share = alpha_bar[t]
+    x = x0 * share.sqrt() + noise * (1 - share).sqrt()
+    return (network(x, t, context) - noise).square().mean()
+
+
 def show_the_clean_picture(network, x0, noise, t, context, alpha_bar):
     return (network(x0, t, context) - noise).square().mean()
 
@@ -158,6 +164,9 @@ EXERCISE = Exercise(
         ),
         "Axes are lined up from the right, so b meets w. Give alpha_bar[t] the shape b 1 1 1.": (
             without_axes
+        ),
+        "Axes are lined up from the right, so w meets b. Give alpha_bar[t] the shape b 1 1 1.": (
+            without_axes_behind
         ),
         "Every sample got the t of the first sample.": one_t_for_all,
         "alpha_bar is read one place too early. t counts from 0, as the table does.": (

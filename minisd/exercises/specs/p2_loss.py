@@ -49,6 +49,14 @@ def weighted_mean(eps, noise, alpha_bar, *, k=1.0, gamma=1.0):
     return (weights * errors_of(eps, noise)).sum() / weights.sum()
 
 
+def weights_along_width(eps, noise, alpha_bar, *, k=1.0, gamma=1.0):
+    return (right_weights(alpha_bar, k, gamma) * (eps - noise).square()).mean()
+
+
+def errors_by_width(eps, noise, alpha_bar, *, k=1.0, gamma=1.0):
+    return ((eps - noise).square() * right_weights(alpha_bar, k, gamma)).mean()
+
+
 def weights_squared(eps, noise, alpha_bar, *, k=1.0, gamma=1.0):
     weights = rearrange(right_weights(alpha_bar, k, gamma), "b -> b 1 1 1")
     return (weights * (eps - noise)).square().mean()
@@ -155,6 +163,12 @@ EXERCISE = Exercise(
             two_means
         ),
         "You divided by the sum of the weights. Divide by the number of samples.": weighted_mean,
+        "The weights met the columns. First take the mean error of each sample, then multiply.": (
+            weights_along_width
+        ),
+        "The columns met the weights. First take the mean error of each sample, then multiply.": (
+            errors_by_width
+        ),
         "The weight is inside the square. Multiply the squared error by it.": weights_squared,
         "This is the sum over the samples. Take the mean.": sum_of_samples,
         "The error of a sample should be the mean over its numbers, not the sum.": sum_of_numbers,

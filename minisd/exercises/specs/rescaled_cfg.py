@@ -78,6 +78,18 @@ def lengths(eps_uncond, eps_cond, scale, *, phi=0.7):
     return shrink(eps_uncond, eps_cond, scale, phi, ratio)
 
 
+def without_axes(eps_uncond, eps_cond, scale, *, phi=0.7):
+    def ratio(cond, guided):
+        return cond.std(dim=(1, 2, 3)) / guided.std(dim=(1, 2, 3))
+
+    return shrink(eps_uncond, eps_cond, scale, phi, ratio)
+
+
+def without_axes_behind(eps_uncond, eps_cond, scale, *, phi=0.7):
+    guided = eps_uncond + scale * (eps_cond - eps_uncond)
+    return phi * (guided * (eps_cond.std(dim=(1, 2, 3)) / guided.std(dim=(1, 2, 3)))) + guided
+
+
 def swap_phi(eps_uncond, eps_cond, scale, *, phi=0.7):
     return rescaled_cfg(eps_uncond, eps_cond, scale, phi=1 - phi)
 
@@ -151,6 +163,8 @@ EXERCISE = Exercise(
             spread_of_uncond
         ),
         "You used the length of the vector. Use the standard deviation, tensor.std().": (lengths),
+        "The ratio has the shape b, so it met the width. Use keepdim=True: b 1 1 1.": without_axes,
+        "The ratio needs the shape b 1 1 1 to fit b c h w. Use keepdim=True.": without_axes_behind,
         "phi and 1 - phi are swapped: phi belongs to the rescaled eps.": swap_phi,
         "The mix is missing: phi times the rescaled eps, plus 1 - phi times the guided eps.": (
             no_phi
