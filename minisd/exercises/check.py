@@ -120,20 +120,26 @@ def show_passing(exercise: Exercise, answer: Callable, student: str) -> None:
         plot.show(plot.pictures([ours, theirs], titles), alt=alt)
 
 
-def portrait(name: str, answer: Callable, student: str | None = None) -> tuple[Any, Any]:
+def portrait(name: str, answer: Callable, student: str | None = None) -> None:
     """Draw with an answer, right or wrong, and show the picture next to the right one.
 
-    So a student sees what a mistake does to a picture. Returns both pictures: the right one first.
+    So a student sees what a mistake does to a picture. If the mini cannot draw with the answer,
+    portrait() says why.
 
-    Raises ValueError if the exercise has no picture. Also raises what the answer raises.
+    Raises ValueError if the exercise has no picture.
     """
     exercise = find_exercise(name)
     if exercise.draw is None:
         raise ValueError(f"{name} has no picture. Choose an exercise that is a part of the model.")
-    right, drawn = draw_both(exercise, answer, student_id() if student is None else student)
-    figure = plot.pictures([right, drawn], ["the right picture", "a portrait of your answer"])
-    plot.show(figure, alt=f"The right picture, and the picture with your {name}.")
-    return right, drawn
+    try:
+        pair = draw_both(exercise, answer, student_id() if student is None else student)
+    except Exception as error:
+        misfit = "does not hold exactly the tensors" in str(error)
+        why = "its parameters have other names or shapes than ours." if misfit else repr(error)
+        return say(f"With your answer, the mini cannot draw: {why}")
+    figure = plot.pictures([*pair], ["the right picture", "a portrait of your answer"])
+    where = "" if in_notebook() else " Call portrait() in a notebook to see them."
+    plot.show(figure, alt=f"The right picture, and the picture with your {name}.{where}")
 
 
 def draw_both(exercise: Exercise, answer: Callable, student: str) -> tuple[Any, Any]:
