@@ -16,7 +16,8 @@ def add_grade(command: argparse.ArgumentParser) -> None:
     )
     add("folder", nargs="?", type=Path, help="the submissions: a folder or a file for each id")
     add("--roster", type=Path, metavar="CSV", help="the class list, a table with the column id")
-    add("-o", "--output", type=Path, required=True, metavar="FILE", help="the file to write")
+    what = "the file to write (grades.csv, or autograder.zip)"
+    add("-o", "--output", type=Path, metavar="FILE", help=what)
     add("--feedback", type=Path, metavar="DIR", help="also write a page for each student")
     names = "exercises or lessons, such as attend or 07 (all that somebody has answered)"
     add("--exercises", nargs="+", default=[], metavar="NAME", help=names)
@@ -38,15 +39,16 @@ def grade_command(options: argparse.Namespace) -> None:
     exercises = [one for some in chosen for one in some]
     limits = RunLimits(options.seconds, options.jobs, options.trusted)
     if not options.gradescope:
-        grade_folder(options, exercises, limits)
+        grade_folder(options, exercises, limits, options.output or Path("grades.csv"))
         return
     if not exercises:
         raise ValueError("name the exercises, such as --exercises attend attention.")
-    write_autograder(options.output, exercises, limits)
-    print_results(options.output)
+    archive = options.output or Path("autograder.zip")
+    write_autograder(archive, exercises, limits)
+    print_results(archive)
 
 
-def grade_folder(options: argparse.Namespace, exercises: list, limits: Any) -> None:
+def grade_folder(options: argparse.Namespace, exercises: list, limits: Any, table: Path) -> None:
     """Grade a folder of submissions, and write the table and the feedback."""
     from minisd.exercises import grade
     from minisd.exercises.assignment import draw_seed
@@ -62,11 +64,11 @@ def grade_folder(options: argparse.Namespace, exercises: list, limits: Any) -> N
     seed = draw_seed() if options.seed is None else options.seed
     remarks = grade.judge_all(students, exercises, seed, limits)
     grade.find_twins(students, exercises)
-    write_text(options.output, grade.table_text([grade.table_row(x, seed) for x in students]))
+    write_text(table, grade.table_text([grade.table_row(x, seed) for x in students]))
     if options.feedback:
         make_folder(options.feedback)
         for student in students:
             write_text(options.feedback / f"{student.id}.md", grade.feedback_text(student))
     for remark in [*remarks, *(f"{path} belongs to nobody in the class." for path in strangers)]:
         print_message(remark, by="minisd grade")
-    print_results(f"{options.output}: {len(students)} students, {len(exercises)} exercises")
+    print_results(f"{table}: {len(students)} students, {len(exercises)} exercises")
