@@ -45,7 +45,7 @@ REFUSED = json.loads(Path(__file__).with_name("refused_calls.json").read_bytes()
 def serve(plan: dict) -> None:
     """Choose a way of isolation, run the jobs, and print the way and the jobs that were too slow.
 
-    plan: the fields of Limits, and "jobs" (number, name of the tree, number of stages), and
+    plan: the fields of RunLimits, "jobs" (number, name of the tree, number of stages), and
         "packages", the grader's sys.path. The folders of jobs and trees are in the current folder
     """
     sys.path += [path for path in plan["packages"] if path not in sys.path]
