@@ -4,12 +4,22 @@ So this file imports nothing of minisd, and holds nothing that answers a questio
 """
 
 import copy
+import inspect
+import re
 from collections.abc import Callable, Iterator
+from os.path import dirname
+from traceback import extract_tb
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+IN_LINE = " (line "  # between an error and the place where it was raised
+
+
+class MisfitError(ValueError):
+    """An answer that cannot be tried. The message is a whole sentence."""
 
 
 class Made(NamedTuple):
@@ -51,6 +61,8 @@ def build_network(gain: float, rows: float = 0.0) -> Callable:
     """
 
     def network(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        if getattr(t, "ndim", 0) == 0:
+            raise MisfitError("network got one number as t. It needs one number for each sample.")
         if not len(x) == len(t) == len(context):
             counts = f"x has {len(x)} samples, t has {len(t)}, and context has {len(context)}"
             raise ValueError(f"{counts}. The three numbers must be equal.")
@@ -100,17 +112,8 @@ def build_generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-BUILDERS: dict[str, Callable] = {
-    "denoise": build_denoise,
-    "sigma_denoise": build_sigma_denoise,
-    "network": build_network,
-    "embed": build_embed,
-    "model": build_model,
-    "level": build_level,
-    "layer": build_layer,
-    "generator": build_generator,
-    "namespace": SimpleNamespace,
-}
+BUILDERS: dict[str, Callable] = {"namespace": SimpleNamespace}
+BUILDERS |= {name[6:]: one for name, one in globals().items() if name.startswith("build_")}
 
 
 def materialize(data: Any) -> Any:
@@ -142,9 +145,13 @@ def run_built_module(answer: Callable, init: dict, weights: dict, *arguments: An
 
 def run_built_method(answer: Callable, init: dict, weights: dict, name: str, *given: Any) -> Any:
     """The same, but call the method of this name. given: its arguments"""
+    try:
+        inspect.signature(answer).bind(**init)
+    except TypeError as error:
+        raise MisfitError(f"Name the arguments of __init__: {', '.join(init)}.") from error
     module = answer(**init)
     if not isinstance(module, nn.Module):
-        raise ValueError(f"the answer must be an nn.Module, got {type(module).__name__}.")
+        raise MisfitError(f"The answer must be an nn.Module, got {type(module).__name__}.")
     copy_weights(module.double(), weights)
     with torch.no_grad():
         result = getattr(module.eval(), name)(*given)
@@ -160,33 +167,34 @@ def copy_weights(module: nn.Module, weights: dict) -> None:
 
 def check_weights(module: nn.Module, weights: dict) -> None:
     """Raise ValueError if the names or shapes of a module's parameters are not those of weights."""
-    own = module.state_dict()
+    own, kind = module.state_dict(), type(module).__name__
     if weights and not own:
-        raise ValueError(f"your {type(module).__name__} has no parameters yet.")
-    missing, other = weights.keys() - own.keys(), own.keys() - weights.keys()
-    for name in [*sorted(missing), *sorted(other)]:
-        kind = "lacks the parameter" if name in weights else "has one parameter too many:"
-        raise ValueError(f"your {type(module).__name__} {kind} {name}.")
+        raise MisfitError(f"Your {kind} has no parameters yet.")
+    pairs = [("missing", weights.keys() - own.keys()), ("unknown", own.keys() - weights.keys())]
+    wrong = [f"These are {what}: {', '.join(sorted(names))}." for what, names in pairs if names]
+    if wrong:
+        raise MisfitError(f"The names of the parameters of your {kind} differ. {' '.join(wrong)}")
     for name, value in weights.items():
         if own[name].shape != value.shape:
             shapes = f"the shape {list(own[name].shape)}, expected {list(value.shape)}"
-            raise ValueError(f"the parameter {name} of your {type(module).__name__} has {shapes}.")
+            raise MisfitError(f"The parameter {name} of your {kind} has {shapes}.")
 
 
-def run_object(answer: Callable, init: list, *reads: Any) -> list:
+def run_object(answer: Callable, init: list, *reads: Any) -> dict:
     """Build an object that is no nn.Module, and read from it.
 
     reads: the name of an attribute, or a list: the name of a method, and its arguments
     """
     thing = answer(*init)
-    results = []
+    results = {}
     for read in reads:
         name, *arguments = [read] if isinstance(read, str) else read
         if not hasattr(thing, name):
             state = f"lacks {name}" if vars(thing) else "has no attributes yet"
-            raise ValueError(f"your {type(thing).__name__} {state}.")
+            raise MisfitError(f"Your {type(thing).__name__} {state}.")
         value = getattr(thing, name)
-        results.append(value if isinstance(read, str) else value(*arguments))
+        again = f", read {len(results) + 1}" * (name in results)
+        results[name + again] = value if isinstance(read, str) else value(*arguments)
     return results
 
 
@@ -200,5 +208,12 @@ def run_answer(answer: Callable, call: str, arguments: list) -> Any:
 
 
 def describe_error(error: BaseException) -> str:
-    """What to say about an error that the student's code raised."""
-    return f"It stopped with {type(error).__name__}: {str(error).strip() or 'no message'}"
+    """What to say about an error that the student's code raised, in one line."""
+    if isinstance(error, MisfitError):
+        return str(error)
+    words = " ".join(str(error).split()) or "no message"
+    ours = [dirname(dirname(__file__)), dirname(copy.__file__), "-packages", "sandbox_child", "<f"]
+    skip = "|".join(map(re.escape, ours))  # what is left is the student's code
+    own = [one for one in extract_tb(error.__traceback__) if not re.search(skip, one.filename)]
+    lines = [f"{IN_LINE}{one.lineno}: `{one.line}`)".replace(": ``", "") for one in own[-1:]]
+    return "".join([f"It stopped with {type(error).__name__}: {words}", *lines])

@@ -1,17 +1,18 @@
 """check(): try an answer, show what is right and what is not, and give hints."""
 
 import inspect
+import io
 import os
 from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, sub
 
 import minisd
 from minisd.exercises.exercise import Exercise, find_exercise
 from minisd.exercises.install import install_parts
-from minisd.exercises.judge import Difference, Verdict, judge
+from minisd.exercises.judge import Difference, Verdict, catch_output, judge
 from minisd.exercises.learner_folder import record_points, student_id
 from minisd.exercises.mine import save_answer
 from minisd.teaching import plot
@@ -52,10 +53,9 @@ def question(name: str, student: str | None = None) -> None:
 
 def hint(name: str, number: int = 1) -> None:
     """Show hint 1, 2 or 3 of an exercise. Raises ValueError if there is no such hint."""
-    hints = find_exercise(name).hints
     if number not in (1, 2, 3):
         raise ValueError(f"there is no hint {number}. Choose 1, 2 or 3.")
-    say(f"**Hint {number} of 3.** {hints[number - 1]}")
+    say(f"**Hint {number} of 3.** {find_exercise(name).hints[number - 1]}")
 
 
 def solution(name: str) -> None:
@@ -68,16 +68,15 @@ def describe_verdict(verdict: Verdict) -> str:
     exercise = verdict.exercise
     label = f"**{exercise.name}**"
     if not verdict.begun:
-        waits = f"{label} waits for your code in place of the three dots."
-        return f"{waits} {verdict.mistake}" if verdict.mistake else waits
+        more = f" {verdict.mistake}" if verdict.mistake else ""
+        return f"{label} waits for your code in place of the three dots.{more}"
     score = f"{verdict.points} of {exercise.points} points"
     if verdict.has_passed:
         return with_prints(f"{label} is right: {score}. {exercise.passing}", verdict)
     lines = [f"{label} is not right yet: {score}.", ""]
     for one in verdict.results:
-        lines.append(f"- {'✗' if one.problem else '✓'} {one.stage.title} ({one.stage.points})")
-        if one.problem:
-            lines[-1] += f". {one.problem.sentence}"
+        mark, end = ("✗", f". {one.problem.sentence}") if one.problem else ("✓", "")
+        lines.append(f"- {mark} {one.stage.title} ({one.stage.points}){end}")
     more = f'`hint("{exercise.name}", 1)` to `3` say more.'
     lines += ["", f"**{verdict.mistake}** {more}" if verdict.mistake else more]
     return with_prints("\n".join(lines), verdict)
@@ -95,18 +94,14 @@ def show_heat(verdict: Verdict) -> None:
     pairs = [one.tensors for one in problems if isinstance(one, Difference) and one.tensors]
     if not (verdict.begun and in_notebook() and pairs and pairs[0][0].ndim > 1):
         return
-    got, wanted = pairs[0]
-    figure = plot.heat(as_matrix((got - wanted).abs()), label="error")
+    figure = plot.heat(as_matrix(sub(*pairs[0]).abs()), label="error")
     plot.show(figure, alt="A heat map of the errors: dark where your numbers are right.")
 
 
 def as_matrix(tensor: Tensor) -> Tensor:
     """A tensor as a matrix: the largest number over all axes but the last two."""
-    tensor = tensor.nan_to_num(posinf=1e6)
-    while tensor.ndim > 2:
-        tensor = tensor.amax(dim=0)
-    tensor = tensor if tensor.ndim == 2 else tensor[None]
-    return tensor[:HEAT_SIZE, :HEAT_SIZE]
+    matrices = tensor.nan_to_num(posinf=1e6).reshape(-1, *tensor.shape[-2:])
+    return matrices.amax(dim=0)[:HEAT_SIZE, :HEAT_SIZE]
 
 
 def show_passing(exercise: Exercise, answer: Callable, student: str) -> None:
@@ -114,10 +109,9 @@ def show_passing(exercise: Exercise, answer: Callable, student: str) -> None:
     if exercise.replaces:
         say(save_answer(exercise, answer, student))
     if exercise.draw and in_notebook():
-        ours, theirs = draw_both(exercise, answer, student)
-        titles = ["with our part", "with your part"]
+        pair, titles = draw_both(exercise, answer, student), ["with our part", "with your part"]
         alt = f"Two pictures by the mini: one with our {exercise.name}, one with yours."
-        plot.show(plot.pictures([ours, theirs], titles), alt=alt)
+        plot.show(plot.pictures([*pair], titles), alt=alt)
 
 
 def portrait(name: str, answer: Callable, student: str | None = None) -> None:
@@ -152,7 +146,8 @@ def draw_with(exercise: Exercise, answer: Callable) -> Image.Image | Tensor:
     """What the exercise draws with this answer in the mini."""
     assert exercise.draw is not None, f"{exercise.name} has no picture"
     targets = exercise.replaces if exercise.in_picture is None else exercise.in_picture
-    with install_parts({name: adapt(answer) for name, adapt in targets.items()}):
+    parts = {name: adapt(answer) for name, adapt in targets.items()}
+    with install_parts(parts), catch_output(io.StringIO()):
         return exercise.draw(minisd.load("mini"))
 
 

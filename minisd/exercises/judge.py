@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from minisd.exercises.calls import describe_error, run_answer
+from minisd.exercises.calls import IN_LINE, build_generator, describe_error, run_answer
 from minisd.exercises.exercise import Exercise, Stage
 
+STUB = (lambda: ...).__code__
 SECONDS = 10  # for one stage. The solution takes much less
 
 
@@ -76,14 +77,10 @@ def judge(exercise: Exercise, answer: Callable, student: str = "", seed: int = 0
 
     seed: chooses the hidden inputs
     """
-    if is_from_package(answer):
-        own = Failure(
-            "This is minisd's own code. Run the cell with your own code, then check again."
-        )
-        results = [StageResult(stage, own) for stage in exercise.stages]
+    if misuse := find_misuse(exercise, answer):
+        results = [StageResult(stage, Failure(misuse)) for stage in exercise.stages]
         return Verdict(exercise, results, mistake=None, begun=True)
-    hidden = draw_inputs(exercise, seed)
-    output = io.StringIO()
+    hidden, output = draw_inputs(exercise, seed), io.StringIO()
     with catch_output(output):
         got = run_stages(answer, exercise, hidden)
     return judge_results(exercise, hidden, got, student, output.getvalue())
@@ -93,22 +90,25 @@ def run_stages(answer: Callable, exercise: Exercise, hidden: list[list]) -> list
     """The result of every stage, or a Failure. After a stage that ran too long, none is tried."""
     results: list = []
     for stage, arguments in zip(exercise.stages, hidden, strict=True):
-        last = results[-1] if results else None
-        endless = isinstance(last, Failure) and last.endless
-        results.append(last if endless else run_on_inputs(answer, stage, arguments))
+        endless = results and isinstance(results[-1], Failure) and results[-1].endless
+        results.append(results[-1] if endless else run_on_inputs(answer, stage, arguments))
     return results
 
 
-def is_from_package(answer: Callable) -> bool:
-    """Whether the answer is a part of minisd. The notebook may import one of the same name."""
-    module = str(getattr(answer, "__module__", ""))
-    return module.startswith("minisd.") and not module.startswith("minisd.exercises.specs.")
+def find_misuse(exercise: Exercise, answer: Any) -> str | None:
+    """What to say about an answer that is not the student's function or class."""
+    module, name = str(getattr(answer, "__module__", "")), exercise.solution.__name__
+    if module.startswith("minisd.") and not module.startswith("minisd.exercises.specs."):
+        return "This is minisd's own code. Run the cell with your own code, then check again."
+    kind = "class" if isinstance(exercise.solution, type) else "function"
+    if not callable(answer) or (kind == "class" and isinstance(answer, nn.Module)):
+        return f'Give the {kind} itself: check("{exercise.name}", {name}), without () after {name}.'
+    return None
 
 
 def draw_inputs(exercise: Exercise, seed: int) -> list[list]:
     """The hidden arguments of every stage."""
-    generators = [torch.Generator().manual_seed(seed * 1000 + i) for i in range(99)]
-    return [stage.inputs(g) for stage, g in zip(exercise.stages, generators, strict=False)]
+    return [one.inputs(build_generator(seed * 1000 + i)) for i, one in enumerate(exercise.stages)]
 
 
 def judge_results(
@@ -121,10 +121,9 @@ def judge_results(
     right = run_all(exercise, exercise.solution, hidden, student)
     results = []
     for stage, mine, wanted in zip(exercise.stages, got, right, strict=True):
-        problem = mine if isinstance(mine, Failure) else None
-        problem = problem or find_difference(mine, wanted, stage.tolerance)
-        results.append(StageResult(stage, problem))
-    begun = not all(is_stub_result(one) for one in got)
+        failed = mine if isinstance(mine, Failure) else None
+        results.append(StageResult(stage, failed or find_difference(mine, wanted, stage.tolerance)))
+    begun = bool(printed.strip()) or not all(is_stub_result(one) for one in got)
     mistake = "If it is there, end it with `return`." if not begun and got[0] is None else None
     if begun and any(one.problem for one in results):
         mistake = name_mistake(exercise, hidden, got, results, student)
@@ -142,7 +141,10 @@ def run_on_inputs(answer: Callable, stage: Stage, arguments: list) -> Any:
     """The result of one stage, or a Failure. A student's code may raise anything."""
     try:
         with time_limit(SECONDS):
-            return run_answer(answer, stage.call, arguments)
+            result = run_answer(answer, stage.call, arguments)
+        if result is None and len(getattr(answer, "__code__", STUB).co_code) > len(STUB.co_code):
+            return Failure("It returned None. Is `return` missing?")
+        return result
     except (Exception, SystemExit) as error:
         return Failure(describe_error(error), endless=isinstance(error, TimeoutError))
 
@@ -178,8 +180,8 @@ def catch_output(output: io.StringIO) -> Iterator[None]:
 
 def is_stub_result(result: Any) -> bool:
     """Whether a stage gave nothing, as the stub does."""
-    if isinstance(result, list):
-        return all(is_stub_result(one) for one in result)
+    if isinstance(result, list | dict):
+        return all(is_stub_result(one) for one in list_items(result).values())
     empty = ("has no parameters yet.", "has no attributes yet.")
     stub = isinstance(result, Failure) and result.sentence.endswith(empty)
     return result is None or result is ... or stub
@@ -188,78 +190,72 @@ def is_stub_result(result: Any) -> bool:
 # ---- comparing -------------------------------------------------------------------------------
 
 
-def find_difference(got: Any, wanted: Any, tolerance: float) -> Difference | None:
-    """The first difference between two results. None: they are equal."""
-    mine, right = list_leaves(got), list_leaves(wanted)
-    if len(mine) != len(right):
-        return Difference(f"It returned {describe(got)}, expected {describe(wanted)}.")
-    for (own_path, one), (path, other) in zip(mine, right, strict=True):
-        if own_path != path:
-            paths = f"{own_path or describe(got)}, expected {path or describe(wanted)}"
-            return Difference(f"It returned {paths}.")
-        if wrong := leaf_difference(one, other, path, tolerance):
+def find_difference(got: Any, wanted: Any, most: float, path: str = "") -> Difference | None:
+    """The first difference between two results. None: they are equal.
+
+    most: the largest relative and absolute error
+    path: the place of the results in nested lists and dictionaries
+    """
+    mine, right = join_numbers(got), join_numbers(wanted)
+    if isinstance(mine, Tensor) and isinstance(right, Tensor):
+        return tensor_difference(mine, right, most, path)
+    items, needed = list_items(mine), list_items(right)
+    if items.keys() != needed.keys() or not needed:
+        words = f"{'got' if path else 'it returned'} {describe(got)}, expected {describe(wanted)}."
+        same = type(mine) is type(right) and not items and mine == right
+        return None if same else Difference(add_place(path, words))
+    for key, value in needed.items():
+        place = key if isinstance(key, str) and not path else f"{path or 'Result '}[{key!r}]"
+        if wrong := find_difference(items[key], value, most, place):
             return wrong
     return None
 
 
-def list_leaves(tree: Any, path: str = "") -> list[tuple[str, Any]]:
-    """The tensors, numbers and texts in nested lists, tuples and dictionaries, each with its path.
-
-    A list of numbers counts as one tensor.
-    """
-    if isinstance(tree, np.ndarray | np.generic):
-        tree = torch.as_tensor(tree)
-    if isinstance(tree, list | tuple) and tree and all(type(one) in (int, float) for one in tree):
-        return [(path, torch.tensor(tree, dtype=torch.float64))]
-    if isinstance(tree, dict):
-        pairs = [(f"[{key!r}]", tree[key]) for key in sorted(tree, key=repr)]
-    elif isinstance(tree, list | tuple):
-        pairs = [(f"[{index}]", value) for index, value in enumerate(tree)]
-    else:
-        return [(path, tree)]
-    return [leaf for key, value in pairs for leaf in list_leaves(value, path + key)]
+def join_numbers(tree: Any) -> Any:
+    """A tensor, a number or a list of numbers as one float64 tensor. The rest stays as it is."""
+    if isinstance(tree, list | tuple) and tree:
+        parts = [join_numbers(one) for one in tree]
+        single = all(isinstance(one, Tensor) and one.ndim == 0 for one in parts)
+        return torch.stack(parts) if single else tree
+    numeric = isinstance(tree, np.ndarray | np.generic) and tree.dtype.kind in "biuf"
+    if isinstance(tree, int | float | Tensor) or numeric:
+        return torch.as_tensor(tree, dtype=torch.float64).detach()
+    return tree
 
 
-def leaf_difference(got: Any, wanted: Any, path: str, tolerance: float) -> Difference | None:
-    """The difference between two tensors, numbers or texts."""
-    if isinstance(wanted, str | bytes | None) or isinstance(got, str | bytes | None):
-        words = f"got {describe(got)}, expected {describe(wanted)}."
-        same = type(got) is type(wanted) and got == wanted
-        return None if same else Difference(add_place(path, words))
-    try:
-        mine, right = torch.as_tensor(got).detach().double(), torch.as_tensor(wanted).double()
-    except (TypeError, ValueError, RuntimeError):
-        return Difference(add_place(path, f"expected numbers, got {describe(got)}."))
+def list_items(tree: Any) -> dict[Any, Any]:
+    """What a list, a tuple or a dictionary holds, by index or key."""
+    items = dict(enumerate(tree)) if isinstance(tree, list | tuple) else tree
+    return items if isinstance(items, dict) else {}
+
+
+def tensor_difference(mine: Tensor, right: Tensor, most: float, path: str) -> Difference | None:
+    """The difference between two tensors. most: the largest relative and absolute error"""
     if mine.shape != right.shape:
-        shapes = f"the shape is {list(mine.shape)}, expected {list(right.shape)}."
-        return Difference(add_place(path, shapes))
-    close = torch.isclose(mine, right, rtol=tolerance, atol=tolerance, equal_nan=True)
+        words = f"the shape is {list(mine.shape)}, expected {list(right.shape)}."
+        return Difference(add_place(path, words))
+    close = torch.isclose(mine, right, rtol=most, atol=most, equal_nan=True)
     if close.all():
         return None
     at = tuple((~close).nonzero()[0].tolist())
     where = f"the number at {list(at)}" if at else "the number"
     share = f" {(~close).float().mean():.0%} of the numbers differ." if close.numel() > 1 else ""
     one, other = format_numbers(mine[at].item(), right[at].item())
-    words = f"{where} is {one}, expected {other}.{share}"
-    return Difference(add_place(path, words), (mine, right))
+    return Difference(add_place(path, f"{where} is {one}, expected {other}.{share}"), (mine, right))
 
 
 def add_place(path: str, words: str) -> str:
     """A sentence that names the place in nested results. An empty path: there is one result."""
-    return f"Result {path}: {words}" if path else words[0].upper() + words[1:]
+    return f"{path}: {words}" if path else words[0].upper() + words[1:]
 
 
 def describe(result: Any) -> str:
     """A result in a few words, for a message."""
     if isinstance(result, Tensor):
         return f"a tensor of shape {list(result.shape)}"
-    if isinstance(result, list | tuple | dict):
-        return f"a {type(result).__name__} of {len(result)}"
-    return shorten_repr(result)
-
-
-def shorten_repr(value: Any) -> str:
-    text = repr(value)
+    if isinstance(result, list | tuple | dict) and "tensor(" in repr(result):
+        return f"a {type(result).__name__} of {len(result)} tensor{'s' * (len(result) > 1)}"
+    text = repr(result)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -278,30 +274,27 @@ def name_mistake(
 ) -> str | None:
     """The sentence of the mistake that gives the same results. None: no known mistake does.
 
-    The stages are compared in order, first those that failed. The mistake that gives the same
-    results in most stages is chosen, but it must do so in the first stage that failed.
+    A mistake must give the same results in all stages that failed. Of several such mistakes, the
+    one that gives the same results in most of the other stages is chosen.
     """
     order = sorted(range(len(results)), key=lambda i: results[i].problem is None)
-    most, best = 0, None
+    most, best = sum(one.problem is not None for one in results) - 1, None
     for sentence, wrong in exercise.mistakes.items():
         answer = exercise.with_constants(wrong, student)
         same = (gives(answer, exercise.stages[i], hidden[i], got[i]) for i in order)
-        count = len(list(takewhile(bool, same)))
+        count = sum(1 for _ in takewhile(bool, same))
         if count > most:
             most, best = count, sentence
     return best or name_relation(results[order[0]].problem)
 
 
 def gives(answer: Callable, stage: Stage, arguments: list, got: Any) -> bool:
-    """Whether the answer gives this result."""
+    """Whether the answer gives this result. An error is the same in any line."""
     with catch_output(io.StringIO()):
-        return are_equal(got, run_on_inputs(answer, stage, arguments), stage.tolerance)
-
-
-def are_equal(got: Any, made: Any, tolerance: float) -> bool:
-    if isinstance(got, Failure) or isinstance(made, Failure):
-        return isinstance(got, Failure) and isinstance(made, Failure) and got == made
-    return find_difference(got, made, tolerance) is None
+        made = run_on_inputs(answer, stage, arguments)
+    if isinstance(got, Failure) and isinstance(made, Failure):
+        return got.sentence.split(IN_LINE)[0] == made.sentence.split(IN_LINE)[0]
+    return find_difference(got, made, 1e-12 if stage.tolerance <= 1e-9 else stage.tolerance) is None
 
 
 def name_relation(problem: Failure | Difference | None) -> str | None:
@@ -309,14 +302,16 @@ def name_relation(problem: Failure | Difference | None) -> str | None:
     if not isinstance(problem, Difference) or problem.tensors is None:
         return None
     got, wanted = (tensor.flatten() for tensor in problem.tensors)
-    if len(got) < 3:
-        return None
     if not got.isfinite().all():
         return "Some numbers are not finite. Look for a division by 0, or a very large exp()."
+    if (got - wanted).abs().max() <= 1e-5 * wanted.abs().max():
+        if torch.equal(got, got.float().double()):
+            return "Your numbers are float32, but the inputs are float64. Use dtype=x.dtype."
+        return "The numbers are nearly right. Look for rounding, or a small constant such as eps."
+    if len(got) < 3:
+        return None
     if torch.allclose(got.sort().values, wanted.sort().values, rtol=1e-6):
         return "These are the right numbers in the wrong places. Check the order of the axes."
-    if torch.allclose(got, wanted, rtol=1e-4, atol=1e-5):
-        return "The numbers are nearly right. Look for float32, rounding, or a missing eps."
     ratio = (got / wanted).median()
     if torch.allclose(got, ratio * wanted, rtol=1e-6) and ratio != 0:
         return f"Each number is {ratio:.4g} times the right one."

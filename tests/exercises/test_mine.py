@@ -182,7 +182,7 @@ def test_a_folder_with_another_file_is_refused(folder):
             "to_k = nn.Linear(width",
             r"to_k\.weight of your Attention",
         ),
-        ("to_k", "key", r"your Attention lacks the parameter to_k\.weight"),
+        ("to_k", "key", r"your Attention differ\. These are missing: to_k\.weight\."),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_in_one_sentence(folder, work, old, new, message):

@@ -97,4 +97,4 @@ def test_a_parameter_of_another_name_is_named():
 
     verdict = judge(find_exercise("attention"), Attention)
     assert verdict.begun
-    assert "lacks the parameter to_k.weight" in describe_verdict(verdict)
+    assert "These are missing: to_k.weight, " in describe_verdict(verdict)
