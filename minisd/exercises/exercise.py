@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
@@ -104,20 +105,20 @@ class Exercise:
 
 
 def find_exercise(name: str) -> Exercise:
-    """The exercise of this name. Raises ValueError if there is none."""
-    names = sorted(path.stem for path in SPECS.glob("[a-z]*.py"))
-    if name not in names:
-        close = [other for other in names if name and (name in other or other in name)]
-        choice = ", ".join(close or names)
-        raise ValueError(f"there is no exercise {name!r}. Choose one of {choice}.")
-    return resolve_name(f"minisd.exercises.specs.{name}:EXERCISE")
+    """The exercise of this name, in capitals or not. Raises ValueError if there is none."""
+    small, names = name.lower(), sorted(path.stem for path in SPECS.glob("[a-z]*.py"))
+    if small not in names:
+        close = get_close_matches(small, names) or [one for one in names if small and small in one]
+        choice = " or ".join(close[:3]) or "one from the notebooks of exercises"
+        raise ValueError(f"there is no exercise {name!r}. Did you mean {choice}?")
+    return resolve_name(f"minisd.exercises.specs.{small}:EXERCISE")
 
 
 def all_exercises(lesson: str | None = None) -> list[Exercise]:
-    """All exercises in the order of the course, or those of one lesson, such as "07"."""
+    """All exercises in the order of the course, or those of one lesson, such as "07" or "7"."""
     every = [find_exercise(path.stem) for path in SPECS.glob("[a-z]*.py")]
     order = sorted(every, key=lambda one: (lesson_order(one.lesson), one.place, one.name))
-    return [one for one in order if lesson in (None, one.lesson)]
+    return [one for one in order if lesson is None or one.lesson == lesson.zfill(2)]
 
 
 def lesson_order(lesson: str) -> tuple[int, str]:
