@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from symtable import SymbolTable, symtable
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 DEFINITIONS = (ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.Import, ast.ImportFrom)
@@ -60,9 +60,11 @@ def find_code(name: str, thing: Any, space: dict) -> str:
             names = [one.get_name() for one in symbols if one.is_assigned() or one.is_imported()]
             if name in names:
                 return code
+    if isinstance(thing, ModuleType):  # it came with a star import
+        return f"import {thing.__name__} as {name}"
     raise ValueError(
-        f"the source of {name} is not known. Define it with def, class or =, at the top level of a "
-        "file or of a cell without %%."
+        f"the source of {name} is not known. Define it with def, class or =, or import it by "
+        "name, at the top level of your file, or of a cell without %%."
     )
 
 
