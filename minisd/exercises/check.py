@@ -1,6 +1,5 @@
 """check(): try an answer, show what is right and what is not, and give hints."""
 
-import inspect
 import io
 import os
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from minisd.exercises.install import install_parts
 from minisd.exercises.judge import Difference, Verdict, catch_output, judge
 from minisd.exercises.learner_folder import record_points, student_id
 from minisd.exercises.mine import save_answer
+from minisd.exercises.notebooks import solution_source
 from minisd.teaching import plot
 from minisd.teaching.plot.canvas import in_notebook, say
 
@@ -60,7 +60,7 @@ def hint(name: str, number: int = 1) -> None:
 
 def solution(name: str) -> None:
     """Show the code that solves the exercise."""
-    say(f"```python\n{inspect.getsource(find_exercise(name).solution).rstrip()}\n```")
+    say(f"```python\n{solution_source(find_exercise(name), student_id())}\n```")
 
 
 def describe_verdict(verdict: Verdict) -> str:
@@ -78,6 +78,8 @@ def describe_verdict(verdict: Verdict) -> str:
         mark, end = ("✗", f". {one.problem.sentence}") if one.problem else ("✓", "")
         lines.append(f"- {mark} {one.stage.title} ({one.stage.points}){end}")
     more = f'`hint("{exercise.name}", 1)` to `3` say more.'
+    if not in_notebook():
+        more = f"`minisd exercises hint {exercise.name}` gives a hint. Add 2 or 3 for more."
     lines += ["", f"**{verdict.mistake}** {more}" if verdict.mistake else more]
     return with_prints("\n".join(lines), verdict)
 

@@ -24,12 +24,16 @@ HOW_TO = """\
 # Exercises of lesson {lesson}
 
 Write your code in place of the three dots, and run the cell below it. `check` says at once what is
-right. It tries your answer on hidden inputs, so your answer must work for every size.
+right. It tries your answer on hidden inputs, so your answer must work for every size. Try each
+exercise without looking at the lesson's code.
 
 - `hint("{first}", 1)` gives a hint. Hints 2 and 3 say more.
-- `portrait("{first}", answer)` draws with your answer, right or wrong, and shows the right picture
-  next to it. `answer` is your function or class.
-- `next_exercise()` shows where you stand."""
+{portrait}- `next_exercise("{lesson}")` shows where you stand."""
+
+PORTRAIT = """\
+- `portrait("{name}", {answer})` draws with your answer, right or wrong, and shows the right picture
+  next to it.
+"""
 
 ID_CELL = """\
 # Your student id. The constants of some exercises depend on it.
@@ -46,7 +50,7 @@ def lesson_notebook(lesson: str, student: str = "", solved: bool = False) -> str
     """
     exercises = exercises_of(lesson)
     cells = [
-        markdown_cell(HOW_TO.format(lesson=lesson, first=exercises[0].name)),
+        markdown_cell(how_to_text(exercises)),
         code_cell(IMPORTS),
     ]
     if any(one.constants for one in exercises):
@@ -61,6 +65,16 @@ def lesson_notebook(lesson: str, student: str = "", solved: bool = False) -> str
     return notebook_json(cells)
 
 
+def how_to_text(exercises: list[Exercise]) -> str:
+    """What stands above the exercises of a lesson. portrait() is shown if there is a picture."""
+    drawn = [one for one in exercises if one.draw]
+    portrait = ""
+    if drawn:
+        portrait = PORTRAIT.format(name=drawn[0].name, answer=drawn[0].solution.__name__)
+    first = exercises[0]
+    return HOW_TO.format(lesson=first.lesson, first=first.name, portrait=portrait)
+
+
 def exercises_of(lesson: str) -> list[Exercise]:
     """The exercises of a lesson, such as "07". Raises ValueError if it has none."""
     exercises = all_exercises(lesson)
@@ -72,7 +86,7 @@ def exercises_of(lesson: str) -> list[Exercise]:
 
 def lesson_file(lesson: str) -> str:
     """The name of the notebook with the exercises of a lesson, such as "07_attention_exercises"."""
-    return f"{next(NOTEBOOKS.glob(f'{lesson}_*.ipynb')).stem}_exercises"
+    return f"{next(NOTEBOOKS.glob(f'{lesson.zfill(2)}_*.ipynb')).stem}_exercises"
 
 
 def question_text(exercise: Exercise, student: str = "", with_question: bool = True) -> str:
@@ -82,11 +96,16 @@ def question_text(exercise: Exercise, student: str = "", with_question: bool = T
     """
     stars = "★" * exercise.difficulty + "☆" * (4 - exercise.difficulty)
     needs = f" · needs {', '.join(exercise.needs)}" if exercise.needs else ""
-    facts = f"{stars} · {exercise.minutes} minutes · {exercise.points} points{needs}"
-    stages = "\n".join(f"- {one.title} ({one.points})" for one in exercise.stages)
+    facts = f"{stars} · {exercise.minutes} minutes · {points_text(exercise.points)}{needs}"
+    stages = "\n".join(f"- {one.title} ({points_text(one.points)})" for one in exercise.stages)
     heading = f"## {exercise.title}\n\n`{exercise.name}` · {facts}"
     question = f"{exercise.question_for(student)}\n\n" if with_question else ""
     return f"{heading}\n\n{question}What is tried:\n\n{stages}"
+
+
+def points_text(points: int) -> str:
+    """ "1 point", "2 points"."""
+    return f"{points} point{'s' * (points != 1)}"
 
 
 def answer_code(exercise: Exercise, solved: bool = False, student: str = "") -> str:
