@@ -1,6 +1,7 @@
 """minisd exercises, minisd assignment: hand out exercises, and show what comes next."""
 
 import argparse
+from difflib import get_close_matches
 from pathlib import Path
 
 from minisd.cli.messages import print_results
@@ -11,7 +12,7 @@ def add_exercises(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     command.usage = (
         "minisd exercises [FOLDER] [--student ID] [--solutions]\n"
-        "       minisd exercises next [LESSON]\n"
+        "       minisd exercises next [LESSON or NAME]\n"
         "       minisd exercises hint NAME [NUMBER]"
     )
     what = "where to copy the notebooks (minisd-exercises), or: next, hint"
@@ -20,7 +21,8 @@ def add_exercises(command: argparse.ArgumentParser) -> None:
     add("--solutions", action="store_true", help="copy the notebooks with the solutions")
     command.epilog = (
         "`minisd exercises next` shows the next exercise, and writes a file for it. When you have "
-        "written your code there, run it again: it checks the file, and goes on."
+        "written your code there, run it again: it checks the file, and goes on. With the name "
+        "of an exercise, it works on this exercise."
     )
     command.set_defaults(run=exercises_command)
 
@@ -29,9 +31,10 @@ def exercises_command(options: argparse.Namespace) -> None:
     """Copy the notebooks with the exercises, show the next exercise, or show a hint."""
     from minisd.exercises import progress
     from minisd.exercises.check import hint
-    from minisd.exercises.learner_folder import COPIED, start_learner_folder, student_id
+    from minisd.exercises.learner_folder import COPIED, student_id
 
     first, *others = options.words or [str(COPIED)]
+    refuse_other_words(first)
     if len(others) > {"next": 1, "hint": 2}.get(first, 0):
         raise ValueError(f"{others[-1]!r} is one word too many: see minisd exercises --help.")
     if first in ("next", "hint") and (options.student is not None or options.solutions):
@@ -42,11 +45,33 @@ def exercises_command(options: argparse.Namespace) -> None:
         progress.work_on_next(*others)
     elif first == "hint":
         number = others[1] if others[1:] else "1"
-        hint(others[0], int(number) if number.isdigit() else 0)
+        if number not in ("1", "2", "3"):
+            raise ValueError(f"the hint must be 1, 2 or 3, not {number!r}.")
+        hint(others[0], int(number))
     else:
-        start_learner_folder(Path(first), options.student)
+        progress.start_learner_folder(Path(first), options.student)
         student = student_id() if options.student is None else options.student
-        print_results(*progress.copy_exercises(Path(first), student, options.solutions))
+        lines = progress.copy_exercises(Path(first), student, options.solutions)
+        written = [line for line in lines if "exists, and was kept" not in line]
+        kept = f"{len(lines) - len(written)} notebooks in {first} exist, and were kept."
+        print_results(*written, *[kept] * (len(written) < len(lines)))
+        way = f"Open them with jupyter lab, or go to {first} and run minisd exercises next."
+        print_results(way)
+
+
+def refuse_other_words(first: str) -> None:
+    """Raise ValueError for a folder that looks like a lesson, an exercise, or a wrong "next"."""
+    from minisd.exercises.exercise import all_exercises
+
+    if first in ("next", "hint"):
+        return
+    names = {name for one in all_exercises() for name in (one.lesson, one.name)}
+    words = get_close_matches(first.lower(), ["next", "hint"], n=1, cutoff=0.7)
+    if {first.lower(), first.zfill(2)} & names:
+        words = [f"next {first}"]
+    if words:
+        meant = f"did you mean minisd exercises {words[0]}?"
+        raise ValueError(f"{meant} For a folder of this name, write ./{first}.")
 
 
 def add_assignment(command: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from minisd.exercises.exercise import Exercise
+from minisd.exercises.judge import SECONDS, time_limit
 from minisd.files.whole_files import make_folder, write_text
 
 POINTS, STUDENT = "points.json", "student.txt"
@@ -20,10 +21,14 @@ COPIED = Path("minisd-exercises")  # where `minisd exercises` writes, unless it 
 def learner_folder() -> Path:
     """The student's folder. It may not exist yet.
 
-    It is MINISD_MINE of the environment, otherwise mine/ here, otherwise minisd-exercises/mine.
+    It is MINISD_MINE of the environment, otherwise this folder if it is such a folder, otherwise
+    mine/ here, otherwise minisd-exercises/mine.
     """
     if "MINISD_MINE" in os.environ:
         return Path(os.environ["MINISD_MINE"])
+    here = Path.cwd()
+    if here.name == "mine" and ((here / POINTS).exists() or (here / STUDENT).exists()):
+        return here
     usual, copied = Path("mine"), COPIED / "mine"
     return copied if copied.is_dir() and not usual.is_dir() else usual
 
@@ -39,13 +44,6 @@ def student_id() -> str:
     named = os.environ.get("MINISD_STUDENT") or os.environ.get("JUPYTERHUB_USER")
     file = learner_folder() / STUDENT
     return named or (file.read_text(encoding="utf-8").strip() if file.exists() else "")
-
-
-def start_learner_folder(place: Path, student: str | None) -> None:
-    """Make the folder mine/ at this place, and store the student's id in it, if there is one."""
-    make_folder(place / "mine")
-    if student is not None:
-        write_text(place / "mine" / STUDENT, f"{student}\n")
 
 
 def read_points() -> dict[str, int]:
@@ -75,13 +73,13 @@ def record_points(name: str, points: int) -> None:
 def load_file(path: Path) -> ModuleType:
     """Run a Python file that the student wrote, as the module mine_NAME.
 
-    Raises ValueError, with the line, if the file raises an error.
+    Raises ValueError, with the line, if the file raises an error, or runs too long.
     """
     name = f"mine_{path.stem}"
     spec = spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None, path
     module = sys.modules[name] = module_from_spec(spec)
-    with explain_errors(path.parent):
+    with explain_errors(path.parent), time_limit(SECONDS):
         spec.loader.exec_module(module)
     return module
 
@@ -103,7 +101,7 @@ def explain_errors(folder: Path) -> Iterator[None]:
         if not inside or "memory" in str(error):  # a full memory has its own message
             raise
         file, line = inside[-1]
-        words = f"stopped with {type(error).__name__}: {error}"
+        words = f"stopped with {type(error).__name__}: {error}".rstrip(".")
         raise ValueError(f"{folder / file.name}, line {line}, {words}.") from error
 
 

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from minisd.exercises.check import check
-from minisd.exercises.exercise import Exercise, all_exercises
+from minisd.exercises.exercise import Exercise, all_exercises, find_exercise
 from minisd.exercises.learner_folder import (
+    POINTS,
+    STUDENT,
     find_answer,
     learner_folder,
     read_points,
@@ -18,8 +20,23 @@ from minisd.exercises.notebooks import (
     lesson_notebook,
     question_text,
 )
-from minisd.files.whole_files import write_new
-from minisd.teaching.plot.canvas import say
+from minisd.files.whole_files import write_new, write_text
+from minisd.teaching.plot.canvas import plain_text, say
+
+
+def start_learner_folder(place: Path, student: str | None) -> None:
+    """Make the folder mine/ at this place, and store the student's id in it, if there is one.
+
+    Raises ValueError if the folder belongs to another student.
+    """
+    write_new(place / "mine" / POINTS, "{}\n")
+    file = place / "mine" / STUDENT
+    if student is not None and file.exists():
+        owner = file.read_text(encoding="utf-8").strip()
+        if owner != student:
+            raise ValueError(f"{place} belongs to {owner!r}. Choose another folder.")
+    elif student is not None:
+        write_text(file, f"{student}\n")
 
 
 def copy_exercises(folder: Path, student: str = "", solved: bool = False) -> list[str]:
@@ -63,25 +80,57 @@ def describe_standing(lesson: str | None = None) -> str:
     return f"{bar:░<20} {passes} of {len(every)} exercises, {have} of {whole} points"
 
 
-def work_on_next(lesson: str | None = None) -> None:
+def work_on_next(word: str | None = None) -> None:
     """Check the file of the next exercise, and go on to the one after it when it has passed.
 
     The file is NAME.py next to the student's folder. If it does not exist, it is written: the
     question, and the stub.
 
+    word: only look at the exercises of this lesson, or work on the exercise of this name
+
     Raises ValueError if the file raises an error, or lacks the answer.
     """
-    describe_standing(lesson)  # refuses an unknown lesson
-    while waiting := open_exercises(lesson):
-        exercise, student = waiting[0], student_id()
-        path = learner_folder().parent / f"{exercise.name}.py"
-        if path.exists():
-            check(exercise.name, find_answer(path, exercise), student)
-        else:
-            say(f"{describe_standing(lesson)}\n\n{question_text(exercise, student)}\n")
-            write_new(path, f"{LIBRARIES}\n{answer_code(exercise)}\n")
-        if exercise in open_exercises(lesson):
-            more = f"`minisd exercises hint {exercise.name}` gives a hint."
-            say(f"Write your code in {path}, then run the same command again. {more}")
+    if word is not None and not word[:1].isdigit():
+        begin_here()
+        work_on(find_exercise(word))
+        return
+    describe_standing(word)  # refuses an unknown lesson
+    begin_here()
+    while waiting := open_exercises(word):
+        if not (learner_folder().parent / f"{waiting[0].name}.py").exists():
+            say(f"{describe_standing(word)}\n")
+        if not work_on(waiting[0]):
             return
-    say(f"{describe_standing(lesson)}: all exercises have passed.")
+    say(f"{describe_standing(word)}: all exercises have passed.")
+
+
+def begin_here() -> None:
+    """Make the student's folder if there is none, and say so."""
+    folder = learner_folder()
+    if not folder.is_dir():
+        begins = f"There is no folder {folder} here, so you start from the beginning."
+        say(f"{begins} If you have begun already, go to your folder first: it holds mine.\n")
+        write_new(folder / POINTS, "{}\n")
+
+
+def work_on(exercise: Exercise) -> bool:
+    """Check the file of an exercise, or write it. Returns whether the exercise has passed.
+
+    Raises ValueError if the file raises an error, or lacks the answer.
+    """
+    student, path = student_id(), learner_folder().parent / f"{exercise.name}.py"
+    if path.exists():
+        check(exercise.name, find_answer(path, exercise), student)
+        say("")
+        begun = "The question stands at its top."
+    else:
+        text = question_text(exercise, student)
+        say(f"{text}\n")
+        lines = plain_text(text, width=77).split("\n")
+        comment = "\n".join(f"# {line}".rstrip() for line in lines)
+        write_new(path, f"{comment}\n\n{LIBRARIES}\n{answer_code(exercise)}\n")
+        begun = f"`minisd exercises hint {exercise.name}` gives a hint."
+    if exercise not in open_exercises(exercise.lesson):
+        return True
+    say(f"Write your code in {path}, then run the same command again. {begun}")
+    return False

@@ -15,6 +15,7 @@ from minisd.exercises.notebooks import (
     signature_source,
     solution_source,
 )
+from minisd.teaching.plot.canvas import plain_text
 
 LESSONS = list(dict.fromkeys(one.lesson for one in all_exercises()))
 
@@ -59,7 +60,11 @@ def test_exercises_are_copied_once(folder, capsys):
     files[0].write_text("mine")
     assert main(["exercises", "course"]) == 0
     assert files[0].read_text() == "mine"
-    assert "exists, and was kept" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{len(LESSONS)} notebooks in course exist, and were kept." in printed
+    assert "go to course and run minisd exercises next." in printed
+    assert main(["exercises", "course", "--student", "ben"]) == 2
+    assert "course belongs to 'ada'" in capsys.readouterr().err
     assert (folder / "course" / "mine" / "student.txt").read_text() == "ada\n"
 
 
@@ -73,7 +78,7 @@ def test_next_goes_from_exercise_to_exercise(folder, capsys):
     file.write_text(f"{LIBRARIES}\n{answer_code(first, solved=True)}\n")
     main(["exercises", "next", "07"])
     printed = capsys.readouterr().out
-    assert f"{first.name}** is right" in printed
+    assert f"{first.name} is right" in printed
     assert second.title in printed
     assert (folder / f"{second.name}.py").exists()
     assert json.loads((folder / "mine" / "points.json").read_text()) == {first.name: first.points}
@@ -90,6 +95,40 @@ def test_a_file_that_stops_names_its_line(folder, capsys):
     (folder / f"{first.name}.py").write_text("import torch\n")
     assert main(["exercises", "next", "07"]) == 2
     assert f"has no {first.solution.__name__}" in capsys.readouterr().err
+
+
+def test_a_file_without_an_end_is_stopped(folder, capsys, monkeypatch):
+    monkeypatch.setattr("minisd.exercises.learner_folder.SECONDS", 1)
+    (folder / "attend.py").write_text("while True:\n    pass\n")
+    assert main(["exercises", "next", "attend"]) == 2
+    assert "attend.py, line" in (printed := capsys.readouterr().err)
+    assert "ran longer than 1 seconds. Look for a loop without an end." in printed
+
+
+def test_next_takes_the_name_of_an_exercise(folder, capsys, monkeypatch):
+    assert main(["exercises", "next", "ATTEND"]) == 0
+    printed = capsys.readouterr().out
+    assert "There is no folder mine here, so you start from the beginning." in printed
+    assert "**" not in printed and "##" not in printed and "1 points" not in printed
+    assert max(map(len, printed.split("\n"))) < 100
+    assert (folder / "attend.py").read_text().startswith("# Attention")
+    monkeypatch.chdir(folder / "mine")  # the folder is found from inside, too
+    assert main(["exercises", "next", "7"]) == 0
+    assert "There is no folder" not in capsys.readouterr().out
+    assert not list((folder / "mine").glob("*.py"))
+
+
+def test_a_wrong_name_gets_a_similar_one():
+    with pytest.raises(ValueError, match="Did you mean cosine_schedule"):
+        find_exercise("cosin_shedule")
+    assert find_exercise("Attend").name == "attend"
+
+
+def test_plain_text_keeps_code():
+    text = "## Powers\n\n**Write** `2**e`.\n```\n# a ** b\n```\n- " + "word " * 30
+    lines = plain_text(text).split("\n")
+    assert lines[:6] == ["Powers", "", "Write `2**e`.", "```", "# a ** b", "```"]
+    assert lines[7].startswith("  word") and max(map(len, lines)) < 80
 
 
 def test_points_are_the_best_so_far(folder, capsys):
@@ -123,6 +162,11 @@ def test_wrong_words_are_refused(folder, capsys):
         ["exercises", "hint"],
         ["exercises", "hint", "attend", "4"],
         ["exercises", "hint", "atend"],
+        ["exercises", "hint", "attend", "abc"],
+        ["exercises", "nxt"],
+        ["exercises", "hints", "attend"],
+        ["exercises", "7"],
+        ["exercises", "next", "atend"],
         ["exercises", "next", "--solutions"],
         ["assignment", "77"],
     ):

@@ -113,7 +113,7 @@ def test_predict_prints_outside_a_notebook_and_keeps_the_answer(capsys):
     assert "How many?" in capsys.readouterr().out
     asked.choose("a")
     asked.reveal("b", a="Too few.", b="Just so.")
-    assert "You said **a) one.** Too few." in capsys.readouterr().out
+    assert "You said a) one. Too few." in capsys.readouterr().out
 
 
 def test_the_buttons_keep_the_choice():

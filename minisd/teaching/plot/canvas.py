@@ -8,6 +8,7 @@ figure.
 import base64
 import inspect
 import io
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -117,13 +118,36 @@ def show(figure: Figure, alt: str) -> None:
 
 
 def say(text: str) -> None:
-    """Show a text with Markdown and $maths$ below the cell. Outside a notebook, print the text."""
+    """Show a text with Markdown and $maths$ below the cell. Outside a notebook, print it."""
     if in_notebook():
         from IPython.display import Markdown
 
         display(Markdown(text))
     else:
-        print(text)
+        print(plain_text(text))
+
+
+def plain_text(text: str, width: int = 79) -> str:
+    """Markdown for a terminal: no marks of headings and of bold type, and no long lines.
+
+    Code blocks and tables stay as they are.
+    """
+    lines, in_code = [], False
+    for line in text.split("\n"):
+        in_code ^= line.startswith("```")
+        if not in_code and not line.startswith(("```", "|", "    ")):
+            line = re.sub(r"(`[^`]*`)|\*\*|^#+ ", lambda found: found[1] or "", line)
+            indent = re.match(r"(?:[-*] |\d+\. )?", line)
+            hanging = " " * len(indent[0] if indent else "")
+            line = textwrap.fill(
+                line,
+                width,
+                subsequent_indent=hanging,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def listing(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
