@@ -14,7 +14,7 @@ from minisd.exercises.install import install_parts
 from minisd.exercises.judge import Difference, Verdict, catch_output, judge
 from minisd.exercises.learner_folder import record_points, student_id
 from minisd.exercises.mine import save_answer
-from minisd.exercises.notebooks import solution_source
+from minisd.exercises.notebooks import hint_call, solution_source
 from minisd.teaching import plot
 from minisd.teaching.plot.canvas import in_notebook, say
 
@@ -77,9 +77,7 @@ def describe_verdict(verdict: Verdict) -> str:
     for one in verdict.results:
         mark, end = ("✗", f". {one.problem.sentence}") if one.problem else ("✓", "")
         lines.append(f"- {mark} {one.stage.title} ({one.stage.points}){end}")
-    more = f'`hint("{exercise.name}", 1)` to `3` say more.'
-    if not in_notebook():
-        more = f"`minisd exercises hint {exercise.name}` gives a hint. Add 2 or 3 for more."
+    more = hint_call(exercise.name)
     lines += ["", f"**{verdict.mistake}** {more}" if verdict.mistake else more]
     return with_prints("\n".join(lines), verdict)
 

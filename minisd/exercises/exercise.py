@@ -108,8 +108,7 @@ def find_exercise(name: str) -> Exercise:
     """The exercise of this name, in capitals or not. Raises ValueError if there is none."""
     small, names = name.lower(), sorted(path.stem for path in SPECS.glob("[a-z]*.py"))
     if small not in names:
-        close = get_close_matches(small, names) or [one for one in names if small and small in one]
-        choice = " or ".join(close[:3]) or "one from the notebooks of exercises"
+        choice = " or ".join(get_close_matches(small, names, cutoff=0.5)) or "one in a notebook"
         raise ValueError(f"there is no exercise {name!r}. Did you mean {choice}?")
     return resolve_name(f"minisd.exercises.specs.{small}:EXERCISE")
 

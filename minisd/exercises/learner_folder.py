@@ -26,9 +26,8 @@ def learner_folder() -> Path:
     """
     if "MINISD_MINE" in os.environ:
         return Path(os.environ["MINISD_MINE"])
-    here = Path.cwd()
-    if here.name == "mine" and ((here / POINTS).exists() or (here / STUDENT).exists()):
-        return here
+    if Path.cwd().name == "mine" and any(map(os.path.exists, (POINTS, STUDENT))):
+        return Path.cwd()
     usual, copied = Path("mine"), COPIED / "mine"
     return copied if copied.is_dir() and not usual.is_dir() else usual
 

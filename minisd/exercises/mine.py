@@ -134,8 +134,7 @@ def describe_model(folder: Path | None = None) -> list[str]:
         owner = "yours" if one.name in own else "ours"
         lines.append(f"{one.lesson:<7} {one.name:<22} {owner:<6} {shares[one.name]:>5.1%}")
     others = [name for name in own if name not in products]
-    why = "not counted, because text-to-image does not use it"
-    lines += [f"{why}: {', '.join(others)}"] * bool(others)
+    lines += [f"not counted (text-to-image does not use it): {', '.join(others)}"] * bool(others)
     mine = [one.name for one in parts if one.name in own]
     share = sum(shares[name] for name in mine)
     return [*lines, f"{len(mine)} of {len(parts)} parts, {share:.0%} of the multiplications"]

@@ -8,6 +8,7 @@ import json
 
 from minisd.config import NOTEBOOKS
 from minisd.exercises.exercise import Exercise, all_exercises
+from minisd.teaching.plot.canvas import in_notebook
 
 LIBRARIES = """\
 import torch
@@ -170,6 +171,13 @@ def check_call(exercise: Exercise) -> str:
     """The code that checks the answer."""
     student = ", STUDENT" if exercise.constants else ""
     return f'check("{exercise.name}", {exercise.solution.__name__}{student})'
+
+
+def hint_call(name: str) -> str:
+    """How to get the hints of an exercise, in a notebook or in a terminal."""
+    if in_notebook():
+        return f'`hint("{name}", 1)` to `3` say more.'
+    return f"`minisd exercises hint {name}` gives a hint. Add 2 or 3 for more."
 
 
 def teacher_notes(exercise: Exercise) -> str:
