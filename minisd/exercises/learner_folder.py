@@ -65,8 +65,7 @@ def record_points(name: str, points: int) -> None:
     best = read_points()
     if points > best.get(name, 0):
         make_folder(learner_folder())
-        text = json.dumps(best | {name: points}, indent=1)
-        write_text(learner_folder() / POINTS, f"{text}\n")
+        write_text(learner_folder() / POINTS, json.dumps(best | {name: points}, indent=1) + "\n")
 
 
 def load_file(path: Path) -> ModuleType:
