@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 IN_LINE = " (line "  # between an error and the place where it was raised
 
@@ -203,8 +204,17 @@ CALLS |= {"module": run_built_module, "method": run_built_method}
 
 
 def run_answer(answer: Callable, call: str, arguments: list) -> Any:
-    """Call an answer with the arguments of a stage. Raises whatever the answer raises."""
-    return CALLS[call](answer, *materialize(arguments))
+    """Call an answer with the arguments of a stage. Raises whatever the answer raises.
+
+    Raises MisfitError if the answer overwrites a tensor that it was given.
+    """
+    given = materialize(arguments)
+    tensors = [one for one in tree_leaves(given) if isinstance(one, Tensor)]
+    before = [one._version for one in tensors]
+    result = CALLS[call](answer, *given)
+    if before != [one._version for one in tensors]:
+        raise MisfitError("Your code overwrites its input. Make a new tensor.")
+    return result
 
 
 def describe_error(error: BaseException) -> str:

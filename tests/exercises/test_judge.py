@@ -120,3 +120,13 @@ def test_nothing_is_printed_while_the_picture_is_drawn(capsys):
 
     draw_with(exercise, talks)
     assert "here" not in capsys.readouterr().out
+
+
+def test_an_answer_that_overwrites_its_input_is_refused():
+    def row_mean(x):
+        x *= 1
+        return x.mean(dim=1)
+
+    verdict = judge(find_exercise("row_mean"), row_mean)
+    assert not verdict.has_passed
+    assert "overwrites its input" in describe_verdict(verdict)
