@@ -22,7 +22,7 @@ from minisd.exercises.exercise import all_exercises, find_exercise
 from minisd.exercises.judge import draw_inputs
 from minisd.exercises.notebooks import lesson_file, lesson_notebook
 from minisd.exercises.plain_data import pack_data, unpack_data
-from minisd.exercises.sandbox import ENDED, RunLimits, read_result
+from minisd.exercises.sandbox import ENDED, ONE_THREAD, RunLimits, read_result
 from minisd.exercises.visible_tree import write_tree
 
 PACKAGE = Path(minisd.__file__).parent
@@ -330,6 +330,8 @@ def test_other_systems_start_a_process_for_each_answer(tmp_path, monkeypatch):
     (tmp_path / "0" / "job").write_bytes(pack_data([[HEADER, ATTEND], "attend", stages]))
     monkeypatch.setattr(sandbox_child, "LINUX", False)
     monkeypatch.chdir(tmp_path)
+    for name in ONE_THREAD:  # a submission may start no threads
+        monkeypatch.setenv(name, "1")
     plan = {"jobs": [[0, "attend", len(stages)]], "at_once": 2, "seconds": 60}
     assert sandbox_child.run_jobs(plan, "none") == []
     got = [read_result(tmp_path / "0" / str(i), ENDED) for i in range(len(stages))]

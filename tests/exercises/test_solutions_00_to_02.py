@@ -79,7 +79,7 @@ def test_a_verdict_says_what_is_different():
         "heads", lambda x: x.transpose(1, 2)
     )
     assert "stopped with ZeroDivisionError" in verdict_on("size", lambda *a: 1 / 0)
-    words = "Got 'red', expected a tensor of shape [2, 4, 5]."
+    words = "It returned 'red', expected a tensor of shape [2, 4, 5]."
     assert words in verdict_on("red_channel", lambda image: "red")
     assert "end it with `return`" in verdict_on("red_channel", lambda image: None)
     assert "100% of the numbers differ" in verdict_on("row_mean", lambda x: x.mean(dim=1) + 1)
