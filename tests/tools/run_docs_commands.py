@@ -42,7 +42,8 @@ LISTED = {
     r"pytest( -m slow)?|python -m tests\..*|sphinx-build .*": CLONE,
     r"minisd download sd15": "needs the network, 4 GB",
     r"minisd lessons( --.*)?": "opens a browser and waits: tests/teaching/test_lessons.py",
-    r"minisd (info|convert|compare)": "only the name of a command",
+    r"minisd (info|convert|compare|grade)": "only the name of a command",
+    r"minisd generate .* --mine": "needs a student's right answers: tests/exercises/test_mine.py",
     r"minisd img2img \| inpaint \| depth \| control": "only the names of commands",
 }
 # Python code that does not run: a part of the code, and the reason.
