@@ -14,8 +14,8 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from docs.make.notebooks import execute, normalize, read, select_paths, write
-from minisd.exercises.exercise import Exercise, all_exercises
-from minisd.exercises.notebooks import LIBRARIES, answer_code, question_text
+from minisd.exercises.exercise import all_exercises
+from minisd.exercises.notebooks import LIBRARIES, answer_code, check_call, question_text
 
 TAG = "exercise"
 PRIMER = "0b"  # its exercises stand where they are needed
@@ -38,7 +38,8 @@ def end_cells(lesson: str) -> list[NotebookNode]:
         cells.append(new_markdown_cell(text))
         if one.constants:
             cells.append(new_code_cell(f'question("{one.name}")'))
-        cells.append(new_code_cell(format_code(f"{answer_code(one)}\n\n\n{check_line(one)}")))
+        checks = check_call(one, with_student=False)
+        cells.append(new_code_cell(format_code(f"{answer_code(one)}\n\n\n{checks}")))
     for cell in cells:
         cell.metadata["tags"] = [TAG]
     return cells
@@ -49,10 +50,6 @@ def format_code(code: str) -> str:
     command = ["ruff", "format", "--quiet", "--stdin-filename", "notebooks/cell.py", "-"]
     done = subprocess.run(command, input=code, capture_output=True, text=True, check=True)
     return done.stdout.rstrip()
-
-
-def check_line(one: Exercise) -> str:
-    return f'check("{one.name}", {one.solution.__name__})'
 
 
 def run_cells(cells: list[NotebookNode]) -> list[NotebookNode]:

@@ -51,10 +51,7 @@ def exercises_command(options: argparse.Namespace) -> None:
     else:
         progress.start_learner_folder(Path(first), options.student)
         student = student_id() if options.student is None else options.student
-        lines = progress.copy_exercises(Path(first), student, options.solutions)
-        written = [line for line in lines if "exists, and was kept" not in line]
-        kept = f"{len(lines) - len(written)} notebooks in {first} exist, and were kept."
-        print_results(*written, *[kept] * (len(written) < len(lines)))
+        print_results(*progress.copy_exercises(Path(first), student, options.solutions))
         way = f"Open them with jupyter lab, or go to {first} and run minisd exercises next."
         print_results(way)
 

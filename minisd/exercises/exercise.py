@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minisd.exercises.calls import Made
+from minisd.exercises.calls import Made, materialize
 
 SPECS = Path(__file__).with_name("specs")
 
@@ -150,8 +150,6 @@ def module_inputs(generator: torch.Generator, solution: Callable, init: dict, *g
     init: the arguments of the constructor, by name
     given: the arguments of forward()
     """
-    from minisd.exercises.calls import materialize
-
     return [init, draw_weights(generator, solution(**materialize(init))), *given]
 
 

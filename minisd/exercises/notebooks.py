@@ -50,17 +50,12 @@ def lesson_notebook(lesson: str, student: str = "", solved: bool = False) -> str
     Raises ValueError if the lesson has no exercises.
     """
     exercises = exercises_of(lesson)
-    cells = [
-        markdown_cell(how_to_text(exercises)),
-        code_cell(IMPORTS),
-    ]
+    cells = [markdown_cell(how_to_text(exercises)), code_cell(IMPORTS)]
     if any(one.constants for one in exercises):
         cells.append(code_cell(ID_CELL.format(student=student)))
     for one in exercises:
-        cells += [
-            markdown_cell(question_text(one, student)),
-            code_cell(answer_code(one, solved, student)),
-        ]
+        cells.append(markdown_cell(question_text(one, student)))
+        cells.append(code_cell(answer_code(one, solved, student)))
         cells.append(code_cell(check_call(one)))
         cells += [markdown_cell(teacher_notes(one))] if solved else []
     return notebook_json(cells)
@@ -167,9 +162,12 @@ def header_lines(node: ast.FunctionDef) -> list[str]:
     return [" " * node.col_offset + line for line in ast.unparse(bare).split("\n")[:-1]]
 
 
-def check_call(exercise: Exercise) -> str:
-    """The code that checks the answer."""
-    student = ", STUDENT" if exercise.constants else ""
+def check_call(exercise: Exercise, with_student: bool = True) -> str:
+    """The code that checks the answer.
+
+    with_student: whether a cell above defines STUDENT
+    """
+    student = ", STUDENT" if exercise.constants and with_student else ""
     return f'check("{exercise.name}", {exercise.solution.__name__}{student})'
 
 

@@ -43,14 +43,17 @@ def copy_exercises(folder: Path, student: str = "", solved: bool = False) -> lis
     """Write one notebook of exercises for each lesson. Existing files are kept.
 
     solved: whether the notebooks hold the solutions
-    Returns a line for each notebook.
+    Returns a line for each new notebook, and one for those that were kept.
     """
     ending = "_solutions" if solved else ""
-    lines = []
+    lines, kept = [], 0
     for lesson in dict.fromkeys(one.lesson for one in all_exercises()):
         path = folder / f"{lesson_file(lesson)}{ending}.ipynb"
-        lines.append(write_new(path, lesson_notebook(lesson, student, solved)))
-    return lines
+        if path.exists():
+            kept += 1
+        else:
+            lines.append(write_new(path, lesson_notebook(lesson, student, solved)))
+    return lines + [f"{kept} notebooks in {folder} exist, and were kept."] * bool(kept)
 
 
 def next_exercise(lesson: str | None = None) -> None:
