@@ -1,9 +1,11 @@
-"""Write the exercises at the end of each lesson, from the specs.
+"""Write the exercises of each lesson, from the specs.
 
     python -m docs.make.lesson_exercises          # all lessons
     python -m docs.make.lesson_exercises 03 07    # only these
 
-Only the new cells are run. docs/make/notebooks.py runs whole lessons.
+An exercise stays where its cells are: they have the tag "write-" and its name. A new exercise goes
+to the end of the lesson, below the heading "Write it yourself", which is written by hand. Only the
+exercises' cells are run. docs/make/notebooks.py runs whole lessons.
 """
 
 import argparse
@@ -14,35 +16,36 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from docs.make.notebooks import execute, normalize, read, select_paths, write
-from minisd.exercises.exercise import all_exercises
+from minisd.exercises.exercise import Exercise, all_exercises
 from minisd.exercises.notebooks import LIBRARIES, answer_code, check_call, question_text
 
 TAG = "exercise"
-PRIMER = "0b"  # its exercises stand where they are needed
-HEAD = """## Write it yourself
-
-Write your code in place of the three dots, and run the cell. `check` tries your answer on hidden
-inputs, and says at once what is right. `hint("{first}", 1)` helps, and `minisd exercises` has more
-exercises for this lesson."""
-READ_ON = "## Read on"
+PRIMER = "0b"  # its exercises are written by hand
+START = """Write your code in place of the three dots, and run the cell. `check` tries your answer
+on hidden inputs, and says at once what is right. `hint("{first}", 1)` helps."""
+AFTER_THE_END = ("## In class", "## Read on")
 
 
-def end_cells(lesson: str) -> list[NotebookNode]:
-    """The cells with the exercises of a lesson. They are not run."""
-    exercises = [one for one in all_exercises(lesson) if one.in_lesson]
+def write_tag(one: Exercise) -> str:
+    """The tag of the cells of an exercise, such as write-add-noise."""
+    return "write-" + one.name.replace("_", "-")
+
+
+def start_cells(exercises: list[Exercise]) -> list[NotebookNode]:
+    """The cells above the first exercise of a lesson. They are not run."""
     names = "check, hint, question" if any(one.constants for one in exercises) else "check, hint"
-    cells = [new_markdown_cell(HEAD.format(first=exercises[0].name))]
-    cells.append(new_code_cell(f"{LIBRARIES}\nfrom minisd.exercises import {names}"))
-    for one in exercises:
-        text = question_text(one, with_question=not one.constants).replace("## ", "### ", 1)
-        cells.append(new_markdown_cell(text))
-        if one.constants:
-            cells.append(new_code_cell(f'question("{one.name}")'))
-        checks = check_call(one, with_student=False)
-        cells.append(new_code_cell(format_code(f"{answer_code(one)}\n\n\n{checks}")))
-    for cell in cells:
-        cell.metadata["tags"] = [TAG]
-    return cells
+    imports = f"{LIBRARIES}\nfrom minisd.exercises import {names}"
+    return [new_markdown_cell(START.format(first=exercises[0].name)), new_code_cell(imports)]
+
+
+def exercise_cells(one: Exercise) -> list[NotebookNode]:
+    """The cells of one exercise. They are not run."""
+    text = question_text(one, with_question=not one.constants).replace("## ", "### ", 1)
+    cells = [new_markdown_cell(text)]
+    if one.constants:
+        cells.append(new_code_cell(f'question("{one.name}")'))
+    checks = check_call(one, with_student=False)
+    return [*cells, new_code_cell(format_code(f"{answer_code(one)}\n\n\n{checks}"))]
 
 
 def format_code(code: str) -> str:
@@ -57,20 +60,43 @@ def run_cells(cells: list[NotebookNode]) -> list[NotebookNode]:
     return execute(new_notebook(cells=copy.deepcopy(cells))).cells
 
 
-def with_exercises(notebook: NotebookNode, cells: list[NotebookNode]) -> NotebookNode:
-    """The notebook with these cells before "Read on", in place of the exercises it had."""
-    kept = []
+def places(notebook: NotebookNode, exercises: list[Exercise]) -> list[NotebookNode | Exercise]:
+    """The notebook's other cells, and each exercise where it belongs."""
+    kept: list[NotebookNode | Exercise] = []
     for cell in notebook.cells:
-        if TAG in cell.metadata.get("tags", []):
-            continue
-        before, heading, after = cell.source.partition(READ_ON)
-        if cell.cell_type == "markdown" and heading:
-            kept += [new_markdown_cell(before.rstrip())] if before.strip() else []
-            kept += [*cells, new_markdown_cell(heading + after)]
-        else:
+        tags = cell.metadata.get("tags", [])
+        if TAG not in tags:
             kept.append(cell)
+        kept += [one for one in exercises if write_tag(one) in tags and one not in kept]
+    new = [one for one in exercises if one not in kept]
+    ends = (n for n, cell in enumerate(kept) if text_of(cell).startswith(AFTER_THE_END))
+    end = next(ends, len(kept))
+    return [*kept[:end], *new, *kept[end:]]
+
+
+def text_of(cell: NotebookNode | Exercise) -> str:
+    return "" if isinstance(cell, Exercise) else cell.source
+
+
+def with_exercises(notebook: NotebookNode, exercises: list[Exercise]) -> NotebookNode:
+    """The notebook with these exercises, whose cells are run."""
+    parts, cells = places(notebook, exercises), []
+    ordered = [part for part in parts if isinstance(part, Exercise)]
+    for part in parts:
+        if isinstance(part, Exercise):
+            start = start_cells(ordered) if part is ordered[0] else []
+            new = [*start, *exercise_cells(part)]
+            for cell in new:
+                cell.metadata["tags"] = [TAG, write_tag(part)]
+            cells += new
+        else:
+            cells.append(part)
+    mine = [TAG in cell.metadata.get("tags", []) for cell in cells]
+    run = iter(run_cells([cell for cell, is_mine in zip(cells, mine, strict=True) if is_mine]))
     whole = copy.deepcopy(notebook)
-    whole.cells = kept
+    whole.cells = [
+        next(run) if is_mine else cell for cell, is_mine in zip(cells, mine, strict=True)
+    ]
     return normalize(whole)
 
 
@@ -81,7 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
         lesson = path.name.split("_")[0]
         if lesson != PRIMER:
             print(path.name, flush=True)
-            write(with_exercises(read(path), run_cells(end_cells(lesson))), path)
+            exercises = [one for one in all_exercises(lesson) if one.in_lesson]
+            write(with_exercises(read(path), exercises), path)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,14 @@ from PIL import Image
 
 from docs.make import notebooks
 from minisd.teaching.plot import canvas
+from tests.helpers.second_edition import SECOND_EDITION
 
 PATHS = notebooks.select_paths([])
 COVERAGE = Path(__file__).parents[2] / "docs" / "maintaining" / "lessons-coverage.md"
 LARGEST = 1_500_000  # bytes of a notebook
 FREE = {"timing", "trained"}  # tags of cells whose numbers differ from run to run
-SHARED = FREE | {"predict", "exercise"}  # tags that many cells of a notebook may carry
+SHARED = FREE | {"predict", "exercise", "must-run"}  # tags that many cells of a notebook may carry
+LONGEST = 40  # lines of a code cell
 SECTIONS = ["The same on Stable Diffusion", "Try it", "Read on"]
 REFERENCES = {"diffusers", "transformers", "open_clip"}
 # The tolerance of a number when a lesson runs again on another processor
@@ -82,7 +84,8 @@ def test_its_cells_are_tagged(path):
     notebook = notebooks.read(path)
     counted = Counter(tag for cell in notebook.cells for tag in tags_of(cell))
     assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", tag) for tag in counted)
-    assert [tag for tag, times in counted.items() if times > 1 and tag not in SHARED] == []
+    repeated = [tag for tag, times in counted.items() if times > 1 and tag not in SHARED]
+    assert [tag for tag in repeated if not tag.startswith("write-")] == []
     for cell in code_cells(notebook):
         pictures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
         assert not pictures or tags_of(cell), f"a figure without a tag: {cell.source[:100]}"
@@ -99,10 +102,64 @@ def test_it_has_the_parts_of_a_lesson(path):
     headings = re.findall(r"^## (.+)$", text, flags=re.MULTILINE)
     assert [heading for heading in headings if heading in SECTIONS] == SECTIONS
     tries = re.split("## (?:Write it yourself|Read on)", text.split("## Try it")[1])[0]
+    tries = re.split("<details>", tries)[0]
     assert re.findall(r"^(\d)\. ", tries, flags=re.MULTILINE) == ["1", "2"]
     asked = [c for c in notebook.cells if re.search(r"= predict\(", c.source)]
     assert 2 <= len(asked) <= 4
     assert sum(".reveal(" in cell.source for cell in notebook.cells) == len(asked)
+
+
+second_edition = pytest.mark.parametrize(
+    "path",
+    [path for path in PATHS if number_of(path) in SECOND_EDITION],
+    ids=lambda path: path.stem,
+)
+
+
+@second_edition
+def test_answers_stand_below_a_heading(path):
+    """Where outputs are not folded, a reader sees the question, a heading, and then the answer."""
+    cells = notebooks.read(path).cells
+    for number, cell in enumerate(cells):
+        if cell.cell_type == "code" and re.search(r"= predict\(", cell.source):
+            rest = [one for one in cells[number + 1 :] if one.source.strip()]
+            assert rest[0].cell_type == "markdown" and rest[0].source.startswith("#"), cell.source
+
+
+@second_edition
+def test_students_write_code_where_its_idea_is(path):
+    cells = notebooks.read(path).cells
+    end = next(n for n, cell in enumerate(cells) if cell.source.startswith("## Try it"))
+    assert any("exercise" in tags_of(cell) for cell in cells[:end])
+
+
+@second_edition
+def test_its_cells_are_short(path):
+    for cell in code_cells(notebooks.read(path)):
+        assert len(cell.source.splitlines()) <= LONGEST, cell.source
+
+
+@second_edition
+def test_it_says_what_to_run_and_what_to_do_in_class(path):
+    cells = notebooks.read(path).cells
+    must = [cell for cell in cells if "must-run" in tags_of(cell)]
+    assert must == [cell for cell in cells if cell.source.startswith("# must run\n")]
+    assert 3 <= len(must) <= 8
+    for tag, words in {"board-question": "**Board question.**", "hand-in": "**Hand in.**"}.items():
+        assert [cell.source[: len(words)] for cell in cells if tag in tags_of(cell)] == [words]
+    text = prose(notebooks.read(path))
+    answers = text.split("## Try it")[1].split("<details>")[1].split("</details>")[0]
+    assert re.findall(r"^(\d)\. ", answers, flags=re.MULTILINE) == ["1", "2"]
+
+
+@second_edition
+def test_its_pictures_have_all_colours_and_alt_texts(path):
+    for cell in code_cells(notebooks.read(path)):
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                picture = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"])))
+                assert picture.mode == "RGB", cell.source
+                assert output.metadata["image/png"]["alt"] == output.data["text/plain"]
 
 
 def imports(cell: NotebookNode) -> set[str]:
@@ -193,8 +250,16 @@ def test_every_clause_of_the_course_is_shown_by_a_cell():
 def test_it_runs_with_fewer_steps(path, monkeypatch):
     monkeypatch.setenv("MINISD_QUICK", "1")
     done = notebooks.normalize(notebooks.execute(notebooks.read(path)))
-    # the output of a quick run is not committed, but it must be as clean
+    # the output of a quick run is not committed, but it must be as clean, and its answers as right
     assert notebooks.blemishes(done) == []
+    if number_of(path) in SECOND_EDITION:
+        assert answers(done) == answers(notebooks.read(path))
+
+
+def answers(notebook: NotebookNode) -> list[str]:
+    """The letters of the right answers to the lesson's questions."""
+    shown = [text for cell, text in notebooks.texts(notebook) if ".reveal(" in cell.source]
+    return re.findall(r"The answer is \*\*(\w)\)", "\n".join(shown))
 
 
 @pytest.mark.slow

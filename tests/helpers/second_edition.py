@@ -1,0 +1,3 @@
+"""The lessons that are held to the rules of the course's second edition. In the end: all."""
+
+SECOND_EDITION: set[str] = set()
