@@ -100,7 +100,10 @@ def normalize_outputs(outputs: list[NotebookNode], count: int) -> list[dict]:
                 mime: join_lines(mime, output.data[mime]) for mime in SHOWN if mime in output.data
             }
             numbered = {"execution_count": count} if kind == "execute_result" else {}
-            made.append({"output_type": kind, "data": data, "metadata": {}, **numbered})
+            if "image/png" in data:
+                data.pop("text/html", None)  # the same picture, for Jupyter
+            alt = {key: output.metadata[key] for key in ("image/png",) if key in output.metadata}
+            made.append({"output_type": kind, "data": data, "metadata": alt, **numbered})
     return made
 
 

@@ -137,9 +137,31 @@ def test_a_figure_needs_words(capsys):
 
 def test_show_puts_picture_and_words_into_the_notebook(in_notebook):
     plot.show(plot.bars({"cat": 0.9, "dog": 0.1}), "Two bars.")
-    bundle = in_notebook[0]._repr_mimebundle_()
-    assert bundle["text/plain"] == "Two bars."
+    bundle, metadata = in_notebook[0]._repr_mimebundle_()
+    assert bundle["text/plain"] == metadata["image/png"]["alt"] == "Two bars."
     assert bundle["image/png"].startswith("iVBOR")  # a PNG's first bytes, in base64
+
+
+def test_a_person_in_jupyter_gets_the_description_as_alt(in_notebook, monkeypatch):
+    figure, alt = plot.bars({"cat": 0.9, "dog": 0.1}), 'Two bars, "cat" and "dog".'
+    monkeypatch.setenv("MINISD_HEADLESS", "0")
+    plot.show(figure, alt)
+    html = in_notebook[0]._repr_mimebundle_()[0]["text/html"]
+    assert html.startswith('<img alt="Two bars, &quot;cat&quot; and &quot;dog&quot;." src="data:')
+    monkeypatch.setenv("MINISD_HEADLESS", "1")
+    assert "text/html" not in in_notebook[0]._repr_mimebundle_()[0]
+
+
+def test_the_projector_doubles_every_figure(generator):
+    image = torch.rand(1, 3, 64, 64, generator=generator) * 2 - 1
+    usual = shot(plot.pictures(image, ["a cat"]))
+    try:
+        plot.projector()
+        doubled = shot(plot.pictures(image, ["a cat"]))
+    finally:
+        plot.projector(1)
+    assert doubled.shape[:2] == (2 * usual.shape[0], 2 * usual.shape[1])
+    assert (doubled[40:, 8:-8][::2, ::2] == usual[20:, 4:-4]).all()
 
 
 def test_source_shows_the_code_as_it_stands(capsys):
@@ -191,19 +213,75 @@ def test_a_grid_says_where_each_picture_is():
     assert counted[255, 255, 255] == 12 * 27 - (12 + 20 + 4)
 
 
-def test_pictures_are_placed_pixel_by_pixel(generator):
-    images = torch.rand(2, 3, 40, 40, generator=generator) * 2 - 1
-    got = shot(plot.pictures(images, size=40))
-    assert got.shape == (46, 92, 3)
-    for i, image in enumerate(to_pil(images)):
-        left = 3 + 46 * i
-        assert np.abs(got[:40, left : left + 40] - np.asarray(image)).max() <= 1
+def squares(image, times):
+    """Each pixel of a picture as a square: h w 3, whole numbers from 0 to 255."""
+    pixels = np.asarray(to_pil(image[None])[0]).astype(int)
+    return pixels.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def same_as_shown(figure, image, left, top, times):
+    """Whether the PNG file of a figure holds this picture, each of its numbers within one level."""
+    got = np.asarray(Image.open(io.BytesIO(canvas.png(figure))).convert("RGB")).astype(int)
+    want = squares(image, times)
+    part = got[top : top + want.shape[0], left : left + want.shape[1]]
+    return np.abs(part - want).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "shape, options, step, times",
+    [
+        ((2, 3, 40, 40), {"size": 40}, 46, 1),
+        ((7, 3, 64, 64), {}, 70, 1),  # never below the mini's own 64 pixels
+        ((3, 3, 64, 64), {}, 134, 2),
+        ((3, 3, 48, 96), {}, 102, 1),
+        ((4, 3, 8, 8), {}, 126, 15),  # a latent is as large as a picture
+    ],
+)
+def test_pictures_show_exactly_the_tensor(generator, shape, options, step, times):
+    images = torch.randn(*shape, generator=generator)
+    figure = plot.pictures(images, **options)
+    for i, image in enumerate(images):
+        assert same_as_shown(figure, image, 3 + step * i, 0, times), i
+
+
+def test_tables_show_exactly_the_tensor(generator):
+    rows = torch.randn(2, 5, 3, 64, 64, generator=generator)
+    figure = plot.table({"one": rows[0], "two": rows[1]}, list("abcde"))
+    margin = int(3 * pictures.LETTER_WIDTH) + 2 * pictures.GAP
+    for r, row in enumerate(rows):
+        for c, image in enumerate(row):
+            assert same_as_shown(figure, image, margin + 70 * c, 17 + 70 * r, 1), (r, c)
+
+
+def test_channels_and_attention_show_exactly_the_tensor(generator):
+    picture = torch.randn(3, 64, 64, generator=generator)
+    latent = torch.randn(4, 16, 16, generator=generator)
+    figure = plot.channels(latent, picture=picture)
+    assert same_as_shown(figure, picture, 3, 17, 1)
+    peak = latent.abs().max()
+    colours = matplotlib.colormaps["RdBu_r"]((latent / (2 * peak) + 0.5).numpy())[..., :3]
+    for c, channel in enumerate(torch.as_tensor(colours) * 2 - 1):
+        channel = channel.permute(2, 0, 1)
+        assert same_as_shown(figure, channel, 3 + 102 * (c + 1), 17, 6), c
+    seen = plot.attention(picture, [torch.rand(8, 8, generator=generator)], ["cat"])
+    assert same_as_shown(seen, picture, 3, 17, 2)
+
+
+def test_a_slider_shows_exactly_the_tensor(generator, in_notebook, monkeypatch):
+    images = torch.randn(3, 1, 3, 64, 64, generator=generator)
+    monkeypatch.setenv("MINISD_HEADLESS", "1")
+    plot.slider(lambda i: plot.pictures(images[i]), "i", [0, 1, 2], "Three pictures.")
+    got = np.asarray(Image.open(io.BytesIO(in_notebook[0].content))).astype(int)
+    for i, image in enumerate(images):
+        assert np.abs(got[134 * i : 134 * i + 128, 3:131] - squares(image[0], 2)).max() <= 1
 
 
 def test_rows_break_after_the_columns():
     images = torch.zeros(5, 3, 64, 64)
-    assert shot(plot.pictures(images, columns=3, size=50)).shape[:2] == (112, 168)
-    assert shot(plot.pictures(images, list("abcde"), columns=3, size=50)).shape[0] == 112 + 2 * 17
+    assert shot(plot.pictures(images, columns=3, size=64)).shape[:2] == (140, 210)
+    assert shot(plot.pictures(images, list("abcde"), columns=3, size=64)).shape[0] == 140 + 2 * 17
+    with pytest.raises(ValueError, match="7 pictures of 64 pixels fit in a row, got 8 columns"):
+        plot.pictures(torch.zeros(8, 3, 64, 64), columns=8)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 8, 12])
@@ -242,7 +320,7 @@ def test_attention_is_brightest_where_the_map_is():
     weights[2, 5] = 1
     light = np.asarray(pictures.overlay(torch.ones(3, 64, 64), weights)).sum(axis=2)
     down, across = np.unravel_index(light.argmax(), light.shape)
-    assert (down // 16, across // 16) == (2, 5)
+    assert (down // 8, across // 8) == (2, 5)
 
 
 def test_together_a_weak_word_stays_dark():
@@ -275,7 +353,8 @@ def test_a_live_slider_draws_what_is_chosen(in_notebook, monkeypatch):
     before = screen.value
     choice.value = 1
     assert screen.value != before
-    assert screen.value == canvas.png(value_figure(1))
+    html = canvas.Shown(canvas.png(value_figure(1)), "Three shades.").as_html()
+    assert screen.value == html  # as large as a figure without a slider
 
 
 # ---- charts -----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ say(text)                        shows text
 source(thing)                    shows the code of a function or class
 listing(columns, rows)           shows a table of words and numbers
 slider                           shows a figure with a slider for one setting
+projector()                      makes all figures twice as large
 pictures                         pictures in rows
 table                            a table of pictures, with names for its rows and columns
 channels                         the channels of a latent, each as a picture
@@ -20,11 +21,22 @@ bricks                           texts cut into pieces
 unet                             the U-Net with its modules and shapes
 """
 
-from minisd.teaching.plot.canvas import COLOURS, listing, say, show, source
+from minisd.teaching.plot.canvas import COLOURS, listing, projector, say, show, source
 from minisd.teaching.plot.charts import bars, embedding_map, heat, lines, vectors
 from minisd.teaching.plot.diagram import Box, boxes, bricks, unet
 from minisd.teaching.plot.picture_figures import attention, channels, pictures, slider, table
 
 __all__ = ["COLOURS", "Box", "attention", "bars", "boxes", "bricks", "channels", "embedding_map"]
-__all__ += ["heat", "lines", "listing", "pictures", "say", "show", "slider", "source", "table"]
+__all__ += [
+    "heat",
+    "lines",
+    "listing",
+    "pictures",
+    "projector",
+    "say",
+    "show",
+    "slider",
+    "source",
+    "table",
+]
 __all__ += ["unet", "vectors"]

@@ -4,6 +4,7 @@ A picture is a PIL image or a tensor in [-1, 1]. The tensor is 3 h w or 1 3 h w,
 picture is grey.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,10 +22,11 @@ from minisd.files.pictures import to_pil
 from minisd.teaching.picture_grid import paste_grid
 from minisd.teaching.plot import canvas
 
+NEAREST = Image.Resampling.NEAREST
 AnyPicture = Tensor | Image.Image
 # pixels: the space between pictures, the height of a line, the width of a letter
 GAP, LINE, LETTER_WIDTH = 6, 17, 7.5
-SMOOTH_FROM = 32  # pixels. In smaller pictures, each pixel becomes a square that can be seen
+WIDEST = 160  # pixels. Wider pictures, such as those of Stable Diffusion, are shown smaller
 
 
 def as_pil(picture: AnyPicture) -> Image.Image:
@@ -41,11 +43,26 @@ def as_pil(picture: AnyPicture) -> Image.Image:
 
 
 def enlarge(picture: Image.Image, width: int) -> Image.Image:
-    """Enlarge a picture to this width. In a small picture, each pixel becomes a sharp square."""
-    height = round(picture.height * width / picture.width)
-    small = max(picture.size) < SMOOTH_FROM
-    how = Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC
-    return picture.resize((width, height), how)
+    """Enlarge a picture by a whole number, at most to this width: each pixel becomes a square.
+
+    So a figure shows exactly the numbers of the picture. A picture that is wider than `width` keeps
+    its size. Only pictures that are also wider than WIDEST become smaller.
+    """
+    if picture.width > max(width, WIDEST):
+        return picture.resize(
+            (width, round(picture.height * width / picture.width)), Image.Resampling.BOX
+        )
+    times = max(1, width // picture.width)
+    return picture.resize((picture.width * times, picture.height * times), NEAREST)
+
+
+def split_evenly(count: int, most: int) -> int:
+    """The length of each row, if `count` pictures stand in as few rows of at most `most` as can be.
+
+    >>> split_evenly(8, 7)
+    4
+    """
+    return math.ceil(count / math.ceil(count / most))
 
 
 def place_picture(figure: Figure, picture: Image.Image, left: int, top: int) -> None:
@@ -81,28 +98,37 @@ def pictures(
 
     images: b 3 h w, or a list of pictures
     titles: one title for each picture. If this is empty, there are no titles
-    columns: the number of pictures in a row. None: all pictures are in one row
-    size: the width of one picture in pixels. None: the width that fits, at most 160
+    columns: the number of pictures in a row. None: as many as fit
+    size: the largest width of one picture in pixels. None: the width that fits, at most 160. Small
+        pictures are enlarged by a whole number. The mini's pictures are never made smaller
+
+    Raises ValueError if the columns do not fit.
     """
     shown = [as_pil(image) for image in images]
     if titles and len(titles) != len(shown):
         raise ValueError(f"{len(shown)} pictures need {len(shown)} titles, got {len(titles)}.")
-    columns = columns or len(shown)
-    size = size or min(160, canvas.WIDTH // columns - GAP)
+    size = size or min(WIDEST, canvas.WIDTH // (columns or len(shown)) - GAP)
     shown = [enlarge(image, size) for image in shown]
+    widest = max(image.width for image in shown)
+    most = max(1, canvas.WIDTH // (widest + GAP))
+    columns = columns or split_evenly(len(shown), most)
+    if columns > most:
+        raise ValueError(f"{most} pictures of {widest} pixels fit in a row, got {columns} columns.")
     head = LINE * max((title.count("\n") + 1 for title in titles), default=0)
     sheet, places = paste_grid(shown, columns, GAP, above=head)
     figure = canvas.blank_figure(sheet.height, sheet.width)
     margin = GAP // 2
     place_picture(figure, sheet, margin, 0)
     for title, (left, top) in zip(titles, places, strict=bool(titles)):  # titles may be empty
-        write_words(figure, title, margin + left + size / 2, top - 1)
+        write_words(figure, title, margin + left + widest / 2, top - 1)
     return figure
 
 
 @canvas.with_style
 def table(rows: dict[str, Tensor | Sequence[AnyPicture]], columns: Sequence[str] = ()) -> Figure:
     """Pictures in a table. The names of the rows are at the left, those of the columns at the top.
+
+    If not all columns fit side by side, the rest of them stands below.
 
     rows: name of a row -> its pictures
     columns: the name of each column. If this is empty, the columns have no names
@@ -113,15 +139,21 @@ def table(rows: dict[str, Tensor | Sequence[AnyPicture]], columns: Sequence[str]
     margin = int(longest * LETTER_WIDTH) + 2 * GAP
     size = min(128, (canvas.WIDTH - margin) // count - GAP)
     shown = {name: [enlarge(image, size) for image in row] for name, row in shown.items()}
-    head = LINE * max((title.count("\n") + 1 for title in columns), default=0)
+    wide = max(image.width for row in shown.values() for image in row) + GAP
     tall = max(image.height for row in shown.values() for image in row) + GAP
-    figure = canvas.blank_figure(head + tall * len(shown), margin + (size + GAP) * count)
-    for r, (name, row) in enumerate(shown.items()):
-        top = head + r * tall
-        write_words(figure, name, margin - GAP, top + tall / 2, ha="right", va="center")
-        place_picture(figure, paste_grid(row, gap=GAP)[0], margin, top)
-    for c, title in enumerate(columns):
-        write_words(figure, title, margin + c * (size + GAP) + size / 2, head - 1)
+    across = split_evenly(count, max(1, (canvas.WIDTH - margin) // wide))
+    head = LINE * max((title.count("\n") + 1 for title in columns), default=0)
+    block = head + tall * len(shown)
+    figure = canvas.blank_figure(block * math.ceil(count / across), margin + wide * across)
+    for first in range(0, count, across):
+        top = block * first // across
+        for c, title in enumerate(columns[first : first + across]):
+            write_words(figure, title, margin + c * wide + (wide - GAP) / 2, top + head - 1)
+        for name, row in shown.items():
+            write_words(figure, name, margin - GAP, top + head + tall / 2, "right", "center")
+            if part := row[first : first + across]:
+                place_picture(figure, paste_grid(part, gap=GAP)[0], margin, top + head)
+            top += tall
     return figure
 
 
@@ -177,10 +209,10 @@ def overlay(picture: AnyPicture, weights: Tensor, peak: float | None = None) -> 
     weights: h w, the attention map, 0 or more. Its resolution may differ from the picture's
     peak: the weight that is shown as yellow. None: the largest weight of the map
     """
-    grey = as_pil(picture).convert("L").resize((128, 128), Image.Resampling.BICUBIC)
+    grey = as_pil(picture).convert("L")
     share = (weights.detach().float().cpu() / (peak or weights.max())).clamp(0, 1)
-    share = Image.fromarray(share.numpy()).resize(grey.size, Image.Resampling.BICUBIC)
-    colours = matplotlib.colormaps["viridis"](np.asarray(share).clip(0, 1))[..., :3]
+    share = Image.fromarray(share.numpy()).resize(grey.size, NEAREST)
+    colours = matplotlib.colormaps["viridis"](np.asarray(share))[..., :3]
     light = np.asarray(grey, dtype=np.float64)[..., None] / 255
     return Image.fromarray((255 * colours * (0.5 + 0.5 * light)).round().astype(np.uint8))
 
@@ -202,8 +234,8 @@ def attention(
     """
     peak = max(each.max().item() for each in maps) if together else None
     overlays = [overlay(picture, each, peak) for each in maps]
-    first = as_pil(picture).resize(overlays[0].size, Image.Resampling.BICUBIC)
-    return pictures([first, *overlays], ["picture", *words], columns or min(len(words) + 1, 5))
+    shown = [as_pil(picture), *overlays]
+    return pictures(shown, ["picture", *words], columns or min(len(words) + 1, 5))
 
 
 def stack_figures(figures: Sequence[Figure]) -> Figure:
@@ -232,24 +264,24 @@ def slider(
     """
     values = list(values)
     if widgets := canvas.find_widgets():
-        return show_slider(draw, label, values, widgets)
+        return show_slider(draw, label, values, alt, widgets)
     few = shown or list(dict.fromkeys([values[0], values[len(values) // 2], values[-1]]))
     canvas.show(stack_figures([draw(value) for value in few]), alt)
 
 
 def show_slider(
-    draw: Callable[[object], Figure], label: str, values: list, ipywidgets: Any
+    draw: Callable[[object], Figure], label: str, values: list, alt: str, ipywidgets: Any
 ) -> None:
     """Show the slider below the cell, and below it the figure for the chosen value."""
     drawn: dict = {}
     choice = ipywidgets.SelectionSlider(options=values, description=label, continuous_update=False)
-    screen = ipywidgets.Image(format="png")
+    screen = ipywidgets.HTML()
 
     def refresh(change: dict | None = None) -> None:
         value = choice.value
         if value not in drawn:
             with torch.no_grad():
-                drawn[value] = canvas.png(draw(value))
+                drawn[value] = canvas.Shown(canvas.png(draw(value)), alt).as_html()
         screen.value = drawn[value]
 
     choice.observe(refresh, names="value")
