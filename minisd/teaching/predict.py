@@ -3,12 +3,22 @@
 guess = predict("At cfg_scale 0, what does the prompt draw?", a="a faint cat", b="anything")
 ...                                                     # the cell that shows the output
 guess.reveal("b", a="No: at 0 the prompt is not read at all.", b="Yes: …")
+
+reveal() waits until the student has chosen an answer. The first choice is kept in the learner's
+folder, in predictions.json. `minisd lessons --answers` lists these choices.
 """
 
+import json
+import sys
 from html import escape
+from pathlib import Path
 from typing import Any
 
-from minisd.teaching.plot.canvas import display, find_widgets, say
+from minisd.files.whole_files import make_folder, write_text
+from minisd.teaching import is_headless
+from minisd.teaching.plot.canvas import display, find_widgets, in_notebook, say
+
+PREDICTIONS = "predictions.json"  # question -> what was chosen, and the right answer
 
 
 class Guess:
@@ -59,12 +69,61 @@ class Guess:
         return "\n".join([f"The answer is {whole[answer]}", "", *others])
 
     def reveal(self, answer: str, **sentences: str) -> None:
-        """Show whether the guess was right. If there is no guess, explain every option.
+        """Show whether the guess was right. If there is no guess yet, ask for one.
+
+        If nobody is there to choose, for example while a page is made, explain every option.
 
         The arguments are those of verdict(). The answer may be computed, for example
         `"a" if near > far else "b"`.
         """
-        say(self.verdict(answer, **sentences))
+        words = self.verdict(answer, **sentences)
+        if self.chosen is None and is_person_there():
+            letters = " or ".join(f'guess.choose("{letter}")' for letter in self.options)
+            say(
+                "**Choose your answer first**, with the buttons below the question. Then run this "
+                f"cell again. (Without buttons, run {letters}, with the name of the guess.)"
+            )
+            return
+        if self.chosen is not None:
+            keep_prediction(self.question, self.options[self.chosen], self.options[answer])
+        say(words)
+
+
+def is_person_there() -> bool:
+    """Whether somebody can answer: Jupyter shows the lesson, or a terminal runs it."""
+    if is_headless():
+        return False
+    if in_notebook():  # nbconvert, too, runs notebooks, but nobody can type there
+        from IPython import get_ipython
+
+        return getattr(getattr(get_ipython(), "kernel", None), "_allow_stdin", True)
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def keep_prediction(question: str, chosen: str, answer: str) -> None:
+    """Write a student's choice to the learner's folder, unless the question has one already."""
+    from minisd.exercises.learner_folder import learner_folder
+
+    folder = learner_folder()
+    kept = read_predictions(folder)
+    if question not in kept:
+        make_folder(folder)
+        choice = {"chosen": chosen, "answer": answer}
+        text = json.dumps(kept | {question: choice}, indent=1, ensure_ascii=False)
+        write_text(folder / PREDICTIONS, text + "\n")
+
+
+def read_predictions(folder: Path) -> dict[str, dict[str, str]]:
+    """The choices in a learner's folder: question -> {"chosen": its text, "answer": its text}.
+
+    Raises ValueError if the file is damaged.
+    """
+    path = folder / PREDICTIONS
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return {str(q): {k: str(one[k]) for k in ("chosen", "answer")} for q, one in found.items()}
+    except (ValueError, AttributeError, TypeError, KeyError, OSError) as error:
+        raise ValueError(f"{path} cannot be read. Delete it to start again.") from error
 
 
 def predict(question: str, **options: str) -> Guess:
