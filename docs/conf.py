@@ -1,4 +1,7 @@
-"""The site of the course: sphinx-build -c docs . docs/_site (extra: pip install -e ".[site]")."""
+"""The site of the course: sphinx-build -c docs . docs/_site (extra: pip install -e ".[site]").
+
+Answers to the lessons' questions are folded, and each picture has its description.
+"""
 
 import minisd
 
@@ -52,6 +55,55 @@ def visit_math(self, node):
     raise nodes.SkipNode
 
 
+def describe_pictures(app, doctree):
+    """Give each picture of a lesson its description, which the notebook keeps as plain text."""
+    from docutils import nodes
+
+    for bundle in doctree.findall(nodes.container):
+        if bundle.get("nb_element") != "mime_bundle":
+            continue
+        words = [one.astext() for one in bundle.children if one.get("mime_type") == "text/plain"]
+        for picture in bundle.findall(nodes.image):
+            picture["alt"] = words[0] if words else ""
+
+
+def fold_answers(app, doctree):
+    """Fold all that stands between a question of a lesson and its answer, and the answer."""
+    parts = {}  # the parts to fold: the node that holds them -> these nodes, in their order
+    inside = False
+    for node in blocks(doctree):
+        is_cell = node.attributes.get("nb_element") == "cell_code"
+        code = node.children[0].astext() if is_cell else ""
+        if inside:
+            parts.setdefault(id(node.parent), (node.parent, []))[1].append(node)
+        if is_cell and "= predict(" in code:
+            inside = True
+        elif is_cell and ".reveal(" in code:
+            inside = False
+    for parent, nodes in parts.values():
+        at = parent.index(nodes[0])
+        opening = '<details class="answer"><summary>Show what happens</summary>'
+        parent.insert(parent.index(nodes[-1]) + 1, raw_html("</details>"))
+        parent.insert(at, raw_html(opening))
+
+
+def blocks(node):
+    """The blocks of a page in reading order, without its headings: paragraphs, cells, lists …"""
+    for child in node.children:
+        if child.tagname == "section":
+            yield from blocks(child)
+        elif child.tagname != "title":
+            yield child
+
+
+def raw_html(text):
+    from docutils import nodes
+
+    return nodes.raw("", text, format="html")
+
+
 def setup(app):
+    app.connect("doctree-read", describe_pictures)
+    app.connect("doctree-read", fold_answers)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
     app.connect("autodoc-process-docstring", as_written)

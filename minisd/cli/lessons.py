@@ -11,7 +11,7 @@ from minisd.cli.messages import print_results
 from minisd.config import NOTEBOOKS
 
 OWN_OPTIONS = ("--no-open", "--with-outputs", "--answers", "--quiz", "-h", "--help")
-GIFT, QTI = "minisd.gift", "minisd-qti.zip"
+GIFT_FILE, QTI_FILE = "minisd.gift", "minisd-qti.zip"
 
 
 def add_lessons(command: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def add_lessons(command: argparse.ArgumentParser) -> None:
     add("--with-outputs", action="store_true", help=outputs)
     answers = "list what students chose in the lessons' questions; each folder is a student's"
     add("--answers", nargs="*", type=Path, metavar="FOLDER", help=answers)
-    quiz = f"write the questions of all lessons to {GIFT} (Moodle) and {QTI} (Canvas)"
+    quiz = f"write the questions of all lessons to {GIFT_FILE} (Moodle) and {QTI_FILE} (Canvas)"
     add("--quiz", type=Path, metavar="FOLDER", help=quiz)
     command.epilog = (
         "All other options, and all words after --, go to Jupyter. Name the folder first: minisd "
@@ -133,10 +133,10 @@ def write_quiz(folder: Path) -> list[str]:
 
     questions = all_questions(NOTEBOOKS)
     make_folder(folder)
-    for name, content in {GIFT: gift(questions).encode(), QTI: qti(questions)}.items():
+    for name, content in {GIFT_FILE: gift(questions).encode(), QTI_FILE: qti(questions)}.items():
         with written_whole(folder / name) as unfinished:
             unfinished.write_bytes(content)
-    return [f"{folder / GIFT}", f"{folder / QTI}"]
+    return [f"{folder / GIFT_FILE}", f"{folder / QTI_FILE}"]
 
 
 def list_answers(folders: list[Path]) -> list[str]:
@@ -148,14 +148,14 @@ def list_answers(folders: list[Path]) -> list[str]:
     Raises ValueError if a folder has no predictions.
     """
     from minisd.exercises.learner_folder import learner_folder
-    from minisd.teaching.predict import PREDICTIONS, read_predictions
+    from minisd.teaching.predict import CHOICES_FILE, read_predictions
     from minisd.teaching.questions import all_questions
 
     chosen = []
     for folder in folders or [learner_folder(), Path("minisd-lessons")]:
-        found = [one for one in (folder, folder / "mine") if (one / PREDICTIONS).exists()]
+        found = [one for one in (folder, folder / "mine") if (one / CHOICES_FILE).exists()]
         if folders and not found:
-            raise ValueError(f"{folder} has no {PREDICTIONS}: no question was answered there.")
+            raise ValueError(f"{folder} has no {CHOICES_FILE}: no question was answered there.")
         chosen += [read_predictions(one) for one in found]
     if not chosen:
         raise ValueError("no question was answered here. Name the folder of a student.")

@@ -18,7 +18,7 @@ from minisd.files.whole_files import make_folder, write_text
 from minisd.teaching import is_headless
 from minisd.teaching.plot.canvas import display, find_widgets, in_notebook, say
 
-PREDICTIONS = "predictions.json"  # question -> what was chosen, and the right answer
+CHOICES_FILE = "predictions.json"  # question -> what was chosen, and the right answer
 
 
 class Guess:
@@ -110,7 +110,7 @@ def keep_prediction(question: str, chosen: str, answer: str) -> None:
         make_folder(folder)
         choice = {"chosen": chosen, "answer": answer}
         text = json.dumps(kept | {question: choice}, indent=1, ensure_ascii=False)
-        write_text(folder / PREDICTIONS, text + "\n")
+        write_text(folder / CHOICES_FILE, text + "\n")
 
 
 def read_predictions(folder: Path) -> dict[str, dict[str, str]]:
@@ -118,7 +118,7 @@ def read_predictions(folder: Path) -> dict[str, dict[str, str]]:
 
     Raises ValueError if the file is damaged.
     """
-    path = folder / PREDICTIONS
+    path = folder / CHOICES_FILE
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return {str(q): {k: str(one[k]) for k in ("chosen", "answer")} for q, one in found.items()}
