@@ -1,6 +1,7 @@
 """The command line: minisd generate | img2img | inpaint | depth | control | convert | info | …"""
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -40,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
             warnings.showwarning = print_warning
             with raise_on_signals():
                 return run_command(arguments)
+    except BrokenPipeError:  # the reader of our output, such as head, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise

@@ -52,10 +52,13 @@ def find_code(name: str, thing: Any, space: dict) -> str:
 
     Raises ValueError if there is no such statement at the top level.
     """
-    own = [one.__code__.co_filename for one in functions_of(thing) if one.__globals__ is space]
-    cells = [file for file in linecache.cache if not Path(file).exists()]  # in a notebook
-    for file in [*own, space.get("__file__", ""), *reversed(cells)]:
-        for code in statements(file):
+    own = [one.__code__ for one in functions_of(thing) if one.__globals__ is space]
+    files = [(one.co_filename, one.co_firstlineno) for one in own] + [
+        (space.get("__file__", ""), 0)
+    ]
+    cells = [(file, 0) for file in linecache.cache if not Path(file).exists()]  # in a notebook
+    for file, line in [*files, *reversed(cells)]:
+        for code in statements(file, line):
             symbols = symtable(code, file, "exec").get_symbols()
             names = [one.get_name() for one in symbols if one.is_assigned() or one.is_imported()]
             if name in names:
@@ -74,15 +77,19 @@ def functions_of(thing: Any) -> list[FunctionType]:
     return [one for one in map(inspect.unwrap, members) if isinstance(one, FunctionType)]
 
 
-def statements(file: str) -> list[str]:
-    """The source of the imports and definitions at the top level of a file, the last one first."""
+def statements(file: str, line: int = 0) -> list[str]:
+    """The source of the imports and definitions at the top level of a file, the last one first.
+
+    line: a number of a line. The statement that holds it comes before all others
+    """
     lines, nodes = linecache.getlines(file), []
     with suppress(SyntaxError):
         nodes = [one for one in ast.parse("".join(lines)).body if isinstance(one, DEFINITIONS)]
     tops = [[one, *getattr(one, "decorator_list", [])] for one in nodes]
     starts = [min(part.lineno for part in parts) - 1 for parts in tops]
-    pairs = zip(starts, nodes, strict=True)
-    return ["".join(lines[start : one.end_lineno]).rstrip() for start, one in pairs][::-1]
+    ends = [one.end_lineno or 0 for one in nodes]
+    pairs = sorted(zip(starts, ends, strict=True), key=lambda pair: pair[0] < line <= pair[1])
+    return ["".join(lines[start:end]).rstrip() for start, end in pairs][::-1]
 
 
 def global_names(table: SymbolTable) -> set[str]:

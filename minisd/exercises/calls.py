@@ -199,7 +199,25 @@ def run_object(answer: Callable, init: list, *reads: Any) -> dict:
     return results
 
 
-CALLS: dict[str, Callable] = {"function": run_function, "object": run_object}
+def run_loss(answer: Callable, predict: Any, *arguments: Any) -> Any:
+    """Call a loss, and read its gradient.
+
+    predict: the predicted noise, or a network that predicts it
+
+    Raises MisfitError if the loss has no gradient.
+    """
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    is_network = callable(predict)
+    scaled: Any = (lambda *given: scale * predict(*given)) if is_network else predict * scale
+    loss = answer(scaled, *arguments)
+    if loss is None or loss is ...:
+        return loss
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
+        raise MisfitError("The loss has no gradient. Return a tensor, without .item() or float().")
+    return {"the loss": loss, "its gradient": torch.autograd.grad(loss.sum(), scale)[0]}
+
+
+CALLS: dict[str, Callable] = {"function": run_function, "object": run_object, "loss": run_loss}
 CALLS |= {"module": run_built_module, "method": run_built_method}
 
 

@@ -74,9 +74,13 @@ def describe_verdict(verdict: Verdict) -> str:
     if verdict.has_passed:
         return with_prints(f"{label} is right: {score}. {exercise.passing}", verdict)
     lines = [f"{label} is not right yet: {score}.", ""]
+    before = ""
     for one in verdict.results:
-        mark, end = ("✗", f". {one.problem.sentence}") if one.problem else ("✓", "")
-        lines.append(f"- {mark} {one.stage.title} ({one.stage.points}){end}")
+        problem = one.problem.sentence if one.problem else ""
+        again = problem == before and "It stopped" in problem
+        words = ". The same error." if again else f". {problem}" * bool(problem)
+        lines.append(f"- {'✗' if problem else '✓'} {one.stage.title} ({one.stage.points}){words}")
+        before = problem
     more = hint_call(exercise.name)
     lines += ["", f"**{verdict.mistake}** {more}" if verdict.mistake else more]
     return with_prints("\n".join(lines), verdict)
@@ -110,7 +114,7 @@ def show_passing(exercise: Exercise, answer: Callable, student: str) -> None:
         say(save_answer(exercise, answer, student))
     if exercise.draw and in_notebook():
         pair, titles = draw_both(exercise, answer, student), ["with our part", "with your part"]
-        alt = f"Two pictures by the mini: one with our {exercise.name}, one with yours."
+        alt = f"Two pictures: one with our {exercise.name}, one with yours."
         plot.show(plot.pictures([*pair], titles), alt=alt)
 
 

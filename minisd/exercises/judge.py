@@ -1,6 +1,7 @@
 """Judge an answer: run it on hidden inputs, and compare its results with those of the solution."""
 
 import contextlib
+import inspect
 import io
 import signal
 import warnings
@@ -17,6 +18,7 @@ from minisd.exercises.calls import IN_LINE, build_generator, describe_error, run
 from minisd.exercises.exercise import Exercise, Stage
 
 STUB = (lambda: ...).__code__
+OTHER_CONSTANTS = "These are not your constants. `question()` shows the question with yours."
 SECONDS = 10  # for one stage. The solution takes much less
 
 
@@ -101,6 +103,8 @@ def find_misuse(exercise: Exercise, answer: Any) -> str | None:
     if module.startswith("minisd.") and not module.startswith("minisd.exercises.specs."):
         return "This is minisd's own code. Run the cell with your own code, then check again."
     kind = "class" if isinstance(exercise.solution, type) else "function"
+    if isinstance(answer, str):
+        return f'Give the {kind} itself: check("{exercise.name}", {name}), without the quotes.'
     if not callable(answer) or (kind == "class" and isinstance(answer, nn.Module)):
         return f'Give the {kind} itself: check("{exercise.name}", {name}), without () after {name}.'
     return None
@@ -197,6 +201,8 @@ def find_difference(got: Any, wanted: Any, most: float, path: str = "") -> Diffe
     path: the place of the results in nested lists and dictionaries
     """
     mine, right = join_numbers(got), join_numbers(wanted)
+    if isinstance(mine, Tensor) and isinstance(wanted, list | tuple) and mine.ndim == 0:
+        return Difference(add_place(path, f"it returned one number, expected {len(wanted)}."))
     if isinstance(mine, Tensor) and isinstance(right, Tensor):
         return tensor_difference(mine, right, most, path)
     items, needed = list_items(mine), list_items(right)
@@ -277,24 +283,70 @@ def name_mistake(
     A mistake must give the same results in all stages that failed. Of several such mistakes, the
     one that gives the same results in most of the other stages is chosen.
     """
+    first = next(i for i, one in enumerate(results) if one.problem is not None)
+    returned = isinstance(got[first], Tensor) and inspect.isgeneratorfunction(exercise.solution)
+    wrong = {say: exercise.with_constants(one, student) for say, one in exercise.mistakes.items()}
+    if exercise.constants and student:
+        wrong[OTHER_CONSTANTS] = exercise.with_constants(exercise.solution, "")
+    return (
+        find_mistake(exercise, wrong, hidden, got, results, most=1e-12)
+        or name_rounding(results[first].problem)
+        or find_mistake(exercise, wrong, hidden, got, results, most=1e-5)  # in float32
+        or name_relation(results[first].problem)
+        or ("Use `yield`, once for each step." if returned else None)
+    )
+
+
+def find_mistake(
+    exercise: Exercise,
+    wrong: dict[str, Callable],
+    hidden: list[list],
+    got: list,
+    results: list[StageResult],
+    most: float,
+) -> str | None:
+    """The sentence of the wrong answer that gives the same results, as name_mistake() says.
+
+    wrong: sentence -> an answer with this mistake    most: the largest relative and absolute error
+    """
     order = sorted(range(len(results)), key=lambda i: results[i].problem is None)
-    most, best = sum(one.problem is not None for one in results) - 1, None
-    for sentence, wrong in exercise.mistakes.items():
-        answer = exercise.with_constants(wrong, student)
-        same = (gives(answer, exercise.stages[i], hidden[i], got[i]) for i in order)
+    failed, best = sum(one.problem is not None for one in results) - 1, None
+    for sentence, answer in wrong.items():
+        same = (gives(answer, exercise.stages[i], hidden[i], got[i], most) for i in order)
         count = sum(1 for _ in takewhile(bool, same))
-        if count > most:
-            most, best = count, sentence
-    return best or name_relation(results[order[0]].problem)
+        if count > failed:
+            failed, best = count, sentence
+    return best
 
 
-def gives(answer: Callable, stage: Stage, arguments: list, got: Any) -> bool:
+def gives(answer: Callable, stage: Stage, arguments: list, got: Any, most: float) -> bool:
     """Whether the answer gives this result. An error is the same in any line."""
     with catch_output(io.StringIO()):
         made = run_on_inputs(answer, stage, arguments)
     if isinstance(got, Failure) and isinstance(made, Failure):
         return got.sentence.split(IN_LINE)[0] == made.sentence.split(IN_LINE)[0]
-    return find_difference(got, made, 1e-12 if stage.tolerance <= 1e-9 else stage.tolerance) is None
+    return find_difference(got, made, max(most, stage.tolerance * (stage.tolerance > 1e-9))) is None
+
+
+def name_rounding(problem: Failure | Difference | None) -> str | None:
+    """A sentence about numbers that are not finite, or that are nearly right."""
+    if not isinstance(problem, Difference) or problem.tensors is None:
+        return None
+    got, wanted = (tensor.flatten() for tensor in problem.tensors)
+    if (wanted.isfinite() & ~got.isfinite()).any():
+        return (
+            "Some numbers are infinite, or not a number (nan). Look for a division by 0, a root "
+            "of a negative number, a very large exp(), or infinity times 0."
+        )
+    if not torch.equal(got.isfinite(), wanted.isfinite()):
+        return "The right result holds infinite numbers. Yours are finite there."
+    got, wanted = got[wanted.isfinite()], wanted[wanted.isfinite()]
+    if len(got) and (got - wanted).abs().max() <= 1e-5 * wanted.abs().max():
+        return (
+            "The numbers are nearly right. Look for float32 (compute with dtype=torch.float64), "
+            "for rounding, or for a small constant such as eps."
+        )
+    return None
 
 
 def name_relation(problem: Failure | Difference | None) -> str | None:
@@ -302,20 +354,14 @@ def name_relation(problem: Failure | Difference | None) -> str | None:
     if not isinstance(problem, Difference) or problem.tensors is None:
         return None
     got, wanted = (tensor.flatten() for tensor in problem.tensors)
-    if not got.isfinite().all():
-        return "Some numbers are not finite. Look for a division by 0, or a very large exp()."
-    if (got - wanted).abs().max() <= 1e-5 * wanted.abs().max():
-        if torch.equal(got, got.float().double()):
-            return "Your numbers are float32, but the inputs are float64. Use dtype=x.dtype."
-        return "The numbers are nearly right. Look for rounding, or a small constant such as eps."
     if len(got) < 3:
         return None
     if torch.allclose(got.sort().values, wanted.sort().values, rtol=1e-6):
         return "These are the right numbers in the wrong places. Check the order of the axes."
     ratio = (got / wanted).median()
     if torch.allclose(got, ratio * wanted, rtol=1e-6) and ratio != 0:
-        return f"Each number is {ratio:.4g} times the right one."
+        return f"In the first wrong case, each number is {ratio:.4g} times the right one."
     gap = (got - wanted).median()
     if torch.allclose(got - gap, wanted, rtol=1e-6):
-        return f"Each number is the right one plus {gap:.4g}."
+        return f"In the first wrong case, each number is the right one plus {gap:.4g}."
     return None

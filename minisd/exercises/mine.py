@@ -41,6 +41,8 @@ def save_answer(exercise: Exercise, answer: Callable, student: str = "") -> str:
     except ValueError as error:
         return f"The answer passes, but it cannot be saved: {error}"
     parts = count_products(steps=1).keys() - {""}
+    if exercise.name not in parts:
+        return f"Saved to {path}. It is not one of the {len(parts)} parts that text-to-image uses."
     own = [name for name in parts if (path.parent / f"{name}.py").exists()]
     score = f"{len(own)} of {len(parts)} parts of the model are yours"
     return f"Saved to {path}: {score}. `minisd mine` lists them."

@@ -29,8 +29,13 @@ def start_learner_folder(place: Path, student: str | None) -> None:
 
     Raises ValueError if the folder belongs to another student.
     """
-    write_new(place / "mine" / POINTS, "{}\n")
-    file = place / "mine" / STUDENT
+    file, points = place / "mine" / STUDENT, place / "mine" / POINTS
+    if student and points.exists() and not file.exists():
+        raise ValueError(
+            f"{place} was begun without an id, so its questions have other constants than yours. "
+            f"Choose another folder: minisd exercises {place}-{student} --student {student}."
+        )
+    write_new(points, "{}\n")
     if student is not None and file.exists():
         owner = file.read_text(encoding="utf-8").strip()
         if owner != student:
@@ -95,7 +100,8 @@ def work_on_next(word: str | None = None) -> None:
     """
     if word is not None and not word[:1].isdigit():
         begin_here()
-        work_on(find_exercise(word))
+        if work_on(find_exercise(word)):
+            say("`minisd exercises next` goes on.")
         return
     describe_standing(word)  # refuses an unknown lesson
     begin_here()

@@ -7,7 +7,14 @@ from torch import nn
 from minisd.exercises.calls import build_network, describe_error
 from minisd.exercises.check import describe_verdict, draw_with
 from minisd.exercises.exercise import find_exercise
-from minisd.exercises.judge import Difference, find_difference, judge, name_relation
+from minisd.exercises.judge import (
+    OTHER_CONSTANTS,
+    Difference,
+    find_difference,
+    judge,
+    name_rounding,
+)
+from minisd.teaching.plot.canvas import plain_text
 
 
 def words_on(name, answer):
@@ -32,10 +39,61 @@ def test_lists_of_one_are_described():
 
 
 def test_float32_is_named_before_anything_else():
-    assert "**Your numbers are float32" in words_on("row_mean", lambda x: x.float().mean(1))
+    words = words_on("row_mean", lambda x: x.float().mean(1))
+    assert "**The numbers are nearly right. Look for float32" in words
     wanted = torch.rand(5, dtype=torch.float64)
-    near = name_relation(Difference("", (wanted * (1 + 1e-7), wanted)))
+    near = name_rounding(Difference("", (wanted * (1 + 1e-7), wanted)))
     assert near.startswith("The numbers are nearly right.")
+
+
+def test_a_mistake_in_float32_has_its_name():
+    def linear(start, end, count):
+        return (1 - torch.linspace(start, end, count)).cumprod(0)
+
+    assert "Here, the betas are evenly spaced." in words_on("alpha_bar_table", linear)
+
+
+def test_infinite_numbers_are_named():
+    words = words_on("causal_mask", lambda x: -1e9 * torch.ones(x.shape[1], x.shape[1]).triu(1))
+    assert "-1e9 is not minus infinity." in words
+    wanted = torch.tensor([0, float("-inf")], dtype=torch.float64)
+    finite = name_rounding(Difference("", (torch.zeros(2).double(), wanted)))
+    assert finite == "The right result holds infinite numbers. Yours are finite there."
+    broken = name_rounding(Difference("", (wanted.nan_to_num() * torch.nan, wanted)))
+    assert "a root of a negative number" in broken
+
+
+def test_constants_of_another_student_are_recognized():
+    exercise = find_exercise("p2_loss")
+    verdict = judge(exercise, exercise.with_constants(exercise.solution, ""), student="anna")
+    assert verdict.mistake == OTHER_CONSTANTS
+
+
+def test_a_loss_needs_a_gradient():
+    def without_gradient(eps, noise, alpha_bar):
+        exercise = find_exercise("p2_loss")
+        return exercise.with_constants(exercise.solution, "")(eps, noise, alpha_bar).item()
+
+    words = words_on("p2_loss", without_gradient)
+    assert "2 of 3 points" in words and "The loss has no gradient." in words
+
+
+def test_a_sampler_must_yield():
+    assert "Use `yield`, once for each step." in words_on("heun", lambda denoise, x, sigmas: x)
+
+
+def test_the_same_error_is_told_once():
+    def broken(x):
+        return x.no_such_name
+
+    words = words_on("causal_mask", broken)
+    assert words.count("no_such_name") == 2  # the error, and the line
+    assert words.count("The same error.") == 2
+
+
+def test_code_keeps_its_stars_in_a_terminal():
+    text = "**Hint 1.** 10000 ** (a / b) + x**2 + y**2, `c ** d`, **not**."
+    assert plain_text(text) == "Hint 1. 10000 ** (a / b) + x**2 + y**2, `c ** d`, not."
 
 
 def test_a_mistake_must_explain_every_failing_stage():

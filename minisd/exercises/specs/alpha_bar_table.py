@@ -113,6 +113,20 @@ EXERCISE = Exercise(
         "This is one number, the product of all. Return a table: torch.cumprod.": (
             lambda start, end, count: (1 - right_betas(start, end, count)).prod()
         ),
+        "Your loop changes the number that it has stored. Write p = p * (1 - beta), not p *= .": (
+            lambda start, end, count: alpha_bar_table(start, end, count)[-1:].expand(count)
+        ),
+        "The last root must be that of beta_end: divide by timesteps - 1, or use linspace.": (
+            from_betas(
+                lambda start, end, count: (
+                    (
+                        start**0.5
+                        + (end**0.5 - start**0.5) * torch.arange(count, dtype=torch.float64) / count
+                    )
+                    ** 2
+                )
+            )
+        ),
         "The table is in float32. Pass dtype=torch.float64.": (
             lambda start, end, count: (
                 1 - torch.linspace(start**0.5, end**0.5, count) ** 2

@@ -118,10 +118,13 @@ EXERCISE = Exercise(
             leftmost
         ),
         "You join the pair that was learnt last. Join the pair with the smallest rank.": latest,
+        "You join the pair that comes first in the alphabet. The smallest rank wins.": (
+            lambda word, ranks: merge_by(with_mark(word), ranks, lambda at, pair: pair)
+        ),
         "You stop after one merge. Go on until no pair is in ranks.": one_merge,
         "No pair is joined. Join the pair with the smallest rank, again and again.": no_merge,
     },
-    passing="The tokenizer now uses your merges for every word of a prompt.",
+    passing="With `minisd generate --mine`, your merges split every word of the prompt.",
     difficulty=2,
     minutes=20,
     needs=("join_pair",),

@@ -64,6 +64,10 @@ def one_for_each_sample(x):
     return torch.stack([causal_mask(x)] * len(x))
 
 
+def very_small(x):
+    return torch.full((x.shape[1], x.shape[1]), -1e9).triu(1)
+
+
 def minus_one(x):
     return -torch.ones(x.shape[1], x.shape[1]).triu(1)
 
@@ -105,6 +109,7 @@ EXERCISE = Exercise(
         "x is b n c. The number of tokens is x.shape[1].": width_for_length,
         "The first axis of x is the batch. The number of tokens is x.shape[1].": batch_for_length,
         "All samples share one mask. Return n n, without a batch axis.": one_for_each_sample,
+        "-1e9 is not minus infinity. Write float('-inf').": very_small,
         "-1 hides nothing: exp(-1) is still 0.37. Use minus infinity.": minus_one,
     },
     passing='In "a blue cat", "cat" reads "blue", but "blue" does not read "cat".',

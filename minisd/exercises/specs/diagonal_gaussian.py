@@ -189,7 +189,7 @@ EXERCISE = Exercise(
     question=(
         "Write the class `DiagonalGaussian(moments)`. The first half of the channels of "
         "`moments` is the mean, the second half is the logarithm of the variance. Keep them "
-        "as the attributes `mean` and `logvar`. Before, clamp logvar to the range from -30 to "
+        "as the attributes `mean` and `logvar`, but first clamp logvar to the range from -30 to "
         "20. Also keep the standard deviation as `std`.\n\n"
         "- `sample(generators)` returns mean + std * noise. Draw the noise of each sample "
         "alone, with its own generator: `torch.randn((1, c, h, w), generator=…)`, in torch's "
@@ -255,7 +255,7 @@ EXERCISE = Exercise(
         "kl needs the variance, not std.": KlWithStd,
         "The mean must be squared in kl.": KlWithoutSquare,
     },
-    passing="sd.encode() now draws its latents from your Gaussian.",
+    passing="Between `with use_own_parts():`, the encoder draws its latents from your Gaussian.",
     difficulty=2,
     minutes=20,
     replaces={"minisd.vae.DiagonalGaussian": with_one_generator},

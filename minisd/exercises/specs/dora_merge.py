@@ -51,6 +51,10 @@ def upside_down(weight, down, up, *, strength=1.2, power=0.7):
     return merge_rows(weight, down, up, strength=strength, power=-power)
 
 
+def without_keepdim(weight, down, up, *, strength=1.2, power=0.7):
+    return with_lengths(weight, down, up, strength, power, lambda one: one.norm(dim=1))
+
+
 def without_power(weight, down, up, *, strength=1.2, power=0.7):
     return merge_rows(weight, down, up, strength=strength, power=1)
 
@@ -125,6 +129,9 @@ EXERCISE = Exercise(
         "merged * (weight.norm(dim=1, keepdim=True) / merged.norm(dim=1, keepdim=True)) ** power",
     ),
     mistakes={
+        "The lengths have one number for each row. Use keepdim=True: the shape is c_out 1.": (
+            without_keepdim
+        ),
         "You took the lengths of the columns. Take those of the rows, dim=1.": columns,
         "You took the length of the whole matrix. Take that of each row.": whole_matrix,
         "You used the sums of squares. Take their square roots.": squares,

@@ -46,6 +46,12 @@ EXERCISE = Exercise(
         "d must be the last axis: each head has its own list of tokens.": (
             lambda x: rearrange(x, "b n (heads d) -> b heads d n", heads=4)
         ),
+        "rearrange must know how many heads there are: add heads=4 after the text.": (
+            lambda x: rearrange(x, "b n (heads d) -> b heads n d")
+        ),
+        "Both sides must name the same axes. Write heads in both, and add heads=4.": (
+            lambda x: rearrange(x, "b n (4 d) -> b 4 n d")
+        ),
         "Keep the axis of the samples: the result has four axes.": (
             lambda x: rearrange(x, "b n (heads d) -> (b heads) n d", heads=4)
         ),

@@ -84,6 +84,30 @@ def yield_trial(denoise, x, sigmas):
         (x,) = heun(denoise, x, [sigma, below])
 
 
+def stays_at_the_start(denoise, x, sigmas):
+    for sigma, below in pairwise(sigmas):
+        yield from heun(denoise, x, [sigma, below])
+
+
+def walk_away(denoise, x, sigmas):
+    for sigma, below in pairwise(sigmas):
+        slope = (x - denoise(x, sigma)) / sigma
+        if below > 0:
+            trial = x + (sigma - below) * slope
+            slope = (slope + (trial - denoise(trial, below)) / below) / 2
+        x = x + (sigma - below) * slope
+        yield x
+
+
+def guess_as_slope(denoise, x, sigmas):
+    for sigma, below in pairwise(sigmas):
+        slope = denoise(x, sigma)
+        if below > 0:
+            slope = (slope + denoise(x + (below - sigma) * slope, below)) / 2
+        x = x + (below - sigma) * slope
+        yield x
+
+
 def go_on_from_trial(denoise, x, sigmas):
     for sigma, below in pairwise(sigmas):
         (moved,) = heun(denoise, x, [sigma, below])
@@ -97,7 +121,8 @@ EXERCISE = Exercise(
     place=8,
     title="Heun",
     question=(
-        "Euler uses the slope at the start of a step for the whole step. Heun looks ahead. Write "
+        "The slope at x is (x - denoise(x, sigma)) / sigma: `denoise` returns the guess x0. Euler "
+        "uses the slope at the start of a step for the whole step. Heun looks ahead. Write "
         "the sampler `heun(denoise, x, sigmas)`, which yields the next x after each step. First "
         "try a step of Euler. Compute the slope at the x where this trial ends, with the next "
         "sigma. Then make the step again from the old x, with the mean of both slopes. If the "
@@ -110,8 +135,7 @@ EXERCISE = Exercise(
         Stage("six steps, a batch of 2", 2, inputs(6, (2, 4, 3, 5), [0.0])),
     ),
     hints=(
-        "The slope at any x is (x - denoise(x, sigma)) / sigma. You need it twice: at x and at "
-        "the end of the trial.",
+        "You need the slope twice: at x, and at the end of the trial.",
         "The second slope needs the trial x and the next sigma. The trial is used for nothing "
         "else: the step starts from the old x.",
         "trial = x + (next_sigma - sigma) * slope. Then slope = (slope + slope_there) / 2, but "
@@ -145,6 +169,13 @@ EXERCISE = Exercise(
         "If the next sigma is 0, make a plain step of Euler. You divided by 0.": also_at_zero,
         "In the step to sigma 0, use the whole first slope, not half of it.": half_at_zero,
         "The step to sigma 0 is missing. Make a plain step of Euler.": nothing_at_zero,
+        "x never moves: every step must begin where the last one ended.": stays_at_the_start,
+        "You walk away from the guess: the step is (next_sigma - sigma), which is negative.": (
+            walk_away
+        ),
+        "denoise returns the guess x0, not the slope. The slope is (x - guess) / sigma.": (
+            guess_as_slope
+        ),
         "You yield the trial. Yield the x of the step with the mean slope.": yield_trial,
         "The next step should go on from the corrected x, not from the trial.": go_on_from_trial,
     },

@@ -77,6 +77,9 @@ EXERCISE = Exercise(
         "Your rates add up to 1. Their squares should add up to 1.": (
             lambda sigma: (1 / (1 + sigma), 1 - 1 / (1 + sigma))
         ),
+        "The signal rate is not 1 / (1 + sigma). The squares of the rates add up to 1.": (
+            lambda sigma: (1 / (1 + sigma), sigma / (1 + sigma))
+        ),
         "The noise rate is not 1 - signal_rate. The squares add up to 1.": (
             lambda sigma: (level_rates(sigma)[0], 1 - level_rates(sigma)[0])
         ),

@@ -108,7 +108,8 @@ EXERCISE = Exercise(
     solution=noise_loss,
     stages=(
         Stage("one sample", 1, inputs(1, 1, 2, 2)),
-        Stage("three samples, each with its own t", 2, inputs(3, 4, 2, 5)),
+        Stage("three samples, each with its own t", 1, inputs(3, 4, 2, 5)),
+        Stage("its gradient", 1, inputs(2, 2, 3, 2), call="loss"),
     ),
     hints=(
         "alpha_bar[t] has one number for each sample. Give it three more axes of length 1.",

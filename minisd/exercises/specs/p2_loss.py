@@ -114,14 +114,15 @@ EXERCISE = Exercise(
         "Choi et al. (2022) give less weight to samples with little noise, because the network "
         "learns only invisible details from them. Write `p2_loss(eps, noise, alpha_bar)`. The "
         "error of a sample is the mean of (eps - noise) squared over its numbers. Its weight is "
-        "1 / (k + SNR)^gamma, where SNR = alpha_bar / (1 - alpha_bar). Return the mean of weight "
-        "times error over the b samples. Your constants are k = {k} and gamma = {gamma}. Do not "
-        "divide by the sum of the weights."
+        "`1 / (k + SNR) ** gamma`, where SNR = alpha_bar / (1 - alpha_bar). Return the mean of "
+        "weight times error over the b samples, as a tensor that has a gradient. Your constants "
+        "are k = {k} and gamma = {gamma}. Do not divide by the sum of the weights."
     ),
     solution=p2_loss,
     stages=(
         Stage("one sample", 1, inputs(1, 1, 2, 2)),
-        Stage("three samples, each with its own alpha_bar", 2, inputs(3, 4, 2, 5)),
+        Stage("three samples, each with its own alpha_bar", 1, inputs(3, 4, 2, 5)),
+        Stage("its gradient", 1, inputs(2, 2, 3, 2), call="loss"),
     ),
     hints=(
         "First compute one error for each sample: a mean over the axes 1, 2 and 3.",
@@ -176,8 +177,9 @@ EXERCISE = Exercise(
         "The errors are not squared.": absolute_errors,
     },
     passing=(
-        "The weights choose what a network learns best. The points in the picture should lie on a "
-        "ring. Details got less weight, so the ring is blurred."
+        "The weights choose what a network learns best. The picture shows points that a small "
+        "network draws. It was trained on a thin ring with this loss. Details got less weight, so "
+        "the ring is blurred."
     ),
     difficulty=2,
     minutes=15,

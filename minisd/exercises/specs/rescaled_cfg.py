@@ -94,6 +94,10 @@ def swap_phi(eps_uncond, eps_cond, scale, *, phi=0.7):
     return rescaled_cfg(eps_uncond, eps_cond, scale, phi=1 - phi)
 
 
+def start_at_cond(eps_uncond, eps_cond, scale, *, phi=0.7):
+    return rescaled_cfg(eps_uncond, eps_cond, scale + 1, phi=phi)
+
+
 def no_phi(eps_uncond, eps_cond, scale, *, phi=0.7):
     return rescaled_cfg(eps_uncond, eps_cond, scale, phi=1)
 
@@ -148,6 +152,9 @@ EXERCISE = Exercise(
         "ratio = std(eps_cond) / std(guided). Then phi * ratio * guided + (1 - phi) * guided.",
     ),
     mistakes={
+        "The formula starts at eps_uncond: eps_uncond + scale * (eps_cond - eps_uncond).": (
+            start_at_cond
+        ),
         "The standard deviation goes over the whole batch. Each sample has its own.": over_batch,
         "The standard deviation goes over the channels only. It should go over channels and "
         "places.": over_channels,

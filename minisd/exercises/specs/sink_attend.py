@@ -71,6 +71,18 @@ def scale_the_weights(q, k, v, *, temperatures=(0.5, 1.0, 2.0), sink=2.0):
     return plain / rearrange(torch.tensor(temperatures).to(q), "heads -> heads 1")
 
 
+def subtract_largest(q, k, v, *, temperatures=(0.5, 1.0, 2.0), sink=2.0):
+    scores = einsum(q, k, "b n heads d, b m heads d -> b heads n m") / q.shape[-1] ** 0.5
+    scores = scores / rearrange(torch.tensor(temperatures).to(q), "heads -> heads 1 1")
+    powers = (scores - scores.amax(dim=-1, keepdim=True)).exp()
+    weights = powers / (sink + powers.sum(dim=-1, keepdim=True))
+    return einsum(weights, v, "b heads n m, b m heads d -> b n heads d")
+
+
+def multiply_as_they_are(q, k, v, *, temperatures=(0.5, 1.0, 2.0), sink=2.0):
+    return q @ k.transpose(-1, -2)
+
+
 def where_three_heads_are(answer):
     """The core's attend(). The layers of the mini that have three heads use the answer."""
     core = attention.attend
@@ -138,6 +150,12 @@ EXERCISE = Exercise(
         "The scores are not divided by the square root of d.": without_root,
         "The heads come before the tokens in your result. The order must be b n heads d.": (
             heads_before_tokens
+        ),
+        "You subtracted the largest score of each row. With a sink, this changes the weights.": (
+            subtract_largest
+        ),
+        "The heads come after the tokens, so @ multiplies the wrong axes. Use einsum.": (
+            multiply_as_they_are
         ),
         "Divide the scores by the temperatures, before exp(). You divided afterwards.": (
             scale_the_weights

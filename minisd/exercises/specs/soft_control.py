@@ -63,6 +63,12 @@ def last_step_is_one(steps, count, *, base=0.8, begin=0.15, end=0.7):
     return ((share >= begin) & (share <= end)) * strengths(count, base)
 
 
+def excludes_the_ends(steps, count, *, base=0.8, begin=0.15, end=0.7):
+    step = torch.arange(steps, dtype=torch.float64)[:, None]
+    is_on = (step / steps > begin) & ((step + 1) / steps < end)
+    return is_on * strengths(count, base)
+
+
 def always_on(steps, count, *, base=0.8, begin=0.15, end=0.7):
     return control_factors(steps, count, base=base, begin=0, end=1)
 
@@ -134,25 +140,26 @@ EXERCISE = Exercise(
     question=(
         "Often a ControlNet should not decide everything. Write `control_factors(steps, count)`: "
         "the factor by which each correction is multiplied in each step, as a table of steps "
-        "rows and count columns. The last correction, that of the middle block, has the factor "
-        "1. The one before it has {base}, the one before that {base}², and so on: the earlier a "
-        "correction is in the encoder, the smaller is its factor. The control is on from the "
-        "share {begin} to the share {end} of the steps. Step s (counted from 0) covers the "
-        "shares from s / steps to (s + 1) / steps. The control is on in a step only if the whole "
-        "step lies in this range; it may end exactly at an end of the range. In all other steps, "
-        "the factors are 0."
+        "rows and count columns, in float64 (`dtype=torch.float64`). The last correction, that "
+        "of the middle block, has the factor 1. The one before it has {base}, the one before "
+        "that {base}², and so on: the earlier a correction is in the encoder, the smaller is its "
+        "factor. The control is on from the share {begin} to the share {end} of the steps. Step "
+        "s (counted from 0) covers the shares from s / steps to (s + 1) / steps. The control is "
+        "on in a step only if the whole step lies in this range; it may end exactly at an end of "
+        "the range. In all other steps, the factors are 0."
     ),
     solution=control_factors,
     stages=(
         Stage("7 steps, one correction", 1, lambda g: [7, 1]),
         Stage("7 steps, 4 corrections", 1, lambda g: [7, 4]),
-        Stage("11 steps, 13 corrections", 2, lambda g: [11, 13]),
+        Stage("11 steps, 13 corrections", 1, lambda g: [11, 13]),
+        Stage("20 steps, 5 corrections", 1, lambda g: [20, 5]),
     ),
     hints=(
         "The table is a column (is the control on?) times a row (how far from the middle?).",
-        "The row is base ** (count - 1 - i) for i = 0 … count - 1.",
-        "s = torch.arange(steps)[:, None]. The column is (s / steps >= begin) & "
-        "((s + 1) / steps <= end). Multiply it by the row.",
+        "The row is base ** (count - 1 - i) for i = torch.arange(count, dtype=torch.float64).",
+        "s = torch.arange(steps, dtype=torch.float64)[:, None]. The column is (s / steps >= begin) "
+        "& ((s + 1) / steps <= end). Multiply it by the row.",
     ),
     mistakes={
         "The factors fall towards the middle block. The middle block should have 1.": (
@@ -162,6 +169,7 @@ EXERCISE = Exercise(
         "The power is 12 - i, as in Stable Diffusion. It should be count - 1 - i.": twelve,
         "The last step goes beyond the end. The whole step must lie inside.": starts_in_time,
         "A step is on if a part of it lies inside. The whole step must lie inside.": any_overlap,
+        "A step may begin or end exactly at an end of the range: use >= and <=.": excludes_the_ends,
         "You divided by steps - 1. Step s goes from s / steps to (s + 1) / steps.": (
             last_step_is_one
         ),

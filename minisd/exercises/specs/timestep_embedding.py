@@ -113,7 +113,7 @@ EXERCISE = Exercise(
         "t is rounded to a whole number. Keep its fraction.": whole_t,
         "Cosines and sines are joined along the batch. Use dim=1.": joined_along_the_batch,
     },
-    passing="The U-Net now reads t in the form that your function gives it.",
+    passing="With `minisd generate --mine`, the U-Net reads t in the form that you gave it.",
     difficulty=2,
     minutes=15,
     needs=("embed_number",),

@@ -236,7 +236,9 @@ EXERCISE = Exercise(
         "norm_out has eps 1e-6, as in the VAE. Here it keeps torch's 1e-5.": SmallEps,
         "The blocks get t itself. They need the time vector self.time(t).": RawTime,
     },
-    passing="This network predicts the noise. The mini now draws with yours.",
+    passing=(
+        "This network predicts the noise. With `minisd generate --mine`, the mini draws with yours."
+    ),
     difficulty=4,
     minutes=45,
     needs=("time_embedding", "skip_channels", "unet_down", "unet_mid", "unet_up"),

@@ -28,6 +28,12 @@ from minisd.teaching import is_headless
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442"]
 INK, PALE = "#222222", "#DDDDDD"
 
+# In Markdown: code, which stays, then bold words without spaces at their ends, then a heading.
+# Two stars that are a power, as in x**2 or x ** 2, are neither.
+BOLD_OR_HEADING = (
+    r"(`[^`]*`)|(?<![\w)\]*])\*\*(?=\S)((?:`[^`]*`|[^*`]|\*(?!\*))+?)(?<=\S)\*\*(?!\w)|^#+ "
+)
+
 DPI, WIDTH = 80, 512  # pixels per inch, pixels. Readable at a width of 480, and on a projector
 STYLE: dict[Any, Any] = {
     "font.size": 11,
@@ -161,7 +167,7 @@ def plain_text(text: str, width: int = 79) -> str:
     for line in text.split("\n"):
         in_code ^= line.startswith("```")
         if not in_code and not line.startswith(("```", "|", "    ")):
-            line = re.sub(r"(`[^`]*`)|\*\*|^#+ ", lambda found: found[1] or "", line)
+            line = re.sub(BOLD_OR_HEADING, lambda found: found[1] or found[2] or "", line)
             indent = re.match(r"(?:[-*] |\d+\. )?", line)
             hanging = " " * len(indent[0] if indent else "")
             line = textwrap.fill(
