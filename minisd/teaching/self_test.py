@@ -104,7 +104,7 @@ def advice(answers: str) -> str:
         return f"{score} Start with lesson 01. The puzzles here are only for fun."
     missed.sort(key=lambda pair: pair[1].needed)
     lines = [
-        f"- part {number}, *{question.part}*, which lesson {question.needed} builds on"
+        f"- part {number}, *{question.part}*: lesson {question.needed} needs it"
         for number, question in missed
     ]
     first = missed[0][1].needed

@@ -475,7 +475,7 @@ def test_rows_of_the_same_letters_end_at_the_same_place_and_new_pieces_stand_out
 def test_the_self_test_says_where_to_start():
     right = "".join(question.answer for question in self_test.SELF_TEST)
     assert self_test.advice(right).startswith("7 of 7 are right. Start with lesson 01")
-    assert "part 7, *Sums of Gaussians*, which lesson 01" in self_test.advice(right[:-1] + "?")
+    assert "part 7, *Sums of Gaussians*: lesson 01 needs it" in self_test.advice(right[:-1] + "?")
     late = self_test.advice(right[:5] + "?" + right[6:])
     assert "part 6, *Softmax*" in late and "Lesson 01 needs none of them" in late
     assert self_test.advice("?" * 7).count("- part") == 7

@@ -90,7 +90,7 @@ EXERCISE = Exercise(
             lambda x: rearrange(group_norm(x), "b (g c) h w -> b g (c h w)", g=2)
         ),
     },
-    passing="The U-Net does this before every convolution. Samples do not affect each other.",
+    passing="Each ResBlock of the U-Net does this twice. Samples do not affect each other.",
     difficulty=2,
     minutes=8,
     needs=("layer_norm",),
