@@ -6,8 +6,10 @@ pytest -m slow tests/teaching/test_notebooks.py    runs them in full and compare
 
 import ast
 import base64
+import builtins
 import io
 import re
+import symtable
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
 
 from docs.make import notebooks
+from minisd.exercises.answer_source import global_names
 from minisd.teaching.plot import canvas
 from tests.helpers.second_edition import SECOND_EDITION
 
@@ -150,6 +153,17 @@ def test_it_says_what_to_run_and_what_to_do_in_class(path):
     text = prose(notebooks.read(path))
     answers = text.split("## Try it")[1].split("<details>")[1].split("</details>")[0]
     assert re.findall(r"^(\d)\. ", answers, flags=re.MULTILINE) == ["1", "2"]
+
+
+@second_edition
+def test_the_cells_that_must_run_need_no_others(path):
+    known = set(dir(builtins))
+    for cell in notebooks.read(path).cells:
+        if "must-run" in tags_of(cell):
+            table = symtable.symtable(cell.source, "cell", "exec")
+            known |= {one.get_name() for one in table.get_symbols() if one.is_assigned()}
+            known |= {one.get_name() for one in table.get_symbols() if one.is_imported()}
+            assert global_names(table) - known == set(), cell.source
 
 
 @second_edition
