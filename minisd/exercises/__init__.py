@@ -16,5 +16,6 @@ from minisd.exercises.check import portrait as portrait
 from minisd.exercises.check import question as question
 from minisd.exercises.check import solution as solution
 from minisd.exercises.mine import use_own_parts as use_own_parts
+from minisd.exercises.mine import yours as yours
 from minisd.exercises.progress import next_exercise as next_exercise
 from minisd.exercises.swap import swap as swap

@@ -109,6 +109,35 @@ def build_layer(name: str, **settings: Any) -> nn.Module:
     return getattr(nn, name)(**settings)
 
 
+def build_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A linear layer with these weights."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
+    copy_weights(layer, {"weight": weight, "bias": bias})
+    return layer
+
+
+def build_draw_batch(batches: list) -> Callable:
+    """A function that returns the next batch at each call."""
+    left = iter(batches)
+
+    def draw_batch() -> Any:
+        for batch in left:
+            return batch
+        raise MisfitError("You drew more batches than there are steps. Draw one in each step.")
+
+    return draw_batch
+
+
+def build_squared_error() -> Callable:
+    """A loss_of(network, batch). A batch is a pair: inputs, and right answers."""
+
+    def loss_of(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = batch
+        return (network(x) - y).square().mean()
+
+    return loss_of
+
+
 def build_generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -217,8 +246,17 @@ def run_loss(answer: Callable, predict: Any, *arguments: Any) -> Any:
     return {"the loss": loss, "its gradient": torch.autograd.grad(loss.sum(), scale)[0]}
 
 
+def run_training(answer: Callable, *arguments: Any) -> Any:
+    """Call a function that trains and returns a network. Returns the weights of the network."""
+    with torch.enable_grad():
+        network = answer(*arguments)
+    if isinstance(network, dict):
+        raise MisfitError("Return the network itself, not its weights.")
+    return network.state_dict() if isinstance(network, nn.Module) else network
+
+
 CALLS: dict[str, Callable] = {"function": run_function, "object": run_object, "loss": run_loss}
-CALLS |= {"module": run_built_module, "method": run_built_method}
+CALLS |= {"training": run_training, "module": run_built_module, "method": run_built_method}
 
 
 def run_answer(answer: Callable, call: str, arguments: list) -> Any:

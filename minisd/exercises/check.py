@@ -110,7 +110,7 @@ def as_matrix(tensor: Tensor) -> Tensor:
 
 def show_passing(exercise: Exercise, answer: Callable, student: str) -> None:
     """Save a right answer, and show the picture that the mini draws with it, next to ours."""
-    if exercise.replaces:
+    if exercise.replaces or exercise.is_reused:
         say(save_answer(exercise, answer, student))
     if exercise.draw and in_notebook():
         pair, titles = draw_both(exercise, answer, student), ["with our part", "with your part"]

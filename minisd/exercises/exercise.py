@@ -62,7 +62,8 @@ class Exercise:
         answer into what replaces this name. A passed answer becomes a part of the student's model
     in_picture: the same, but only for the picture that check() shows. None: `replaces`
     draw: draws this picture with the mini. None: there is no picture
-    in_lesson: whether the lesson itself ends with this exercise
+    in_lesson: whether the exercise stands in the lesson itself
+    is_reused: whether later lessons run the answer. A passed answer is then saved (mine.yours)
     """
 
     name: str
@@ -84,6 +85,7 @@ class Exercise:
     in_picture: dict[str, Callable] | None = None
     draw: Callable[[Any], Any] | None = None
     in_lesson: bool = False
+    is_reused: bool = False
 
     @property
     def points(self) -> int:

@@ -1,4 +1,4 @@
-"""The model that consists of the student's saved answers."""
+"""The student's saved answers, and the model that consists of them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from minisd import clip, unet, vae
@@ -13,12 +14,18 @@ from minisd.checkpoints import cover
 from minisd.config import ModelConfig
 from minisd.exercises.answer_source import standalone_source
 from minisd.exercises.calls import check_weights
-from minisd.exercises.exercise import Exercise, all_exercises
+from minisd.exercises.exercise import Exercise, all_exercises, find_exercise
 from minisd.exercises.install import find_part, install_parts
 from minisd.exercises.judge import judge
-from minisd.exercises.learner_folder import explain_errors, find_answer, learner_folder
+from minisd.exercises.learner_folder import (
+    explain_errors,
+    find_answer,
+    learner_folder,
+    student_id,
+)
 from minisd.exercises.model_parts import count_products
 from minisd.files.whole_files import make_folder, written_whole
+from minisd.teaching.plot.canvas import say
 
 BUILDER = "minisd.checkpoints.cover.empty_networks"
 
@@ -40,6 +47,8 @@ def save_answer(exercise: Exercise, answer: Callable, student: str = "") -> str:
                 raise ValueError("its copy gives another result. Use only the arguments.")
     except ValueError as error:
         return f"The answer passes, but it cannot be saved: {error}"
+    if not exercise.replaces:
+        return f"Saved to {path}. Later lessons use it."
     parts = count_products(steps=1).keys() - {""}
     if exercise.name not in parts:
         return f"Saved to {path}. It is not one of the {len(parts)} parts that text-to-image uses."
@@ -48,14 +57,34 @@ def save_answer(exercise: Exercise, answer: Callable, student: str = "") -> str:
     return f"Saved to {path}: {score}. `minisd mine` lists them."
 
 
+def yours(name: str) -> Callable:
+    """The student's saved answer if there is one, otherwise our solution. Says which one it is.
+
+        train_network = yours("train_network")
+
+    It runs with gradients, also where a lesson has switched them off.
+
+    Raises ValueError if there is no such exercise, or if the student's file cannot be used.
+    """
+    exercise = find_exercise(name)
+    path = learner_folder() / f"{exercise.name}.py"
+    if path.exists():
+        say(f"This lesson runs your `{name}`, from {path}.")
+        return torch.enable_grad()(find_answer(path, exercise))
+    more = f"Pass the exercise in lesson {exercise.lesson}, and it runs yours."
+    say(f"This lesson runs our `{name}`. {more}")
+    return torch.enable_grad()(exercise.with_constants(exercise.solution, student_id()))
+
+
 def saved_exercises(folder: Path) -> list[Exercise]:
     """The exercises whose answers the folder holds, in the order of the course.
 
     Raises ValueError if the folder holds another Python file.
     """
     exercises = {one.name: one for one in all_exercises() if one.replaces}
+    reused = {one.name for one in all_exercises() if one.is_reused}
     files = {path.stem: path for path in sorted(folder.glob("*.py"))}
-    if others := [path for name, path in files.items() if name not in exercises]:
+    if others := [path for name, path in files.items() if name not in exercises.keys() | reused]:
         raise ValueError(f"{others[0]} belongs to no part of the model. Move it to another folder.")
     return [one for name, one in exercises.items() if name in files]
 

@@ -1,5 +1,6 @@
 """Right answers are saved, and the model that consists of them draws what ours draws."""
 
+import copy
 import linecache
 import sys
 from pathlib import Path
@@ -7,12 +8,13 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import minisd
 from minisd.exercises import check
 from minisd.exercises.exercise import all_exercises, find_exercise
-from minisd.exercises.mine import describe_model, save_answer, use_own_parts
+from minisd.exercises.mine import describe_model, save_answer, use_own_parts, yours
 from tests.helpers.commands import run
 from tests.helpers.core_calls import core_calls
 
@@ -157,6 +159,22 @@ def test_what_cannot_be_saved_is_named(folder, work, monkeypatch):
     space["calls"].append(work["my_attend"])
     assert "its copy gives another result" in save("attend", space["attend"])
     assert not (folder / "attend.py").exists()
+
+
+def test_later_lessons_run_the_students_own_answer(folder, capsys):
+    exercise = find_exercise("train_network")
+    layer, batch = torch.nn.Linear(2, 1), torch.eye(2)
+    given = [lambda: batch, lambda network, x: network(x).square().mean(), 3, 0.1]
+    with torch.no_grad():  # as in a lesson
+        ours = yours("train_network")(copy.deepcopy(layer), *given)
+        assert "runs our `train_network`. Pass the exercise in lesson 02" in capsys.readouterr().out
+        check("train_network", exercise.solution)
+        assert "Later lessons use it." in capsys.readouterr().out
+        own = yours("train_network")
+        assert "This lesson runs your `train_network`, from" in capsys.readouterr().out
+        assert own.__wrapped__.__code__.co_filename == str(folder / "train_network.py")
+        assert torch.equal(own(layer, *given).weight, ours.weight)
+    assert describe_model()[-1].startswith("0 of ")  # it is no part of the model
 
 
 # ---- the model -------------------------------------------------------------------------------

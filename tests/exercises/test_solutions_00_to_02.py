@@ -234,8 +234,28 @@ def test_one_step_and_the_average_agree_with_the_training(generator):
     torch.testing.assert_close(theirs["weight"], average.weight.data)
 
 
-def test_the_loss_trains_a_network_that_draws_a_ring():
+def test_the_loop_trains_as_the_training_does(generator):
+    """A loss that falls, and the average of the package's own update_ema()."""
+    layer, x = torch.nn.Linear(3, 1), torch.randn(20, 3, generator=generator)
+    own, ema, network = copy.deepcopy(layer), copy.deepcopy(layer), copy.deepcopy(layer)
+
+    def loss_of(network, x):
+        return F.mse_loss(network(x), x.sum(dim=1, keepdim=True))
+
+    adam = torch.optim.Adam(own.parameters(), lr=0.1)
+    for _ in range(50):
+        adam.zero_grad()
+        loss_of(own, x).backward()
+        adam.step()
+        update_ema(ema, own, keep=0.9)
+    result = solution_of("train_network")(network, lambda: x, loss_of, 50, 0.1, keep=0.9)
+    torch.testing.assert_close(result.weight, ema.weight)
+    assert loss_of(result, x) < 0.1 * loss_of(layer, x)
+
+
+@pytest.mark.parametrize("name", ["noise_loss", "train_network"])
+def test_the_loss_trains_a_network_that_draws_a_ring(name):
     """There are hardly any points in the middle of the picture, where noise would be."""
-    shades = np.asarray(picture_with_the_solution("noise_loss").convert("L"))
+    shades = np.asarray(picture_with_the_solution(name).convert("L"))
     assert (shades == 0).mean() > 0.03
     assert (shades[48:80, 48:80] == 0).mean() < 0.02

@@ -108,7 +108,7 @@ def draw_points(sd):
 EXERCISE = Exercise(
     name="p2_loss",
     lesson="02",
-    place=7,
+    place=8,
     title="A loss that weighs the noise levels",
     question=(
         "Choi et al. (2022) give less weight to samples with little noise, because the network "
