@@ -74,6 +74,17 @@ def build_network(gain: float, rows: float = 0.0) -> Callable:
     return network
 
 
+def build_velocity_network(gain: float) -> Callable:
+    """A simple network(x, t) -> velocity. It reads t from 0 to 1000, one number per sample."""
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        if getattr(t, "shape", None) != (len(x),):
+            raise MisfitError("network needs one t for each sample: a tensor of b numbers.")
+        return torch.sin(gain * x) + torch.cos(0.003 * t.to(x))[:, None, None, None] * x
+
+    return network
+
+
 def build_embed(places: int | None = None) -> Callable:
     """A simple embed(prompts) -> context, b m 3.
 

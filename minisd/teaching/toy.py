@@ -152,6 +152,14 @@ def three_groups() -> Mixture:
     return Mixture(("cat", "dog", "human"), torch.arange(3), centres, spread=0.42)
 
 
+def six_groups() -> Mixture:
+    """Six small groups of points in the plane, on a circle. There is no point in the middle."""
+    angles = torch.arange(6) * math.pi / 3
+    centres = 1.5 * rearrange([angles.cos(), angles.sin()], "d k -> k d 1 1")
+    names = ("cat", "dog", "fox", "frog", "bear", "lion")
+    return Mixture(names, torch.arange(6), centres, spread=0.12)
+
+
 def ink() -> Mixture:
     """Two drops of ink in a glass: one in the glass's centre, and one near its rim."""
     centres = rearrange(torch.tensor([[0.0, 0.0], [1.8, 0.0]]), "k d -> k d 1 1")

@@ -19,6 +19,7 @@ from minisd.teaching import toy
 
 SCHEDULE = Schedule(ScheduleConfig())
 WORLDS = {"peaks": toy.two_peaks(), "groups": toy.three_groups(), "ink": toy.ink()}
+WORLDS |= {"six": toy.six_groups()}
 
 
 def generator(seed=0):

@@ -1,4 +1,4 @@
-"""The solutions of lessons 11 to 17 against the package, and the pictures that they draw."""
+"""The solutions of lessons 11 to 18 against the package, and the pictures that they draw."""
 
 import re
 from functools import cache
@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from einops import rearrange
 
 import minisd
 from minisd import guidance
@@ -20,7 +21,7 @@ from minisd.exercises.exercise import all_exercises, find_exercise
 from minisd.exercises.install import install_parts
 from minisd.tasks import canny, depth2img, img2img, inpaint
 
-LESSONS = ("11", "12", "13", "14", "15", "16", "17")
+LESSONS = ("11", "12", "13", "14", "15", "16", "17", "18")
 EXERCISES = [one for one in all_exercises() if one.lesson in LESSONS]
 OURS = [one for one in EXERCISES if one.draw and not one.constants]
 OTHERS = [one for one in EXERCISES if one.draw and one.constants]
@@ -200,3 +201,33 @@ def test_our_names_are_those_of_the_table():
 def test_round_bits_with_eleven_bits_is_half_precision():
     x = noise(50)
     assert torch.equal(find_exercise("round_bits").solution(x, bits=11), x.half().double())
+
+
+@pytest.mark.parametrize("order", ["c p q", "p q c"])
+def test_patchify_can_be_undone(order):
+    latent = noise(2, 4, 8, 12)
+    tokens = find_exercise("patchify").solution(latent, side=4, order=order)
+    assert tokens.shape == (2, 6, 64)
+    again = rearrange(tokens, f"b (h w) ({order}) -> b c (h p) (w q)", h=2, p=4, q=4)
+    assert torch.equal(again, latent)
+
+
+def test_the_exact_velocity_has_no_loss_and_leads_to_the_data_in_one_step():
+    x0, eps = noise(2, 5, 2, 1, 1)
+    x0 = x0[:1].expand(5, -1, -1, -1)  # all data are one point, so the velocity is known
+
+    def velocity(x, t):
+        return (x - x0) / (t[:, None, None, None] / 1000)
+
+    t = torch.rand(5).double().clamp(min=0.1)
+    assert find_exercise("flow_loss").solution(velocity, x0, eps, t) < 1e-20
+    for steps in (1, 7):
+        torch.testing.assert_close(find_exercise("flow_euler").solution(velocity, eps, steps), x0)
+
+
+def test_flow_times():
+    answer = find_exercise("flow_times").solution
+    torch.testing.assert_close(answer(4, shift=1), torch.linspace(1, 0, 5).double())
+    shifted = answer(20, shift=3)
+    assert shifted[0] == 1 and shifted[-1] == 0 and (shifted.diff() < 0).all()
+    assert (shifted[1:-1] > answer(20, shift=1)[1:-1]).all()
