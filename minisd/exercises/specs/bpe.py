@@ -127,7 +127,6 @@ EXERCISE = Exercise(
     passing="With `minisd generate --mine`, your merges split every word of the prompt.",
     difficulty=2,
     minutes=20,
-    needs=("join_pair",),
     given="import math\nfrom itertools import pairwise",
     replaces={
         "minisd.tokenizer.Tokenizer.bpe": lambda answer: lambda self, word: answer(word, self.ranks)
