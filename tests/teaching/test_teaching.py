@@ -262,7 +262,7 @@ def test_channels_and_attention_show_exactly_the_tensor(generator):
     colours = matplotlib.colormaps["RdBu_r"]((latent / (2 * peak) + 0.5).numpy())[..., :3]
     for c, channel in enumerate(torch.as_tensor(colours) * 2 - 1):
         channel = channel.permute(2, 0, 1)
-        assert same_as_shown(figure, channel, 3 + 102 * (c + 1), 17, 6), c
+        assert same_as_shown(figure, channel, 3 + 70 * (c + 1), 17, 4), c  # as large as the picture
     seen = plot.attention(picture, [torch.rand(8, 8, generator=generator)], ["cat"])
     assert same_as_shown(seen, picture, 3, 17, 2)
 

@@ -56,6 +56,15 @@ def enlarge(picture: Image.Image, width: int) -> Image.Image:
     return picture.resize((picture.width * times, picture.height * times), NEAREST)
 
 
+def same_size(pictures: Sequence[Image.Image], width: int) -> int:
+    """The largest width up to this one that enlarges the largest picture by a whole number.
+
+    Then a latent is not larger than the picture next to it.
+    """
+    largest = max(picture.width for picture in pictures)
+    return width - width % largest if largest <= width else width
+
+
 def split_evenly(count: int, most: int) -> int:
     """The length of each row, if `count` pictures stand in as few rows of at most `most` as can be.
 
@@ -107,7 +116,7 @@ def pictures(
     shown = [as_pil(image) for image in images]
     if titles and len(titles) != len(shown):
         raise ValueError(f"{len(shown)} pictures need {len(shown)} titles, got {len(titles)}.")
-    size = size or min(WIDEST, canvas.WIDTH // (columns or len(shown)) - GAP)
+    size = same_size(shown, size or min(WIDEST, canvas.WIDTH // (columns or len(shown)) - GAP))
     shown = [enlarge(image, size) for image in shown]
     widest = max(image.width for image in shown)
     most = max(1, canvas.WIDTH // (widest + GAP))
@@ -137,7 +146,8 @@ def table(rows: dict[str, Tensor | Sequence[AnyPicture]], columns: Sequence[str]
     count = max(map(len, shown.values()))
     longest = max(len(line) for name in rows for line in name.split("\n"))
     margin = int(longest * LETTER_WIDTH) + 2 * GAP
-    size = min(128, (canvas.WIDTH - margin) // count - GAP)
+    every = [image for row in shown.values() for image in row]
+    size = same_size(every, min(128, (canvas.WIDTH - margin) // count - GAP))
     shown = {name: [enlarge(image, size) for image in row] for name, row in shown.items()}
     wide = max(image.width for row in shown.values() for image in row) + GAP
     tall = max(image.height for row in shown.values() for image in row) + GAP
