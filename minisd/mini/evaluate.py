@@ -294,9 +294,10 @@ def overlap(weights: Tensor, silhouette: Tensor) -> float:
 def measure_attention(sd: StableDiffusion, emoji: Emoji, count: int) -> dict[str, dict[str, float]]:
     """Measure how much attention each part of the caption receives, and at which places.
 
-    Returns one dictionary for each of three measures: role -> mean over all pictures. A role is a
-    part of the caption, such as "style" (see roles()). The measures are:
-    "share": the share of all attention that the role's tokens receive
+    Returns one dictionary for each of three measures: role -> mean over all pictures that have this
+    role. A role is a part of the caption, such as "style" (see roles()). The measures are:
+    "share": the share of all attention that the role's tokens receive. It is 0 in a picture without
+        the role, and all pictures count, so the shares of all roles sum to 1
     "overlap": the overlap of the role's attention map with the silhouette of the drawn thing
     "behind": the overlap of the role "thing" minus the overlap of this role, in the same picture
 
@@ -325,7 +326,10 @@ def measure_attention(sd: StableDiffusion, emoji: Emoji, count: int) -> dict[str
                 found["overlap"][role].append(overlaps[role])
                 found["behind"][role].append(overlaps["thing"] - overlaps[role])
             found["overlap"]["by chance"].append(area / (2 * places - area))
-    return {name: {role: mean(rows[role]) for role in rows} for name, rows in found.items()}
+    pictures = len(found["share"]["begin"])  # every picture has this role
+    means = {name: {role: mean(rows[role]) for role in rows} for name, rows in found.items()}
+    means["share"] = {role: sum(some) / pictures for role, some in found["share"].items()}
+    return means
 
 
 # ---- word vectors
