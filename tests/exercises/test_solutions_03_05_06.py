@@ -205,6 +205,16 @@ def test_another_text_transformer_draws_another_picture(name, cat):
     assert largest_difference(drawn, cat) > 1
 
 
+def test_the_loss_of_clip_is_small_only_for_right_pairs_and_low_temperatures():
+    """For vectors at right angles, it is known: each right score is 1 / T, each wrong one 0."""
+    loss, square = find_exercise("clip_loss").solution, torch.eye(6, dtype=torch.float64)
+    for temperature in (1.0, 0.1):
+        expected = np.log(1 + 5 * np.exp(-1 / temperature))
+        assert loss(3 * square, square, temperature) == pytest.approx(expected)
+    assert loss(square, square.roll(1, dims=0), 0.1) > 10
+    assert loss(torch.ones(6, 4), torch.ones(6, 4), 0.1) == pytest.approx(np.log(6))  # all equal
+
+
 # ---- the picture -----------------------------------------------------------------------------
 
 
