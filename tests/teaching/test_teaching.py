@@ -450,7 +450,30 @@ def test_the_unet_is_drawn_from_its_modules_and_shapes():
     assert "down.2: 2 x\nResBlock\n1 24 4 4" in words
     assert "up.0: 3 x\nResBlock\n1 24 4 4" in words
     assert "up.2: 3 x\n(ResBlock, attention)\n1 8 16 16" in words
-    assert words.count("skips") == 3
+    assert "downsample\n1 8 8 8" in words and "upsample\n1 16 16 16" in words
+    # mid reads both inputs; so does each level, but the lowest one has no attention
+    assert words.count("t") == 7 and words.count("context") == 5 and words.count("x") == 1
+    assert words.count("1 skip") == 3 and words.count("2 skips") == 3
+
+
+def test_each_box_of_the_way_up_gets_as_many_skips_as_its_blocks_read():
+    config = UNetConfig(
+        channels=(8, 16),
+        attention=(True, True),
+        res_blocks=3,
+        heads=2,
+        norm_groups=4,
+        context_dim=6,
+    )
+    network = UNet(config)
+    with trace(network) as t:
+        network(torch.zeros(1, 4, 6, 6), torch.zeros(1), torch.zeros(1, 5, 6))
+    _, arrows = diagram.unet_boxes(network, t, "")
+    skips = [(tail, head, int(words[0][0])) for tail, head, *words in arrows if words]
+    assert skips[:2] == [("in", "up.1", 1), ("down.0", "up.1", 3)]
+    assert ("down.0.downsample", "up.0", 1) in skips
+    for i, up in enumerate(network.up):
+        assert sum(count for _, head, count in skips if head == f"up.{i}") == len(up.skip)
 
 
 def test_an_arrow_to_nowhere_is_an_error():

@@ -1,7 +1,7 @@
 """Diagrams of boxes and arrows, for example a map of the course, or a network with its shapes."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -61,9 +61,10 @@ def boxes(
         )
         if words:
             middle = (start.x + end.x) / 2, (start.y + end.y) / 2
-            flat = abs(start.y - end.y) < 1
-            ha, va, right = ("center", "bottom", 0) if flat else ("left", "center", 6)
-            axes.text(middle[0] + right, middle[1] - 2 * flat, words[0], ha=ha, va=va)
+            steep = abs(start.y - end.y) > abs(start.x - end.x) / 2
+            ha, va, right = ("left", "center", 6) if steep else ("center", "bottom", 0)
+            up = 0 if steep else 2 + abs(start.y - end.y) / 20
+            axes.text(middle[0] + right, middle[1] - up, words[0], ha=ha, va=va)
     return figure
 
 
@@ -137,32 +138,61 @@ def last_output(values: dict[str, list], level: str) -> list[Tensor]:
 
 
 def unet(network: UNet, values: dict[str, list], prefix: str = "unet.") -> Figure:
-    """A diagram of the U-Net in the shape of a U. It shows modules and the shapes of their outputs.
+    """A diagram of the U-Net in the shape of a U: modules, the shapes of their outputs, all skips.
 
     values: a trace of at least one run
     prefix: the beginning of these names. Give "" if the network was traced alone
     """
-    count, row = len(network.down), 74
-    nodes, arrows = {}, []
-    left, right = 128, canvas.WIDTH - 128
-    nodes["in"] = Box(left, 30, "conv_in\n" + shape_words(values[f"{prefix}conv_in"]), 6, 190)
-    nodes["out"] = Box(right, 30, "conv_out\n" + shape_words(values[f"{prefix}conv_out"]), 6, 190)
-    for level in range(count):
-        y = 30 + row * (level + 1)
-        for side, x, index, colour in (
-            ("down", left, level, 0),
-            ("up", right, count - 1 - level, 1),
-        ):
-            part = getattr(network, side)[index]
+    nodes, arrows = unet_boxes(network, values, prefix)
+    figure = boxes(nodes, arrows, round(nodes["mid"].y) + 30)
+    with_input_names(figure.axes[0], nodes)
+    return figure
+
+
+def unet_boxes(
+    network: UNet, values: dict[str, list], prefix: str
+) -> tuple[dict[str, Box], list[tuple[str, str] | tuple[str, str, str]]]:
+    """The boxes of the U-Net's diagram, and the arrows between them. See unet()."""
+    last, left, right, row = len(network.down) - 1, 152, canvas.WIDTH - 152, 124
+
+    def one(name: str, x: float, y: float, colour: int) -> Box:
+        words = f"{name.rsplit('.', 1)[-1]}\n{shape_words(values[f'{prefix}{name}'])}"
+        return Box(x, y, words, colour, 160, 38)
+
+    nodes = {"in": one("conv_in", left, 23, 6), "out": one("conv_out", right, 23, 6)}
+    arrows: list[tuple[str, str] | tuple[str, str, str]] = []
+    above = "in", "out"  # what stands above a level: on the way down, on the way up
+    for level in range(last + 1):
+        y, down, up = 86 + row * level, f"down.{level}", f"up.{last - level}"
+        for name, x, colour in ((down, left, 0), (up, right, 1)):
+            part: Any = network.get_submodule(name)
             kinds = "(ResBlock, attention)" if len(part.attn) else "ResBlock"
-            shape = shape_words(last_output(values, f"{prefix}{side}.{index}"))
-            words = f"{side}.{index}: {len(part.res)} x\n{kinds}\n{shape}"
-            nodes[f"{side}{level}"] = Box(x, y, words, colour, 190, 58)
-        arrows += [("in" if level == 0 else f"down{level - 1}", f"down{level}")]
-        arrows += [(f"up{level}", "out" if level == 0 else f"up{level - 1}")]
-        arrows += [(f"down{level}", f"up{level}", "skips")]
-    middle = "mid: ResBlock, attention, ResBlock\n" + shape_words(values[f"{prefix}mid"])
-    bottom = 30 + row * (count + 1)
-    nodes["mid"] = Box(canvas.WIDTH / 2, bottom, middle, 2, 270)
-    arrows += [(f"down{count - 1}", "mid"), ("mid", f"up{count - 1}")]
-    return boxes(nodes, arrows, bottom + 36)
+            shape = shape_words(last_output(values, f"{prefix}{name}"))
+            nodes[name] = Box(x, y, f"{name}: {len(part.res)} x\n{kinds}\n{shape}", colour, 160, 58)
+        arrows += [(above[0], down), (up, above[1]), (above[0], up, "1 skip")]
+        blocks = network.config.res_blocks
+        arrows += [(down, up, f"{blocks} skip" + "s" * (blocks > 1))]
+        if level < last:
+            above = f"{down}.downsample", f"up.{last - level - 1}.upsample"
+            nodes[above[0]] = one(above[0], left, y + row / 2, 0)
+            nodes[above[1]] = one(above[1], right, y + row / 2, 1)
+            arrows += [(down, above[0]), (above[1], up)]
+    shape = shape_words(values[f"{prefix}mid"])
+    words = f"mid: ResBlock, attention, ResBlock\n{shape}"
+    nodes["mid"] = Box(canvas.WIDTH / 2, 86 + row * last + 68, words, 2, 270)
+    return nodes, [*arrows, (f"down.{last}", "mid"), ("mid", "up.0")]
+
+
+@canvas.with_style
+def with_input_names(axes: Axes, nodes: dict[str, Box]) -> None:
+    """Write x, t and context next to the boxes that read them, with an arrow into the box."""
+    for key, box in nodes.items():
+        side = 1 if box.x > canvas.WIDTH / 2 else -1
+        read = {"in": ["x"], "out": ["output"]}.get(key, [])
+        read += ["t"] * ("ResBlock" in box.words) + ["context"] * ("attention" in box.words)
+        style = "<|-" if key == "out" else "-|>"
+        look: dict[str, Any] = {"ha": "left" if side > 0 else "right", "va": "center"}
+        look["arrowprops"] = {"arrowstyle": style, "color": INK, "lw": 1.5}
+        for i, name in enumerate(read):
+            y, edge = box.y + 20 * i - 10 * (len(read) - 1), box.x + side * box.width / 2
+            axes.annotate(name, (edge, y), (edge + 18 * side, y), **look)
