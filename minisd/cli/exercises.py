@@ -64,7 +64,7 @@ def refuse_other_words(first: str) -> None:
         return
     names = {name for one in all_exercises() for name in (one.lesson, one.name)}
     words = get_close_matches(first.lower(), ["next", "hint"], n=1, cutoff=0.7)
-    if {first.lower(), first.zfill(2)} & names:
+    if {first.lower(), f"0{first.lower()}"} & names:
         words = [f"next {first}"]
     if words:
         meant = f"did you mean minisd exercises {words[0]}?"

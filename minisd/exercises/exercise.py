@@ -116,15 +116,15 @@ def find_exercise(name: str) -> Exercise:
 
 
 def all_exercises(lesson: str | None = None) -> list[Exercise]:
-    """All exercises in the order of the course, or those of one lesson, such as "07" or "7"."""
+    """All exercises in the order of the course, or those of a lesson: "07", "7", "08b"."""
     every = [find_exercise(path.stem) for path in SPECS.glob("[a-z]*.py")]
     order = sorted(every, key=lambda one: (lesson_order(one.lesson), one.place, one.name))
-    return [one for one in order if lesson is None or one.lesson == lesson.zfill(2)]
+    return [one for one in order if lesson is None or one.lesson in (lesson, f"0{lesson}")]
 
 
 def lesson_order(lesson: str) -> tuple[int, str]:
-    """The place of a lesson in the course. The primer 0b comes after lesson 00."""
-    return (0 if lesson == "0b" else int(lesson)), lesson
+    """The place of a lesson in the course: 00, 0b (the primer), 01 … 08, 08b, 09 …"""
+    return int(lesson.rstrip("b")), lesson
 
 
 # ---- what specs need to draw inputs ----------------------------------------------------------

@@ -82,7 +82,7 @@ def exercises_of(lesson: str) -> list[Exercise]:
 
 def lesson_file(lesson: str) -> str:
     """The name of the notebook with the exercises of a lesson, such as "07_attention_exercises"."""
-    return f"{next(NOTEBOOKS.glob(f'{lesson.zfill(2)}_*.ipynb')).stem}_exercises"
+    return f"{next(NOTEBOOKS.glob(f'{exercises_of(lesson)[0].lesson}_*.ipynb')).stem}_exercises"
 
 
 def question_text(exercise: Exercise, student: str = "", with_question: bool = True) -> str:
