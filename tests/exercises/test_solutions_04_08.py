@@ -165,6 +165,30 @@ def test_the_list_of_skips_equals_the_core():
         assert solution(config) == unet.skip_channels(config)
 
 
+# ---- lesson 08b ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", [[(3, 1), (3, 1)], [(3, 2), (5, 1), (1, 3), (3, 2), (3, 1)]])
+def test_the_receptive_field_is_where_the_gradient_is_not_zero(layers):
+    x = torch.ones(1, 1, 301, requires_grad=True)
+    y = x
+    for kernel, stride in layers:
+        y = torch.nn.functional.conv1d(y, torch.ones(1, 1, kernel), stride=stride)
+    (slope,) = torch.autograd.grad(y[0, 0, y.shape[2] // 2], x)
+    assert (slope != 0).sum() == find_exercise("receptive_field").solution(layers)
+
+
+def test_cut_attention_equals_attention_inside_each_strip():
+    scores = random_numbers(2, 3, 24, 24)
+    places = torch.arange(24).reshape(4, 6)  # 4 rows of 6 places, cut into 3 strips
+    weights = find_exercise("cut_attention").solution(scores.softmax(-1), 6, strips=3)
+    for strip in places.split(2, dim=1):
+        inside = strip.flatten()
+        own = scores[..., inside[:, None], inside].softmax(-1)
+        torch.testing.assert_close(weights[..., inside[:, None], inside], own)
+        assert weights[..., inside, :].sum() == pytest.approx(own.sum())
+
+
 # ---- the mini, with all of them --------------------------------------------------------------
 
 

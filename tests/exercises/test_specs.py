@@ -9,7 +9,7 @@ from minisd.config import NOTEBOOKS
 from minisd.exercises.check import describe_verdict
 from minisd.exercises.exercise import all_exercises, find_exercise
 from minisd.exercises.judge import Failure, judge
-from minisd.exercises.notebooks import LIBRARIES, signature_source
+from minisd.exercises.notebooks import LIBRARIES, lesson_file, signature_source
 
 EXERCISES = all_exercises()
 each_exercise = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda one: one.name)
@@ -85,6 +85,15 @@ def test_no_lesson_asks_for_one_name_twice():
     assert len(pairs) == len(set(pairs))
     places = [(one.lesson, one.place) for one in EXERCISES]
     assert len(places) == len(set(places))
+
+
+def test_the_number_of_a_lesson_may_have_a_letter():
+    lessons = list(dict.fromkeys(one.lesson for one in EXERCISES))
+    assert lessons[:3] == ["00", "0b", "01"]
+    assert lessons[lessons.index("08") : lessons.index("09")] == ["08", "08b"]
+    assert all_exercises("8b") == all_exercises("08b") != []
+    assert lesson_file("8b") == "08b_unet_sizes_exercises"
+    assert lesson_file("7") == "07_attention_exercises"
 
 
 def test_a_parameter_of_another_name_is_named():
