@@ -92,4 +92,5 @@ EXERCISE = Exercise(
     minutes=5,
     in_picture={"minisd.unet.Up.forward": as_up_forward},
     draw=draw_cat,
+    in_lesson=True,
 )

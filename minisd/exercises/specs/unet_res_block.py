@@ -244,5 +244,4 @@ EXERCISE = Exercise(
     needs=("time_embedding",),
     replaces={"minisd.unet.ResBlock": lambda answer: answer},
     draw=draw_cat,
-    in_lesson=True,
 )
