@@ -19,7 +19,7 @@ from minisd.config import UNetConfig
 from minisd.files.pictures import to_pil
 from minisd.teaching import plot, self_test
 from minisd.teaching.picture_grid import paste_grid
-from minisd.teaching.plot import canvas, charts, diagram
+from minisd.teaching.plot import canvas, charts, diagram, flow
 from minisd.teaching.plot import picture_figures as pictures
 from minisd.teaching.predict import Guess, buttons, predict
 from minisd.trace import trace
@@ -380,6 +380,29 @@ def test_bars_hold_the_numbers():
     assert [text.get_text() for text in axes.texts] == ["0.90", "0.10"]
     (axes,) = plot.bars({"seed 0": [0.9, 0.1], "seed 1": [0.2, 0.8]}, parts=["cat", "dog"]).axes
     assert [bar.get_x() for bar in axes.patches] == [0, 0, 0.9, 0.2]
+
+
+def test_a_scatter_holds_the_points_and_has_one_scale():
+    figure = plot.scatter({"near": ([1, 2], [3, 4]), "far": ([8.0], [9.0])}, "cat", "dog")
+    (axes,) = figure.axes
+    points = [one.get_offsets().tolist() for one in axes.collections]
+    assert points == [[[1, 3], [2, 4]], [[8, 9]]]
+    assert axes.get_xlim() == axes.get_ylim() and axes.get_xlim()[0] == 0
+
+
+def test_the_time_axis_has_round_times_and_ends_clean():
+    times = [999, 600, 300, 100, -1]
+    (axes,) = flow.flow(torch.zeros(5, 3), times).axes
+    names = [text.get_text() for text in axes.get_xticklabels()]
+    assert names == ["999", "250", "500", "750", "clean"]
+    at = dict(zip(names, axes.get_xticks(), strict=True))
+    assert at["999"] == 0 and at["clean"] == 4 and at["250"] == pytest.approx(2.25)
+
+
+def test_clouds_may_lie_in_wide_panels():
+    figure = flow.groups({"points": (torch.rand(9, 2), None)}, columns=1, reach=(2, 1))
+    (axes,) = figure.axes
+    assert axes.get_xlim() == (-2, 2) and axes.get_ylim() == (-1, 1)
 
 
 def test_a_signed_heat_map_has_its_middle_at_zero():

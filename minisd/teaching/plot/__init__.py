@@ -12,7 +12,7 @@ pictures                         pictures in rows
 table                            a table of pictures, with names for its rows and columns
 channels                         the channels of a latent, each as a picture
 attention                        the places of a picture that pay attention to each word
-lines, bars                      curves, bars
+lines, bars, scatter             curves, bars, points
 heat                             a matrix as colours
 embedding_map                    words as points in a plane
 vectors                          arrows with their lengths and angles
@@ -22,7 +22,7 @@ unet                             the U-Net with its modules and shapes
 """
 
 from minisd.teaching.plot.canvas import COLOURS, listing, projector, say, show, source
-from minisd.teaching.plot.charts import bars, embedding_map, heat, lines, vectors
+from minisd.teaching.plot.charts import bars, embedding_map, heat, lines, scatter, vectors
 from minisd.teaching.plot.diagram import Box, boxes, bricks, unet
 from minisd.teaching.plot.picture_figures import attention, channels, pictures, slider, table
 
@@ -34,6 +34,7 @@ __all__ += [
     "pictures",
     "projector",
     "say",
+    "scatter",
     "show",
     "slider",
     "source",

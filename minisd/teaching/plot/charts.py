@@ -114,6 +114,29 @@ def bars(
 
 
 @canvas.with_style
+def scatter(
+    groups: dict[str, tuple[Sequence[float], Sequence[float]]],
+    x_label: str = "",
+    y_label: str = "",
+    height: int = 340,
+) -> Figure:
+    """Points with two measured numbers each, coloured by group. Both axes have one scale, from 0.
+
+    A grey line shows where both numbers are equal.
+
+    groups: name of a group -> the x and the y of its points
+    """
+    figure, (axes,) = canvas.panels(1, height)
+    for index, (name, (x, y)) in enumerate(groups.items()):
+        axes.scatter(x, y, s=22, color=COLOURS[index % 7], marker="os^D"[index % 4], label=name)
+    most = 1.08 * max(float(max(one)) for pair in groups.values() for one in pair)
+    axes.plot([0, most], [0, most], color=PALE, zorder=0)
+    axes.set(xlim=(0, most), ylim=(0, most), xlabel=x_label, ylabel=y_label, aspect="equal")
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+@canvas.with_style
 def heat(
     matrix: Tensor,
     rows: Sequence[str] = (),

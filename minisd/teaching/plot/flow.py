@@ -59,14 +59,19 @@ def flow(
     panels = states if isinstance(states, dict) else {"": states}
     figure, axes = canvas.panels(len(panels), height, sharey=True)
     moments = np.arange(len(ts))
-    marks = np.linspace(0, len(ts) - 1, 5 if len(panels) == 1 else 3).round().astype(int)
+    first, last = ts[0], ts[-1]
+    inner = (250, 500, 750) if len(panels) == 1 else (500,)
+    shown = [first, *(t for t in inner if min(first, last) + 99 < t < max(first, last) - 99), last]
+    way = 1 if last > first else -1
+    marks = np.interp(np.multiply(way, shown), np.multiply(way, ts), moments)
+    names = ["clean" if t < 0 else f"{t:.0f}" for t in shown]
     for plane, (title, points) in zip(axes, panels.items(), strict=True):
         paths = rearrange(points.detach().cpu().numpy(), "s b ... -> s (b ...)")
         draw_density(plane, count_points(paths, span) if density is None else density.numpy(), span)
         kinds = torch.zeros(paths.shape[1]) if groups is None else groups
         for path, kind in zip(paths.T[:PATHS], kinds[:PATHS], strict=True):
             plane.plot(moments, path, color=COLOURS[int(kind)], linewidth=1.2)
-        plane.set_xticks(marks, [f"{ts[mark]:.0f}" for mark in marks])
+        plane.set_xticks(marks, names)
         plane.set(xlabel=labels[0], ylim=span, title=title)
     axes[0].set_ylabel(labels[1])
     return figure
@@ -142,7 +147,7 @@ def groups(
     names: Sequence[str] = (),
     unsure: dict[str, Tensor] | None = None,
     ways: dict[str, Tensor] | None = None,
-    reach: float = 2.4,
+    reach: float | tuple[float, float] = 2.4,
     ring: float | None = None,
     columns: int | None = None,
 ) -> Figure:
@@ -152,17 +157,19 @@ def groups(
     names: the names of the groups
     unsure: title of a panel -> b, true for the points that fit no group. They get a black ring
     ways: title of a panel -> the paths of b points, s b 2. They are drawn behind the points
-    reach: how far the axes go: from -reach to reach
+    reach: how far the axes go: from -reach to reach. Or a pair: how far right, and how far up
     ring: the radius of a circle to draw. None: no circle
     columns: the number of panels in a row. None: all panels are in one row
     """
     columns = columns or len(panels)
     rows = -(-len(panels) // columns)
-    side = (canvas.WIDTH - 16) // max(2, columns)
-    figure = canvas.blank_figure(rows * (side + 24) + 34 * bool(names))
+    right, up = reach if isinstance(reach, tuple) else (reach, reach)
+    side = (canvas.WIDTH - 16) // (columns if up < right else max(2, columns))
+    figure = canvas.blank_figure(rows * (int(side * up / right) + 24) + 34 * bool(names))
     figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03)
     planes = figure.subplots(rows, columns, squeeze=False).ravel()
-    size = 4 if max(len(points) for points, _ in panels.values()) > 250 else 14
+    most = max(len(points) for points, _ in panels.values())
+    size = 2 if most > 2000 else 4 if most > 250 else 14
     for plane, (title, (points, kinds)) in zip(planes[: len(panels)], panels.items(), strict=True):
         for path in rearrange((ways or {}).get(title, torch.zeros(0, 0, 2)), "s b d -> b d s"):
             plane.plot(*path.numpy(), color=GREY, linewidth=0.8, zorder=0)
@@ -217,16 +224,19 @@ def field(
     return figure
 
 
-def frame_panel(plane: Axes, title: str, reach: float, ring: float | None = None) -> None:
-    """Make the panel a square without ticks, and write its title.
+def frame_panel(
+    plane: Axes, title: str, reach: float | tuple[float, float], ring: float | None = None
+) -> None:
+    """Remove the panel's ticks, give both axes the same scale, and write its title.
 
-    reach: how far the axes go: from -reach to reach
+    reach: how far the axes go: from -reach to reach. Or a pair: how far right, and how far up
     ring: the radius of a circle to draw. None: no circle
     """
     if ring is not None:
         turn = np.linspace(0, 2 * np.pi, 100)
         plane.plot(ring * np.cos(turn), ring * np.sin(turn), color=GREY, linewidth=1)
-    plane.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], title=title)
+    right, up = reach if isinstance(reach, tuple) else (reach, reach)
+    plane.set(xlim=(-right, right), ylim=(-up, up), xticks=[], yticks=[], title=title)
     plane.set_aspect("equal")
     for side in plane.spines.values():
         side.set(visible=True, color=PALE)

@@ -144,7 +144,8 @@ def table(rows: dict[str, Tensor | Sequence[AnyPicture]], columns: Sequence[str]
     """
     shown = {name: [as_pil(image) for image in images] for name, images in rows.items()}
     count = max(map(len, shown.values()))
-    longest = max(len(line) for name in rows for line in name.split("\n"))
+    lines = [line for name in rows for line in name.split("\n")]
+    longest = max(len(line) + 0.4 * sum(map(str.isupper, line)) for line in lines)
     margin = int(longest * LETTER_WIDTH) + 2 * GAP
     every = [image for row in shown.values() for image in row]
     size = same_size(every, min(128, (canvas.WIDTH - margin) // count - GAP))
