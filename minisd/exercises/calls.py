@@ -239,6 +239,7 @@ def run_object(answer: Callable, init: list, *reads: Any) -> dict:
     return results
 
 
+@torch.enable_grad()
 def run_loss(answer: Callable, predict: Any, *arguments: Any) -> Any:
     """Call a loss, and read its gradient.
 
