@@ -1,3 +1,20 @@
 """The lessons that are held to the rules of the course's second edition. In the end: all."""
 
-SECOND_EDITION = {"00", "01", "04", "05", "06", "07", "08", "08b", "0b", "14", "15", "16", "17", "18"}
+SECOND_EDITION = {
+    "00",
+    "01",
+    "02",
+    "03",
+    "04",
+    "05",
+    "06",
+    "07",
+    "08",
+    "08b",
+    "0b",
+    "14",
+    "15",
+    "16",
+    "17",
+    "18",
+}
