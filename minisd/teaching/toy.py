@@ -268,22 +268,6 @@ def train_predictor(
     return descend(d, d, loss_of, steps, seed)
 
 
-def train_point_classifier(
-    data: Mixture, schedule: Schedule, steps: int = 1000, seed: int = 0
-) -> tuple[PointNetwork, list[float]]:
-    """Train a network to classify noisy points. Returns the network and each step's loss."""
-    d, count = data.centres.shape[1], len(data.names)
-
-    def loss_of(network: PointNetwork, generator: torch.Generator) -> Tensor:
-        x0, groups = data.draw(512, generator)
-        noise = torch.randn(x0.shape, generator=generator)
-        t = torch.randint(schedule.config.timesteps, (len(x0),), generator=generator)
-        logits = network(schedule.add_noise(x0, noise, t), t)
-        return F.cross_entropy(rearrange(logits, "b c 1 1 -> b c"), groups)
-
-    return descend(d, count, loss_of, steps, seed)
-
-
 @torch.enable_grad()
 def descend(d: int, c_out: int, loss_of, steps: int, seed: int) -> tuple[PointNetwork, list[float]]:
     """Train a PointNetwork with Adam. Returns the network and each step's loss.
@@ -316,20 +300,6 @@ def descend(d: int, c_out: int, loss_of, steps: int, seed: int) -> tuple[PointNe
 def point_denoiser(network: Network, objective: str = "eps") -> Denoiser:
     """Make the function that a sampler calls. There is no guidance, as points have no prompts."""
     return guided_denoiser(network, objective, context=torch.zeros(1, 0, 0))
-
-
-def log_prob_of(classifier: PointNetwork, data: Mixture, name: str) -> LogProb:
-    """Make a function (x, t) for guidance. It returns the classifier's log p(name | x).
-
-    name: the name of a group
-    """
-    index = data.names.index(name)
-
-    def log_prob(x: Tensor, t: Tensor) -> Tensor:
-        logits = rearrange(classifier(x, t), "b c 1 1 -> b c")
-        return F.log_softmax(logits, dim=1)[:, index]
-
-    return log_prob
 
 
 @torch.no_grad()

@@ -428,6 +428,14 @@ def test_flattened_keeps_distances_of_flat_points(generator):
     )
 
 
+def test_the_name_of_a_difference_stands_at_the_middle_of_its_arrow():
+    one, other = torch.tensor([3.0, 0]), torch.tensor([3.0, 4])
+    (axes,) = plot.vectors({"one": one, "other": other, "difference": (one, other)}).axes
+    places = {words.get_text(): tuple(words.xy) for words in axes.texts}
+    assert places["other"] == (3, 4)
+    assert places["difference"] == (3, 2)
+
+
 def test_words_of_a_map_do_not_lie_on_each_other():
     vectors = torch.tensor([[0.0, 0, 0], [0.001, 0, 0], [5, 3, 1], [5, -3, 1]])
     (axes,) = plot.embedding_map(vectors, ["cat", "kitty", "apple", "red"]).axes

@@ -262,7 +262,7 @@ def vectors(
     """Arrows with their names, for example the three vectors of guidance.
 
     The figure shows the plane that the first two arrows span. Arrows in this plane have their true
-    lengths and angles.
+    lengths and angles. The name of a pair stands at the middle of its arrow.
 
     arrows: name -> a vector from the origin, or a pair (tail, head). The tensors may have any shape
     """
@@ -272,13 +272,14 @@ def vectors(
         colour = COLOURS[index % 7]
         how = {"arrowstyle": "-|>", "color": colour, "lw": 2.5, "shrinkA": 0, "shrinkB": 0}
         axes.annotate("", head, tail, arrowprops=how)
-        axes.annotate(name, head, (6, 0), textcoords="offset points", color=colour, va="center")
+        place = (tail + head) / 2 if isinstance(arrows[name], tuple) else head
+        axes.annotate(name, place, (8, 0), textcoords="offset points", color=colour, va="center")
     every = np.concatenate(list(ends.values()))
     axes.scatter(*every.T, s=0)
-    axes.margins(0.25)
-    axes.set_aspect("equal", adjustable="datalim")
-    axes.axhline(0, color=PALE, zorder=0)
-    axes.axvline(0, color=PALE, zorder=0)
+    axes.margins(0.08)
+    axes.set_aspect("equal", adjustable="box")
+    axes.grid(color=PALE, linewidth=0.8)
+    axes.set_axisbelow(True)
     axes.set_xlabel(x_label, color=INK)
     axes.set_ylabel(y_label, color=INK)
     return figure
