@@ -9,6 +9,7 @@ import torch
 
 import minisd
 from minisd import attention, guidance
+from minisd.adapters.classifier import classifier_guided
 from minisd.exercises.check import draw_cat, draw_with
 from minisd.exercises.exercise import all_exercises, draw_weights, find_exercise, normal
 from minisd.exercises.install import install_parts
@@ -164,6 +165,22 @@ def test_the_formulas_agree_where_they_should(generator):
     assert_equal(some, torch.stack([cond[0], guided[1]]))
     spread = find_exercise("rescaled_cfg").solution(uncond, cond, 3.0, phi=1).flatten(1).std(dim=1)
     assert_equal(spread, cond.flatten(1).std(dim=1))
+
+
+def test_a_loss_guides_as_a_classifier_with_the_same_gradient_does(generator):
+    x, eps = normal(generator, 2, 2, 4, 3, 5)
+
+    def loss(x0):
+        return x0.pow(4).mean(dim=(1, 2, 3))
+
+    def denoise(x, level):
+        return guidance.Prediction(guidance.x0_from_eps(x, eps, level), eps, None, None)
+
+    def log_prob(x, t):
+        return -loss(denoise(x, T481).x0)
+
+    ours = find_exercise("guide_by_loss").solution(x, eps, T481, loss, 3.0)
+    assert_equal(ours, classifier_guided(denoise, log_prob, 3.0)(x, T481).eps)
 
 
 # ---- lesson 10 -------------------------------------------------------------------------------

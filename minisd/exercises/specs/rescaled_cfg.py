@@ -186,5 +186,4 @@ EXERCISE = Exercise(
     constants=lambda rng: {"phi": rng.choice([0.4, 0.6, 0.65, 0.7, 0.75, 0.8])},
     in_picture={"minisd.guidance.guided_denoiser": with_formula},
     draw=draw_at_ten,
-    in_lesson=True,
 )
