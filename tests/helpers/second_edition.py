@@ -1,22 +1,5 @@
 """The lessons that are held to the rules of the course's second edition. In the end: all."""
 
-SECOND_EDITION = {
-    "00",
-    "01",
-    "02",
-    "03",
-    "04",
-    "05",
-    "06",
-    "07",
-    "08",
-    "08b",
-    "09",
-    "0b",
-    "10",
-    "14",
-    "15",
-    "16",
-    "17",
-    "18",
-}
+from docs.make.notebooks import select_paths
+
+SECOND_EDITION = {path.name.split("_")[0] for path in select_paths([])}

@@ -33,9 +33,14 @@ RABBIT = "a pink rabbit on a black background"
 SANTA = "a santa on a cyan background"
 
 
-def draw_scene(*things: str, style: str = "noto", background: str = "white") -> Image.Image:
-    """A picture as the mini's training has them: one or two things on a background."""
-    scene = Scene(things, (None,) * len(things), style, background)
+def draw_scene(
+    *things: str, style: str = "noto", background: str = "white", spot: str | None = None
+) -> Image.Image:
+    """A picture as the mini's training has them: one or two things on a background.
+
+    spot: the place of a small thing. None: the thing is large, or there are two
+    """
+    scene = Scene(things, (None,) * len(things), style, background, spot)
     picture, _ = compose_scene(Emoji.load(), scene, 64, default_rng(1))
     return to_pil(to_tensor([picture]))[0]
 

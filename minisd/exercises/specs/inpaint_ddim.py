@@ -134,7 +134,7 @@ def as_blend_steps(answer):
 EXERCISE = Exercise(
     name="inpaint_ddim",
     lesson="12",
-    place=2,
+    place=3,
     title="Inpainting with any model",
     question=(
         "Write `inpaint_ddim(denoise, z, noise, levels, mask)`. Start from x = noise. In each "

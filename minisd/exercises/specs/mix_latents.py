@@ -90,7 +90,7 @@ def draw_mixture(sd):
 EXERCISE = Exercise(
     name="mix_latents",
     lesson="11",
-    place=3,
+    place=4,
     title="Start between two pictures",
     question=(
         "img2img can also start between two pictures. As vectors, straight mixtures of two "

@@ -80,7 +80,7 @@ def as_wrapper(answer):
 EXERCISE = Exercise(
     name="nine_channels",
     lesson="12",
-    place=3,
+    place=4,
     title="Nine channels",
     question=(
         "A U-Net that was trained for inpainting reads nine channels: the four of the noisy latent "

@@ -97,7 +97,7 @@ def draw_wider(sd):
 EXERCISE = Exercise(
     name="outpaint",
     lesson="12",
-    place=4,
+    place=5,
     title="A wider canvas",
     question=(
         "Outpainting draws what lies beyond the border of a picture. Write "
