@@ -11,7 +11,7 @@ from minisd.cli.messages import print_results
 from minisd.config import NOTEBOOKS
 
 OWN_OPTIONS = ("--no-open", "--with-outputs", "--answers", "--quiz", "-h", "--help")
-GIFT_FILE, QTI_FILE = "minisd.gift", "minisd-qti.zip"
+GIFT_FILE, QTI_FILE = "quiz.gift", "quiz-qti.zip"
 
 
 def add_lessons(command: argparse.ArgumentParser) -> None:
@@ -119,7 +119,7 @@ def copy_notebooks(source: Path, folder: Path, with_outputs: bool = False) -> li
 def without_outputs(content: bytes) -> bytes:
     """The same notebook, as if its cells had not been run."""
     notebook = json.loads(content)
-    for cell in notebook["cells"]:
+    for cell in notebook.get("cells", []):
         if cell["cell_type"] == "code":
             cell["outputs"], cell["execution_count"] = [], None
     return (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode()

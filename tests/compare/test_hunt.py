@@ -27,6 +27,7 @@ def lesson(tmp_path_factory):
     """The names that the cells of the hunt define. They run with one step."""
     (path,) = notebooks.select_paths(["17"])
     names = {"torch": torch, "minisd": minisd, "plot": plot, "Path": Path, "trace": trace}
+    names |= {"mini": minisd.load("mini"), "prompts": ["a cat", "a red apple"]}
     names |= {"named_modules": named_modules, "steps": 1, "folder": tmp_path_factory.mktemp("hunt")}
     before = set(sys.modules)
     for cell in notebooks.read(path).cells:

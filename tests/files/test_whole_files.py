@@ -402,7 +402,7 @@ def test_a_signal_ends_a_command_and_leaves_nothing(tmp_path, monkeypatch, comma
         "download": ["download", "sd14"],
     }
     monkeypatch.setattr("minisd.checkpoints.write.open_checkpoint", wait)
-    monkeypatch.setattr(lessons.shutil, "copyfile", wait)
+    monkeypatch.setattr(lessons, "without_outputs", wait)
     monkeypatch.setattr("minisd.checkpoints.registry.download", wait)
     number = getattr(signal, name)
     before = signal.signal(
@@ -560,23 +560,24 @@ def test_half_a_copied_lesson_is_copied_again(tmp_path):
     source, own = tmp_path / "source", tmp_path / "own"
     source.mkdir()
     for name in ("01.ipynb", "02.ipynb"):
-        (source / name).write_text(json.dumps({"cells": [name] * 999}), encoding="utf-8")
+        cells = [{"cell_type": "markdown", "source": name}] * 999
+        (source / name).write_text(json.dumps({"cells": cells}), encoding="utf-8")
 
-    copyfile = shutil.copyfile
+    write_bytes = Path.write_bytes
 
     def copy_and_die():
-        def die_halfway(notebook, path):
-            if notebook.name == "01.ipynb":
-                return copyfile(notebook, path)
-            path.write_bytes(notebook.read_bytes()[:500])
+        def die_halfway(path, content):
+            if b"01.ipynb" in content:
+                return write_bytes(path, content)
+            write_bytes(path, content[:500])
             os.kill(os.getpid(), signal.SIGKILL)
 
-        shutil.copyfile = die_halfway
-        lessons.copy_notebooks(source, own)
+        Path.write_bytes = die_halfway
+        lessons.copy_notebooks(source, own, with_outputs=True)
 
     assert end_of(fork(copy_and_die)) == -signal.SIGKILL
     assert len(list(own.glob("*.ipynb"))) == 1
-    assert lessons.copy_notebooks(source, own) == [str(own / "02.ipynb")]
+    assert lessons.copy_notebooks(source, own, with_outputs=True) == [str(own / "02.ipynb")]
     assert bytes_in(own) == bytes_in(source)
     assert end_of(fork(die_while_writing, own / "03.ipynb")) == -signal.SIGKILL
     assert "already" in lessons.copy_notebooks(source, own)[0]

@@ -126,14 +126,14 @@ def test_a_student_sees_the_own_answers(course, tmp_path, monkeypatch, capsys):
 
 def test_the_quiz_holds_every_question(course, tmp_path):
     assert cli.main(["lessons", "--quiz", str(tmp_path)]) == 0
-    moodle = (tmp_path / "minisd.gift").read_text(encoding="utf-8")
+    moodle = (tmp_path / "quiz.gift").read_text(encoding="utf-8")
     assert moodle.startswith(
         "::Lesson 00, question 1::[html]How many in 00_tour?{\n"
         "\t~one#Too few.\n"
         "\t=two\\: <code>x \\= \\{1\\}</code>#Just so.\n"
         "\t~three#Too many.\n}\n"
     )
-    archive = zipfile.ZipFile(tmp_path / "minisd-qti.zip")
+    archive = zipfile.ZipFile(tmp_path / "quiz-qti.zip")
     manifest = ElementTree.fromstring(archive.read("imsmanifest.xml"))
     (file,) = (one.get("href") for one in manifest.iter() if one.tag.endswith("}file"))
     items = ElementTree.fromstring(archive.read(file)).findall(".//{*}item")
