@@ -83,8 +83,8 @@ def with_zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
     """Stretch the signal rates: the last rate becomes 0 (pure noise), the first stays the same.
 
     In SD's own table, 7 % of the picture is left at the last level. So SD was never trained on pure
-    noise (Lin et al. 2024, algorithm 1). Only a network that predicts v can be trained on pure
-    noise, because there, eps says nothing about x0.
+    noise (Lin et al. 2024, algorithm 1). A network that predicts eps cannot be trained on pure
+    noise, because there, eps says nothing about x0. A network that predicts v can.
 
     alpha_bar: timesteps    returns: the same shape
     """

@@ -34,9 +34,9 @@ EXERCISE = Exercise(
     title="More steps near the noise",
     question=(
         "Large latents need more noise to hide a picture, because many numbers show the same thing "
-        "(lesson 01). So Stable Diffusion 3 spends more of its steps at large t. It takes steps + "
-        "1 even times from 1 to 0, and shifts each of them: the new t is s t / (1 + (s - 1) t). "
-        "Write `flow_times(steps)`. Your s is {shift}. Return the new times in float64 "
+        "(lesson 11). So Stable Diffusion 3 spends more of its steps at large t. It takes steps + "
+        "1 evenly spaced times from 1 to 0, and shifts each of them: the new t is s t / (1 + (s - "
+        "1) t). Write `flow_times(steps)`. Your s is {shift}. Return the new times in float64 "
         "(`dtype=torch.float64`), the largest first."
     ),
     solution=flow_times,

@@ -80,7 +80,7 @@ EXERCISE = Exercise(
         "Long texts are often read with a window: a token sees only a few tokens before it, and "
         "the very first ones, which are called attention sinks. Write `window_mask(x)` for your "
         "own window. A token sees itself and the tokens before it, {window} tokens in all. It "
-        "also sees the first {sinks} tokens of the row, but never a later token. The mask is 0 "
+        "also sees the first {sinks} tokens of the text, but never a later token. The mask is 0 "
         "where a token may look, and minus infinity elsewhere."
     ),
     solution=window_mask,
