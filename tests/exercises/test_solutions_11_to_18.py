@@ -2,6 +2,7 @@
 
 import re
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from einops import rearrange
 
 import minisd
-from minisd import guidance
+from minisd import guidance, samplers
 from minisd.adapters import textual_inversion
 from minisd.adapters.hypernetwork import HypernetworkMLP
 from minisd.adapters.lora import LowRankUpdate
@@ -72,6 +73,20 @@ def test_noisy_start():
     sigmas = [level.sigma for level in levels]
     ours = img2img.add_noise(z, eps, img2img.remaining_levels(levels, 0.6)[0])
     torch.testing.assert_close(answer(z, eps, sigmas, 0.6), ours, rtol=1e-12, atol=1e-12)
+
+
+def test_invert_ddim():
+    levels = mini().schedule.linspace(5)
+
+    def denoise(x, level):
+        eps = torch.tanh(x) + level.t / 1000
+        return guidance.interpret("eps", x, level, guided=eps, uncond=None, cond=eps)
+
+    z = x = noise(2, 4, 3, 5)
+    for level, noisier in pairwise(levels[::-1]):
+        x = samplers.ddim_move(x, denoise(x, level).eps, level, noisier)
+    answer = find_exercise("invert_ddim").solution(denoise, z, levels)
+    torch.testing.assert_close(answer, x, rtol=1e-9, atol=1e-9)
 
 
 def test_latent_mask():
