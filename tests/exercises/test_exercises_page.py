@@ -10,7 +10,6 @@ from docs.make.exercises_page import PAGE, SECONDS, page
 from docs.make.lesson_exercises import PRIMER, TAG, exercise_cells, places, start_cells
 from docs.make.notebooks import read, select_paths
 from minisd.exercises.exercise import Exercise, all_exercises
-from tests.helpers.second_edition import SECOND_EDITION
 
 LESSONS = [path.name.split("_")[0] for path in select_paths([])]
 
@@ -46,7 +45,7 @@ def expected_cells(path: Path) -> list[NotebookNode]:
 @pytest.mark.parametrize("path", select_paths([]), ids=lambda path: path.stem)
 def test_each_lesson_has_its_exercises(path):
     lesson = path.name.split("_")[0]
-    if lesson == PRIMER or lesson not in SECOND_EDITION:
+    if lesson == PRIMER:
         return
     cells = [one for one in read(path).cells if TAG in one.metadata.get("tags", [])]
     old = "the exercises are old: run python -m docs.make.lesson_exercises"

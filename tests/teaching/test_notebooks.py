@@ -21,7 +21,6 @@ from PIL import Image
 from docs.make import notebooks
 from minisd.exercises.answer_source import global_names
 from minisd.teaching.plot import canvas
-from tests.helpers.second_edition import SECOND_EDITION
 
 PATHS = notebooks.select_paths([])
 COVERAGE = Path(__file__).parents[2] / "docs" / "maintaining" / "lessons-coverage.md"
@@ -112,14 +111,7 @@ def test_it_has_the_parts_of_a_lesson(path):
     assert sum(".reveal(" in cell.source for cell in notebook.cells) == len(asked)
 
 
-second_edition = pytest.mark.parametrize(
-    "path",
-    [path for path in PATHS if number_of(path) in SECOND_EDITION],
-    ids=lambda path: path.stem,
-)
-
-
-@second_edition
+@every_notebook
 def test_answers_stand_below_a_heading(path):
     """Where outputs are not folded, a reader sees the question, a heading, and then the answer."""
     cells = notebooks.read(path).cells
@@ -129,20 +121,20 @@ def test_answers_stand_below_a_heading(path):
             assert rest[0].cell_type == "markdown" and rest[0].source.startswith("#"), cell.source
 
 
-@second_edition
+@every_notebook
 def test_students_write_code_where_its_idea_is(path):
     cells = notebooks.read(path).cells
     end = next(n for n, cell in enumerate(cells) if cell.source.startswith("## Try it"))
     assert any("exercise" in tags_of(cell) for cell in cells[:end])
 
 
-@second_edition
+@every_notebook
 def test_its_cells_are_short(path):
     for cell in code_cells(notebooks.read(path)):
         assert len(cell.source.splitlines()) <= LONGEST, cell.source
 
 
-@second_edition
+@every_notebook
 def test_it_says_what_to_run_and_what_to_do_in_class(path):
     cells = notebooks.read(path).cells
     must = [cell for cell in cells if "must-run" in tags_of(cell)]
@@ -155,7 +147,7 @@ def test_it_says_what_to_run_and_what_to_do_in_class(path):
     assert re.findall(r"^(\d)\. ", answers, flags=re.MULTILINE) == ["1", "2"]
 
 
-@second_edition
+@every_notebook
 def test_the_cells_that_must_run_need_no_others(path):
     known = set(dir(builtins))
     for cell in notebooks.read(path).cells:
@@ -166,7 +158,7 @@ def test_the_cells_that_must_run_need_no_others(path):
             assert global_names(table) - known == set(), cell.source
 
 
-@second_edition
+@every_notebook
 def test_its_pictures_have_all_colours_and_alt_texts(path):
     for cell in code_cells(notebooks.read(path)):
         for output in cell.outputs:
@@ -266,8 +258,7 @@ def test_it_runs_with_fewer_steps(path, monkeypatch):
     done = notebooks.normalize(notebooks.execute(notebooks.read(path)))
     # the output of a quick run is not committed, but it must be as clean, and its answers as right
     assert notebooks.blemishes(done) == []
-    if number_of(path) in SECOND_EDITION:
-        assert answers(done) == answers(notebooks.read(path))
+    assert answers(done) == answers(notebooks.read(path))
 
 
 def answers(notebook: NotebookNode) -> list[str]:
