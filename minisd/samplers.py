@@ -100,7 +100,7 @@ def unit_noise(x: Tensor, generators: Generators) -> Tensor:
 
 @in_steps
 def ddpm(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators) -> Moves:
-    """Draw the next, less noisy x at random: from its distribution, given x and the guess x0.
+    """Draw the next, less noisy x at random. Its distribution is computed from x and the guess x0.
 
     Ho et al. 2020, eq. 6-7 and algorithm 2, with the smaller of the paper's two variances. The
     levels may be any distance apart. The guess x0 is not clipped, because a latent has no limits.

@@ -228,7 +228,7 @@ class DiagonalGaussian:
     def kl(self) -> Tensor:
         """The KL divergence from noise of mean 0 and variance 1, in nats per picture.
 
-        Training keeps this number small.
+        A nat is the unit of natural logarithms. Training keeps this number small.
 
         returns: b
         """

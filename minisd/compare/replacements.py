@@ -204,7 +204,7 @@ REPLACED: dict[str, dict[str, Change]] = {
         "attention scaled by 1 / width of a head": set_scale(-1),
         "attention scaled by the width of a head to the power -1/4": set_scale(-0.25),
         "attention multiplied by the root of the width, not divided": set_scale(0.5),
-        "attention scaled by the root of all channels, not of one head's": set_scale(-0.5, True),
+        "attention scaled by 1 / root of the width of all heads, not of one": set_scale(-0.5, True),
         "attention without the mask": other_mask(lambda mask: None),
         "attention with the mask turned round": other_mask(lambda mask: mask.T),
         "attention that hides each token from itself": other_mask(lambda mask: hide(mask, 0)),

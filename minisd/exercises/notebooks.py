@@ -174,7 +174,7 @@ def check_call(exercise: Exercise, with_student: bool = True) -> str:
 def hint_call(name: str) -> str:
     """How to get the hints of an exercise, in a notebook or in a terminal."""
     if in_notebook():
-        return f'`hint("{name}", 1)` to `3` say more.'
+        return f'`hint("{name}", 1)` gives a hint. Hints 2 and 3 say more.'
     return f"`minisd exercises hint {name}` gives a hint. Add 2 or 3 for more."
 
 

@@ -217,10 +217,10 @@ def small_steps(x0: Tensor, schedule: Schedule, generator: torch.Generator) -> I
 
 
 class PointNetwork(nn.Module):
-    """A network of four layers. It reads noisy points and t, and predicts the noise or the group.
+    """A network of four layers. It reads noisy points and t, and predicts the noise (or the group).
 
     x: b d 1 1    t: b, integer or float    context: ignored
-    returns: b c_out 1 1: eps or v if c_out = d, logits if c_out is the number of groups
+    returns: b c_out 1 1: eps or v if c_out = d. For groups: one score (logit) for each group
     """
 
     def __init__(self, d: int, c_out: int, width: int = 128):

@@ -110,7 +110,7 @@ EXERCISE = Exercise(
     title="A prompt that changes",
     question=(
         "The context may change from step to step. Write `changing_context(first, second, index, "
-        "steps)`. Before step `index`, the part index / steps of the run is done. While this "
+        "steps)`. Before step `index`, a part of the run is done: index / steps. While this "
         "part is at most {begin}, the context is `first`. From {end} on, it is `second`. In "
         "between, it is a mix: the share of `second` grows evenly from 0 to 1, and the share of "
         "`first` is the rest."

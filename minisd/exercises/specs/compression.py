@@ -80,8 +80,8 @@ EXERCISE = Exercise(
         ),
     },
     passing=(
-        "The loop works on 48 times fewer numbers than the picture has. This is why Stable "
-        "Diffusion fits on one graphics card."
+        "The loop works on 48 times fewer numbers than the picture has. This saves memory and "
+        "work. Lesson 03 counts the work."
     ),
     difficulty=1,
     minutes=5,

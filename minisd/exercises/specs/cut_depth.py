@@ -8,7 +8,7 @@ from minisd.exercises.specs._pictures import redraw_pair
 
 
 def cut_depth(depth, *, far=0.05, near=0.95):
-    """Depth maps between -1 and 1, without their nearest and their farthest places.
+    """Depth maps between -1 and 1. The nearest values and the farthest values are cut.
 
     depth: b 1 h w, large where something is near    returns: b 1 h w
     """
@@ -91,9 +91,9 @@ EXERCISE = Exercise(
     question=(
         "One very near place makes all others look equally far. So cut the depth: write "
         "`cut_depth(depth)`. For each map, low is its quantile {far}: a share of {far} of its "
-        "values lies below low. high is its quantile {near}. Interpolate between two values, as "
-        "torch.quantile does. Values below low become low, values above high become high. Then "
-        "stretch the map so that low becomes -1 and high becomes 1."
+        "values lies below low. high is its quantile {near}. If a quantile lies between two "
+        "values, interpolate, as torch.quantile does. Values below low become low, and values "
+        "above high become high. Then stretch the map so that low becomes -1 and high becomes 1."
     ),
     solution=cut_depth,
     stages=(

@@ -116,7 +116,9 @@ EXERCISE = Exercise(
         Stage("the size stays", 1, inputs((1, 1, 2, 3), (2, 3))),
         Stage("a smaller map", 1, inputs((1, 1, 24, 40), (3, 5))),
         Stage("a batch of 3", 2, inputs((3, 1, 20, 12), (5, 3))),
-        Stage("an even map", 1, lambda g: [torch.full((1, 1, 4, 6), 0.5).double(), [2, 3]]),
+        Stage(
+            "a map of equal values", 1, lambda g: [torch.full((1, 1, 4, 6), 0.5).double(), [2, 3]]
+        ),
     ),
     hints=(
         "Three lines are enough: shrink, stretch to 0 … 1, stretch to -1 … 1.",

@@ -69,11 +69,12 @@ EXERCISE = Exercise(
     place=3,
     title="The sampler of rectified flow",
     question=(
-        "Write `flow_euler(network, noise, steps)`. It goes from t = 1 to t = 0 in equal steps. "
-        "At the beginning of each step, x has its t: 1, then 1 - 1/steps, and so on. Call "
-        "`network(x, 1000 * t)`, where t has one number for each sample of the batch. It returns "
-        "the velocity, dx/dt. t falls by 1/steps, so x changes by minus the velocity, divided by "
-        "steps. Return x at t = 0."
+        "Write `flow_euler(network, noise, steps)`. Start from x = noise, and go from t = 1 to "
+        "t = 0 in equal steps. The first step begins at t = 1, the second step begins at t = 1 - "
+        "1/steps, and so on. In each step, call `network(x, 1000 * t)` with the t at which the "
+        "step begins. This t has one number for each sample of the batch. The network returns the "
+        "velocity, dx/dt: the one that your `flow_loss` trains. t falls by 1/steps, so x changes "
+        "by minus the velocity, divided by steps. Return x at t = 0."
     ),
     solution=flow_euler,
     stages=(

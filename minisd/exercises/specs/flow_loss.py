@@ -85,7 +85,8 @@ EXERCISE = Exercise(
     title="The loss of rectified flow",
     question=(
         "Write `flow_loss(network, x0, noise, t)`, the loss of one training step of rectified "
-        "flow. For each sample, x is (1 - t) times x0, plus t times the noise. Call "
+        "flow. It is built like `noise_loss` of lesson 02, but with another x and another right "
+        "answer. For each sample, x is (1 - t) times x0, plus t times the noise. Call "
         "`network(x, 1000 * t)`, which returns the predicted velocity. The right velocity is "
         "noise - x0. Return the mean of the squared errors over all numbers of the batch, as a "
         "tensor, so that its gradient can be computed."

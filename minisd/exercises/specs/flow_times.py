@@ -35,9 +35,9 @@ EXERCISE = Exercise(
     question=(
         "Large latents need more noise to hide a picture, because many numbers show the same thing "
         "(lesson 11). So Stable Diffusion 3 spends more of its steps at large t. It takes steps + "
-        "1 evenly spaced times from 1 to 0, and shifts each of them: the new t is s t / (1 + (s - "
-        "1) t). Write `flow_times(steps)`. Your s is {shift}. Return the new times in float64 "
-        "(`dtype=torch.float64`), the largest first."
+        "1 evenly spaced times from 1 to 0, and shifts each of them by a number s, the shift: the "
+        "new t is s t / (1 + (s - 1) t). Write `flow_times(steps)`. Your s is {shift}. Return the "
+        "new times in float64 (`dtype=torch.float64`), the largest first."
     ),
     solution=flow_times,
     stages=(

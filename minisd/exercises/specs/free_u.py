@@ -91,8 +91,8 @@ EXERCISE = Exercise(
     place=13,
     title="FreeU: weaker skips, stronger features",
     question=(
-        "FreeU (Si et al. 2023) changes the pictures of a trained U-Net: it makes x, which comes "
-        "from the lower resolutions, stronger, and the coarse part of the skips weaker. Write "
+        "FreeU (Si et al. 2023) changes the pictures of a trained U-Net. Where a block reads a "
+        "skip, FreeU makes x stronger, and it makes the coarse part of the skip weaker. Write "
         "`free_u(x, skip)`, a simple version. Multiply the first half of the channels of x by "
         "{gain} and keep the others. Split each channel of the skip into its mean over all "
         "places and the rest. Multiply only the mean by {damping} and add the rest again. Then "

@@ -174,7 +174,7 @@ EXERCISE = Exercise(
         "uncond_context, context, scale)`. Run the network once on 2b samples: first x with "
         "`uncond_context`, then x with `context`. Each of the 2b samples gets the number t. "
         "Combine the two halves: eps_uncond + scale * (eps_cond - eps_uncond).\n\n"
-        "With two scales, half of the work is enough. If scale is 1, run the network on b "
+        "For two scales, 1 and 0, half of the work is enough. If scale is 1, run the network on b "
         "samples with `context` only. If scale is 0, run it with `uncond_context` only."
     ),
     solution=guided_eps,

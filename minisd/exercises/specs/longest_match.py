@@ -124,12 +124,12 @@ EXERCISE = Exercise(
     place=9,
     title="A tokenizer without merges",
     question=(
-        "BERT's tokenizer, WordPiece, has no merges. From the left, it takes the longest piece "
-        "that is in the vocabulary, and goes on with the rest of the word. Every piece except "
-        "the first one of a word has a mark in front, in the vocabulary and in the result. Your "
-        "mark is `{mark}`, and your pieces have at most {longest} letters, the mark not counted. "
-        'If no piece fits at some place, the whole word becomes `["[UNK]"]`. Write '
-        "`longest_match(word, vocabulary)`."
+        "BERT's tokenizer, WordPiece, has no merges. It begins at the left end of a word, and "
+        "takes the longest piece that is in the vocabulary. Then it does the same with the rest "
+        "of the word. Every piece except the first one has a mark in front, in the vocabulary and "
+        "in the result. In your version, the mark is `{mark}`, and a piece has at most {longest} "
+        "letters. The mark does not count as a letter. If no piece fits at some place, the whole "
+        'word becomes `["[UNK]"]`. Write `longest_match(word, vocabulary)`.'
     ),
     solution=longest_match,
     stages=(

@@ -112,12 +112,13 @@ EXERCISE = Exercise(
     place=4,
     title="Between the last layer and an earlier one",
     question=(
-        "v1 uses the last layer of its text transformer, and v2 uses the last layer but one. "
-        "Your function uses both. Write `mix_layers(x, layers, norm)`. Run all layers, each on "
-        "the output of the one before. Take the output of the last layer, and the output of the "
-        "layer that is {back} before it (1 before it is the last layer but one). The mixture is "
-        "{share} times the earlier output, plus (1 - {share}) times the last output. At the end "
-        "apply the final norm once, to the mixture."
+        "v1 uses the last layer of its text transformer, and v2 uses the penultimate layer. Your "
+        "function mixes the last layer with an earlier one. Write `mix_layers(x, layers, norm)`. "
+        "Run all layers, each on the output of the layer before. Keep the output of the last "
+        "layer. Keep also the output of the earlier layer: count back from the last layer by "
+        "{back}. (If you count back by 1, you get the penultimate layer.) The mixture is {share} "
+        "times the earlier output, plus (1 - {share}) times the last output. At the end, apply "
+        "the final norm once, to the mixture."
     ),
     solution=mix_layers,
     stages=(

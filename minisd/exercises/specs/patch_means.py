@@ -37,10 +37,11 @@ EXERCISE = Exercise(
     title="The colours of patches, down the columns",
     question=(
         "Cut each picture into patches. Your patches are {lines} pixels high and {columns} "
-        "pixels wide. Write `patch_means(x)`. It returns the mean of each patch, one for each "
-        "channel, as a list of patches. The list goes down: first all patches at the left "
-        "border, from top to bottom, then the next column of patches. h is a multiple of "
-        "{lines}, and w is a multiple of {columns}."
+        "pixels wide. Write `patch_means(x)`. It returns the mean of each channel of each patch. "
+        "x has the shape b c h w, and the result has the shape b n c, where n counts the patches "
+        "of a picture. The patches go column by column: first all patches at the left border, "
+        "from top to bottom, then the next column of patches. h is a multiple of {lines}, and w "
+        "is a multiple of {columns}."
     ),
     solution=patch_means,
     stages=(

@@ -62,8 +62,8 @@ EXERCISE = Exercise(
         "Write `patchify(latent)`. It cuts a latent into patches of {side} x {side} places, and "
         "makes one token of each patch. The tokens stand row by row, from the upper left. Inside a "
         "token, the numbers are in the order `{order}`: p is the row in the patch, q is the column "
-        "in the patch, and c is the channel. The letter on the right changes fastest. One call of "
-        "`rearrange` is enough."
+        "in the patch, and c is the channel. The last of the three letters changes fastest, as "
+        "always in `rearrange`. One call of `rearrange` is enough."
     ),
     solution=patchify,
     stages=(

@@ -65,9 +65,9 @@ EXERCISE = Exercise(
     place=7,
     title="Join a skip connection",
     question=(
-        "The encoder appends each feature map to the list `skips`. The decoder uses them in the "
-        "opposite order. Write `read_skip(x, skips)`: put the channels of the last skip after the "
-        "channels of x, and return two things: the joined tensor, and the list without this skip."
+        "The U-Net's way down appends each of its results to the list `skips`. The way up reads "
+        "the last one first. Write `read_skip(x, skips)`: put the channels of the last skip after "
+        "the channels of x. Return two things: the joined tensor, and the list without this skip."
     ),
     solution=read_skip,
     stages=(

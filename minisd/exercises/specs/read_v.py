@@ -6,7 +6,7 @@ from minisd.exercises.specs._pictures import draw_by_v
 
 
 def read_v(x, v, level):
-    """The guesses x0 and eps in a predicted v.
+    """Compute the guesses x0 and eps from a predicted v.
 
     x: b c h w, the noisy latent    v: b c h w
     level: has .signal_rate and .noise_rate, two numbers

@@ -64,7 +64,7 @@ EXERCISE = Exercise(
     question=(
         "Write `receptive_field(layers)`. Start at the input: the field is 1, and the jump is 1. "
         "The jump is the distance between two neighbouring places of a layer's input, counted in "
-        "places of the first input. Each layer adds (kernel - 1) times the jump to the field. "
+        "places of the network's input. Each layer adds (kernel - 1) times the jump to the field. "
         "Then it multiplies the jump by its stride. An upsampling that doubles the size counts as "
         "kernel 1 with stride 0.5. Return the field after the last layer."
     ),

@@ -102,10 +102,10 @@ EXERCISE = Exercise(
     title="How many bits does a weight need?",
     question=(
         "A floating-point number is m * 2^e. torch.frexp(x) returns m, with 0.5 <= |m| < 1, and "
-        "the whole number e. float32 has 24 binary digits for m, and half precision has 11. "
-        "Write `round_bits(x)`, which keeps {bits} binary digits: round m to the nearest "
-        "multiple of 2^-{bits}, and compute m * 2^e again with torch.ldexp(m, e). The exponent e "
-        "stays. Zeros stay zeros."
+        "the whole number e. float32 (32 bits) has 24 binary digits for m, and half precision "
+        "(float16, 16 bits) has 11. Write `round_bits(x)`, which keeps {bits} binary digits: round "
+        "m to the nearest multiple of 2^-{bits}, and compute m * 2^e again with torch.ldexp(m, e). "
+        "The exponent e stays. Zeros stay zeros."
     ),
     solution=round_bits,
     stages=(

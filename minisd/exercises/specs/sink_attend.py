@@ -112,11 +112,11 @@ EXERCISE = Exercise(
         "*sink* changes this: it is one more number in the denominator, so the weights of a "
         "query sum to less than 1. A *temperature* divides the scores of a head. With a low "
         "temperature, the head gives most of the weight to a few keys.\n\n"
-        "Write `sink_attend(q, k, v)` for three heads with your temperatures {temperatures} "
-        "and your sink s = {sink}. The scores of a head are divided by the square root of d "
-        "and by the head's temperature. The weight of key m is exp(score_m) / (s + the sum of "
-        "exp(score_j) over all keys j). In q, k, v and in the result, the heads come after "
-        "the tokens: b n 3 d."
+        "Write `sink_attend(q, k, v)` for three heads. In your version, their temperatures are "
+        "{temperatures}, and the sink is s = {sink}. The scores of a head are divided by the "
+        "square root of d and by the head's temperature. The weight of key m is exp(score_m) / "
+        "(s + the sum of exp(score_j) over all keys j). In q, k, v and in the result, the heads "
+        "come after the tokens: b n 3 d."
     ),
     solution=sink_attend,
     stages=(

@@ -106,11 +106,10 @@ EXERCISE = Exercise(
     title="A loop with a memory",
     question=(
         "Write `smooth_loop(denoise, x, levels)`: the loop of `denoise_loop`, but with a memory. "
-        "From the second step on, do not use guess.x0 itself. Use {share} times the x0 of the "
-        "step before plus (1 - {share}) times guess.x0. The x0 of the step before is the mixed "
-        "one that you used there, not its guess.x0. So it already holds a share of the older "
-        "ones. The first step uses guess.x0 itself. eps has no memory: every step uses its own "
-        "guess.eps."
+        "In the first step, x0 is guess.x0. In every later step, x0 is {share} times the x0 of "
+        "the step before plus (1 - {share}) times guess.x0. The x0 of the step before is the "
+        "mixture that the step before used, not the guess of the step before. Each step uses x0 "
+        "in place of guess.x0. eps has no memory: every step uses its own guess.eps."
     ),
     solution=smooth_loop,
     stages=(

@@ -138,15 +138,16 @@ EXERCISE = Exercise(
     place=4,
     title="Softer control",
     question=(
-        "Often a ControlNet should not decide everything. Write `control_factors(steps, count)`: "
-        "the factor by which each correction is multiplied in each step, as a table of steps "
-        "rows and count columns, in float64 (`dtype=torch.float64`). The last correction, that "
-        "of the middle block, has the factor 1. The one before it has {base}, the one before "
-        "that {base}², and so on: the earlier a correction is in the encoder, the smaller is its "
-        "factor. The control is on from the share {begin} to the share {end} of the steps. Step "
-        "s (counted from 0) covers the shares from s / steps to (s + 1) / steps. The control is "
-        "on in a step only if the whole step lies in this range; it may end exactly at an end of "
-        "the range. In all other steps, the factors are 0."
+        "Often a ControlNet should not decide everything. In each step, we multiply each "
+        "correction by a factor. Write `control_factors(steps, count)`. It returns the factors as "
+        "a table: one row for each step, one column for each correction, in float64 "
+        "(`dtype=torch.float64`). The last correction, that of the middle block, has the factor "
+        "1. The one before it has {base}, the one before that {base}², and so on: the earlier a "
+        "correction is in the encoder, the smaller is its factor. The control is on from the "
+        "share {begin} to the share {end} of the steps. Step s (counted from 0) covers the shares "
+        "from s / steps to (s + 1) / steps. The control is on in a step only if the whole step "
+        "lies in this range. A step that begins or ends exactly at a limit of the range also lies "
+        "in it. In all other steps, the factors are 0."
     ),
     solution=control_factors,
     stages=(

@@ -118,10 +118,11 @@ EXERCISE = Exercise(
     title="Three matrices in one",
     question=(
         "OpenCLIP, the text transformer of v2, stores the projections of q, k and v in one matrix, "
-        "in_proj_weight. Its first c rows belong to q, the next c rows to k, and the last c rows "
-        "to v. in_proj_bias is stored in the same way. Write `split_qkv(state)`. The result has "
-        "the names to_q.weight, to_q.bias, and the same for to_k, to_v and to_out. out_proj "
-        "becomes to_out. No other names should be in the result."
+        "in_proj_weight. It has 3 c rows, for tokens of c numbers. The first c rows belong to q, "
+        "the next c rows to k, and the last c rows to v. in_proj_bias is stored in the same way. "
+        "out_proj is the projection after attention, and gets the new name to_out. Write "
+        "`split_qkv(state)`. It returns a dictionary with eight tensors: .weight and .bias of "
+        "to_q, to_k, to_v and to_out. No other names should be in it."
     ),
     solution=split_qkv,
     stages=(

@@ -12,7 +12,7 @@ from minisd.teaching import toy
 
 
 def train_network(network, draw_batch, loss_of, steps, rate, keep=0.0):
-    """Train a network with Adam. Its weights become the average (EMA) of the training.
+    """Train a network with Adam. At the end, it holds the average (EMA) of its weights.
 
     network: an nn.Module
     draw_batch: draw_batch() returns the next batch of examples

@@ -201,9 +201,9 @@ EXERCISE = Exercise(
     place=4,
     title="The whole of text-to-image",
     question=(
-        "Write text-to-image from prompts to latents. `sd` holds what was trained: the text "
-        "transformer (`sd.embed`), the U-Net (`sd.unet`) and the table "
-        "`sd.schedule.alpha_bar`. You write the rest:\n\n"
+        "Write text-to-image from prompts to latents. `sd` holds the trained text transformer "
+        "(`sd.embed`), the trained U-Net (`sd.unet`), and the table `sd.schedule.alpha_bar`. "
+        "You write the rest:\n\n"
         "1. With T entries in the table, stride = T // steps. The network runs at t = 1 + "
         "stride * k for k = steps - 1 … 0, the largest t first. The last step ends at t = 0, "
         "where a little noise is left.\n"

@@ -77,11 +77,12 @@ EXERCISE = Exercise(
     place=8,
     title="A text transformer with a short memory",
     question=(
-        "Long texts are often read with a window: a token sees only a few tokens before it, and "
-        "the very first ones, which are called attention sinks. Write `window_mask(x)` for your "
-        "own window. A token sees itself and the tokens before it, {window} tokens in all. It "
-        "also sees the first {sinks} tokens of the text, but never a later token. The mask is 0 "
-        "where a token may look, and minus infinity elsewhere."
+        "Long texts are often read with a window: a token sees only the last few tokens before "
+        "it, and the first tokens of the text. These first tokens are called attention sinks. "
+        "Write `window_mask(x)` for your own window. It has {window} tokens: the token itself, "
+        "and the tokens just before it. A token also sees the first {sinks} tokens of the text, "
+        "but never a later token. The mask is 0 where a token may look, and minus infinity "
+        "elsewhere."
     ),
     solution=window_mask,
     stages=(
