@@ -26,6 +26,7 @@ def load(
     prediction: str | None = None,
     ema: bool = False,
     vae: str | Path | None = None,
+    mmap: bool = True,
 ) -> StableDiffusion:
     """Load a model, ready to draw.
 
@@ -38,9 +39,14 @@ def load(
         checkpoints hold both
     vae: a VAE file, a folder with a VAE file, or the published name of a VAE. This VAE replaces the
         model's own VAE. If the model's file has no VAE, you must give one
+    mmap: True: weights that already have the right dtype and device stay in the file, and are read
+        when they are needed. You may replace the file by a new file of the same name, but do not
+        shorten it or write into it while you use the model. False: all weights are copied into
+        memory
 
     Raises ValueError if the file is not a model, if it is cut off, or if its tensors have wrong
-    names or shapes. The message says what to do.
+    names or shapes. The message says what to do. A weight that is NaN or infinite is an error only
+    when a picture is drawn with it. The message then names the weight.
     """
     import torch  # imported here, because importing torch takes seconds
 
@@ -55,5 +61,5 @@ def load(
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(device)!r} cannot be used ({reason}). Try cpu.") from error
-    parts = load_parts(source, device, dtype, prediction, ema, vae)
+    parts = load_parts(source, device, dtype, prediction, ema, vae, mmap)
     return StableDiffusion(parts.config, parts.tokenizer, parts.text_encoder, parts.unet, parts.vae)

@@ -88,7 +88,8 @@ class TextTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
-        self.position_embedding = nn.Parameter(torch.randn(config.max_length, config.width) * 0.01)
+        self.position_embedding = nn.Parameter(torch.empty(config.max_length, config.width))
+        nn.init.normal_(self.position_embedding, std=0.01)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm_out = nn.LayerNorm(config.width)
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from minisd.checkpoints.finite import explain_damage
 from minisd.clip import TextTransformer
 from minisd.config import ModelConfig
 from minisd.files.pictures import check_size, check_tensor, to_pil
@@ -289,14 +290,15 @@ class StableDiffusion:
     def check_finite(self, tensor: Tensor, part: str) -> None:
         """Raise ValueError if a number in the tensor is NaN or infinite.
 
+        If a weight is NaN or infinite, the message names it. The loader does not look for such
+        weights, because it would have to read the whole file.
+
         part: the name of the part that made the tensor, for the error
         """
         if not tensor.isfinite().all():
-            half = torch.finfo(self.dtype).bits < 32
-            way = "Lower cfg_scale, or check the adapters and the weights"
-            way = "Load the model with dtype=torch.float32" if half else way
-            what = f"the {part} made numbers that are not finite"
-            raise ValueError(f"{what}, so there is no picture. {way}.")
+            networks = {"text_encoder": self.text_encoder, "unet": self.unet, "vae": self.vae}
+            what = f"the {part} made numbers that are not finite, so there is no picture"
+            raise ValueError(f"{what}. {explain_damage(networks, self.dtype)}")
 
     def check_text_only(self) -> None:
         """Raise ValueError if the U-Net reads more channels than a latent has."""

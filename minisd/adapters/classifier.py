@@ -17,6 +17,7 @@ from einops import reduce
 from torch import Tensor, nn
 
 from minisd.adapters.handle import Handle, ListEntry
+from minisd.checkpoints.cover import without_numbers
 from minisd.checkpoints.file_kinds import refuse_other_kinds
 from minisd.checkpoints.header import read_metadata
 from minisd.checkpoints.load import fill_whole
@@ -165,7 +166,7 @@ def load_classifier(path: str | Path) -> LatentClassifier:
         check_levels(config.channels)
         refuse_uneven((width, config.norm_groups) for width in config.channels)
         refuse_uneven([(config.channels[0], 2)])  # sines and cosines of t
-        with torch.device("meta"):
+        with without_numbers():
             classifier = LatentClassifier(config)
         fill_whole(classifier, read_tensors(path), "it")
     except ValueError as error:

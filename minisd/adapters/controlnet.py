@@ -34,8 +34,9 @@ from minisd.checkpoints.controlnet_settings import (
     read_controlnet_settings,
     settings_to_header,
 )
-from minisd.checkpoints.cover import cover_network
+from minisd.checkpoints.cover import cover_network, without_numbers
 from minisd.checkpoints.file_kinds import refuse_other_kinds
+from minisd.checkpoints.finite import refuse_damage
 from minisd.checkpoints.folder import weight_files
 from minisd.checkpoints.load import fill
 from minisd.checkpoints.read import read_tensors
@@ -139,12 +140,13 @@ class ControlNet(nn.Module):
         layout = "diffusers" if "controlnet_mid_block.weight" in tensors else "original"
         stated, settings = read_controlnet_settings(files[0], layout, config)
         config = config or stated or published_config(path, tensors)
-        with torch.device("meta"):
+        with without_numbers():
             network = cls(config, settings)
         state = cover_network(
             tensors, network, controlnet_rows(config, settings), layout, path.name
         )
         fill(network, state, "cpu", torch.float32, path.name)
+        refuse_damage(network, path.name)
         network.is_difference = is_difference
         return network.eval().requires_grad_(False)
 

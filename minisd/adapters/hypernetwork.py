@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from minisd.adapters.handle import Handle, refuse_non_finite
 from minisd.attention import Attention
 from minisd.checkpoints.file_kinds import refuse_other_kinds
+from minisd.checkpoints.finite import is_finite
 from minisd.checkpoints.first_bytes import is_safetensors
 from minisd.checkpoints.known_settings import settings_tables
-from minisd.checkpoints.load import is_finite
 from minisd.checkpoints.pickles import unpickle
 from minisd.checkpoints.read import named_tensors, read_tensors, rename_tensors
 from minisd.checkpoints.registry import local_path

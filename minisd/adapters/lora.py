@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from minisd.adapters.handle import Handle, refuse_non_finite
 from minisd.checkpoints.file_kinds import refuse_other_kinds
-from minisd.checkpoints.load import is_finite
+from minisd.checkpoints.finite import is_finite
 from minisd.checkpoints.lora_settings import LoraSettings, find_lora_file, read_lora_settings
 from minisd.checkpoints.names import Row, model_rows, usual_name
 from minisd.checkpoints.read import read_tensors

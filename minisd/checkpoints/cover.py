@@ -6,13 +6,15 @@ the file must be listed in not_needed.json. If tensors do not fit, one error rep
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import translate
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from minisd.checkpoints.names import Row, from_official, model_rows, prefixes, to_official
 from minisd.clip import TextTransformer
@@ -85,9 +87,29 @@ def cover_network(
     return from_official(tensors, rows, layout)
 
 
+class LeaveUnset(TorchFunctionMode):
+    """While it is active, new layers do not draw random weights."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        sets_weights = getattr(func, "__module__", None) == "torch.nn.init"
+        return kwargs["tensor"] if sets_weights else func(*args, **kwargs)
+
+
+@contextmanager
+def without_numbers() -> Iterator[None]:
+    """Build networks whose weights have shapes, but no numbers (torch's meta device).
+
+    Without LeaveUnset, torch would import its compiler to draw numbers that nobody stores. This
+    takes about a second.
+    """
+    with torch.device("meta"), LeaveUnset():
+        yield
+
+
 def empty_networks(config: ModelConfig) -> dict[str, nn.Module]:
     """Build the three networks of a model without weights. This takes almost no time or memory."""
-    with torch.device("meta"):
+    with without_numbers():
         return {
             "text_encoder": TextTransformer(config.text),
             "unet": UNet(config.unet),

@@ -2,10 +2,12 @@
 
 import warnings
 from dataclasses import replace
+from math import isfinite
 
 import torch
 
 from minisd.checkpoints.checkpoint import Parts
+from minisd.checkpoints.finite import refuse_damage
 from minisd.checkpoints.names import is_v2
 from minisd.checkpoints.single_file_settings import with_prediction
 from minisd.config import ModelConfig
@@ -24,6 +26,8 @@ def try_prediction(parts: Parts, name: str) -> Parts:
 
     name: the name of the file, for the warning
 
+    Raises ValueError if a weight of the U-Net or of the text transformer is NaN or infinite.
+
     Returns the model with the result in its config.
 
     If the U-Net predicts eps, its output for pure noise is like the noise. If it predicts v, the
@@ -36,6 +40,9 @@ def try_prediction(parts: Parts, name: str) -> Parts:
     noise rate * picture.
     """
     likeness = likeness_to_noise(parts)
+    if not isfinite(likeness):
+        refuse_damage(parts.text_encoder, f"{name}: text_encoder")
+        refuse_damage(parts.unet, f"{name}: unet")
     v2 = is_v2(parts.config) and parts.config.unet.in_channels == 4
     v = v2 and abs(likeness) < SURELY_V
     if not v and likeness <= SURELY_EPS:

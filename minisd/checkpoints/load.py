@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from minisd.checkpoints.checkpoint import Checkpoint, OtherVAE, Parts, check_parts, check_vocabulary
-from minisd.checkpoints.cover import check_cover, empty_networks
+from minisd.checkpoints.cover import check_cover, empty_networks, without_numbers
+from minisd.checkpoints.finite import refuse_damage
 from minisd.checkpoints.folder import open_folder
 from minisd.checkpoints.folder_settings import vae_config
 from minisd.checkpoints.guess_prediction import try_prediction
@@ -24,7 +25,6 @@ from minisd.files.json_files import read_json
 from minisd.files.one_line import name_errors
 from minisd.vae import VAE
 
-NOT_FINITE = "holds NaN or infinity: the file is damaged or its training failed. Get another copy."
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -35,6 +35,7 @@ def load(
     prediction: str | None = None,
     ema: bool = False,
     vae: str | Path | None = None,
+    mmap: bool = True,
 ) -> Parts:
     """Load a whole model: "mini", a .safetensors or .ckpt file, or a diffusers folder.
 
@@ -50,13 +51,15 @@ def load(
         the averaged weights as well as the last weights
     vae: a VAE file, a folder that holds a VAE, or a published name. This VAE is used instead of the
         model's own VAE. Some files have no VAE of their own. None: the model's own VAE is used
+    mmap: whether weights may stay mapped to the file (see fill())
 
     Raises ValueError if the source is not a complete and undamaged model of SD v1 or v2.
     """
     check_dtype(dtype)
     path = locate(source)
     other = None if vae is None else open_vae(vae, own_vae_config(path))
-    return build_networks(open_checkpoint(path, prediction, ema, other), path.name, device, dtype)
+    checkpoint = open_checkpoint(path, prediction, ema, other)
+    return build_networks(checkpoint, path.name, device, dtype, mmap)
 
 
 def check_dtype(dtype: object) -> None:
@@ -129,16 +132,18 @@ def build_networks(
     name: str,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    mmap: bool = True,
 ) -> Parts:
     """Build the networks of a checkpoint, and fill them with the weights of the checkpoint.
 
     name: the name of the file or folder, for error messages
+    mmap: whether weights may stay mapped to the file (see fill())
     """
     networks = empty_networks(checkpoint.config)
     for part, network in networks.items():
         needs_range = part == "vae" and dtype is torch.float16
         own = torch.float32 if needs_range else dtype
-        fill(network, checkpoint.parts[part], device, own, f"{name}: {part}")
+        fill(network, checkpoint.parts[part], device, own, f"{name}: {part}", mmap)
     parts = Parts(checkpoint.config, checkpoint.tokenizer, **cast(dict[str, Any], networks))
     return parts if checkpoint.known_by else try_prediction(parts, name)
 
@@ -161,9 +166,10 @@ def load_vae(
     """
     check_dtype(dtype)
     opened = open_vae(path, config)
-    with torch.device("meta"):
+    with without_numbers():
         vae = VAE(opened.config)
     fill(vae, opened.state, device, dtype, Path(path).name)
+    refuse_damage(vae, Path(path).name)
     return vae.eval().requires_grad_(False)
 
 
@@ -189,6 +195,7 @@ def fill_whole(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -> 
     unknown = [key for key in tensors if key not in needed]
     check_cover(name, tensors, needed, unknown, "Get another copy.")
     fill(network, tensors, "cpu", torch.float32, name)
+    refuse_damage(network, name)
 
 
 def fill(
@@ -197,33 +204,26 @@ def fill(
     device: str | torch.device,
     dtype: torch.dtype,
     name: str,
+    mmap: bool = True,
 ):
-    """Put the weights into a network.
+    """Put the weights into a network. The numbers of the weights are not read yet if possible.
 
-    If a weight already has this dtype and device, the weight is not copied. Then PyTorch reads the
-    weight from the file when the weight is needed.
+    If a weight already has this dtype and device, the weight is not copied. Then it stays mapped to
+    the file: the system reads its numbers from the file when they are used for the first time. The
+    file may be replaced by a new file of the same name (a rename). But nobody may shorten it or
+    write into it while the network is in use.
 
     state: name of a weight -> weight
     name: the network's name, for error messages
+    mmap: False: every weight is copied into memory, and the file is not needed any more
 
-    Raises ValueError if a weight is not floating-point, or if it contains NaN or infinity. The
-    message names the first of these weights.
+    Raises ValueError if a weight is not floating-point. NaN and infinity are not looked for here,
+    because this would read the whole file. damaged_weight() looks for them.
     """
     for key in network.state_dict():
         if not state[key].is_floating_point():
             what = f"{name}.{key} is {state[key].dtype}, but weights must be floating-point"
             raise ValueError(f"{what}: get another copy.")
-    converted = {key: state[key].to(device, dtype) for key in network.state_dict()}
-    for key, tensor in converted.items():
-        if not is_finite(tensor):
-            raise ValueError(f"{name}.{key} {NOT_FINITE}")
+    needed = network.state_dict()
+    converted = {key: state[key].to(device, dtype, copy=not mmap) for key in needed}
     network.load_state_dict(converted, assign=True)
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor contains neither NaN nor infinity."""
-    if tensor.numel() == 0 or not tensor.is_floating_point():
-        return True
-    tensor = tensor.float() if tensor.itemsize == 1 else tensor  # torch has no aminmax for 8 bits
-    lowest, highest = tensor.aminmax()  # one pass, no copy; both are NaN if any element is NaN
-    return bool(lowest.isfinite() and highest.isfinite())

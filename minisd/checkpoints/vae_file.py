@@ -3,11 +3,10 @@
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from minisd.checkpoints.checkpoint import OtherVAE
-from minisd.checkpoints.cover import cover_network
+from minisd.checkpoints.cover import cover_network, without_numbers
 from minisd.checkpoints.file_kinds import refuse_other_kinds
 from minisd.checkpoints.folder import weight_files
 from minisd.checkpoints.folder_settings import vae_config
@@ -48,7 +47,7 @@ def open_vae(source: str | Path, expected: VAEConfig | None = None) -> OtherVAE:
         if stated and expected:
             config = agree_on_config(stated, expected)
         validate_config(ModelConfig(vae=config))
-    with torch.device("meta"):
+    with without_numbers():
         network = VAE(config)
     return OtherVAE(
         config, cover_network(tensors, network, flat_rows(vae_rows(config)), layout, path.name)

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from minisd.checkpoints.checkpoint import Checkpoint, Parts
 from minisd.checkpoints.cover import OUR_PREFIXES
+from minisd.checkpoints.finite import NOT_FINITE, is_finite
 from minisd.checkpoints.folder_settings import folder_json_files
 from minisd.checkpoints.folder_tokenizer import write_tokenizer
 from minisd.checkpoints.header import config_to_metadata, sort_settings
 from minisd.checkpoints.load import (
-    NOT_FINITE,
     build_networks,
     check_dtype,
-    is_finite,
     locate,
     open_checkpoint,
     own_vae_config,

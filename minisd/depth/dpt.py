@@ -17,6 +17,8 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from minisd.attention import attend
+from minisd.checkpoints.cover import without_numbers
+from minisd.checkpoints.finite import refuse_damage
 from minisd.checkpoints.load import fill
 from minisd.checkpoints.read import read_tensors
 from minisd.checkpoints.registry import local_path
@@ -300,10 +302,11 @@ class DepthEstimator(nn.Module):
         Raises ValueError if the file holds no estimator of these sizes.
         """
         path = local_path(path)
-        with torch.device("meta"):
+        with without_numbers():
             network = cls(config)
         state = to_ours(read_tensors(path), network, path.name)
         fill(network, state, "cpu", torch.float32, path.name)
+        refuse_damage(network, path.name)
         return network.eval().requires_grad_(False)
 
 

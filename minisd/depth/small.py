@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minisd.checkpoints.cover import without_numbers
 from minisd.checkpoints.first_bytes import is_safetensors
 from minisd.checkpoints.header import read_header
 from minisd.checkpoints.load import fill_whole
@@ -59,7 +60,7 @@ class SmallDepthEstimator(nn.Module):
         Raises ValueError if the file does not hold this estimator.
         """
         path = local_path(path)
-        with torch.device("meta"):
+        with without_numbers():
             network = cls()
         if not holds_small_estimator(path):
             raise ValueError(f"{path.name} holds no small depth estimator. Give mini-depth's file.")
@@ -72,7 +73,7 @@ class SmallDepthEstimator(nn.Module):
 def holds_small_estimator(path: Path) -> bool:
     """Whether a file holds the mini's estimator. Only the file's header is read, to save time."""
     names = read_header(path) if is_safetensors(path) else {}
-    with torch.device("meta"):
+    with without_numbers():
         needed = SmallDepthEstimator().state_dict()
     return all(DEPTH_PREFIX + name in names for name in needed)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from minisd.checkpoints.cover import without_numbers
 from minisd.checkpoints.header import read_metadata
 from minisd.checkpoints.load import fill_whole
 from minisd.checkpoints.read import read_tensors
@@ -154,7 +155,7 @@ def load_unprompted(path: Path = WEIGHTS / "cats-and-dogs.safetensors") -> Unpro
     try:
         config = build_dataclass(UNetConfig, parse_json(header["unprompted"]), RANGES)
         validate_config(ModelConfig(unet=config))
-        with torch.device("meta"):
+        with without_numbers():
             network = Unprompted(config)
         fill_whole(network, read_tensors(path), "it")
     except ValueError as error:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from minisd.checkpoints.cover import without_numbers
 from minisd.checkpoints.header import read_metadata
 from minisd.checkpoints.load import fill_whole
 from minisd.checkpoints.read import read_tensors
@@ -197,7 +198,7 @@ def load_judge(path: Path = WEIGHTS / "judge.safetensors") -> Judge:
             check_value(name, some, tuple[str, ...])
             if not 0 < len(some) <= MOST_WORDS:
                 raise ValueError(f"its header lists {len(some)} {name}, not 1 to {MOST_WORDS}")
-        with torch.device("meta"):
+        with without_numbers():
             judge = Judge(*map(tuple, words))
         fill_whole(judge, state, "it")
     except ValueError as error:

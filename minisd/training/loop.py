@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from minisd.checkpoints.load import is_finite
+from minisd.checkpoints.finite import is_finite
 from minisd.process.signals import Interrupted, StopRequest, stop_request
 from minisd.training import run_folder
 from minisd.training.distributed import (

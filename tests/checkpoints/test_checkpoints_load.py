@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import minisd
 from minisd.checkpoints import single_file_settings, sizes_from_tensors
 from minisd.checkpoints.checkpoint import Parts
 from minisd.checkpoints.cover import empty_networks
@@ -455,12 +456,16 @@ def test_a_long_list_is_cut(tensors, tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_the_first_module_with_nan_weights_is_named(tensors, tmp_path, value):
+@pytest.mark.parametrize("prediction", [None, "eps"])
+def test_the_first_module_with_nan_weights_is_named(tensors, tmp_path, value, prediction):
+    """While it is loaded, if the U-Net is tried. Otherwise when a picture is drawn."""
     broken = dict(tensors["v1"])
     for key in (KEY, KEY.replace("blocks.1", "blocks.2")):
         broken[key] = torch.full_like(broken[key], value)
-    message = refusal(write(tmp_path / "a.safetensors", broken))
-    assert "unet.down.0.res.0.conv1.weight holds NaN or infinity" in message
+    path = write(tmp_path / "a.safetensors", broken)
+    with pytest.raises(ValueError, match="holds NaN or infinity") as refused:
+        minisd.load(path, prediction=prediction).txt2img("a", steps=1, width=64, height=64)
+    assert "unet.down.0.res.0.conv1.weight holds NaN or infinity" in str(refused.value)
 
 
 OTHER_KINDS = {

@@ -255,7 +255,11 @@ def test_the_first_part_that_went_wrong_is_named(part, picture):
     sd = minisd.load("mini")
     weight = with_nan(sd, part)
     weight.copy_(torch.full_like(weight, torch.nan))
-    says = rf"^the {part} made numbers that are not finite, so there is no picture\. .*weights"
+    names = {"U-Net": "unet.conv_in.weight", "text transformer": "text_encoder.norm_out.weight"}
+    coders = {f"autoencoder's {one}": f"vae.{one}.conv_" for one in ("encoder", "decoder")}
+    names |= coders
+    says = rf"^the {part} made numbers that are not finite, so there is no picture\. "
+    says += f"The weight {names[part]}.* holds NaN"
     draw = img2img if "encoder" in part else None
     with pytest.raises(ValueError, match=says):
         img2img(sd, "a cat", picture, steps=2) if draw else sd.txt2img("a cat", steps=2)
