@@ -194,7 +194,7 @@ def weighted_sum(weights: tuple[float, ...] | list[float], tensors: list[Tensor]
 def euler(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators = None) -> Moves:
     """In each step, go a little way along the straight line from x to the guess x0.
 
-    Karras et al. 2022, algorithm 2 without churn (extra noise) and without the correction. The
+    Karras et al. 2022, algorithm 2 without churn (extra noise) and without its second slope. The
     network runs once per step.
     """
     for level, next_level in pairwise(levels):

@@ -14,7 +14,7 @@ from minisd.exercises.install import install_parts
 from minisd.exercises.judge import Difference, Verdict, catch_output, judge
 from minisd.exercises.learner_folder import record_points, student_id
 from minisd.exercises.mine import save_answer
-from minisd.exercises.notebooks import hint_call, solution_source
+from minisd.exercises.notebooks import hint_call, points_text, solution_source
 from minisd.teaching import plot
 from minisd.teaching.plot.canvas import in_notebook, say
 
@@ -79,7 +79,8 @@ def describe_verdict(verdict: Verdict) -> str:
         problem = one.problem.sentence if one.problem else ""
         again = problem == before and "It stopped" in problem
         words = ". The same error." if again else f". {problem}" * bool(problem)
-        lines.append(f"- {'✗' if problem else '✓'} {one.stage.title} ({one.stage.points}){words}")
+        points = points_text(one.stage.points)
+        lines.append(f"- {'✗' if problem else '✓'} {one.stage.title} ({points}){words}")
         before = problem
     more = hint_call(exercise.name)
     lines += ["", f"**{verdict.mistake}** {more}" if verdict.mistake else more]

@@ -27,7 +27,7 @@ def relief(images: Tensor, masks: Tensor) -> Tensor:
     returns: b 1 h w in 0 … 1, where 1 is near
     """
     left, inside = masks, torch.zeros_like(masks)
-    while left.any():  # each round counts the pixels that are left, then removes their rim
+    while left.any():  # each round adds 1 to the pixels that are left, then removes their rim
         inside = inside + left
         left = 1 - F.max_pool2d(1 - F.pad(left, (1, 1, 1, 1)), 3, stride=1)
     highest = inside.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1)

@@ -60,7 +60,7 @@ def test_the_lesson_finds_the_bug_and_its_repair_is_equal(lesson):
     buggy.write_text(lesson["PORT"], encoding="utf-8")
     port = lesson["run_file"](buggy)
     report = lesson["compare"](lesson["block"], port.attention(lesson["block"]), lesson["given"])
-    assert report.first.theirs == "mixer" and "root of all channels" in report.cause
+    assert report.first.theirs == "mixer" and "root of the width of all heads" in report.cause
     assert lesson["report"].is_equal  # of the repaired port
 
 

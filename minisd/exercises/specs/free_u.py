@@ -7,7 +7,7 @@ from minisd.exercises.exercise import Exercise, Stage, normal
 
 
 def free_u(x, skip, *, gain=1.2, damping=0.6):
-    """Join x with a skip, after both have been multiplied by their weights.
+    """Join x with a skip, after x has become stronger and the mean of the skip weaker.
 
     x: b c h w    skip: b c_skip h w    returns: b c+c_skip h w
     """

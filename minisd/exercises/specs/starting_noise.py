@@ -94,7 +94,7 @@ EXERCISE = Exercise(
     title="The noise of a seed",
     question=(
         "Text-to-image starts from noise, and the seed decides which noise. A sample must "
-        "start from the same noise in a batch as alone. So each sample has a random "
+        "start from the same noise, alone or in a batch. So each sample has a random "
         "generator of its own. Write `starting_noise(seeds, channels, height, width)`. For each "
         "seed, make a `torch.Generator()`, set its seed with `manual_seed`, and draw normal noise "
         "of the shape 1 channels height width in float32. Join all samples to one batch."
