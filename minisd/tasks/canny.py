@@ -23,7 +23,7 @@ def canny(image: Tensor, low: float = 0.1, high: float = 0.2, blur: float = 1.0)
 
     image: b 3 h w in [-1, 1]    returns: b 3 h w
     low: the smallest slope of a weak edge. A weak edge is kept if it is connected to a strong one
-    high: the smallest slope of a strong edge. A sharp step from black to white has the slope 1
+    high: the smallest slope of a strong edge. Without blur, a step from black to white has slope 1
     blur: the standard deviation of the blur, in pixels
 
     Raises ValueError if the image has another shape or range.
