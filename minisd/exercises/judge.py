@@ -93,8 +93,14 @@ def run_stages(answer: Callable, exercise: Exercise, hidden: list[list]) -> list
     results: list = []
     for stage, arguments in zip(exercise.stages, hidden, strict=True):
         endless = results and isinstance(results[-1], Failure) and results[-1].endless
-        results.append(results[-1] if endless else run_on_inputs(answer, stage, arguments))
+        word = last_word(exercise)
+        results.append(results[-1] if endless else run_on_inputs(answer, stage, arguments, word))
     return results
+
+
+def last_word(exercise: Exercise) -> str:
+    """ "yield" if the solution is a generator function, otherwise "return"."""
+    return "yield" if inspect.isgeneratorfunction(exercise.solution) else "return"
 
 
 def find_misuse(exercise: Exercise, answer: Any) -> str | None:
@@ -128,7 +134,8 @@ def judge_results(
         failed = mine if isinstance(mine, Failure) else None
         results.append(StageResult(stage, failed or find_difference(mine, wanted, stage.tolerance)))
     begun = bool(printed.strip()) or not all(is_stub_result(one) for one in got)
-    mistake = "If it is there, end it with `return`." if not begun and got[0] is None else None
+    word = last_word(exercise)
+    mistake = f"If it is there, `{word}` is missing." if not begun and got[0] is None else None
     if begun and any(one.problem for one in results):
         mistake = name_mistake(exercise, hidden, got, results, student)
     return Verdict(exercise, results, mistake, begun, printed)
@@ -141,13 +148,16 @@ def run_all(exercise: Exercise, answer: Callable, hidden: list[list], student: s
         return run_stages(whole, exercise, hidden)
 
 
-def run_on_inputs(answer: Callable, stage: Stage, arguments: list) -> Any:
-    """The result of one stage, or a Failure. A student's code may raise anything."""
+def run_on_inputs(answer: Callable, stage: Stage, arguments: list, word: str = "return") -> Any:
+    """The result of one stage, or a Failure. A student's code may raise anything.
+
+    word: what is missing if the answer returns None: last_word()
+    """
     try:
         with time_limit(SECONDS):
             result = run_answer(answer, stage.call, arguments)
         if result is None and len(getattr(answer, "__code__", STUB).co_code) > len(STUB.co_code):
-            return Failure("It returned None. Is `return` missing?")
+            return Failure(f"It returned None. Is `{word}` missing?")
         return result
     except (Exception, SystemExit) as error:
         return Failure(describe_error(error), endless=isinstance(error, TimeoutError))
@@ -284,16 +294,18 @@ def name_mistake(
     one that gives the same results in most of the other stages is chosen.
     """
     first = next(i for i, one in enumerate(results) if one.problem is not None)
-    returned = isinstance(got[first], Tensor) and inspect.isgeneratorfunction(exercise.solution)
+    problem, yields = results[first].problem, last_word(exercise) == "yield"
+    returned = yields and isinstance(got[first], Tensor)
     wrong = {say: exercise.with_constants(one, student) for say, one in exercise.mistakes.items()}
     if exercise.constants and student:
         wrong[OTHER_CONSTANTS] = exercise.with_constants(exercise.solution, "")
     return (
         find_mistake(exercise, wrong, hidden, got, results, most=1e-12)
-        or name_rounding(results[first].problem)
+        or name_rounding(problem)
         or find_mistake(exercise, wrong, hidden, got, results, most=1e-5)  # in float32
-        or name_relation(results[first].problem)
+        or name_relation(problem)
         or ("Use `yield`, once for each step." if returned else None)
+        or ("Yield x alone." if yields and "tensors, expected a tensor" in str(problem) else None)
     )
 
 

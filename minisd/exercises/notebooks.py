@@ -91,7 +91,7 @@ def question_text(exercise: Exercise, student: str = "", with_question: bool = T
     with_question: False: only what stands around the question
     """
     stars = "★" * exercise.difficulty + "☆" * (4 - exercise.difficulty)
-    needs = f" · needs {', '.join(exercise.needs)}" if exercise.needs else ""
+    needs = f" · builds on {', '.join(exercise.needs)}" if exercise.needs else ""
     facts = f"{stars} · {exercise.minutes} minutes · {points_text(exercise.points)}{needs}"
     stages = "\n".join(f"- {one.title} ({points_text(one.points)})" for one in exercise.stages)
     heading = f"## {exercise.title}\n\n`{exercise.name}` · {facts}"

@@ -81,7 +81,7 @@ def test_a_verdict_says_what_is_different():
     assert "stopped with ZeroDivisionError" in verdict_on("size", lambda *a: 1 / 0)
     words = "It returned 'red', expected a tensor of shape [2, 4, 5]."
     assert words in verdict_on("red_channel", lambda image: "red")
-    assert "end it with `return`" in verdict_on("red_channel", lambda image: None)
+    assert "`return` is missing" in verdict_on("red_channel", lambda image: None)
     assert "100% of the numbers differ" in verdict_on("row_mean", lambda x: x.mean(dim=1) + 1)
     with pytest.raises(ValueError, match="no exercise 'blue'"):
         find_exercise("blue")

@@ -82,6 +82,10 @@ def test_a_loss_needs_a_gradient():
 
 def test_a_sampler_must_yield():
     assert "Use `yield`, once for each step." in words_on("heun", lambda denoise, x, sigmas: x)
+    assert "Is `yield` missing?" in words_on("heun", lambda denoise, x, sigmas: print(end=""))
+    assert "`yield` is missing." in words_on("heun", lambda denoise, x, sigmas: None)
+    pairs = words_on("heun", lambda denoise, x, sigmas: [(x, x)] * (len(sigmas) - 1))
+    assert "Yield x alone." in pairs
 
 
 def test_the_same_error_is_told_once():

@@ -73,6 +73,10 @@ def return_weights(q, k, v, mask=None):
     return (scores if mask is None else scores + mask).softmax(dim=-1)
 
 
+def scale_by_heads(q, k, v, mask=None):
+    return attend(q * (q.shape[-1] / q.shape[1]) ** 0.5, k, v, mask)
+
+
 def triangle(n):
     return torch.full((n, n), float("-inf"), dtype=torch.float64).triu(1)
 
@@ -89,8 +93,9 @@ EXERCISE = Exercise(
     title="Attention in four lines",
     question=(
         "Write `attend(q, k, v, mask=None)`. Compute the scores of all queries with all keys, "
-        "and divide them by the square root of d. Add the mask if there is one. Take the softmax "
-        "over the keys, and use these weights to average the values."
+        "and divide them by the square root of d, the length of the last axis of q. Add the mask "
+        "if there is one (`if mask is not None`). Take the softmax over the keys, and use these "
+        "weights to average the values."
     ),
     solution=attend,
     stages=(
@@ -114,6 +119,22 @@ EXERCISE = Exercise(
     mistakes={
         "The scores are not divided by the square root of d.": without_scale,
         "You divided by d, not by its square root.": scale_by_width,
+        "You divided by the root of the number of heads. d is q.shape[-1].": scale_by_heads,
+        "Name all axes of q: b heads n d. The result needs b and heads, too.": (
+            lambda q, k, v, mask=None: einsum(q, k, "n d, m d -> n m")
+        ),
+        "k.T reverses all axes. Exchange only the last two, or use einsum.": (
+            lambda q, k, v, mask=None: q @ k.T
+        ),
+        "This exchanges batch and heads. Exchange the last two axes of k, or use einsum.": (
+            lambda q, k, v, mask=None: q @ k.transpose(0, 1)
+        ),
+        "Exchange the last two axes of k before the product, or use einsum.": (
+            lambda q, k, v, mask=None: q @ k
+        ),
+        "A mask is neither true nor false. Write `if mask is not None`.": (
+            lambda q, k, v, mask=None: attend(q, k, v, mask or None)
+        ),
         "The softmax goes over the queries. It should go over the keys, the last axis.": (
             softmax_over_queries
         ),

@@ -109,11 +109,12 @@ EXERCISE = Exercise(
     place=3,
     title="DDIM",
     question=(
-        "Write the sampler `ddim(denoise, x, levels)`. It is a generator function: it yields the "
-        "next x after each step, so S values for S + 1 levels. In a step from one level to the "
-        "next, call `denoise(x, level)`. It returns a prediction: `prediction.x0` is the guess, "
-        "and `prediction.eps` is the noise. Put both together again with the rates of the next "
-        "level: its `signal_rate` for the guess, its `noise_rate` for the noise. There is no "
+        "Write the sampler `ddim(denoise, x, levels)`. It is a generator function, a function with "
+        "`yield`: it yields the next x after each step, so S values for S + 1 levels. (Yield x "
+        "alone. The package's samplers also yield the prediction.) In a step from one level to "
+        "the next, call `denoise(x, level)`. It returns a prediction: `prediction.x0` is the "
+        "guess, and `prediction.eps` is the noise. Put both together again with the rates of the "
+        "next level: its `signal_rate` for the guess, its `noise_rate` for the noise. There is no "
         "random part."
     ),
     solution=ddim,
@@ -139,6 +140,7 @@ EXERCISE = Exercise(
         "You yield x before the step. Yield it after the step.": yield_before,
         "Do not yield the x from which you start. There is one x for each step.": yield_start,
         "Yield x after each step, not only at the end.": only_last,
+        "Your `yield` comes after the loop. Put it inside.": lambda *given: [only_last(*given)],
         "The last step is missing. There is one step for each pair of levels.": one_step_less,
         "The levels are already in order: the noisiest comes first.": upwards,
         "You multiplied the guess by alpha_bar. Multiply it by its root, signal_rate.": walk(
@@ -174,7 +176,7 @@ EXERCISE = Exercise(
     },
     passing="The mini draws with your sampler now. DDIM was the first sampler of Stable Diffusion.",
     difficulty=2,
-    minutes=15,
+    minutes=10,
     needs=("ddim_step",),
     given="from itertools import pairwise",
     replaces={"minisd.samplers.ddim": as_sampler},

@@ -104,11 +104,11 @@ EXERCISE = Exercise(
     place=3,
     title="Merge a LoRA",
     question=(
-        "A LoRA can be merged into a weight: W + scale * (alpha / rank) * up @ down. Write "
-        "`merge_lora(weight, down, up, alpha, scale)`. The rank is the length of the first axis "
-        "of `down`. It should work for linear layers and for convolutions. For a convolution, "
-        "`down` has the kernel size of the layer, and `up` is a 1x1 convolution: at each "
-        "position of the kernel, the update is again up @ down."
+        "A LoRA can be merged into a weight: W + scale * (alpha / rank) * up @ down. Here, scale "
+        "is the strength s. Write `merge_lora(weight, down, up, alpha, scale)`. The rank is the "
+        "length of the first axis of `down`. It should work for linear layers and for "
+        "convolutions. For a convolution, `down` has the kernel size of the layer, and `up` is a "
+        "1x1 convolution: at each position of the kernel, the update is again up @ down."
     ),
     solution=merge_lora,
     stages=(

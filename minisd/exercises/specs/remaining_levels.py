@@ -70,7 +70,8 @@ EXERCISE = Exercise(
         "run: S steps go from one level to the next, so there are S + 1 levels. img2img runs "
         "only the last steps, and strength * S says how many. If this is not a whole number, "
         "round it down. Return the levels of these steps. At strength 0, no step is run, and the "
-        "list holds only the last level. At strength 1, it holds all levels."
+        "list holds only the last level. At strength 1, it holds all levels. (For the check, a "
+        "level is only a number.)"
     ),
     solution=remaining_levels,
     stages=(

@@ -128,6 +128,23 @@ def new_optimizer_each_step(network, draw_batch, loss_of, steps, rate, keep=0.0)
     return network
 
 
+def average_once(network, draw_batch, loss_of, steps, rate, keep=0.0):
+    first = copy.deepcopy(network.state_dict())
+    train_network(network, draw_batch, loss_of, steps, rate)
+    network.load_state_dict(mean(first, network.state_dict(), keep))
+    return network
+
+
+def load_each_step(network, draw_batch, loss_of, steps, rate, keep=0.0):
+    ema = copy.deepcopy(network.state_dict())
+    adam = torch.optim.Adam(network.parameters(), lr=rate)
+    for _ in range(steps):
+        (weights,) = descend(network, draw_batch, loss_of, 1, adam)
+        ema = mean(ema, weights, keep)
+        network.load_state_dict(ema)
+    return network
+
+
 def zero_before_the_step(network, draw_batch, loss_of, steps, rate, keep=0.0):
     return with_optimizer(torch.optim.Adam, step=False)(
         network, draw_batch, loss_of, steps, rate, keep
@@ -209,10 +226,12 @@ EXERCISE = Exercise(
         "optimizer `torch.optim.Adam(network.parameters(), lr=rate)`. Then repeat `steps` times: "
         "draw a batch with `draw_batch()`, compute the loss with `loss_of(network, batch)`, clear "
         "the old gradients (`zero_grad`), compute the new ones (`backward`), and change the "
-        "weights (`step`). Also keep an average of the weights, the EMA. It starts as a copy of "
-        "the first weights: `copy.deepcopy(network.state_dict())`. After each step, the new "
-        "average of each weight is keep times the old average plus (1 - keep) times the weight. "
-        "At the end, put the average into the network (`load_state_dict`), and return the network."
+        "weights (`step`). Also keep an average of the weights, the EMA. `network.state_dict()` "
+        "is a dictionary from names to weights. The average is such a dictionary, too. It starts "
+        "as a copy of the first weights: `copy.deepcopy(network.state_dict())`. After each step, "
+        "go through `network.state_dict().items()`. For each name, the new average is keep times "
+        "the old average plus (1 - keep) times the weight. After the last step, put the average "
+        "into the network (`network.load_state_dict(average)`), and return the network."
     ),
     solution=train_network,
     stages=(
@@ -250,6 +269,14 @@ EXERCISE = Exercise(
         "The average is missing. The result should not be the last weights.": (
             with_average(first_weights, lambda ema, weights, keep: weights)
         ),
+        "You update the average once, after the loop. Do it after each step.": average_once,
+        "You load the average inside the loop. Load it once, after the last step.": load_each_step,
+        "A dictionary cannot be multiplied. Average its entries, one by one.": (
+            lambda network, *rest: 0.0 * network.state_dict()
+        ),
+        "A loop over a dictionary gives its names. Use .items() to get the weights, too.": (
+            lambda network, *rest: 0.0 * next(iter(network.state_dict()))
+        ),
         "The two shares are swapped: keep belongs to the old average.": (
             with_average(first_weights, swap_shares)
         ),
@@ -268,7 +295,7 @@ EXERCISE = Exercise(
         "For the picture, it trained a small network, which draws the points of a ring."
     ),
     difficulty=2,
-    minutes=15,
+    minutes=20,
     needs=("sgd_step", "update_ema"),
     given="import copy",
     in_picture={"minisd.teaching.toy.descend": as_descend},
