@@ -14,6 +14,7 @@ from tqdm import tqdm
 from minisd.checkpoints.finite import explain_damage
 from minisd.clip import TextTransformer
 from minisd.config import ModelConfig
+from minisd.fast import fast_copy
 from minisd.files.pictures import check_size, check_tensor, to_pil
 from minisd.guidance import Network, guided_denoiser
 from minisd.prompt import emphasize, weighted_chunks
@@ -124,7 +125,7 @@ class StableDiffusion:
         Raises ValueError if the image has another shape or range, or if the latent is not finite.
         """
         check_tensor(image, "picture", 3, -1, 1)
-        gaussian = self.vae.encode(image.to(self.vae.encoder.conv_in.weight))
+        gaussian = fast_copy(self.vae).encode(image.to(self.vae.encoder.conv_in.weight))
         z = gaussian.mode() if generator is None else gaussian.sample(generator)
         self.check_finite(z, "autoencoder's encoder")
         return (z * self.vae.config.scale).to(self.dtype)
@@ -139,7 +140,7 @@ class StableDiffusion:
         """
         self.check_finite(latent, "U-Net")
         z = latent / self.vae.config.scale
-        image = self.vae.decode(z.to(self.vae.decoder.conv_in.weight))
+        image = fast_copy(self.vae).decode(z.to(self.vae.decoder.conv_in.weight))
         self.check_finite(image, "autoencoder's decoder")
         return image
 
@@ -203,7 +204,7 @@ class StableDiffusion:
         contexts = self.embed([negative_prompt] * len(prompts) + prompts, clip_skip, extended)
         uncond, cond = rearrange(contexts, "(half b) m c -> half b m c", half=2)
         objective = self.config.schedule.prediction
-        network = network or self.unet
+        network = network or fast_copy(self.unet)
         denoise = guided_denoiser(
             network, objective, context=cond, uncond_context=uncond, cfg_scale=cfg_scale
         )

@@ -1,0 +1,190 @@
+"""The same networks, faster: exact tricks for drawing, outside the plain definitions.
+
+fast_copy(network) returns a copy that shares all weights and hooks with the network. Its modules
+compute the same numbers as the plain modules, up to rounding. docs/speed.md shows what each trick
+gains.
+
+The tricks never hide a tensor from somebody who watches it. If a hook is on a module whose work a
+trick changes, the plain code runs instead. The plain code also runs if a gradient is needed, if
+somebody replaced the module's forward(), and if the module's class is not one of minisd's.
+"""
+
+import copy
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from minisd import attention, unet, vae
+from minisd.attention import attend, is_watched
+
+Forward = Callable[..., Tensor]
+
+
+def fast_copy(network: nn.Module) -> nn.Module:
+    """Copy a network for drawing one picture. Only the modules are copied, not the weights.
+
+    A hook that is added to the network later also works in the copy. The copy remembers keys and
+    values of the prompt. So make a copy for each picture, and do not share it between threads.
+    """
+    known = type(network).__module__.startswith(("minisd.", "torch.nn."))
+    if "forward" in vars(network) or not known or not network._modules:
+        return network
+    twin = copy.copy(network)  # shares the dictionaries of weights and of hooks
+    twin._modules = {name: child and fast_copy(child) for name, child in network._modules.items()}
+    if trick := TRICKS.get(type(network).forward):
+        twin.forward = MethodType(with_plain_code(trick), twin)
+    return twin
+
+
+def with_plain_code(trick: Forward) -> Forward:
+    """Make a forward() that uses the trick, or the plain code if a trick would change anything.
+
+    A trick works only if no hook is on the modules inside, and if no gradient is needed.
+    """
+
+    def forward(module: nn.Module, x: Tensor, *more: Any, **named: Any) -> Tensor:
+        inputs = [each for each in (x, *more, *named.values()) if isinstance(each, Tensor)]
+        learns = torch.is_grad_enabled() and any(each.requires_grad for each in inputs)
+        if learns or any(map(is_watched, module.children())):
+            return type(module).forward(module, x, *more, **named)
+        return trick(module, x, *more, **named)
+
+    return forward
+
+
+# ---- matrices --------------------------------------------------------------------------------
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute F.linear(x, weight, bias) with oneDNN, the library that torch uses for convolutions.
+
+    In float32, torch uses MKL for matrices. MKL is slower than oneDNN, at least on AMD processors.
+
+    x: b n c_in    weight: c_out c_in    bias: c_out    returns: b n c_out
+    """
+    if x.dtype is torch.float32 and x.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
+
+
+def geglu(self: attention.GEGLU, x: Tensor) -> Tensor:
+    """Compute both halves alone, each in one piece of memory, and change them in place."""
+    weights, biases = self.widen.weight.chunk(2), self.widen.bias.chunk(2)
+    gate = torch.ops.aten.gelu_(linear(x, weights[1], biases[1]))
+    value = linear(x, weights[0], biases[0])
+    return linear(gate.mul_(value), self.narrow.weight, self.narrow.bias)
+
+
+def attention_layer(self: attention.Attention, x: Tensor, context: Tensor) -> Tensor:
+    """Compute the keys and values of the prompt once per picture, not once per step."""
+    q = linear(x, self.to_q.weight, None)
+    k, v = keys_and_values(self, context) if context is x else remembered_keys(self, context)
+    q, k, v = (rearrange(t, "b n (heads d) -> b heads n d", heads=self.heads) for t in (q, k, v))
+    answer = rearrange(attend(q, k, v, tap=self.weights), "b heads n d -> b n (heads d)")
+    return linear(answer, self.to_out.weight, self.to_out.bias)
+
+
+def keys_and_values(self: attention.Attention, context: Tensor) -> tuple[Tensor, Tensor]:
+    return linear(context, self.to_k.weight, None), linear(context, self.to_v.weight, None)
+
+
+def remembered_keys(self: attention.Attention, context: Tensor) -> tuple[Tensor, Tensor]:
+    """The keys and values of the last step, if the context and the weights are the same as then."""
+    state = versions(self.to_k.weight, self.to_v.weight)
+    last = vars(self).get("last")
+    if last is None or last[0] != state or not torch.equal(last[1], context):
+        last = self.last = (state, context.clone(), *keys_and_values(self, context))
+    return last[2:]
+
+
+def versions(*weights: Tensor) -> list[tuple[int, int]]:
+    """Numbers that differ after somebody has changed or replaced one of these weights."""
+    return [(weight.data_ptr(), weight._version) for weight in weights]
+
+
+# ---- convolutions ----------------------------------------------------------------------------
+
+
+def unet_res_block(self: unet.ResBlock, x: Tensor, time: Tensor) -> Tensor:
+    """Change each new feature map in place. New memory costs more time than these sums."""
+    h = self.conv1(F.silu(self.norm1(x), inplace=True))
+    h.add_(rearrange(self.time(F.silu(time)), "b c -> b c 1 1"))
+    h = self.conv2(F.silu(self.norm2(h), inplace=True))
+    return h.add_(self.shortcut(x))
+
+
+def vae_res_block(self: vae.ResBlock, x: Tensor) -> Tensor:
+    """Change each new feature map in place."""
+    h = self.conv1(F.silu(self.norm1(x), inplace=True))
+    h = self.conv2(F.silu(self.norm2(h), inplace=True))
+    return h.add_(self.shortcut(x))
+
+
+def unet_upsample(self: unet.Upsample, x: Tensor, skips: list[Tensor]) -> Tensor:
+    doubled = (2 * x.shape[2], 2 * x.shape[3])
+    if skips and skips[-1].shape[2:] != doubled:
+        return type(self).forward(self, x, skips)
+    return double_size(self, x)
+
+
+def vae_upsample(self: vae.Upsample, x: Tensor) -> Tensor:
+    return double_size(self, x)
+
+
+def double_size(self: unet.Upsample | vae.Upsample, x: Tensor) -> Tensor:
+    """Repeat each pixel 2 x 2 times, then convolve, but compute every product only once.
+
+    Among the 3 x 3 pixels that the convolution reads, many are copies of the same pixel of x. There
+    are at most 2 x 2 different pixels. So four small kernels of 2 x 2 numbers give the four pixels
+    that replace one pixel of x. They need 16 products instead of 36.
+
+    x: b c h w    returns: b c 2h 2w
+    """
+    if x.dtype is not torch.float32:  # sums of rounded weights would be rounded again
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    b, c, h, w = x.shape
+    small = F.conv2d(x, small_kernels(self), self.conv.bias.repeat(4), padding=1)  # b 4*c h+1 w+1
+    large = x.new_empty(b, c, 2 * h, 2 * w)
+    for (row, column), corner in zip(CORNERS, small.chunk(4, dim=1), strict=True):
+        large[:, :, row::2, column::2] = corner[:, :, row : row + h, column : column + w]
+    return large
+
+
+CORNERS = [(0, 0), (0, 1), (1, 0), (1, 1)]  # row and column of a pixel in its square of 2 x 2
+
+
+def small_kernels(self: unet.Upsample | vae.Upsample) -> Tensor:
+    """The four kernels, one after another: 4*c c 2 2. They are computed once per picture."""
+    state = versions(self.conv.weight)
+    last = vars(self).get("last")
+    if last is None or last[0] != state:
+        corners = [merge(merge(self.conv.weight, 2, row), 3, column) for row, column in CORNERS]
+        last = self.last = (state, torch.cat(corners))
+    return last[1]
+
+
+def merge(kernel: Tensor, axis: int, place: int) -> Tensor:
+    """Add the weights that read the same pixel of x.
+
+    kernel: size 3 on this axis    returns: size 2
+    place: 0 for the first pixel of a square, whose last two weights read the same pixel. 1 for the
+        second pixel, whose first two weights do
+    """
+    first, middle, last = kernel.split(1, dim=axis)
+    pair = [first, middle + last] if place == 0 else [first + middle, last]
+    return torch.cat(pair, dim=axis)
+
+
+TRICKS: dict[Callable, Forward] = {  # plain forward() -> trick
+    attention.GEGLU.forward: geglu,
+    attention.Attention.forward: attention_layer,
+    unet.ResBlock.forward: unet_res_block,
+    unet.Upsample.forward: unet_upsample,
+    vae.ResBlock.forward: vae_res_block,
+    vae.Upsample.forward: vae_upsample,
+}
