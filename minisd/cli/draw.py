@@ -23,6 +23,10 @@ def draw_command(options: argparse.Namespace, extra: list[str]) -> None:
 
     extra: the words of the command line that argparse did not store in `options`
     """
+    if getattr(options, "prompts", None) is not None:
+        from minisd.cli.prompt_list import draw_list
+
+        return draw_list(options, extra)
     _, words = DRAWING[options.command]
     place_words(options, extra, words, needed=options.like is None)
     given = given_options(options)
@@ -61,12 +65,7 @@ def draw_from_prompt(options: argparse.Namespace, outputs: list[Path]) -> None:
 
     hints = read_hints(options)
     sd = load_model(options)
-    settings = common_settings(sd, options) | {
-        "width": sd.config.size if options.width is None else options.width,
-        "height": sd.config.size if options.height is None else options.height,
-        "clip_skip": getattr(options, "clip_skip", 0),
-        "extended": getattr(options, "extended", False),
-    }
+    settings = text_settings(sd, options)
     size = (settings["width"], settings["height"])
     check_memory(sd, *size)
     about = picture_settings.collect_settings(options, sd, settings)
@@ -172,6 +171,16 @@ def common_settings(sd, options: argparse.Namespace) -> dict:
         "cfg_scale": sd.config.cfg_scale if options.scale is None else options.scale,
         "sampler": options.sampler or sd.config.sampler,
         "spacing": options.spacing,
+    }
+
+
+def text_settings(sd, options: argparse.Namespace) -> dict:
+    """The arguments of txt2img besides the prompt and the seed."""
+    return common_settings(sd, options) | {
+        "width": sd.config.size if options.width is None else options.width,
+        "height": sd.config.size if options.height is None else options.height,
+        "clip_skip": getattr(options, "clip_skip", 0),
+        "extended": getattr(options, "extended", False),
     }
 
 

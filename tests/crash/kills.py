@@ -40,12 +40,14 @@ from minisd import cli
 from minisd.checkpoints import registry as official
 from minisd.checkpoints.checkpoint import Parts
 from minisd.checkpoints.write import save
+from minisd.cli import prompt_list
 from minisd.files import whole_files
 from minisd.training import run_folder
 from tests.helpers.hub_server import CONTENT, Hub
 from tests.helpers.training_runs import shrink, train_command
 
 WRITERS = {whole_files.__file__, run_folder.__file__, official.__file__, cli.lessons.__file__}
+WRITERS |= {prompt_list.__file__}
 NOT_YET = r"\.minisd-unfinished-|\.part$|\.mark$|state\.pt\.new$|in_use\.|\.lock$"  # no final names
 SIGNALS = [signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGINT]
 COLUMNS = ("kills", "SIGTERM or SIGINT", "half written", "not resumed", "left behind")
@@ -72,6 +74,11 @@ def commands(where: Path) -> dict[str, Callable[[Path], int]]:
         words = ["generate", "a cat", "--model", "mini", "--steps", "2", "--force"]
         return cli.main([*words, "-n", "3", "-o", str(folder / "cat.png")])
 
+    def generate_list(folder: Path) -> int:
+        (folder / "list.txt").write_text("a cat\na dog\na tiger\n", encoding="utf-8")
+        words = ["generate", "--prompts", str(folder / "list.txt"), "--steps", "2"]
+        return cli.main([*words, "-o", str(folder / "list")])
+
     def download(folder: Path) -> int:
         os.environ["MINISD_WEIGHTS"] = str(folder)
         official.download("some", address)
@@ -83,6 +90,7 @@ def commands(where: Path) -> dict[str, Callable[[Path], int]]:
         "convert to a file": partial(convert, "a.safetensors"),
         "convert to a folder": partial(convert, "a"),
         "generate": generate,
+        "generate a list": generate_list,
         "download": download,
         "lessons": lambda folder: cli.main(["lessons", str(folder), "--no-open"]),
     }

@@ -35,7 +35,7 @@ OPTIONS = [
         "--edges",
     ),
     *("--classifier", "--folder", "--minutes", "--half", "--keep-unused", "--version", "--help"),
-    *("--no-open", "--", "-", "--no", "--s", "--number"),
+    *("--no-open", "--", "-", "--no", "--s", "--number", "--prompts"),
 ]
 VALUES = [
     *(
