@@ -1,13 +1,13 @@
-"""The samplers: eight ways from noise to a picture, one generator function each.
+"""The samplers: nine ways from noise to a picture, one generator function each.
 
 All samplers are called in the same way. sampler(denoise, x, levels, generators) yields one Step for
 each pair of neighbouring levels, so S steps for S + 1 levels. The x that goes in and the x of each
 Step are variance-preserving. So a sampler may start anywhere: at pure noise, at add_noise(x0, …),
 or where another sampler stopped.
 
-DDPM, DDIM and PLMS compute with this x. The other five are the sigma samplers. They compute with
-x = x0 + sigma eps. The derivative dx/dsigma of this x is simply eps. `on_sigma_scale` converts the
-variance-preserving x for them.
+DDPM, DDIM, PLMS and LCM compute with this x. The other five are the sigma samplers. They compute
+with x = x0 + sigma eps. The derivative dx/dsigma of this x is simply eps. `on_sigma_scale` converts
+the variance-preserving x for them.
 
 levels: the noise levels that sampling.sampler_levels chooses, the noisiest first. The network does
     not run at the last level. The last level is CLEAN, or the least noisy level of training
@@ -307,5 +307,38 @@ def log_fall(level: Level, next_level: Level) -> float:
     return log(level.sigma / next_level.sigma)
 
 
+# A consistency function must return x itself at t = 0. These numbers say how fast the weight of x
+# falls if t grows (Luo et al. 2023; sigma_data and timestep_scaling in the authors' code).
+SIGMA_DATA, T_SCALE = 0.5, 10.0
+
+
+@in_steps
+def lcm(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators) -> Moves:
+    """Keep only the guess x0, add fresh noise up to the next level, and guess again.
+
+    Multistep consistency sampling (Luo et al. 2023, "Latent Consistency Models", algorithm 3). It
+    needs a model that was distilled for it, or an LCM-LoRA. Such a model guesses a sharp picture in
+    the first step, so 2 to 8 steps are enough. The network runs once per step.
+    """
+    for level, next_level in pairwise(levels):
+        prediction = denoise(x, level)
+        x_weight, x0_weight = consistency_weights(level.t)
+        x = x_weight * x + x0_weight * prediction.x0
+        if next_level.sigma > 0:
+            noise = unit_noise(x, generators)
+            x = next_level.signal_rate * x + next_level.noise_rate * noise
+        yield prediction, x
+
+
+def consistency_weights(t: float) -> tuple[float, float]:
+    """The weights of x and of the guess x0 in a consistency function (Luo et al. 2023, eq. 9).
+
+    The paper calls them c_skip and c_out. At t = 0, they are 1 and 0. From t = 1 on, they are
+    almost 0 and 1.
+    """
+    length = sqrt((T_SCALE * t) ** 2 + SIGMA_DATA**2)
+    return (SIGMA_DATA / length) ** 2, T_SCALE * t / length
+
+
 SIGMA_SAMPLERS = {one.__name__: one for one in (lms, euler, euler_ancestral, heun, dpmpp_2m)}
-SAMPLERS = {one.__name__: one for one in (ddpm, ddim, plms)} | SIGMA_SAMPLERS
+SAMPLERS = {one.__name__: one for one in (ddpm, ddim, plms, lcm)} | SIGMA_SAMPLERS

@@ -22,20 +22,23 @@ def sampler_levels(
     spacing: the rule that chooses the first `steps` levels, a key of SPACINGS. None: the rule in
         the settings of the model's diffusers folder. Without such settings, DDPM, DDIM and PLMS use
         "leading" ("trailing" if the last level of training is pure noise), and the sigma samplers
-        use "uniform". Many people use "karras" with the sigma samplers
+        use "uniform". Many people use "karras" with the sigma samplers. LCM always has its own rule
+        (Schedule.lcm)
     final: the last level, where the last step ends: "zero" (no noise) or "sigma_min" (the level of
         t = 0). None: the level in the folder's settings. Without such settings, DDIM and PLMS use
         "sigma_min" (set_alpha_to_one=False), and the other samplers use "zero". If the level before
         is already that of t = 0, a last step to "sigma_min" changes nothing
 
-    Raises ValueError if a name is unknown, or if steps is outside 1 … timesteps.
+    Raises ValueError if a name is unknown, or if steps is outside 1 … timesteps (1 … 50 for LCM).
     """
     check_known("sampler", name, SAMPLERS)
     config = schedule.config
     final = final or usual_final(name, config)
     ends = {"zero": CLEAN, "sigma_min": schedule.at(0)}
     check_known("final", final, ends)
-    if spacing is None and config.spacing is not None:
+    if spacing is None and name == "lcm":
+        levels = schedule.lcm(steps)
+    elif spacing is None and config.spacing is not None:
         levels = folder_levels(name, name in SIGMA_SAMPLERS, schedule, steps, ends[final])
     else:
         usual = "trailing" if config.zero_terminal_snr else "leading"
@@ -43,7 +46,11 @@ def sampler_levels(
         check_known("spacing", spacing, SPACINGS)
         levels = SPACINGS[spacing](schedule, steps)
     levels = [*levels, ends[final]]
-    if name not in ("ddpm", "ddim"):  # the others divide by the signal rate. It must not be 0
+    if name not in (
+        "ddpm",
+        "ddim",
+        "lcm",
+    ):  # the others divide by the signal rate. It must not be 0
         levels = [one._replace(sigma=LARGEST_SIGMA) if isinf(one.sigma) else one for one in levels]
     return levels
 
@@ -56,8 +63,8 @@ def from_noise(
     noise: unit noise (variance 1), b c h w
 
     The sigma samplers start at sigma_max * noise, on the scale x0 + sigma eps (k-diffusion). DDPM,
-    DDIM and PLMS start at the noise itself, on the variance-preserving scale (CompVis). If both
-    starts are converted to one scale, they differ by 0.2 %.
+    DDIM, PLMS and LCM start at the noise itself, on the variance-preserving scale (CompVis). If
+    both starts are converted to one scale, they differ by 0.2 %.
 
     Raises ValueError if the name is unknown.
     """

@@ -60,6 +60,8 @@ class Level(NamedTuple):
 
 LARGEST_SIGMA = 2.0**12  # used instead of an infinite sigma (diffusers' Euler: alpha_bar 2^-24)
 
+LCM_TIMESTEPS = 50  # latent consistency models are distilled at so many t (Luo et al. 2023)
+
 CLEAN = Level(t=-1, sigma=0.0)  # no noise at all. The level of t = 0 still has a little noise
 
 
@@ -222,6 +224,24 @@ class Schedule:
         """
         ramp = np.linspace(self.config.timesteps - 1, 0, self.check_steps(steps))
         return self.levels(ramp.tolist())
+
+    def lcm(self, steps: int) -> list[Level]:
+        """The levels of LCM: some of the 50 t on which latent consistency models are distilled.
+
+        These t are 1, 2 … 50 strides of timesteps // 50, less 1. The first of the chosen t is the
+        largest one. The others follow at even distances, rounded down (diffusers' LCMScheduler).
+
+        Raises ValueError if there are more than 50 steps, or fewer than 50 timesteps.
+        """
+        stride = self.config.timesteps // LCM_TIMESTEPS
+        if stride < 1:
+            few = f"the sampler lcm needs a model with {LCM_TIMESTEPS} or more timesteps"
+            raise ValueError(f"{few}, and this model has {self.config.timesteps}.")
+        if self.check_steps(steps) > LCM_TIMESTEPS:
+            most = f"the sampler lcm takes at most {LCM_TIMESTEPS} steps, got {steps}"
+            raise ValueError(f"{most}. Give fewer steps (4 are usual), or a spacing.")
+        skipped = np.linspace(0, LCM_TIMESTEPS, steps, endpoint=False).astype(int).tolist()
+        return self.levels([(LCM_TIMESTEPS - each) * stride - 1 for each in skipped])
 
     def karras(self, steps: int, ends: tuple[float, float] | None = None) -> list[Level]:
         """Levels that are evenly spaced in sigma^(1/7) (Karras et al. 2022, eq. 5, rho = 7).

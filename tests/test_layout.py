@@ -121,8 +121,9 @@ def test_no_reference_library_in_the_package(path):
 
 # The whole package still has to shrink: the goal is 8,600. Its limit is what it has today, with the
 # lessons' quiz, the kept predictions and what the lessons of the second edition draw, and with the
-# lists of prompts (290 lines).
-MOST = {"core": 1550, "training": 1050, "what a student reads": 3700, "the whole package": 13190}
+# lists of prompts (290 lines). LCM is 35 lines of the core (a sampler and its timesteps), 60 of
+# training (the distillation) and 50 of the rest (--lcm, a recipe, metadata).
+MOST = {"core": 1590, "training": 1110, "what a student reads": 3830, "the whole package": 13350}
 STUDENT_READS = {"core", "tasks", "adapters", "training"}
 # Every other folder, with what it is for: a new one is counted as student reading until listed.
 MACHINERY = {

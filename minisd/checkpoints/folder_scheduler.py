@@ -79,9 +79,6 @@ def scheduler_class(stored: Mapping[str, Any], index: Mapping[str, Any]) -> str:
     listed = index.get("scheduler")
     listed = listed[1] if isinstance(listed, list) and len(listed) == 2 else None
     name = stored.get("_class_name", listed)
-    if name == "LCMScheduler":
-        lcm = "is an LCM model, which needs a sampler that minisd does not have yet"
-        raise ValueError(f"{lcm}: load the model from which it was made")
     if str(name) not in SAMPLER_OF:
         short = shorten(name).strip("'")
         unknown = f"has the scheduler {short}, which minisd does not have"

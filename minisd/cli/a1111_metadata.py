@@ -44,7 +44,8 @@ DEEPEST_PARENTHESES = 50  # levels of brackets. A word in 50 parentheses has the
 # The web UI's name of a sampler -> minisd's name.
 WEBUI_SAMPLERS = {name: name.lower() for name in ("DDIM", "PLMS", "LMS", "Euler", "Heun")}
 WEBUI_SAMPLERS |= {"Euler a": "euler_ancestral", "DPM++ 2M": "dpmpp_2m"}
-WEBUI_NAMES = {ours: theirs for theirs, ours in WEBUI_SAMPLERS.items()}
+# The web UI's LCM uses other noise levels than minisd's, so its pictures cannot be drawn again.
+WEBUI_NAMES = {ours: theirs for theirs, ours in WEBUI_SAMPLERS.items()} | {"lcm": "LCM"}
 # In the web UI, these samplers always use leading spacing. In minisd, leading spacing is only their
 # default.
 ONE_SPACING = ("DDIM", "PLMS")
@@ -109,10 +110,10 @@ def plain_name(source: str) -> str:
 def schedule_type(about: dict) -> str | None:
     """The web UI's name for the spacing of the noise levels.
 
-    If the sampler is DDPM, DDIM or PLMS, and no spacing was chosen, the result is None. The web UI
-    has only one spacing for each of these samplers.
+    If the sampler is DDPM, DDIM, PLMS or LCM, and no spacing was chosen, the result is None. The
+    web UI has only one spacing for each of these samplers.
     """
-    own = None if about["sampler"] in ("ddpm", "ddim", "plms") else "uniform"
+    own = None if about["sampler"] in ("ddpm", "ddim", "plms", "lcm") else "uniform"
     spacing = about.get("spacing") or about.get("schedule") or own
     return spacing and spacing.capitalize()
 
@@ -244,6 +245,8 @@ def sampler_of(parameters: dict[str, str]) -> tuple[str, str | None]:
     Raises ValueError if minisd does not have the sampler or the spacing.
     """
     name = parameters["Sampler"].removesuffix(" Karras")
+    if name == "LCM":
+        raise ValueError("was drawn by the web UI's LCM, which uses other noise levels than minisd")
     if name not in WEBUI_SAMPLERS:
         raise ValueError(f"was drawn by the sampler {parameters['Sampler']}, which minisd lacks")
     stated = parameters.get("Schedule type", "").lower()

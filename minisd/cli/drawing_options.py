@@ -7,7 +7,8 @@ from minisd.cli.mine import add_mine_option
 
 # The names in samplers.py and sampling.py. They are repeated here, because importing those files
 # imports torch. A test checks that the names are the same.
-SAMPLER_CHOICES = ("ddpm", "ddim", "plms", "lms", "euler", "euler_ancestral", "heun", "dpmpp_2m")
+SAMPLER_CHOICES = ("ddpm", "ddim", "plms", "lcm", "lms", "euler", "euler_ancestral", "heun")
+SAMPLER_CHOICES += ("dpmpp_2m",)
 SPACING_CHOICES = ("leading", "linspace", "trailing", "uniform", "karras")
 ADAPTERS = ("lora", "embedding", "hypernetwork", "vae", "control", "classifier")
 

@@ -36,8 +36,8 @@ TYPES = {  # a setting -> its type. All other settings are strings
 PICTURE_SETTINGS = {name: (OTHER_NAMES.get(name, name), TYPES.get(name, str)) for name in SETTINGS}
 THREADS = range(1, 1025)  # the valid numbers of threads in a file
 # The stored settings that are not options. "schedule" is the spacing that the model's folder
-# states. It is stored only if --spacing is not given. "own_parts" lists the exercises whose answers
-# the student has drawn with (--mine).
+# states. It is stored only if --spacing is not given, and not with the sampler lcm, which ignores
+# it. "own_parts" lists the exercises whose answers the student has drawn with (--mine).
 FACTS = ("minisd", "command", "hashes", "dtype", "threads", "torch", "schedule", "own_parts")
 
 
@@ -56,7 +56,7 @@ def collect_settings(options: argparse.Namespace, sd, settings: dict) -> dict[st
     own["strength"] = None if own["strength"] is None else str(own["strength"])
     named = {source for group in named_sources(options).values() for source in group}
     levels = sd.config.schedule
-    if options.spacing is None and levels.spacing is not None:
+    if options.spacing is None and levels.spacing is not None and own["sampler"] != "lcm":
         own["schedule"] = "karras" if levels.karras else levels.spacing
     kept = {name: json_value(value) for name, value in own.items() if value not in (None, [])}
     return kept | {

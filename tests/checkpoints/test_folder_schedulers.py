@@ -37,7 +37,7 @@ COUNTS = (1, 2, 3, 7, 20)
 CLOSE = 1e-4  # of the spread: diffusers' tables are float32, ours float64
 TEXT_TO_IMAGE = {"steps_offset": 1, "clip_sample": False}  # what StableDiffusionPipeline sets
 WITH_KARRAS = ("lms", "euler", "heun", "dpmpp_2m")
-ZERO_SNR = ("ddim", "ddpm", "euler", "euler_ancestral", "dpmpp_2m")
+ZERO_SNR = ("ddim", "ddpm", "lcm", "euler", "euler_ancestral", "dpmpp_2m")
 NOISE = torch.randn(2, 4, 6, 10, generator=torch.Generator().manual_seed(0))
 
 
@@ -189,6 +189,7 @@ FOLDERS = {
         use_karras_sigmas=False,
     ),
     "Karras": said("dpmpp_2m", use_karras_sigmas=True, solver_order=2, lower_order_final=True),
+    "LCM": said("lcm", original_inference_steps=50, timestep_scaling=10.0, set_alpha_to_one=True),
     "ends early": said("euler", final_sigmas_type="sigma_min", timestep_spacing="linspace"),
 }
 
@@ -213,7 +214,7 @@ def test_any_count_of_steps_is_that_count_and_finite(name):
     """Also where diffusers leaves its table (1000 steps), stands still or makes one too many."""
     for spacing in ("leading", "linspace", "trailing"):
         config = sampler_and_schedule(said(name, timestep_spacing=spacing), {}, 4)[1]
-        for steps in (1, 2, 61, 500, 501, 999, 1000):
+        for steps in (1, 2, 50) if name == "lcm" else (1, 2, 61, 500, 501, 999, 1000):
             levels = sampler_levels(name, Schedule(config), steps)
             ts = [level.t for level in levels[:-1]]
             assert len(ts) == steps and sorted(set(ts), reverse=True) == ts
@@ -254,14 +255,14 @@ def test_no_setting_that_the_class_knows_is_ignored_but_those_of_what_is_off(nam
 
 def test_every_class_of_a_stable_diffusion_pipeline_is_known_or_refused_by_name():
     compatible = [kind.name for kind in diffusers.schedulers.KarrasDiffusionSchedulers]
-    assert set(SCHEDULER_SETTINGS) <= set(compatible)
+    assert set(SCHEDULER_SETTINGS) <= {*compatible, "LCMScheduler"}
     for name in [*compatible, "LCMScheduler", "TCDScheduler", "FlowMatchEulerDiscreteScheduler"]:
         stored = said("plms", _class_name=name)
         if name in SCHEDULER_SETTINGS:
             assert sampler_and_schedule(stored, {}, 4)[0] == folder_scheduler.SAMPLER_OF[name]
         else:
             lacks = f"the scheduler {name}, which minisd does not have: set"
-            assert ("LCM model" if name == "LCMScheduler" else lacks) in refusal(stored)
+            assert lacks in refusal(stored)
 
 
 def refusal(stored: dict, index: dict | None = None, channels: int = 4) -> str:
@@ -328,6 +329,9 @@ REFUSED = [
         "euler_at_final = True with final_sigmas_type = 'sigma_min'",
     ),
     ("ddpm", {"variance_type": "fixed_large"}, "variance_type = 'fixed_large'"),
+    ("lcm", {"original_inference_steps": 100}, "original_inference_steps = 100"),
+    ("ddim", {"original_inference_steps": 100}, "original_inference_steps = 100"),
+    ("lcm", {"timestep_scaling": 5.0}, "timestep_scaling = 5.0"),
     ("euler", {"interpolation_type": "log_linear"}, "interpolation_type = 'log_linear'"),
     ("euler", {"timestep_type": "continuous"}, "timestep_type = 'continuous'"),
     ("euler", {"sigma_min": 0.1}, "sigma_min = 0.1"),

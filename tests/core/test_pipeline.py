@@ -168,7 +168,7 @@ def test_a_size_that_does_not_halve_evenly_is_refused(sd):
     ("settings", "message"),
     [
         ({"steps": 0}, "steps must be 1 to 1000, got 0"),
-        ({"sampler": "dpm3"}, "ddpm, ddim, plms, lms, euler, euler_ancestral, heun, dpmpp_2m"),
+        ({"sampler": "dpm3"}, "ddpm, ddim, plms, lcm, lms, euler, euler_ancestral, heun, dpmpp_2m"),
         ({"spacing": "odd"}, "leading, linspace, trailing, uniform, karras"),
         ({"width": 0}, "multiples of 8"),
         ({"cfg_scale": float("nan")}, "cfg_scale must be a finite number, got nan"),

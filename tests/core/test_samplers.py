@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -11,6 +12,7 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LCMScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
 )
@@ -21,11 +23,13 @@ from minisd.guidance import guided_denoiser
 from minisd.samplers import (
     SAMPLERS,
     SIGMA_SAMPLERS,
+    consistency_weights,
     ddim,
     ddpm,
     dpmpp_2m,
     euler,
     euler_ancestral,
+    lcm,
     plms,
 )
 from minisd.sampling import SPACINGS, from_noise, sampler_levels
@@ -91,6 +95,38 @@ def time_scheduler(kind, objective="eps", **settings):
     scheduler.final_alpha_cumprod = SCHEDULE.alpha_bar[0]
     scheduler.one = torch.ones((), dtype=torch.float64)
     return scheduler
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 50])
+def test_lcm_is_diffusers(objective, steps):
+    """The same timesteps, and the same x after every step, with the same noise."""
+    noise, source = NOISE.float(), generators()  # diffusers would draw other noise in float64
+    scheduler = LCMScheduler(prediction_type=OBJECTIVES[objective])
+    scheduler.alphas_cumprod = SCHEDULE.alpha_bar.float()
+
+    def options(index):
+        return {"generator": source}
+
+    expected = scheduler_states(scheduler, steps, Network(noise.dtype), noise, options)
+    levels = sampler_levels("lcm", SCHEDULE, steps)
+    assert [level.t for level in levels[:-1]] == scheduler.timesteps.tolist()
+    walk = lcm(denoiser(objective, noise.dtype), noise, levels, generators())
+    assert_walks_equal(walk, expected, FLOAT32)
+
+
+@pytest.mark.parametrize("t", [0, 0.1, 1, 19, 999])
+def test_the_weights_of_a_consistency_function_are_those_of_diffusers(t):
+    wanted = LCMScheduler().get_scalings_for_boundary_condition_discrete(t)
+    assert consistency_weights(t) == pytest.approx(wanted, rel=FLOAT64)
+
+
+def test_lcm_refuses_what_it_cannot_space():
+    with pytest.raises(ValueError, match="lcm takes at most 50 steps, got 51"):
+        sampler_levels("lcm", SCHEDULE, 51)
+    assert len(sampler_levels("lcm", SCHEDULE, 51, "trailing")) == 52
+    with pytest.raises(ValueError, match="lcm needs a model with 50 or more timesteps"):
+        sampler_levels("lcm", Schedule(ScheduleConfig(timesteps=49)), 4)
 
 
 def levels_of_timesteps(scheduler, last):
@@ -340,6 +376,7 @@ def test_sigma_samplers_are_k_diffusions(name, steps, objective, spacing):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_sampler_walks_its_references_spacing_unless_told(name):
     own = SCHEDULE.uniform(20) if name in SIGMA_SAMPLERS else SCHEDULE.leading(20)
+    own = SCHEDULE.lcm(20) if name == "lcm" else own
     end = SCHEDULE.at(0) if name in ("ddim", "plms") else CLEAN
     assert sampler_levels(name, SCHEDULE, 20) == [*own, end]
     assert sampler_levels(name, SCHEDULE, 20, "karras") == [*SCHEDULE.karras(20), end]
@@ -355,6 +392,8 @@ def plain_guess(x, level):
 def test_27_steps_are_27_steps(name):
     """And any other count is that count: from high to low, each where the schedule says, finite."""
     for count in COUNTS:
+        if name == "lcm" and count > 50:
+            continue  # refused: test_lcm_refuses_what_it_cannot_space
         levels = sampler_levels(name, SCHEDULE, count)
         steps = list(from_noise(name, plain_guess, NOISE.float(), levels, generators()))
         assert [step.index for step in steps] == list(range(count))
@@ -381,6 +420,7 @@ def test_any_sampler_walks_any_spacing_to_either_end(name, spacing, final):
         ("ddpm", 10),
         ("ddim", 10),
         ("plms", 11),
+        ("lcm", 10),
         ("lms", 10),
         ("euler", 10),
         ("euler_ancestral", 10),
@@ -397,7 +437,7 @@ def test_evaluations_are_as_the_docstring_says(name, evaluations):
     assert {t[0].item() for t in network.calls} == {level.t for level in levels[:-1]}
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ddim", "euler", "euler_ancestral", "heun"])
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "lcm", "euler", "euler_ancestral", "heun"])
 def test_a_walk_can_be_taken_up_where_it_stopped(name):
     """x is variance-preserving both ways, so these, which remember nothing, cannot tell."""
     levels = sampler_levels(name, SCHEDULE, 10)
@@ -443,11 +483,27 @@ def two_bumps(x, level):
     return Prediction(x0, (x - level.signal_rate * x0) / level.noise_rate, None, None)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+def end_of_path(x, level):
+    """The perfect consistency function: the x0 with as much probability below it as x has."""
+
+    def share_below(x, level):
+        spread = (level.noise_rate**2 + (level.signal_rate * SPREAD) ** 2) ** 0.5
+        away = (x[..., None] - level.signal_rate * MEANS) / spread
+        return (torch.special.ndtr(away.double()) * WEIGHTS).sum(dim=-1)
+
+    table = torch.linspace(-3, 3, 100_001)
+    x0 = np.interp(share_below(x, level), share_below(table, CLEAN), table)
+    x0 = torch.from_numpy(x0).to(x)
+    return Prediction(x0, (x - level.signal_rate * x0) / level.noise_rate, None, None)
+
+
+@pytest.mark.parametrize("name", [*SAMPLERS, "lcm in 1 step", "lcm in 4 steps"])
 def test_a_perfect_network_gives_back_what_it_was_trained_on(name):
     noise = draw(1, 1, 100, 100, dtype=torch.float32)
-    levels = sampler_levels(name, SCHEDULE, 500)
-    *_, step = from_noise(name, two_bumps, noise, levels, generators(1))
+    denoise, steps = (end_of_path, 50) if name.startswith("lcm") else (two_bumps, 500)
+    name, _, few = name.partition(" in ")
+    levels = sampler_levels(name, SCHEDULE, int(few[0]) if few else steps)
+    *_, step = from_noise(name, denoise, noise, levels, generators(1))
     upper, lower = step.x[step.x > 0], step.x[step.x < 0]
     assert len(upper) / step.x.numel() == pytest.approx(0.7, abs=CHANCE)
     for bump, mean in ((upper, 1), (lower, -1)):
@@ -459,7 +515,7 @@ def test_a_perfect_network_gives_back_what_it_was_trained_on(name):
 
 
 def test_unknown_sampler_lists_the_known():
-    known = "ddpm, ddim, plms, lms, euler, euler_ancestral, heun, dpmpp_2m"
+    known = "ddpm, ddim, plms, lcm, lms, euler, euler_ancestral, heun, dpmpp_2m"
     with pytest.raises(ValueError, match=f'There is no sampler "dpm". Choose one of {known}'):
         sampler_levels("dpm", SCHEDULE, 20)
     with pytest.raises(ValueError, match=f'There is no sampler "dpm". Choose one of {known}'):

@@ -241,7 +241,7 @@ PICTURE = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(5
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
-@pytest.mark.parametrize("name", ["ddim", "euler", "euler_ancestral", "heun", "dpmpp_2m"])
+@pytest.mark.parametrize("name", ["ddim", "lcm", "euler", "euler_ancestral", "heun", "dpmpp_2m"])
 def test_strength_cuts_the_folders_walk(img2img_both, name, spacing):
     """Not PLMS: after a cut, diffusers takes its first step twice in another place."""
     last = {"final_sigmas_type": "sigma_min"} if name == "dpmpp_2m" else {}
@@ -263,7 +263,7 @@ def test_strength_cuts_the_folders_walk(img2img_both, name, spacing):
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
-@pytest.mark.parametrize("name", ["plms", "euler"])
+@pytest.mark.parametrize("name", ["plms", "lcm", "euler"])
 def test_inpainting_walks_as_the_folder_says(inpaint_both, name, spacing):
     """Its pipeline skips the Runge-Kutta steps by itself, and leaves clip_sample as it is."""
     inpaint_both.tell(name, timestep_spacing=spacing, clip_sample=False, skip_prk_steps=...)
@@ -286,9 +286,9 @@ def test_inpainting_walks_as_the_folder_says(inpaint_both, name, spacing):
     assert relative_error(step.x, theirs) < CLOSE
 
 
-@pytest.mark.parametrize("offset", [0, 1])
-def test_the_depth_pipeline_leaves_the_files_steps_offset(depth_both, offset, monkeypatch):
-    depth_both.tell("ddim", clip_sample=False, steps_offset=offset)
+@pytest.mark.parametrize(("name", "offset"), [("ddim", 0), ("ddim", 1), ("lcm", 1)])
+def test_the_depth_pipeline_leaves_the_files_steps_offset(depth_both, name, offset, monkeypatch):
+    depth_both.tell(name, clip_sample=False, steps_offset=offset)
     depth = torch.rand(1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     theirs = depth_both.theirs()(
         "a cat",
@@ -310,7 +310,7 @@ def test_the_depth_pipeline_leaves_the_files_steps_offset(depth_both, offset, mo
 # ---- there and back --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["plms", "dpmpp_2m"])
+@pytest.mark.parametrize("name", ["plms", "lcm", "dpmpp_2m"])
 def test_a_folder_converted_and_back_is_the_same_folder(tiny, tmp_path, name):
     told = {"timestep_spacing": "trailing", "use_karras_sigmas": True, "set_alpha_to_one": True}
     for settings in ({}, told):

@@ -111,7 +111,8 @@ def test_one_jump_is_as_good_as_many_small_steps(t):
     assert stats.kstest(added.flatten().numpy(), "norm").pvalue > 1e-3
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+# LCM needs a network that was distilled for it: tests/core/test_samplers.py has one
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "lcm"])
 def test_every_sampler_walks_points_back_to_their_groups(name):
     world, count = WORLDS["groups"], 400
     generators = make_generators(0, count)
