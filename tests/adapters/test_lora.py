@@ -14,6 +14,7 @@ from tests.helpers.adapter_files import (
     ATTENTION,
     CONVOLUTIONS,
     FEED_FORWARD,
+    PUBLISHED_LCM,
     RANK,
     TEXT,
     kohya,
@@ -83,6 +84,34 @@ def test_lora_is_that_of_diffusers(pair_of, tmp_path, layout, patterns, with_alp
     assert relative_error(found, plain) > 100 * END_TO_END
     assert all_equal(states(ours), before)
     assert torch.equal(drawn(ours), plain)
+
+
+def test_the_layout_of_the_published_lcm_loras_is_read_as_diffusers_does(pair_of, tmp_path):
+    """latent-consistency/lcm-lora-sdv1-5: kohya's names, an alpha per layer, convolutions.
+
+    Only the U-Net is changed. The layers are those that diffusers' script for LCM-LoRAs changes
+    (examples/consistency_distillation/train_lcm_distill_lora_sd_wds.py), and conv_in. All layers
+    have one alpha, because diffusers ignores an attention layer's alpha that differs.
+    """
+    ours, theirs = pair_of
+    state = {}
+    for name, (down, up) in some_lora(theirs.unet, PUBLISHED_LCM).items():
+        stem = f"lora_unet_{name.replace('.', '_')}"
+        state |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
+        state[f"{stem}.alpha"] = torch.tensor(ALPHA)
+    for layer in ("proj_in", "transformer_blocks_0_attn2_to_k"):
+        assert f"lora_unet_down_blocks_0_attentions_0_{layer}.lora_down.weight" in state
+    for layer in ("resnets_0_time_emb_proj", "resnets_0_conv1", "downsamplers_0_conv"):
+        assert state[f"lora_unet_down_blocks_0_{layer}.lora_down.weight"].shape[0] == RANK
+    save_file(state, tmp_path / "pytorch_lora_weights.safetensors", {"format": "pt"})
+    theirs.load_lora_weights(tmp_path, adapter_name="lcm")
+    expected = drawn_by_diffusers(theirs)
+    theirs.unload_lora_weights()
+    plain = drawn(ours)
+    with lora(ours, tmp_path / "pytorch_lora_weights.safetensors"):
+        found = drawn(ours)
+    assert relative_error(found, expected) < END_TO_END
+    assert relative_error(found, plain) > 100 * END_TO_END
 
 
 def test_several_loras_add_up_and_go_in_any_order(sd, lora_files):

@@ -33,6 +33,8 @@ def some_lora(network, patterns, seed=0):
 ATTENTION = [r"attn\d\.to_[qkv]$", r"attn\d\.to_out\.0$"]
 FEED_FORWARD = [r"ff\.net\.0\.proj$", r"ff\.net\.2$", r"proj_in$", r"proj_out$"]
 CONVOLUTIONS = [r"resnets\.\d\.conv[12]$", r"downsamplers\.0\.conv$", r"conv_shortcut$"]
+PUBLISHED_LCM = [*ATTENTION, *FEED_FORWARD, *CONVOLUTIONS]
+PUBLISHED_LCM += [r"time_emb_proj$", r"upsamplers\.0\.conv$", r"^conv_in$"]
 TEXT = [r"self_attn\.(q|v|out)_proj$", r"mlp\.fc[12]$"]
 
 
