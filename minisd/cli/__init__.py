@@ -204,7 +204,7 @@ def examples_command(options: argparse.Namespace) -> None:
 # A stage that writes only into --folder -> the name of the file or folder that it writes there.
 FOLDER_ONLY = {"tokenizer": "tokenizer.json", "vae": "vae", "diffusion": "diffusion"}
 STAGES = ("tokenizer", "vae", "diffusion", "export", "decoder", "classifier", "judge")
-STAGES += ("lora", "word", "hypernetwork", "controlnet", "controlnet-half")
+STAGES += ("lora", "lcm", "word", "hypernetwork", "controlnet", "controlnet-half")
 STAGES += ("inpaint", "depth", "cats-and-dogs")
 
 

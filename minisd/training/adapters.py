@@ -52,21 +52,28 @@ class AdapterDataset:
 
 
 class TrainableLoRA(nn.Module):
-    """A LoRA for the projections (to_q, to_k, to_v, to_out) of every attention layer in the U-Net.
+    """A LoRA for layers of the U-Net.
 
     The matrices in `up` start at zero, so at first the LoRA does not change the U-Net's output.
+
+    layers: the names of linear layers and convolutions. None: the projections (to_q, to_k, to_v,
+        to_out) of every attention layer
     """
 
-    def __init__(self, sd: StableDiffusion, rank: int = 4):
+    def __init__(self, sd: StableDiffusion, rank: int = 4, layers: list[str] | None = None):
         super().__init__()
-        self.layers = [f"{name}.{part}" for name in attentions(sd.unet) for part in PROJECTIONS]
+        projections = [f"{name}.{part}" for name in attentions(sd.unet) for part in PROJECTIONS]
+        self.layers = projections if layers is None else layers
         official = {row.ours: row.diffusers for row in model_rows(sd.config)["unet"]}
         self.official = [official[name] for name in self.layers]
         weights = [sd.unet.get_parameter(f"{name}.weight") for name in self.layers]
         self.down = nn.ParameterList(
-            torch.randn(rank, weight.shape[1]) / math.sqrt(weight.shape[1]) for weight in weights
+            torch.randn(rank, *weight.shape[1:]) / math.sqrt(weight[0].numel())
+            for weight in weights
         )
-        self.up = nn.ParameterList(torch.zeros(weight.shape[0], rank) for weight in weights)
+        self.up = nn.ParameterList(  # in a convolution, up is 1x1
+            torch.zeros(len(weight), rank, *[1] * (weight.ndim - 2)) for weight in weights
+        )
         self.rank = rank
 
     def attach(self, sd: StableDiffusion) -> Handle:

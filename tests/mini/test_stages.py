@@ -85,6 +85,7 @@ LOADS = {
     "classifier": lambda path: load_classifier(path).config.things,
     "judge": lambda path: judge.load_judge(path).things,
     "lora": lambda path: fits_the_mini(lora, path),
+    "lcm": lambda path: fits_the_mini(lora, path),
     "word": lambda path: fits_the_mini(textual_inversion, path),
     "hypernetwork": lambda path: fits_the_mini(hypernetwork, path),
     "controlnet": ControlNet.load,
