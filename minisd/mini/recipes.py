@@ -355,8 +355,7 @@ RECIPES = {
     # 16 minutes on one core: 0.16 s for a step of 64 crops, after 2 minutes of decoding
     "judge": Recipe(Hyperparameters(steps=6000, rate=0.02, ema=0.99), prepare_judge),
     "lora": Recipe(Hyperparameters(steps=300, rate=0.01, **BRIEF), prepare_lora),
-    # 0.6 s a step on one core, and the encoding of 8,000 pictures
-    "lcm": Recipe(Hyperparameters(steps=700, rate=0.01, ema=0.99), prepare_lcm),
+    "lcm": Recipe(Hyperparameters(steps=300, rate=0.005, **BRIEF), prepare_lcm),
     "word": Recipe(Hyperparameters(steps=150, adam_rate=0.05, **BRIEF), prepare_word),
     "hypernetwork": Recipe(Hyperparameters(steps=300, rate=0.02, **BRIEF), prepare_hypernetwork),
     "controlnet": Recipe(Hyperparameters(steps=1500, rate=0.02, ema=0.99), prepare_controlnet),

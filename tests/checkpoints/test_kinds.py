@@ -91,6 +91,7 @@ SHIPPED = {
     "mini-decoder": "VAE",
     "mini-edges": "ControlNet",
     "mini-blueprint": "LoRA",
+    "mini-lcm": "LoRA",
     "mini-blorp": "textual inversion",
 }
 CASES = [(name, n) for name, examples in EXAMPLES.items() for n in range(len(examples))]

@@ -160,7 +160,7 @@ def test_the_consistency_loss_is_its_definition():
     torch.rand(50, generator=generator)  # a batch of 50 has each t once
     noise = torch.randn(x0.shape, generator=generator)
     for index in range(50):
-        level, earlier = schedule.at(20 * index + 19), schedule.at(max(20 * index - 1, 0))
+        level, earlier = schedule.at(20 * index + 19), schedule.at(max(20 * index - 81, 0))
         x = add_noise(x0[index, None], noise[index, None], level)
         (step,) = ddim(denoiser(teacher), x, [level, earlier])
         (guess,) = lcm(denoiser(student), x, [level, CLEAN], None)
@@ -178,8 +178,8 @@ def test_a_perfect_student_has_no_loss():
         return (x * (1 + sigma**2).sqrt() - x0) / sigma
 
     generator = torch.Generator().manual_seed(0)
-    # the x of t = 0, which still has a little noise, counts as the picture: 1 of 50 targets
-    assert consistency_loss(perfect, perfect, schedule, x0, generator) < 0.001
+    # the x of t = 0, which still has a little noise, counts as the picture: 5 of 50 targets
+    assert consistency_loss(perfect, perfect, schedule, x0, generator) < 0.003
     wrong = consistency_loss(lambda x, t: 0 * x, perfect, schedule, x0, generator)
     assert wrong > 0.01
 
