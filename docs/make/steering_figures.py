@@ -14,14 +14,15 @@ import minisd
 from docs.make.mini_report import Cell, sheet
 from minisd.adapters.classifier import load_classifier
 from minisd.adapters.controlnet import ControlNet, control
+from minisd.adapters.lora import lora
 from minisd.adapters.textual_inversion import textual_inversion
 from minisd.checkpoints.load import load_vae
 from minisd.config import WEIGHTS
 from minisd.depth.small import load_estimator
 from minisd.files.pictures import from_pil
 from minisd.mini.agreement import classifier_draw, edge_agreement
-from minisd.mini.captions import Scene, brief_caption
-from minisd.mini.evaluate import DDIM_STEPS, draw_prompts, examine
+from minisd.mini.captions import Scene, brief_caption, full_caption
+from minisd.mini.evaluate import DDIM_STEPS, DRAWN_AT_ONCE, draw_prompts, examine
 from minisd.mini.judge import load_judge
 from minisd.pipeline import StableDiffusion
 from minisd.tasks.canny import canny
@@ -31,6 +32,7 @@ from minisd.tasks.inpaint import inpaint, mask_tensor
 from minisd.training.vae import decibels
 
 COUNT = 64  # pictures for each figure
+LCM_COUNT = 256  # pictures for each row of the table on few steps
 CLASSIFIER_SCALES = (0, 2, 8, 32)
 
 
@@ -152,3 +154,34 @@ def measure_word(sd: StableDiffusion) -> dict[str, float]:
     with textual_inversion(sd, WEIGHTS / "mini-blorp.safetensors"):
         found["with"] = share()
     return found
+
+
+def measure_lcm(sd: StableDiffusion, scenes: list[Scene]) -> dict[str, float]:
+    """How often all of a picture is right: in 30 steps, and in a few with and without the LoRA."""
+    few = {"steps": 4, "sampler": "ddim", "spacing": "trailing"}
+    found = {
+        "DDIM, 30 steps": share_right(sd, scenes, steps=30, sampler="ddim"),
+        "DDIM, 4 steps": share_right(sd, scenes, **few),
+    }
+    with lora(sd, WEIGHTS / "mini-lcm.safetensors"):
+        for steps in (1, 2, 4, 8):
+            lcm = {"steps": steps, "sampler": "lcm", "cfg_scale": 1.0}
+            found[f"LCM, {steps} step{'s' * (steps > 1)}"] = share_right(sd, scenes, **lcm)
+    return found
+
+
+@torch.no_grad()
+def share_right(sd: StableDiffusion, scenes: list[Scene], **settings) -> float:
+    """Draw one picture for each scene. Returns the share of pictures that are right in all aspects.
+
+    The prompts are the full captions, and the noise has the seeds 0, 1, 2 …
+
+    settings: arguments of txt2img_steps
+    """
+    images = []
+    for first in range(0, len(scenes), DRAWN_AT_ONCE):
+        prompts = [full_caption(scene) for scene in scenes[first : first + DRAWN_AT_ONCE]]
+        *_, step = sd.txt2img_steps(prompts, seed=first, **settings)
+        images.append(sd.decode(step.x).clamp(-1, 1))
+    seen = examine(load_judge(), torch.cat(images), scenes)
+    return sum(one.is_right for one in seen) / len(seen)

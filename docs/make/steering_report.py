@@ -26,10 +26,12 @@ import minisd
 from docs.make.mini_report import Cell, markdown, refill_page, sheet
 from docs.make.steering_figures import (
     COUNT,
+    LCM_COUNT,
     classifier_row,
     measure_depth,
     measure_detail,
     measure_edges,
+    measure_lcm,
     measure_outside,
     measure_word,
 )
@@ -112,7 +114,9 @@ def write_report(folder: Path = Path("docs")) -> dict:
     write_input_pictures(WORK / "examples")  # as `minisd examples` writes them
     for strip in strips:
         save_picture(draw_strip(strip), IMAGES / strip.file, optimize=True)
-    real = batch(Emoji.load(), sd.config.size, COUNT, SEED, step=0, split="heldout")
+    emoji = Emoji.load()
+    real = batch(emoji, sd.config.size, COUNT, SEED, step=0, split="heldout")
+    more = batch(emoji, sd.config.size, LCM_COUNT, SEED, step=0, split="heldout")
     guided, picture = classifier_row(sd)
     save_picture(picture, IMAGES / "steering-classifier-things.png", optimize=True)
     figures = {
@@ -121,6 +125,7 @@ def write_report(folder: Path = Path("docs")) -> dict:
         "outside": measure_outside(real.images, real.scenes, hat_mask()),
         "classifier": guided,
         "word": measure_word(sd),
+        "lcm": measure_lcm(sd, more.scenes),
         "detail": measure_detail(sd, real.images),
     }
     write_text(folder / "steering.json", json.dumps(figures, indent=1) + "\n")
@@ -136,6 +141,7 @@ def tables(figures: dict) -> dict[str, str]:
         "depth": ("depth channel | correlation of the depths", "{:.2f}".format),
         "classifier": ("scale | the thing is seen", "{:.0%}".format),
         "word": ("the word's file | a fox is seen", "{:.0%}".format),
+        "lcm": ("drawn with | all of the picture is right", "{:.1%}".format),
     }
     made = {
         f"{name} figures": markdown(head, [[k, form(v)] for k, v in figures[name].items()])

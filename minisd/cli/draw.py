@@ -12,6 +12,7 @@ from minisd.cli import picture_settings
 from minisd.cli.adapter_options import attach_adapters, read_hints
 from minisd.cli.argument_parser import place_words
 from minisd.cli.drawing_options import DRAWING, STRENGTHS, fill_in_options, given_options
+from minisd.cli.lcm import add_lcm_lora, apply_lcm_option
 from minisd.cli.memory import check_memory, enough_memory
 from minisd.cli.mine import use_mine_option
 from minisd.cli.option_checks import check_before_loading
@@ -29,6 +30,7 @@ def draw_command(options: argparse.Namespace, extra: list[str]) -> None:
         return draw_list(options, extra)
     _, words = DRAWING[options.command]
     place_words(options, extra, words, needed=options.like is None)
+    apply_lcm_option(options)
     given = given_options(options)
     recorded = {} if options.like is None else picture_settings.recorded_options(options, given)
     fill_in_options(options, recorded)
@@ -65,6 +67,7 @@ def draw_from_prompt(options: argparse.Namespace, outputs: list[Path]) -> None:
 
     hints = read_hints(options)
     sd = load_model(options)
+    add_lcm_lora(options, sd.config)
     settings = text_settings(sd, options)
     size = (settings["width"], settings["height"])
     check_memory(sd, *size)
@@ -131,6 +134,7 @@ def draw_from_picture(options: argparse.Namespace, outputs: list[Path]) -> None:
         )
     hints = read_hints(options)
     sd = load_model(options)
+    add_lcm_lora(options, sd.config)
     size = fitting_size(image.size, options, size_step(sd.config))
     check_memory(sd, *size)
     image = image if image.size == size else colours(image).resize(size)

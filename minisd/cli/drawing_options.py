@@ -37,7 +37,7 @@ DEFAULTS = {
     "device": "cpu",
     "clip_skip": 0,
     "weight": 1.0,
-    **dict.fromkeys(("ema", "edges", "extended", "paste"), False),
+    **dict.fromkeys(("lcm", "ema", "edges", "extended", "paste"), False),
     **{name: [] for name in ADAPTERS},
 }
 STRENGTHS = {"img2img": 0.75, "inpaint": 1.0, "depth": 0.8}
@@ -69,8 +69,8 @@ def add_common_options(command: argparse.ArgumentParser) -> None:
     add("--scale", type=float, metavar="X", help="how strongly the prompt steers (the model's)")
     names = f"{', '.join(SAMPLER_CHOICES)} (the model's)"
     add("--sampler", choices=SAMPLER_CHOICES, metavar="NAME", help=names)
-    names = f"spacing of the noise levels: {', '.join(SPACING_CHOICES)} (the sampler's)"
-    add("--spacing", choices=SPACING_CHOICES, metavar="NAME", help=names)
+    add("--lcm", action="store_const", const=True, help="draw in 4 steps, with an LCM-LoRA")
+    add("--spacing", choices=SPACING_CHOICES, metavar="NAME", help=", ".join(SPACING_CHOICES))
     add("--seed", type=int, metavar="N", help="seed of picture 1 (0); picture 2 gets N + 1")
     add("-n", "--number", type=int, metavar="N", help="how many pictures (1)")
     add("--prediction", choices=("eps", "v"), help="what the U-Net predicts, if no file says so")

@@ -5,6 +5,7 @@ from math import isfinite
 from pathlib import Path
 
 from minisd.cli.adapter_options import check_exists, named_sources
+from minisd.cli.lcm import check_lcm
 from minisd.cli.memory import check_memory_at_least
 from minisd.cli.picture_files import output_paths
 from minisd.files.json_files import HALF_CHARACTER
@@ -27,6 +28,7 @@ def check_before_loading(options: argparse.Namespace) -> list[Path]:
     check_size_options(options.width, options.height)
     if getattr(options, "depth", None) and options.estimator:
         raise ValueError("--depth and --estimator exclude each other: give only one of them.")
+    check_lcm(options)
     check_files(options)
     return paths
 

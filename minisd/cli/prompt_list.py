@@ -26,6 +26,7 @@ from minisd.cli import draw, option_checks, picture_settings
 from minisd.cli.adapter_options import attach_adapters, read_hints
 from minisd.cli.argument_parser import place_words
 from minisd.cli.drawing_options import SAMPLER_CHOICES, fill_in_options
+from minisd.cli.lcm import add_lcm_lora, apply_lcm_option, check_lcm
 from minisd.cli.memory import check_memory, enough_memory
 from minisd.cli.messages import print_message
 from minisd.cli.picture_files import check_writable, write_png
@@ -77,6 +78,7 @@ def draw_list(options: argparse.Namespace, extra: list[str]) -> None:
     """
     place_words(options, extra, ["prompt"], needed=False)
     refuse_excluded(options)
+    apply_lcm_option(options)
     rank, world_size = rank_from_environment()
     options.output = options.output or Path(options.prompts.stem)
     fill_in_options(options, {})
@@ -86,6 +88,7 @@ def draw_list(options: argparse.Namespace, extra: list[str]) -> None:
     hints = read_hints(options)
     use_local_gpu(options.device)
     sd = draw.load_model(options)
+    add_lcm_lora(options, sd.config)
     pictures = list_pictures(sd, options, lines)
     sizes = {one.size for one in pictures}
     if hints and len(sizes) > 1:
@@ -274,6 +277,7 @@ def list_pictures(sd, common: argparse.Namespace, lines: Lines) -> list[ListedPi
         one = ListedPicture(where, path, settings, stored)
         kind = (*one.size, settings["steps"], settings["sampler"])
         with name_line(where):
+            check_lcm(options)
             check_texts_of(sd, options)
             if kind not in checked:
                 check_settings(sd, settings)

@@ -99,6 +99,13 @@ def test_a_csv_file_sets_each_line(model, here, loaded):
     assert Path("2.png").read_bytes() == Path("out", second).read_bytes()
 
 
+def test_a_list_with_lcm_has_the_bytes_of_the_pictures_drawn_alone(here):
+    write("a cat\na dog")
+    assert run("generate", "--prompts", "list.txt", "--lcm", "--steps", 1) == 0
+    run("generate", "a dog", "--lcm", "--steps", 1, "--seed", 1, "-o", "1.png")
+    assert Path("1.png").read_bytes() == Path("list", names()[1]).read_bytes()
+
+
 def test_the_same_command_draws_only_what_is_missing(model, here, loaded, capsys):
     write("a cat\na dog\na tiger\n")
     assert draw_list("list.txt", "--model", model) == 0
@@ -345,12 +352,15 @@ def test_a_list_that_is_no_file_or_too_long_is_refused(refused, monkeypatch):
         ("prompt\na\n(b:x)", ["--extended"], "line 3: the weight at '(b:x)' cannot be read"),
         (f"prompt\n{'a' * 70_000}", [], "line 2: the text has 70,000 characters"),
         ("prompt,width\na,64\nb,72", ["--control", "HINT"], "needs pictures of one size"),
+        ("prompt,sampler\na,lcm\nb,euler", ["--lcm"], "line 3: --lcm and --sampler euler exclude"),
+        ("prompt,negative\na,\nb,bad", ["--lcm"], "line 3: --lcm draws without guidance"),
     ],
 )
 def test_what_only_the_model_knows_is_refused_before_drawing(
     model, here, loaded, capsys, content, more, message
 ):
     Image.new("RGB", (64, 64)).save("hint.png")
+    model = "mini" if "--lcm" in more else model
     more = [one.replace("HINT", "mini-edges:hint.png") for one in more]
     assert draw_list(write(content, "list.csv"), "--model", model, *more) == 2
     assert message in capsys.readouterr().err

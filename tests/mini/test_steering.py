@@ -84,6 +84,7 @@ def test_the_page_has_a_place_for_all_that_is_computed():
         "depth": {"without": 0.5},
         "classifier": {"0": 0.5},
         "word": {"without": 0.5},
+        "lcm": {"LCM, 4 steps": 0.5},
         "outside": {"mini": {"most": 2.0, "mean": 1.0}},
         "detail": {"the mini's": {"dB": 28, "dB of the fine detail": 30, "spread": 0.84}},
     }
@@ -106,6 +107,9 @@ def test_what_was_measured_is_what_was_promised():
     assert found["depth"]["with"] > found["depth"]["without"] + 0.1
     assert 1 - found["depth"]["with"] < 0.6 * (1 - found["depth"]["without"])
     assert found["word"]["with"] > found["word"]["without"] + 0.5
+    few = found["lcm"]["LCM, 4 steps"]
+    assert few > found["lcm"]["DDIM, 30 steps"] - 0.05
+    assert few > found["lcm"]["DDIM, 4 steps"]  # which runs the U-Net twice per step
     assert found["outside"]["mini, pasted"]["most"] < 1
     assert found["classifier"]["32"] > found["classifier"]["0"] + 0.3
     own, tuned = found["detail"]["the mini's"], found["detail"]["fine-tuned"]

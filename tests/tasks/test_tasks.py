@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import (
     EulerDiscreteScheduler,
+    LCMScheduler,
     StableDiffusionDepth2ImgPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
@@ -208,6 +209,29 @@ def test_inpainting_with_a_sigma_sampler_is_that_of_diffusers(picture, mask, tmp
     settings = {"steps": 4, "sampler": "euler", "spacing": "uniform", "seed": 1}
     walk = inpaint_steps(ours, "a cat", picture, mask, 1.0, cfg_scale=7.5, **settings)
     assert relative_error(last(walk), expected) < 1e-3  # diffusers interpolates sigma otherwise
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_inpainting_with_lcm_is_that_of_diffusers(picture, mask, tmp_path, strength):
+    """By blending, with fresh noise at every step."""
+    scheduler = LCMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    ours, theirs = both_pipelines(
+        V1, StableDiffusionInpaintPipeline, tmp_path, scheduler, **NO_FILTER
+    )
+    encode_hole = theirs.prepare_mask_latents
+
+    def with_other_dice(*settings):
+        """diffusers also encodes the picture with a hole, although this U-Net does not read it."""
+        *others, _, guided = settings
+        return encode_hole(*others, of_seeds(9), guided)
+
+    theirs.prepare_mask_latents = with_other_dice
+    settings = {"num_inference_steps": 5, "strength": strength, "output_type": "latent"}
+    size = {"height": HEIGHT, "width": WIDTH, "guidance_scale": 1.0}
+    expected = theirs("a cat", picture, mask, generator=of_seeds(1), **settings, **size).images
+    settings = {"steps": 5, "sampler": "lcm", "seed": 1, "cfg_scale": 1.0}
+    walk = inpaint_steps(ours, "a cat", picture, mask, strength, **settings)
+    assert relative_error(last(walk), expected) < END_TO_END
 
 
 @pytest.mark.parametrize("given_as", ["tensor", "picture"])
