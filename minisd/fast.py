@@ -12,7 +12,7 @@ somebody replaced the module's forward(), and if the module's class is not one o
 import copy
 from collections.abc import Callable
 from types import MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,10 @@ from minisd import attention, unet, vae
 from minisd.attention import attend, is_watched
 
 Forward = Callable[..., Tensor]
+Module = TypeVar("Module", bound=nn.Module)
 
 
-def fast_copy(network: nn.Module) -> nn.Module:
+def fast_copy(network: Module) -> Module:
     """Copy a network for drawing one picture. Only the modules are copied, not the weights.
 
     A hook that is added to the network later also works in the copy. The copy remembers keys and
@@ -98,8 +99,9 @@ def remembered_keys(self: attention.Attention, context: Tensor) -> tuple[Tensor,
     state = versions(self.to_k.weight, self.to_v.weight)
     last = vars(self).get("last")
     if last is None or last[0] != state or not torch.equal(last[1], context):
-        last = self.last = (state, context.clone(), *keys_and_values(self, context))
-    return last[2:]
+        last = (state, context.clone(), *keys_and_values(self, context))
+        vars(self)["last"] = last
+    return last[2], last[3]
 
 
 def versions(*weights: Tensor) -> list[tuple[int, int]]:
@@ -129,14 +131,14 @@ def unet_upsample(self: unet.Upsample, x: Tensor, skips: list[Tensor]) -> Tensor
     doubled = (2 * x.shape[2], 2 * x.shape[3])
     if skips and skips[-1].shape[2:] != doubled:
         return type(self).forward(self, x, skips)
-    return double_size(self, x)
+    return upsample_then_convolve(self, x)
 
 
 def vae_upsample(self: vae.Upsample, x: Tensor) -> Tensor:
-    return double_size(self, x)
+    return upsample_then_convolve(self, x)
 
 
-def double_size(self: unet.Upsample | vae.Upsample, x: Tensor) -> Tensor:
+def upsample_then_convolve(self: unet.Upsample | vae.Upsample, x: Tensor) -> Tensor:
     """Repeat each pixel 2 x 2 times, then convolve, but compute every product only once.
 
     Among the 3 x 3 pixels that the convolution reads, many are copies of the same pixel of x. There
@@ -148,11 +150,11 @@ def double_size(self: unet.Upsample | vae.Upsample, x: Tensor) -> Tensor:
     if x.dtype is not torch.float32:  # sums of rounded weights would be rounded again
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
     b, c, h, w = x.shape
-    small = F.conv2d(x, small_kernels(self), self.conv.bias.repeat(4), padding=1)  # b 4*c h+1 w+1
+    small = F.conv2d(x, small_kernels(self), padding=1)  # b 4*c h+1 w+1
     large = x.new_empty(b, c, 2 * h, 2 * w)
     for (row, column), corner in zip(CORNERS, small.chunk(4, dim=1), strict=True):
         large[:, :, row::2, column::2] = corner[:, :, row : row + h, column : column + w]
-    return large
+    return large.add_(rearrange(self.conv.get_parameter("bias"), "c -> c 1 1"))
 
 
 CORNERS = [(0, 0), (0, 1), (1, 0), (1, 1)]  # row and column of a pixel in its square of 2 x 2
@@ -164,7 +166,7 @@ def small_kernels(self: unet.Upsample | vae.Upsample) -> Tensor:
     last = vars(self).get("last")
     if last is None or last[0] != state:
         corners = [merge(merge(self.conv.weight, 2, row), 3, column) for row, column in CORNERS]
-        last = self.last = (state, torch.cat(corners))
+        last = vars(self)["last"] = (state, torch.cat(corners))
     return last[1]
 
 
