@@ -27,6 +27,7 @@ def load(
     ema: bool = False,
     vae: str | Path | None = None,
     mmap: bool = True,
+    engine: str | None = None,
 ) -> StableDiffusion:
     """Load a model, ready to draw.
 
@@ -43,10 +44,11 @@ def load(
         when they are needed. You may replace the file by a new file of the same name, but do not
         shorten it or write into it while you use the model. False: all weights are copied into
         memory
+    engine: what runs the networks. "openvino" is faster on a CPU (docs/speed.md). None: PyTorch
 
-    Raises ValueError if the file is not a model, if it is cut off, or if its tensors have wrong
-    names or shapes. The message says what to do. A weight that is NaN or infinite is an error only
-    when a picture is drawn with it. The message then names the weight.
+    Raises ValueError if the file is not a model, if it is cut off, if its tensors have wrong names
+    or shapes, or if the engine cannot be used. The message says what to do. A weight that is NaN or
+    infinite is an error only when a picture is drawn with it. The message then names the weight.
     """
     import torch  # imported here, because importing torch takes seconds
 
@@ -61,5 +63,12 @@ def load(
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(device)!r} cannot be used ({reason}). Try cpu.") from error
+    runner = None
+    if engine is not None:
+        from minisd.engine.openvino_engine import make_engine
+
+        runner = make_engine(engine, dtype, device)
     parts = load_parts(source, device, dtype, prediction, ema, vae, mmap)
-    return StableDiffusion(parts.config, parts.tokenizer, parts.text_encoder, parts.unet, parts.vae)
+    sd = StableDiffusion(parts.config, parts.tokenizer, parts.text_encoder, parts.unet, parts.vae)
+    sd.engine = runner
+    return sd

@@ -1,14 +1,16 @@
 """Put the parts of a model together, and turn prompts into pictures."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import isfinite
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from minisd.checkpoints.finite import explain_damage
@@ -23,7 +25,7 @@ from minisd.sampling import from_noise, sampler_levels
 from minisd.schedule import Denoiser, Level, Schedule
 from minisd.tokenizer import Tokenizer
 from minisd.unet import UNet
-from minisd.vae import VAE
+from minisd.vae import VAE, DiagonalGaussian
 
 SEEDS = range(-(2**63), 2**64)  # what torch.Generator.manual_seed takes
 ROWS_AT_ONCE = 32  # chunks of a long prompt in one batch. More might not fit into the memory
@@ -37,6 +39,7 @@ class StableDiffusion:
 
     guides: functions that change the denoiser of each new picture. They are called one after
         another. Each takes a denoiser and returns another denoiser
+    engine: runs the networks instead of PyTorch (engine/). None: PyTorch runs them
     swaps: one handle for each autoencoder that was swapped in instead of the model's own. remove()
         of a handle puts the previous autoencoder back (adapters/vae_file.py)
     """
@@ -56,6 +59,7 @@ class StableDiffusion:
         self.vae = vae.eval().requires_grad_(False)
         self.schedule = Schedule(config.schedule)
         self.guides: list[Callable[[Denoiser], Denoiser]] = []
+        self.engine: Any = None
         self.swaps: list[object] = []
 
     @property
@@ -74,6 +78,13 @@ class StableDiffusion:
         """
         wide = torch.promote_types(self.dtype, torch.float32)
         return wide if level.sigma > LARGE_SIGMA else self.dtype
+
+    def runner(self, network: nn.Module) -> Callable[..., Any]:
+        """A function that computes what the network computes, for one picture.
+
+        It is a faster copy of the network (fast.py), or the engine runs the network.
+        """
+        return fast_copy(network) if self.engine is None else partial(self.engine.run, network)
 
     def embed(self, prompts: str | list[str], clip_skip: int = 0, extended: bool = False) -> Tensor:
         """Turn prompts into the context that cross-attention reads.
@@ -95,20 +106,21 @@ class StableDiffusion:
         if extended:
             context = self._embed_extended(prompts, clip_skip)
         else:
-            context = self.text_encoder(self.tokenizer(prompts).to(self.device), clip_skip)
+            tokens = self.tokenizer(prompts).to(self.device)
+            context = self.runner(self.text_encoder)(tokens, clip_skip)
         self.check_finite(context, "text transformer")
         return context
 
     def _embed_extended(self, prompts: list[str], clip_skip: int) -> Tensor:
         rows = [weighted_chunks(self.tokenizer, prompt) for prompt in prompts]
         chunks = max(len(tokens) for tokens, _ in rows)
-        contexts = []
+        contexts, encode = [], self.runner(self.text_encoder)
         for tokens, weights in rows:
             missing = chunks - len(tokens)  # shorter prompts end in empty chunks
             tokens = torch.cat([tokens, self.tokenizer([""] * missing)]) if missing else tokens
             weights = torch.cat([weights, torch.ones(missing, weights.shape[1])])
             batches = tokens.to(self.device).split(ROWS_AT_ONCE)
-            context = torch.cat([self.text_encoder(batch, clip_skip) for batch in batches])
+            context = torch.cat([encode(batch, clip_skip) for batch in batches])
             context = rearrange(context, "chunk m c -> 1 (chunk m) c")
             contexts.append(emphasize(context, rearrange(weights, "chunk m -> 1 (chunk m)")))
         return torch.cat(contexts)
@@ -125,7 +137,8 @@ class StableDiffusion:
         Raises ValueError if the image has another shape or range, or if the latent is not finite.
         """
         check_tensor(image, "picture", 3, -1, 1)
-        gaussian = fast_copy(self.vae).encode(image.to(self.vae.encoder.conv_in.weight))
+        moments = self.runner(self.vae.encoder)(image.to(self.vae.encoder.conv_in.weight))
+        gaussian = DiagonalGaussian(moments)
         z = gaussian.mode() if generator is None else gaussian.sample(generator)
         self.check_finite(z, "autoencoder's encoder")
         return (z * self.vae.config.scale).to(self.dtype)
@@ -140,7 +153,7 @@ class StableDiffusion:
         """
         self.check_finite(latent, "U-Net")
         z = latent / self.vae.config.scale
-        image = fast_copy(self.vae).decode(z.to(self.vae.decoder.conv_in.weight))
+        image = self.runner(self.vae.decoder)(z.to(self.vae.decoder.conv_in.weight))
         self.check_finite(image, "autoencoder's decoder")
         return image
 
@@ -204,7 +217,7 @@ class StableDiffusion:
         contexts = self.embed([negative_prompt] * len(prompts) + prompts, clip_skip, extended)
         uncond, cond = rearrange(contexts, "(half b) m c -> half b m c", half=2)
         objective = self.config.schedule.prediction
-        network = network or fast_copy(self.unet)
+        network = network or self.runner(self.unet)
         denoise = guided_denoiser(
             network, objective, context=cond, uncond_context=uncond, cfg_scale=cfg_scale
         )

@@ -199,9 +199,8 @@ def control(
     network = copy.deepcopy(network)
     if network.is_difference:
         add_unet(network, sd)
-    hook = control_hook(
-        network.to(sd.device, sd.dtype), shown.to(sd.device, sd.dtype), scale, factor
-    )
+    run = sd.runner(network.to(sd.device, sd.dtype))
+    hook = control_hook(run, network, shown.to(sd.device, sd.dtype), scale, factor)
     return Handle([sd.unet.register_forward_pre_hook(hook, with_kwargs=True)])
 
 
@@ -236,11 +235,14 @@ def add_unet(network: ControlNet, sd: StableDiffusion) -> None:
     network.is_difference = False
 
 
-def control_hook(network: ControlNet, hint: Tensor, scale: float, factor: int) -> Callable:
+def control_hook(
+    run: Callable, network: ControlNet, hint: Tensor, scale: float, factor: int
+) -> Callable:
     """A hook that runs the network and passes the network's corrections to the U-Net.
 
     If another ControlNet has passed corrections before, the sum of all corrections is passed on.
 
+    run: a function that computes network(x, t, context, hint)
     hint: b 3 factor*h factor*w, for latents b 4 h w
     scale: the corrections are multiplied by this number
     """
@@ -261,7 +263,7 @@ def control_hook(network: ControlNet, hint: Tensor, scale: float, factor: int) -
             raise ValueError(f"there are {len(hint)} hints: give 1, or one for each sample.")
         hints = repeat(hint, "b c h w -> (times b) c h w", times=led // len(hint))
         latent = x[free:, : network.config.in_channels]  # an inpainting U-Net reads more
-        corrections = network(latent, t[-led:], context[free:], hints)
+        corrections = run(latent, t[-led:], context[free:], hints)
         corrections = [F.pad(scale * one, (0, 0, 0, 0, 0, 0, free, 0)) for one in corrections]
         if before is not None:
             corrections = [a + b for a, b in zip(before, corrections, strict=True)]

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from minisd.fast import fast_copy
 from minisd.files.pictures import check_tensor, depth_values
 from minisd.pipeline import StableDiffusion, list_prompts, pictures_for
 from minisd.tasks.img2img import (
@@ -59,7 +58,8 @@ def depth2img_steps(
     if len(given) not in (1, len(prompts)):
         raise ValueError(f"there are {len(given)} depth maps. Give 1, or one for each prompt.")
     channel = depth_channel(given.to(sd.device).float(), start.z.shape[2:]).to(start.z)
-    network = with_extra_channels(fast_copy(sd.unet), channel.expand(len(prompts), -1, -1, -1))
+    channels = channel.expand(len(prompts), -1, -1, -1)
+    network = with_extra_channels(sd.runner(sd.unet), channels)
     return start.sample(sd.denoiser(prompts, negative_prompt, cfg_scale, network=network))
 
 

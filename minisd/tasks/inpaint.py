@@ -20,7 +20,6 @@ from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
-from minisd.fast import fast_copy
 from minisd.files.pictures import check_tensor, mask_shades
 from minisd.guidance import Network
 from minisd.pipeline import StableDiffusion, list_prompts, pictures_for
@@ -66,7 +65,7 @@ def inpaint_steps(
         hole = picture_with_hole(picture_batch(sd, image, len(prompts)), covered)
         around = sd.encode(hole, start.generators)
         extra = torch.cat([latent_mask(covered >= 0.5, start.x), around], dim=1)
-        network = with_extra_channels(fast_copy(sd.unet), extra)
+        network = with_extra_channels(sd.runner(sd.unet), extra)
         return start.sample(sd.denoiser(prompts, negative_prompt, cfg_scale, network=network))
     sd.check_text_only()
     denoise = sd.denoiser(prompts, negative_prompt, cfg_scale)
