@@ -153,9 +153,13 @@ def draw_from_picture(options: argparse.Namespace, outputs: list[Path]) -> None:
 
 def load_model(options: argparse.Namespace):
     """Load the model. If the model's file has no VAE, also load the VAE of --vae."""
+    import torch
+
     import minisd
 
     settings = {name: getattr(options, name) for name in ("device", "prediction", "ema")}
+    settings["dtype"] = getattr(torch, options.dtype)
+    settings["engine"] = None if options.engine == "pytorch" else options.engine
     try:
         return minisd.load(options.model, **settings)
     except ValueError as error:

@@ -10,6 +10,8 @@ from minisd.cli.mine import add_mine_option
 SAMPLER_CHOICES = ("ddpm", "ddim", "plms", "lcm", "lms", "euler", "euler_ancestral", "heun")
 SAMPLER_CHOICES += ("dpmpp_2m",)
 SPACING_CHOICES = ("leading", "linspace", "trailing", "uniform", "karras")
+DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # a name -> torch's name
+ENGINES = ("pytorch", "openvino")
 ADAPTERS = ("lora", "embedding", "hypernetwork", "vae", "control", "classifier")
 
 # Each drawing command: its purpose, and its words in order. The prompt comes first.
@@ -35,6 +37,7 @@ DEFAULTS = {
     "seed": 0,
     "number": 1,
     "device": "cpu",
+    "dtype": "float32",
     "clip_skip": 0,
     "weight": 1.0,
     **dict.fromkeys(("lcm", "ema", "edges", "extended", "paste"), False),
@@ -76,6 +79,17 @@ def add_common_options(command: argparse.ArgumentParser) -> None:
     add("--prediction", choices=("eps", "v"), help="what the U-Net predicts, if no file says so")
     add("--ema", action="store_const", const=True, help="take a checkpoint's averaged weights")
     add("--device", metavar="NAME", help="cpu, cuda or mps (cpu)")
+    add("--dtype", type=torch_name, metavar="NAME", help=f"{', '.join(DTYPE_NAMES)} (fp32)")
+    add("--engine", choices=ENGINES, metavar="NAME", help=f"{', '.join(ENGINES)} (pytorch)")
+
+
+def torch_name(given: str) -> str:
+    """The type of --dtype. argparse turns the error into a message."""
+    if given not in DTYPE_NAMES:
+        raise argparse.ArgumentTypeError(
+            f"{given!r} is none of {', '.join(DTYPE_NAMES)}. Choose one"
+        )
+    return DTYPE_NAMES[given]
 
 
 def add_command_options(command: argparse.ArgumentParser, name: str) -> None:

@@ -176,12 +176,15 @@ def free_device_memory(sd) -> int | None:
 def bytes_needed(sd, width: int, height: int) -> int:
     """About how many bytes a picture needs: the weights, and the decoder's largest feature maps.
 
+    An engine has its own copy of the weights.
+
     The other feature maps are not counted. They are smaller, and they are never in memory together
     with the largest feature maps.
     """
     networks = (sd.text_encoder, sd.unet, sd.vae)
     weights = sum(p.numel() * p.element_size() for net in networks for p in net.parameters())
-    return weights + bytes_of_maps(sd, width, height)
+    copies = 1 if sd.engine is None else 2
+    return copies * weights + bytes_of_maps(sd, width, height)
 
 
 def bytes_of_maps(sd, width: int, height: int) -> int:

@@ -41,7 +41,8 @@ def existing_folder(name: str) -> Path:
 def use_mine_option(options: argparse.Namespace) -> Iterator[None]:
     """Draw with the student's parts inside a `with` block, if --mine is given.
 
-    Raises ValueError if --mine comes with an adapter, or if the parts cannot be used.
+    Raises ValueError if --mine comes with an adapter, an engine or a dtype, or if the parts cannot
+    be used.
     """
     from minisd.cli.drawing_options import ADAPTERS
     from minisd.cli.picture_settings import read_settings
@@ -54,6 +55,9 @@ def use_mine_option(options: argparse.Namespace) -> Iterator[None]:
     from minisd.exercises.learner_folder import learner_folder
     from minisd.exercises.mine import saved_exercises, use_own_parts
 
+    if options.engine == "openvino" or options.dtype != "float32":
+        other = "--engine" if options.engine == "openvino" else "--dtype"
+        raise ValueError(f"--mine draws with PyTorch in float32. Leave out --mine or {other}.")
     if adapters := [name for name in ADAPTERS if getattr(options, name)]:
         raise ValueError(f"--mine draws without adapters. Leave out --mine or --{adapters[0]}.")
     folder = learner_folder() if options.mine is True else options.mine

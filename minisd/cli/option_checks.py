@@ -5,6 +5,7 @@ from math import isfinite
 from pathlib import Path
 
 from minisd.cli.adapter_options import check_exists, named_sources
+from minisd.cli.drawing_options import DTYPE_NAMES, ENGINES
 from minisd.cli.lcm import check_lcm
 from minisd.cli.memory import check_memory_at_least
 from minisd.cli.picture_files import output_paths
@@ -22,6 +23,7 @@ def check_before_loading(options: argparse.Namespace) -> list[Path]:
     """
     check_texts(options)
     check_numbers(options)
+    check_engine(options)
     every_step = getattr(options, "every_step", False)
     paths = output_paths(options.output, options.number, every_step, options.force)
     check_seed_range(options.seed, options.number)
@@ -56,6 +58,14 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise ValueError(f"strength must be 0 (keep the picture) to 1 (ignore it), got {strength}.")
     if getattr(options, "clip_skip", 0) < 0:
         raise ValueError(f"--clip-skip must be 0 or more, got {options.clip_skip}.")
+
+
+def check_engine(options: argparse.Namespace) -> None:
+    """Raise ValueError if the picture of --like names an unknown dtype or engine."""
+    known = {"dtype": (*DTYPE_NAMES.values(),), "engine": (None, *ENGINES)}
+    for name, values in known.items():
+        if (value := getattr(options, name)) not in values:
+            raise ValueError(f"there is no {name} {value!r}. Choose another with --{name}.")
 
 
 def check_seed_range(first: int, number: int) -> None:

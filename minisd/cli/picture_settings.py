@@ -7,6 +7,7 @@ such as a date. So if the same picture is drawn again, the new file has the same
 
 import argparse
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from minisd.files.one_line import one_line
 SETTINGS = ("prompt", "negative_prompt", "seed", "steps", "cfg_scale", "sampler", "spacing")
 SETTINGS += ("width", "height", "clip_skip", "extended", "strength", "paste", "image", "mask")
 SETTINGS += ("depth", "estimator", "network", "hint", "weight", "edges", "model", "prediction")
-SETTINGS += ("ema", "device", *ADAPTERS)
+SETTINGS += ("ema", "device", "dtype", "engine", *ADAPTERS)
 OTHER_NAMES = {"negative_prompt": "negative", "cfg_scale": "scale"}  # a setting -> its option
 TYPES = {  # a setting -> its type. All other settings are strings
     **dict.fromkeys(("seed", "steps", "width", "height", "clip_skip"), int),
@@ -38,7 +39,8 @@ THREADS = range(1, 1025)  # the valid numbers of threads in a file
 # The stored settings that are not options. "schedule" is the spacing that the model's folder
 # states. It is stored only if --spacing is not given, and not with the sampler lcm, which ignores
 # it. "own_parts" lists the exercises whose answers the student has drawn with (--mine).
-FACTS = ("minisd", "command", "hashes", "dtype", "threads", "torch", "schedule", "own_parts")
+FACTS = ("minisd", "command", "hashes", "threads", "torch", "openvino", "schedule")
+FACTS += ("own_parts",)
 
 
 def collect_settings(options: argparse.Namespace, sd, settings: dict) -> dict[str, Any]:
@@ -63,9 +65,9 @@ def collect_settings(options: argparse.Namespace, sd, settings: dict) -> dict[st
         "minisd": minisd.__version__,
         "command": options.command,
         "hashes": {source: hash_of(source) for source in sorted(named)},
-        "dtype": str(sd.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        **({} if sd.engine is None else {"openvino": version("openvino")}),
     }
 
 
@@ -210,12 +212,14 @@ def convert_value(value: Any, kind: type) -> object:
 
 
 def warn_about_versions(path: Path, about: dict[str, Any]) -> None:
-    """Print a message if another version of minisd or torch drew the picture."""
+    """Print a message if another version of minisd, torch or OpenVINO drew the picture."""
     import torch
 
     import minisd
 
     here = {"minisd": minisd.__version__, "torch": torch.__version__}
+    with suppress(PackageNotFoundError):  # the model is then not loaded, if it needs OpenVINO
+        here["openvino"] = version("openvino")
     other = [f"{name} {about[name]}" for name in here if about.get(name, here[name]) != here[name]]
     if other:
         print_message(

@@ -42,7 +42,7 @@ LONGEST_SLUG = 40  # characters of the prompt that a file's name repeats
 NAME = re.compile(r"\d{6}(-[a-z0-9-]+)?\.png")
 # These facts may differ between the pictures of a list. --like warns about versions, and uses as
 # many threads as the picture's command.
-MAY_DIFFER = ("minisd", "torch", "threads")
+MAY_DIFFER = ("minisd", "torch", "threads", "openvino")
 TWO_WAYS = "choose another folder with -o, or delete the picture"
 EXCLUDED = ("like", "number", "every_step", "force", "mine")  # options that a list cannot have
 

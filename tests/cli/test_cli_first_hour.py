@@ -30,7 +30,7 @@ from minisd.pipeline import StableDiffusion
 from tests.helpers.commands import run
 from tests.helpers.tiny_models import V1, write_tiny_model
 
-SCREEN = 40  # lines that --help may take at 80 columns
+SCREEN = 42  # lines that --help may take at 80 columns
 DRAWING = ("generate", "img2img", "inpaint", "depth", "control")
 
 
