@@ -16,7 +16,7 @@ from tqdm import tqdm
 from minisd.checkpoints.finite import explain_damage
 from minisd.clip import TextTransformer
 from minisd.config import ModelConfig
-from minisd.fast import fast_copy
+from minisd.fast import faster
 from minisd.files.pictures import check_size, check_tensor, to_pil
 from minisd.guidance import Network, guided_denoiser
 from minisd.prompt import emphasize, weighted_chunks
@@ -84,7 +84,7 @@ class StableDiffusion:
 
         It is a faster copy of the network (fast.py), or the engine runs the network.
         """
-        return fast_copy(network) if self.engine is None else partial(self.engine.run, network)
+        return faster(network) if self.engine is None else partial(self.engine.run, network)
 
     def embed(self, prompts: str | list[str], clip_skip: int = 0, extended: bool = False) -> Tensor:
         """Turn prompts into the context that cross-attention reads.

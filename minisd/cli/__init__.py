@@ -11,6 +11,7 @@ from pathlib import Path
 import minisd
 from minisd.cli import doctor, draw, lessons
 from minisd.cli.argument_parser import Parser
+from minisd.cli.bench import add_bench, bench_command
 from minisd.cli.compare import add_compare, compare_command
 from minisd.cli.drawing_options import DRAWING, add_drawing_options
 from minisd.cli.exercises import add_assignment, add_exercises
@@ -122,6 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     examples = add("examples", "write the pictures that docs/steering.md uses", examples_command)
     place = "where to write (examples)"
     examples.add_argument("folder", nargs="?", type=Path, default=Path("examples"), help=place)
+    add_bench(add("bench", "compare the speed with diffusers", bench_command))
     check = add("doctor", "check this machine and say what to fix")
     check.set_defaults(run=lambda options: print_results(*doctor.doctor_lines()))
     add_trace(add("trace", "draw a picture and keep every tensor in a file", trace_command))

@@ -99,7 +99,7 @@ def add_command_options(command: argparse.ArgumentParser, name: str) -> None:
     add("--width", type=int, metavar="PIXELS", help=size)
     add("--height", type=int, metavar="PIXELS", help=size)
     if name == "generate":
-        what = "a .txt or .csv file: draw all its prompts into the folder -o"
+        what = "draw all prompts of a .txt or .csv file"
         add("--prompts", type=Path, metavar="FILE", help=what)
         add("--extended", action=switch, help="read weights like (word:1.2) and long prompts")
         add("--clip-skip", type=int, metavar="N", help="how many last text layers to leave out (0)")

@@ -20,6 +20,8 @@ from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from minisd.fast import is_traced
+
 FOLDER = Path("~/.cache/minisd/openvino")  # compiled networks, so that the next start is faster
 MOST_STORED = 20 * 10**9  # of all compiled networks together. SD 1.5 in float32 takes 4 GB
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
@@ -146,7 +148,7 @@ def import_openvino() -> Any:
 
 def reason_to_step_aside(network: nn.Module, inputs: tuple) -> str:
     """Why PyTorch has to run the network, or "" if OpenVINO can run it."""
-    if any(not is_adapter(hook) for hook in all_hooks(network)):
+    if is_traced(network):
         return "a trace or another hook reads tensors inside the network"
     if torch.is_grad_enabled() and any(one.requires_grad for one in input_tensors(inputs)):
         return "a gradient is needed"
@@ -158,11 +160,6 @@ def all_hooks(network: nn.Module) -> Iterator[Callable]:
     for module in network.modules():
         yield from module._forward_pre_hooks.values()
         yield from module._forward_hooks.values()
-
-
-def is_adapter(hook: Any) -> bool:
-    """Whether an adapter of minisd made this hook. Such a hook computes, and stores nothing."""
-    return getattr(hook, "func", hook).__module__.startswith("minisd.adapters.")
 
 
 def dependencies(network: nn.Module, inputs: tuple) -> tuple:

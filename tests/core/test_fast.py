@@ -174,9 +174,12 @@ def test_drawing_uses_every_trick_and_tracing_uses_none(sd, used):
     img2img(sd, "a dog", picture, steps=2)
     assert {trick.__name__ for trick in used} == every
     count = len(used)
-    with trace(sd):
+    with trace(sd, "unet.mid.attn.ff", "vae.decoder.mid"):  # one watched part is enough
         sd.txt2img("a cat", steps=2)
     assert len(used) == count
+    with lora(sd, "mini-blueprint"):  # a LoRA watches nothing
+        sd.txt2img("a cat", steps=2)
+    assert len(used) > count
 
 
 @torch.no_grad()

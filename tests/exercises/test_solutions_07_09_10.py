@@ -251,10 +251,12 @@ def test_the_solution_refuses_a_model_with_other_rules(small_sd, monkeypatch):
 
 
 METHODS = ("txt2img", "embed", "device", "check_finite", "check_text_only")
+METHODS += ("runner",)
 GLUE = {
     "config.VAEConfig.factor",
     *(f"pipeline.StableDiffusion.{name}" for name in METHODS),
     *(f"pipeline.{name}" for name in ("list_prompts", "check_seeds", "pictures_for")),
+    *(f"fast.{name}" for name in ("faster", "faster.<locals>.<lambda>", "fast_copy", "is_traced")),
 }
 
 

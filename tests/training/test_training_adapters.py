@@ -26,6 +26,7 @@ from minisd.samplers import ddim, lcm
 from minisd.schedule import CLEAN, Schedule
 from minisd.tasks.canny import brightness
 from minisd.tasks.img2img import add_noise
+from minisd.trace import trace
 from minisd.training.adapters import (
     TrainableHypernetwork,
     TrainableLoRA,
@@ -64,7 +65,8 @@ def lesson(sd, emoji):
 
 def drawn(sd):
     settings = {"steps": 2, "seed": 1, "cfg_scale": 2}
-    *_, step = sd.txt2img_steps(["a <thing> cat", "a dog"], **settings)
+    with trace(sd, "unet.conv_in"):  # then the plain networks draw, with equal bits
+        *_, step = sd.txt2img_steps(["a <thing> cat", "a dog"], **settings)
     return step.x
 
 

@@ -506,7 +506,7 @@ def test_every_stage_that_makes_a_file_has_a_place_of_its_own():
     writing = set(cli.STAGES) - set(cli.FOLDER_ONLY)
     folder = Path("runs/mini")
     places = {stage: stages.default_output(stage, folder) for stage in writing}
-    assert len(set(places.values())) == len(writing) == 12
+    assert len(set(places.values())) == len(writing) == 13
     assert places["export"] == folder / "mini.safetensors"
     assert places["hypernetwork"] == folder / "hypernetwork" / "hypernetwork.pt"
     assert not any(WEIGHTS in place.absolute().parents for place in places.values())
