@@ -146,8 +146,8 @@ EXERCISE = Exercise(
         "correction is in the encoder, the smaller is its factor. The control is on from the "
         "share {begin} to the share {end} of the steps. Step s (counted from 0) covers the shares "
         "from s / steps to (s + 1) / steps. The control is on in a step only if the whole step "
-        "lies in this range. It may begin exactly at the start of the range, and it may end exactly "
-        "at its end. In all other steps, the factors are 0."
+        "lies in this range. It may begin exactly at the start of the range, and it may end "
+        "exactly at its end. In all other steps, the factors are 0."
     ),
     solution=control_factors,
     stages=(
