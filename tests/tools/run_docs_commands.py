@@ -42,7 +42,6 @@ LISTED = {
     r"pytest( -m slow)?|python -m tests\..*|sphinx-build .*": CLONE,
     r"minisd download sd15": "needs the network, 4 GB",
     r"minisd download lcm-lora-sd15": "needs the network",
-    r"minisd bench( FOLDER)?": "takes minutes: tests/cli/test_bench.py",
     r"minisd lessons( --.*)?": "opens a browser and waits: tests/teaching/test_lessons.py",
     r"minisd (info|convert|compare|grade)": "only the name of a command",
     r"minisd generate .* --mine": "needs a student's right answers: tests/exercises/test_mine.py",
