@@ -154,7 +154,7 @@ def reads_a_mask(sd: StableDiffusion) -> bool:
 
 
 def blend_steps(sampler: Sampler, denoise: Denoiser, start: Start, keep: Tensor) -> Iterator[Step]:
-    """Run a sampler. At every level, put the picture back into the part that is kept.
+    """Run a sampler. After each step, put the picture back into the part that is kept.
 
     Yields the steps of the sampler.
 
