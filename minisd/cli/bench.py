@@ -22,11 +22,15 @@ from minisd.cli.messages import print_message, print_results
 
 AGREE = 1e-4  # the largest difference of two results, as a share of their spread
 STEPS, SCALE, DRAWN_PROMPT = 20, 7.5, "a cat on a blue background"
-# Draws one picture in a process of its own, and prints the most memory that it has used, in kB
-# (macOS: in bytes). A child starts with the size of its parent, so a small process starts it.
-PEAK = "import resource, sys; from minisd.cli import bench; from pathlib import Path\n"
-PEAK += "bench.drawing_functions(Path(sys.argv[1]), int(sys.argv[3]))[sys.argv[2]]()\n"
-PEAK += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+# The program of a process that draws one picture, and prints the most memory that it has used
+DRAW_ONCE = """
+import sys
+from pathlib import Path
+from minisd.cli import bench
+folder, side, size = sys.argv[1:]
+bench.drawing_functions(Path(folder), int(size))[side]()
+print(bench.most_memory())
+"""
 
 
 class SideBySide(NamedTuple):
@@ -48,6 +52,11 @@ class Times(NamedTuple):
     ours: list[float]
     theirs: list[float]
     error: float
+
+    @property
+    def ratios(self) -> list[float]:
+        """How many times as fast our side was, in each turn."""
+        return [b / a for a, b in zip(self.ours, self.theirs, strict=True)]
 
 
 def add_bench(command: argparse.ArgumentParser) -> None:
@@ -123,7 +132,7 @@ def difference(ours: Any, theirs: Any) -> float:
 
 def table_line(times: Times, peak: float) -> str:
     """A line of the table. peak: the most 10^9 operations per second of this machine"""
-    ratios = [b / a for a, b in zip(times.ours, times.theirs, strict=True)]
+    ratios = times.ratios
     a, b = statistics.median(times.ours), statistics.median(times.theirs)
     spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
     spread = spread if times.error < AGREE else "void: the results differ"
@@ -182,12 +191,10 @@ def rows_of_parts(folder: Path, size: int) -> list[SideBySide]:
     image = torch.rand(1, 3, size, size, generator=generator) * 2 - 1
     tokens, t = sd.tokenizer(["", DRAWN_PROMPT]), torch.tensor([500, 500])
     context, z = sd.text_encoder(tokens), x[:1, : sd.config.vae.latent_channels]
-    work = {
-        "U-Net": count_multiplications(sd.unet, x, t, context),
-        "encoder": count_multiplications(sd.vae.encoder, image),
-        "decoder": count_multiplications(sd.vae.decoder, z),
-    }
-    work = {name: sum(counts.values()) for name, counts in work.items()}
+
+    def work(network: Any, *inputs: Any) -> int:
+        return sum(count_multiplications(network, *inputs).values())
+
     text = (lambda: sd.runner(sd.text_encoder)(tokens), lambda: pipe.text_encoder(tokens)[0])
     unet = sd.runner(sd.unet)  # one copy per picture, so one for all turns
     step = (lambda: unet(x, t, context), lambda: pipe.unet(x, t, context).sample)
@@ -195,9 +202,9 @@ def rows_of_parts(folder: Path, size: int) -> list[SideBySide]:
     decode = (lambda: sd.runner(sd.vae.decoder)(z), lambda: pipe.vae.decode(z).sample)
     return [
         SideBySide("text transformer, 2 prompts", *text),
-        SideBySide("one step of the U-Net, 2 samples", *step, work["U-Net"]),
-        SideBySide("encoder", *encode, work["encoder"]),
-        SideBySide("decoder", *decode, work["decoder"]),
+        SideBySide("one step of the U-Net, 2 samples", *step, work(sd.unet, x, t, context)),
+        SideBySide("encoder", *encode, work(sd.vae.encoder, image)),
+        SideBySide("decoder", *decode, work(sd.vae.decoder, z)),
     ]
 
 
@@ -249,10 +256,22 @@ def drawing_functions(folder: Path, size: int) -> dict[str, Callable[[], Any]]:
 
 def peak_memory(folder: Path, size: int, side: str) -> float:
     """The most memory, in GB, of a process that draws the picture with one side."""
-    command = [sys.executable, "-c", PEAK, str(folder), side, str(size)]
+    command = [sys.executable, "-c", DRAW_ONCE, str(folder), side, str(size)]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return int(ran.stdout.split()[-1]) * unit / 1e9
+    return int(ran.stdout.split()[-1]) / 1e9
+
+
+def most_memory() -> int:
+    """The most memory that this process has used until now, in bytes.
+
+    On Linux, getrusage() would also count the memory of the process that started this one.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(status.read_text(encoding="utf-8").split("VmHWM:")[1].split()[0])
+    import resource  # macOS: in bytes
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def gains(folder: Path, size: int, rounds: int) -> Iterator[tuple[str, float]]:
@@ -261,19 +280,15 @@ def gains(folder: Path, size: int, rounds: int) -> Iterator[tuple[str, float]]:
 
     from minisd import fast
 
-    sd, every = load_ours(folder), dict(fast.TRICKS)
+    sd = load_ours(folder)
     side = size // sd.config.vae.factor
     x, t = torch.randn(2, sd.config.unet.in_channels, side, side), torch.tensor([500, 500])
     context, z = sd.embed(["", DRAWN_PROMPT]), x[:1, : sd.config.vae.latent_channels]
-    for plain, trick in every.items():
+    for plain, trick in list(fast.TRICKS.items()):
         in_unet = "vae" not in plain.__module__
         network, inputs = (sd.unet, (x, t, context)) if in_unet else (sd.vae.decoder, (z,))
         with mock.patch.dict(fast.TRICKS, {plain: trick}, clear=True):
             twin = fast.fast_copy(network)
         row = SideBySide("", partial(twin, *inputs), partial(network, *inputs))
-        times = take_turns(row, rounds)
-        ratios = [b / a for a, b in zip(times.ours, times.theirs, strict=True)]
-        yield (
-            f"{trick.__name__} in the {'U-Net' if in_unet else 'decoder'}",
-            statistics.median(ratios),
-        )
+        ratio = statistics.median(take_turns(row, rounds).ratios)
+        yield f"{trick.__name__} in the {'U-Net' if in_unet else 'decoder'}", ratio
