@@ -10,7 +10,7 @@ is not one of minisd's.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -38,8 +38,14 @@ def faster(network: nn.Module) -> Callable[..., Any]:
 
 def is_traced(network: nn.Module) -> bool:
     """Whether a hook is on a module of the network. The hooks of adapters do not count."""
-    hooks = (module._forward_hooks | module._forward_pre_hooks for module in network.modules())
-    return not all(is_adapter(hook) for each in hooks for hook in each.values())
+    return not all(map(is_adapter, all_hooks(network)))
+
+
+def all_hooks(network: nn.Module) -> Iterator[Callable]:
+    """All hooks of the network and of the modules inside it."""
+    for module in network.modules():
+        yield from module._forward_pre_hooks.values()
+        yield from module._forward_hooks.values()
 
 
 def is_adapter(hook: Any) -> bool:
@@ -52,7 +58,7 @@ def fast_copy(network: Module) -> Module:
     """Copy a network for drawing one picture. Only the modules are copied, not the weights.
 
     A hook that is added to the network later also works in the copy. The copy remembers keys and
-    values of the prompt. So make a copy for each picture, and do not share it between threads.
+    values of the last prompt. So make a copy for each picture, and the memory is free afterwards.
     """
     known = type(network).__module__.startswith(("minisd.", "torch.nn."))
     if "forward" in vars(network) or not known or not network._modules:
@@ -71,13 +77,17 @@ def with_plain_code(trick: Forward) -> Forward:
     """
 
     def forward(module: nn.Module, x: Tensor, *more: Any, **named: Any) -> Tensor:
-        inputs = [each for each in (x, *more, *named.values()) if isinstance(each, Tensor)]
-        learns = torch.is_grad_enabled() and any(each.requires_grad for each in inputs)
-        if learns or any(map(is_watched, module.children())):
+        inputs = (each for each in (x, *more, *named.values()) if isinstance(each, Tensor))
+        if needs_gradient(inputs) or any(map(is_watched, module.children())):
             return type(module).forward(module, x, *more, **named)
         return trick(module, x, *more, **named)
 
     return forward
+
+
+def needs_gradient(inputs: Iterable[Tensor]) -> bool:
+    """Whether a gradient with respect to one of the inputs has to be computed."""
+    return torch.is_grad_enabled() and any(each.requires_grad for each in inputs)
 
 
 # ---- matrices --------------------------------------------------------------------------------

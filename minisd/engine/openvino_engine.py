@@ -9,7 +9,6 @@ the network is compiled again if one of them changes.
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from minisd.fast import is_traced
+from minisd.fast import all_hooks, is_traced, needs_gradient, versions
 
 FOLDER = Path("~/.cache/minisd/openvino")  # compiled networks, so that the next start is faster
 MOST_STORED = 20 * 10**9  # of all compiled networks together. SD 1.5 in float32 takes 4 GB
@@ -150,21 +149,14 @@ def reason_to_step_aside(network: nn.Module, inputs: tuple) -> str:
     """Why PyTorch has to run the network, or "" if OpenVINO can run it."""
     if is_traced(network):
         return "a trace or another hook reads tensors inside the network"
-    if torch.is_grad_enabled() and any(one.requires_grad for one in input_tensors(inputs)):
+    if needs_gradient(input_tensors(inputs)):
         return "a gradient is needed"
     return ""
 
 
-def all_hooks(network: nn.Module) -> Iterator[Callable]:
-    """All hooks of the network and of the modules inside it."""
-    for module in network.modules():
-        yield from module._forward_pre_hooks.values()
-        yield from module._forward_hooks.values()
-
-
 def dependencies(network: nn.Module, inputs: tuple) -> tuple:
     """Everything that a compiled network depends on. It is compiled again if this changes."""
-    weights = [(one.data_ptr(), one._version) for one in network.parameters()]
+    weights = versions(*network.parameters())
     inside = [hook for module in network.children() for hook in all_hooks(module)]
     leaves = tree_flatten(inputs)[0]
     sizes = [(one.shape, one.dtype) if isinstance(one, Tensor) else one for one in leaves]
