@@ -9,8 +9,6 @@ completely, still no picture is drawn twice. The system frees the lock of a proc
 """
 
 import argparse
-import csv
-import io
 import os
 import re
 import sys
@@ -25,19 +23,14 @@ from filelock import FileLock, Timeout
 from minisd.cli import draw, option_checks, picture_settings
 from minisd.cli.adapter_options import attach_adapters, read_hints
 from minisd.cli.argument_parser import place_words
-from minisd.cli.drawing_options import SAMPLER_CHOICES, fill_in_options
+from minisd.cli.drawing_options import fill_in_options
 from minisd.cli.lcm import add_lcm_lora, apply_lcm_option, check_lcm
 from minisd.cli.memory import check_memory, enough_memory
 from minisd.cli.messages import print_message
 from minisd.cli.picture_files import check_writable, write_png
-from minisd.files.json_files import read_at_most, shorten
-from minisd.files.one_line import name_errors
+from minisd.cli.prompt_file import Lines, name_line, read_list
+from minisd.files.json_files import shorten
 
-# The columns of a CSV file, with the types of their values. All except "prompt" may be left out.
-COLUMNS = {"prompt": str, "negative": str, "seed": int, "scale": float, "sampler": str}
-COLUMNS |= dict.fromkeys(("width", "height", "steps"), int)
-MOST_LINES = 100_000  # each process reads the whole list, which takes 160 MB for so many lines
-LARGEST_LIST = 100 * 10**6  # bytes
 LONGEST_SLUG = 40  # characters of the prompt that a file's name repeats
 NAME = re.compile(r"\d{6}(-[a-z0-9-]+)?\.png")
 # These facts may differ between the pictures of a list. --like warns about versions, and uses as
@@ -258,10 +251,6 @@ def check_folder(folder: Path) -> None:
 # ---- the list --------------------------------------------------------------------------------
 
 
-# For each line of the list: its place, for error messages, and the options that it sets.
-Lines = list[tuple[str, dict[str, Any]]]
-
-
 def list_pictures(sd, common: argparse.Namespace, lines: Lines) -> list[ListedPicture]:
     """Return a ListedPicture for each line. common: the options of the command
 
@@ -316,132 +305,3 @@ def file_name(number: int, prompt: str) -> str:
     """
     slug = "-".join(re.findall("[a-z0-9]+", prompt.lower()))[:LONGEST_SLUG].rstrip("-")
     return f"{number:06}-{slug}.png" if slug else f"{number:06}.png"
-
-
-def read_list(options: argparse.Namespace) -> Lines:
-    """Read the list, and check all lines.
-
-    A line without a seed gets the seed of the command plus the number of prompts before it.
-
-    Raises ValueError if the file is not a list, or if a line is wrong.
-    """
-    path, lines, sizes = options.prompts, [], {}
-    with name_errors(str(path)):
-        text = read_utf8(path)
-        rows = list(csv_rows(text) if path.suffix.lower() == ".csv" else text_rows(text))
-        if not rows:
-            raise ValueError("holds no prompt: write at least one")
-        if len(rows) > MOST_LINES:
-            raise ValueError(f"has {len(rows):,} prompts: split it into lists of {MOST_LINES:,}")
-    for index, (number, cells) in enumerate(rows):
-        where = f"{path}, line {number}"
-        with name_line(where):
-            own: dict[str, Any] = {"seed": options.seed + index}
-            own |= {name: parse_cell(name, cell) for name, cell in cells.items() if cell}
-            line = argparse.Namespace(**vars(options) | own)
-            check_line(line)
-        sizes.setdefault((line.width, line.height), where)
-        lines.append((where, own))
-    for size, where in sizes.items():
-        with name_line(where):
-            option_checks.check_size_options(*size)
-    return lines
-
-
-def read_utf8(path: Path) -> str:
-    """Read a text file. Raises ValueError if it is too large, or not UTF-8 text."""
-    if path.suffix.lower() not in (".txt", ".csv"):
-        raise ValueError("is neither .txt (one prompt per line) nor .csv: give it such a name")
-    if path.stat().st_size > LARGEST_LIST:
-        raise ValueError(f"has more than {LARGEST_LIST:,} bytes: split it into smaller lists")
-    content = read_at_most(path, LARGEST_LIST)
-    try:
-        text = content.decode("utf-8-sig")  # without the mark that some editors put at the start
-        wrong = content.find(b"\0")  # UTF-16 has many zeros
-    except UnicodeDecodeError as error:
-        text, wrong = "", error.start
-    if wrong >= 0:
-        line = content.count(b"\n", 0, wrong) + 1
-        raise ValueError(f"is not UTF-8 text (see line {line}): save it as UTF-8")
-    return text
-
-
-Rows = Iterator[tuple[int, dict[str, str]]]  # the number of a line, and its cells by column
-
-
-def text_rows(text: str) -> Rows:
-    """Yield the lines of a text file. Empty lines are left out.
-
-    Raises ValueError if the first line looks like the header of a CSV file.
-    """
-    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
-        names = [name.strip().lower() for name in line.split(",")]
-        if number == 1 and "prompt" in names and set(names) <= COLUMNS.keys():
-            raise ValueError("begins like a CSV file: name it .csv, or delete its first line")
-        if line.strip():
-            yield number, {"prompt": line.strip()}
-
-
-def csv_rows(text: str) -> Rows:
-    """Yield the rows of a CSV file, without its header. Empty rows are left out.
-
-    Raises ValueError if the header or a row is wrong.
-    """
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header, last = None, 0
-    try:
-        for row in reader:
-            number, last = last + 1, reader.line_num  # a cell in quotes may have several lines
-            cells = [cell.strip() for cell in row]
-            if not any(cells):
-                continue
-            if header is None:
-                header = check_columns([cell.lower() for cell in cells])
-            elif len(cells) == len(header):
-                yield number, dict(zip(header, cells, strict=True))
-            else:
-                wrong = f"has {len(cells)} cells in line {number}, but {len(header)} columns"
-                raise ValueError(f"{wrong}: put a prompt with a comma in quotes")
-    except csv.Error as error:
-        raise ValueError(f"is not valid CSV in line {last + 1} ({error}): check quotes") from error
-
-
-def check_columns(names: list[str]) -> list[str]:
-    """Return the names of the columns. Raises ValueError if a name is wrong, or comes twice."""
-    wrong = [name for name in names if name not in COLUMNS or names.count(name) > 1]
-    if wrong or "prompt" not in names:
-        found = f"has the wrong column {shorten(wrong[0])}" if wrong else "has no column prompt"
-        raise ValueError(f"{found}: the columns are {', '.join(COLUMNS)}, each at most once")
-    return names
-
-
-def parse_cell(name: str, cell: str) -> str | int | float:
-    """The value of a cell. Raises ValueError if it does not fit the column."""
-    kind = COLUMNS[name]
-    try:
-        value = kind(cell)
-    except ValueError as error:
-        what = "a whole number" if kind is int else "a number"
-        raise ValueError(f"the {name} {shorten(cell)} is not {what}.") from error
-    if name == "sampler" and value not in SAMPLER_CHOICES:
-        known = ", ".join(SAMPLER_CHOICES)
-        raise ValueError(f"there is no sampler {shorten(cell)}: choose one of {known}.")
-    return value
-
-
-def check_line(options: argparse.Namespace) -> None:
-    """Raise ValueError if a setting of a line is wrong for every model."""
-    if options.prompt is None:
-        raise ValueError("there is no prompt: write one, or delete the line.")
-    option_checks.check_texts(options)
-    option_checks.check_numbers(options)
-    option_checks.check_seed_range(options.seed, 1)
-
-
-@contextmanager
-def name_line(where: str) -> Iterator[None]:
-    """Put the place in the list before the message of a ValueError in a `with` block."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error

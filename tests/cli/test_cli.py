@@ -31,13 +31,7 @@ from minisd.training.run_folder import last_state, log_records
 from minisd.unet import UNet
 from minisd.vae import VAE
 from tests.helpers.commands import run
-from tests.helpers.tiny_models import V1, write_tiny_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A tiny random model as a file."""
-    return str(write_tiny_model(tmp_path_factory.mktemp("model")))
+from tests.helpers.tiny_models import V1
 
 
 def test_generate_writes_the_picture_of_txt2img_with_its_settings(model, tmp_path, capsys):

@@ -28,16 +28,10 @@ from minisd.config import MINI, WEIGHTS, VAEConfig
 from minisd.mini.examples import write_input_pictures
 from minisd.pipeline import StableDiffusion
 from tests.helpers.commands import run
-from tests.helpers.tiny_models import V1, write_tiny_model
+from tests.helpers.tiny_models import V1
 
 SCREEN = 43  # lines that --help may take at 80 columns
 DRAWING = ("generate", "img2img", "inpaint", "depth", "control")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A tiny random model as a file."""
-    return str(write_tiny_model(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture

@@ -16,19 +16,12 @@ from filelock import FileLock
 from PIL import Image
 
 import minisd
-from minisd.cli import build_parser, draw, prompt_list
+from minisd.cli import build_parser, draw, prompt_file, prompt_list
 from minisd.cli.drawing_options import fill_in_options
 from tests.helpers.commands import run
-from tests.helpers.tiny_models import write_tiny_model
 
 ROOT = Path(__file__).parents[2]
 FEW = ["--steps", 2]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A tiny random model as a file."""
-    return str(write_tiny_model(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture
@@ -338,10 +331,10 @@ def test_a_list_that_is_no_file_or_too_long_is_refused(refused, monkeypatch):
     assert "gone.txt cannot be read or written" in refused("--prompts", "gone.txt")
     Path("folder.txt").mkdir()
     assert "folder.txt is a folder, a pipe or a device" in refused("--prompts", "folder.txt")
-    monkeypatch.setattr(prompt_list, "MOST_LINES", 2)
+    monkeypatch.setattr(prompt_file, "MOST_LINES", 2)
     message = refused("--prompts", write("a\nb\nc"))
     assert message == "list.txt has 3 prompts: split it into lists of 2."
-    monkeypatch.setattr(prompt_list, "LARGEST_LIST", 4)
+    monkeypatch.setattr(prompt_file, "LARGEST_LIST", 4)
     assert "list.txt has more than 4 bytes: split it" in refused("--prompts", "list.txt")
 
 
@@ -424,7 +417,7 @@ def read(content, name, *more):
     words = ["generate", "--prompts", write(content, name), *more]
     options, _ = build_parser().parse_known_args(words)
     fill_in_options(options, {})
-    lines = prompt_list.read_list(options)
+    lines = prompt_file.read_list(options)
     return [(where.rpartition(" ")[2], own) for where, own in lines]
 
 
@@ -456,5 +449,5 @@ def test_an_empty_cell_leaves_the_option_of_the_command(here):
 
 def test_the_columns_are_options_of_generate():
     options, _ = build_parser().parse_known_args(["generate"])
-    assert prompt_list.COLUMNS.keys() <= vars(options).keys()
+    assert prompt_file.COLUMNS.keys() <= vars(options).keys()
     assert {*prompt_list.EXCLUDED} <= vars(options).keys()
