@@ -46,11 +46,7 @@ def sampler_levels(
         check_known("spacing", spacing, SPACINGS)
         levels = SPACINGS[spacing](schedule, steps)
     levels = [*levels, ends[final]]
-    if name not in (
-        "ddpm",
-        "ddim",
-        "lcm",
-    ):  # the others divide by the signal rate. It must not be 0
+    if name not in ("ddpm", "ddim", "lcm"):  # others divide by the signal rate: it must not be 0
         levels = [one._replace(sigma=LARGEST_SIGMA) if isinf(one.sigma) else one for one in levels]
     return levels
 

@@ -220,10 +220,10 @@ def fill(
     Raises ValueError if a weight is not floating-point. NaN and infinity are not looked for here,
     because this would read the whole file. damaged_weight() looks for them.
     """
-    for key in network.state_dict():
+    needed = network.state_dict()
+    for key in needed:
         if not state[key].is_floating_point():
             what = f"{name}.{key} is {state[key].dtype}, but weights must be floating-point"
             raise ValueError(f"{what}: get another copy.")
-    needed = network.state_dict()
     converted = {key: state[key].to(device, dtype, copy=not mmap) for key in needed}
     network.load_state_dict(converted, assign=True)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from minisd.attention import Attention
+from minisd.checkpoints.cover import without_numbers
 from minisd.config import UNetConfig
 from minisd.trace import trace
 from minisd.unet import UNet
@@ -40,7 +41,7 @@ def count_multiplications(network: nn.Module, *inputs: Tensor) -> dict[str, int]
 
 def unet_multiplications(config: UNetConfig, channels: int, side: int) -> dict[str, int]:
     """The same for one sample of a U-Net, whose x has this many channels and places per side."""
-    with torch.device("meta"):
+    with without_numbers():
         network = UNet(replace(config, in_channels=channels, out_channels=channels))
         x, context = torch.empty(1, channels, side, side), torch.empty(1, 77, config.context_dim)
         return count_multiplications(network, x, torch.empty(1), context)

@@ -127,10 +127,8 @@ def train_consistency(
             return sd.unet(x, t, context)
 
         def teacher(x: Tensor, t: Tensor) -> Tensor:
-            x, t = (
-                repeat(x, "b c h w -> (half b) c h w", half=2),
-                repeat(t, "b -> (half b)", half=2),
-            )
+            x = repeat(x, "b c h w -> (half b) c h w", half=2)
+            t = repeat(t, "b -> (half b)", half=2)
             without, given = rearrange(frozen(x, t, both), "(half b) c h w -> half b c h w", half=2)
             return without + scale * (given - without)
 
