@@ -43,9 +43,9 @@ def is_traced(network: nn.Module) -> bool:
 
 def all_hooks(network: nn.Module) -> Iterator[Callable]:
     """All hooks of the network and of the modules inside it."""
-    for module in network.modules():
-        yield from module._forward_pre_hooks.values()
-        yield from module._forward_hooks.values()
+    for module in network.modules():  # tuple(): another thread may add a hook meanwhile
+        yield from tuple(module._forward_pre_hooks.values())
+        yield from tuple(module._forward_hooks.values())
 
 
 def is_adapter(hook: Any) -> bool:

@@ -57,7 +57,8 @@ class OpenVINO:
         if reason := reason_to_step_aside(network, inputs):
             warnings.warn(f"OpenVINO steps aside: {reason}. PyTorch runs.", stacklevel=2)
             return network(*inputs)
-        for hook in network._forward_pre_hooks.values():  # ControlNets pass on their corrections
+        # ControlNets pass on their corrections in a hook
+        for hook in tuple(network._forward_pre_hooks.values()):
             inputs, _ = hook(network, inputs, {})
         with self.lock:
             compiled, returned = self.compile_once(network, inputs)

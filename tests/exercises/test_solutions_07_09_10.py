@@ -256,7 +256,10 @@ GLUE = {
     "config.VAEConfig.factor",
     *(f"pipeline.StableDiffusion.{name}" for name in METHODS),
     *(f"pipeline.{name}" for name in ("list_prompts", "check_seeds", "pictures_for")),
-    *(f"fast.{name}" for name in ("faster", "faster.<locals>.<lambda>", "fast_copy", "is_traced")),
+    *(
+        f"fast.{name}"
+        for name in ("faster", "faster.<locals>.<lambda>", "fast_copy", "is_traced", "all_hooks")
+    ),
 }
 
 
