@@ -111,7 +111,8 @@ def read_vocabulary(
     files, or if the ids are not 0, 1, 2 and so on.
     """
     settings: Settings = MODEL_TABLE.read(model or {})
-    check_value("merges", settings["merges"], tuple[str | tuple[str, ...], ...])
+    if not all(map(is_merge, settings["merges"])):
+        raise ValueError("its merges are not texts or lists of texts: fetch the folder again")
     pairs = [tuple(m.split(" ") if isinstance(m, str) else m) for m in settings["merges"]]
     both = (ids, merges), (settings["vocab"], pairs)
     places = [(numbers, joins) for numbers, joins in both if numbers and joins is not None]
@@ -127,6 +128,11 @@ def read_vocabulary(
         what = f"its vocabulary does not have each id from 0 to {len(found) - 1} exactly once"
         raise ValueError(f"{what}: fetch it again")
     return found, joined
+
+
+def is_merge(stored: object) -> bool:
+    """Whether a merge in tokenizer.json is a text ("a b"), or a list of texts (["a", "b"])."""
+    return isinstance(stored, str) or (isinstance(stored, list) and {*map(type, stored)} == {str})
 
 
 def find_mark(name: str, config: Settings, special: Settings) -> dict:

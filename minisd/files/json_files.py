@@ -10,9 +10,9 @@ import re
 import reprlib
 import stat
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -95,11 +95,14 @@ def parse_json(text: str | bytes, largest: int = LARGEST) -> object:
         raise ValueError(f"is not valid JSON (see {place}): fetch it again") from error
     except RecursionError as error:
         raise ValueError(TOO_DEEP) from error
-    check_depth_and_texts(content)
+    check_depth(content)
+    if HALF_ESCAPED.search(text):
+        check_texts(content)
     return content
 
 
 HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")  # half of a pair in UTF-16; a half alone is invalid
+HALF_ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")  # such a half in JSON. UTF-8 has no halves
 TOO_DEEP = f"nests values more than {DEEPEST} levels deep: get another copy"
 
 
@@ -125,22 +128,28 @@ def parse_number(kind: type, digits: str) -> float:
     return kind(digits)
 
 
-def check_depth_and_texts(content: object) -> None:
-    """Raise ValueError if values are nested too deeply, or if a text has half a character.
+def check_depth(content: object) -> None:
+    """Raise ValueError if values are nested too deeply."""
+    if len(list(islice(levels(content), DEEPEST + 2))) > DEEPEST + 1:
+        raise ValueError(TOO_DEEP)
 
-    Half a character is one half of a pair in UTF-16.
-    """
-    level = [content]
-    for _ in range(DEEPEST + 1):
+
+def check_texts(content: object) -> None:
+    """Raise ValueError if a text has half a character, which is one half of a pair in UTF-16."""
+    for level in levels(content):
         texts = [one for one in level if isinstance(one, str)]
         texts += [name for one in level if isinstance(one, dict) for name in one]
         if any(map(HALF_CHARACTER.search, texts)):
             raise ValueError("has a text with half a character (\\ud800 …): get another copy")
+
+
+def levels(content: object) -> Iterator[list]:
+    """Yield the values by how deep they are nested: [content], then the values in it, and so on."""
+    level = [content]
+    while level:
+        yield level
         dictionaries = [one.values() for one in level if isinstance(one, dict)]
         level = list(chain(*dictionaries, *(one for one in level if isinstance(one, list))))
-        if not level:
-            return
-    raise ValueError(TOO_DEEP)
 
 
 # ---- what an error quotes ----------------------------------------------------------------------
@@ -231,9 +240,6 @@ def has_type(kind: object, value: object, limits: Range | None = None) -> bool:
         if not isinstance(value, list | tuple) or len(value) > MOST_ITEMS or not inner:
             return isinstance(value, list | tuple) and not inner
         needed = inner[0] in (int, float)  # a network needs at least one size
-        if str in (inner[0], *get_args(inner[0])):  # every text is right, and there may be 50,000
-            value = [one for one in value if type(one) is not str]
-            return all(has_type(inner[0], one, limits) for one in value)
         return len(value) >= needed and all(has_type(inner[0], one, limits) for one in value)
     if kind in (int, float):
         least, most = limits or USUAL_RANGE[kind]
