@@ -11,6 +11,7 @@ is not one of minisd's.
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -19,8 +20,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minisd import attention, unet, vae
+from minisd import attention, strips, unet, vae
 from minisd.attention import attend, is_watched
+from minisd.process.memory import return_freed_memory
+
+LARGE_LATENT = 2**13  # numbers; the latent of a picture of 512 x 512 has 2**14
+PLACES_AT_ONCE = 2**14  # of latents in the U-Net; 4 latents of 64 x 64 have so many
 
 Forward = Callable[..., Tensor]
 Module = TypeVar("Module", bound=nn.Module)
@@ -153,10 +158,64 @@ def unet_res_block(self: unet.ResBlock, x: Tensor, time: Tensor) -> Tensor:
 
 
 def vae_res_block(self: vae.ResBlock, x: Tensor) -> Tensor:
-    """Change each new feature map in place."""
-    h = self.conv1(F.silu(self.norm1(x), inplace=True))
-    h = self.conv2(F.silu(self.norm2(h), inplace=True))
-    return h.add_(self.shortcut(x))
+    """Change each new feature map in place, and compute a large feature map in strips."""
+    h = norm_silu_conv(self.norm1, self.conv1, x)
+    h = norm_silu_conv(self.norm2, self.conv2, h, out=h)
+    return strips.add_shortcut(h, self.shortcut, x)
+
+
+def whole_unet(
+    self: unet.UNet, x: Tensor, t: Tensor, context: Tensor, control: list[Tensor] | None = None
+) -> Tensor:
+    """Run a few samples at a time on the CPU. A larger batch takes more memory, and is not faster.
+
+    x: b c h w    t: b    context: b m c_context    returns: b out_channels h w
+    """
+    few = max(1, PLACES_AT_ONCE // (x.shape[2] * x.shape[3]))
+    if x.device.type != "cpu" or len(x) <= few:
+        return type(self).forward(self, x, t, context, control)
+    outputs = []
+    for part in (slice(start, start + few) for start in range(0, len(x), few)):
+        extra = control and [each[part] for each in control]
+        outputs.append(type(self).forward(self, x[part], t[part], context[part], extra))
+    return torch.cat(outputs)
+
+
+def vae_encoder(self: vae.Encoder, image: Tensor) -> Tensor:
+    """Encode one picture after another."""
+    return torch.cat([type(self).forward(self, one) for one in image.split(1)])
+
+
+def vae_decoder(self: vae.Decoder, z: Tensor) -> Tensor:
+    """Decode one picture after another, and compute the last layers in strips."""
+    if len(z) > 1:
+        return torch.cat([vae_decoder(self, one) for one in z.split(1)])
+    if z.numel() > LARGE_LATENT:
+        return_freed_memory()  # the U-Net leaves 0.3 GB
+    x = self.mid(self.conv_in(self.post_quant(z)))
+    for layer in chain.from_iterable(map(layers_of, self.up)):
+        x = layer(x)
+    return norm_silu_conv(self.norm_out, self.conv_out, x)
+
+
+def layers_of(up: nn.Module) -> list[nn.Module]:
+    """The layers of a resolution. They run one by one, so that no caller keeps an old map."""
+    if type(up) is not vae.Resolution or is_watched(up):
+        return [up]
+    return [*up.res] if up.resize is None else [*up.res, up.resize]
+
+
+def norm_silu_conv(
+    norm: nn.GroupNorm, conv: nn.Conv2d, x: Tensor, out: Tensor | None = None
+) -> Tensor:
+    """Compute conv(silu(norm(x))).
+
+    out: a tensor that a large result may replace. It may be x itself. None: a new tensor
+    """
+    if x.numel() <= strips.LARGE:
+        return conv(F.silu(norm(x), inplace=True))
+    out = x.new_empty(len(x), conv.out_channels, *x.shape[2:]) if out is None else out
+    return strips.convolve_in_strips(norm, conv, x, out)
 
 
 def unet_upsample(self: unet.Upsample, x: Tensor, skips: list[Tensor]) -> Tensor:
@@ -171,22 +230,37 @@ def vae_upsample(self: vae.Upsample, x: Tensor) -> Tensor:
 
 
 def upsample_then_convolve(self: unet.Upsample | vae.Upsample, x: Tensor) -> Tensor:
+    """Double height and width and convolve, one strip of rows after another.
+
+    x: b c h w    returns: b c 2h 2w
+    """
+    b, c, h, w = x.shape
+    large = x.new_empty(b, c, 2 * h, 2 * w)
+    for top, bottom in strips.strips(h, large.numel()):
+        rows = strips.with_neighbours(x, top, bottom)
+        place = large[:, :, 2 * top : 2 * bottom]
+        if x.dtype is torch.float32:
+            write_with_small_kernels(self, rows, place)
+        else:  # sums of rounded weights would be rounded again
+            doubled = F.interpolate(rows, scale_factor=2.0, mode="nearest")[:, :, 1:-1]
+            place.copy_(F.conv2d(doubled, self.conv.weight, self.conv.bias, padding=(0, 1)))
+    return large
+
+
+def write_with_small_kernels(self: unet.Upsample | vae.Upsample, x: Tensor, place: Tensor) -> None:
     """Repeat each pixel 2 x 2 times, then convolve, but compute every product only once.
 
     Among the 3 x 3 pixels that the convolution reads, many are copies of the same pixel of x. There
     are at most 2 x 2 different pixels. So four small kernels of 2 x 2 numbers give the four pixels
     that replace one pixel of x. They need 16 products instead of 36.
 
-    x: b c h w    returns: b c 2h 2w
+    x: b c rows+2 w, with a row above and a row below    place: where the result goes, b c 2*rows 2w
     """
-    if x.dtype is not torch.float32:  # sums of rounded weights would be rounded again
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-    b, c, h, w = x.shape
-    small = F.conv2d(x, small_kernels(self), padding=1)  # b 4*c h+1 w+1
-    large = x.new_empty(b, c, 2 * h, 2 * w)
+    rows, w = x.shape[2] - 2, x.shape[3]
+    small = F.conv2d(x, small_kernels(self), padding=(0, 1))  # b 4*c rows+1 w+1
     for (row, column), corner in zip(CORNERS, small.chunk(4, dim=1), strict=True):
-        large[:, :, row::2, column::2] = corner[:, :, row : row + h, column : column + w]
-    return large.add_(rearrange(self.conv.get_parameter("bias"), "c -> c 1 1"))
+        place[:, :, row::2, column::2] = corner[:, :, row : row + rows, column : column + w]
+    place.add_(rearrange(self.conv.get_parameter("bias"), "c -> c 1 1"))
 
 
 CORNERS = [(0, 0), (0, 1), (1, 0), (1, 1)]  # row and column of a pixel in its square of 2 x 2
@@ -217,8 +291,11 @@ def merge(kernel: Tensor, axis: int, place: int) -> Tensor:
 TRICKS: dict[Callable, Forward] = {  # plain forward() -> trick
     attention.GEGLU.forward: geglu,
     attention.Attention.forward: attention_layer,
+    unet.UNet.forward: whole_unet,
     unet.ResBlock.forward: unet_res_block,
     unet.Upsample.forward: unet_upsample,
+    vae.Encoder.forward: vae_encoder,
+    vae.Decoder.forward: vae_decoder,
     vae.ResBlock.forward: vae_res_block,
     vae.Upsample.forward: vae_upsample,
 }

@@ -44,7 +44,8 @@ MAY_IMPORT = {
     "samplers": ["schedule"],
     "sampling": ["schedule", "samplers", "checkpoints"],
     "guidance": ["schedule"],
-    "fast": NETWORKS,  # the same networks for drawing, outside the core
+    "fast": [*NETWORKS, "strips"],  # the same networks for drawing, outside the core
+    "strips": [],
     "checkpoints": [*NETWORKS, "tokenizer", "schedule", "samplers", "checkpoints"],
     "pipeline": UNDER_PIPELINE,
     "compare": [*CORE, "text", "checkpoints", "compare"],
@@ -56,7 +57,17 @@ MAY_IMPORT = {
     "mini": [*STEERING, "training", "mini"],
     "teaching": [*STEERING, "training", "mini", "compare", "teaching", "exercises"],
     "exercises": [*STEERING, "training", "mini", "compare", "teaching", "exercises", "__init__"],
-    "cli": [*STEERING, "fast", "training", "mini", "compare", "teaching", "exercises", "cli"],
+    "cli": [
+        *STEERING,
+        "fast",
+        "strips",
+        "training",
+        "mini",
+        "compare",
+        "teaching",
+        "exercises",
+        "cli",
+    ],
     "__init__": ["checkpoints", "engine", "pipeline"],
     "__main__": ["cli"],
 }
@@ -135,14 +146,14 @@ def test_no_reference_library_in_the_package(path):
 # lessons' quiz, the kept predictions and what the lessons of the second edition draw, and with the
 # lists of prompts (290 lines). LCM is 35 lines of the core (a sampler and its timesteps), 60 of
 # training (the distillation) and 50 of the rest (--lcm, a recipe, metadata). The choice of who runs
-# the networks is 10 lines of the core.
-MOST = {"core": 1600, "training": 1110, "what a student reads": 3840, "the whole package": 13400}
+# the networks is 10 lines of the core. Less memory is 110 lines (strips, batches in parts, pages).
+MOST = {"core": 1600, "training": 1110, "what a student reads": 3840, "the whole package": 13550}
 STUDENT_READS = {"core", "tasks", "adapters", "training"}
 # Every other folder, with what it is for: a new one is counted as student reading until listed.
 MACHINERY = {
     "checkpoints": "reads and writes the files that others publish",
     "files": "reads bytes from strangers",
-    "process": "handles signals",
+    "process": "handles signals and memory",
     "text": "guards the tokenizer against text from strangers",
     "depth": "estimates depth, for depth-to-image",
     "mini": "the mini's pictures, captions and measurements",
@@ -153,8 +164,8 @@ MACHINERY = {
 # what checks, grades and hands out assignments. "handing out" is what copies exercises for students
 # and shows what is next. The specs are the exercises themselves, one small file each. "sandbox" is
 # what runs the code of strangers. "speed" is
-# what makes the same pictures faster: fast.py and engine/. "exercises" still has to shrink: the
-# goal is 1,000.
+# what makes the same pictures faster or with less memory: fast.py, strips.py and engine/.
+# "exercises" still has to shrink: the goal is 1,000.
 LIMITED_ELSEWHERE: dict[str, int] = {"compare": 1600, "exercises": 1270, "handing out": 400}
 LIMITED_ELSEWHERE |= {"specs": 15000, "sandbox": 390, "speed": 400, "bench": 200}
 SPECS = PACKAGE / "exercises" / "specs"
@@ -163,7 +174,7 @@ HANDING_OUT = {"exercises/notebooks.py", "exercises/progress.py", "exercises/bug
 HANDING_OUT |= {"cli/exercises.py"}
 SANDBOX = {"exercises/plain_data.py", "exercises/visible_tree.py"}
 SANDBOX |= {"exercises/sandbox.py", "exercises/sandbox_child.py"}
-SPEED = {"fast.py"}
+SPEED = {"fast.py", "strips.py"}
 BENCH = Path(__file__).with_name("compare") / "bench.py"
 
 

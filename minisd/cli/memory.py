@@ -8,10 +8,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # Measured: at its peak, the VAE's decoder holds FLOATS times as many numbers as its largest feature
-# map, which has the picture's full size.
+# map, which has the picture's full size. If the map is large, minisd computes it in strips.
 # The U-Net needs less memory, because torch's attention never stores the whole matrix of scores.
-# For SD v1 at 512 x 512, the U-Net needs 171 MB, and the decoder needs 976 MB.
+# For SD v1 at 512 x 512, the U-Net needs 171 MB, and the decoder needs 450 MB.
 FLOATS = 3.6
+FLOATS_IN_STRIPS = 1.8
 # Measured under `ulimit -v`: even the smallest picture needs ALWAYS bytes. Memory that is freed in
 # pieces of less than 32 MB stays with the process. So a picture may need 2.3 times as much memory
 # as its feature maps.
@@ -193,9 +194,12 @@ def bytes_of_maps(sd, width: int, height: int) -> int:
     These feature maps have the picture's full size. They have as many channels as the decoder has
     before its last level.
     """
-    channels = max(sd.config.vae.channels[:2])
+    from minisd import strips
+
+    numbers = max(sd.config.vae.channels[:2]) * width * height
     size = next(sd.vae.parameters(), sd.unet.conv_in.weight).element_size()
-    return round(FLOATS * channels * width * height * size)
+    in_strips = sd.engine is None and numbers > strips.LARGE
+    return round((FLOATS_IN_STRIPS if in_strips else FLOATS) * numbers * size)
 
 
 def check_memory(sd, width: int, height: int) -> None:
@@ -216,7 +220,7 @@ def check_memory_at_least(width: int, height: int) -> None:
     This check is made before a model is loaded, so the model's sizes are not known yet. The check
     assumes a decoder with 16 channels. No known decoder has fewer channels.
     """
-    limit, need = physical_memory(), round(FLOATS * 16 * width * height * 2)
+    limit, need = physical_memory(), round(FLOATS_IN_STRIPS * 16 * width * height * 2)
     if limit is not None and need > limit:
         raise ValueError(f"{too_large_message(limit, need, width, height)}: draw a smaller one.")
 

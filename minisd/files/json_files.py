@@ -97,7 +97,7 @@ def parse_json(text: str | bytes, largest: int = LARGEST) -> object:
         raise ValueError(TOO_DEEP) from error
     check_depth(content)
     if HALF_ESCAPED.search(text):
-        check_texts(content)
+        check_half_characters(content)
     return content
 
 
@@ -134,7 +134,7 @@ def check_depth(content: object) -> None:
         raise ValueError(TOO_DEEP)
 
 
-def check_texts(content: object) -> None:
+def check_half_characters(content: object) -> None:
     """Raise ValueError if a text has half a character, which is one half of a pair in UTF-16."""
     for level in levels(content):
         texts = [one for one in level if isinstance(one, str)]

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import minisd
-from minisd import samplers, sampling
+from minisd import samplers, sampling, strips
 from minisd.adapters.controlnet import ControlNet
 from minisd.checkpoints import registry as official
 from minisd.cli import doctor, drawing_options, lessons, memory
@@ -482,26 +482,32 @@ def test_another_runtime_error_is_no_lack_of_memory(here, model, monkeypatch):
 def test_a_picture_that_cannot_fit_is_refused_before_it_is_drawn(
     here, capsys, monkeypatch, command
 ):
-    """The decoder of the mini needs 31 GB for 8192 x 8192 pixels. The system would kill it."""
+    """The decoder of the mini needs 31 GB for 8192 x 16384 pixels. The system would kill it."""
     monkeypatch.setattr(memory, "physical_memory", lambda: 16 * 10**9)
     models = {"depth": "mini-depth", "inpaint": "mini-inpaint"}
-    more = ["--model", models.get(command, "mini"), "--width", 8192, "--height", 8192]
+    more = ["--model", models.get(command, "mini"), "--width", 8192, "--height", 16384]
     assert run(command, "a cat", *NAMED[command], *more) == 2
     told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "8192 x 8192 pixels needs about 31 GB of memory, but there are only 16 GB" in told
+    assert "8192 x 16384 pixels needs about 31 GB of memory, but there are only 16 GB" in told
 
 
-def test_the_estimate_is_what_the_decoder_takes():
+@pytest.mark.parametrize("in_strips", [False, True])
+def test_the_estimate_is_what_the_decoder_takes(in_strips, monkeypatch):
     """It is within 20 % of the memory peak of a process that decodes, measured from outside."""
-    code = """
+    limit = 2**20 if in_strips else 2**30
+    code = f"""
 import torch
+from minisd import strips
 from minisd.config import VAEConfig
+from minisd.fast import fast_copy
 from minisd.vae import VAE
-vae = VAE(VAEConfig(channels=(32, 64, 64, 64), res_blocks=2)).requires_grad_(False)
+strips.LARGE, strips.STRIP = {limit}, 2**17
+decoder = VAE(VAEConfig(channels=(32, 64, 64, 64), res_blocks=2)).requires_grad_(False).decoder
+decode = fast_copy(decoder)
 peak = lambda: int(open("/proc/self/status", encoding="ascii").read().split("VmHWM:")[1].split()[0])
-vae.decode(torch.zeros(1, 4, 8, 8))
+decode(torch.zeros(1, 4, 8, 8))
 before = peak()
-vae.decode(torch.zeros(1, 4, 56, 56))
+decode(torch.zeros(1, 4, 56, 56))
 print((peak() - before) * 1024)
 """
     settings = os.environ | {
@@ -509,6 +515,7 @@ print((peak() - before) * 1024)
     }  # freed memory goes back to the system at once
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=settings, capture_output=True, text=True, check=True)
+    monkeypatch.setattr(strips, "LARGE", limit)
     config = replace(V1, vae=VAEConfig(channels=(32, 64, 64, 64), res_blocks=2))
     nothing, unet = nn.Module(), nn.Module()  # leave the weights out
     unet.conv_in = nn.Conv2d(1, 1, 1)

@@ -1,0 +1,40 @@
+"""Give memory back to the system earlier than it would go by itself (Linux only)."""
+
+import ctypes
+import mmap
+import sys
+from pathlib import Path
+
+from torch import Tensor
+
+MAPPINGS = Path("/proc/self/maps")  # "7f00-7f08 r--p 00000000 fe:00 1234 /path" per mapping
+
+
+def release_pages(tensor: Tensor) -> None:
+    """Release the pages of a file that a mapped tensor has read.
+
+    The tensor stays usable: the system reads the file again when somebody uses the tensor. A tensor
+    that is not mapped to a file is left alone. Nobody may have written into the tensor.
+    """
+    if not MAPPINGS.exists():
+        return
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if start < end and any(first <= start and end <= last for first, last in mapped_files()):
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), DONTNEED)
+
+
+DONTNEED = 4  # MADV_DONTNEED
+
+
+def mapped_files() -> list[tuple[int, int]]:
+    """The first and the last address of each part of memory that is mapped to a file."""
+    lines = (line.split(maxsplit=5) for line in MAPPINGS.read_text().splitlines())
+    places = [line[0].split("-") for line in lines if len(line) == 6 and line[4] != "0"]
+    return [(int(first, 16), int(last, 16)) for first, last in places]
+
+
+def return_freed_memory() -> None:
+    """Return the memory of deleted tensors. Otherwise, the C library keeps it for new ones."""
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
