@@ -317,8 +317,8 @@ def lcm(denoise: Denoiser, x: Tensor, levels: Levels, generators: Generators) ->
     """Keep only the guess x0, add fresh noise up to the next level, and guess again.
 
     Multistep consistency sampling (Luo et al. 2023, "Latent Consistency Models", algorithm 3). It
-    needs a model that was distilled for it, or an LCM-LoRA. Such a model guesses a sharp picture in
-    the first step, so 2 to 8 steps are enough. The network runs once per step.
+    needs a model that was distilled for it, or an LCM-LoRA. Its first guess already shows the
+    whole picture, but roughly. 2 to 8 steps are enough. The network runs once per step.
     """
     for level, next_level in pairwise(levels):
         prediction = denoise(x, level)

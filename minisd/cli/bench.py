@@ -174,7 +174,7 @@ def sum_of_weights(*networks: Any):
     """Read every weight. Returns the sum of each weight, in order of size."""
     import torch
 
-    sums = [weight.detach().double().sum() for one in networks for weight in one.parameters()]
+    sums = [weight.detach().sum() for one in networks for weight in one.parameters()]
     return torch.stack(sums).sort().values
 
 
@@ -287,6 +287,8 @@ def gains(folder: Path, size: int, rounds: int) -> Iterator[tuple[str, float]]:
     for plain, trick in list(fast.TRICKS.items()):
         in_unet = "vae" not in plain.__module__
         network, inputs = (sd.unet, (x, t, context)) if in_unet else (sd.vae.decoder, (z,))
+        if all(type(module).forward is not plain for module in network.modules()):
+            continue  # a trick of the encoder, or one that this model has no module for
         with mock.patch.dict(fast.TRICKS, {plain: trick}, clear=True):
             twin = fast.fast_copy(network)
         row = SideBySide("", partial(twin, *inputs), partial(network, *inputs))
