@@ -43,12 +43,15 @@ def convolve_in_strips(norm: nn.GroupNorm, conv: nn.Conv2d, x: Tensor, out: Tens
     x: b c_in h w    out: where the result goes, b c_out h w. It may be x itself    returns: out
     """
     scale, shift = scale_and_shift(norm, x)
-    above = x[:, :, :0]  # the last row of the strip above, as it was before the result replaced it
-    for top, bottom in strips(x.shape[2], x.numel()):
-        rows = torch.cat([above, x[:, :, top : bottom + 1]], dim=2).to(scale.dtype)
-        above = x[:, :, bottom - 1 : bottom].clone()
-        rows = F.silu(rows.mul_(scale).add_(shift), inplace=True).to(x.dtype)
-        rows = F.pad(rows, (0, 0, int(top == 0), int(bottom == x.shape[2])))
+    height, above = x.shape[2], None  # above: the last normalized row of the strip above
+    for top, bottom in strips(height, x.numel()):
+        rows = x.new_zeros(len(x), x.shape[1], bottom - top + 2, x.shape[3])  # zeros around x
+        if above is not None:
+            rows[:, :, :1] = above
+        last = min(bottom + 1, height)
+        inside = rows[:, :, 1 : 1 + last - top]
+        inside.copy_(F.silu(torch.addcmul(shift, x[:, :, top:last], scale), inplace=True))
+        above = rows[:, :, bottom - top : bottom - top + 1]
         out[:, :, top:bottom] = F.conv2d(rows, conv.weight, conv.bias, padding=(0, 1))
     return out
 
@@ -69,12 +72,14 @@ def scale_and_shift(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     x: b c h w    returns: two tensors b c 1 1, at least in float32
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    groups = [
-        torch.var_mean(group.to(wide), dim=(1, 2, 3), correction=0)
-        for group in x.chunk(norm.num_groups, dim=1)  # one by one: in float32, they need memory
-    ]
-    variance, mean = (torch.stack(numbers, dim=1) for numbers in zip(*groups, strict=True))
-    spread = (variance + norm.eps).sqrt()
+    groups = x.unflatten(1, (norm.num_groups, -1)).unbind(1)
+    means, spreads = [], []
+    for group in groups:  # one by one, because a copy in float32 needs memory
+        group = group.to(wide)
+        means.append(group.mean(dim=(1, 2, 3), keepdim=True))
+        size = torch.linalg.vector_norm(group - means[-1], dim=(1, 2, 3))
+        spreads.append((size.square() / group[0].numel() + norm.eps).sqrt())
+    mean, spread = torch.stack(means, dim=1).flatten(1), torch.stack(spreads, dim=1)
     channels = norm.num_channels // norm.num_groups
     mean, spread = (each.repeat_interleave(channels, dim=1) for each in (mean, spread))
     scale = norm.weight.to(wide) / spread
