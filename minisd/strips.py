@@ -77,7 +77,8 @@ def scale_and_shift(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     for group in groups:  # one by one, because a copy in float32 needs memory
         group = group.to(wide)
         means.append(group.mean(dim=(1, 2, 3), keepdim=True))
-        size = torch.linalg.vector_norm(group - means[-1], dim=(1, 2, 3))
+        rows = torch.linalg.vector_norm(group - means[-1], dim=3)  # summed row by row: more exact
+        size = torch.linalg.vector_norm(rows, dim=(1, 2))
         spreads.append((size.square() / group[0].numel() + norm.eps).sqrt())
     mean, spread = torch.stack(means, dim=1).flatten(1), torch.stack(spreads, dim=1)
     channels = norm.num_channels // norm.num_groups

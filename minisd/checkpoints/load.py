@@ -63,7 +63,7 @@ def load(
     other = None if vae is None else open_vae(vae, own_vae_config(path))
     with without_collector():
         checkpoint = open_checkpoint(path, prediction, ema, other)
-    return build_networks(checkpoint, path.name, device, dtype, mmap)
+        return build_networks(checkpoint, path.name, device, dtype, mmap)
 
 
 @contextmanager
