@@ -11,6 +11,7 @@ is not one of minisd's.
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
 from itertools import chain
 from types import MethodType
 from typing import Any, TypeVar
@@ -81,6 +82,7 @@ def with_plain_code(trick: Forward) -> Forward:
     A trick works only if no hook is on the modules inside, and if no gradient is needed.
     """
 
+    @wraps(trick)  # a ControlNet's hook reads the names of the arguments
     def forward(module: nn.Module, x: Tensor, *more: Any, **named: Any) -> Tensor:
         inputs = (each for each in (x, *more, *named.values()) if isinstance(each, Tensor))
         if needs_gradient(inputs) or any(map(is_watched, module.children())):

@@ -280,7 +280,8 @@ from pathlib import Path
 import torch
 from minisd.checkpoints.load import fill
 from minisd.checkpoints.read import read_tensors
-resident = lambda: int(Path("/proc/self/status").read_text().split("RssFile:")[1].split()[0]) * 1024
+status = lambda: Path("/proc/self/status").read_text(encoding="utf-8")
+resident = lambda: int(status().split("RssFile:")[1].split()[0]) * 1024
 stored = read_tensors({str(tmp_path / "a.safetensors")!r})
 network = torch.nn.Linear(5000, 5000, bias=False, device="meta")
 state = {{"weight": stored["weight"].view(5000, 5000)}}
