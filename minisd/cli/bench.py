@@ -220,7 +220,7 @@ def moments(vae: Any, image: Any):
 
 
 def rows_of_wholes(folder: Path, size: int) -> list[SideBySide]:
-    loads = [partial(load_and_read, load, folder) for load in (load_ours, load_theirs)]
+    loads = (partial(load_and_read, load_ours, folder), partial(load_and_read, load_theirs, folder))
     drawn = drawing_functions(folder, size)
     return [
         SideBySide("load, until every weight is read", *loads),
