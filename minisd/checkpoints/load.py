@@ -25,7 +25,7 @@ from minisd.checkpoints.validate import validate_config
 from minisd.config import WEIGHTS, VAEConfig
 from minisd.files.json_files import read_json
 from minisd.files.one_line import name_errors
-from minisd.process.memory import release_pages
+from minisd.process.memory import mapped_files, release_pages
 from minisd.vae import VAE
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -245,9 +245,9 @@ def fill(
         if not state[key].is_floating_point():
             what = f"{name}.{key} is {state[key].dtype}, but weights must be floating-point"
             raise ValueError(f"{what}: get another copy.")
-    converted = {}
+    converted, files = {}, mapped_files()
     for key in needed:
         converted[key] = state[key].to(device, dtype, copy=not mmap)
         if converted[key] is not state[key]:  # so the numbers in the file are not needed any more
-            release_pages(state[key])
+            release_pages(state[key], files)
     network.load_state_dict(converted, assign=True)

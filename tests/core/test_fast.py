@@ -102,6 +102,7 @@ def test_a_trick_is_used(name, used):
     module, inputs = build(name)
     fast_copy(module)(*inputs)
     assert used[0] is TRICKS[type(module).forward]
+    assert len(used) == 1 or name in ("U-Net", "encoder", "decoder")  # these hold other tricks
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -272,6 +273,7 @@ def test_a_large_batch_runs_in_parts(monkeypatch):
     assert difference(twin(x, t, context, control), controlled) < CLOSE
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep the pages")
 def test_pages_of_a_file_are_released_and_read_again(tmp_path):
     """Converting to 16 bits needs the converted weights in memory, but not the file as well."""
     save_file({"weight": torch.ones(25_000_000)}, tmp_path / "a.safetensors")
