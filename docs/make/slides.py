@@ -10,30 +10,36 @@ else: they open in a browser, the arrow keys go from slide to slide, and the bro
 import argparse
 import re
 from dataclasses import dataclass
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 
+from latex2mathml.converter import convert as as_mathml
+from nbconvert.filters.markdown_mistune import markdown2html_mistune
 from nbformat import NotebookNode
 
 from docs.make.notebooks import read, select_paths
 from minisd.files.whole_files import make_folder, write_text
 from minisd.teaching.questions import ASKED, OPTION
-from minisd.teaching.quiz import as_html
 
 PAGE = Path(__file__).parents[1] / "teaching.md"
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 CELL = re.compile(r"`(\d+b?|0b) ([a-z0-9-]+)`")
-LONGEST = 14  # lines of text on a slide
+LONGEST = 20  # lines of text on a slide
 
 STYLE = """
 :root { color: #222; background: #fff; font: 28px/1.4 system-ui, sans-serif; }
 body { margin: 0; }
-section { box-sizing: border-box; min-height: 100vh; padding: 3vh 5vw; display: flex;
-  flex-direction: column; justify-content: center; gap: 2vh; scroll-snap-align: start; }
+section { box-sizing: border-box; height: 100vh; padding: 3vh 5vw; display: flex; overflow: auto;
+  flex-direction: column; justify-content: safe center; gap: 2vh; scroll-snap-align: start; }
+section > * { flex: none; }
 html { scroll-snap-type: y mandatory; }
 h1, h2 { margin: 0; line-height: 1.2; }
-img { width: 1024px; max-width: 100%; max-height: 72vh; object-fit: contain;
+p { margin: 0; }
+/* a figure gets the height that the text leaves */
+section > img { flex: 0 1 72vh; min-height: 30vh; width: 100%; object-fit: contain;
   object-position: left; }
+table { border-collapse: collapse; font-size: 22px; }
+th, td { padding: 1px 18px; border-bottom: 1px solid #bbb; text-align: left; }
 pre { font-size: 18px; white-space: pre-wrap; margin: 0; }
 footer { color: #595959; font-size: 16px; }
 @media print {
@@ -93,15 +99,33 @@ def find_cells(notebook: NotebookNode) -> dict[str, tuple[str, NotebookNode]]:
     return found
 
 
-def slide(lesson: str, tag: str, heading: str, cell: NotebookNode) -> str:
-    """One slide, as an HTML section."""
+def slides_of(lesson: str, tag: str, heading: str, cell: NotebookNode) -> list[str]:
+    """The slides of one cell, as HTML sections: one for each figure, or one for all else."""
     if cell.cell_type == "markdown":
-        content = text_html(cell.source)
+        contents = [text_html(HEADING.sub("", cell.source))]
+    elif "exercise" in cell.metadata.get("tags", []):  # its output only says that code is missing
+        contents = [f"<pre>{escape(shorten(cell.source))}</pre>"]
     else:
-        content = "\n".join(filter(None, map(output_html, cell.outputs)))
-        content = content or f"<pre>{escape(shorten(cell.source))}</pre>"
-    footer = f"<footer>lesson {lesson} · {tag}</footer>"
-    return f"<section>\n<h2>{as_html(heading)}</h2>\n{content}\n{footer}\n</section>"
+        contents = by_figure([html for output in cell.outputs if (html := output_html(output))])
+        contents = contents or [f"<pre>{escape(shorten(cell.source))}</pre>"]
+    made = []
+    for number, content in enumerate(contents, start=1):
+        which = f" ({number} of {len(contents)})" if len(contents) > 1 else ""
+        footer = f"<footer>lesson {lesson} · {tag}{which}</footer>"
+        title = f"<h2>{line_html(heading)}{which}</h2>"
+        made.append(f"<section>\n{title}\n{content}\n{footer}\n</section>")
+    return made
+
+
+def by_figure(parts: list[str]) -> list[str]:
+    """Divide the outputs of a cell, so that each part has at most one figure."""
+    contents: list[str] = []
+    for part in parts:
+        if contents and not ("<img" in part and "<img" in contents[-1]):
+            contents[-1] += "\n" + part
+        else:
+            contents.append(part)
+    return contents
 
 
 def output_html(output: NotebookNode) -> str:
@@ -114,22 +138,20 @@ def output_html(output: NotebookNode) -> str:
         return f'<img alt="{alt}" src="data:image/png;base64,{data["image/png"]}">'
     text = data.get("text/markdown", "")
     if ASKED.match(text):
-        options = [f"<p>{letter}) {as_html(words)}</p>" for letter, words in OPTION.findall(text)]
-        return "\n".join([f"<p><b>{as_html(ASKED.findall(text)[0])}</b></p>", *options])
+        options = [f"{letter}) {words}" for letter, words in OPTION.findall(text)]
+        return text_html("\n\n".join([f"**{ASKED.findall(text)[0]}**", *options]))
     return text_html(text)
 
 
 def text_html(text: str) -> str:
-    """Markdown as HTML: paragraphs, and code, bold and italic type within lines."""
-    if text.startswith("```") or text.startswith("|"):
-        return f"<pre>{escape(shorten(text.strip('`')))}</pre>"
-    text = HEADING.sub("", text)
-    blocks = [block.strip() for block in re.split(r"\n\s*\n|(?=<)|(?<=>)", text)]
-    return "\n".join(
-        block if block.startswith("<") else f"<p>{as_html(' '.join(block.split()))}</p>"
-        for block in blocks
-        if block
-    )
+    """Markdown as HTML. Formulas become MathML, which browsers draw without a script."""
+    html = markdown2html_mistune(text)
+    return re.sub(r"\$([^$]+)\$", lambda found: as_mathml(unescape(found[1])), html).strip()
+
+
+def line_html(text: str) -> str:
+    """Markdown of one line as HTML, without the paragraph around it."""
+    return text_html(text).removeprefix("<p>").removesuffix("</p>")
 
 
 def shorten(text: str) -> str:
@@ -145,12 +167,12 @@ def session_page(session: Session, lessons: dict[str, dict]) -> str:
 
     Raises ValueError if a lesson has no such cell.
     """
-    made = [f"<section>\n<h1>{as_html(session.title)}</h1>\n<p>minisd</p>\n</section>"]
+    made = [f"<section>\n<h1>{line_html(session.title)}</h1>\n<p>minisd</p>\n</section>"]
     for lesson, tag in session.cells:
         if tag not in lessons.get(lesson, {}):
             raise ValueError(f"docs/teaching.md names the cell `{lesson} {tag}`, which is missing.")
         heading, cell = lessons[lesson][tag]
-        made.append(slide(lesson, tag, heading, cell))
+        made += slides_of(lesson, tag, heading, cell)
     return HTML.format(
         title=escape(session.title), style=STYLE, slides="\n".join(made), script=SCRIPT
     )

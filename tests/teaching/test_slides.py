@@ -65,11 +65,34 @@ def test_each_cell_becomes_a_slide(lesson):
     assert page.count("<section>") == 5
     assert '<img alt="Maps of &quot;cat&quot;." src="data:image/png;base64,iVBOR">' in page
     assert page.count("<h2>Maps of words</h2>") == 4
-    assert "<b>Where is <code>a &lt; b</code>?</b>" in page and "<p>b) there</p>" in page
-    assert "12\n…</pre>" in page  # a long output is cut
+    assert "<strong>Where is <code>a &lt; b</code>?</strong>" in page and "<p>b) there</p>" in page
+    assert "18\n…</pre>" in page  # a long output is cut
     assert "<details>" in page and "<p>So.</p>" in page
     assert "lesson 07 · maps" in page
     assert "http" not in page  # nothing is loaded
+
+
+def test_two_figures_of_a_cell_become_two_slides():
+    png = new_output("display_data", {"image/png": "iVBOR", "text/plain": "A figure."})
+    both = cell("two", png)
+    both.outputs += [new_output("stream", text="numbers"), png]
+    first, second = slides.slides_of("07", "two", "Maps", both)
+    assert "numbers" in first and "(1 of 2)" in first and first.count("<img") == 1
+    assert "numbers" not in second and "(2 of 2)" in second and second.count("<img") == 1
+
+
+def test_an_exercise_shows_its_question_and_not_that_code_is_missing():
+    asked = cell("write", new_output("display_data", {"text/markdown": "waits for your code"}))
+    asked.metadata["tags"] += ["exercise"]
+    (made,) = slides.slides_of("07", "write", "Write it", asked)
+    assert "code()" in made and "waits" not in made
+
+
+def test_tables_and_formulas_are_drawn():
+    table = slides.text_html("| t | mean |\n|---|---|\n| 0 | 1 |")
+    assert "<td>0</td>" in table and "|" not in table
+    formula = slides.text_html(r"Leave out $\sqrt{1 - \beta_t}$ and $a<b$.")
+    assert "<msqrt>" in formula and "$" not in formula
 
 
 def test_a_cell_that_is_missing_is_named(lesson):
