@@ -241,33 +241,6 @@ class PointNetwork(nn.Module):
         return rearrange(self.out(h), "b c -> b c 1 1")
 
 
-def train_predictor(
-    data: Mixture,
-    schedule: Schedule,
-    steps: int = 2000,
-    objective: str = "eps",
-    seed: int = 0,
-) -> tuple[PointNetwork, list[float]]:
-    """Train a network to predict the noise in points. Returns the network and each step's loss.
-
-    Each step is algorithm 1 of Ho et al. 2020: draw points, add the noise of a random t, let the
-    network predict the noise, and update its weights.
-
-    objective: what the network predicts: "eps", or "v" (schedule.velocity)
-    """
-    d = data.centres.shape[1]
-
-    def loss_of(network: PointNetwork, generator: torch.Generator) -> Tensor:
-        x0, _ = data.draw(512, generator)
-        noise = torch.randn(x0.shape, generator=generator)
-        t = torch.randint(schedule.config.timesteps, (len(x0),), generator=generator)
-        x = schedule.add_noise(x0, noise, t)
-        answer = noise if objective == "eps" else schedule.velocity(x0, noise, t)
-        return F.mse_loss(network(x, t), answer)
-
-    return descend(d, d, loss_of, steps, seed)
-
-
 @torch.enable_grad()
 def descend(d: int, c_out: int, loss_of, steps: int, seed: int) -> tuple[PointNetwork, list[float]]:
     """Train a PointNetwork with Adam. Returns the network and each step's loss.

@@ -16,6 +16,7 @@ from minisd.samplers import SAMPLERS
 from minisd.sampling import from_noise, sampler_levels
 from minisd.schedule import CLEAN, Schedule
 from minisd.teaching import toy
+from tests.helpers.point_training import train_predictor
 
 SCHEDULE = Schedule(ScheduleConfig())
 WORLDS = {"peaks": toy.two_peaks(), "groups": toy.three_groups(), "ink": toy.ink()}
@@ -172,7 +173,7 @@ def test_some_points_fit_two_labels_and_none_after_strong_guidance():
 def test_the_trained_predictor_comes_near_the_truth(objective):
     """Near the points, its error in eps is small compared with the noise, which has variance 1."""
     world = WORLDS["peaks"]
-    network, losses = toy.train_predictor(world, SCHEDULE, steps=900, objective=objective)
+    network, losses = train_predictor(world, SCHEDULE, steps=900, objective=objective)
     assert sum(losses[-50:]) < 0.95 * sum(losses[:50])
     denoise, ts = toy.point_denoiser(network, objective), (50, 200, 400, 700)
     x0, _ = world.draw(2000, generator(1))
@@ -190,7 +191,7 @@ def test_training_is_decided_by_its_seed_and_leaves_other_chance_alone():
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    runs = [toy.train_predictor(WORLDS["peaks"], SCHEDULE, 20, seed=seed) for seed in (0, 0, 1)]
+    runs = [train_predictor(WORLDS["peaks"], SCHEDULE, 20, seed=seed) for seed in (0, 0, 1)]
     assert torch.equal(torch.rand(3), expected)
     (first, losses), (second, again), (other, _) = runs
     assert losses == again

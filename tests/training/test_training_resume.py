@@ -31,6 +31,7 @@ from minisd.tokenizer import Tokenizer
 from minisd.training import adapters, distributed, loop, run_folder, threads, wider_unet
 from minisd.training.loop import Hyperparameters, train
 from minisd.training.run_folder import log_records
+from tests.helpers.point_training import train_predictor
 from tests.helpers.tiny_models import SMALL
 from tests.helpers.training_runs import (
     COMMANDS,
@@ -367,7 +368,7 @@ def test_points_stop_too():
     world = toy.two_peaks()
     broken = replace(world, centres=world.centres * float("nan"))
     with pytest.raises(ValueError, match="the loss is nan at step 0"):
-        toy.train_predictor(broken, Schedule(SMALL.schedule), 3)
+        train_predictor(broken, Schedule(SMALL.schedule), 3)
 
 
 # ---- several processes -------------------------------------------------------------------------
